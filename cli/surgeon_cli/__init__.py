@@ -1,0 +1,1 @@
+"""The command ``surgeon``: thin typer commands over the engine, with their screens and tables."""

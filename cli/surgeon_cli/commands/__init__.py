@@ -1,0 +1,17 @@
+"""One module per command."""
+
+from __future__ import annotations
+
+import typer
+
+from surgeon_cli.commands.finetune import finetune
+from surgeon_cli.commands.inspect import inspect
+from surgeon_cli.commands.measure import measure
+from surgeon_cli.commands.relax import relax
+from surgeon_cli.commands.strip import export, strip
+
+
+def register(app: typer.Typer) -> None:
+    """Add all commands to the application."""
+    for command in (inspect, relax, finetune, measure, strip, export):
+        app.command(command.__name__)(command)

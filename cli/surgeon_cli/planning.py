@@ -1,0 +1,46 @@
+"""Find the sites of an opened checkpoint, and refuse a group that is not the model's symmetry."""
+
+from __future__ import annotations
+
+from surgeon.errors import CheckFailedError
+from surgeon.groups import Group, parse_group
+from surgeon.surgery import find, select
+from surgeon.tasks import can_act, task_forward
+from surgeon.trees import to_dtype
+from surgeon.types import ErrorSummary, Plan
+from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
+from surgeon.workspace import Workspace
+
+NOT_A_SYMMETRY = 0.02
+"""Relative error above which a group is not the model's symmetry; approximate non-linearities stay below."""
+
+
+def plan_for(
+    workspace: Workspace, group_name: str, include: list[str], exclude: list[str]
+) -> tuple[Plan, dict[str, ErrorSummary]]:
+    """Return the plan and the model's own equivariance error per component; empty if the task cannot tell.
+
+    Raises:
+        CheckFailedError: if the group is measurably not the model's symmetry.
+        PlanError: if nothing can be relaxed or a pattern matches nothing.
+    """
+    group, task = parse_group(group_name), workspace.task
+    if task is None:
+        return select(find(workspace.model, group), include, exclude), {}
+    batch = to_dtype(sample_batches(task, 1)[0], model_dtype(workspace.model))
+    plan = find(workspace.model, group, batch, forward=lambda model, x: task_forward(task.task, model, x))
+    errors = require_symmetry(workspace, group) if can_act(task.task) else {}
+    return select(plan, include, exclude), errors
+
+
+def require_symmetry(workspace: Workspace, group: Group) -> dict[str, ErrorSummary]:
+    """Measure the model's equivariance error and refuse a group under which it is not small."""
+    errors = task_equivariance(workspace.model, workspace.require_task(), group, MeasureSettings(2, 1))
+    for component, error in errors.items():
+        if error.median > NOT_A_SYMMETRY:
+            raise CheckFailedError(
+                f"expected {group.name} to be a symmetry of the model, but under its component {component!r} the "
+                f"outputs deviate by {error.median:.1e} (relative, median of {error.count}): choose a smaller group, "
+                "or correct act and act_output of the task"
+            )
+    return errors

@@ -1,0 +1,94 @@
+"""One training run from a relaxed folder to a run folder, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
+from surgeon.files import check_writable
+from surgeon.tasks import primary_metric
+from surgeon.training import Finetuner, FinetuneResult, FinetuneSettings, arm_named, has_run, restore_run, save_run
+from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon_cli.progress import training_bar
+from surgeon_cli.screen import print_json, say
+
+
+def run_training(
+    folder: Path,
+    out: Path | None,
+    arm_name: str | None,
+    settings: FinetuneSettings,
+    options: OpenOptions,
+    force: bool,
+    json_output: bool,
+) -> None:
+    """Train, saving after every epoch, and say what came out."""
+    target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-run")
+    resuming = has_run(target) and not force
+    if target.resolve() == folder.resolve():
+        raise UsageError(f"expected an output other than the input {str(folder)!r}: choose another `-o`")
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not (resuming or force):
+        raise ExistsError(
+            f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
+        )
+    check_writable(target, True)
+    arm = None if arm_name is None else arm_named(arm_name)
+    if arm is not None and arm.mode is None:
+        raise UsageError(f"expected an arm with branches, got {arm.name!r}: it belongs into --compare")
+    workspace = open_path(folder, options, arm.mode if arm else None)
+    if workspace.relaxation is None:
+        raise CheckpointError(
+            f"expected a relaxed folder, got the plain checkpoint {str(folder)!r}: run `surgeon relax {folder}` first"
+        )
+    arm = arm or arm_named(workspace.relaxation.mode)
+    settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
+    finetuner = Finetuner(workspace.model, workspace.require_task().task, settings, arm, workspace.relaxation)
+    if resuming:
+        restore_run(target, finetuner)
+        if not json_output:
+            say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
+    result = _run(finetuner, workspace, target, json_output)
+    if json_output:
+        print_json({"written": str(target), "arm": arm.name, **dataclasses.asdict(result)})
+        return
+    _tell(finetuner, result, target)
+
+
+def _run(finetuner: Finetuner, workspace: Workspace, target: Path, quiet: bool) -> FinetuneResult:
+    with training_bar(finetuner.metric, quiet) as bar:
+        if bar is not None:
+            bar.start(f"arm {finetuner.arm.name}")
+        try:
+            return finetuner.run(bar, lambda run: save_run(target, run, workspace))
+        except KeyboardInterrupt:
+            kept = f"everything up to epoch {len(finetuner.state.history) - 1} is in {target}/"
+            nothing = "nothing was written yet"
+            raise TrainingError(
+                f"interrupted in epoch {finetuner.state.epoch}: {kept if has_run(target) else nothing}; "
+                "give the same command again to go on"
+            ) from None
+
+
+def _tell(finetuner: Finetuner, result: FinetuneResult, target: Path) -> None:
+    metric, _ = primary_metric(finetuner.task)
+    first = result.history[0]["validation"][metric]
+    best = result.validation[metric]
+    say(f"arm {finetuner.arm.name}: {finetuner.arm.summary}")
+    say(
+        f"{result.steps} steps in {result.seconds:.1f} s; clean validation {metric}: {first:.6g} before, "
+        f"{best:.6g} at the best epoch {result.best_epoch}"
+    )
+    worse = _relaxed_is_worse(result, metric, finetuner.direction)
+    if worse:
+        say(
+            f"note: in {worse} of {len(result.history) - 1} epochs the relaxed model was worse on validation than "
+            "the same model without its branches; a smaller --branch-factor may help"
+        )
+    say(f"wrote {target}/; next: surgeon strip {target}")
+
+
+def _relaxed_is_worse(result: FinetuneResult, metric: str, direction: str) -> int:
+    sign = 1 if direction == "min" else -1
+    pairs = [(entry["validation_relaxed"][metric], entry["validation"][metric]) for entry in result.history[1:]]
+    return sum(sign * relaxed > sign * clean for relaxed, clean in pairs)

@@ -1,0 +1,145 @@
+"""What the commands show: tables of plans, certificates and comparisons."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from surgeon.groups import parse_group
+from surgeon.representations import Representation
+from surgeon.types import Certificate, ErrorSummary, Plan
+
+MOST_SKIPPED = 12
+
+
+def console() -> Console:
+    """Return a console on standard output; wide when the output is not a terminal, so that logs do not wrap."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=120)
+
+
+def say(text: str) -> None:
+    """Print one line for the user, without markup."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one JSON object; numbers that JSON does not have become null."""
+    print(json.dumps(_finite(data), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plan_table(plan: Plan) -> Table:
+    """Return the sites of a plan as a table."""
+    group = parse_group(plan.group)
+    table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left")
+    for heading in ("op", "kind", "representations in -> out", "W", "evidence", "fold"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "W" else "left")
+    for site in plan.sites:
+        arrow = f"{_words(group, site.rho_in)} -> {_words(group, site.rho_out)}"
+        fold = site.fold_note or ("exact" if site.fold is not None else "no")
+        shape = f"{site.shape[0]} x {site.shape[1]}"
+        table.add_row(site.name or "(the model)", site.kind, arrow, shape, site.evidence, fold)
+    return table
+
+
+def _words(group: Any, rho: Mapping[str, Any]) -> str:
+    return str(Representation.from_data(group, rho)).removesuffix(" (mul_ir)")
+
+
+def show_plan(plan: Plan, own_parameters: int) -> None:
+    """Print sites, what is left alone and why, and the totals."""
+    out = console()
+    out.print(plan_table(plan))
+    if plan.skipped:
+        table = Table(title="left alone", title_justify="left")
+        table.add_column("module", overflow="fold")
+        table.add_column("reason", overflow="fold")
+        for entry in plan.skipped[:MOST_SKIPPED]:
+            table.add_row(entry.name or "(the model)", entry.reason)
+        if len(plan.skipped) > MOST_SKIPPED:
+            table.add_row("...", f"and {len(plan.skipped) - MOST_SKIPPED} more, see --json")
+        out.print(table)
+    for note in plan.notes:
+        say(f"note: {note}")
+    extra = sum(site.extra_parameters for site in plan.sites)
+    share = f", {100 * extra / own_parameters:.0f} % of the model's {own_parameters:,}" if own_parameters else ""
+    say(f"training adds {extra:,} parameters{share}; stripping removes them all")
+
+
+def show_certificate(certificate: Certificate) -> None:
+    """Print the verdict, the checks, and what was measured."""
+    out = console()
+    table = Table(title="certificate", title_justify="left")
+    table.add_column("check")
+    table.add_column("holds")
+    for name, holds in certificate.checks.items():
+        table.add_row(name, "yes" if holds else Text("NO", style="bold red"))
+    out.print(table)
+    if certificate.equivariance:
+        out.print(equivariance_table(certificate.equivariance))
+    for model, metrics in certificate.metrics.items():
+        say(f"{model}: " + ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+    if certificate.sites:
+        folded = sum(record.folded for record in certificate.sites)
+        lost = sum(record.lost for record in certificate.sites)
+        say(
+            f"{len(certificate.sites)} branches stripped ({certificate.strip_mode}): sum of norms folded {folded:.3g}, "
+            f"lost {lost:.3g}"
+        )
+    if certificate.projection_error is not None:
+        say(f"projection error (relative change of the outputs by stripping): {certificate.projection_error:.1e}")
+    for name, change in certificate.buffers_written.items():
+        say(f"buffer {name} was written by training, largest change {change:.2e}")
+    for difference in certificate.differences:
+        say(f"difference: {difference}")
+
+
+def equivariance_table(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> Table:
+    """Return equivariance errors, one row per model, dtype and component of the group."""
+    table = Table(title="equivariance error |f(gx) - g f(x)| / |g f(x)|", title_justify="left")
+    for heading in ("model", "dtype", "component", "mean", "median", "max", "count"):
+        table.add_column(heading)
+    for model, dtypes in equivariance.items():
+        for dtype, components in dtypes.items():
+            for component, error in components.items():
+                numbers = (f"{value:.1e}" for value in (error.mean, error.median, error.maximum))
+                table.add_row(model, dtype, component, *numbers, str(error.count))
+    return table
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int) -> Table:
+    """Return the table of a comparison: mean and spread over seeds, paired difference with its 95 % interval."""
+    table = Table(title=f"test {metric}, {seeds} seeds, equal steps and batches", title_justify="left")
+    for heading in ("arm", "learning rate", f"{metric} (mean ± std)", "paired difference to plain (95 %)", "seconds"):
+        table.add_column(heading)
+    table.add_column("equivariance error (median)")
+    table.add_column("certificate")
+    for row in rows:
+        spread = "" if math.isnan(row["spread"]) else f" ± {row['spread']:.2e}"
+        difference = "" if row["arm"] == "plain" or math.isnan(row["difference"]) else f"{row['difference']:+.2e}"
+        if difference and not math.isnan(row["half_width"]):
+            difference += f" ± {row['half_width']:.2e}"
+        table.add_row(
+            row["arm"],
+            f"{row['learning_rate']:g}",
+            f"{row['mean']:.4e}{spread}",
+            difference or "-",
+            f"{row['seconds']:.1f}",
+            row.get("equivariance", "-"),
+            row.get("certificate", "-"),
+        )
+    return table

@@ -1,0 +1,147 @@
+"""Proof that stripping gave back exactly the original architecture, recomputable from the two models."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.branch import branches_of
+from surgeon.graph import compare_graphs, graph_hash, record
+from surgeon.types import Certificate
+
+SHOWN = 5
+"""Differences listed per check."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything of a module that is not the value of a parameter."""
+
+    keys: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    classes: Mapping[str, str]
+    trainable: Mapping[str, bool]
+    hooks: Mapping[str, int]
+    buffers: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Architecture:
+        """Read a model; buffers are copied."""
+        state = model.state_dict()
+        modules = list(model.named_modules())
+        return cls(
+            keys=tuple(state),
+            shapes={key: tuple(value.shape) for key, value in state.items()},
+            dtypes={key: str(value.dtype) for key, value in state.items()},
+            classes={name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in modules},
+            trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            hooks={name: _hook_count(module) for name, module in modules},
+            buffers={name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+        )
+
+
+def _hook_count(module: nn.Module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+
+
+def buffers_written_by_training(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
+    """Return the buffers that one training-mode forward of a copy of ``model`` changes, with their values before."""
+    probe = copy.deepcopy(model).train()
+    before = {name: buffer.detach().clone() for name, buffer in probe.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        run(probe)
+    after = dict(probe.named_buffers())
+    return {name: value for name, value in before.items() if not _same(value, after[name])}
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Bit-equal, NaN included."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    return (
+        torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+        if left.ndim
+        else (torch.equal(left.reshape(1).view(torch.uint8), right.reshape(1).view(torch.uint8)))
+    )
+
+
+def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Certificate:
+    """Compare two models in everything but the values of their parameters.
+
+    Args:
+        before: the original model, without branches.
+        after: the stripped model.
+        run: one forward on a sample batch, ``run(model)``; without it the recorded graphs are not compared and every
+            changed buffer counts as a difference.
+
+    Returns:
+        The certificate; ``identical`` is the verdict, ``differences`` say in words what is not.
+    """
+    left, right = Architecture.of(before), Architecture.of(after)
+    differences: dict[str, list[str]] = {
+        "no branch left": [f"branch at {key}" for key in branches_of(after)],
+        "state-dict keys and order": _differing_keys(left.keys, right.keys),
+        "shapes": _differing("shape of", left.shapes, right.shapes),
+        "dtypes": _differing("dtype of", left.dtypes, right.dtypes),
+        "module classes": _differing("class of", left.classes, right.classes),
+        "trainable flags": _differing("trainable flag of", left.trainable, right.trainable),
+        "forward hooks": _differing("number of hooks of", left.hooks, right.hooks),
+    }
+    written: dict[str, float] = {}
+    details: dict[str, Any] = {"versions": versions(), "tensors": len(left.keys)}
+    allowed = buffers_written_by_training(before, run) if run else {}
+    differences["buffers"] = []
+    for name, value in left.buffers.items():
+        other = right.buffers.get(name)
+        if other is None or _same(value, other):
+            continue
+        if name in allowed and value.shape == other.shape:
+            written[name] = float((other.double() - value.double()).abs().max()) if value.numel() else 0.0
+        else:
+            differences["buffers"].append(f"buffer {name} changed and the model's training forward does not write it")
+    if run:
+        graph, other_graph = (record(copy.deepcopy(model).eval(), forward=run).graph for model in (before, after))
+        differences["recorded graph"] = compare_graphs(graph, other_graph)
+        details["graph_sha256"] = [graph_hash(graph), graph_hash(other_graph)]
+        details["graph_nodes"] = len(graph.nodes)
+    checks = {name: not found for name, found in differences.items()}
+    listed = tuple(text for found in differences.values() for text in found[:SHOWN])
+    return Certificate(all(checks.values()), checks, listed, written, details=details)
+
+
+def _differing_keys(left: tuple[str, ...], right: tuple[str, ...]) -> list[str]:
+    if left == right:
+        return []
+    missing, added = [k for k in left if k not in right], [k for k in right if k not in left]
+    if not missing and not added:
+        return ["the same keys in another order"]
+    return [*(f"key {key} is missing" for key in missing), *(f"key {key} was added" for key in added)]
+
+
+def _differing(what: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    names = dict.fromkeys([*left, *right])
+    return [
+        f"{what} {name or 'the model'}: expected {left.get(name, 'nothing')}, got {right.get(name, 'nothing')}"
+        for name in names
+        if left.get(name) != right.get(name)
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,106 @@
+"""Load named tensors into a model, strictly: every key, every shape, and the file's own dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from surgeon.errors import CheckpointError
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load ``tensors`` into ``model``, which must have exactly these keys and shapes.
+
+    If all floating tensors of the file agree on one dtype that is not the model's, the whole model is converted to it
+    first, and if the file mixes dtypes, each tensor takes its own: loading never rounds. Everything is checked before
+    anything is loaded.
+
+    Args:
+        model: edited in place.
+        tensors: name to tensor, any shape and dtype.
+        where: what the message calls the source ("model.pt").
+
+    Raises:
+        CheckpointError: if keys or shapes differ, or tensors that the model ties have different values in the file.
+    """
+    state = model.state_dict()
+    own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    _check_keys(model, own, tensors, where)
+    _check_shapes(model, own, tensors, where)
+    _check_ties(own, tensors, where)
+    _match_dtypes(model, own, tensors)
+    try:
+        model.load_state_dict(dict(tensors), strict=len(own) == len(state))  # extra state that is no tensor is kept
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{type(model).__name__} refuses the tensors of {where} ({' '.join(str(error).split())}): "
+            "its own loading code changes keys or values, save the checkpoint again with the current version"
+        ) from error
+
+
+def _listed(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _check_keys(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    missing = [key for key in own if key not in tensors]
+    unexpected = [key for key in tensors if key not in own]
+    parts = [f"missing from the file: {_listed(missing)}"] if missing else []
+    parts += [f"unknown to the model: {_listed(unexpected)}"] if unexpected else []
+    if parts:
+        raise CheckpointError(
+            f"expected the {len(own)} keys of {type(model).__name__}, got {len(tensors)} keys in {where}; "
+            f"{'; '.join(parts)}: build the model with the settings that it was trained with"
+        )
+
+
+def _check_shapes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    wrong = [
+        f"{key} is {tuple(tensors[key].shape)} in the file and {tuple(value.shape)} in the model"
+        for key, value in own.items()
+        if not is_lazy(value) and value.shape != tensors[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"expected the shapes of {type(model).__name__}, got {len(wrong)} other ones in {where}: "
+            f"{'; '.join(wrong[:3])}: build the model with the settings that it was trained with"
+        )
+
+
+def _check_ties(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """One tensor under two names can hold one value only; the last one read would silently win."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    for key, value in own.items():
+        if is_lazy(value) or value.numel() == 0 or value.layout != torch.strided:
+            continue
+        other = first.setdefault((value.data_ptr(), value.shape, value.stride()), key)
+        if other != key and not _same_values(tensors[other], tensors[key]):
+            raise CheckpointError(
+                f"the model uses one tensor as {other} and {key}, but they differ in {where}: "
+                "untie them in the model or correct the file"
+            )
+
+
+def _same_values(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
+
+
+def _match_dtypes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    differing = [key for key in own if own[key].is_floating_point() and own[key].dtype != tensors[key].dtype]
+    differing = [key for key in differing if tensors[key].is_floating_point()]
+    if not differing:
+        return
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        dtype = dtypes.pop()
+        # Module.to would also make complex tensors real
+        convert: Callable[..., nn.Module] = model._apply
+        convert(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        return
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    holders = dict(parameters) | dict(buffers)  # a state dict holds detached tensors, which cannot change dtype
+    for key in differing:
+        holders[key].data = holders[key].data.to(tensors[key].dtype)

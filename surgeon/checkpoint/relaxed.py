@@ -1,0 +1,280 @@
+"""The relaxed folder: base weights that anyone can load, branches in a second file, and everything as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from surgeon.checkpoint.card import model_card
+from surgeon.checkpoint.reading import keys_hash, open_checkpoint
+from surgeon.errors import CheckpointError, PlanError, UsageError
+from surgeon.files import atomic_folder, write_json, write_tensors, write_text
+from surgeon.types import Plan, StripMode
+
+FORMAT_VERSION = 1
+BRANCH_MODULE = "_relaxation"
+CONFIG_FILE = "surgeon_config.json"
+BASE_FILE = "model.safetensors"
+BRANCH_FILE = "relaxation.safetensors"
+
+_PARTS = {
+    "schedule": {"name", "settings"},
+    "penalty": {"lambda", "form", "scale"},
+    "base": {"file", "revision", "sha256", "keys_hash"},
+    "model": {"factory", "args"},
+    "task": {"path", "sha256", "args"},
+}
+
+
+@dataclass(frozen=True)
+class RelaxedConfig:
+    """What ``surgeon_config.json`` holds.
+
+    Attributes:
+        group: name of the group.
+        plan: the sites and what was left alone.
+        strip_mode: how the branches will be removed.
+        schedule: ``name`` and ``settings`` of theta over time.
+        penalty: ``lambda``, ``form`` and ``scale`` of the regulariser.
+        theta: (perpendicular, parallel), dimensionless.
+        step: optimiser steps done.
+        base: ``file``, ``revision``, ``sha256`` and ``keys_hash`` of the checkpoint that was relaxed.
+        model: ``factory`` and ``args``, or None if the file itself or an adapter says how to build the model.
+        task: ``path``, ``sha256`` and ``args``, or None.
+        format_version: of the folder.
+    """
+
+    group: str
+    plan: Plan
+    strip_mode: StripMode
+    schedule: Mapping[str, Any]
+    penalty: Mapping[str, Any]
+    theta: tuple[float, float]
+    step: int
+    base: Mapping[str, Any]
+    model: Mapping[str, Any] | None = None
+    task: Mapping[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the configuration as JSON-compatible data."""
+        data = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        for name in _PARTS:
+            data[name] = None if data[name] is None else dict(data[name])
+        data |= {"plan": self.plan.to_data(), "theta": list(self.theta)}
+        return {"format_version": data.pop("format_version"), **data}
+
+    @classmethod
+    def from_data(cls, data: Any, where: str = CONFIG_FILE) -> RelaxedConfig:
+        """Rebuild a configuration from :meth:`to_data`.
+
+        Args:
+            data: as read from JSON.
+            where: what the message calls the source.
+
+        Raises:
+            CheckpointError: if the version is newer, or a field is missing, unknown or of the wrong kind.
+        """
+        _check_fields(data, {item.name for item in dataclasses.fields(cls)}, where)
+        for name, expected in _PARTS.items():
+            if data[name] is not None or name not in ("model", "task"):
+                _check_fields(data[name], expected, f"{name} of {where}")
+        try:
+            first, second = data["theta"]
+            fields = {**data, "plan": Plan.from_data(data["plan"]), "theta": (float(first), float(second))}
+            fields["step"], fields["group"] = int(data["step"]), str(data["group"])
+        except (PlanError, TypeError, ValueError) as error:
+            raise CheckpointError(f"a field of {where} is unusable ({error}): write the folder again") from error
+        mode = data["strip_mode"]
+        if mode not in get_args(StripMode):
+            raise CheckpointError(f"expected strip_mode 'drop' or 'fold' in {where}, got {mode!r}: correct it")
+        return cls(**fields)
+
+
+def _check_fields(data: Any, expected: set[str], where: str) -> None:
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"expected an object in {where}, got {type(data).__name__}: write the folder again")
+    version = data.get("format_version", FORMAT_VERSION)
+    if "format_version" in expected and (not isinstance(version, int) or version > FORMAT_VERSION):
+        raise CheckpointError(
+            f"expected format version {FORMAT_VERSION} or older in {where}, got {version}: "
+            "update equisurgeon to read it"
+        )
+    missing, unknown = sorted(expected - set(data)), sorted(set(data) - expected)
+    if missing or unknown:
+        found = [f"missing: {', '.join(missing)}"] if missing else []
+        found += [f"unknown: {', '.join(map(str, unknown))}"] if unknown else []
+        raise CheckpointError(
+            f"expected the fields {', '.join(sorted(expected))} in {where}, found {'; '.join(found)}: write it again"
+        )
+
+
+@dataclass(frozen=True)
+class RelaxedFiles:
+    """The content of a relaxed folder, validated.
+
+    Attributes:
+        config: as in ``surgeon_config.json``.
+        base: name to tensor, exactly the base's keys.
+        branches: name to tensor, one group per site.
+        base_metadata: strings in the header of ``model.safetensors``.
+        folder: where it was read.
+    """
+
+    config: RelaxedConfig
+    base: Mapping[str, Tensor] = field(repr=False)
+    branches: Mapping[str, Tensor] = field(repr=False)
+    base_metadata: Mapping[str, str]
+    folder: Path
+
+
+def split_state(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a state dict into the base's tensors and the branches'.
+
+    A key belongs to a branch if and only if one of its dotted components is ``_relaxation``.
+
+    Raises:
+        CheckpointError: if a value is not a tensor, which safetensors cannot hold.
+    """
+    base: dict[str, Tensor] = {}
+    branches: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"expected tensors only, but the state {key} is of type {type(value).__name__}: "
+                "safetensors cannot hold it, remove the module's extra state"
+            )
+        (branches if BRANCH_MODULE in key.split(".") else base)[key] = value
+    return base, branches
+
+
+def _site_of(key: str) -> tuple[str, str]:
+    """Return module and argument of a branch key ``<module>._relaxation.<argument>.<...>``."""
+    parts = key.split(".")
+    place = parts.index(BRANCH_MODULE)
+    return ".".join(parts[:place]), parts[place + 1] if len(parts) > place + 1 else ""
+
+
+def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None:
+    sites = {(site.name, site.argument): site.key for site in plan.sites}
+    for key in branches:
+        if BRANCH_MODULE not in key.split(".") or _site_of(key) not in sites:
+            raise CheckpointError(
+                f"the branch {key} in {where} belongs to no site of its plan, which has "
+                f"{', '.join(list(sites.values())[:10]) or 'none'}: plan and branches come from different runs"
+            )
+    present = {_site_of(key) for key in branches}
+    absent = [name for site, name in sites.items() if site not in present]
+    if absent:
+        raise CheckpointError(
+            f"expected a branch for each of the {len(sites)} sites in {where}, but {len(absent)} have none, "
+            f"first {absent[0]}: plan and branches come from different runs"
+        )
+
+
+def _first_names(branches: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Leave out the further names of branches in shared modules; a branch goes by the name in the plan."""
+    sites = {(site.name, site.argument) for site in plan.sites}
+    planned = {key: value for key, value in branches.items() if _site_of(key) in sites}
+    addresses = {value.data_ptr() for value in planned.values() if value.numel()}
+    unknown = {key: value for key, value in branches.items() if key not in planned}
+    return planned | {key: value for key, value in unknown.items() if value.data_ptr() not in addresses}
+
+
+def write_relaxed(
+    folder: str | Path, model: nn.Module, config: RelaxedConfig, base_metadata: Mapping[str, str], force: bool = False
+) -> None:
+    """Write a relaxed folder completely or not at all.
+
+    Args:
+        folder: where to write.
+        model: with its branches inserted.
+        config: what goes into ``surgeon_config.json``.
+        base_metadata: strings for the header of ``model.safetensors``, as the base had them.
+        force: replace an existing folder.
+
+    Raises:
+        CheckpointError: if the model's keys, shapes or dtypes are not the base's, or a branch is not in the plan.
+        ExistsError: if the folder holds something and ``force`` is False.
+        WriteError: if the system refuses.
+    """
+    with atomic_folder(folder, force=force) as temporary:
+        base, branches = split_state(model.state_dict())
+        branches = _first_names(branches, config.plan)
+        _check_base(base, config, type(model).__name__)
+        _check_branches(branches, config.plan, type(model).__name__)
+        write_json(temporary / CONFIG_FILE, config.to_data())
+        write_tensors(temporary / BASE_FILE, base, base_metadata)
+        write_tensors(temporary / BRANCH_FILE, branches, {"format": "pt"})
+        write_text(temporary / "README.md", model_card(config.group, config.plan, config.base, config.theta))
+
+
+def _check_base(base: Mapping[str, Tensor], config: RelaxedConfig, where: str) -> None:
+    found, expected = keys_hash(base), config.base["keys_hash"]
+    if found != expected:
+        raise CheckpointError(
+            f"expected the keys, shapes and dtypes of {config.base['file']} (hash {str(expected)[:12]}), "
+            f"got {len(base)} others in {where} (hash {found[:12]}): this is not the model that was relaxed"
+        )
+
+
+def is_relaxed_folder(path: str | Path) -> bool:
+    """Tell whether a path is a folder that holds a relaxed model."""
+    return (Path(path) / CONFIG_FILE).is_file()
+
+
+def read_relaxed(folder: str | Path) -> RelaxedFiles:
+    """Read and validate a relaxed folder.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the files do not belong together.
+    """
+    folder = Path(folder)
+    present = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    absent = [name for name in (CONFIG_FILE, BASE_FILE, BRANCH_FILE) if name not in present]
+    if absent:
+        raise CheckpointError(
+            f"expected a relaxed folder, but {str(folder)!r} lacks {', '.join(absent)}: "
+            f"it holds {', '.join(present[:10]) or 'nothing'}"
+        )
+    config = RelaxedConfig.from_data(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    base = open_checkpoint(folder / BASE_FILE)
+    # keys are taken as they are: a prefix would be the model's own here
+    tensors = {base.prefix + key: tensor for key, tensor in base.tensors.items()}
+    branches = open_checkpoint(folder / BRANCH_FILE)
+    branch_tensors = {branches.prefix + key: tensor for key, tensor in branches.tensors.items()}
+    _check_base(tensors, config, str(folder / BASE_FILE))
+    _check_branches(branch_tensors, config.plan, str(folder / BRANCH_FILE))
+    return RelaxedFiles(config, tensors, branch_tensors, base.metadata, folder)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"could not read {str(path)!r} as JSON ({error}): write the folder again") from error
+
+
+def find_only_folder(cwd: str | Path) -> Path:
+    """Return the only relaxed folder in ``cwd``.
+
+    Raises:
+        UsageError: if there is none, or there are several (they are listed).
+    """
+    cwd = Path(cwd)
+    found = sorted(path for path in cwd.iterdir() if path.is_dir() and is_relaxed_folder(path))
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise UsageError(
+            f"expected a relaxed folder in {str(cwd)!r}, found none: name one, or make one with `surgeon relax`"
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UsageError(f"expected one relaxed folder in {str(cwd)!r}, found {len(found)} ({names}): name one of them")
+    return found[0]

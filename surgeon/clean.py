@@ -1,0 +1,73 @@
+"""Write clean weights: exactly the base's keys, with the certificate beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from surgeon.checkpoint import Checkpoint, write_container
+from surgeon.errors import CheckFailedError
+from surgeon.files import atomic_folder, write_json, write_tensors, write_text
+from surgeon.types import Certificate
+
+_CARD = """# Clean weights
+
+`model.safetensors` holds the weights of the original architecture, with the original's keys, shapes and dtypes: load
+them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. `certificate.json`
+records the comparison with the original and everything that was measured.
+"""
+
+
+def write_clean(
+    folder: str | Path,
+    model: nn.Module,
+    certificate: Certificate,
+    original: Checkpoint,
+    *,
+    container: bool = False,
+    force: bool = False,
+) -> list[str]:
+    """Write a folder with the stripped model, completely or not at all.
+
+    Args:
+        folder: where to write.
+        model: the stripped model.
+        certificate: its certificate; one that is not ``identical`` is refused.
+        original: the checkpoint that was relaxed; its metadata, and the ``config.json`` beside it, are kept.
+        container: also write the weights into a copy of the original file.
+        force: replace an existing folder.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        CheckFailedError: if the certificate does not hold; nothing is written.
+        WriteError: if the system refuses; nothing half-written is left.
+    """
+    if not certificate.identical:
+        failed = ", ".join(name for name, holds in certificate.checks.items() if not holds)
+        shown = "; ".join(certificate.differences[:3])
+        raise CheckFailedError(
+            f"the stripped model is not the original architecture ({failed}): {shown}; nothing was written"
+        )
+    tensors = model.state_dict()
+    config = original.path.parent / "config.json"
+    with atomic_folder(folder, force=force) as temporary:
+        write_tensors(temporary / "model.safetensors", tensors, _metadata(original.metadata))
+        write_json(temporary / "certificate.json", certificate.to_data())
+        write_text(temporary / "README.md", _CARD)
+        if config.is_file():
+            (temporary / "config.json").write_bytes(config.read_bytes())
+        if container:
+            unprefixed = {
+                key.removeprefix(original.prefix) if key not in original.tensors else key: value
+                for key, value in tensors.items()
+            }
+            write_container(original, unprefixed, temporary / original.path.name)
+        return sorted(path.name for path in temporary.iterdir())
+
+
+def _metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    return metadata or {"format": "pt"}

@@ -1,0 +1,66 @@
+"""Exceptions: each message says what was expected, what came, where, and what to do, in one sentence.
+
+Every class also subclasses the built-in exception that plain Python code would catch.
+"""
+
+from __future__ import annotations
+
+
+class SurgeonError(Exception):
+    """Base of all errors that a user can act on; the command line prints the message and exits with ``exit_code``."""
+
+    exit_code = 2
+
+
+class UsageError(SurgeonError, ValueError):
+    """An argument, flag or setting is missing or unusable."""
+
+
+class ShapeError(SurgeonError, ValueError):
+    """A tensor does not have the dimension that its representation requires."""
+
+
+class GroupError(SurgeonError, ValueError):
+    """A group is unknown, ill-defined, or has no such representation."""
+
+
+class PlanError(SurgeonError, ValueError):
+    """A plan is malformed, does not fit the model, or contains nothing to do."""
+
+
+class SurgeryError(SurgeonError, RuntimeError):
+    """An insertion or a strip could not be carried out; the model is as it was before."""
+
+
+class CheckpointError(SurgeonError, ValueError):
+    """A checkpoint cannot be read, is damaged, or does not fit the model."""
+
+
+class TrustError(CheckpointError):
+    """Opening the file would execute code that the user has not allowed."""
+
+
+class ModelNotFoundError(SurgeonError, LookupError):
+    """No rule says how to build the model of a checkpoint."""
+
+
+class TaskError(SurgeonError, ValueError):
+    """A task file is missing, does not define what is needed, or returned something unusable."""
+
+
+class WriteError(SurgeonError, OSError):
+    """An output could not be written; nothing half-written is left and nothing existing was touched."""
+
+
+class ExistsError(SurgeonError, FileExistsError):
+    """An output exists already and overwriting was not asked for."""
+
+
+class TrainingError(SurgeonError, RuntimeError):
+    """Training cannot go on; the last good state was kept."""
+
+
+class CheckFailedError(SurgeonError, AssertionError):
+    """A check ran and its verdict is no: a symmetry, a certificate or an identity does not hold."""
+
+    exit_code = 1

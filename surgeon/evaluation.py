@@ -1,0 +1,68 @@
+"""Metrics of a model over a split of its task."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import TaskError
+from surgeon.tasks import task_batches, task_forward, task_metrics
+from surgeon.trees import map_tensors, to_device
+from surgeon.types import Split, Task
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and every module back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def evaluate(model: nn.Module, task: Task, split: Split, device: torch.device | None = None) -> dict[str, float]:
+    """Return the task's metrics over a split, in eval mode: the sum of sums over the sum of counts.
+
+    Gradients stay enabled, because some models return derivatives of their energy.
+
+    Raises:
+        TaskError: if the split is empty or a metric counts nothing.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
+    with in_evaluation_mode(model):
+        for batch in task_batches(task, split, 0):
+            moved = to_device(batch, device) if device else batch
+            outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
+            for name, (total, count) in task_metrics(task, outputs, moved).items():
+                sums[name] += float(total)
+                counts[name] += float(count)
+    empty = [name for name, count in counts.items() if not count > 0]
+    if empty or not counts:
+        raise TaskError(
+            f"expected metrics with a positive count on the {split} split, got none for "
+            f"{', '.join(empty) or 'any metric'}: check metrics() of the task"
+        )
+    return {name: sums[name] / counts[name] for name in sums}
+
+
+def is_better(value: float, than: float, direction: str) -> bool:
+    """Tell whether a metric improved; a non-finite value never does."""
+    if not math.isfinite(value):
+        return False
+    return not math.isfinite(than) or (value < than if direction == "min" else value > than)
+
+
+def outputs_on(model: nn.Module, task: Task, batches: Sequence[Any]) -> list[Any]:
+    """Return the detached outputs of a model on batches, in eval mode."""
+    with in_evaluation_mode(model):
+        return [map_tensors(Tensor.detach, task_forward(task, model, batch)) for batch in batches]

@@ -1,0 +1,342 @@
+"""Writing files and folders so that an output exists completely or not at all.
+
+Everything is first written under a temporary name in the same folder and renamed at the end. A killed process
+leaves at most ``.<name>.surgeon-tmp-<pid>-<host>-<random>`` behind; the next write to the same place removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.errors import CheckpointError, ExistsError, WriteError
+
+_TEMPORARY = "surgeon-tmp"
+_BACKUP = "surgeon-backup"
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another place",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another place",
+    errno.EFBIG: "the file would be larger than the system allows: raise the limit (`ulimit -f`)",
+    errno.EACCES: "permission is denied: choose a folder that you may write to",
+    errno.EPERM: "the operation is not permitted: choose a folder that you may write to",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.ENOTDIR: "a part of the path is a file and not a folder: correct the path",
+    errno.ENOENT: "its folder does not exist: create it first or correct the path",
+    errno.EISDIR: "a folder of that name is in the way: choose another name",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.EBUSY: "it is in use or a mount point: choose another place",
+    errno.EIO: "the device reports an input/output error: check the disk or choose another place",
+}
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
+    detail = error.strerror or str(error) or type(error).__name__
+    reason = _REASONS.get(error.errno or 0, f"the system says {detail!r}: correct this or choose another place")
+    return WriteError(f"could not write {str(path)!r}: {reason}")
+
+
+def _concerns(error: OSError, temporary: Path, target: Path) -> bool:
+    """Tell whether an error comes from writing here, and not from some file that the caller was reading."""
+    name = error.filename
+    if not isinstance(name, str | bytes | os.PathLike):
+        return True
+    place = os.path.abspath(os.fsdecode(name))
+    return place in (str(target), str(target.parent)) or Path(place).is_relative_to(temporary)
+
+
+@contextmanager
+def _translated(target: Path, temporary: Path) -> Iterator[None]:
+    """Turn errors of the operating system into one sentence that names ``target``."""
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(str(error).replace(str(temporary), str(target))) from error
+    except ExistsError:
+        raise
+    except OSError as error:
+        if not _concerns(error, temporary, target):
+            raise
+        raise _write_error(target, error) from error
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _sibling(target: Path, mark: str) -> Path:
+    return target.with_name(f".{target.name}.{mark}-{os.getpid()}-{_host()}-{secrets.token_hex(4)}")
+
+
+def _process_runs(pid: int) -> bool:
+    if os.name != "posix":  # there, signal 0 would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what dead processes of this host left for ``target``; put back what they had moved aside."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.({_TEMPORARY}|{_BACKUP})-(\d+)-{_host()}-[0-9a-f]+")
+    with suppress(OSError):
+        for entry in sorted(target.parent.iterdir()):
+            match = pattern.fullmatch(entry.name)
+            if match is None or _process_runs(int(match[2])):
+                continue
+            if match[1] == _BACKUP and not os.path.lexists(target):
+                os.rename(entry, target)  # killed between the two renames of a swap
+            else:
+                _remove(entry)
+
+
+def _refuse_existing(target: Path, force: bool) -> None:
+    if not force and os.path.lexists(target):
+        raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")
+
+
+def _refuse_existing_folder(target: Path, force: bool) -> None:
+    if not target.is_dir():
+        if os.path.lexists(target):
+            raise WriteError(f"could not write {str(target)!r}: a file of that name is in the way: choose another name")
+        return
+    if not any(target.iterdir()):
+        return
+    _refuse_existing(target, force)
+    for place, what in ((Path.cwd(), "the current folder"), (Path.home(), "the home folder")):
+        if place.is_relative_to(target):
+            raise WriteError(f"could not write {str(target)!r}: it contains {what}: choose another name")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # not every file system can; the files themselves are safe
+        _sync(path)
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Write a file completely or not at all.
+
+    Args:
+        path: the file to write.
+        force: replace an existing file.
+
+    Yields:
+        An empty temporary file in the same folder; what it holds at the end becomes ``path``.
+
+    Raises:
+        ExistsError: if ``path`` exists and ``force`` is False; checked before anything else.
+        WriteError: if the system refuses; nothing is left behind and nothing existing was touched.
+    """
+    target = Path(os.path.abspath(path))
+    _remove_leftovers(target)
+    _refuse_existing(target, force)
+    temporary = _sibling(target, _TEMPORARY)
+    with _translated(target, temporary):
+        try:
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with open(temporary, "xb") as handle:
+                mode = os.fstat(handle.fileno()).st_mode & 0o777
+            yield temporary
+            os.chmod(temporary, mode)  # a library may have replaced the file by a private one
+            _sync(temporary)
+            _refuse_existing(target, force)
+            os.replace(temporary, target)
+        except BaseException:
+            _remove(temporary)
+            raise
+    _sync_folder(target.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Write a folder completely or not at all; an empty existing folder counts as free.
+
+    Args:
+        path: the folder to write.
+        force: replace an existing folder; it is moved aside and deleted only once the new one is in place.
+
+    Yields:
+        An empty temporary folder; what it holds at the end becomes ``path``.
+
+    Raises:
+        ExistsError: if ``path`` holds something and ``force`` is False; checked before anything else.
+        WriteError: if the system refuses, or the folder contains the current or the home folder.
+    """
+    target = Path(os.path.realpath(path))
+    _remove_leftovers(target)
+    temporary = _sibling(target, _TEMPORARY)
+    with _translated(target, temporary):
+        _refuse_existing_folder(target, force)
+        try:
+            os.mkdir(temporary)
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _sync(Path(folder, name))
+                _sync_folder(Path(folder))
+            _refuse_existing_folder(target, force)
+            _swap_in(temporary, target)
+        except BaseException:
+            _remove(temporary)
+            raise
+    _sync_folder(target.parent)
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    """Rename ``temporary`` to ``target``, moving aside what is there and putting it back on failure."""
+    if not target.is_dir() or not any(target.iterdir()):
+        os.replace(temporary, target)
+        return
+    backup = _sibling(target, _BACKUP)
+    os.rename(target, backup)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.rename(backup, target)
+        raise
+    _remove(backup)
+
+
+def check_writable(path: str | Path, force: bool = False) -> None:
+    """Check now that ``path`` can be written later, so that a long run does not fail at its end.
+
+    Args:
+        path: the file or folder that will be written.
+        force: whether an existing one may be replaced.
+
+    Raises:
+        ExistsError: if it exists (a folder: and is not empty) and ``force`` is False.
+        WriteError: if its folder does not exist or cannot be written to.
+    """
+    target = Path(os.path.abspath(path))
+    _remove_leftovers(target)
+    probe = _sibling(target, _TEMPORARY)
+    with _translated(target, probe):
+        if target.is_dir():
+            _refuse_existing_folder(target, force)
+        else:
+            _refuse_existing(target, force)
+        try:
+            os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        finally:
+            _remove(probe)
+
+
+def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
+    """Write ``text`` as UTF-8, completely or not at all; errors as in :func:`atomic_file`."""
+    with atomic_file(path, force=force) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, data: Any, *, force: bool = False) -> None:
+    """Write ``data`` as indented JSON in its own key order; non-finite floats as Python's ``json`` reads them back."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", force=force)
+
+
+def independent_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors of which no two share storage, so that a format without aliases keeps every key.
+
+    Args:
+        tensors: name to tensor, any shape and dtype.
+
+    Returns:
+        The same names in the same order; values that share nothing are not copied.
+    """
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        result[name] = plain.clone() if address in seen else plain
+        seen.add(address)
+    return result
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, force: bool = False
+) -> None:
+    """Write tensors as safetensors, completely or not at all.
+
+    Tensors that share storage are stored as independent copies, so that every key is in the file and a plain strict
+    load works everywhere.
+
+    Args:
+        path: the file to write.
+        tensors: name to tensor, any shape, any dtype that safetensors knows.
+        metadata: strings to store in the header.
+        force: replace an existing file.
+
+    Raises:
+        ExistsError: if ``path`` exists and ``force`` is False.
+        WriteError: if the system refuses, or a tensor has a layout or dtype that the format lacks.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_file(path, force=force) as temporary:
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                raise WriteError(
+                    f"could not write {str(path)!r}: expected dense tensors, got {name!r} with layout {tensor.layout} "
+                    f"and dtype {tensor.dtype}: convert it first"
+                )
+        try:
+            save_file(independent_tensors(tensors), temporary, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number) if code else str(error)) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise WriteError(f"could not write {str(path)!r} as safetensors: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error

@@ -1,0 +1,202 @@
+"""Record one real run of a model as an aten-level torch.fx graph.
+
+Symbolic tracing fails on most real equivariant networks and is sometimes silently wrong; what one run *dispatches* can
+always be recorded, TorchScript, ``.item()`` and gradients inside the forward included. The recorder only watches: ops
+return their real values.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from surgeon.trees import map_tensors, tensors_in
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of a model.
+
+    Attributes:
+        graph: aten-level fx graph. Each node's ``meta`` holds ``owner`` (qualified name of the innermost module that
+            was running; the empty string is the model itself), ``call_index`` (0 for its first call), ``shape`` and
+            ``dtype`` (None for non-tensors), ``backward`` (True if autograd ran the op inside the forward), and
+            ``parameters`` (qualified names of the parameters that the value is made of, as long as no activation is
+            mixed in).
+        calls: qualified module name to number of calls.
+        outputs: what the run returned.
+    """
+
+    graph: fx.Graph
+    calls: Mapping[str, int]
+    outputs: Any
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Append one fx node per dispatched op; tensors are followed by identity, so all of them are kept alive."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.calls: Counter[str] = Counter()
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[tuple[str, int]] = [("", 0)]
+        self.nodes: dict[int, fx.Node] = {}
+        self.alive: list[Tensor] = []
+        self.constants = 0
+        self.named_state: dict[int, str] = {}
+        self.named_storage: dict[int, str] = {}
+        self.parameter_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self.named_state.setdefault(id(tensor), name)
+            if tensor.numel():
+                self.named_storage.setdefault(tensor.untyped_storage().data_ptr(), name)
+
+    def add_inputs(self, inputs: Any) -> None:
+        for index, tensor in enumerate(tensors_in(inputs)):
+            if id(tensor) not in self.named_state:
+                self._bind(tensor, self.graph.placeholder(f"input_{index}"), frozenset())
+
+    def _meta(
+        self, parameters: frozenset[str], shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
+    ) -> dict[str, Any]:
+        owner, call_index = self.stack[-1]
+        return {
+            "owner": owner,
+            "call_index": call_index,
+            "shape": shape,
+            "dtype": dtype,
+            "parameters": parameters,
+            "backward": torch._C._current_graph_task_id() != -1,
+        }
+
+    def _bind(self, tensor: Tensor, node: fx.Node, parameters: frozenset[str]) -> None:
+        node.meta = self._meta(parameters, tuple(tensor.shape), tensor.dtype)
+        self.nodes[id(tensor)] = node
+        self.alive.append(tensor)
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """Return the node of a tensor; one first seen as an argument is a parameter, a buffer, or a constant."""
+        if id(tensor) not in self.nodes:
+            name = self.named_state.get(id(tensor))
+            if name is None and tensor.numel():  # `.data` and views made before the run share the storage
+                name = self.named_storage.get(tensor.untyped_storage().data_ptr())
+            if name is None:
+                name, self.constants = f"_constant_{self.constants}", self.constants + 1
+            parameters = frozenset({name}) & self.parameter_names
+            self._bind(tensor, self.graph.create_node("get_attr", name), frozenset(parameters))
+        return self.nodes[id(tensor)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        used = [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
+        node_args = tuple(_with_nodes(arg, self.node_of) for arg in args)
+        node_kwargs = {key: _with_nodes(value, self.node_of) for key, value in kwargs.items()}
+        result = func(*args, **kwargs)
+        node = self.graph.create_node("call_function", func, node_args, node_kwargs)
+        pure = bool(used) and all(argument.meta["parameters"] for argument in used)
+        flowing = frozenset().union(*(argument.meta["parameters"] for argument in used)) if pure else frozenset()
+        self._bind_result(result, node, flowing)
+        return result
+
+    def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str]) -> None:
+        node.meta = self._meta(parameters)
+        if isinstance(result, Tensor):
+            self._bind(result, node, parameters)
+        elif isinstance(result, (tuple, list)):
+            for index, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    getter = self.graph.create_node("call_function", operator.getitem, (node, index))
+                    self._bind(part, getter, parameters)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Global forward pre-hook: push the module that starts to run."""
+        name = self.names.get(id(module))
+        if name is None:  # a module created during the run belongs to its caller
+            self.stack.append(self.stack[-1])
+            return
+        self.stack.append((name, self.calls[name]))
+        self.calls[name] += 1
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Global forward hook: pop it again."""
+        self.stack.pop()
+
+
+def _with_nodes(value: Any, node_of: Callable[[Tensor], fx.Node]) -> Any:
+    """Replace tensors by nodes inside the lists and tuples that aten arguments are made of."""
+    if isinstance(value, Tensor):
+        return node_of(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_nodes(part, node_of) for part in value)
+    return value
+
+
+@contextmanager
+def _watching_modules(recorder: _Recorder) -> Iterator[None]:
+    # Global hooks, because children of ScriptModules refuse hooks of their own, and the model stays as it is.
+    handles = (
+        module_hooks.register_module_forward_pre_hook(recorder.enter),
+        module_hooks.register_module_forward_hook(recorder.leave),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers and the global random state that a forward of ``model`` may change."""
+    before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in before and buffer.shape == before[name].shape and not torch.equal(buffer, before[name]):
+                    buffer.copy_(before[name])
+
+
+def record(model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = None) -> Recording:
+    """Run ``model`` once, in its present mode, and record every op that it dispatches.
+
+    Neither the model (its buffers included) nor the inputs are changed: the run sees copies of the input tensors.
+
+    Args:
+        model: any module; its parameters and buffers are named by its ``named_parameters`` and ``named_buffers``.
+        *inputs: arguments of the forward; nests of tensors and plain objects are understood.
+        forward: how to run it, ``forward(model, *inputs)``; default ``model(*inputs)``.
+
+    Returns:
+        The recording; gradients of the outputs can not be taken further.
+
+    Example:
+        >>> recording = record(nn.Linear(3, 2), torch.randn(5, 3))
+        >>> [str(node.target) for node in recording.graph.nodes][-2:]
+        ['aten.addmm.default', 'output']
+    """
+    recorder = _Recorder(model)
+    with unchanged(model):
+        copies = map_tensors(_fresh_copy, inputs)
+        recorder.add_inputs(copies)
+        with _watching_modules(recorder), recorder:
+            outputs = forward(model, *copies) if forward else model(*copies)
+    nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
+    recorder.graph.output(nodes)
+    return Recording(recorder.graph, dict(recorder.calls), map_tensors(Tensor.detach, outputs))
+
+
+def _fresh_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)

@@ -1,0 +1,90 @@
+"""Equivariance error and projection error of a network (section 5 of the paper: P_ee and P_pe)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.errors import TaskError
+from surgeon.groups import Group
+from surgeon.trees import map_tensors, tensors_in
+from surgeon.types import ErrorSummary
+
+
+def relative_difference(left: Any, right: Any) -> float:
+    """Return ``|left - right| / |right|`` over all floating tensors of two outputs; dimensionless.
+
+    Args:
+        left: a tensor, or a nest of tensors.
+        right: the reference, of the same structure.
+
+    Raises:
+        TaskError: if the two have different numbers or shapes of tensors.
+    """
+    pairs = list(zip(_floating(left), _floating(right), strict=False))
+    shapes, others = ([tuple(tensor.shape) for tensor in _floating(tree)] for tree in (left, right))
+    if not shapes or shapes != others:
+        raise TaskError(
+            f"expected two outputs with the same floating tensors, got shapes {shapes} and {others}: "
+            "check act_output of the task"
+        )
+    difference = math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs))
+    scale = math.sqrt(sum(float(b.double().square().sum()) for _, b in pairs))
+    return difference / max(scale, torch.finfo(torch.float64).tiny)
+
+
+def _floating(tree: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point()]
+
+
+def summarise(errors: Sequence[float]) -> ErrorSummary:
+    """Return mean, median, maximum and count of relative errors; a non-finite one makes mean and maximum infinite."""
+    cleaned = [error if math.isfinite(error) else math.inf for error in errors]
+    return ErrorSummary(statistics.fmean(cleaned), statistics.median(cleaned), max(cleaned), len(cleaned))
+
+
+def equivariance_error(
+    function: Callable[[Any], Any],
+    batches: Sequence[Any],
+    act: Callable[[Tensor, Any], Any],
+    act_output: Callable[[Tensor, Any], Any],
+    group: Group,
+    *,
+    count: int = 8,
+    seed: int = 0,
+) -> dict[str, ErrorSummary]:
+    """Measure ``|f(g x) - g f(x)| / |g f(x)|`` under random elements of every component of the group.
+
+    Args:
+        function: the network, from a batch to outputs; gradients stay enabled, since some models return derivatives.
+        batches: sample batches; each is paired with ``count`` elements per component.
+        act: the group's action on a batch, ``act(g, batch)``, g of shape (k, k) in float64.
+        act_output: the group's action on the outputs.
+        group: the group to sample from.
+        count: elements per component and batch.
+        seed: seed of the elements.
+
+    Returns:
+        Component name to the distribution of relative errors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result: dict[str, ErrorSummary] = {}
+    outputs = [map_tensors(Tensor.detach, function(batch)) for batch in batches]
+    for component, name in enumerate(group.component_names):
+        errors = []
+        for batch, output in zip(batches, outputs, strict=True):
+            for g in group.sample(count, generator, component):
+                moved = map_tensors(Tensor.detach, function(act(g, batch)))
+                errors.append(relative_difference(moved, act_output(g, output)))
+        result[name] = summarise(errors)
+    return result
+
+
+def projection_error(relaxed: Sequence[Any], clean: Sequence[Any]) -> float:
+    """Return the mean of ``|f(x) - f_clean(x)| / |f_clean(x)|`` over batches of outputs; dimensionless."""
+    return statistics.fmean(relative_difference(a, b) for a, b in zip(relaxed, clean, strict=True))

@@ -1,0 +1,103 @@
+"""Adapters: what a model family's library knows about its own layers, found through entry points.
+
+An adapter is an object registered in the entry-point group ``surgeon.adapters``. It proposes; the engine verifies every
+proposal on the model's real inputs before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from surgeon.errors import PlanError
+from surgeon.groups import Group
+from surgeon.intertwiners import FoldMap
+from surgeon.representations import Representation
+from surgeon.types import Site
+
+ENTRY_POINTS = "surgeon.adapters"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What an adapter says of one op: which argument is linear, and how both ends transform.
+
+    Attributes:
+        argument: forward parameter in which the op is linear.
+        kind: what the op is, in words.
+        rho_in: representation of that argument's last axis.
+        rho_out: representation of the output's last axis.
+        context: representations of further arguments, which transform along but get no branch.
+    """
+
+    argument: str
+    kind: str
+    rho_in: Representation
+    rho_out: Representation
+    context: Mapping[str, Representation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an op of the adapter's family gets no branch, in words."""
+
+    reason: str
+
+
+class Adapter(Protocol):
+    """One model family.
+
+    Attributes:
+        name: the name it is registered under.
+        groups: names of the groups whose representations its annotations speak of.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+
+    def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | None:
+        """Return a proposal for ``module``, or why it is left alone, or None if it is not of this family."""
+        ...
+
+    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
+        """Return what :meth:`fold_map` needs beyond the module itself, read off its recorded calls, and a note.
+
+        Args:
+            module: an op for which a proposal was made.
+            calls: arguments by name of each recorded call; empty without a sample batch.
+
+        Returns:
+            JSON-compatible data, or None if the op cannot be folded; and the reason, or an empty string.
+        """
+        ...
+
+    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
+        """Return which intertwiners the op's own weights can produce, for a site whose ``fold`` is not None."""
+        ...
+
+    def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+        """Return the architecture that a state dict belongs to, or None if keys and shapes do not tell."""
+        ...
+
+
+def installed_adapters() -> dict[str, Adapter]:
+    """Return all registered adapters by name, those of third parties included."""
+    return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)}
+
+
+def adapter_named(name: str, adapters: Mapping[str, Adapter]) -> Adapter:
+    """Look an adapter up.
+
+    Raises:
+        PlanError: if there is none of this name; the message lists those installed.
+    """
+    if name not in adapters:
+        raise PlanError(
+            f"expected the adapter {name!r} that the plan was made with, but only "
+            f"{', '.join(adapters) or 'none'} is installed: install the package that provides it"
+        )
+    return adapters[name]

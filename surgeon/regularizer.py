@@ -1,0 +1,149 @@
+"""The two penalty terms of the paper (section 3.1, eq. 5), in the Gram form and in the paper's row form.
+
+With ``L_A(W) = drho_out(A) W - W drho_in(A)`` for generators A of the Lie algebra, and
+``L_g(W) = rho_out(g) W - W rho_in(g)`` for one element g of each further component (or each generator of a finite
+group), the penalty of a branch is ``|Wx| + sum_A |L_A(W) x| + sum_g |L_g(W) x|``.
+
+Gram form: for detached rows x, ``mean |M x|^2 = tr(M C M^T)`` with ``C = mean x x^T``, so one Gram product serves all
+terms; the root is taken per term, which by Jensen's inequality bounds the paper's mean of norms from above.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from surgeon.errors import ShapeError
+from surgeon.representations import BlockOperator, Representation
+
+EPSILON = 1e-12
+"""Added under every root, so that the gradient at W = 0 is finite; the square of a norm."""
+
+
+class Commutator:
+    """The maps W -> L_A(W), W -> L_g(W) of one pair of representations, with their operators kept ready.
+
+    Args:
+        rho_out: output representation, dimension d_out.
+        rho_in: input representation, dimension d_in, of the same group.
+    """
+
+    def __init__(self, rho_out: Representation, rho_in: Representation) -> None:
+        self.rho_out, self.rho_in = rho_out, rho_in
+        pairs = (
+            (rho_out.generators(), rho_in.generators()),
+            (rho_out.element_actions(), rho_in.element_actions()),
+        )
+        self._pairs: list[tuple[BlockOperator, BlockOperator]] = [pair for pair in pairs if pair[0].count]
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Return all defects of ``weight`` (d_out, d_in), stacked: shape (n_generators + n_elements, d_out, d_in)."""
+        if weight.shape != (self.rho_out.dimension, self.rho_in.dimension):
+            raise ShapeError(
+                f"expected W of shape {(self.rho_out.dimension, self.rho_in.dimension)} "
+                f"for {self.rho_in} -> {self.rho_out}, got {tuple(weight.shape)}"
+            )
+        if not self._pairs:
+            return weight.new_zeros((0, *weight.shape))
+        self._pairs = [(out.to(weight), into.to(weight)) for out, into in self._pairs]
+        return torch.cat([out.left(weight) - into.right(weight) for out, into in self._pairs])
+
+
+def _check_moments(weight: Tensor, moments: Tensor) -> None:
+    if moments.shape != (weight.shape[1], weight.shape[1]):
+        raise ShapeError(
+            f"expected moments of shape {(weight.shape[1],) * 2} for W of shape {tuple(weight.shape)}, "
+            f"got {tuple(moments.shape)}"
+        )
+
+
+def _root(squares: Tensor) -> Tensor:
+    # Rounding can make tr(M C M^T) slightly negative when M is nearly 0 on the data.
+    return torch.sqrt(squares.clamp(min=0) + EPSILON)
+
+
+def norm_penalty(weight: Tensor, moments: Tensor) -> Tensor:
+    """Root mean square of ``W x``: ``sqrt(tr(W C W^T) + eps)``, the first term of eq. 5 in the Gram form.
+
+    Args:
+        weight: shape (d_out, d_in); acts as ``x @ weight.T``.
+        moments: shape (d_in, d_in); mean of x x^T over rows, detached.
+
+    Returns:
+        Shape ().
+
+    Raises:
+        ShapeError: if ``moments`` does not fit.
+    """
+    _check_moments(weight, moments)
+    return _root(((weight @ moments) * weight).sum())
+
+
+def commutator_penalty(
+    weight: Tensor,
+    rho_out: Representation,
+    rho_in: Representation,
+    moments: Tensor,
+    commutator: Commutator | None = None,
+) -> Tensor:
+    """Root mean square equivariance defect of ``weight``, summed over generators and component elements.
+
+    Section 3.1 of the paper, in the Gram form (docs/method.md, "Gram form"):
+    ``sum_A sqrt(tr(L_A(W) C L_A(W)^T) + eps)``.
+
+    Args:
+        weight: shape (d_out, d_in); acts as ``x @ weight.T``.
+        rho_out: representation of dimension d_out.
+        rho_in: representation of dimension d_in.
+        moments: shape (d_in, d_in); mean of x x^T over rows, detached.
+        commutator: the operators of the same pair, if they are at hand already.
+
+    Returns:
+        Shape (), same dtype and device as ``weight``; at most (number of terms) * sqrt(eps) exactly when W commutes
+        on the span of the data.
+
+    Raises:
+        ShapeError: if a dimension does not match its representation.
+    """
+    _check_moments(weight, moments)
+    defects = (commutator or Commutator(rho_out, rho_in))(weight)
+    return _root(((defects @ moments) * defects).sum(dim=(1, 2))).sum()
+
+
+def norm_penalty_rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """Mean of ``|W x|`` over rows: the first term of eq. 5 as printed.
+
+    Args:
+        weight: shape (d_out, d_in).
+        rows: shape (n, d_in), detached.
+
+    Returns:
+        Shape ().
+    """
+    return _root((rows @ weight.T).square().sum(-1)).mean()
+
+
+def commutator_penalty_rows(
+    weight: Tensor,
+    rho_out: Representation,
+    rho_in: Representation,
+    rows: Tensor,
+    commutator: Commutator | None = None,
+) -> Tensor:
+    """Mean of ``|L_A(W) x|`` over rows, summed over generators and elements: section 3.1 as printed.
+
+    Args:
+        weight: shape (d_out, d_in).
+        rho_out: representation of dimension d_out.
+        rho_in: representation of dimension d_in.
+        rows: shape (n, d_in), detached.
+        commutator: the operators of the same pair, if they are at hand already.
+
+    Returns:
+        Shape ().
+
+    Raises:
+        ShapeError: if a dimension does not match its representation.
+    """
+    defects = (commutator or Commutator(rho_out, rho_in))(weight)
+    return _root((rows @ defects.mT).square().sum(-1)).mean(-1).sum()

@@ -1,0 +1,154 @@
+"""Constructors of representations: by irreps, by named axes, regular, trivial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from surgeon.e3nn_compat import import_e3nn
+from surgeon.errors import GroupError
+from surgeon.groups import Group
+from surgeon.representations.core import Block, Representation, encoded, merged
+from surgeon.representations.factors import Factor
+
+Layout = Literal["mul_ir", "ir_mul"]
+
+IRREPS_GROUPS = ("SO3", "O3", "SE3", "E3")
+VECTOR_AXIS_LETTERS = ("u", "v", "w")
+
+
+def irreps(group: Group, irreps: str, layout: Layout = "mul_ir") -> Representation:
+    """Direct sum of irreps of O(3) with multiplicities, in e3nn's notation, order and basis.
+
+    Args:
+        group: SO3, O3, SE3 or E3; without inversion (SO3, SE3) the parity letters have no effect.
+        irreps: for example "16x0e+8x1o".
+        layout: "mul_ir" (e3nn: the copies of an irrep one after the other) or "ir_mul" (component first).
+
+    Raises:
+        GroupError: if the group has no irreps of O(3), or the string or the layout is not understood.
+
+    Example:
+        >>> from surgeon.groups import parse_group
+        >>> irreps(parse_group("SO3"), "2x0e+1o").dimension
+        5
+    """
+    if group.name not in IRREPS_GROUPS:
+        raise GroupError(
+            f"expected one of {', '.join(IRREPS_GROUPS)} for a representation by irreps of O(3), got {group.name}: "
+            "describe the features with axes, regular or trivial"
+        )
+    _check_layout(layout)
+    terms = _parse(irreps)
+    if not terms:
+        raise GroupError(f"expected at least one irrep, got {irreps!r}: write for example 16x0e+8x1o")
+    blocks, start = [], 0
+    for multiplicity, degree, parity in terms:
+        invariant = degree == 0 and (parity == 1 or group.name in ("SO3", "SE3"))
+        factor = None if invariant else Factor("irrep", degree, parity)
+        block = _copies_of(start, multiplicity, 2 * degree + 1, factor, layout)
+        blocks.append(block)
+        start += block.size
+    canonical = "+".join(f"{mul}x{degree}{'e' if parity == 1 else 'o'}" for mul, degree, parity in terms)
+    return Representation(group, merged(blocks), encoded({"irreps": canonical, "layout": layout}))
+
+
+def axes(group: Group, names: str, sizes: Mapping[str, int]) -> Representation:
+    """Tensors in any memory order: name the axes, the last one varies fastest.
+
+    An axis whose name begins with u, v or w is a vector index, on which the linear part of the defining representation
+    acts; every other axis counts copies. "c v" are c vectors with the channel first, "v c" with the component first,
+    "c v w" are c tensors of rank two.
+
+    Args:
+        group: any group.
+        names: axis names separated by blanks.
+        sizes: length of each axis of copies.
+
+    Raises:
+        GroupError: if a name repeats, a size is missing, superfluous or not positive.
+
+    Example:
+        >>> from surgeon.groups import parse_group
+        >>> axes(parse_group("SO(1,3)"), "c v", {"c": 8}).dimension
+        32
+    """
+    order = names.split()
+    copies = [name for name in order if not name.startswith(VECTOR_AXIS_LETTERS)]
+    if not order or len(set(order)) < len(order):
+        raise GroupError(f"expected distinct axis names, got {names!r}: write for example 'c v w'")
+    if not isinstance(sizes, Mapping) or set(sizes) != set(copies):
+        raise GroupError(
+            f"expected sizes of exactly the axes {copies} of {names!r}, got {sizes}: names that begin with "
+            "u, v or w are vector axes and take the group's dimension, rename other axes"
+        )
+    for name in copies:
+        _check_positive(f"the size of axis {name!r}", sizes[name])
+    vector = Factor("vector")
+    shape = tuple(sizes.get(name, group.vector_dimension) for name in order)
+    factors = tuple((axis, vector) for axis, name in enumerate(order) if name not in copies)
+    spec = encoded({"axes": " ".join(order), "sizes": {name: sizes[name] for name in copies}})
+    return Representation(group, merged([Block(0, shape, factors)]), spec)
+
+
+def regular(group: Group, copies: int, layout: Layout = "mul_ir") -> Representation:
+    """Copies of the regular representation of a finite group: g maps the basis vector of h to that of g h.
+
+    Args:
+        group: a finite group; basis vectors are in the order of ``Group.all_elements``.
+        copies: how many.
+        layout: "mul_ir" (the elements of one copy are neighbours) or "ir_mul" (the copies of one element are).
+
+    Raises:
+        GroupError: if the group is not finite, or ``copies`` or ``layout`` is not usable.
+
+    Example:
+        >>> from surgeon.groups import parse_group
+        >>> regular(parse_group("D4"), 3).dimension
+        24
+    """
+    _check_layout(layout)
+    _check_positive("the number of copies", copies)
+    block = _copies_of(0, copies, len(group.all_elements()), Factor("regular"), layout)
+    return Representation(group, merged([block]), encoded({"regular": copies, "layout": layout}))
+
+
+def trivial(group: Group, dimension: int) -> Representation:
+    """Invariant features.
+
+    Args:
+        group: any group.
+        dimension: how many.
+
+    Raises:
+        GroupError: if ``dimension`` is not positive.
+    """
+    _check_positive("the dimension", dimension)
+    return Representation(group, (Block(0, (dimension,), ()),), encoded({"trivial": dimension}))
+
+
+def _copies_of(start: int, copies: int, size: int, factor: Factor | None, layout: Layout) -> Block:
+    shape = (copies, size) if layout == "mul_ir" else (size, copies)
+    axis = 1 if layout == "mul_ir" else 0
+    return Block(start, shape, ((axis, factor),) if factor else ())
+
+
+def _parse(text: str) -> list[tuple[int, int, int]]:
+    try:
+        parsed = [(int(multiplicity), int(ir.l), int(ir.p)) for multiplicity, ir in import_e3nn().Irreps(text)]
+    except Exception as error:
+        raise GroupError(
+            f"expected irreps of O(3) in e3nn's notation, got {text!r}: write multiplicity x degree parity, "
+            "for example 16x0e+8x1o"
+        ) from error
+    return [term for term in parsed if term[0] > 0]
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in ("mul_ir", "ir_mul"):
+        raise GroupError(f"expected a layout, got {layout!r}: choose mul_ir or ir_mul")
+
+
+def _check_positive(what: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise GroupError(f"expected {what} to be a positive whole number, got {value!r}: correct it")

@@ -1,0 +1,145 @@
+"""Insert branches: everything is validated first, and on any failure the model is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_of
+from surgeon.errors import PlanError, SurgeryError, UsageError
+from surgeon.groups import Group, parse_group
+from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters
+from surgeon.representations import Representation
+from surgeon.schedule import Schedule
+from surgeon.surgery.relaxation import PenaltyForm, Relaxation
+from surgeon.types import Plan, Site, StripMode, named_module
+
+
+def relax(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    mode: StripMode = "drop",
+    schedule: Schedule | None = None,
+    penalty_form: PenaltyForm = "gram",
+    init_scale: float = 0.0,
+    seed: int = 0,
+    adapters: Mapping[str, Adapter] | None = None,
+) -> Relaxation:
+    """Insert one branch per site of ``plan``, in place, with theta = 0: the function does not change.
+
+    Args:
+        model: the network for which the plan was made.
+        plan: sites, from :func:`surgeon.find`.
+        mode: "drop" is the paper's method; with "fold" the equivariant part of W is kept (docs/method.md).
+        schedule: theta(t); default a triangle with an exact-zero tail.
+        penalty_form: "gram" (root mean square, default) or "rows" (the paper's mean of norms).
+        init_scale: standard deviation of W's entries times sqrt(d_in); 0 starts at W = 0.
+        seed: seed of the initial W.
+        adapters: adapters by name; default all installed ones.
+
+    Returns:
+        The handle.
+
+    Raises:
+        PlanError: if the plan does not fit the model; the model is untouched.
+        SurgeryError: if an insertion fails; all branches are taken out again.
+    """
+    if mode not in ("drop", "fold"):
+        raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
+    group = parse_group(plan.group)
+    adapters = installed_adapters() if adapters is None else adapters
+    branches = _prepare(model, plan, group, mode, adapters)
+    _initialise(branches, init_scale, seed)
+    done: list[nn.Module] = []
+    try:
+        for site in plan.sites:
+            op = named_module(model, site.name)
+            done.append(op)
+            attach(op, site.argument, branches[site.key])
+    except Exception as error:
+        for op in done:
+            detach(op)
+        raise SurgeryError(
+            f"inserting a branch failed ({error}); all branches were taken out again and the model is as it was"
+        ) from error
+    return Relaxation(model, plan, group, mode, schedule or Schedule(), penalty_form)
+
+
+def _prepare(
+    model: nn.Module, plan: Plan, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]
+) -> dict[str, Branch]:
+    """Validate every site and build its branch; nothing is attached yet."""
+    if not plan.sites:
+        raise PlanError("expected a plan with at least one site, got none: there is nothing to relax")
+    if branches_of(model):
+        raise PlanError("expected a model without branches, but it has some already: strip it first")
+    keys = [site.key for site in plan.sites]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise PlanError(f"expected each site once, but the plan lists {twice!r} more than once: remove one")
+    return {site.key: _branch(model, site, group, mode, adapters) for site in plan.sites}
+
+
+def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]) -> Branch:
+    op = named_module(model, site.name)
+    if isinstance(op, torch.jit.ScriptModule):
+        raise PlanError(
+            f"expected an ordinary module at {site.name!r}, got a TorchScript one, which takes no branch: exclude it"
+        )
+    argument_position(op, site.argument)
+    dimensions = tuple(Representation.from_data(group, rho).dimension for rho in (site.rho_out, site.rho_in))
+    if dimensions != site.shape:
+        raise PlanError(
+            f"expected W at {site.key!r} to have the shape {dimensions} of its representations, "
+            f"got {site.shape}: correct the plan"
+        )
+    own = next((parameter for parameter in op.parameters() if parameter.is_floating_point()), None)
+    if own is None:
+        raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
+    adapter = adapter_named(site.adapter, adapters)
+    proposal = adapter.propose(op, group)
+    shape = (proposal.rho_out.dimension, proposal.rho_in.dimension) if isinstance(proposal, Proposal) else None
+    if shape != site.shape:
+        raise PlanError(
+            f"expected {site.name!r} to be an op that takes W of shape {site.shape}, but {type(op).__name__} "
+            "is not: the plan was made for another model, make a new one with `surgeon inspect`"
+        )
+    fold_map = None if site.fold is None else adapter.fold_map(op, site, group)
+    return Branch(site.shape, own, mode, fold_map)
+
+
+def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None:
+    if not scale:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for branch in branches.values():
+            values = torch.randn(branch.weight.shape, generator=generator, dtype=torch.float64)
+            branch.weight.copy_(values * (scale / branch.weight.shape[1] ** 0.5))
+
+
+def attach(op: nn.Module, argument: str, branch: Branch) -> None:
+    """Attach a branch to an op, in place, by a child module and a forward hook that is its bound method."""
+    child = op._modules.get(CHILD)
+    if child is None:
+        child = Branches()
+        op.add_module(CHILD, child)
+        op.register_forward_hook(child.add_to_output, with_kwargs=True)
+    assert isinstance(child, Branches)
+    child.add(argument, branch, op)
+    child.train(op.training)
+
+
+def detach(op: nn.Module) -> None:
+    """Take all branches and their hook off an op, in place; works on deep copies and unpickled models too."""
+    child = op._modules.get(CHILD)
+    if child is None:
+        return
+    for number, hook in list(op._forward_hooks.items()):
+        if getattr(hook, "__self__", None) is child:
+            del op._forward_hooks[number]
+            op._forward_hooks_with_kwargs.pop(number, None)
+    del op._modules[CHILD]

@@ -1,0 +1,73 @@
+"""Take the branches out: drop them, or fold what the base weights can hold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.branch import CHILD, Branch, Branches, branches_of
+from surgeon.errors import SurgeryError
+from surgeon.surgery.insert import detach
+from surgeon.surgery.relaxation import Relaxation
+from surgeon.types import SiteRecord, StripMode
+
+
+def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tuple[SiteRecord, ...]:
+    """Remove all branches, in place; nothing is left behind.
+
+    Args:
+        relaxed: the relaxed model or its handle.
+        mode: "drop" discards the branches (the paper's projection); "fold" first adds ``theta_par P_op(W)`` to the
+            op's own weights. Default: the mode with which the branches were inserted.
+
+    Returns:
+        Per site: the norm of W, of the folded part, and of what was lost (the effective matrix minus the folded one),
+        all Frobenius norms. ``lost`` is exactly the change of the op's linear map.
+
+    Raises:
+        SurgeryError: if there is no branch, or a branch holds a non-finite number; the model is unchanged then.
+    """
+    model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
+    branches = branches_of(model)
+    if not branches:
+        raise SurgeryError("expected a model with branches, but it has none: it may be stripped already")
+    for key, branch in branches.items():
+        if not torch.isfinite(branch.weight).all():
+            raise SurgeryError(
+                f"expected finite weights in the branch at {key!r}, got NaN or infinity: nothing was stripped, "
+                "go back to an earlier checkpoint"
+            )
+    ops = [(name, op) for name, op in model.named_modules() if isinstance(op._modules.get(CHILD), Branches)]
+    records, changes = [], []
+    with torch.no_grad():
+        for name, op in ops:
+            child = op.get_submodule(CHILD)
+            assert isinstance(child, Branches)
+            for argument in child.positions:
+                branch = branches[f"{name}.{argument}" if name else argument]
+                folded = _folded_part(branch, mode or branch.mode)
+                records.append(_record(name, argument, branch, folded))
+                if folded is not None and branch.fold_map is not None:
+                    parameter = op.get_parameter(branch.fold_map.parameter)
+                    change = branch.fold_map.weight_change(folded, parameter.numel())
+                    changes.append((parameter, change.reshape(parameter.shape).to(parameter)))
+        # Nothing was touched so far: from here on nothing can fail half-way.
+        for parameter, change in changes:
+            parameter.add_(change)
+    for _, op in ops:
+        detach(op)
+    return tuple(records)
+
+
+def _folded_part(branch: Branch, mode: StripMode) -> Tensor | None:
+    """Return ``theta_par P_op(W)``, or None if nothing is folded."""
+    if mode == "drop" or branch.fold_map is None:
+        return None
+    return branch.theta[1] * branch.foldable_part()
+
+
+def _record(name: str, argument: str, branch: Branch, folded: Tensor | None) -> SiteRecord:
+    effective, norm = branch.effective_weight(), float(branch.weight.norm())
+    if folded is None:
+        return SiteRecord(name, argument, norm, 0.0, float(effective.norm()), "dropped")
+    return SiteRecord(name, argument, norm, float(folded.norm()), float((effective - folded).norm()), "folded")

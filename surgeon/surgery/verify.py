@@ -1,0 +1,99 @@
+"""Check a proposed site on what its op really receives."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import SurgeonError
+from surgeon.groups import Group
+from surgeon.registry import Proposal
+from surgeon.representations import Representation
+from surgeon.trees import map_tensors
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest relative deviation from linearity and equivariance that an op of a dtype may show."""
+
+
+@contextmanager
+def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Mapping[str, Any]]]]:
+    """Collect the arguments, by name and detached, of every call of ``modules`` while the context is open."""
+    calls: dict[str, list[Mapping[str, Any]]] = {name: [] for name in modules}
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            signature = inspect.signature(module.forward)
+
+            def capture(
+                _: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                name: str = name,
+                signature: inspect.Signature = signature,
+            ) -> None:
+                calls[name].append(map_tensors(Tensor.detach, signature.bind(*args, **kwargs).arguments))
+
+            stack.callback(module.register_forward_pre_hook(capture, with_kwargs=True).remove)
+        yield calls
+
+
+class SiteCheck:
+    """Linearity and equivariance of single ops under one random element of each component of a group."""
+
+    def __init__(self, group: Group, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        components = range(len(group.component_names))
+        self._elements = torch.cat([group.sample(1, self._generator, component) for component in components])
+        self._actions: dict[str, Any] = {}
+
+    def _act(self, rho: Representation, x: Tensor) -> Tensor:
+        """Apply all chosen elements to features (..., d): shape (elements, ..., d)."""
+        key = json.dumps(rho.to_data())
+        if key not in self._actions:
+            self._actions[key] = rho.action(self._elements)
+        result: Tensor = self._actions[key].to(x).apply(x)
+        return result
+
+    def __call__(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
+        """Return the largest relative residual and a complaint, empty if the site holds.
+
+        The feature argument is replaced by random numbers of its shape, since real features may be 0 in a whole irrep
+        and hide a wrong label; all other arguments are the real ones, transformed along where they transform.
+        """
+        try:
+            with torch.no_grad():
+                return self._judge(op, proposal, call)
+        except (RuntimeError, SurgeonError, AssertionError) as error:
+            return float("inf"), f"could not be run on its own recorded inputs ({str(error).splitlines()[0]})"
+
+    def _judge(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
+        real = call[proposal.argument]
+        if real.shape[-1] != proposal.rho_in.dimension:
+            return float("inf"), f"labelled as {proposal.rho_in}, but its input has shape {tuple(real.shape)}"
+        x, other = (torch.randn(real.shape, generator=self._generator).to(real) for _ in range(2))
+
+        def run(features: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+            result: Tensor = op.forward(**{**call, **context, proposal.argument: features})
+            return result
+
+        own = {name: call[name] for name in proposal.context if name in call}
+        offset = run(torch.zeros_like(x), own)
+        output = run(x, own)
+        scale = float(output.norm()) + torch.finfo(output.dtype).tiny
+        linear = float((run(x + other, own) - run(other, own) - output + offset).norm()) / scale
+        moved = {name: self._act(rho, own[name]) for name, rho in proposal.context.items() if name in own}
+        residual = linear
+        expected = self._act(proposal.rho_out, output)
+        for index, rotated in enumerate(self._act(proposal.rho_in, x)):
+            context = {name: values[index] for name, values in moved.items()}
+            residual = max(residual, float((run(rotated, context) - expected[index]).norm()) / scale)
+        limit = TOLERANCE.get(output.dtype, 1e-4)
+        if residual <= limit:
+            return residual, ""
+        what = "linear" if linear > limit else f"equivariant as labelled ({proposal.rho_in} -> {proposal.rho_out})"
+        return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"

@@ -1,0 +1,199 @@
+"""Nested data: batches and outputs as trees of dicts, lists, tuples, dataclasses and plain objects with tensors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import enum
+import types
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TensorFunction = Callable[[Tensor], Tensor]
+
+_LEAVES = (str, bytes, type, enum.Enum, nn.Module, types.ModuleType, types.FunctionType, types.MethodType)
+
+
+def _is_graph_like(tree: Any) -> bool:
+    """Tell whether an object maps its own tensors, as the batches of graph libraries do with ``apply``."""
+    return callable(getattr(tree, "to", None)) and callable(getattr(tree, "apply", None))
+
+
+def map_tensors(function: TensorFunction, tree: Any) -> Any:
+    """Return a copy of ``tree`` in which every tensor t is ``function(t)``; everything else is kept.
+
+    Dicts, lists, tuples, named tuples, dataclasses and objects with attributes keep their class; nothing is modified
+    in place. An object with both ``to`` and ``apply`` is copied and maps its own tensors. Modules are left alone.
+
+    Args:
+        function: applied to each tensor, any shape.
+        tree: nested data.
+
+    Returns:
+        The same structure.
+
+    Example:
+        >>> map_tensors(lambda t: t + 1, {"x": torch.zeros(2), "name": "water"})
+        {'x': tensor([1., 1.]), 'name': 'water'}
+    """
+    return _Mapper(function).map(tree)
+
+
+class _Mapper:
+    """One walk over a tree; ``move``, if given, is used for objects that have ``to`` and nothing else to map by."""
+
+    def __init__(self, function: TensorFunction, move: Callable[[Any], Any] | None = None) -> None:
+        self.function = function
+        self.move = move
+        self.done: dict[int, Any] = {}
+
+    def map(self, tree: Any) -> Any:
+        """Return the mapped copy of one node."""
+        if isinstance(tree, Tensor):
+            return self.function(tree)
+        if isinstance(tree, _LEAVES):
+            return tree
+        if isinstance(tree, Mapping):
+            return self._map_mapping(tree)
+        if isinstance(tree, list):
+            return [self.map(item) for item in tree]
+        if isinstance(tree, tuple):
+            return _like(tree, [self.map(item) for item in tree])
+        if _is_graph_like(tree):
+            return copy.copy(tree).apply(self.function)
+        if self.move is not None and callable(getattr(tree, "to", None)):
+            return self.move(copy.copy(tree))
+        return self._map_object(tree)
+
+    def _map_mapping(self, tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        mapped = {key: self.map(value) for key, value in tree.items()}
+        if type(tree) is dict or not isinstance(tree, MutableMapping):
+            return mapped
+        result = copy.copy(tree)
+        result.update(mapped)
+        return result
+
+    def _map_object(self, tree: Any) -> Any:
+        if id(tree) in self.done:
+            return self.done[id(tree)]
+        self.done[id(tree)] = tree  # for an object that refers to itself
+        attributes = _attributes(tree)
+        mapped = {name: self.map(value) for name, value in attributes.items()}
+        if any(mapped[name] is not value for name, value in attributes.items()):
+            result = copy.copy(tree)
+            for name, value in mapped.items():
+                object.__setattr__(result, name, value)  # frozen dataclasses too
+            self.done[id(tree)] = result
+        return self.done[id(tree)]
+
+
+def _like(tree: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    if type(tree) is tuple:
+        return tuple(items)
+    if all(new is old for new, old in zip(items, tree, strict=True)):
+        return tree
+    make = getattr(type(tree), "_make", type(tree))
+    result: tuple[Any, ...] = make(items)
+    return result
+
+
+def _attributes(tree: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return {item.name: getattr(tree, item.name) for item in dataclasses.fields(tree) if hasattr(tree, item.name)}
+    attributes = getattr(tree, "__dict__", None)
+    return dict(attributes) if isinstance(attributes, dict) else {}
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """Return ``tree`` with every tensor on ``device``; objects that have only ``to`` are moved by it."""
+    return _Mapper(lambda tensor: tensor.to(device), lambda item: item.to(device)).map(tree)
+
+
+def to_dtype(tree: Any, dtype: torch.dtype) -> Any:
+    """Return ``tree`` with every floating tensor in ``dtype``; indices, masks and complex tensors are kept."""
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)
+
+
+def _children(tree: Any) -> dict[Any, Any]:
+    """Return the parts of a node by key; a leaf has none."""
+    if isinstance(tree, (Tensor, *_LEAVES)):
+        return {}
+    if isinstance(tree, Mapping):
+        return dict(tree)
+    if _is_graph_like(tree) and callable(getattr(tree, "to_dict", None)):
+        return dict(tree.to_dict())
+    if isinstance(tree, list | tuple):
+        return dict(enumerate(tree))
+    return _attributes(tree)
+
+
+def _tensors(tree: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+        return
+    if not isinstance(tree, Mapping | list | tuple):
+        if id(tree) in seen:  # an object that refers to itself
+            return
+        seen.add(id(tree))
+    for child in _children(tree).values():
+        yield from _tensors(child, seen)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return all tensors of ``tree`` in order, depth first."""
+    return list(_tensors(tree, set()))
+
+
+def first_tensor(tree: Any) -> Tensor | None:
+    """Return the first tensor of ``tree``, or None if there is none."""
+    return next(_tensors(tree, set()), None)
+
+
+def _compare(left: Any, right: Any, same: Callable[[Tensor, Tensor], bool], seen: frozenset[int]) -> bool:
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        both = isinstance(left, Tensor) and isinstance(right, Tensor)
+        return both and left.shape == right.shape and left.dtype == right.dtype and same(left, right)
+    parts, others = _children(left), _children(right)
+    if not parts and not others:
+        return _equal_leaves(left, right)
+    if type(left) is not type(right) or parts.keys() != others.keys():
+        return False
+    if id(left) in seen:
+        return True
+    return all(_compare(parts[key], others[key], same, seen | {id(left)}) for key in parts)
+
+
+def _equal_leaves(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if type(left) is not type(right) or getattr(left, "shape", None) != getattr(right, "shape", None):
+        return False
+    if isinstance(left, _LEAVES):
+        return bool(left == right)
+    if "__eq__" not in {name for base in type(left).__mro__[:-1] for name in vars(base)}:
+        return True  # two empty objects of one class
+    verdict = left == right
+    return bool(verdict.all() if hasattr(verdict, "all") else verdict)  # arrays compare by element
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Tell whether two trees have the same structure, equal leaves, and equal tensors in shape, dtype and value."""
+    return _compare(left, right, torch.equal, frozenset())
+
+
+def allclose(left: Any, right: Any, *, relative: float = 1e-5, absolute: float = 1e-8) -> bool:
+    """Tell whether two trees have the same structure and close tensors; other leaves must be equal.
+
+    Args:
+        left: nested data.
+        right: nested data.
+        relative: allowed difference relative to ``right``, dimensionless.
+        absolute: allowed difference, in the unit of the tensors.
+
+    Returns:
+        False also where shapes, dtypes or keys differ.
+    """
+    return _compare(left, right, lambda a, b: torch.allclose(a, b, rtol=relative, atol=absolute), frozenset())

@@ -1,0 +1,181 @@
+"""Strip an opened model and prove the result: architecture, function, equivariance, metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.certificate import certify
+from surgeon.evaluation import evaluate, in_evaluation_mode, outputs_on
+from surgeon.groups import Group, parse_group
+from surgeon.measure import equivariance_error, projection_error
+from surgeon.surgery import Relaxation, strip
+from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward
+from surgeon.trees import to_dtype
+from surgeon.types import Certificate, ErrorSummary, StripMode
+from surgeon.workspace import Workspace
+
+SAME_FUNCTION = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Largest relative deviation of the stripped model from clean evaluation: a fold reorders sums."""
+
+AS_EQUIVARIANT = 10.0
+"""The stripped model's median equivariance error may exceed the original's by this factor (both are rounding noise)."""
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How much to measure: elements per component of the group and batch, batches, seed."""
+
+    elements: int = 4
+    batches: int = 2
+    seed: int = 0
+
+
+def sample_batches(task: LoadedTask, count: int) -> list[Any]:
+    """Return the first ``count`` batches of the validation split."""
+    return list(itertools.islice(task_batches(task.task, "validation", 0), count))
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the model's floating parameters, that of the first one."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def at_full_relaxation(relaxation: Relaxation) -> Iterator[None]:
+    """Set theta to 1 while the context is open: at the end of a training it is 0, where there is nothing to see."""
+    before = relaxation.theta
+    relaxation.set_theta(1.0)
+    try:
+        yield
+    finally:
+        relaxation.set_theta(*before)
+
+
+def task_equivariance(
+    model: nn.Module, task: LoadedTask, group: Group, settings: MeasureSettings
+) -> dict[str, ErrorSummary]:
+    """Measure a model's equivariance error on validation batches, in eval mode and in its own dtype."""
+    batches = [to_dtype(batch, model_dtype(model)) for batch in sample_batches(task, settings.batches)]
+    with in_evaluation_mode(model):
+        return equivariance_error(
+            lambda batch: task_forward(task.task, model, batch),
+            batches,
+            task.task.act,  # type: ignore[attr-defined]
+            task.task.act_output,  # type: ignore[attr-defined]
+            group,
+            count=settings.elements,
+            seed=settings.seed,
+        )
+
+
+def both_precisions(
+    workspace: Workspace, model: nn.Module, group: Group, settings: MeasureSettings
+) -> dict[str, dict[str, ErrorSummary]]:
+    """Measure in the model's own dtype and in float64: dtype to component to error summary."""
+    task = workspace.require_task()
+    own = str(model_dtype(model)).removeprefix("torch.")
+    result = {own: task_equivariance(model, task, group, settings)}
+    if own != "float64":
+        result["float64"] = task_equivariance(workspace.double(model), task, group, settings)
+    return result
+
+
+def strip_and_certify(
+    workspace: Workspace, mode: StripMode, settings: MeasureSettings | None = None, split: str | None = "test"
+) -> tuple[nn.Module, Certificate]:
+    """Strip the opened model in place and compare it with the original.
+
+    With a task the recorded graphs, the function (stripped against clean evaluation), the equivariance of original,
+    relaxed and stripped model, the projection error and the metrics are included.
+
+    Args:
+        workspace: an opened relaxed folder.
+        mode: how to strip.
+        settings: how much to measure.
+        split: "validation" or "test", for the metrics; None for no metrics.
+
+    Returns:
+        The stripped model and its certificate; it is the caller's to refuse a certificate that is not ``identical``.
+    """
+    relaxation, settings = workspace.relaxation, settings or MeasureSettings()
+    assert relaxation is not None
+    original, source = workspace.original()
+    model, task, group = workspace.model, workspace.task, parse_group(relaxation.plan.group)
+    extra: dict[str, Any] = {}
+    clean_outputs: list[Any] = []
+    equivariance: dict[str, Mapping[str, Mapping[str, ErrorSummary]]] = {}
+    measured = task is not None and can_act(task.task)
+    batches = [to_dtype(b, model_dtype(model)) for b in sample_batches(task, settings.batches)] if task else []
+    if task is not None:
+        relaxed_outputs = outputs_on(model, task.task, batches)
+        if mode == relaxation.mode:
+            with relaxation.clean():
+                clean_outputs = outputs_on(model, task.task, batches)
+    if measured:
+        equivariance["original"] = both_precisions(workspace, original, group, settings)
+        equivariance["relaxed"] = both_precisions(workspace, model, group, settings)
+        with at_full_relaxation(relaxation):
+            equivariance["relaxed, theta 1"] = both_precisions(workspace, model, group, settings)
+    theta = relaxation.theta
+    sites = strip(relaxation, mode)
+    run = (lambda m: task_forward(task.task, m, batches[0])) if task else None
+    certificate = certify(original, model, run)
+    checks, differences = dict(certificate.checks), list(certificate.differences)
+    if task is not None:
+        outputs = outputs_on(model, task.task, batches)
+        extra["projection_error"] = projection_error(relaxed_outputs, outputs)
+        if clean_outputs:
+            change = projection_error(outputs, clean_outputs)
+            name = "same function as clean evaluation"
+            checks[name] = change <= SAME_FUNCTION.get(model_dtype(model), 1e-2)
+            if not checks[name]:
+                differences.append(f"the stripped model differs from clean evaluation by {change:.1e} (relative)")
+        if split is not None:
+            extra["metrics"] = {
+                "original": evaluate(original, task.task, split),  # type: ignore[arg-type]
+                "stripped": evaluate(model, task.task, split),  # type: ignore[arg-type]
+            }
+    if measured:
+        equivariance["stripped"] = both_precisions(workspace, model, group, settings)
+        worse = _less_equivariant(equivariance)
+        checks["as equivariant as the original"] = not worse
+        differences += worse
+    details = {
+        **certificate.details,
+        "theta": list(theta),
+        "original": {"file": source.path.name, "sha256": source.sha256},
+        "measurement": {**dataclasses.asdict(settings), "split": split},
+    }
+    return model, dataclasses.replace(
+        certificate,
+        identical=all(checks.values()),
+        checks=checks,
+        differences=tuple(differences),
+        strip_mode=mode,
+        sites=sites,
+        equivariance=equivariance,
+        details=details,
+        **extra,
+    )
+
+
+def _less_equivariant(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> list[str]:
+    found = []
+    for dtype, components in equivariance["original"].items():
+        for component, before in components.items():
+            after = equivariance["stripped"][dtype][component]
+            floor = 1e-5 if dtype != "float64" else 1e-10
+            if after.median > max(AS_EQUIVARIANT * before.median, floor):
+                found.append(
+                    f"equivariance error under {component} in {dtype}: expected about {before.median:.1e} as in the "
+                    f"original, got {after.median:.1e}"
+                )
+    return found

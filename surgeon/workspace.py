@@ -1,0 +1,314 @@
+"""Open a path that a user names, checkpoint or relaxed folder, into a model with everything that belongs to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.branch import CHILD
+from surgeon.checkpoint import (
+    BASE_FILE,
+    Checkpoint,
+    RelaxedConfig,
+    RelaxedFiles,
+    is_relaxed_folder,
+    keys_hash,
+    load_into,
+    open_checkpoint,
+    read_relaxed,
+    split_state,
+)
+from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError
+from surgeon.models import STATEMENT_KEY, FoundModel, find_model
+from surgeon.registry import installed_adapters
+from surgeon.schedule import Schedule
+from surgeon.surgery import Relaxation, relax
+from surgeon.tasks import LoadedTask, load_task
+from surgeon.types import StripMode
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What the user may add to a path: how to find model and task, and what is trusted.
+
+    Attributes:
+        task: a task file or ``module:attribute``.
+        task_arguments: for ``make_task``.
+        accept_changed_task: use a task file although it is not the one that a relaxed folder was made with.
+        factory: ``module:function`` that builds the model.
+        factory_arguments: for the factory.
+        original: where the original checkpoint is now, if it was moved since it was relaxed.
+        trust_pickle: open files that run code.
+        trust_remote_code: import a factory that is named inside a file.
+        announce: told what is about to be executed.
+    """
+
+    task: str | None = None
+    task_arguments: Mapping[str, Any] = field(default_factory=dict)
+    accept_changed_task: bool = False
+    factory: str | None = None
+    factory_arguments: Mapping[str, Any] = field(default_factory=dict)
+    original: str | None = None
+    trust_pickle: bool = False
+    trust_remote_code: bool = False
+    announce: Callable[[str], None] | None = None
+
+
+@dataclass
+class Workspace:
+    """An opened model.
+
+    Attributes:
+        path: what was opened.
+        model: the network, with branches if ``relaxation`` is set.
+        found: how the architecture was found.
+        checkpoint: the file that holds the base weights in use.
+        options: what the user gave.
+        task: the task, if any is known.
+        relaxation: handle on the branches; None for a plain checkpoint.
+        files: the relaxed folder; None for a plain checkpoint.
+    """
+
+    path: Path
+    model: nn.Module
+    found: FoundModel
+    checkpoint: Checkpoint
+    options: OpenOptions
+    task: LoadedTask | None = None
+    relaxation: Relaxation | None = None
+    files: RelaxedFiles | None = None
+
+    def require_task(self) -> LoadedTask:
+        """Return the task.
+
+        Raises:
+            TaskError: if none is known.
+        """
+        if self.task is None:
+            raise TaskError(f"expected a task with data for {str(self.path)!r}, none is known: give `--task FILE`")
+        return self.task
+
+    def original(self) -> tuple[nn.Module, Checkpoint]:
+        """Return a fresh model with the weights of the checkpoint that was relaxed, and that checkpoint.
+
+        Raises:
+            CheckpointError: if it is not where it was, or has changed since.
+        """
+        if self.files is None:
+            return self.found.rebuild(), self.checkpoint
+        base = self.files.config.base
+        path = Path(self.options.original or base["file"])
+        if not path.is_file():
+            raise CheckpointError(
+                f"expected the original checkpoint at {str(path)!r}, but it is not there: give `--original FILE`"
+            )
+        checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle)
+        if checkpoint.sha256 != base["sha256"]:
+            raise CheckpointError(
+                f"expected the original checkpoint with sha256 {base['sha256'][:12]}, but {str(path)!r} has "
+                f"{checkpoint.sha256[:12]}: it has changed since, give the right one as `--original FILE`"
+            )
+        model = self.found.rebuild()
+        tensors = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+        own = tensors.keys() == model.state_dict().keys()
+        load_into(model, tensors if own else checkpoint.tensors, str(path))
+        return model, checkpoint
+
+    def double(self, model: nn.Module) -> nn.Module:
+        """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.
+
+        The architecture is built anew under the default dtype float64, because constants that a float32 model computed
+        at construction keep their rounding when it is cast.
+        """
+        base, branches = split_state(model.state_dict())
+        casted = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in base.items()}
+        checkpoint = dataclasses.replace(self.checkpoint, tensors=casted, prefix="", module=None)
+        with default_dtype(torch.float64):
+            if self.checkpoint.module is not None:
+                twin = self.found.rebuild().double()
+                load_into(twin, casted, str(self.path))
+            else:
+                twin = _find(checkpoint, self.task, self.options).model
+            if branches:
+                assert self.relaxation is not None
+                copied = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
+                load_branches(copied, branches)
+                copied.set_theta(*self.relaxation.theta)
+        return twin.train(model.training)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set torch's default dtype while the context is open."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripMode | None = None) -> Workspace:
+    """Open a checkpoint file or a relaxed folder.
+
+    Args:
+        path: what the user named.
+        options: how to find the model and the task.
+        mode: for a relaxed folder, how its branches will be stripped; default as it says itself.
+
+    Raises:
+        SurgeonError: one of its subclasses, saying what is wrong with the file, the model, or the task.
+    """
+    options = options or OpenOptions()
+    if is_relaxed_folder(path):
+        return _open_relaxed(Path(path), options, mode)
+    if Path(path).is_dir():
+        raise CheckpointError(
+            f"expected a checkpoint file or a folder made by `surgeon relax`, got the folder {str(path)!r}: "
+            "name the file inside it"
+        )
+    checkpoint = open_checkpoint(path, trust_pickle=options.trust_pickle)
+    task = load_task(options.task, options.task_arguments) if options.task else None
+    found = _find(checkpoint, task, options)
+    return Workspace(Path(path), found.model, found, checkpoint, options, task or found.task)
+
+
+def _find(checkpoint: Checkpoint, task: LoadedTask | None, options: OpenOptions) -> FoundModel:
+    return find_model(
+        checkpoint,
+        task=task,
+        factory=options.factory,
+        arguments=options.factory_arguments,
+        trust_remote_code=options.trust_remote_code,
+        rebuilders=[adapter.rebuild for adapter in installed_adapters().values()],
+        announce=options.announce,
+    )
+
+
+def _weights_of(files: RelaxedFiles) -> Checkpoint:
+    """Return the folder's base weights; the factory that the folder names is a statement like any other in a file."""
+    checkpoint = open_checkpoint(files.folder / BASE_FILE)
+    metadata = dict(files.base_metadata)
+    if files.config.model is not None:
+        statement = {"factory": files.config.model["factory"], "args": files.config.model["args"] or {}}
+        metadata[STATEMENT_KEY] = json.dumps(statement)
+    return dataclasses.replace(checkpoint, tensors=files.base, prefix="", metadata=metadata)
+
+
+def _find_for_folder(
+    files: RelaxedFiles, task: LoadedTask | None, options: OpenOptions
+) -> tuple[Checkpoint, FoundModel]:
+    checkpoint = _weights_of(files)
+    try:
+        return checkpoint, _find(checkpoint, task, options)
+    except ModelNotFoundError:
+        # The original may be a whole module, which is its own architecture.
+        path = Path(options.original or files.config.base["file"])
+        if not options.trust_pickle or not path.is_file():
+            raise
+        original = open_checkpoint(path, trust_pickle=True)
+        checkpoint = dataclasses.replace(original, tensors=files.base, prefix="")
+        return checkpoint, _find(checkpoint, task, options)
+
+
+def _open_relaxed(folder: Path, options: OpenOptions, mode: StripMode | None) -> Workspace:
+    files = read_relaxed(folder)
+    config = files.config
+    task = _task_of(config, options)
+    checkpoint, found = _find_for_folder(files, task, options)
+    relaxation = relax(
+        found.model,
+        config.plan,
+        mode=mode or config.strip_mode,
+        schedule=Schedule(config.schedule["name"], **config.schedule["settings"]),
+        penalty_form=config.penalty["form"],
+    )
+    load_branches(relaxation, files.branches)
+    relaxation.set_theta(*config.theta)
+    return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files)
+
+
+def _task_of(config: RelaxedConfig, options: OpenOptions) -> LoadedTask | None:
+    """Return the task the user gives, else the one that the folder was made with, if it is still the same."""
+    if options.task:
+        return load_task(options.task, options.task_arguments)
+    if config.task is None:
+        return None
+    spec, recorded = config.task["path"], config.task["sha256"]
+    if spec.endswith(".py") and not Path(spec).is_file():
+        raise TaskError(f"expected the task file {spec!r}, but it is not there any more: give `--task FILE`")
+    if options.announce:
+        options.announce(spec)
+    task = load_task(spec, config.task["args"])
+    if task.sha256 != recorded and not options.accept_changed_task:
+        raise TaskError(
+            f"expected the task file {spec!r} as it was when the model was relaxed, but it has changed: "
+            "check it and give `--accept-changed-task`"
+        )
+    return task
+
+
+def load_branches(relaxation: Relaxation, tensors: Mapping[str, Tensor]) -> None:
+    """Load the weights of all branches.
+
+    Raises:
+        CheckpointError: if names or shapes are not those of the branches.
+    """
+    own = {key: value for key, value in relaxation.model.state_dict().items() if CHILD in key.split(".")}
+    unknown = sorted(own.keys() ^ tensors.keys())
+    wrong = unknown or sorted(key for key in own if own[key].shape != tensors[key].shape)
+    if wrong:
+        raise CheckpointError(
+            f"expected weights for exactly {len(own)} branches, but {wrong[0]} does not fit: "
+            "the folder was made with another plan"
+        )
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(tensors[key])
+
+
+def relaxed_config(
+    workspace: Workspace,
+    relaxation: Relaxation,
+    *,
+    penalty_weight: float,
+    penalty_scale: str,
+    step: int = 0,
+    theta: tuple[float, float] | None = None,
+) -> RelaxedConfig:
+    """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base."""
+    schedule = relaxation.schedule.to_data()
+    if workspace.files is not None:
+        base, model = workspace.files.config.base, workspace.files.config.model
+    else:
+        checkpoint = workspace.checkpoint
+        base = {
+            "file": str(checkpoint.path.absolute()),
+            "revision": None,
+            "sha256": checkpoint.sha256,
+            "keys_hash": keys_hash(split_state(relaxation.model.state_dict())[0]),
+        }
+        model = workspace.found.factory if "factory" in (workspace.found.factory or {}) else None
+    task = workspace.task
+    return RelaxedConfig(
+        group=relaxation.plan.group,
+        plan=relaxation.plan,
+        strip_mode=relaxation.mode,
+        schedule={"name": schedule.pop("name"), "settings": schedule},
+        penalty={"lambda": penalty_weight, "form": relaxation.penalty_form, "scale": penalty_scale},
+        theta=relaxation.theta if theta is None else theta,
+        step=step,
+        base=base,
+        model=model,
+        task=None
+        if task is None
+        else {"path": str(task.path or task.spec), "sha256": task.sha256, "args": dict(task.arguments)},
+    )
