@@ -45,6 +45,7 @@ class OpenOptions:
         accept_changed_task: use a task file although it is not the one that a relaxed folder was made with.
         factory: ``module:function`` that builds the model.
         factory_arguments: for the factory.
+        entry: which entry of a nested checkpoint holds the weights.
         original: where the original checkpoint is now, if it was moved since it was relaxed.
         trust_pickle: open files that run code.
         trust_remote_code: import a factory that is named inside a file.
@@ -56,6 +57,7 @@ class OpenOptions:
     accept_changed_task: bool = False
     factory: str | None = None
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
+    entry: str | None = None
     original: str | None = None
     trust_pickle: bool = False
     trust_remote_code: bool = False
@@ -110,7 +112,7 @@ class Workspace:
             raise CheckpointError(
                 f"expected the original checkpoint at {str(path)!r}, but it is not there: give `--original FILE`"
             )
-        checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle)
+        checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle, entry=base["entry"])
         if checkpoint.sha256 != base["sha256"]:
             raise CheckpointError(
                 f"expected the original checkpoint with sha256 {base['sha256'][:12]}, but {str(path)!r} has "
@@ -175,7 +177,7 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
             f"expected a checkpoint file or a folder made by `surgeon relax`, got the folder {str(path)!r}: "
             "name the file inside it"
         )
-    checkpoint = open_checkpoint(path, trust_pickle=options.trust_pickle)
+    checkpoint = open_checkpoint(path, trust_pickle=options.trust_pickle, entry=options.entry)
     task = load_task(options.task, options.task_arguments) if options.task else None
     found = _find(checkpoint, task, options)
     return Workspace(Path(path), found.model, found, checkpoint, options, task or found.task)
@@ -292,6 +294,7 @@ def relaxed_config(
         checkpoint = workspace.checkpoint
         base = {
             "file": str(checkpoint.path.absolute()),
+            "entry": checkpoint.entry,
             "revision": None,
             "sha256": checkpoint.sha256,
             "keys_hash": keys_hash(split_state(relaxation.model.state_dict())[0]),

@@ -19,7 +19,7 @@ from surgeon.types import ErrorSummary
 from surgeon.verdict import MeasureSettings, sample_batches, task_equivariance
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.progress import training_bar
-from surgeon_cli.screen import comparison_table, console, print_json, say
+from surgeon_cli.screen import comparison_table, console, print_json, say, sweep_table
 
 
 def run_comparison(
@@ -72,6 +72,8 @@ def run_comparison(
     if json_output:
         print_json(data)
         return
+    if swept:
+        console().print(sweep_table(swept))
     console().print(comparison_table(rows, metric, seeds))
     for sentence in sentences(rows, metric):
         say(sentence)
@@ -120,6 +122,8 @@ def sentences(rows: list[dict[str, Any]], metric: str) -> list[str]:
         share = 100 * row["difference"] / plain["mean"]
         if row["half_width"] != row["half_width"]:
             verdict = "one seed says nothing about chance"
+        elif row["half_width"] == 0:
+            verdict = "all seeds gave the same result, so nothing is known about chance"
         elif abs(row["difference"]) <= row["half_width"]:
             verdict = "not distinguishable from plain fine-tuning with these seeds"
         else:

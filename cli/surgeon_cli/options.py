@@ -37,6 +37,15 @@ ModelArgsOption = Annotated[
     str | None,
     typer.Option("--model-args", metavar="JSON", help="Arguments of the factory.", rich_help_panel=MODEL),
 ]
+EntryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--entry",
+        metavar="NAME",
+        help="Which entry of a checkpoint with several sets of weights (model, ema, ...) to take.",
+        rich_help_panel=MODEL,
+    ),
+]
 OriginalOption = Annotated[
     str | None,
     typer.Option(
@@ -98,6 +107,7 @@ def open_options(
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
     quiet: bool = False,
+    entry: str | None = None,
 ) -> OpenOptions:
     """Collect the shared options."""
     return OpenOptions(
@@ -106,6 +116,7 @@ def open_options(
         accept_changed_task=accept_changed_task,
         factory=model,
         factory_arguments=as_object(model_args, "--model-args"),
+        entry=entry,
         original=original,
         trust_pickle=trust_pickle,
         trust_remote_code=trust_remote_code,

@@ -11,19 +11,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from surgeon.training import StepEvent
 
+PRINTED = 4
+"""Lines per run when the output is not a terminal."""
+
 
 class TrainingBar:
-    """Shows step events; on a terminal as one live line, otherwise a line whenever an epoch ends."""
+    """Shows step events; on a terminal as one live line, otherwise as a few lines per run."""
 
     def __init__(self, progress: Progress | None, metric: str) -> None:
         self._progress = progress
         self._metric = metric
         self._task = progress.add_task("", total=None, details="") if progress else None
-        self._epoch = 0
 
     def start(self, title: str) -> None:
         """Begin a new run under this title."""
-        if self._progress is not None and self._task is not None:
+        if self._progress is None:
+            print(title, file=sys.stderr)
+        elif self._task is not None:
             self._progress.reset(self._task, description=title, details="", total=None)
 
     def __call__(self, event: StepEvent) -> None:
@@ -33,9 +37,8 @@ class TrainingBar:
         details = f"theta {event.theta:.2f}  loss {event.loss:.3e}  penalty {event.penalty:.2e}{shown}"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=event.step, total=event.steps, details=details)
-        elif event.epoch != self._epoch:
-            self._epoch = event.epoch
-            print(f"epoch {event.epoch}, step {event.step}/{event.steps}: {details}", file=sys.stderr)
+        elif event.step * PRINTED // event.steps != (event.step - 1) * PRINTED // event.steps:
+            print(f"  epoch {event.epoch}, step {event.step}/{event.steps}: {details}", file=sys.stderr)
 
 
 @contextmanager

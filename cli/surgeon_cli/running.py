@@ -82,7 +82,7 @@ def _tell(finetuner: Finetuner, result: FinetuneResult, target: Path) -> None:
     worse = _relaxed_is_worse(result, metric, finetuner.direction)
     if worse:
         say(
-            f"note: in {worse} of {len(result.history) - 1} epochs the relaxed model was worse on validation than "
+            f"note: in {worse} evaluations the relaxed model was worse on validation than "
             "the same model without its branches; a smaller --branch-factor may help"
         )
     say(f"wrote {target}/; next: surgeon strip {target}")
@@ -90,5 +90,6 @@ def _tell(finetuner: Finetuner, result: FinetuneResult, target: Path) -> None:
 
 def _relaxed_is_worse(result: FinetuneResult, metric: str, direction: str) -> int:
     sign = 1 if direction == "min" else -1
-    pairs = [(entry["validation_relaxed"][metric], entry["validation"][metric]) for entry in result.history[1:]]
+    evaluated = [entry for entry in result.history[1:] if entry["validation"]]
+    pairs = [(entry["validation_relaxed"][metric], entry["validation"][metric]) for entry in evaluated]
     return sum(sign * relaxed > sign * clean for relaxed, clean in pairs)

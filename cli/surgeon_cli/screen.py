@@ -121,13 +121,27 @@ def equivariance_table(equivariance: Mapping[str, Mapping[str, Mapping[str, Erro
     return table
 
 
+def sweep_table(sweep: Mapping[str, Any]) -> Table:
+    """Return the record of a learning-rate sweep: validation metric per arm and rate, the best marked."""
+    seeds, grid = len(sweep["seeds"]), sweep["grid"]
+    title = f"learning rates: validation {sweep['metric']}, same grid and budget, {seeds} seeds"
+    table = Table(title=title, title_justify="left")
+    for heading in ("arm", *(f"{rate:g}" for rate in grid)):
+        table.add_column(heading, no_wrap=True)
+    values = {(run["arm"], run["learning_rate"]): sum(run["validation"]) / seeds for run in sweep["runs"]}
+    for arm, best in sweep["best"].items():
+        marks = ("*" if rate == best else "" for rate in grid)
+        cells = (f"{values[arm, rate]:.4e}{mark}" for rate, mark in zip(grid, marks, strict=True))
+        table.add_row(arm, *cells)
+    return table
+
+
 def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int) -> Table:
     """Return the table of a comparison: mean and spread over seeds, paired difference with its 95 % interval."""
-    table = Table(title=f"test {metric}, {seeds} seeds, equal steps and batches", title_justify="left")
-    for heading in ("arm", "learning rate", f"{metric} (mean ± std)", "paired difference to plain (95 %)", "seconds"):
-        table.add_column(heading)
-    table.add_column("equivariance error (median)")
-    table.add_column("certificate")
+    title = f"test {metric} over {seeds} seeds (mean ± std); difference to plain paired by seed (95 % interval)"
+    table = Table(title=title, title_justify="left")
+    for heading in ("arm", "lr", metric, "minus plain", "seconds", "equivariance error", "certificate"):
+        table.add_column(heading, no_wrap=True)
     for row in rows:
         spread = "" if math.isnan(row["spread"]) else f" ± {row['spread']:.2e}"
         difference = "" if row["arm"] == "plain" or math.isnan(row["difference"]) else f"{row['difference']:+.2e}"

@@ -26,7 +26,7 @@ BRANCH_FILE = "relaxation.safetensors"
 _PARTS = {
     "schedule": {"name", "settings"},
     "penalty": {"lambda", "form", "scale"},
-    "base": {"file", "revision", "sha256", "keys_hash"},
+    "base": {"file", "entry", "revision", "sha256", "keys_hash"},
     "model": {"factory", "args"},
     "task": {"path", "sha256", "args"},
 }
@@ -44,7 +44,8 @@ class RelaxedConfig:
         penalty: ``lambda``, ``form`` and ``scale`` of the regulariser.
         theta: (perpendicular, parallel), dimensionless.
         step: optimiser steps done.
-        base: ``file``, ``revision``, ``sha256`` and ``keys_hash`` of the checkpoint that was relaxed.
+        base: ``file``, ``entry`` (of a nested dict, or None), ``revision``, ``sha256`` and ``keys_hash`` of the
+            checkpoint that was relaxed.
         model: ``factory`` and ``args``, or None if the file itself or an adapter says how to build the model.
         task: ``path``, ``sha256`` and ``args``, or None.
         format_version: of the folder.

@@ -172,7 +172,12 @@ def _without_explanation(model: nn.Module, explained: set[str]) -> list[Skipped]
     for name, module in model.named_modules():
         inside = any(not other or name == other or name.startswith(f"{other}.") for other in explained)
         if not inside and any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            found.append(Skipped(name, f"{type(module).__name__}: no adapter knows it as an equivariant linear op"))
+            own = ", ".join(key for key, parameter in module.named_parameters(recurse=False) if parameter.requires_grad)
+            found.append(
+                Skipped(
+                    name, f"{type(module).__name__}: {own} belongs to no equivariant linear op that an adapter knows"
+                )
+            )
     return found
 
 

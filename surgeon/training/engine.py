@@ -53,6 +53,7 @@ class TrainingState:
         loss_weight: decayed sum of weights behind it.
         best_epoch: epoch with the best clean validation metric; 0 is the model as it came.
         best_value: that metric.
+        best_validation: all clean metrics at that epoch.
         best_theta: coefficients at that epoch, which a fold needs.
         history: one record per finished epoch.
         seconds: training time so far, evaluation included.
@@ -65,6 +66,7 @@ class TrainingState:
     loss_weight: float = 0.0
     best_epoch: int = 0
     best_value: float = math.nan
+    best_validation: dict[str, float] = field(default_factory=dict)
     best_theta: tuple[float, float] = (0.0, 0.0)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -158,10 +160,9 @@ class Finetuner:
             if on_epoch:
                 on_epoch(self)
         self._load_best()
-        validation = self.state.history[self.state.best_epoch]["validation"]
         state = self.state
         return FinetuneResult(
-            state.best_epoch, validation, state.best_theta, tuple(state.history), state.seconds, state.step
+            state.best_epoch, state.best_validation, state.best_theta, tuple(state.history), state.seconds, state.step
         )
 
     def _train_epoch(self, on_step: Callable[[StepEvent], None] | None) -> tuple[float, float]:
@@ -179,7 +180,7 @@ class Finetuner:
             losses.append(loss)
             penalties.append(penalty)
             if on_step:
-                validation = self.state.history[-1]["validation"]
+                validation = self._last_validation()
                 theta = self.relaxation.theta[0] if self.relaxation else 0.0
                 on_step(StepEvent(self.state.step, total, self.state.epoch, theta, loss, penalty, validation))
         return sum(losses) / len(losses), sum(penalties) / len(penalties)
@@ -229,24 +230,17 @@ class Finetuner:
             f"{best}, were kept: lower the learning rate, clip gradients, or look for broken samples"
         )
 
+    def _last_validation(self) -> Mapping[str, float]:
+        """Return the clean metrics of the last evaluation."""
+        evaluated = (entry["validation"] for entry in reversed(self.state.history) if entry["validation"])
+        return next(evaluated, {})
+
     def _finish_epoch(self, loss: float, penalty: float, started: float) -> None:
-        """Evaluate clean and as is, and keep the weights if the clean metric is the best so far."""
-        state, relaxation = self.state, self.relaxation
-        device = self.accelerator.device
-        current = evaluate(self.model, self.task, "validation", device)
-        clean = current
-        if relaxation is not None:
-            with relaxation.clean():
-                clean = evaluate(self.model, self.task, "validation", device)
-        if self.metric not in clean:
-            raise TaskError(
-                f"expected the primary metric {self.metric!r} among those that metrics() returns, "
-                f"got {', '.join(clean)}: correct primary_metric of the task"
-            )
-        theta = relaxation.theta if relaxation is not None else (0.0, 0.0)
-        if not self.best_weights or is_better(clean[self.metric], state.best_value, self.direction):
-            state.best_epoch, state.best_value, state.best_theta = state.epoch, clean[self.metric], theta
-            self.best_weights = copy.deepcopy({k: v.cpu() for k, v in self.plain_model.state_dict().items()})
+        """Evaluate if it is time, and append the epoch to the history."""
+        state = self.state
+        theta = self.relaxation.theta if self.relaxation is not None else (0.0, 0.0)
+        due = state.epoch % self.settings.evaluate_every == 0 or state.epoch == self.settings.epochs
+        clean, current = self._evaluate(theta) if due else (None, None)
         state.seconds += time.perf_counter() - started
         state.history.append(
             {
@@ -260,6 +254,26 @@ class Finetuner:
                 "seconds": state.seconds,
             }
         )
+
+    def _evaluate(self, theta: tuple[float, float]) -> tuple[dict[str, float], dict[str, float]]:
+        """Return clean metrics and those of the relaxed model, and keep the weights if the clean ones are the best."""
+        state, relaxation = self.state, self.relaxation
+        device = self.accelerator.device
+        current = evaluate(self.model, self.task, "validation", device)
+        clean = current
+        if relaxation is not None:
+            with relaxation.clean():
+                clean = evaluate(self.model, self.task, "validation", device)
+        if self.metric not in clean:
+            raise TaskError(
+                f"expected the primary metric {self.metric!r} among those that metrics() returns, "
+                f"got {', '.join(clean)}: correct primary_metric of the task"
+            )
+        if not self.best_weights or is_better(clean[self.metric], state.best_value, self.direction):
+            state.best_epoch, state.best_value, state.best_theta = state.epoch, clean[self.metric], theta
+            state.best_validation = clean
+            self.best_weights = copy.deepcopy({k: v.cpu() for k, v in self.plain_model.state_dict().items()})
+        return clean, current
 
     def _load_best(self) -> None:
         self.plain_model.load_state_dict(self.best_weights)

@@ -31,6 +31,7 @@ class FinetuneSettings:
             tasks; "absolute" is the paper's.
         penalty_form: "gram" or "rows", see ``surgeon.regularizer``.
         schedule: theta(t).
+        evaluate_every: epochs between evaluations on the validation split; the last epoch is always evaluated.
         seed: of the order of the batches and of everything random in training.
         precision: "no" (the model's own dtype), "bf16" or "fp16" mixed precision through accelerate.
     """
@@ -45,12 +46,15 @@ class FinetuneSettings:
     penalty_scale: Literal["relative", "absolute"] = "relative"
     penalty_form: PenaltyForm = "gram"
     schedule: Schedule = field(default_factory=Schedule)
+    evaluate_every: int = 1
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise UsageError(f"expected at least 1 epoch, got {self.epochs}")
+        if self.evaluate_every < 1:
+            raise UsageError(f"expected at least 1 epoch between evaluations, got {self.evaluate_every}")
         for name in ("learning_rate", "branch_factor"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

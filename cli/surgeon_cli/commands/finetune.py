@@ -60,6 +60,10 @@ def finetune(
         float | None,
         typer.Option("--lambda", help="Weight of the penalty; default: the arm's own.", rich_help_panel=TRAINING),
     ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option("--evaluate-every", min=1, help="Epochs between evaluations.", rich_help_panel=TRAINING),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", rich_help_panel=TRAINING)] = 0,
     precision: Annotated[
         Literal["no", "bf16", "fp16"], typer.Option("--precision", help="Mixed precision.", rich_help_panel=TRAINING)
@@ -124,6 +128,7 @@ def finetune(
         "weight_decay": weight_decay,
         "clip": clip,
         "penalty_weight": penalty,
+        "evaluate_every": evaluate_every,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(PRESETS[preset], **chosen, seed=seed, precision=precision)

@@ -12,6 +12,7 @@ from surgeon.types import ErrorSummary
 from surgeon.workspace import Workspace, open_path
 from surgeon_cli.options import (
     AcceptChangedTaskOption,
+    EntryOption,
     JsonOption,
     ModelArgsOption,
     ModelOption,
@@ -38,6 +39,7 @@ def inspect(
     task_args: TaskArgsOption = None,
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
+    entry: EntryOption = None,
     original: OriginalOption = None,
     accept_changed_task: AcceptChangedTaskOption = False,
     trust_pickle: TrustPickleOption = False,
@@ -53,7 +55,16 @@ def inspect(
         surgeon inspect model.pt --group SO3 --model mypackage.nets:make_net --model-args '{"hidden": 32}'
     """
     options = open_options(
-        task, task_args, model, model_args, original, accept_changed_task, trust_pickle, trust_remote_code, json_output
+        task,
+        task_args,
+        model,
+        model_args,
+        original,
+        accept_changed_task,
+        trust_pickle,
+        trust_remote_code,
+        json_output,
+        entry,
     )
     workspace = open_path(path, options)
     errors: dict[str, ErrorSummary] = {}

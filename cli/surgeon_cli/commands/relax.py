@@ -17,6 +17,7 @@ from surgeon.surgery import relax as insert
 from surgeon.workspace import open_path, relaxed_config
 from surgeon_cli.commands.inspect import GroupOption
 from surgeon_cli.options import (
+    EntryOption,
     ForceOption,
     JsonOption,
     ModelArgsOption,
@@ -57,6 +58,7 @@ def relax(
     task_args: TaskArgsOption = None,
     model: ModelOption = None,
     model_args: ModelArgsOption = None,
+    entry: EntryOption = None,
     trust_pickle: TrustPickleOption = False,
     trust_remote_code: TrustRemoteCodeOption = False,
     force: ForceOption = False,
@@ -71,7 +73,7 @@ def relax(
         surgeon relax model.pt --group SO3 --task task.py --exclude 'embedding*' --dry-run
     """
     options = open_options(
-        task, task_args, model, model_args, None, False, trust_pickle, trust_remote_code, json_output
+        task, task_args, model, model_args, None, False, trust_pickle, trust_remote_code, json_output, entry
     )
     target = out or Path(f"{path.name.split('.')[0]}-relaxed")
     if not dry_run:

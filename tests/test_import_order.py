@@ -1,0 +1,240 @@
+"""Who may import whom, what an import costs, and how long files and functions may be."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"surgeon": ROOT, "surgeon_adapters": ROOT / "adapters", "surgeon_cli": ROOT / "cli"}
+FOREIGN = {
+    "surgeon": {"surgeon_adapters", "surgeon_cli"},
+    "surgeon_adapters": {"surgeon_cli"},
+    "surgeon_cli": {"surgeon_adapters"},
+}
+ROWS = (
+    {"errors", "types", "files", "trees", "imports"},
+    {"groups", "representations", "e3nn_compat"},
+    {"branch", "regularizer", "schedule", "measure", "intertwiners"},
+    {"graph"},
+    {"surgery", "registry"},
+    {
+        "checkpoint",
+        "models",
+        "tasks",
+        "evaluation",
+        "certificate",
+        "workspace",
+        "verdict",
+        "clean",
+        "hub",
+        "export",
+    },
+    {"training"},
+    {"report", "testing"},
+)
+ROW = {module: number for number, modules in enumerate(ROWS, start=1) for module in modules}
+HEAVY = (
+    "accelerate",
+    "e3nn",
+    "huggingface_hub",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "rich",
+    "safetensors",
+    "scipy",
+    "typer",
+)
+FILE_LINES, FUNCTION_LINES = 500, 60
+
+
+def sources(package: str) -> dict[str, str]:
+    """Source text of a package's modules by dotted name."""
+    folder = PACKAGES[package]
+    paths = sorted((folder / package).rglob("*.py"))
+    return {".".join(path.relative_to(folder).with_suffix("").parts): path.read_text("utf-8") for path in paths}
+
+
+def imported(node: ast.AST, module: str) -> list[str]:
+    """Dotted names that one statement or call of ``module`` imports; an empty list for anything else."""
+    match node:
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=name, names=names, level=level):
+            # A package is spelled "package.__init__" here, so that the first dot always leads to its folder.
+            parts = module.split(".")[:-level] if level else []
+            base = ".".join([*parts, *([name] if name else [])])
+            return [f"{base}.{alias.name}" for alias in names]
+        case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
+            first = node.args[0] if node.args else None
+            return [first.value] if isinstance(first, ast.Constant) and isinstance(first.value, str) else []
+    return []
+
+
+def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of all imports, those inside functions and under ``TYPE_CHECKING`` included."""
+    for node in ast.walk(ast.parse(source)):
+        for name in imported(node, module):
+            yield getattr(node, "lineno", 0), name
+
+
+def engine_part(name: str) -> str:
+    """The top-level engine module of a dotted name: ``surgeon.graph.record`` is in ``graph``."""
+    return [*name.split("."), "__init__"][1]
+
+
+def violations(source: str, module: str) -> list[str]:
+    """One sentence for each import that the layout forbids."""
+    package, part = module.split(".")[0], engine_part(module)
+    if package == "surgeon" and part != "__init__" and part not in ROW:
+        return [f"{module} is in no row of tests/test_import_order.py: put {part!r} into the row where it belongs"]
+    found = []
+    for line, name in imports(source, module):
+        root, target = name.split(".")[0], engine_part(name)
+        if root in FOREIGN[package]:
+            found.append(f"{module}:{line} imports {name}, but {package} must not know {root}")
+        if package != "surgeon" or part == "__init__" or root != "surgeon" or name == "surgeon.__version__":
+            continue
+        if target not in ROW:
+            found.append(f"{module}:{line} imports {name}: name the module in which it lives, not the package")
+        elif ROW[target] > ROW[part]:
+            found.append(f"{module}:{line} (row {ROW[part]}) imports {name} (row {ROW[target]}), which is above it")
+    return found
+
+
+def imports_at_once(source: str, module: str) -> set[str]:
+    """Roots of what is imported together with ``module``: outside functions and ``if TYPE_CHECKING``."""
+    roots: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(source)]
+    while pending:
+        node = pending.pop()
+        roots.update(name.split(".")[0] for name in imported(node, module))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending.extend(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            pending.extend(ast.iter_child_nodes(node))
+    return roots
+
+
+def too_long(source: str, module: str) -> list[str]:
+    """One sentence for a file, and for each of its functions, that is too long."""
+    lines = len(source.splitlines())
+    found = [f"{module} has {lines} lines, at most {FILE_LINES} are allowed"] if lines > FILE_LINES else []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > FUNCTION_LINES:
+                found.append(f"{module}.{node.name} has {length} lines, at most {FUNCTION_LINES} are allowed")
+    return found
+
+
+def in_fresh_interpreter(code: str) -> str:
+    environment_path = [str(folder) for folder in PACKAGES.values()]
+    code = f"import sys; sys.path[:0] = {environment_path!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_who_imports_whom(package: str) -> None:
+    found = [sentence for module, source in sources(package).items() for sentence in violations(source, module)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "words"),
+    [
+        ("surgeon.errors", "import surgeon_adapters", "surgeon must not know surgeon_adapters"),
+        ("surgeon.registry", "def f():\n    from surgeon_adapters.e3nn_ops import adapter", "must not know"),
+        ("surgeon.__init__", "import importlib\nimportlib.import_module('surgeon_cli.main')", "know surgeon_cli"),
+        (
+            "surgeon.surgery.find",
+            "from surgeon.training import fit",
+            "row 5.*surgeon.training.fit .row 7",
+        ),
+        ("surgeon.errors", "if TYPE_CHECKING:\n    from surgeon import groups", "surgeon.errors:2 .row 1.*row 2"),
+        ("surgeon.graph.record", "from ..surgery import find", "row 4.*surgeon.surgery.find"),
+        ("surgeon.graph.__init__", "from ..surgery import find", "surgeon.graph.__init__:1 .row 4"),
+        ("surgeon.groups.core", "from surgeon import find", "name the module in which it lives"),
+        ("surgeon.novelty", "", "novelty is in no row"),
+        ("surgeon_cli.main", "from surgeon_adapters import e3nn_ops", "surgeon_cli must not know"),
+        ("surgeon_adapters.e3nn_ops", "import surgeon_cli.main", "surgeon_adapters must not know"),
+    ],
+)
+def test_the_checker_sees_a_forbidden_import(module: str, source: str, words: str) -> None:
+    (sentence,) = violations(source, module)
+    assert re.search(words, sentence), sentence
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("surgeon.graph.record", "from . import compare\nfrom .compare import compare_graphs"),
+        ("surgeon.surgery.find", "from surgeon import __version__\nfrom surgeon.graph import record\nimport torch"),
+        ("surgeon.__init__", "from surgeon.testing import assert_equivariant"),
+        ("surgeon_cli.main", "from surgeon import find"),
+    ],
+)
+def test_the_checker_accepts_what_is_allowed(module: str, source: str) -> None:
+    assert violations(source, module) == []
+
+
+def test_no_row_names_a_module_twice() -> None:
+    assert len(ROW) == sum(len(modules) for modules in ROWS)
+
+
+def test_the_engine_imports_only_torch_at_once() -> None:
+    allowed = sys.stdlib_module_names | {"torch", "surgeon"}
+    found = {module: imports_at_once(source, module) - allowed for module, source in sources("surgeon").items()}
+    assert {module: roots for module, roots in found.items() if roots} == {}
+
+
+def test_the_checker_sees_an_import_at_once() -> None:
+    source = "import e3nn\nif TYPE_CHECKING:\n    import rich\ndef f():\n    import scipy\nclass C:\n    import onnx"
+    assert imports_at_once(source, "surgeon.errors") == {"e3nn", "onnx"}
+
+
+@pytest.mark.parametrize("use", ["", "[getattr(surgeon, name) for name in surgeon.__all__]"])
+def test_importing_the_engine_loads_nothing_heavy(use: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = f"""
+import time
+start = time.perf_counter(); import torch
+middle = time.perf_counter(); import surgeon; {use}
+print(f"{{time.perf_counter() - middle:.2f}} s beyond torch's {{middle - start:.2f}} s")
+print(*{{name.split(".")[0] for name in sys.modules}})
+"""
+    seconds, loaded = in_fresh_interpreter(code).splitlines()
+    with capsys.disabled():
+        print(f"\nimport surgeon{' and all public names' if use else ''}: {seconds}")
+    assert "surgeon" in loaded.split()
+    assert set(HEAVY) & set(loaded.split()) == set()
+
+
+def test_the_loaded_modules_are_seen() -> None:
+    loaded = in_fresh_interpreter("import scipy; print(*sys.modules)").split()
+    assert "scipy" in set(HEAVY) & set(loaded)
+
+
+def test_files_and_functions_are_short() -> None:
+    folders = ("surgeon", "adapters", "cli", "tests", "examples", "benchmarks")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = [line for path in paths for line in too_long(path.read_text("utf-8"), str(path.relative_to(ROOT)))]
+    assert len(paths) > 10
+    assert not found, "\n".join(found)
+
+
+def test_the_checker_sees_what_is_too_long() -> None:
+    body = "    x = 1\n"
+    assert too_long("def f():\n" + body * 59, "m") == []
+    assert too_long("class C:\n  async def f():\n" + body * 60, "m") == ["m.f has 61 lines, at most 60 are allowed"]
+    assert too_long("x = 1\n" * 500, "m") == []
+    assert too_long("x = 1\n" * 501, "m") == ["m has 501 lines, at most 500 are allowed"]

@@ -1,0 +1,283 @@
+"""The ways in which the model of a checkpoint is found, their order, and whom they trust."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.checkpoint import Checkpoint, open_checkpoint
+from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError, UsageError
+from surgeon.files import write_json, write_tensors
+from surgeon.models import find_model
+from surgeon.tasks import load_task
+
+FACTORY = """
+from pathlib import Path
+import torch
+Path(__file__).with_name("{name}.was-imported").touch()
+def build(width=3):
+    return torch.nn.Linear(width, 2)
+def number():
+    return 3
+value = 4
+"""
+TASK = """
+import torch
+class T:
+    def batches(self, split, seed): return [1]
+    def loss(self, outputs, batch): return outputs
+    {model}
+task = T()
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def factory(folder: Path, name: str) -> str:
+    """Write a module and return its factory; each test has a name of its own, since imports last."""
+    (folder / f"{name}.py").write_text(FACTORY.format(name=name))
+    return f"{name}:build"
+
+
+def was_imported(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.was-imported").exists()
+
+
+def checkpoint(folder: Path, width: int = 3, metadata: Mapping[str, str] | None = None) -> Checkpoint:
+    write_tensors(folder / "a.safetensors", nn.Linear(width, 2).state_dict(), metadata, force=True)
+    return open_checkpoint(folder / "a.safetensors")
+
+
+def task_file(
+    folder: Path, model: str = "def model(self): return torch.nn.Linear(3, 2)", name: str = "task.py"
+) -> Path:
+    (folder / name).write_text(TASK.format(model=model))
+    return folder / name
+
+
+def same(left: Any, right: Any) -> bool:
+    return set(left) == set(right) and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def register(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    points = EntryPoints([EntryPoint("some", value, "surgeon.models")])
+    monkeypatch.setattr("surgeon.models.metadata.entry_points", lambda group: points.select(group=group))
+
+
+def test_1_a_factory_of_the_user(here: Path) -> None:
+    name = factory(here, "user_factory_a")
+    found = find_model(checkpoint(here, 5), factory=name, arguments={"width": 5})
+    assert found.factory == {"factory": "user_factory_a:build", "args": {"width": 5}}
+    assert same(found.model.state_dict(), checkpoint_tensors(here))
+    assert "user_factory_a" in found.source
+    json.dumps(found.factory)
+
+
+def checkpoint_tensors(folder: Path) -> Mapping[str, Tensor]:
+    return open_checkpoint(folder / "a.safetensors").tensors
+
+
+def test_1_the_model_of_the_task(here: Path) -> None:
+    task = load_task(task_file(here, name="mine.py"))
+    found = find_model(checkpoint(here), task=task)
+    assert found.factory == {"task": str(here / "mine.py"), "args": {}}
+    assert same(found.model.state_dict(), checkpoint_tensors(here))
+    assert found.task is task
+
+
+def test_a_rebuilt_model_is_another_object_with_the_same_weights(here: Path) -> None:
+    found = find_model(checkpoint(here), factory=factory(here, "user_factory_b"))
+    again = found.rebuild()
+    assert again is not found.model
+    assert same(again.state_dict(), found.model.state_dict())
+    with torch.no_grad():
+        found.model.weight.add_(1)  # type: ignore[operator]
+    assert not same(again.state_dict(), found.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "words"),
+    [
+        ("user_factory_c", {}, "as `module:function`"),
+        ("no_such_module_z:build", {}, "there is no module 'no_such_module_z'"),
+        ("user_factory_c:biuld", {}, "it has build"),
+        ("user_factory_c:value", {}, "to be a function or class, got int"),
+        ("user_factory_c:number", {}, "to return a torch.nn.Module, got int"),
+        ("user_factory_c:build", {"depth": 1}, "it accepts width=3"),
+        (None, {"width": 3}, "need a factory: add `--model"),
+    ],
+)
+def test_a_bad_factory_of_the_user(here: Path, spec: str | None, arguments: dict[str, Any], words: str) -> None:
+    factory(here, "user_factory_c")
+    with pytest.raises(UsageError, match=words):
+        find_model(checkpoint(here), factory=spec, arguments=arguments)
+
+
+def test_weights_that_do_not_fit_are_an_error_and_not_the_next_way(here: Path) -> None:
+    task_file(here)
+    with pytest.raises(CheckpointError, match=r"weight is \(2, 3\) in the file and \(2, 4\) in the model"):
+        find_model(checkpoint(here), factory=factory(here, "user_factory_d"), arguments={"width": 4})
+
+
+def test_2_metadata_of_a_registered_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    statement = {"factory": factory(here, "stated_factory_a"), "args": {"width": 4}}
+    register(monkeypatch, "stated_factory_a:build")
+    found = find_model(checkpoint(here, 4, {"surgeon.model": json.dumps(statement)}))
+    assert found.factory == statement
+    assert same(found.model.state_dict(), checkpoint_tensors(here))
+
+
+def test_2_a_registered_factory_never_comes_from_the_current_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statement = {"factory": factory(here, "stated_factory_b")}
+    register(monkeypatch, "stated_factory_b:build")
+    with pytest.raises(CheckpointError, match="there is no module 'stated_factory_b'"):
+        find_model(checkpoint(here, 3, {"surgeon.model": json.dumps(statement)}))
+    assert not was_imported(here, "stated_factory_b")
+
+
+def test_2_an_unregistered_factory_is_imported_only_with_trust(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    register(monkeypatch, "stated_factory_c:other")
+    statement = {"factory": factory(here, "stated_factory_c")}
+    stated = checkpoint(here, 3, {"surgeon.model": json.dumps(statement)})
+    with pytest.raises(TrustError, match="'stated_factory_c:build'.*--trust-remote-code"):
+        find_model(stated)
+    assert not was_imported(here, "stated_factory_c")
+    assert isinstance(find_model(stated, trust_remote_code=True).model, nn.Linear)
+    assert was_imported(here, "stated_factory_c")
+
+
+def test_2_a_sidecar_has_the_same_rule(here: Path) -> None:
+    write_json(here / "a.safetensors.model.json", {"factory": factory(here, "stated_factory_d"), "args": {}})
+    with pytest.raises(TrustError, match="a.safetensors.model.json names the factory"):
+        find_model(checkpoint(here))
+    assert not was_imported(here, "stated_factory_d")
+    found = find_model(checkpoint(here), trust_remote_code=True)
+    assert found.factory == {"factory": "stated_factory_d:build", "args": {}}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"factory": 3}', '{"factory": "a:b", "args": []}', '{"factory": "a:b", "x": 1}']
+)
+def test_2_a_malformed_statement(here: Path, text: str) -> None:
+    with pytest.raises(CheckpointError, match="in the metadata of a.safetensors"):
+        find_model(checkpoint(here, 3, {"surgeon.model": text}), trust_remote_code=True)
+
+
+def recognise_linear(tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    if set(tensors) != {"weight", "bias"}:
+        return None
+    return nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
+
+
+def test_3_rebuilders(here: Path) -> None:
+    found = find_model(checkpoint(here, 7), rebuilders=[lambda tensors: None, recognise_linear])
+    assert found.factory is None
+    assert found.source.endswith("recognise_linear")
+    assert same(found.model.state_dict(), checkpoint_tensors(here))
+    assert found.rebuild() is not found.model
+
+
+def test_a_whole_module_is_its_own_model(here: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(3, 2)).eval(), here / "a.model")
+    opened = open_checkpoint(here / "a.model", trust_pickle=True)
+    found = find_model(opened, rebuilders=[lambda tensors: nn.Linear(1, 1)])
+    assert isinstance(found.model, nn.Sequential)
+    assert found.model is not opened.module
+    assert not found.model.training
+    assert same(found.model.state_dict(), opened.tensors)
+    assert "a.model" in found.source
+
+
+def test_4_a_task_beside_the_checkpoint_is_announced_before_it_runs(here: Path) -> None:
+    path = task_file(here, "def model(self): return torch.nn.Linear(3, 2)\n    open('ran', 'w').close()")
+    seen: list[tuple[str, bool]] = []
+    found = find_model(checkpoint(here), announce=lambda place: seen.append((place, (here / "ran").exists())))
+    assert seen == [(str(path), False)]
+    assert (here / "ran").exists()
+    assert found.task is not None
+    assert found.task.path == path
+    assert found.factory == {"task": str(path), "args": {}}
+
+
+@pytest.mark.parametrize("remote", ["flag", "cache"])
+def test_4_a_task_from_elsewhere_is_never_run(here: Path, remote: str) -> None:
+    folder = here / "models--owner--name" / "snapshots" / "abc" if remote == "cache" else here
+    folder.mkdir(parents=True, exist_ok=True)
+    task_file(folder, "open('ran', 'w').close()")
+    with pytest.raises(ModelNotFoundError):
+        find_model(checkpoint(folder), local=remote != "flag")
+    assert not (here / "ran").exists()
+
+
+def test_4_a_task_without_model(here: Path) -> None:
+    task_file(here, "")
+    with pytest.raises(ModelNotFoundError):
+        find_model(checkpoint(here))
+
+
+def test_a_task_whose_model_is_none(here: Path) -> None:
+    path = task_file(here, "def model(self): return 3", "mine.py")
+    with pytest.raises(TaskError, match="to return a torch.nn.Module, got int"):
+        find_model(checkpoint(here), task=load_task(path))
+    path = task_file(here, "model = 3", "mine.py")
+    with pytest.raises(TaskError, match="to be a method, got int"):
+        find_model(checkpoint(here), task=load_task(path))
+
+
+def test_the_first_way_that_applies_wins(here: Path) -> None:
+    statement = {"factory": factory(here, "stated_factory_e"), "args": {}}
+    stated = checkpoint(here, 3, {"surgeon.model": json.dumps(statement)})
+    task_file(here)
+    user = factory(here, "user_factory_e")
+    mine = load_task(task_file(here, name="mine.py"))
+    others = {"trust_remote_code": True, "rebuilders": [recognise_linear]}
+    assert "user_factory_e" in find_model(stated, factory=user, task=mine, **others).source  # type: ignore[arg-type]
+    assert "mine.py" in find_model(stated, task=mine, **others).source  # type: ignore[arg-type]
+    assert "stated_factory_e" in find_model(stated, **others).source  # type: ignore[arg-type]
+    assert "recognise_linear" in find_model(checkpoint(here), rebuilders=[recognise_linear]).source
+    assert "task.py" in find_model(checkpoint(here)).source
+
+
+def test_nothing_found_lists_the_ways_and_the_keys(here: Path) -> None:
+    write_tensors(here / "b.safetensors", {f"k{i:02d}": torch.ones(1) for i in range(12)})
+    with pytest.raises(ModelNotFoundError) as caught:
+        find_model(open_checkpoint(here / "b.safetensors"))
+    text = str(caught.value)
+    for words in ("--task", "--model", "surgeon.model", "b.safetensors.model.json", "adapter", "task.py", "12 keys"):
+        assert words in text
+    assert "k09" in text
+    assert "k10" not in text
+
+
+def test_a_prefix_can_be_the_models_own(here: Path) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(3, 2)
+
+    model = Wrapper()
+    torch.save(model.state_dict(), here / "a.pt")
+    opened = open_checkpoint(here / "a.pt")
+    assert opened.prefix == "module."
+    assert same(find_model(opened, rebuilders=[lambda tensors: Wrapper()]).model.state_dict(), model.state_dict())
+    assert isinstance(find_model(opened, rebuilders=[recognise_linear]).model, nn.Linear)
+
+
+def test_the_mode_of_the_factory_is_kept(here: Path) -> None:
+    assert find_model(checkpoint(here), rebuilders=[recognise_linear]).model.training
+    assert not find_model(checkpoint(here), rebuilders=[lambda tensors: nn.Linear(3, 2).eval()]).model.training
