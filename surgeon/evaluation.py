@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,13 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def evaluate(model: nn.Module, task: Task, split: Split, device: torch.device | None = None) -> dict[str, float]:
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer; the CPU if it has none."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def evaluate(model: nn.Module, task: Task, split: Split) -> dict[str, float]:
     """Return the task's metrics over a split, in eval mode: the sum of sums over the sum of counts.
 
     Gradients stay enabled, because some models return derivatives of their energy.
@@ -39,9 +46,10 @@ def evaluate(model: nn.Module, task: Task, split: Split, device: torch.device | 
     """
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
+    device = device_of(model)
     with in_evaluation_mode(model):
         for batch in task_batches(task, split, 0):
-            moved = to_device(batch, device) if device else batch
+            moved = to_device(batch, device)
             outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
             for name, (total, count) in task_metrics(task, outputs, moved).items():
                 sums[name] += float(total)

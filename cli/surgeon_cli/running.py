@@ -8,7 +8,16 @@ from pathlib import Path
 from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
 from surgeon.files import check_writable
 from surgeon.tasks import primary_metric
-from surgeon.training import Finetuner, FinetuneResult, FinetuneSettings, arm_named, has_run, restore_run, save_run
+from surgeon.training import (
+    Finetuner,
+    FinetuneResult,
+    FinetuneSettings,
+    arm_named,
+    has_run,
+    read_record,
+    restore_run,
+    save_run,
+)
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import print_json, say
@@ -62,11 +71,11 @@ def _run(finetuner: Finetuner, workspace: Workspace, target: Path, quiet: bool) 
         try:
             return finetuner.run(bar, lambda run: save_run(target, run, workspace))
         except KeyboardInterrupt:
-            kept = f"everything up to epoch {len(finetuner.state.history) - 1} is in {target}/"
-            nothing = "nothing was written yet"
+            kept = "nothing was written yet"
+            if has_run(target):
+                kept = f"everything up to epoch {read_record(target)['state']['epoch']} is in {target}/"
             raise TrainingError(
-                f"interrupted in epoch {finetuner.state.epoch}: {kept if has_run(target) else nothing}; "
-                "give the same command again to go on"
+                f"interrupted in epoch {finetuner.state.epoch}: {kept}; give the same command again to go on"
             ) from None
 
 

@@ -3,7 +3,7 @@
 from surgeon.training.arms import ARMS, Arm, arm_named
 from surgeon.training.compare import ArmRun, Comparison, compare, summarise_runs, sweep
 from surgeon.training.engine import Finetuner, FinetuneResult, StepEvent, finetune
-from surgeon.training.runs import has_run, restore_run, save_run
+from surgeon.training.runs import has_run, read_record, restore_run, save_run
 from surgeon.training.settings import PRESETS, FinetuneSettings
 
 __all__ = [
@@ -15,13 +15,14 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "Finetuner",
-    "has_run",
-    "restore_run",
-    "save_run",
     "StepEvent",
     "arm_named",
     "compare",
     "finetune",
+    "has_run",
+    "read_record",
+    "restore_run",
+    "save_run",
     "summarise_runs",
     "sweep",
 ]

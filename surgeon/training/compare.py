@@ -93,7 +93,7 @@ class Comparison:
             arm.name, seed, rate, result.validation, test, result.best_epoch, result.steps, result.seconds, sites
         )
         if on_model:
-            on_model(run, model)
+            on_model(run, model.cpu())
         return run
 
 

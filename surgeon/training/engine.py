@@ -142,23 +142,19 @@ class Finetuner:
 
         Args:
             on_step: called after every optimiser step.
-            on_epoch: called after every epoch, when the state is consistent: the place to save it.
+            on_epoch: called after every epoch that ends with an evaluation: the place to save the state.
 
         Raises:
             TrainingError: if a loss or penalty is not finite; the model then holds the best weights so far.
             TaskError: if the task returns something unusable.
         """
         if not self.state.history:
-            self._finish_epoch(math.nan, math.nan, time.perf_counter())
-            if on_epoch:
-                on_epoch(self)
+            self._finish_epoch(math.nan, math.nan, time.perf_counter(), on_epoch)
         while self.state.epoch < self.settings.epochs:
             started = time.perf_counter()
             self.state.epoch += 1
             loss, penalty = self._train_epoch(on_step)
-            self._finish_epoch(loss, penalty, started)
-            if on_epoch:
-                on_epoch(self)
+            self._finish_epoch(loss, penalty, started, on_epoch)
         self._load_best()
         state = self.state
         return FinetuneResult(
@@ -235,7 +231,9 @@ class Finetuner:
         evaluated = (entry["validation"] for entry in reversed(self.state.history) if entry["validation"])
         return next(evaluated, {})
 
-    def _finish_epoch(self, loss: float, penalty: float, started: float) -> None:
+    def _finish_epoch(
+        self, loss: float, penalty: float, started: float, on_epoch: Callable[[Finetuner], None] | None
+    ) -> None:
         """Evaluate if it is time, and append the epoch to the history."""
         state = self.state
         theta = self.relaxation.theta if self.relaxation is not None else (0.0, 0.0)
@@ -254,16 +252,17 @@ class Finetuner:
                 "seconds": state.seconds,
             }
         )
+        if due and on_epoch:
+            on_epoch(self)
 
     def _evaluate(self, theta: tuple[float, float]) -> tuple[dict[str, float], dict[str, float]]:
         """Return clean metrics and those of the relaxed model, and keep the weights if the clean ones are the best."""
         state, relaxation = self.state, self.relaxation
-        device = self.accelerator.device
-        current = evaluate(self.model, self.task, "validation", device)
+        current = evaluate(self.model, self.task, "validation")
         clean = current
         if relaxation is not None:
             with relaxation.clean():
-                clean = evaluate(self.model, self.task, "validation", device)
+                clean = evaluate(self.model, self.task, "validation")
         if self.metric not in clean:
             raise TaskError(
                 f"expected the primary metric {self.metric!r} among those that metrics() returns, "
