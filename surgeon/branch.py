@@ -71,9 +71,14 @@ class Branch(nn.Module):
             if self.mode == "drop" or self.fold_map is None:
                 return None
             return functional.linear(x, self.theta[1] * self.foldable_part())
-        if self.tapping != "nothing" and self.training and torch.is_grad_enabled():
+        if self._records():
             self._tap(x.detach())
         return functional.linear(x, self.effective_weight())
+
+    def _records(self) -> bool:
+        # Activation checkpointing runs the forward again during backward, when the penalty has been taken already.
+        in_backward = torch._C._current_graph_task_id() != -1
+        return self.tapping != "nothing" and self.training and torch.is_grad_enabled() and not in_backward
 
     def _tap(self, x: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -97,12 +98,14 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
     written: dict[str, float] = {}
     details: dict[str, Any] = {"versions": versions(), "tensors": len(left.keys)}
     allowed = buffers_written_by_training(before, run) if run else {}
-    differences["buffers"] = []
+    differences["buffers"] = _differing(
+        "presence of buffer", dict.fromkeys(left.buffers, "yes"), dict.fromkeys(right.buffers, "yes")
+    )
     for name, value in left.buffers.items():
         other = right.buffers.get(name)
         if other is None or _same(value, other):
             continue
-        if name in allowed and value.shape == other.shape:
+        if name in allowed and (value.shape, value.dtype) == (other.shape, other.dtype):
             written[name] = float((other.double() - value.double()).abs().max()) if value.numel() else 0.0
         else:
             differences["buffers"].append(f"buffer {name} changed and the model's training forward does not write it")
@@ -145,3 +148,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what times depend on: processor architecture, cores, torch's threads, accelerator."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }

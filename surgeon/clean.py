@@ -65,7 +65,9 @@ def write_clean(
                 key.removeprefix(original.prefix) if key not in original.tensors else key: value
                 for key, value in tensors.items()
             }
-            write_container(original, unprefixed, temporary / original.path.name)
+            name = original.path.name
+            taken = (temporary / name).exists()  # an original that is called model.safetensors itself
+            write_container(original, unprefixed, temporary / (f"original-{name}" if taken else name))
         return sorted(path.name for path in temporary.iterdir())
 
 

@@ -10,8 +10,11 @@ terms; the root is taken per term, which by Jensen's inequality bounds the paper
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from surgeon.errors import ShapeError
 from surgeon.representations import BlockOperator, Representation
@@ -35,6 +38,7 @@ class Commutator:
             (rho_out.element_actions(), rho_in.element_actions()),
         )
         self._pairs: list[tuple[BlockOperator, BlockOperator]] = [pair for pair in pairs if pair[0].count]
+        self._cast: dict[tuple[torch.dtype, torch.device], list[tuple[BlockOperator, BlockOperator]]] = {}
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Return all defects of ``weight`` (d_out, d_in), stacked: shape (n_generators + n_elements, d_out, d_in)."""
@@ -45,8 +49,29 @@ class Commutator:
             )
         if not self._pairs:
             return weight.new_zeros((0, *weight.shape))
-        self._pairs = [(out.to(weight), into.to(weight)) for out, into in self._pairs]
-        return torch.cat([out.left(weight) - into.right(weight) for out, into in self._pairs])
+        return torch.cat([out.left(weight) - into.right(weight) for out, into in self._operators(weight)])
+
+    def _operators(self, like: Tensor) -> list[tuple[BlockOperator, BlockOperator]]:
+        # Always cast from float64: operators that went through float32 would stay rounded.
+        key = (like.dtype, like.device)
+        if key not in self._cast:
+            self._cast = {key: [(out.to(like), into.to(like)) for out, into in self._pairs]}
+        return self._cast[key]
+
+    def adjoint(self, defects: Tensor) -> Tensor:
+        """Return the adjoint of the map applied to a stack: ``sum_A rho_out(A)^T M_A - M_A rho_in(A)^T``.
+
+        Args:
+            defects: shape (n_generators + n_elements, d_out, d_in).
+
+        Returns:
+            Shape (d_out, d_in).
+        """
+        total = defects.new_zeros(defects.shape[1:])
+        parts = torch.split_with_sizes(defects.mT, [out.count for out, _ in self._pairs])
+        for (out, into), part in zip(self._operators(defects), parts, strict=True):
+            total = total + (out.right(part) - into.left(part)).sum(0).T
+        return total
 
 
 def _check_moments(weight: Tensor, moments: Tensor) -> None:
@@ -147,3 +172,44 @@ def commutator_penalty_rows(
     """
     defects = (commutator or Commutator(rho_out, rho_in))(weight)
     return _root((rows @ defects.mT).square().sum(-1)).mean(-1).sum()
+
+
+class _GramPenalty(torch.autograd.Function):
+    """Both terms in the Gram form with their gradients in closed form: no graph of small operations is built."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, moments: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor]:
+        """Return the norm term and the defect term, each of shape ()."""
+        maps = torch.cat([weight.unsqueeze(0), commutator(weight)])
+        products = maps @ moments
+        roots = _root((products * maps).sum(dim=(1, 2)))
+        # d sqrt(tr(M C M^T) + eps) = tr(dM C M^T) / sqrt(...), for symmetric C.
+        directions = products / roots[:, None, None]
+        context.save_for_backward(directions[0], commutator.adjoint(directions[1:]))
+        return roots[0], roots[1:].sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, norm: Tensor, defect: Tensor) -> tuple[Tensor, None, None]:
+        """Combine the two saved gradients."""
+        first, second = context.saved_tensors
+        return norm * first + defect * second, None, None
+
+
+def gram_penalty(weight: Tensor, moments: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor]:
+    """Return what :func:`norm_penalty` and :func:`commutator_penalty` return, at a fraction of the cost.
+
+    Args:
+        weight: shape (d_out, d_in).
+        moments: shape (d_in, d_in); mean of x x^T over rows, symmetric, detached.
+        commutator: the operators of the site's representations.
+
+    Returns:
+        Norm term and defect term, each of shape (); differentiable once in ``weight``.
+
+    Raises:
+        ShapeError: if a dimension does not match.
+    """
+    _check_moments(weight, moments)
+    terms: tuple[Tensor, Tensor] = _GramPenalty.apply(weight, moments, commutator)  # type: ignore[no-untyped-call]
+    return terms

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,12 @@ from surgeon.checkpoint import (
     read_relaxed,
     split_state,
 )
-from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError
+from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
+from surgeon.files import sha256_of_file
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.registry import installed_adapters
 from surgeon.schedule import Schedule
-from surgeon.surgery import Relaxation, relax
+from surgeon.surgery import PenaltyForm, Relaxation, relax
 from surgeon.tasks import LoadedTask, load_task
 from surgeon.types import StripMode
 
@@ -211,11 +212,25 @@ def _find_for_folder(
     checkpoint = _weights_of(files)
     try:
         return checkpoint, _find(checkpoint, task, options)
-    except ModelNotFoundError:
+    except TrustError as error:
+        factory = (files.config.model or {}).get("factory")
+        raise TrustError(
+            f"the relaxed folder {str(files.folder)!r} names the factory {factory!r}, which no installed package "
+            f"registers: give it again as `--model {factory}`, or import it with `--trust-remote-code` if you trust it"
+        ) from error
+    except ModelNotFoundError as error:
         # The original may be a whole module, which is its own architecture.
         path = Path(options.original or files.config.base["file"])
-        if not options.trust_pickle or not path.is_file():
-            raise
+        if not path.is_file():
+            raise ModelNotFoundError(
+                f"nothing says how to build the model of {str(files.folder)!r}, and its original {str(path)!r} is not "
+                "there: give `--task FILE`, `--model module:function`, or `--original FILE`"
+            ) from error
+        if not options.trust_pickle:
+            raise ModelNotFoundError(
+                f"nothing says how to build the model of {str(files.folder)!r}: give `--task FILE` or "
+                f"`--model module:function`, or `--trust-pickle` if its original {path.name} is a whole pickled module"
+            ) from error
         original = open_checkpoint(path, trust_pickle=True)
         checkpoint = dataclasses.replace(original, tensors=files.base, prefix="")
         return checkpoint, _find(checkpoint, task, options)
@@ -224,21 +239,31 @@ def _find_for_folder(
 def _open_relaxed(folder: Path, options: OpenOptions, mode: StripMode | None) -> Workspace:
     files = read_relaxed(folder)
     config = files.config
-    task = _task_of(config, options)
+    task = _task_of(folder, config, options)
     checkpoint, found = _find_for_folder(files, task, options)
+    schedule, form = _training_form(config, folder)
     relaxation = relax(
-        found.model,
-        config.plan,
-        mode=mode or config.strip_mode,
-        schedule=Schedule(config.schedule["name"], **config.schedule["settings"]),
-        penalty_form=config.penalty["form"],
+        found.model, config.plan, mode=mode or config.strip_mode, schedule=schedule, penalty_form=form
     )
     load_branches(relaxation, files.branches)
     relaxation.set_theta(*config.theta)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files)
 
 
-def _task_of(config: RelaxedConfig, options: OpenOptions) -> LoadedTask | None:
+def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, PenaltyForm]:
+    form = config.penalty["form"]
+    if form not in get_args(PenaltyForm):
+        raise CheckpointError(
+            f"expected a penalty form among {', '.join(get_args(PenaltyForm))} in {str(folder)!r}, got {form!r}: "
+            "correct it"
+        )
+    try:
+        return Schedule(config.schedule["name"], **config.schedule["settings"]), form
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the schedule in {str(folder)!r} is unusable ({error}): correct it") from error
+
+
+def _task_of(folder: Path, config: RelaxedConfig, options: OpenOptions) -> LoadedTask | None:
     """Return the task the user gives, else the one that the folder was made with, if it is still the same."""
     if options.task:
         return load_task(options.task, options.task_arguments)
@@ -247,10 +272,17 @@ def _task_of(config: RelaxedConfig, options: OpenOptions) -> LoadedTask | None:
     spec, recorded = config.task["path"], config.task["sha256"]
     if spec.endswith(".py") and not Path(spec).is_file():
         raise TaskError(f"expected the task file {spec!r}, but it is not there any more: give `--task FILE`")
-    if options.announce:
+    if Path(spec).resolve().is_relative_to(folder.resolve()):
+        raise TaskError(
+            f"the relaxed folder names the task file {spec!r} inside itself, which may come from somebody else: "
+            "check it and give it as `--task FILE`"
+        )
+    is_file = Path(spec).is_file()
+    unchanged = not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
+    if options.announce and (unchanged or options.accept_changed_task):
         options.announce(spec)
-    task = load_task(spec, config.task["args"])
-    if task.sha256 != recorded and not options.accept_changed_task:
+    task = load_task(spec, config.task["args"]) if unchanged or options.accept_changed_task else None
+    if task is None or (task.sha256 != recorded and not options.accept_changed_task):
         raise TaskError(
             f"expected the task file {spec!r} as it was when the model was relaxed, but it has changed: "
             "check it and give `--accept-changed-task`"
@@ -264,7 +296,8 @@ def load_branches(relaxation: Relaxation, tensors: Mapping[str, Tensor]) -> None
     Raises:
         CheckpointError: if names or shapes are not those of the branches.
     """
-    own = {key: value for key, value in relaxation.model.state_dict().items() if CHILD in key.split(".")}
+    # a shared module goes by its first name, as in the file
+    own = {name: value for name, value in relaxation.model.named_parameters() if CHILD in name.split(".")}
     unknown = sorted(own.keys() ^ tensors.keys())
     wrong = unknown or sorted(key for key in own if own[key].shape != tensors[key].shape)
     if wrong:

@@ -6,10 +6,11 @@ attributes) keeps its role.
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class E3nnAdapter:
             return None
         o3 = import_e3nn()
         if isinstance(module, o3.Linear):
-            return _own_weights(module) or _propose_linear(module, group)
+            return _unsupported_linear(module) or _own_weights(module) or _propose_linear(module, group)
         if isinstance(module, o3.TensorProduct) and module.weight_numel:
             if "y" not in _forward_names(module):
                 return Refusal(f"{type(module).__name__} is quadratic in its argument, not linear")
@@ -47,6 +48,8 @@ class E3nnAdapter:
 
     def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
         """Linear layers fold as they are; tensor products need a constant scalar in their second input."""
+        if "weight" not in module._parameters:
+            return None, "not foldable: its weight is computed from other parameters"
         if isinstance(module, import_e3nn().Linear):
             return {"parameter": "weight"}, ""
         if not calls:
@@ -73,8 +76,7 @@ class E3nnAdapter:
 
 
 def _forward_names(module: nn.Module) -> tuple[str, ...]:
-    code = type(module).forward.__code__
-    return code.co_varnames[1 : code.co_argcount]
+    return tuple(inspect.signature(module.forward).parameters)
 
 
 def _own_weights(module: Any) -> Refusal | None:
@@ -85,11 +87,15 @@ def _own_weights(module: Any) -> Refusal | None:
     return None
 
 
-def _propose_linear(module: Any, group: Group) -> Proposal | Refusal:
+def _unsupported_linear(module: Any) -> Refusal | None:
     if any(getattr(module, name, None) is not None for name in ("f_in", "f_out")):
         return Refusal("it mixes an additional channel axis (f_in, f_out), which is not supported")
     if not module.weight_numel:
         return Refusal("its input and output share no irrep, so it has no weights")
+    return None
+
+
+def _propose_linear(module: Any, group: Group) -> Proposal:
     rho_in, rho_out = (irreps(group, str(labels)) for labels in (module.irreps_in, module.irreps_out))
     return Proposal(_forward_names(module)[0], "linear", rho_in, rho_out)
 
@@ -106,7 +112,7 @@ def _constant_scalars(module: Any, calls: Sequence[Mapping[str, Any]]) -> dict[s
     """Return the flat indices of the scalars of the second input that never vary, with their values."""
     second = _forward_names(module)[1]
     values = torch.cat([call[second].reshape(-1, module.irreps_in2.dim) for call in calls])
-    if not len(values):
+    if len(values) < 2:  # a single row cannot show what varies
         return {}
     tolerance = CONSTANT_TO.get(values.dtype, 1e-2)
     found: dict[str, float] = {}
@@ -117,23 +123,47 @@ def _constant_scalars(module: Any, calls: Sequence[Mapping[str, Any]]) -> dict[s
             column = values[:, index].double()
             spread, value = float(column.max() - column.min()), float(column.mean())
             if value != 0 and spread <= tolerance * abs(value):
-                found[str(index)] = round(value) if abs(value - round(value)) <= tolerance else value
+                found[str(index)] = round(value) if abs(value - round(value)) <= tolerance * abs(value) else value
     return found
 
 
-_Path = tuple[int, int, int, int, int, float]
-"""Position of a weight, input block and copy, output block and copy, coefficient."""
+@dataclass(frozen=True)
+class _Path:
+    """The weights of one path, each connecting a copy of its input block to a copy of its output block.
+
+    Attributes:
+        i_in: input block.
+        i_out: output block.
+        position: shape (k,), long: positions in the flattened weight.
+        u: shape (k,), long: copies within the input block.
+        v: shape (k,), long: copies within the output block.
+        coefficient: shape (k,), float64.
+    """
+
+    i_in: int
+    i_out: int
+    position: Tensor
+    u: Tensor
+    v: Tensor
+    coefficient: Tensor
+
+
+def _grid(shape: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the row-major positions 0, 1, ... in an array of this shape, and the index along each of its axes."""
+    flat = torch.arange(math.prod(shape))
+    return flat, torch.unravel_index(flat, tuple(shape))
 
 
 def _linear_paths(module: Any) -> Iterator[_Path]:
     """``out[v] += path_weight * w[u, v] * x[u]`` for every instruction that is not a bias."""
-    position = 0
+    first = 0
     for path in module.instructions:
         if path.i_in < 0:
             continue
-        for u, v in itertools.product(*map(range, path.path_shape)):
-            yield position, path.i_in, u, path.i_out, v, path.path_weight
-            position += 1
+        flat, (u, v) = _grid(path.path_shape)
+        coefficient = torch.full(flat.shape, float(path.path_weight), dtype=torch.float64)
+        yield _Path(path.i_in, path.i_out, first + flat, u, v, coefficient)
+        first += len(flat)
 
 
 def _tensor_product_paths(module: Any, scalars: Mapping[int, float]) -> Iterator[_Path]:
@@ -141,26 +171,30 @@ def _tensor_product_paths(module: Any, scalars: Mapping[int, float]) -> Iterator
 
     The Wigner 3j symbol of such a path is the identity over ``sqrt(2l + 1)``.
     """
-    position = 0
+    constants = torch.zeros(module.irreps_in2.dim, dtype=torch.float64)
+    for index, value in scalars.items():
+        constants[index] = value
     starts = [section.start for section in module.irreps_in2.slices()]
+    first = 0
     for path in module.instructions:
         if not path.has_weight:
             continue
-        first, position = position, position + math.prod(path.path_shape)
+        flat, indices = _grid(path.path_shape)
+        position, first = first + flat, first + len(flat)
         mul_2, irrep_2 = module.irreps_in2[path.i_in2]
         irrep_out = module.irreps_out[path.i_out].ir
-        if irrep_2.l != 0 or module.irreps_in1[path.i_in1].ir.l != irrep_out.l:
+        copies = _copies_of(path.connection_mode, indices, mul_2)
+        if copies is None or irrep_2.l != 0 or module.irreps_in1[path.i_in1].ir.l != irrep_out.l:
             continue
-        scale = path.path_weight / math.sqrt(irrep_out.dim)
-        for offset, indices in enumerate(itertools.product(*map(range, path.path_shape))):
-            u, v, w = _copies_of(path.connection_mode, indices, mul_2)
-            y = scalars.get(starts[path.i_in2] + v, 0.0)
-            if w >= 0 and y:
-                yield first + offset, path.i_in1, u, path.i_out, w, scale * y
+        u, v, w = copies
+        y = constants[starts[path.i_in2] + v]
+        coefficient = y * float(path.path_weight) / math.sqrt(irrep_out.dim)
+        kept = y != 0
+        yield _Path(path.i_in1, path.i_out, position[kept], u[kept], w[kept], coefficient[kept])
 
 
-def _copies_of(mode: str, indices: tuple[int, ...], mul_2: int) -> tuple[int, int, int]:
-    """Return the copies (u of the first input, v of the second, w of the output) that a weight connects."""
+def _copies_of(mode: str, indices: Sequence[Tensor], mul_2: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the copies (u of the first input, v of the second, w of the output) that the weights connect."""
     match mode:
         case "uvw":
             return indices[0], indices[1], indices[2]
@@ -175,7 +209,7 @@ def _copies_of(mode: str, indices: tuple[int, ...], mul_2: int) -> tuple[int, in
         case "uvuv":
             return indices[0], indices[1], indices[0] * mul_2 + indices[1]
         case _:  # antisymmetric modes of tensor squares
-            return 0, 0, -1
+            return None
 
 
 def _copy_offsets(labels: Any, rho: Representation) -> list[tuple[str, int]]:
@@ -194,17 +228,17 @@ def _entries(
 ) -> dict[str, WeightEntries]:
     in1 = module.irreps_in if hasattr(module, "irreps_in") else module.irreps_in1
     blocks_in, blocks_out = _copy_offsets(in1, rho_in), _copy_offsets(module.irreps_out, rho_out)
-    collected: dict[str, list[tuple[int, int, int, float]]] = {}
-    for position, i_in, u, i_out, v, coefficient in paths:
-        (label, first_in), (label_out, first_out) = blocks_in[i_in], blocks_out[i_out]
+    collected: dict[str, list[tuple[Tensor, ...]]] = {}
+    for path in paths:
+        (label, first_in), (label_out, first_out) = blocks_in[path.i_in], blocks_out[path.i_out]
         if label == label_out:
-            collected.setdefault(label, []).append((position, first_out + v, first_in + u, coefficient))
+            entry = (path.position, first_out + path.v, first_in + path.u, path.coefficient)
+            collected.setdefault(label, []).append(entry)
     rows, columns = copy_indices(rho_out), copy_indices(rho_in)
     result = {}
     for label, entries in collected.items():
-        table = torch.tensor(entries, dtype=torch.float64).T
-        weight, out_copy, in_copy = table[:3].long()
-        result[label] = WeightEntries(rows[label], columns[label], weight, out_copy, in_copy, table[3])
+        weight, out_copy, in_copy, coefficient = (torch.cat(parts) for parts in zip(*entries, strict=True))
+        result[label] = WeightEntries(rows[label], columns[label], weight, out_copy, in_copy, coefficient)
     return result
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from surgeon.certificate import certify, versions
+from surgeon.certificate import certify, machine, versions
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files import check_writable, write_json
 from surgeon.groups import parse_group
@@ -33,6 +34,7 @@ def run_comparison(
     options: OpenOptions,
     force: bool,
     json_output: bool,
+    sweep_seeds: int = 1,
 ) -> None:
     """Train all arms from the original checkpoint, print one table, and write one record."""
     target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-compare.json")
@@ -53,7 +55,7 @@ def run_comparison(
     with training_bar(metric, json_output) as bar:
         start = None if bar is None else lambda arm, seed, rate: bar.start(f"{arm}, seed {seed}, lr {rate:g}")
         if grid:
-            swept = sweep(comparison, arms, grid, on_start=start, on_step=bar)
+            swept = sweep(comparison, arms, grid, range(sweep_seeds), on_start=start, on_step=bar)
         judge = _Judge(workspace)
         rates = swept["best"] if swept else None
         runs = compare(comparison, arms, range(seeds), rates, start, bar, judge)
@@ -67,12 +69,14 @@ def run_comparison(
         "group": workspace.relaxation.plan.group,
         "sites": len(workspace.relaxation.plan.sites),
         "versions": versions(),
+        "machine": machine(),
+        "command": ["surgeon", *sys.argv[1:]],
     }
     write_json(target, data, force=force)
     if json_output:
         print_json(data)
         return
-    if swept:
+    if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
         console().print(sweep_table(swept))
     console().print(comparison_table(rows, metric, seeds))
     for sentence in sentences(rows, metric):
@@ -141,9 +145,9 @@ def read_sweep(path: Path) -> Mapping[str, Any]:
     try:
         data: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         data = data.get("sweep") or data
-        dict(data["best"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {**data, "best": {str(arm): float(rate) for arm, rate in data["best"].items()}}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"expected the record of a sweep in {str(path)!r}, could not read one ({error})"
+            f"expected the record of a sweep in {str(path)!r}, could not read one ({error}): give the file that "
+            "--lr-grid wrote"
         ) from error
-    return data

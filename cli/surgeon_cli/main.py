@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from surgeon import __version__
 from surgeon.errors import SurgeonError
 from surgeon_cli import commands
+
+INTERRUPTED = 130
+"""What newer versions of typer return after Ctrl-C instead of raising."""
+
+_INTERRUPTION = "interrupted; nothing half-written was left, give the same command again to repeat it"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,29 +49,41 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given[:1]
     try:
-        code = app(args=given, standalone_mode=False)
+        code = app(args=given, prog_name="surgeon", standalone_mode=False)
+        if code == INTERRUPTED:
+            code = _report(_INTERRUPTION, 2, debug=False)
     except SurgeonError as error:
         code = _report(str(error), error.exit_code, debug)
-    except click.exceptions.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        code = _report("interrupted; nothing half-written was left, give the same command again to repeat it", 2, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _report(_INTERRUPTION, 2, debug)
     except Exception as error:
-        text = str(error).strip().splitlines() or ["no message"]
-        code = _report(
-            f"unexpected {type(error).__name__}: {text[0]} - in the model, the task, or surgeon itself; "
-            "`surgeon --debug ...` shows where",
-            2,
-            debug,
-        )
+        code = _report_usage(error, debug) if hasattr(error, "format_message") else _report_unexpected(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report_usage(error: Any, debug: bool) -> int:
+    """Report what is wrong with the command itself; whether typer uses click or a copy of it."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is on screen already
+        return 2
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "surgeon"
+    return _report(f"{error.format_message().strip().rstrip('.')}: see `{command} --help`", 2, debug)
+
+
+def _report_unexpected(error: Exception, debug: bool) -> int:
+    text = str(error).strip().splitlines() or ["no message"]
+    return _report(
+        f"unexpected {type(error).__name__}: {text[0]} - in the model, the task, or surgeon itself; "
+        "`surgeon --debug ...` shows where",
+        2,
+        debug,
+    )
 
 
 def _report(text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
     return code
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from surgeon.checkpoint import find_only_folder
+from surgeon.checkpoint import find_only_folder, is_relaxed_folder
 from surgeon.errors import UsageError
+from surgeon.training import has_run
 from surgeon.workspace import OpenOptions
 from surgeon_cli.screen import say
 
@@ -124,11 +125,33 @@ def open_options(
     )
 
 
-def folder_or_only(path: Path | None, quiet: bool = False) -> Path:
-    """Return the path, or the only relaxed folder in the current directory, which is named on screen."""
+def refuse_overwriting(target: Path, *inputs: str | Path | None) -> None:
+    """Refuse an output folder in which an input of the command lies, which `--force` would delete.
+
+    Raises:
+        UsageError: naming the input.
+    """
+    for given in inputs:
+        if given is not None and Path(given).resolve().is_relative_to(target.resolve()):
+            raise UsageError(
+                f"expected an output apart from the input, but {str(given)!r} lies in {str(target)!r}: "
+                "choose another `-o`"
+            )
+
+
+def folder_or_only(path: Path | None, quiet: bool = False, untrained: bool = False) -> Path:
+    """Return the path, or the only relaxed folder in the current directory, which is named on screen.
+
+    Args:
+        path: what the user named, if anything.
+        quiet: print nothing.
+        untrained: leave run folders aside where there is one other folder, so that `finetune` repeats itself.
+    """
     if path is not None:
         return path
-    found = find_only_folder(Path.cwd())
+    fresh = [place for place in Path.cwd().iterdir() if place.is_dir() and is_relaxed_folder(place)]
+    fresh = [place for place in fresh if not place.name.startswith(".") and not has_run(place)]
+    found = Path.cwd() / fresh[0].name if untrained and len(fresh) == 1 else find_only_folder(Path.cwd())
     if not quiet:
         say(f"using {found.name}/, the only relaxed folder here")
     return found

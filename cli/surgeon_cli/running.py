@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from surgeon.checkpoint import read_relaxed
 from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
 from surgeon.files import check_writable
 from surgeon.tasks import primary_metric
@@ -19,6 +20,7 @@ from surgeon.training import (
     save_run,
 )
 from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon_cli.options import refuse_overwriting
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import print_json, say
 
@@ -35,8 +37,7 @@ def run_training(
     """Train, saving after every epoch, and say what came out."""
     target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-run")
     resuming = has_run(target) and not force
-    if target.resolve() == folder.resolve():
-        raise UsageError(f"expected an output other than the input {str(folder)!r}: choose another `-o`")
+    refuse_overwriting(target, folder, options.task, options.original)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not (resuming or force):
         raise ExistsError(
             f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
@@ -50,10 +51,13 @@ def run_training(
         raise CheckpointError(
             f"expected a relaxed folder, got the plain checkpoint {str(folder)!r}: run `surgeon relax {folder}` first"
         )
+    base, task = workspace.files.config.base["file"] if workspace.files else None, workspace.require_task()
+    refuse_overwriting(target, base, task.path)
     arm = arm or arm_named(workspace.relaxation.mode)
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
-    finetuner = Finetuner(workspace.model, workspace.require_task().task, settings, arm, workspace.relaxation)
+    finetuner = Finetuner(workspace.model, task.task, settings, arm, workspace.relaxation)
     if resuming:
+        _require_same_start(target, workspace)
         restore_run(target, finetuner)
         if not json_output:
             say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
@@ -62,6 +66,19 @@ def run_training(
         print_json({"written": str(target), "arm": arm.name, **dataclasses.asdict(result)})
         return
     _tell(finetuner, result, target)
+
+
+def _require_same_start(target: Path, workspace: Workspace) -> None:
+    """Refuse to go on with a run that was started from another checkpoint or other sites."""
+    assert workspace.files is not None
+    mine, theirs = workspace.files.config, read_relaxed(target).config
+    same = {"original checkpoint": mine.base["sha256"] == theirs.base["sha256"], "plan": mine.plan == theirs.plan}
+    different = [name for name, equal in same.items() if not equal]
+    if different:
+        raise UsageError(
+            f"expected the run in {str(target)!r} to have started from {str(workspace.path)!r}, but its "
+            f"{' and '.join(different)} differ: choose another `-o`, or start anew with `--force`"
+        )
 
 
 def _run(finetuner: Finetuner, workspace: Workspace, target: Path, quiet: bool) -> FinetuneResult:

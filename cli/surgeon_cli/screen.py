@@ -15,18 +15,18 @@ from surgeon.groups import parse_group
 from surgeon.representations import Representation
 from surgeon.types import Certificate, ErrorSummary, Plan
 
-MOST_SKIPPED = 12
+MOST_NAMES = 4
 
 
 def console() -> Console:
     """Return a console on standard output; wide when the output is not a terminal, so that logs do not wrap."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=120)
+    plain = Console(highlight=False, markup=False, emoji=False)  # names of modules and paths may hold [ ] and : :
+    return plain if plain.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)
 
 
 def say(text: str) -> None:
     """Print one line for the user, without markup."""
-    console().print(text, markup=False, soft_wrap=True)
+    console().print(text, soft_wrap=True)
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -56,6 +56,20 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
+def skipped_table(plan: Plan) -> Table:
+    """Return what gets no branch, one row per reason."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in plan.skipped:
+        by_reason.setdefault(entry.reason, []).append(entry.name or "(the model)")
+    table = Table(title="left alone", title_justify="left")
+    table.add_column("reason", overflow="fold")
+    table.add_column("modules", overflow="fold")
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - MOST_NAMES} more, see --json" if len(names) > MOST_NAMES else ""
+        table.add_row(reason, ", ".join(names[:MOST_NAMES]) + more)
+    return table
+
+
 def _words(group: Any, rho: Mapping[str, Any]) -> str:
     return str(Representation.from_data(group, rho)).removesuffix(" (mul_ir)")
 
@@ -65,14 +79,7 @@ def show_plan(plan: Plan, own_parameters: int) -> None:
     out = console()
     out.print(plan_table(plan))
     if plan.skipped:
-        table = Table(title="left alone", title_justify="left")
-        table.add_column("module", overflow="fold")
-        table.add_column("reason", overflow="fold")
-        for entry in plan.skipped[:MOST_SKIPPED]:
-            table.add_row(entry.name or "(the model)", entry.reason)
-        if len(plan.skipped) > MOST_SKIPPED:
-            table.add_row("...", f"and {len(plan.skipped) - MOST_SKIPPED} more, see --json")
-        out.print(table)
+        out.print(skipped_table(plan))
     for note in plan.notes:
         say(f"note: {note}")
     extra = sum(site.extra_parameters for site in plan.sites)

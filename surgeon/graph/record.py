@@ -146,7 +146,7 @@ def _watching_modules(recorder: _Recorder) -> Iterator[None]:
     # Global hooks, because children of ScriptModules refuse hooks of their own, and the model stays as it is.
     handles = (
         module_hooks.register_module_forward_pre_hook(recorder.enter),
-        module_hooks.register_module_forward_hook(recorder.leave),
+        module_hooks.register_module_forward_hook(recorder.leave, always_call=True),  # also if the model catches
     )
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import nn
 
 from surgeon.branch import branches_of
 from surgeon.errors import GroupError, PlanError
-from surgeon.graph import Recording, bypassed_parameters, record
+from surgeon.graph import Recording, record
+from surgeon.graph.record import unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.intertwiners import FoldMap, copy_indices
 from surgeon.registry import Adapter, Proposal, Refusal, installed_adapters
+from surgeon.surgery.usage import WeightUsage
 from surgeon.surgery.verify import SiteCheck, captured_calls
 from surgeon.types import Plan, Site, Skipped
 
@@ -32,8 +34,8 @@ def find(
 
     With sample inputs the model is run once, in training mode, and each proposed site is verified numerically on what
     it really receives: that it is called, that its own forward is what uses its weights, that it is linear in its
-    feature argument and equivariant with the proposed representations. Without inputs the sites come from the
-    annotations alone and say so.
+    feature argument and equivariant with the proposed representations, and that its weights fold as proposed. Without
+    inputs the sites come from the annotations alone and say so.
 
     Args:
         model: the network.
@@ -56,11 +58,12 @@ def find(
         raise PlanError("expected a model without branches, but it has some already: strip it first")
     proposals, skipped = _collect(model, group, adapters)
     notes: tuple[str, ...] = ()
-    if inputs and proposals:
+    if (inputs or forward) and proposals:
         modules = {name: model.get_submodule(name) for name in proposals}
-        with in_training_mode(model), captured_calls(modules) as calls:
-            recording = record(model, *inputs, forward=forward)
-        sites = _verify_all(model, group, adapters, proposals, recording, calls, skipped)
+        with in_training_mode(model), unchanged(model):
+            with captured_calls(modules) as calls:
+                recording = record(model, *inputs, forward=forward)
+            sites = _verify_all(model, group, adapters, proposals, recording, calls, skipped)
     else:
         notes = ("not verified: no sample batch, sites come from the layers' annotations alone",)
         sites = [_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
@@ -146,24 +149,44 @@ def _verify_all(
     skipped: list[Skipped],
 ) -> list[Site]:
     check = SiteCheck(group)
-    bypassed = bypassed_parameters(recording)
+    usage = WeightUsage(model, recording)
     sites = []
     for name, proposal in proposals.items():
         count = recording.calls.get(name, 0)
+        residual, complaint = 0.0, usage.complaint(name)
         if not count or not calls[name]:
-            skipped.append(Skipped(name, "never called in the recorded forward"))
-            continue
-        if name in bypassed:
-            users = ", ".join(sorted(user or "the model itself" for user in bypassed[name]))
-            skipped.append(Skipped(name, f"its weights are also used directly by {users}, where a branch cannot act"))
-            continue
-        residual, complaint = check(model.get_submodule(name), proposal[1], calls[name][0])
+            complaint = complaint if name in usage.bypassed else "never called in the recorded forward"
+        if not complaint:
+            residual, complaint = check(model.get_submodule(name), proposal[1], calls[name][0])
         if complaint:
             skipped.append(Skipped(name, complaint))
             continue
         site = _site(name, model, group, adapters, proposal, calls[name])
+        why_not = _cannot_fold(model, site, group, adapters, proposal, calls[name], check, usage)
+        if why_not:
+            site = dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why_not}")
         sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
     return sites
+
+
+def _cannot_fold(
+    model: nn.Module,
+    site: Site,
+    group: Group,
+    adapters: Mapping[str, Adapter],
+    proposal: tuple[str, Proposal],
+    calls: Sequence[Mapping[str, Any]],
+    check: SiteCheck,
+    usage: WeightUsage,
+) -> str:
+    """Return why a site that its adapter calls foldable is not; empty if it is."""
+    if site.fold is None:
+        return ""
+    tied = usage.tied_to(site.name)
+    if tied:
+        return f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too"
+    op = model.get_submodule(site.name)
+    return check.fold_complaint(op, proposal[1], calls[0], adapters[site.adapter].fold_map(op, site, group))
 
 
 def _without_explanation(model: nn.Module, explained: set[str]) -> list[Skipped]:
@@ -174,9 +197,7 @@ def _without_explanation(model: nn.Module, explained: set[str]) -> list[Skipped]
         if not inside and any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             own = ", ".join(key for key, parameter in module.named_parameters(recurse=False) if parameter.requires_grad)
             found.append(
-                Skipped(
-                    name, f"{type(module).__name__}: {own} belongs to no equivariant linear op that an adapter knows"
-                )
+                Skipped(name, f"own {own} of {type(module).__name__}: no equivariant linear op that an adapter knows")
             )
     return found
 

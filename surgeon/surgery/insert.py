@@ -80,6 +80,13 @@ def _prepare(
     if len(set(keys)) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise PlanError(f"expected each site once, but the plan lists {twice!r} more than once: remove one")
+    first_names = {name for name, _ in model.named_modules()}
+    for site in plan.sites:
+        if site.name not in first_names and named_module(model, site.name):
+            raise PlanError(
+                f"expected modules by their first names, but {site.name!r} is another name of a module that is shared: "
+                "keep only the first"
+            )
     return {site.key: _branch(model, site, group, mode, adapters) for site in plan.sites}
 
 
@@ -101,11 +108,13 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
     adapter = adapter_named(site.adapter, adapters)
     proposal = adapter.propose(op, group)
-    shape = (proposal.rho_out.dimension, proposal.rho_in.dimension) if isinstance(proposal, Proposal) else None
-    if shape != site.shape:
+    takes = None
+    if isinstance(proposal, Proposal):
+        takes = (proposal.argument, (proposal.rho_out.dimension, proposal.rho_in.dimension))
+    if takes != (site.argument, site.shape):
         raise PlanError(
-            f"expected {site.name!r} to be an op that takes W of shape {site.shape}, but {type(op).__name__} "
-            "is not: the plan was made for another model, make a new one with `surgeon inspect`"
+            f"expected {site.name!r} to be an op that takes W of shape {site.shape} on {site.argument!r}, but "
+            f"{type(op).__name__} is not: the plan was made for another model, make a new one with `surgeon inspect`"
         )
     fold_map = None if site.fold is None else adapter.fold_map(op, site, group)
     return Branch(site.shape, own, mode, fold_map)

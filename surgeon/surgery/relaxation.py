@@ -14,9 +14,8 @@ from surgeon.branch import Branch, branches_of
 from surgeon.groups import Group
 from surgeon.regularizer import (
     Commutator,
-    commutator_penalty,
     commutator_penalty_rows,
-    norm_penalty,
+    gram_penalty,
     norm_penalty_rows,
 )
 from surgeon.representations import Representation
@@ -102,14 +101,11 @@ class Relaxation:
             if not branch.row_count:
                 continue
             commutator, weight = self._commutators[key], branch.weight
-            rho_out, rho_in = commutator.rho_out, commutator.rho_in
             if self.penalty_form == "gram":
-                moments = branch.moments()
-                defect = commutator_penalty(weight, rho_out, rho_in, moments, commutator)
-                terms[key] = (norm_penalty(weight, moments), defect)
+                terms[key] = gram_penalty(weight, branch.moments(), commutator)
             else:
                 rows = branch.rows()
-                defect = commutator_penalty_rows(weight, rho_out, rho_in, rows, commutator)
+                defect = commutator_penalty_rows(weight, commutator.rho_out, commutator.rho_in, rows, commutator)
                 terms[key] = (norm_penalty_rows(weight, rows), defect)
             branch.clear_tap()
         return terms
@@ -127,13 +123,14 @@ class Relaxation:
     @contextmanager
     def clean(self) -> Iterator[nn.Module]:
         """While the context is open the model computes what it would compute after stripping with this mode."""
-        for branch in self.branches.values():
+        before = {branch: branch.clean for branch in self.branches.values()}
+        for branch in before:
             branch.clean = True
         try:
             yield self.model
         finally:
-            for branch in self.branches.values():
-                branch.clean = False
+            for branch, clean in before.items():
+                branch.clean = clean
 
     def branch_parameters(self) -> list[nn.Parameter]:
         """Return the weights W of all branches."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.branch import CHILD, Branch, Branches, branches_of
-from surgeon.errors import SurgeryError
+from surgeon.errors import SurgeryError, UsageError
 from surgeon.surgery.insert import detach
 from surgeon.surgery.relaxation import Relaxation
 from surgeon.types import SiteRecord, StripMode
@@ -25,8 +25,11 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
         all Frobenius norms. ``lost`` is exactly the change of the op's linear map.
 
     Raises:
+        UsageError: if the mode is unknown; the model is unchanged.
         SurgeryError: if there is no branch, or a branch holds a non-finite number; the model is unchanged then.
     """
+    if mode not in ("drop", "fold", None):
+        raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
     model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
     branches = branches_of(model)
     if not branches:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
 
-from surgeon.errors import SurgeonError
 from surgeon.groups import Group
+from surgeon.intertwiners import FoldMap
 from surgeon.registry import Proposal
 from surgeon.representations import Representation
 from surgeon.trees import map_tensors
@@ -68,8 +70,36 @@ class SiteCheck:
         try:
             with torch.no_grad():
                 return self._judge(op, proposal, call)
-        except (RuntimeError, SurgeonError, AssertionError) as error:
-            return float("inf"), f"could not be run on its own recorded inputs ({str(error).splitlines()[0]})"
+        except Exception as error:  # the op is foreign code
+            return float("inf"), f"could not be checked on its own recorded inputs ({_first_line(error)})"
+
+    def fold_complaint(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any], fold_map: FoldMap) -> str:
+        """Return why changed weights do not do what ``fold_map`` says; empty if they do.
+
+        A subclass may rescale its output, or a caller may pass the weights: the annotations do not tell.
+        """
+        try:
+            with torch.no_grad():
+                residual, limit = self._fold_residual(op, proposal, call, fold_map)
+        except Exception as error:  # the op is foreign code
+            return f"it could not be run with changed weights ({_first_line(error)})"
+        if residual <= limit:
+            return ""
+        return f"changed weights do not act as its annotations say: relative residual {residual:.1e}"
+
+    def _fold_residual(
+        self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any], fold_map: FoldMap
+    ) -> tuple[float, float]:
+        real, own = call[proposal.argument], op.get_parameter(fold_map.parameter)
+        x = torch.randn(real.shape, generator=self._generator).to(real)
+        weight = torch.randn(fold_map.shape, generator=self._generator).to(own)
+        change = fold_map.weight_change(weight, own.numel()).reshape(own.shape)
+        arguments = {**call, proposal.argument: x}
+        before = op.forward(**arguments)
+        after = functional_call(op, {fold_map.parameter: own + change}, args=(), kwargs=arguments)
+        expected = functional.linear(x, fold_map.project(weight).to(x))
+        scale = float(expected.norm()) + float(before.norm()) + torch.finfo(x.dtype).tiny
+        return float((after - before - expected).norm()) / scale, TOLERANCE.get(x.dtype, 1e-4)
 
     def _judge(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
         real = call[proposal.argument]
@@ -97,3 +127,7 @@ class SiteCheck:
             return residual, ""
         what = "linear" if linear > limit else f"equivariant as labelled ({proposal.rho_in} -> {proposal.rho_out})"
         return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.errors import UsageError
+from surgeon.errors import TrainingError, UsageError
 from surgeon.evaluation import evaluate, is_better
 from surgeon.surgery import relax, strip
-from surgeon.tasks import primary_metric
+from surgeon.tasks import primary_metric, task_batches
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.engine import StepEvent, finetune
 from surgeon.training.settings import FinetuneSettings
@@ -120,12 +120,12 @@ def compare(
     Raises:
         UsageError: if an arm is unknown, named twice, or without learning rate; or there are no seeds.
     """
-    chosen = [arm_named(name) for name in arms]
-    if not seeds or not chosen or len(set(arms)) < len(arms):
-        raise UsageError(f"expected distinct arms and at least one seed, got arms {list(arms)} and seeds {list(seeds)}")
+    chosen = _distinct_arms(arms, seeds)
     missing = [name for name in arms if rates is not None and name not in rates]
     if missing and rates is not None:
         raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")
+    if comparison.test:
+        task_batches(comparison.task, "test", 0)  # found missing now, not after the first training
     runs = []
     for seed in seeds:
         for arm in chosen:
@@ -134,6 +134,16 @@ def compare(
                 on_start(arm.name, seed, rate)
             runs.append(comparison.run(arm, seed, rate, on_step, on_model))
     return runs
+
+
+def _distinct_arms(arms: Sequence[str], seeds: Sequence[int]) -> list[Arm]:
+    chosen = [arm_named(name) for name in arms]
+    if not seeds or not chosen or len(set(arms)) < len(arms):
+        raise UsageError(
+            f"expected distinct arms and at least one seed, got arms {list(arms)} and seeds {list(seeds)}: "
+            "name each arm once"
+        )
+    return chosen
 
 
 def sweep(
@@ -156,22 +166,33 @@ def sweep(
 
     Returns:
         JSON-compatible record: ``best`` (arm to learning rate), ``grid``, ``seeds``, ``metric``, ``settings``, and
-        ``runs`` with the validation metric of every run.
+        ``runs`` with the validation metric of every run, NaN where the training diverged.
+
+    Raises:
+        UsageError: if an arm is unknown or named twice, or the grid is empty.
+        TrainingError: if an arm diverges at every learning rate.
     """
     if not grid:
         raise UsageError("expected at least one learning rate to try, got none")
     untested = dataclasses.replace(comparison, test=False)
     metric, direction = primary_metric(comparison.task)
+    _distinct_arms(arms, seeds)
     best: dict[str, float] = {}
     rows = []
     for name in arms:
-        best_value = math.nan
+        best_value, failure = math.nan, None
         for rate in grid:
-            runs = compare(untested, [name], seeds, {name: rate}, on_start, on_step)
-            values = [run.validation[metric] for run in runs]
+            try:
+                runs = compare(untested, [name], seeds, {name: rate}, on_start, on_step)
+                values = [run.validation[metric] for run in runs]
+            except TrainingError as error:  # a rate at which the training diverges is an answer, too
+                values, failure = [math.nan] * len(seeds), error
             rows.append({"arm": name, "learning_rate": rate, "validation": values})
             if is_better(statistics.fmean(values), best_value, direction):
                 best[name], best_value = rate, statistics.fmean(values)
+        if name not in best:
+            rates = ", ".join(f"{rate:g}" for rate in grid)
+            raise TrainingError(f"the arm {name!r} trains at none of the learning rates {rates}: {failure}")
     return {
         "best": best,
         "grid": list(grid),

@@ -98,14 +98,13 @@ class Finetuner:
     def __init__(
         self, model: nn.Module, task: Task, settings: FinetuneSettings, arm: Arm, relaxation: Relaxation | None
     ) -> None:
-        from accelerate import Accelerator
         from accelerate.utils import set_seed
 
         if (relaxation is None) != (arm.mode is None):
             raise TrainingError(f"expected branches exactly if the arm has any, got arm {arm.name!r} and {relaxation}")
         set_seed(settings.seed)
         self.task, self.settings, self.arm, self.relaxation = task, settings, arm, relaxation
-        self.accelerator: Accelerator = Accelerator(mixed_precision=settings.precision)
+        self.accelerator: Accelerator = _accelerator(settings.precision)
         self.plain_model = model
         self.optimizer = self._make_optimizer()
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
@@ -129,7 +128,7 @@ class Finetuner:
         return torch.optim.AdamW(groups, lr=rate, weight_decay=self.settings.weight_decay)
 
     def _set_rates(self, progress: float) -> None:
-        scale = (1 + math.cos(math.pi * progress)) / 2 if self.settings.decay == "cosine" else 1.0
+        scale = (1 + math.cos(math.pi * min(progress, 1.0))) / 2 if self.settings.decay == "cosine" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_rate"] * scale
 
@@ -154,6 +153,8 @@ class Finetuner:
             started = time.perf_counter()
             self.state.epoch += 1
             loss, penalty = self._train_epoch(on_step)
+            if self.relaxation is not None:  # the schedule's value at the end of the epoch; exactly 0 after the last
+                self.arm.set_progress(self.relaxation, self.state.epoch / self.settings.epochs)
             self._finish_epoch(loss, penalty, started, on_epoch)
         self._load_best()
         state = self.state
@@ -278,6 +279,25 @@ class Finetuner:
         self.plain_model.load_state_dict(self.best_weights)
         if self.relaxation is not None:
             self.relaxation.set_theta(*self.state.best_theta)
+
+
+def _accelerator(precision: str) -> Accelerator:
+    """Return accelerate's driver; its state is one per process, and that of an earlier run may be of other precision."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+        if precision == "fp16" and accelerator.device.type == "cpu":  # some versions would train without loss scaling
+            raise ValueError("fp16 needs a GPU")
+    except ValueError as error:
+        AcceleratorState._reset_state()
+        raise TrainingError(
+            f"expected a machine that can train with precision {precision!r}, but {error}: choose 'no' or 'bf16'"
+        ) from error
+    return accelerator
 
 
 def finetune(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgeon.checkpoint import open_checkpoint, read_relaxed, write_relaxed
 from surgeon.errors import CheckpointError, UsageError
@@ -103,7 +103,7 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         )
     tensors = dict(open_checkpoint(folder / STATE_FOLDER / "state.safetensors").tensors)
     files = read_relaxed(folder)
-    best = {**files.base, **files.branches}
+    best = _with_all_names(finetuner.plain_model, {**files.base, **files.branches})
     current = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     try:
         finetuner.plain_model.load_state_dict(current, strict=True)
@@ -119,6 +119,13 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         ) from error
 
 
+def _with_all_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the further names of parameters in shared modules, by which the file does not list them."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {name: tensors[other] for name, other in every.items() if other in tensors} | dict(tensors)
+
+
 def read_record(folder: Path) -> Mapping[str, Any]:
     """Return arm, settings and state of a run as JSON data."""
     path = folder / STATE_FOLDER / "state.json"
@@ -131,9 +138,10 @@ def read_record(folder: Path) -> Mapping[str, Any]:
 
 
 def _restore_optimizer(finetuner: Finetuner, tensors: Mapping[str, Tensor]) -> None:
+    names = _named_trainable(finetuner)
     for group in finetuner.optimizer.param_groups:
         for parameter in group["params"]:
-            name = _named_trainable(finetuner)[id(parameter)]
+            name = names[id(parameter)]
             slots = {
                 key.split(".")[1]: value
                 for key, value in tensors.items()

@@ -55,11 +55,11 @@ class FinetuneSettings:
             raise UsageError(f"expected at least 1 epoch, got {self.epochs}")
         if self.evaluate_every < 1:
             raise UsageError(f"expected at least 1 epoch between evaluations, got {self.evaluate_every}")
-        for name in ("learning_rate", "branch_factor"):
+        for name in ("learning_rate", "branch_factor", "clip"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"expected a positive finite {name}, got {value}")
-        for name in ("weight_decay", "penalty_weight", "clip"):
+        for name in ("weight_decay", "penalty_weight"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"expected a finite {name} of at least 0, got {value}")

@@ -87,6 +87,9 @@ def finetune(
             rich_help_panel=COMPARISON,
         ),
     ] = None,
+    lr_seeds: Annotated[
+        int, typer.Option("--lr-seeds", min=1, help="Seeds per point of the sweep.", rich_help_panel=COMPARISON)
+    ] = 1,
     lr_record: Annotated[
         Path | None,
         typer.Option(
@@ -132,13 +135,13 @@ def finetune(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(PRESETS[preset], **chosen, seed=seed, precision=precision)
-    folder = folder_or_only(path, json_output)
+    folder = folder_or_only(path, json_output, untrained=True)
     if compare is not None:
         if arm is not None:
             raise UsageError("expected either --arm or --compare, got both: leave one out")
         grid = _rates(lr_grid) if lr_grid else None
         arms = [name.strip() for name in compare.split(",") if name.strip()]
-        run_comparison(folder, out, arms, seeds, settings, grid, lr_record, options, force, json_output)
+        run_comparison(folder, out, arms, seeds, settings, grid, lr_record, options, force, json_output, lr_seeds)
         return
     if lr_grid or lr_record:
         raise UsageError("expected --lr-grid and --lr-record together with --compare: add it, or give --lr")

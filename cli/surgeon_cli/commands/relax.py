@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from surgeon.checkpoint import write_relaxed
-from surgeon.errors import PlanError
+from surgeon.errors import PlanError, UsageError
 from surgeon.files import check_writable
 from surgeon.schedule import Schedule
 from surgeon.surgery import relax as insert
@@ -28,6 +29,7 @@ from surgeon_cli.options import (
     TrustPickleOption,
     TrustRemoteCodeOption,
     open_options,
+    refuse_overwriting,
 )
 from surgeon_cli.planning import plan_for
 from surgeon_cli.screen import print_json, say, show_plan
@@ -75,8 +77,11 @@ def relax(
     options = open_options(
         task, task_args, model, model_args, None, False, trust_pickle, trust_remote_code, json_output, entry
     )
-    target = out or Path(f"{path.name.split('.')[0]}-relaxed")
+    target = out or Path(f"{path.stem}-relaxed")
+    if not math.isfinite(init_scale):
+        raise UsageError(f"expected a finite --init-scale, got {init_scale}")
     if not dry_run:
+        refuse_overwriting(target, path, task)
         check_writable(target, force)
     started = time.perf_counter()
     workspace = open_path(path, options)

@@ -30,6 +30,7 @@ from surgeon_cli.options import (
     TrustRemoteCodeOption,
     folder_or_only,
     open_options,
+    refuse_overwriting,
 )
 from surgeon_cli.screen import print_json, say, show_certificate
 
@@ -121,6 +122,7 @@ def _run(
     json_output: bool,
 ) -> None:
     target = out or Path(f"{path.resolve().name.removesuffix('-run').removesuffix('-relaxed')}-clean")
+    refuse_overwriting(target, path, options.task, options.original)
     check_writable(target, force)
     workspace = open_path(path, options)
     if workspace.relaxation is None:
@@ -130,12 +132,12 @@ def _run(
     own_mode = workspace.relaxation.mode
     mode: StripMode = own_mode if fold is None else ("fold" if fold else "drop")
     _, source = workspace.original()
+    refuse_overwriting(target, source.path, workspace.task.path if workspace.task else None)
     stripped, certificate = strip_and_certify(workspace, mode, settings, None if metrics == "none" else metrics)
     if not json_output and mode != own_mode:
-        say(
-            f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by "
-            f"{certificate.projection_error or 0:.1e} (relative)"
-        )
+        change = certificate.projection_error
+        amount = "an unknown amount, without a task" if change is None else f"{change:.1e} (relative)"
+        say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
     if not certificate.identical and not json_output:
         show_certificate(certificate)
     files = write_clean(target, stripped, certificate, source, container=container, force=force)

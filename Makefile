@@ -1,0 +1,88 @@
+# Everything here sets itself up: a machine with make and Python >= 3.11 is enough, and after the first call no network
+# is needed. Options: PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest or the demo.
+
+PYTHONS := python3.11 python3.12 python3.13 python3 python3.14 python
+VENV := .venv
+EXTRAS := dev,plots
+OLD_VENV := .venv-e3nn044
+IN_VENV := $(VENV)/bin/python
+IN_OLD_VENV := $(OLD_VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-short test test-fast test-e3nn044 lint format types setup clean clean-all
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export PIP_NO_INPUT := 1
+
+# The stamp of an environment holds the folder it was made in. A copied or moved checkout is set up again, because its
+# environment would go on importing from the old folder.
+MOVED := $(shell for venv in $(VENV) $(OLD_VENV); do \
+	[ ! -f $$venv/.stamp ] || [ "$$(cat $$venv/.stamp)" = "$$(pwd -P)" ] || rm -f $$venv/.stamp; done)
+
+# $(call install,ENVIRONMENT,CONSTRAINTS,EXTRAS). Torch comes first and by its pinned version, so that nothing else pulls
+# another build of it; the build backend is installed beside it, so that a later call builds without a network.
+define install
+@if ! $(1)/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+		"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		echo "setting up $(1) with $$("$$python" --version)"; \
+		exec "$$python" -m venv --clear $(1); \
+	done; \
+	echo "expected Python 3.11 or newer with its venv module, found none as$(if $(PYTHON), PYTHON=$(PYTHON),: $(PYTHONS));" \
+		"install one, or name it with make PYTHON=/path/to/python" >&2; \
+	exit 1; \
+fi
+@echo "installing torch, then everything else, into $(1) (minutes the first time, seconds later)"
+@$(1)/bin/python -m pip install --quiet -c $(2) torch hatchling editables
+@$(1)/bin/python -m pip install --quiet -c $(2) --no-build-isolation -e ".[$(3)]"
+@pwd -P > $(1)/.stamp
+endef
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9-]+:.*  ## ' Makefile | sed -E 's/^([a-z0-9-]+):.*  ## /\1|/' | \
+		while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
+
+demo: $(VENV)/.stamp  ## relax, fine-tune and strip a small network, and show what it gains
+	$(IN_VENV) examples/demo.py $(ARGS)
+
+demo-short: $(VENV)/.stamp  ## the same in a minute, to see that everything works
+	$(IN_VENV) examples/demo.py --short $(ARGS)
+
+test: $(VENV)/.stamp  ## run all tests
+	$(IN_VENV) -m pytest $(ARGS)
+
+test-fast: $(VENV)/.stamp  ## run the tests that take seconds
+	$(IN_VENV) -m pytest -m "not slow" $(ARGS)
+
+test-e3nn044: $(OLD_VENV)/.stamp  ## run the tests that touch e3nn with the oldest supported e3nn
+	$(IN_OLD_VENV) -m pytest -p no:cacheprovider -m e3nn $(ARGS)
+
+lint: $(VENV)/.stamp  ## check style and formatting
+	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m ruff format --check .
+
+format: $(VENV)/.stamp  ## format, and fix what can be fixed mechanically
+	$(IN_VENV) -m ruff check --fix .
+	$(IN_VENV) -m ruff format .
+
+types: $(VENV)/.stamp  ## check the types of the three packages
+	$(IN_VENV) -m mypy
+
+setup: $(VENV)/.stamp  ## only set up the environment, in .venv
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	$(call install,$(VENV),constraints.txt,$(EXTRAS))
+
+$(OLD_VENV)/.stamp: pyproject.toml constraints.txt constraints-e3nn044.txt
+	@grep -v '^e3nn==' constraints.txt | cat - constraints-e3nn044.txt > $(OLD_VENV).constraints
+	$(call install,$(OLD_VENV),$(OLD_VENV).constraints,dev)
+	@mv $(OLD_VENV).constraints $(OLD_VENV)/constraints.txt
+
+clean:  ## remove caches and build products
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+clean-all: clean  ## remove the environments too
+	rm -rf $(VENV) $(OLD_VENV)

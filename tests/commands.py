@@ -1,0 +1,78 @@
+"""The command line inside the test's own process (a process of its own takes seconds), and as a child process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgeon_cli.main import main
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "adapters", "cli"))}
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """Return the hash of every file, hidden ones included."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class Surgeon:
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path, self._capsys = folder, capsys
+
+    @staticmethod
+    def folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Make a current folder that holds ``net.pt`` and ``task.py``."""
+        folder = path / "work"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        shutil.copy(tiny.__file__, folder / "task.py")
+        torch.manual_seed(0)
+        torch.save(tiny.Net().state_dict(), folder / "net.pt")
+        return folder
+
+    def __call__(self, *arguments: str, code: int = 0) -> Result:
+        """Run a command and require its exit code."""
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(list(arguments))
+        out, err = self._capsys.readouterr()
+        assert caught.value.code == code, f"{arguments}: {caught.value.code}\n{out}\n{err}"
+        return Result(int(caught.value.code), out, err)
+
+
+def child(folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command as a process of its own, after a few statements."""
+    code = f"import sys\n{before}\nfrom surgeon_cli.main import main\nmain(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=CHILD_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

@@ -1,0 +1,79 @@
+"""What holds for every test: fixed seeds, one thread, and no state left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+TOUCH_E3NN = ("adapters", "surgery", "test_representations.py")
+
+
+def own_path() -> list[str]:
+    """``sys.path`` without installed libraries, some of which add a folder of theirs when they are first imported."""
+    return [entry for entry in sys.path if "site-packages" not in entry]
+
+
+def restore_own_path(path: list[str]) -> None:
+    sys.path[:] = path + [entry for entry in sys.path if "site-packages" in entry]
+
+
+WATCHED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "current folder": (Path.cwd, os.chdir),
+    "sys.path": (own_path, restore_own_path),
+}
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+    # Without derandomize every run would draw other examples, and a red test could turn green by itself.
+    hypothesis.settings.register_profile("surgeon", derandomize=True, deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("surgeon")
+
+
+def pytest_report_header() -> str:
+    return ", ".join(f"{package} {version(package)}" for package in ("torch", "e3nn", "numpy"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.path.is_relative_to(TESTS / part) for part in TOUCH_E3NN):
+            item.add_marker(pytest.mark.e3nn)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds(request: pytest.FixtureRequest) -> None:
+    """Seed by the test's own name, so that it draws the same numbers alone and in the whole suite."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Fail a test that changes a global setting and leaves it changed; put it back for the next one."""
+    before = {name: read() for name, (read, _) in WATCHED.items()}
+    yield
+    changed = {name: (before[name], read()) for name, (read, _) in WATCHED.items() if read() != before[name]}
+    for name, (old, _) in changed.items():
+        WATCHED[name][1](old)
+    assert not changed, f"the test changed and did not restore: {changed}"
