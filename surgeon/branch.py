@@ -151,12 +151,18 @@ def argument_position(op: nn.Module, argument: str) -> int:
     return names.index(argument)
 
 
+def branches_child(op: nn.Module) -> Branches | None:
+    """Return the child module that holds the branches of ``op``, or None; also works on TorchScript modules."""
+    child = getattr(op, CHILD, None)
+    return child if isinstance(child, Branches) else None
+
+
 def branches_of(model: nn.Module) -> dict[str, Branch]:
     """Return all branches in ``model``: ``module.argument`` to branch, in the order of the modules."""
     found: dict[str, Branch] = {}
     for name, module in model.named_modules():
-        child = module._modules.get(CHILD)
-        if isinstance(child, Branches):
+        child = branches_child(module)
+        if child is not None:
             for argument in child.positions:
                 branch = child.get_submodule(argument)
                 assert isinstance(branch, Branch)

@@ -242,9 +242,7 @@ def _open_relaxed(folder: Path, options: OpenOptions, mode: StripMode | None) ->
     task = _task_of(folder, config, options)
     checkpoint, found = _find_for_folder(files, task, options)
     schedule, form = _training_form(config, folder)
-    relaxation = relax(
-        found.model, config.plan, mode=mode or config.strip_mode, schedule=schedule, penalty_form=form
-    )
+    relaxation = relax(found.model, config.plan, mode=mode or config.strip_mode, schedule=schedule, penalty_form=form)
     load_branches(relaxation, files.branches)
     relaxation.set_theta(*config.theta)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files)

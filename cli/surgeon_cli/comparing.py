@@ -20,7 +20,7 @@ from surgeon.types import ErrorSummary
 from surgeon.verdict import MeasureSettings, sample_batches, task_equivariance
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.progress import training_bar
-from surgeon_cli.screen import comparison_table, console, print_json, say, sweep_table
+from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
 
 
 def run_comparison(
@@ -79,6 +79,9 @@ def run_comparison(
     if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
         console().print(sweep_table(swept))
     console().print(comparison_table(rows, metric, seeds))
+    others = [name for name in runs[0].test if name not in (metric, "loss")]
+    if others:
+        console().print(other_metrics_table({name: summarise_runs(runs, name) for name in others}))
     for sentence in sentences(rows, metric):
         say(sentence)
     say(f"wrote {target}")

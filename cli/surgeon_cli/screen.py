@@ -143,6 +143,20 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
     return table
 
 
+def other_metrics_table(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """Return mean and spread of further test metrics, one column each."""
+    table = Table(title="other test metrics (mean ± std)", title_justify="left")
+    for heading in ("arm", *summaries):
+        table.add_column(heading, no_wrap=True)
+    for rows in zip(*summaries.values(), strict=True):
+        table.add_row(rows[0]["arm"], *(_with_spread(row["mean"], row["spread"]) for row in rows))
+    return table
+
+
+def _with_spread(mean: float, spread: float) -> str:
+    return f"{mean:.4e}" if math.isnan(spread) else f"{mean:.4e} ± {spread:.1e}"
+
+
 def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int) -> Table:
     """Return the table of a comparison: mean and spread over seeds, paired difference with its 95 % interval."""
     title = f"test {metric} over {seeds} seeds (mean ± std); difference to plain paired by seed (95 % interval)"
@@ -150,14 +164,13 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int)
     for heading in ("arm", "lr", metric, "minus plain", "seconds", "equivariance error", "certificate"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
-        spread = "" if math.isnan(row["spread"]) else f" ± {row['spread']:.2e}"
-        difference = "" if row["arm"] == "plain" or math.isnan(row["difference"]) else f"{row['difference']:+.2e}"
+        difference = "" if row["arm"] == "plain" or math.isnan(row["difference"]) else f"{row['difference']:+.1e}"
         if difference and not math.isnan(row["half_width"]):
-            difference += f" ± {row['half_width']:.2e}"
+            difference += f" ± {row['half_width']:.1e}"
         table.add_row(
             row["arm"],
             f"{row['learning_rate']:g}",
-            f"{row['mean']:.4e}{spread}",
+            _with_spread(row["mean"], row["spread"]),
             difference or "-",
             f"{row['seconds']:.1f}",
             row.get("equivariance", "-"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_of
+from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_child, branches_of
 from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.groups import Group, parse_group
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters
@@ -132,19 +132,18 @@ def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None
 
 def attach(op: nn.Module, argument: str, branch: Branch) -> None:
     """Attach a branch to an op, in place, by a child module and a forward hook that is its bound method."""
-    child = op._modules.get(CHILD)
+    child = branches_child(op)
     if child is None:
         child = Branches()
         op.add_module(CHILD, child)
         op.register_forward_hook(child.add_to_output, with_kwargs=True)
-    assert isinstance(child, Branches)
     child.add(argument, branch, op)
     child.train(op.training)
 
 
 def detach(op: nn.Module) -> None:
     """Take all branches and their hook off an op, in place; works on deep copies and unpickled models too."""
-    child = op._modules.get(CHILD)
+    child = branches_child(op)
     if child is None:
         return
     for number, hook in list(op._forward_hooks.items()):

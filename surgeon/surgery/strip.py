@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import CHILD, Branch, Branches, branches_of
+from surgeon.branch import Branch, branches_child, branches_of
 from surgeon.errors import SurgeryError, UsageError
 from surgeon.surgery.insert import detach
 from surgeon.surgery.relaxation import Relaxation
@@ -40,12 +40,11 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
                 f"expected finite weights in the branch at {key!r}, got NaN or infinity: nothing was stripped, "
                 "go back to an earlier checkpoint"
             )
-    ops = [(name, op) for name, op in model.named_modules() if isinstance(op._modules.get(CHILD), Branches)]
+    found = ((name, op, branches_child(op)) for name, op in model.named_modules())
+    ops = [(name, op, child) for name, op, child in found if child is not None]
     records, changes = [], []
     with torch.no_grad():
-        for name, op in ops:
-            child = op.get_submodule(CHILD)
-            assert isinstance(child, Branches)
+        for name, op, child in ops:
             for argument in child.positions:
                 branch = branches[f"{name}.{argument}" if name else argument]
                 folded = _folded_part(branch, mode or branch.mode)
@@ -57,7 +56,7 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
         # Nothing was touched so far: from here on nothing can fail half-way.
         for parameter, change in changes:
             parameter.add_(change)
-    for _, op in ops:
+    for _, op, _ in ops:
         detach(op)
     return tuple(records)
 

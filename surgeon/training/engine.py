@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import TaskError, TrainingError
+from surgeon.errors import SurgeonError, TaskError, TrainingError
 from surgeon.evaluation import evaluate, is_better
+from surgeon.imports import one_line
 from surgeon.surgery import Relaxation
 from surgeon.tasks import count_batches, primary_metric, task_batches, task_forward, task_loss
 from surgeon.training.arms import Arm
@@ -106,6 +107,7 @@ class Finetuner:
         self.task, self.settings, self.arm, self.relaxation = task, settings, arm, relaxation
         self.accelerator: Accelerator = _accelerator(settings.precision)
         self.plain_model = model
+        self._own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
         self.optimizer = self._make_optimizer()
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.state = TrainingState()
@@ -147,8 +149,16 @@ class Finetuner:
             TrainingError: if a loss or penalty is not finite; the model then holds the best weights so far.
             TaskError: if the task returns something unusable.
         """
+        try:
+            return self._run(on_step, on_epoch)
+        finally:
+            self._release()
+
+    def _run(
+        self, on_step: Callable[[StepEvent], None] | None, on_epoch: Callable[[Finetuner], None] | None
+    ) -> FinetuneResult:
         if not self.state.history:
-            self._finish_epoch(math.nan, math.nan, time.perf_counter(), on_epoch)
+            self._first_evaluation(on_epoch)
         while self.state.epoch < self.settings.epochs:
             started = time.perf_counter()
             self.state.epoch += 1
@@ -161,6 +171,23 @@ class Finetuner:
         return FinetuneResult(
             state.best_epoch, state.best_validation, state.best_theta, tuple(state.history), state.seconds, state.step
         )
+
+    def _first_evaluation(self, on_epoch: Callable[[Finetuner], None] | None) -> None:
+        try:
+            self._finish_epoch(math.nan, math.nan, time.perf_counter(), on_epoch)
+        except RuntimeError as error:
+            if self.settings.precision == "no" or isinstance(error, SurgeonError):
+                raise
+            raise TrainingError(
+                f"expected a model that runs in mixed precision {self.settings.precision!r}, but it fails with "
+                f"{one_line(error)}: its library needs one dtype throughout, choose precision 'no'"
+            ) from error
+
+    def _release(self) -> None:
+        """Take off what accelerate puts on the model itself: a flag and, in mixed precision, another forward."""
+        for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
+            vars(self.plain_model).pop(name, None)
+        vars(self.plain_model).update(self._own_forward)
 
     def _train_epoch(self, on_step: Callable[[StepEvent], None] | None) -> tuple[float, float]:
         """Run one epoch and return the mean task loss and penalty."""

@@ -1,0 +1,235 @@
+"""Both penalty terms against brute force with dense matrices, in both forms, for every kind of group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from surgeon.errors import ShapeError
+from surgeon.groups import group_from_generators, parse_group
+from surgeon.intertwiners import average
+from surgeon.regularizer import (
+    EPSILON,
+    Commutator,
+    commutator_penalty,
+    commutator_penalty_rows,
+    gram_penalty,
+    norm_penalty,
+    norm_penalty_rows,
+)
+from surgeon.representations import Representation, axes, irreps, regular, trivial
+
+pytestmark = pytest.mark.e3nn
+
+RELATIVE = 1e-10
+O3 = "0e+2x1o+1e+2e+3o+4e"
+
+
+def boosts_and_scalings() -> Representation:
+    algebra = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    return axes(group_from_generators("CSO11", algebra, torch.diag(torch.tensor([1.0, -1.0]))[None]), "c v w", {"c": 2})
+
+
+PAIRS: dict[str, Callable[[], tuple[Representation, Representation]]] = {
+    "SO3": lambda: (irreps(parse_group("SO3"), O3), irreps(parse_group("SO3"), "2x1o+2e", "ir_mul")),
+    "O3": lambda: (irreps(parse_group("O3"), "2x0e+3x1o+2e", "ir_mul"), irreps(parse_group("O3"), O3)),
+    "SE3": lambda: (irreps(parse_group("SE3"), "2x1o+4e"), irreps(parse_group("SE3"), "0e+2x1o", "ir_mul")),
+    "SO(1,3)": lambda: (axes(parse_group("SO13"), "c v w", {"c": 1}), axes(parse_group("SO13"), "v c", {"c": 2})),
+    "SO2": lambda: (axes(parse_group("SO2"), "c v", {"c": 3}), axes(parse_group("SO2"), "v c", {"c": 2})),
+    "C4": lambda: (regular(parse_group("C4"), 2), regular(parse_group("C4"), 3, "ir_mul")),
+    "O13": lambda: (axes(parse_group("O13"), "c v", {"c": 2}), axes(parse_group("O13"), "v c", {"c": 2})),
+    "user-defined": lambda: (boosts_and_scalings(), boosts_and_scalings()),
+}
+
+
+def random_weight(rho_out: Representation, rho_in: Representation) -> Tensor:
+    return torch.randn(rho_out.dimension, rho_in.dimension, dtype=torch.float64)
+
+
+def dense_defects(weight: Tensor, rho_out: Representation, rho_in: Representation) -> list[Tensor]:
+    pairs = [
+        *zip(rho_out.generators().dense(), rho_in.generators().dense(), strict=True),
+        *zip(rho_out.element_actions().dense(), rho_in.element_actions().dense(), strict=True),
+    ]
+    return [out @ weight - weight @ into for out, into in pairs]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_forms_equal_brute_force(name: str) -> None:
+    rho_out, rho_in = PAIRS[name]()
+    weight, rows = random_weight(rho_out, rho_in), torch.randn(7, rho_in.dimension, dtype=torch.float64)
+    defects = dense_defects(weight, rho_out, rho_in)
+    assert len(defects) == len(rho_in.group.feature_algebra) + len(rho_in.group.feature_elements) > 0
+    squares = [sum((m @ x).square().sum() for x in rows) / len(rows) for m in defects]
+    gram = sum(math.sqrt(s + EPSILON) for s in squares)
+    printed = sum(sum(math.sqrt((m @ x).square().sum() + EPSILON) for x in rows) / len(rows) for m in defects)
+    moments = rows.T @ rows / len(rows)
+    assert gram > 0.1
+    assert float(commutator_penalty(weight, rho_out, rho_in, moments)) == pytest.approx(gram, rel=RELATIVE)
+    assert float(commutator_penalty_rows(weight, rho_out, rho_in, rows)) == pytest.approx(printed, rel=RELATIVE)
+    assert gram >= printed  # Jensen
+    norms = [float((weight @ x).norm()) for x in rows]
+    assert float(norm_penalty_rows(weight, rows)) == pytest.approx(sum(norms) / len(norms), rel=RELATIVE)
+    root = math.sqrt(sum(n * n for n in norms) / len(norms))
+    assert float(norm_penalty(weight, moments)) == pytest.approx(root, rel=RELATIVE)
+    assert float(norm_penalty(weight, moments)) >= float(norm_penalty_rows(weight, rows))
+
+
+def with_gradient(value: Callable[[Tensor], Tensor], weight: Tensor) -> tuple[float, Tensor]:
+    leaf = weight.clone().requires_grad_()
+    result = value(leaf)
+    return float(result), torch.autograd.grad(result, leaf)[0]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("term", [0, 1])
+def test_the_closed_form_gradient_is_that_of_autograd(name: str, term: int) -> None:
+    rho_out, rho_in = PAIRS[name]()
+    weight, rows = random_weight(rho_out, rho_in), torch.randn(5, rho_in.dimension, dtype=torch.float64)
+    moments, commutator = rows.T @ rows / len(rows), Commutator(rho_out, rho_in)
+    slow = (
+        lambda w: norm_penalty(w, moments),
+        lambda w: commutator_penalty(w, rho_out, rho_in, moments),
+    )[term]
+    value, gradient = with_gradient(slow, weight)
+    fast, closed = with_gradient(lambda w: gram_penalty(w, moments, commutator)[term], weight)
+    assert fast == pytest.approx(value, rel=RELATIVE)
+    assert gradient.norm() > 1e-3
+    assert torch.allclose(closed, gradient, rtol=1e-8, atol=1e-10)
+
+
+def hand_made(group: str, layout: str) -> tuple[Tensor, Representation, Representation]:
+    """Two copies of 1o mixed by a matrix, and a scalar scaled."""
+    group_ = parse_group(group)
+    rho = irreps(group_, "0e+2x1o", layout)  # type: ignore[arg-type]
+    mix = torch.tensor([[1.0, 2.0], [-3.0, 0.5]], dtype=torch.float64)
+    three = torch.eye(3, dtype=torch.float64)
+    block = torch.kron(mix, three) if layout == "mul_ir" else torch.kron(three, mix)
+    return torch.block_diag(torch.tensor([[2.0]], dtype=torch.float64), block), rho, rho
+
+
+def check_vanishing(weight: Tensor, rho_out: Representation, rho_in: Representation, vanishes: bool) -> None:
+    rows = torch.randn(9, rho_in.dimension, dtype=torch.float64)
+    moments, commutator = rows.T @ rows / len(rows), Commutator(rho_out, rho_in)
+    terms = len(commutator(weight))
+    limit = terms * math.sqrt(EPSILON) * (1 + 1e-9)
+    defects = (
+        commutator_penalty(weight, rho_out, rho_in, moments),
+        commutator_penalty_rows(weight, rho_out, rho_in, rows),
+        gram_penalty(weight, moments, commutator)[1],
+    )
+    assert all((float(defect) <= limit) == vanishes for defect in defects)
+    assert float(norm_penalty(weight, moments)) > 0.01
+    assert float(norm_penalty_rows(weight, rows)) > 0.01
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("group", ["SO3", "O3", "SE3", "E3"])
+def test_a_hand_made_intertwiner_has_no_defect(group: str, layout: str) -> None:
+    weight, rho_out, rho_in = hand_made(group, layout)
+    check_vanishing(weight, rho_out, rho_in, True)
+    weight[1, 2] += 0.1
+    check_vanishing(weight, rho_out, rho_in, False)
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from(["SO3", "O3", "E3"]),
+    st.sampled_from(["2x0e+1o", "1o+1e+2e", "3o+4e+0o+0e"]),
+    st.sampled_from(["0e+2x1o", "2x1e+1o", "2e+3o+4e+2x0o"]),
+    st.sampled_from(["mul_ir", "ir_mul"]),
+)
+def test_an_averaged_weight_has_no_defect_and_a_random_one_has(group: str, out: str, into: str, layout: str) -> None:
+    rho_out, rho_in = (irreps(parse_group(group), labels, layout) for labels in (out, into))  # type: ignore[arg-type]
+    weight = random_weight(rho_out, rho_in)
+    averaged = average(weight, rho_out, rho_in)
+    if averaged.any():
+        check_vanishing(averaged, rho_out, rho_in, True)
+    check_vanishing(weight, rho_out, rho_in, False)
+
+
+def test_inversion_sees_what_the_lie_algebra_cannot() -> None:
+    group = parse_group("O3")
+    rho_out, rho_in = irreps(group, "1e"), irreps(group, "1o")
+    lie, inversion = Commutator(rho_out, rho_in)(torch.eye(3, dtype=torch.float64)).split([3, 1])
+    assert not lie.any()
+    assert float(inversion.norm()) == pytest.approx(2 * math.sqrt(3))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_gradients_are_finite_at_zero(name: str) -> None:
+    rho_out, rho_in = PAIRS[name]()
+    rows = torch.randn(5, rho_in.dimension, dtype=torch.float64)
+    moments, commutator = rows.T @ rows / 5, Commutator(rho_out, rho_in)
+    zero = torch.zeros(rho_out.dimension, rho_in.dimension, dtype=torch.float64)
+    forms: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda w: norm_penalty(w, moments) + commutator_penalty(w, rho_out, rho_in, moments),
+        lambda w: norm_penalty_rows(w, rows) + commutator_penalty_rows(w, rho_out, rho_in, rows),
+        lambda w: torch.stack(gram_penalty(w, moments, commutator)).sum(),
+    )
+    for form in forms:
+        value, gradient = with_gradient(form, zero)
+        assert value == pytest.approx((1 + len(commutator(zero))) * math.sqrt(EPSILON))
+        assert not gradient.any()
+
+
+def test_duplicating_the_batch_changes_nothing() -> None:
+    rho_out, rho_in = PAIRS["O3"]()
+    weight, rows = random_weight(rho_out, rho_in), torch.randn(4, rho_in.dimension, dtype=torch.float64)
+    for many in (rows, rows.repeat(5, 1)):
+        moments = many.T @ many / len(many)
+        values = [
+            norm_penalty(weight, moments),
+            commutator_penalty(weight, rho_out, rho_in, moments),
+            norm_penalty_rows(weight, many),
+            commutator_penalty_rows(weight, rho_out, rho_in, many),
+        ]
+        if many is rows:
+            first = values
+    assert torch.allclose(torch.stack(first), torch.stack(values), rtol=1e-12)
+    unnormalised = commutator_penalty(weight, rho_out, rho_in, many.T @ many)
+    assert float(unnormalised) > 1.5 * float(values[1])
+
+
+@pytest.mark.parametrize("l_out", [0, 1, 3])
+def test_casimir_of_a_single_coupled_component(l_out: int) -> None:
+    """sum_A |L_A(W)|^2 = sum_L L(L+1) |W_L|^2: for W from a scalar to one irrep L is that irrep's degree."""
+    group = parse_group("SO3")
+    weight = torch.randn(2 * l_out + 1, 1, dtype=torch.float64)
+    defects = Commutator(irreps(group, f"{l_out}e"), trivial(group, 1))(weight)
+    assert float(defects.square().sum()) == pytest.approx(l_out * (l_out + 1) * float(weight.square().sum()))
+
+
+def test_casimir_of_two_vectors() -> None:
+    """Trace, antisymmetric and symmetric traceless part of a 3 x 3 matrix have L = 0, 1, 2."""
+    rho = irreps(parse_group("SO3"), "1o")
+    weight = torch.randn(3, 3, dtype=torch.float64)
+    antisymmetric = (weight - weight.T) / 2
+    traceless = (weight + weight.T) / 2 - weight.trace() / 3 * torch.eye(3, dtype=torch.float64)
+    expected = 2 * float(antisymmetric.square().sum()) + 6 * float(traceless.square().sum())
+    assert float(Commutator(rho, rho)(weight).square().sum()) == pytest.approx(expected)
+
+
+def test_operators_stay_exact_through_float32() -> None:
+    rho_out, rho_in = PAIRS["O3"]()
+    commutator, weight = Commutator(rho_out, rho_in), random_weight(rho_out, rho_in)
+    exact = commutator(weight)
+    assert commutator(weight.float()).dtype == torch.float32
+    assert torch.equal(commutator(weight), exact)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    rho_out, rho_in = PAIRS["O3"]()
+    weight = random_weight(rho_out, rho_in)
+    with pytest.raises(ShapeError, match="expected W of shape"):
+        Commutator(rho_out, rho_in)(weight.T)
+    with pytest.raises(ShapeError, match="expected moments of shape"):
+        norm_penalty(weight, torch.eye(2, dtype=torch.float64))
+    with pytest.raises(ShapeError, match="expected moments of shape"):
+        gram_penalty(weight, torch.eye(2, dtype=torch.float64), Commutator(rho_out, rho_in))

@@ -1,0 +1,43 @@
+"""A relaxed tiny network, ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from surgeon.surgery import Relaxation, find, relax
+from surgeon.training import arm_named
+from surgeon.types import Plan
+from tests.tiny import Net, TinyTask
+
+Made = tuple[Net, Relaxation | None]
+
+
+@pytest.fixture
+def task() -> TinyTask:
+    return TinyTask()
+
+
+@pytest.fixture
+def make() -> Callable[..., Made]:
+    """Return a maker of equal networks, relaxed for an arm."""
+    torch.manual_seed(0)
+    weights = Net().state_dict()
+
+    def made(arm: str = "drop", init_scale: float = 0.0, penalty_form: str = "gram") -> Made:
+        net = Net()
+        net.load_state_dict(weights)
+        mode = arm_named(arm).mode
+        if mode is None:
+            return net, None
+        relaxation = relax(net, plan_of(net), mode=mode, init_scale=init_scale, penalty_form=penalty_form)  # type: ignore[arg-type]
+        return net, relaxation
+
+    return made
+
+
+def plan_of(net: Net) -> Plan:
+    batch = next(iter(TinyTask().batches("validation", 0)))
+    return find(net, "O3", batch, forward=lambda model, x: model(x["scalars"], x["vectors"]))

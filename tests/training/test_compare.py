@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.branch import branches_of
+from surgeon.errors import TaskError, TrainingError, UsageError
+from surgeon.training import ARMS, ArmRun, Comparison, FinetuneSettings, StepEvent, compare, summarise_runs, sweep
+from tests.tiny import Net, TinyTask
+from tests.training.conftest import plan_of
+
+SETTINGS = FinetuneSettings(epochs=2, learning_rate=1e-2)
+
+
+@pytest.fixture
+def comparison(task: TinyTask) -> Comparison:
+    torch.manual_seed(0)
+    net = Net()
+    return Comparison(lambda: copy.deepcopy(net), plan_of(net), task, SETTINGS)
+
+
+def made_run(arm: str, seed: int, value: float) -> ArmRun:
+    return ArmRun(arm, seed, 1e-3, {}, {"mse": value}, 1, 1, 0.0, ())
+
+
+def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comparison, task: TinyTask) -> None:
+    models: list[nn.Module] = []
+    events: list[StepEvent] = []
+    runs = compare(
+        comparison, list(ARMS), [0, 1], on_step=events.append, on_model=lambda _, model: models.append(model)
+    )
+    assert [(run.arm, run.seed) for run in runs] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
+    assert {run.steps for run in runs} == {6}
+    assert len(events) == 6 * 8
+    assert not any(branches_of(model) for model in models)
+    assert [len(run.sites) for run in runs[:4]] == [0, 2, 2, 2]
+    json.dumps([run.to_data() for run in runs])
+    for run, model in zip(runs, models, strict=True):
+        batches = list(task.batches("test", 0))
+        error = sum(float((task.forward(model, b) - b["target"]).square().sum().detach()) for b in batches)
+        assert run.test["mse"] == pytest.approx(error / sum(b["target"].numel() for b in batches))
+
+
+def test_each_arm_starts_from_the_same_weights(comparison: Comparison) -> None:
+    idle = Comparison(comparison.make_model, comparison.plan, comparison.task, FinetuneSettings(1, 1e-30))
+    runs = compare(idle, list(ARMS), [0])
+    assert len({run.test["mse"] for run in runs}) == 1
+
+
+def test_a_sweep_chooses_by_validation_and_leaves_the_test_split_alone(comparison: Comparison, task: TinyTask) -> None:
+    record = sweep(comparison, ["plain", "drop"], [1e-9, 3e-2, 1e-4])
+    assert record["best"] == {"plain": 3e-2, "drop": 3e-2}
+    assert "test" not in {split for split, _ in task.seen}
+    assert {(row["arm"], row["learning_rate"]) for row in record["runs"]} == {
+        (arm, rate) for arm in ("plain", "drop") for rate in (1e-9, 3e-2, 1e-4)
+    }
+    json.dumps(record)
+    runs = compare(comparison, ["plain", "drop"], [0], record["best"])
+    assert {run.learning_rate for run in runs} == {3e-2}
+    assert "test" in {split for split, _ in task.seen}
+
+
+class Diverging(TinyTask):
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        value = super().loss(outputs, batch)
+        return value / (value < 10) if outputs.requires_grad else value
+
+
+def test_a_rate_that_diverges_loses_a_sweep(comparison: Comparison) -> None:
+    diverging = Comparison(comparison.make_model, comparison.plan, Diverging(), comparison.settings)
+    record = sweep(diverging, ["plain"], [1e6, 1e-2])
+    assert record["best"] == {"plain": 1e-2}
+    assert [math.isnan(row["validation"][0]) for row in record["runs"]] == [True, False]
+    with pytest.raises(TrainingError, match="'plain' trains at none of the learning rates 1e.06: the task loss became"):
+        sweep(diverging, ["plain"], [1e6])
+
+
+@pytest.mark.parametrize(("arms", "seeds"), [(["plain", "plain"], [0]), (["plain"], []), ([], [0])])
+def test_arms_and_seeds_that_make_no_comparison(comparison: Comparison, arms: list[str], seeds: list[int]) -> None:
+    for function in (lambda: compare(comparison, arms, seeds), lambda: sweep(comparison, arms, [1e-3], seeds)):
+        with pytest.raises(UsageError, match="distinct arms and at least one seed"):
+            function()
+
+
+def test_further_bad_arguments(comparison: Comparison) -> None:
+    with pytest.raises(UsageError, match="no.*none for drop"):
+        compare(comparison, ["plain", "drop"], [0], {"plain": 1e-3})
+    with pytest.raises(UsageError, match="at least one learning rate"):
+        sweep(comparison, ["plain"], [])
+    with pytest.raises(UsageError, match="an arm among"):
+        compare(comparison, ["nope"], [0])
+
+
+def test_a_missing_test_split_is_found_before_the_first_training(comparison: Comparison) -> None:
+    task = TinyTask(empty="test")
+    with pytest.raises(TaskError, match="no batch in the split 'test'"):
+        compare(Comparison(comparison.make_model, comparison.plan, task, SETTINGS), ["plain"], [0])
+    assert task.trained == 0
+
+
+def test_differences_are_paired_by_seed() -> None:
+    plain, drop = [1.0, 3.0, 8.0], [0.5, 2.4, 7.7]
+    runs = [made_run("plain", seed, value) for seed, value in enumerate(plain)]
+    runs += [made_run("drop", seed, value) for seed, value in reversed(list(enumerate(drop)))]
+    first, second = summarise_runs(runs, "mse")
+    assert (first["arm"], first["mean"], first["difference"]) == ("plain", 4.0, 0.0)
+    differences = [d - p for d, p in zip(drop, plain, strict=True)]
+    assert second["difference"] == pytest.approx(statistics.fmean(differences))
+    # Student's t for 2 degrees of freedom, from a printed table
+    assert second["half_width"] == pytest.approx(4.3027 * statistics.stdev(differences) / math.sqrt(3), rel=1e-4)
+    assert second["spread"] == pytest.approx(statistics.stdev(drop))
+
+
+def test_one_seed_or_no_reference_has_no_interval() -> None:
+    rows = summarise_runs([made_run("plain", 0, 1.0), made_run("drop", 0, 2.0)], "mse")
+    assert math.isnan(rows[1]["half_width"])
+    assert math.isnan(rows[1]["spread"])
+    assert rows[1]["difference"] == 1.0
+    assert math.isnan(summarise_runs([made_run("drop", 0, 2.0)], "mse")[0]["difference"])

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+
+from surgeon.errors import UsageError
+from surgeon.schedule import Schedule
+from surgeon.training import PRESETS, FinetuneSettings
+
+BAD = [
+    ("epochs", 0, "at least 1 epoch"),
+    ("evaluate_every", 0, "between evaluations"),
+    ("learning_rate", 0.0, "positive finite learning_rate"),
+    ("learning_rate", math.nan, "positive finite learning_rate"),
+    ("branch_factor", math.inf, "positive finite branch_factor"),
+    ("clip", 0.0, "positive finite clip"),
+    ("weight_decay", -1.0, "weight_decay of at least 0"),
+    ("penalty_weight", math.nan, "penalty_weight of at least 0"),
+    ("decay", "linear", "decay among cosine, constant"),
+    ("penalty_scale", "x", "penalty_scale among relative, absolute"),
+    ("penalty_form", "x", "penalty_form among gram, rows"),
+    ("precision", "fp8", "precision among no, bf16, fp16"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), BAD)
+def test_a_setting_out_of_range_is_refused(name: str, value: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        dataclasses.replace(FinetuneSettings(), **{name: value})
+
+
+def test_settings_survive_json() -> None:
+    settings = FinetuneSettings(epochs=3, clip=1.0, schedule=Schedule("cosine", tail=0.1))
+    assert FinetuneSettings.from_data(json.loads(json.dumps(settings.to_data()))) == settings
+
+
+def test_the_preset_of_the_paper() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.penalty_weight, paper.penalty_scale, paper.penalty_form) == (0.01, "absolute", "rows")
+    assert (paper.branch_factor, paper.decay, paper.schedule.name) == (1.0, "constant", "triangle")
+    assert PRESETS["default"] == FinetuneSettings()
