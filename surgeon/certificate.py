@@ -66,11 +66,12 @@ def _same(left: Tensor, right: Tensor) -> bool:
     """Bit-equal, NaN included."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    return (
-        torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
-        if left.ndim
-        else (torch.equal(left.reshape(1).view(torch.uint8), right.reshape(1).view(torch.uint8)))
-    )
+    return torch.equal(_bytes(left), _bytes(right))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    # A copy, because a tensor can count as contiguous and still have a last stride that forbids the view.
+    return tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Certificate:

@@ -71,7 +71,14 @@ def equivariance_error(
 
     Returns:
         Component name to the distribution of relative errors.
+
+    Raises:
+        TaskError: if there is no batch or no element, or the outputs of a batch cannot be compared.
     """
+    if not batches or count < 1:
+        raise TaskError(
+            f"expected at least one batch and one element, got {len(batches)} and {count}: nothing to measure"
+        )
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, ErrorSummary] = {}
     outputs = [map_tensors(Tensor.detach, function(batch)) for batch in batches]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from surgeon.measure import equivariance_error, projection_error
 from surgeon.surgery import Relaxation, strip
 from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward
 from surgeon.trees import to_dtype
-from surgeon.types import Certificate, ErrorSummary, StripMode
+from surgeon.types import Certificate, ErrorSummary, Split, StripMode
 from surgeon.workspace import Workspace
 
 SAME_FUNCTION = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -89,7 +89,7 @@ def both_precisions(
 
 
 def strip_and_certify(
-    workspace: Workspace, mode: StripMode, settings: MeasureSettings | None = None, split: str | None = "test"
+    workspace: Workspace, mode: StripMode, settings: MeasureSettings | None = None, split: Split | None = "test"
 ) -> tuple[nn.Module, Certificate]:
     """Strip the opened model in place and compare it with the original.
 
@@ -108,63 +108,104 @@ def strip_and_certify(
     relaxation, settings = workspace.relaxation, settings or MeasureSettings()
     assert relaxation is not None
     original, source = workspace.original()
-    model, task, group = workspace.model, workspace.task, parse_group(relaxation.plan.group)
-    extra: dict[str, Any] = {}
-    clean_outputs: list[Any] = []
-    equivariance: dict[str, Mapping[str, Mapping[str, ErrorSummary]]] = {}
-    measured = task is not None and can_act(task.task)
-    batches = [to_dtype(b, model_dtype(model)) for b in sample_batches(task, settings.batches)] if task else []
-    if task is not None:
-        relaxed_outputs = outputs_on(model, task.task, batches)
-        if mode == relaxation.mode:
-            with relaxation.clean():
-                clean_outputs = outputs_on(model, task.task, batches)
-    if measured:
-        equivariance["original"] = both_precisions(workspace, original, group, settings)
-        equivariance["relaxed"] = both_precisions(workspace, model, group, settings)
-        with at_full_relaxation(relaxation):
-            equivariance["relaxed, theta 1"] = both_precisions(workspace, model, group, settings)
-    theta = relaxation.theta
-    sites = strip(relaxation, mode)
-    run = (lambda m: task_forward(task.task, m, batches[0])) if task else None
-    certificate = certify(original, model, run)
-    checks, differences = dict(certificate.checks), list(certificate.differences)
-    if task is not None:
-        outputs = outputs_on(model, task.task, batches)
-        extra["projection_error"] = projection_error(relaxed_outputs, outputs)
-        if clean_outputs:
-            change = projection_error(outputs, clean_outputs)
-            name = "same function as clean evaluation"
-            checks[name] = change <= SAME_FUNCTION.get(model_dtype(model), 1e-2)
-            if not checks[name]:
-                differences.append(f"the stripped model differs from clean evaluation by {change:.1e} (relative)")
-        if split is not None:
-            extra["metrics"] = {
-                "original": evaluate(original, task.task, split),  # type: ignore[arg-type]
-                "stripped": evaluate(model, task.task, split),  # type: ignore[arg-type]
-            }
-    if measured:
-        equivariance["stripped"] = both_precisions(workspace, model, group, settings)
-        worse = _less_equivariant(equivariance)
-        checks["as equivariant as the original"] = not worse
-        differences += worse
+    before = _observe(workspace, original, mode, settings)
+    theta, sites = relaxation.theta, strip(relaxation, mode)
+    certificate = certify(original, workspace.model, before.run)
+    after = _judge(workspace, original, before, settings, split)
+    checks = {**certificate.checks, **after.checks}
     details = {
         **certificate.details,
         "theta": list(theta),
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
     }
-    return model, dataclasses.replace(
+    return workspace.model, dataclasses.replace(
         certificate,
         identical=all(checks.values()),
         checks=checks,
-        differences=tuple(differences),
+        differences=(*certificate.differences, *after.differences),
         strip_mode=mode,
         sites=sites,
-        equivariance=equivariance,
+        equivariance=after.equivariance,
+        metrics=after.metrics,
+        projection_error=after.projection_error,
         details=details,
-        **extra,
     )
+
+
+_Equivariance = dict[str, Mapping[str, Mapping[str, ErrorSummary]]]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What is known of a model while its branches are still in place; empty without a task."""
+
+    batches: list[Any]
+    relaxed: list[Any]
+    clean: list[Any]
+    equivariance: _Equivariance
+    run: Callable[[nn.Module], Any] | None
+
+
+@dataclass
+class _After:
+    """What the stripped model is found to be."""
+
+    checks: dict[str, bool]
+    differences: list[str]
+    equivariance: _Equivariance
+    metrics: dict[str, dict[str, float]]
+    projection_error: float | None = None
+
+
+def _observe(workspace: Workspace, original: nn.Module, mode: StripMode, settings: MeasureSettings) -> _Before:
+    task, model, relaxation = workspace.task, workspace.model, workspace.relaxation
+    assert relaxation is not None
+    if task is None:
+        return _Before([], [], [], {}, None)
+    batches = [to_dtype(batch, model_dtype(model)) for batch in sample_batches(task, settings.batches)]
+    relaxed, clean = outputs_on(model, task.task, batches), []
+    if mode == relaxation.mode:
+        with relaxation.clean():
+            clean = outputs_on(model, task.task, batches)
+    equivariance: _Equivariance = {}
+    if can_act(task.task):
+        group = parse_group(relaxation.plan.group)
+        equivariance["original"] = both_precisions(workspace, original, group, settings)
+        equivariance["relaxed"] = both_precisions(workspace, model, group, settings)
+        with at_full_relaxation(relaxation):
+            equivariance["relaxed, theta 1"] = both_precisions(workspace, model, group, settings)
+    return _Before(batches, relaxed, clean, equivariance, lambda m: task_forward(task.task, m, batches[0]))
+
+
+def _judge(
+    workspace: Workspace, original: nn.Module, before: _Before, settings: MeasureSettings, split: Split | None
+) -> _After:
+    task, model, relaxation = workspace.task, workspace.model, workspace.relaxation
+    assert relaxation is not None
+    after = _After({}, [], dict(before.equivariance), {})
+    if task is None:
+        return after
+    outputs = outputs_on(model, task.task, before.batches)
+    after.projection_error = projection_error(before.relaxed, outputs)
+    if before.clean:
+        change = projection_error(outputs, before.clean)
+        same = change <= SAME_FUNCTION.get(model_dtype(model), 1e-2)
+        after.checks["same function as clean evaluation"] = same
+        if not same:
+            after.differences.append(f"the stripped model differs from clean evaluation by {change:.1e} (relative)")
+    if before.equivariance:
+        group = parse_group(relaxation.plan.group)
+        after.equivariance["stripped"] = both_precisions(workspace, model, group, settings)
+        worse = _less_equivariant(after.equivariance)
+        after.checks["as equivariant as the original"] = not worse
+        after.differences += worse
+    if split is not None:
+        after.metrics = {
+            "original": evaluate(original, task.task, split),
+            "stripped": evaluate(model, task.task, split),
+        }
+    return after
 
 
 def _less_equivariant(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> list[str]:

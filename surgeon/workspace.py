@@ -145,6 +145,8 @@ class Workspace:
                 copied = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
                 load_branches(copied, branches)
                 copied.set_theta(*self.relaxation.theta)
+                for key, branch in copied.branches.items():
+                    branch.clean = self.relaxation.branches[key].clean
         return twin.train(model.training)
 
 

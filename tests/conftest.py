@@ -19,6 +19,11 @@ import numpy as np
 import pytest
 import torch
 
+from surgeon.e3nn_compat import import_e3nn
+
+# Networks in tests import e3nn as their authors would, which the oldest supported version does not survive by itself.
+import_e3nn()
+
 TESTS = Path(__file__).parent
 TOUCH_E3NN = ("adapters", "surgery", "test_representations.py")
 

@@ -17,6 +17,7 @@ from surgeon.groups import Group, parse_group
 from surgeon.measure import equivariance_error
 from surgeon.representations import irreps
 from surgeon.surgery import Relaxation
+from surgeon.types import Site
 
 o3 = import_e3nn()
 
@@ -110,7 +111,7 @@ NETS: dict[str, Callable[[], Any]] = {"linears": Linears, "products": Products, 
 def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, tuple[Tensor, ...]]:
     """Return a network and a sample call of 6 rows; built in its own dtype, so that all constants are exact."""
     with default_dtype(dtype):
-        net = NETS[name]()
+        net = copy.deepcopy(NETS[name]())  # a first copy of e3nn's generated code can gain keys, a second does not
     x = torch.randn(6, o3.Irreps(net.rho_in).dim, dtype=dtype)
     return net, (x, attributes(6, dtype)) if name == "products" else (x,)
 
@@ -163,8 +164,8 @@ def traces(module: nn.Module) -> dict[str, Any]:
     """Return everything of a module tree that an insertion could leave behind."""
     return {
         name: (
-            type(part),
-            tuple(name for name in vars(part) if name != "__codegen__"),
+            f"{type(part).__module__}.{type(part).__qualname__}",
+            sorted(vars(part)),
             tuple(child for child, _ in part.named_children()),
             len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks),
             len(part._forward_hooks_with_kwargs) + len(part._forward_pre_hooks_with_kwargs),
@@ -193,3 +194,10 @@ def weight_jacobian(op: Any, y: Tensor | None, d_in: int) -> Tensor:
             probe.weight.view(-1)[k] = 1.0
             columns.append(linear_map(probe, y, d_in).flatten())
     return torch.stack(columns, dim=1)
+
+
+def site_of(proposal: Any, fold: dict[str, Any] | None) -> Site:
+    """Return the site that a proposal of the e3nn adapter would become at the model itself."""
+    shape = (proposal.rho_out.dimension, proposal.rho_in.dimension)
+    rho_in, rho_out = proposal.rho_in.to_data(), proposal.rho_out.to_data()
+    return Site("", proposal.argument, proposal.kind, "e3nn", rho_in, rho_out, shape, fold)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from surgeon.errors import GroupError, ShapeError
-from surgeon.groups import Group, parse_group
+from surgeon.groups import parse_group
 from surgeon.intertwiners import FoldMap, WeightEntries, average, copy_indices
 from surgeon.representations import Representation, axes, irreps
 from surgeon.types import Site
@@ -39,7 +39,7 @@ def commutant_projection(weight: Tensor, rho_out: Representation, rho_in: Repres
         (rho_out.generators().dense(), rho_in.generators().dense()),
         (rho_out.element_actions().dense(), rho_in.element_actions().dense()),
     ):
-        rows += [torch.kron(a, one_in) - torch.kron(one_out, b.T) for a, b in zip(out, into, strict=True)]
+        rows += [torch.kron(a, one_in) - torch.kron(one_out, b.T.contiguous()) for a, b in zip(out, into, strict=True)]
     _, sizes, directions = torch.linalg.svd(torch.cat(rows))
     null = directions[int((sizes > 1e-9).sum()) :]
     return (null.T @ (null @ weight.flatten())).reshape(weight.shape)
@@ -114,9 +114,8 @@ def op_with_map(name: str, group: str = "O3") -> tuple[nn.Module, Tensor | None,
     proposal = adapter.propose(op, parse_group(group))
     fold, note = adapter.fold_data(op, [call])
     assert fold is not None, note
-    shape = (proposal.rho_out.dimension, proposal.rho_in.dimension)
-    site = Site("", "x", "", "e3nn", proposal.rho_in.to_data(), proposal.rho_out.to_data(), shape, fold)
-    assert o3.Irreps(labels).dim == shape[1]
+    site = nets.site_of(proposal, fold)
+    assert o3.Irreps(labels).dim == site.shape[1]
     return op, y, adapter.fold_map(op, site, parse_group(group)), site
 
 
@@ -150,7 +149,7 @@ def test_under_so3_the_op_still_reaches_its_own_paths_only() -> None:
     with nets.default_dtype(torch.float64):
         op = o3.Linear("1o+1e", "1o+1e")
     proposal = adapter.propose(op, group)
-    site = Site("", "x", "", "e3nn", proposal.rho_in.to_data(), proposal.rho_out.to_data(), (6, 6), {"parameter": ""})
+    site = nets.site_of(proposal, {"parameter": "weight"})
     fold_map = adapter.fold_map(op, site, group)
     weight = torch.eye(3, dtype=torch.float64).repeat(2, 2)
     assert torch.equal(average(weight, proposal.rho_out, proposal.rho_in), weight)
@@ -181,10 +180,6 @@ def test_a_wrong_coefficient_would_be_seen() -> None:
     assert (wrong.weight_change(weight, op.weight.numel()) - change).norm() > 0.1
 
 
-def group_without_irreps() -> Group:
-    return parse_group("C4")
-
-
 def test_copies_need_irreps() -> None:
     with pytest.raises(GroupError, match="irreps only"):
-        copy_indices(axes(group_without_irreps(), "c v", {"c": 1}))
+        copy_indices(axes(parse_group("C4"), "c v", {"c": 1}))

@@ -84,7 +84,7 @@ def test_both_forms_equal_brute_force(name: str) -> None:
 def with_gradient(value: Callable[[Tensor], Tensor], weight: Tensor) -> tuple[float, Tensor]:
     leaf = weight.clone().requires_grad_()
     result = value(leaf)
-    return float(result), torch.autograd.grad(result, leaf)[0]
+    return float(result.detach()), torch.autograd.grad(result, leaf)[0]
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -88,7 +88,7 @@ def _own_weights(module: Any) -> Refusal | None:
 
 
 def _unsupported_linear(module: Any) -> Refusal | None:
-    if any(getattr(module, name, None) is not None for name in ("f_in", "f_out")):
+    if module.weight.ndim > 1:
         return Refusal("it mixes an additional channel axis (f_in, f_out), which is not supported")
     if not module.weight_numel:
         return Refusal("its input and output share no irrep, so it has no weights")

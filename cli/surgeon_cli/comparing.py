@@ -21,24 +21,22 @@ from surgeon.verdict import MeasureSettings, sample_batches, task_equivariance
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
+from surgeon_cli.training_options import Comparing
 
 
 def run_comparison(
     folder: Path,
     out: Path | None,
-    arms: list[str],
-    seeds: int,
+    comparing: Comparing,
     settings: FinetuneSettings,
-    grid: list[float] | None,
-    record: Path | None,
     options: OpenOptions,
     force: bool,
     json_output: bool,
-    sweep_seeds: int = 1,
 ) -> None:
     """Train all arms from the original checkpoint, print one table, and write one record."""
     target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-compare.json")
     check_writable(target, force)
+    arms, grid, record = comparing.arms(), comparing.grid(), comparing.lr_record
     for name in arms:
         arm_named(name)
     if grid and record:
@@ -55,10 +53,10 @@ def run_comparison(
     with training_bar(metric, json_output) as bar:
         start = None if bar is None else lambda arm, seed, rate: bar.start(f"{arm}, seed {seed}, lr {rate:g}")
         if grid:
-            swept = sweep(comparison, arms, grid, range(sweep_seeds), on_start=start, on_step=bar)
+            swept = sweep(comparison, arms, grid, range(comparing.lr_seeds), on_start=start, on_step=bar)
         judge = _Judge(workspace)
         rates = swept["best"] if swept else None
-        runs = compare(comparison, arms, range(seeds), rates, start, bar, judge)
+        runs = compare(comparison, arms, range(comparing.seeds), rates, start, bar, judge)
     rows = _rows(runs, metric, judge)
     data = {
         "metric": metric,
@@ -78,7 +76,7 @@ def run_comparison(
         return
     if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
         console().print(sweep_table(swept))
-    console().print(comparison_table(rows, metric, seeds))
+    console().print(comparison_table(rows, metric, comparing.seeds))
     others = [name for name in runs[0].test if name not in (metric, "loss")]
     if others:
         console().print(other_metrics_table({name: summarise_runs(runs, name) for name in others}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,74 +13,138 @@ import typer
 from surgeon.checkpoint import find_only_folder, is_relaxed_folder
 from surgeon.errors import UsageError
 from surgeon.training import has_run
+from surgeon.verdict import MeasureSettings
 from surgeon.workspace import OpenOptions
 from surgeon_cli.screen import say
 
 MODEL = "How to find the model"
 TRUST = "Trust"
 
-TaskOption = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        metavar="FILE",
-        help="Task file (or module:attribute): data, loss, group action, model.",
-        rich_help_panel=MODEL,
-    ),
+GroupOption = Annotated[
+    str,
+    typer.Option("--group", "-g", help="Symmetry group: SO3, O3, SE3, E3, or module:function for your own generators."),
 ]
-TaskArgsOption = Annotated[
-    str | None,
-    typer.Option("--task-args", metavar="JSON", help="Arguments of the task file's make_task.", rich_help_panel=MODEL),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", metavar="MODULE:FUNCTION", help="Factory that builds the model.", rich_help_panel=MODEL),
-]
-ModelArgsOption = Annotated[
-    str | None,
-    typer.Option("--model-args", metavar="JSON", help="Arguments of the factory.", rich_help_panel=MODEL),
-]
-EntryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--entry",
-        metavar="NAME",
-        help="Which entry of a checkpoint with several sets of weights (model, ema, ...) to take.",
-        rich_help_panel=MODEL,
-    ),
-]
-OriginalOption = Annotated[
-    str | None,
-    typer.Option(
-        "--original",
-        metavar="FILE",
-        help="Where the original checkpoint is now, if it was moved.",
-        rich_help_panel=MODEL,
-    ),
-]
-AcceptChangedTaskOption = Annotated[
-    bool,
-    typer.Option(
-        "--accept-changed-task", help="Go on although the task file has changed since `relax`.", rich_help_panel=TRUST
-    ),
-]
-TrustPickleOption = Annotated[
-    bool,
-    typer.Option(
-        "--trust-pickle", help="Open files that run code when opened (whole pickled modules).", rich_help_panel=TRUST
-    ),
-]
-TrustRemoteCodeOption = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="Import a factory that is named inside a file.", rich_help_panel=TRUST),
+PathArgument = Annotated[
+    Path | None, typer.Argument(metavar="[PATH]", help="Checkpoint or relaxed folder; default: the only one here.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")]
-ElementsOption = Annotated[
-    int, typer.Option("--elements", min=1, help="Random group elements per component and batch for measurements.")
-]
-BatchesOption = Annotated[int, typer.Option("--batches", min=1, help="Validation batches for measurements.")]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How to find the model of a checkpoint, and what is trusted."""
+
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="FILE",
+            help="Task file (or module:attribute): data, loss, group action, model.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    task_args: Annotated[
+        str | None,
+        typer.Option(
+            "--task-args", metavar="JSON", help="Arguments of the task file's make_task.", rich_help_panel=MODEL
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODULE:FUNCTION", help="Factory that builds the model.", rich_help_panel=MODEL
+        ),
+    ] = None
+    model_args: Annotated[
+        str | None,
+        typer.Option("--model-args", metavar="JSON", help="Arguments of the factory.", rich_help_panel=MODEL),
+    ] = None
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            "--entry",
+            metavar="NAME",
+            help="Which entry of a checkpoint with several sets of weights (model, ema, ...) to take.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--trust-pickle",
+            help="Open files that run code when opened (whole pickled modules).",
+            rich_help_panel=TRUST,
+        ),
+    ] = False
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Import a factory that is named inside a file.", rich_help_panel=TRUST
+        ),
+    ] = False
+
+    def options(self, quiet: bool) -> OpenOptions:
+        """Return what the engine needs to open a path; ``quiet`` keeps the screen for one JSON object.
+
+        Raises:
+            UsageError: if a JSON argument is not an object.
+        """
+        return OpenOptions(
+            task=self.task,
+            task_arguments=as_object(self.task_args, "--task-args"),
+            factory=self.model,
+            factory_arguments=as_object(self.model_args, "--model-args"),
+            entry=self.entry,
+            trust_pickle=self.trust_pickle,
+            trust_remote_code=self.trust_remote_code,
+            announce=None if quiet else lambda path: say(f"running the task file {path}"),
+        )
+
+
+@dataclass(frozen=True)
+class Reopening(Finding):
+    """The same for a relaxed folder, which remembers its task and its original."""
+
+    original: Annotated[
+        str | None,
+        typer.Option(
+            "--original",
+            metavar="FILE",
+            help="Where the original checkpoint is now, if it was moved.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    accept_changed_task: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-task",
+            help="Go on although the task file has changed since `relax`.",
+            rich_help_panel=TRUST,
+        ),
+    ] = False
+
+    def options(self, quiet: bool) -> OpenOptions:
+        """Return what the engine needs to open a path."""
+        return dataclasses.replace(
+            super().options(quiet), original=self.original, accept_changed_task=self.accept_changed_task
+        )
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How much to measure."""
+
+    elements: Annotated[
+        int, typer.Option("--elements", min=1, help="Random group elements per component and batch.")
+    ] = 4
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Validation batches to measure on.")] = 2
+    measure_seed: Annotated[int, typer.Option("--measure-seed", help="Seed of the group elements.")] = 0
+
+    def settings(self) -> MeasureSettings:
+        """Return the engine's settings."""
+        return MeasureSettings(self.elements, self.batches, self.measure_seed)
 
 
 def as_object(text: str | None, flag: str) -> dict[str, Any]:
@@ -98,33 +164,6 @@ def as_object(text: str | None, flag: str) -> dict[str, Any]:
     return value
 
 
-def open_options(
-    task: str | None = None,
-    task_args: str | None = None,
-    model: str | None = None,
-    model_args: str | None = None,
-    original: str | None = None,
-    accept_changed_task: bool = False,
-    trust_pickle: bool = False,
-    trust_remote_code: bool = False,
-    quiet: bool = False,
-    entry: str | None = None,
-) -> OpenOptions:
-    """Collect the shared options."""
-    return OpenOptions(
-        task=task,
-        task_arguments=as_object(task_args, "--task-args"),
-        accept_changed_task=accept_changed_task,
-        factory=model,
-        factory_arguments=as_object(model_args, "--model-args"),
-        entry=entry,
-        original=original,
-        trust_pickle=trust_pickle,
-        trust_remote_code=trust_remote_code,
-        announce=None if quiet else lambda path: say(f"running the task file {path}"),
-    )
-
-
 def refuse_overwriting(target: Path, *inputs: str | Path | None) -> None:
     """Refuse an output folder in which an input of the command lies, which `--force` would delete.
 
@@ -139,19 +178,21 @@ def refuse_overwriting(target: Path, *inputs: str | Path | None) -> None:
             )
 
 
-def folder_or_only(path: Path | None, quiet: bool = False, untrained: bool = False) -> Path:
-    """Return the path, or the only relaxed folder in the current directory, which is named on screen.
+def folder_or_only(path: Path | None, quiet: bool, trained: bool = True) -> Path:
+    """Return the path, or the only suitable relaxed folder in the current directory, which is named on screen.
 
     Args:
         path: what the user named, if anything.
         quiet: print nothing.
-        untrained: leave run folders aside where there is one other folder, so that `finetune` repeats itself.
+        trained: whether run folders are meant; the others, such as what `surgeon relax` wrote, otherwise. Only if there
+            is not exactly one of the wanted kind does every relaxed folder count.
     """
     if path is not None:
         return path
-    fresh = [place for place in Path.cwd().iterdir() if place.is_dir() and is_relaxed_folder(place)]
-    fresh = [place for place in fresh if not place.name.startswith(".") and not has_run(place)]
-    found = Path.cwd() / fresh[0].name if untrained and len(fresh) == 1 else find_only_folder(Path.cwd())
+    here = Path.cwd()
+    folders = [place for place in here.iterdir() if is_relaxed_folder(place) and not place.name.startswith(".")]
+    wanted = [place for place in folders if has_run(place) == trained]
+    found = wanted[0] if len(wanted) == 1 else find_only_folder(here)
     if not quiet:
-        say(f"using {found.name}/, the only relaxed folder here")
+        say(f"using {found.name}/, the only {'run' if has_run(found) else 'relaxed'} folder here")
     return found

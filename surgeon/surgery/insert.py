@@ -10,6 +10,7 @@ from torch import nn
 from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_child, branches_of
 from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.groups import Group, parse_group
+from surgeon.intertwiners import FoldMap
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
@@ -116,8 +117,17 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
             f"expected {site.name!r} to be an op that takes W of shape {site.shape} on {site.argument!r}, but "
             f"{type(op).__name__} is not: the plan was made for another model, make a new one with `surgeon inspect`"
         )
-    fold_map = None if site.fold is None else adapter.fold_map(op, site, group)
-    return Branch(site.shape, own, mode, fold_map)
+    return Branch(site.shape, own, mode, _fold_map(op, site, group, adapter))
+
+
+def _fold_map(op: nn.Module, site: Site, group: Group, adapter: Adapter) -> FoldMap | None:
+    try:
+        return None if site.fold is None else adapter.fold_map(op, site, group)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError(
+            f"expected fold data at {site.key!r} as the adapter {site.adapter!r} writes them, "
+            f"got {dict(site.fold or {})}: correct the plan, or set fold to null"
+        ) from error
 
 
 def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None:

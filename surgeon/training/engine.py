@@ -309,7 +309,7 @@ class Finetuner:
 
 
 def _accelerator(precision: str) -> Accelerator:
-    """Return accelerate's driver; its state is one per process, and that of an earlier run may be of other precision."""
+    """Return accelerate's driver; its state is one per process, and an earlier run may have had another precision."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

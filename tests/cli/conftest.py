@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.commands import Surgeon
-from tests.tiny import Net
 
 
 @pytest.fixture
@@ -20,9 +18,3 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def surgeon(work: Path, capsys: pytest.CaptureFixture[str]) -> Surgeon:
     return Surgeon(work, capsys)
-
-
-@pytest.fixture
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()

@@ -87,7 +87,7 @@ class MisleadingTask(TinyTask):
     def score(self) -> float:
         relaxation = self.relaxation
         clean = next(iter(relaxation.branches.values())).clean
-        return (4.0 if clean else 2.0) - self.trained / 6 if self.trained < 5 else (1.0 if clean else 3.0)
+        return (4.0 if clean else 2.0) - self.trained / 6 if self.trained < 5 else (1.0 if clean else 9.0)
 
     relaxation: Any
 

@@ -10,40 +10,18 @@ import typer
 
 from surgeon.types import ErrorSummary
 from surgeon.workspace import Workspace, open_path
-from surgeon_cli.options import (
-    AcceptChangedTaskOption,
-    EntryOption,
-    JsonOption,
-    ModelArgsOption,
-    ModelOption,
-    OriginalOption,
-    TaskArgsOption,
-    TaskOption,
-    TrustPickleOption,
-    TrustRemoteCodeOption,
-    open_options,
-)
+from surgeon_cli.bundles import unbundled
+from surgeon_cli.options import GroupOption, JsonOption, Reopening
 from surgeon_cli.planning import plan_for
 from surgeon_cli.screen import print_json, say, show_plan
 
-GroupOption = Annotated[
-    str,
-    typer.Option("--group", "-g", help="Symmetry group: SO3, O3, SE3, E3, or module:function for your own generators."),
-]
 
-
+@unbundled
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file or relaxed folder.")],
+    *,
+    opening: Reopening,
     group: GroupOption = "O3",
-    task: TaskOption = None,
-    task_args: TaskArgsOption = None,
-    model: ModelOption = None,
-    model_args: ModelArgsOption = None,
-    entry: EntryOption = None,
-    original: OriginalOption = None,
-    accept_changed_task: AcceptChangedTaskOption = False,
-    trust_pickle: TrustPickleOption = False,
-    trust_remote_code: TrustRemoteCodeOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Show what is in a checkpoint, which ops are relaxable, and why the others are not. Changes nothing.
@@ -54,19 +32,7 @@ def inspect(
 
         surgeon inspect model.pt --group SO3 --model mypackage.nets:make_net --model-args '{"hidden": 32}'
     """
-    options = open_options(
-        task,
-        task_args,
-        model,
-        model_args,
-        original,
-        accept_changed_task,
-        trust_pickle,
-        trust_remote_code,
-        json_output,
-        entry,
-    )
-    workspace = open_path(path, options)
+    workspace = open_path(path, opening.options(json_output))
     errors: dict[str, ErrorSummary] = {}
     if workspace.relaxation is not None:
         plan = workspace.relaxation.plan

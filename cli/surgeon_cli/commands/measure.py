@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from surgeon.errors import TaskError
 from surgeon.evaluation import outputs_on
@@ -18,43 +15,18 @@ from surgeon.trees import to_dtype
 from surgeon.types import ErrorSummary
 from surgeon.verdict import MeasureSettings, at_full_relaxation, both_precisions, model_dtype, sample_batches
 from surgeon.workspace import Workspace, open_path
-from surgeon_cli.commands.inspect import GroupOption
-from surgeon_cli.options import (
-    AcceptChangedTaskOption,
-    BatchesOption,
-    ElementsOption,
-    JsonOption,
-    ModelArgsOption,
-    ModelOption,
-    OriginalOption,
-    TaskArgsOption,
-    TaskOption,
-    TrustPickleOption,
-    TrustRemoteCodeOption,
-    folder_or_only,
-    open_options,
-)
+from surgeon_cli.bundles import unbundled
+from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, Reopening, folder_or_only
 from surgeon_cli.screen import console, equivariance_table, print_json, say
 
-PathArgument = Annotated[
-    Path | None, typer.Argument(metavar="[PATH]", help="Checkpoint or relaxed folder; default: the only one here.")
-]
 
-
+@unbundled
 def measure(
     path: PathArgument = None,
+    *,
+    opening: Reopening,
+    measuring: Measuring,
     group: GroupOption = "",
-    elements: ElementsOption = 8,
-    batches: BatchesOption = 2,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the group elements.")] = 0,
-    task: TaskOption = None,
-    task_args: TaskArgsOption = None,
-    model: ModelOption = None,
-    model_args: ModelArgsOption = None,
-    original: OriginalOption = None,
-    accept_changed_task: AcceptChangedTaskOption = False,
-    trust_pickle: TrustPickleOption = False,
-    trust_remote_code: TrustRemoteCodeOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Measure the equivariance error under random elements of every component of the group.
@@ -68,13 +40,10 @@ def measure(
 
         surgeon measure segnn-run --elements 32 --json
     """
-    options = open_options(
-        task, task_args, model, model_args, original, accept_changed_task, trust_pickle, trust_remote_code, json_output
-    )
-    workspace = open_path(folder_or_only(path, json_output), options)
+    workspace = open_path(folder_or_only(path, json_output), opening.options(json_output))
     if not can_act(workspace.require_task().task):
         raise TaskError("expected act and act_output in the task, which say how the group acts: add both")
-    settings = MeasureSettings(elements, batches, seed)
+    settings = measuring.settings()
     relaxation = workspace.relaxation
     chosen = parse_group(group or (relaxation.plan.group if relaxation else "O3"))
     equivariance: dict[str, dict[str, dict[str, ErrorSummary]]] = {}
@@ -87,6 +56,8 @@ def measure(
             with context:
                 equivariance[name] = both_precisions(workspace, workspace.model, chosen, settings)
                 projections[name] = _projection(workspace, settings)
+        with relaxation.clean():
+            equivariance["clean"] = both_precisions(workspace, workspace.model, chosen, settings)
     if json_output:
         print_json(_data(chosen.name, equivariance, projections, defects, settings))
         return

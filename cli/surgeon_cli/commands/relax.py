@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,53 +17,43 @@ from surgeon.files import check_writable
 from surgeon.schedule import Schedule
 from surgeon.surgery import relax as insert
 from surgeon.workspace import open_path, relaxed_config
-from surgeon_cli.commands.inspect import GroupOption
-from surgeon_cli.options import (
-    EntryOption,
-    ForceOption,
-    JsonOption,
-    ModelArgsOption,
-    ModelOption,
-    OutOption,
-    TaskArgsOption,
-    TaskOption,
-    TrustPickleOption,
-    TrustRemoteCodeOption,
-    open_options,
-    refuse_overwriting,
-)
+from surgeon_cli.bundles import unbundled
+from surgeon_cli.options import Finding, ForceOption, GroupOption, JsonOption, OutOption, refuse_overwriting
 from surgeon_cli.planning import plan_for
 from surgeon_cli.screen import print_json, say, show_plan
 
 
-def relax(
-    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file.")],
-    group: GroupOption = "O3",
-    out: OutOption = None,
+@dataclass(frozen=True)
+class Inserting:
+    """Where branches go and how they start."""
+
     include: Annotated[
         list[str] | None, typer.Option("--include", help="Relax only ops whose name matches; may be repeated.")
-    ] = None,
+    ] = None
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", help="Leave ops alone whose name matches; may be repeated.")
-    ] = None,
+    ] = None
     strip_mode: Annotated[
         Literal["drop", "fold"],
         typer.Option("--strip-mode", help="drop: the paper's method; fold: keep the equivariant part of W."),
-    ] = "drop",
+    ] = "drop"
     schedule: Annotated[
         Literal["triangle", "one-sided", "cosine", "constant"], typer.Option("--schedule", help="theta over time.")
-    ] = "triangle",
+    ] = "triangle"
     init_scale: Annotated[
         float, typer.Option("--init-scale", min=0.0, help="Scale of the initial W; 0 starts at W = 0.")
-    ] = 0.0,
+    ] = 0.0
+
+
+@unbundled
+def relax(
+    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file.")],
+    *,
+    opening: Finding,
+    inserting: Inserting,
+    group: GroupOption = "O3",
+    out: OutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
-    task: TaskOption = None,
-    task_args: TaskArgsOption = None,
-    model: ModelOption = None,
-    model_args: ModelArgsOption = None,
-    entry: EntryOption = None,
-    trust_pickle: TrustPickleOption = False,
-    trust_remote_code: TrustRemoteCodeOption = False,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -74,23 +65,26 @@ def relax(
 
         surgeon relax model.pt --group SO3 --task task.py --exclude 'embedding*' --dry-run
     """
-    options = open_options(
-        task, task_args, model, model_args, None, False, trust_pickle, trust_remote_code, json_output, entry
-    )
     target = out or Path(f"{path.stem}-relaxed")
-    if not math.isfinite(init_scale):
-        raise UsageError(f"expected a finite --init-scale, got {init_scale}")
+    if not math.isfinite(inserting.init_scale):
+        raise UsageError(f"expected a finite --init-scale, got {inserting.init_scale}")
     if not dry_run:
-        refuse_overwriting(target, path, task)
+        refuse_overwriting(target, path, opening.task)
         check_writable(target, force)
     started = time.perf_counter()
-    workspace = open_path(path, options)
+    workspace = open_path(path, opening.options(json_output))
     if workspace.relaxation is not None:
         raise PlanError(f"expected a checkpoint without branches, got the relaxed folder {str(path)!r}: strip it first")
     opened = time.perf_counter()
-    plan, _ = plan_for(workspace, group, include or [], exclude or [])
+    plan, _ = plan_for(workspace, group, inserting.include or [], inserting.exclude or [])
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
-    relaxation = insert(workspace.model, plan, mode=strip_mode, schedule=Schedule(schedule), init_scale=init_scale)
+    relaxation = insert(
+        workspace.model,
+        plan,
+        mode=inserting.strip_mode,
+        schedule=Schedule(inserting.schedule),
+        init_scale=inserting.init_scale,
+    )
     seconds = {"open": opened - started, "relax": time.perf_counter() - opened}
     if not dry_run:
         config = relaxed_config(workspace, relaxation, penalty_weight=0.01, penalty_scale="relative")

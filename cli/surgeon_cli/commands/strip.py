@@ -13,23 +13,15 @@ from surgeon.files import check_writable
 from surgeon.types import StripMode
 from surgeon.verdict import MeasureSettings, strip_and_certify
 from surgeon.workspace import OpenOptions, open_path
-from surgeon_cli.commands.measure import PathArgument
+from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
-    AcceptChangedTaskOption,
-    BatchesOption,
-    ElementsOption,
     ForceOption,
     JsonOption,
-    ModelArgsOption,
-    ModelOption,
-    OriginalOption,
+    Measuring,
     OutOption,
-    TaskArgsOption,
-    TaskOption,
-    TrustPickleOption,
-    TrustRemoteCodeOption,
+    PathArgument,
+    Reopening,
     folder_or_only,
-    open_options,
     refuse_overwriting,
 )
 from surgeon_cli.screen import print_json, say, show_certificate
@@ -43,21 +35,15 @@ SplitOption = Annotated[
 ]
 
 
+@unbundled
 def strip(
     path: PathArgument = None,
+    *,
+    opening: Reopening,
+    measuring: Measuring,
     out: OutOption = None,
     fold: DropOrFold = None,
     metrics: SplitOption = "test",
-    elements: ElementsOption = 4,
-    batches: BatchesOption = 2,
-    task: TaskOption = None,
-    task_args: TaskArgsOption = None,
-    model: ModelOption = None,
-    model_args: ModelArgsOption = None,
-    original: OriginalOption = None,
-    accept_changed_task: AcceptChangedTaskOption = False,
-    trust_pickle: TrustPickleOption = False,
-    trust_remote_code: TrustRemoteCodeOption = False,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -69,31 +55,22 @@ def strip(
 
         surgeon strip segnn-run --fold --metrics none
     """
-    options = open_options(
-        task, task_args, model, model_args, original, accept_changed_task, trust_pickle, trust_remote_code, json_output
-    )
-    settings = MeasureSettings(elements, batches)
+    settings, options = measuring.settings(), opening.options(json_output)
     _run(folder_or_only(path, json_output), out, fold, metrics, settings, options, False, force, json_output)
 
 
+@unbundled
 def export(
     path: PathArgument = None,
+    *,
+    opening: Reopening,
+    measuring: Measuring,
     out: OutOption = None,
     fold: DropOrFold = None,
     container: Annotated[
         bool, typer.Option("--container", help="Also write a copy of the original file with only the weights replaced.")
     ] = False,
     metrics: SplitOption = "test",
-    elements: ElementsOption = 4,
-    batches: BatchesOption = 2,
-    task: TaskOption = None,
-    task_args: TaskArgsOption = None,
-    model: ModelOption = None,
-    model_args: ModelArgsOption = None,
-    original: OriginalOption = None,
-    accept_changed_task: AcceptChangedTaskOption = False,
-    trust_pickle: TrustPickleOption = False,
-    trust_remote_code: TrustRemoteCodeOption = False,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -103,10 +80,7 @@ def export(
 
         surgeon export segnn-run -o clean/ --container
     """
-    options = open_options(
-        task, task_args, model, model_args, original, accept_changed_task, trust_pickle, trust_remote_code, json_output
-    )
-    settings = MeasureSettings(elements, batches)
+    settings, options = measuring.settings(), opening.options(json_output)
     _run(folder_or_only(path, json_output), out, fold, metrics, settings, options, container, force, json_output)
 
 
@@ -114,7 +88,7 @@ def _run(
     path: Path,
     out: Path | None,
     fold: bool | None,
-    metrics: str,
+    metrics: Literal["validation", "test", "none"],
     settings: MeasureSettings,
     options: OpenOptions,
     container: bool,

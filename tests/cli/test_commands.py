@@ -1,0 +1,294 @@
+"""Every command on a tiny model, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import surgeon as package
+from surgeon.checkpoint import open_checkpoint, read_relaxed
+from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, files_in
+
+COMMANDS = ["inspect", "relax", "finetune", "measure", "strip", "export"]
+TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
+
+
+def test_from_checkpoint_to_checkpoint_with_default_names(surgeon: Surgeon) -> None:
+    before = files_in(surgeon.path)
+    told = surgeon("relax", "net.pt", "--group", "SO3").out
+    assert f"running the task file {surgeon.path / 'task.py'}" in told
+    assert "wrote net-relaxed/" in told
+    assert "surgeon finetune net-relaxed" in told
+    told = surgeon(*TRAIN).out
+    assert "wrote net-run/; next: surgeon strip net-run" in told
+    told = surgeon("strip", "net-run").out
+    assert (
+        "the architecture is the original's; wrote net-clean/: README.md, certificate.json, model.safetensors" in told
+    )
+    clean, original = open_checkpoint("net-clean/model.safetensors"), open_checkpoint("net.pt")
+    assert clean.tensors.keys() == original.tensors.keys()
+    assert not torch.equal(clean.tensors["first.weight"], original.tensors["first.weight"])
+    after = files_in(surgeon.path)
+    assert {name: after[name] for name in before} == before
+
+
+def test_inspect_shows_the_plan_and_writes_nothing(surgeon: Surgeon) -> None:
+    before = files_in(surgeon.path)
+    told = surgeon("inspect", "net.pt").out
+    for words in ("2 relaxable ops under O3", "first", "second", "verified", "own equivariance error", "state_dict"):
+        assert words in told
+    assert files_in(surgeon.path) == before
+
+
+def test_inspect_a_relaxed_folder(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt", "--strip-mode", "fold")
+    told = surgeon("inspect", "net-relaxed").out
+    assert "relaxed, theta 0" in told
+    assert "to be stripped by fold" in told
+
+
+JSON: list[tuple[list[str], str]] = [
+    (["inspect", "net.pt"], "plan"),
+    (["relax", "net.pt", "-o", "new"], "written"),
+    (["relax", "net.pt", "-o", "new", "--dry-run"], "written"),
+    ([*TRAIN], "history"),
+    (["finetune", "net-relaxed", "--epochs", "1", "--compare", "plain,drop", "--seeds", "1"], "rows"),
+    (["measure", "net.pt", "--elements", "1"], "equivariance"),
+    (["measure", "net-relaxed", "--elements", "1"], "branch_defects"),
+    (["strip", "net-relaxed"], "certificate"),
+    (["export", "net-relaxed", "--container"], "files"),
+]
+
+
+@pytest.mark.parametrize(("command", "key"), JSON, ids=[" ".join(command[:2]) + f" {key}" for command, key in JSON])
+def test_json_is_all_there_is_on_standard_output(surgeon: Surgeon, command: list[str], key: str) -> None:
+    surgeon("relax", "net.pt")
+    result = surgeon(*command, "--json")
+    assert key in result.data
+    assert result.err == ""
+
+
+def test_a_dry_run_writes_nothing(surgeon: Surgeon) -> None:
+    before = files_in(surgeon.path)
+    assert "dry run: nothing was written" in surgeon("relax", "net.pt", "--dry-run").out
+    assert surgeon("relax", "net.pt", "--dry-run", "--json").data["written"] is None
+    assert files_in(surgeon.path) == before
+
+
+def sites(folder: str = "net-relaxed") -> list[str]:
+    return [site.name for site in read_relaxed(Path(folder)).config.plan.sites]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ["first", "second"]),
+        (["--include", "f*"], ["first"]),
+        (["--exclude", "f*"], ["second"]),
+        (["--include", "first", "--include", "second"], ["first", "second"]),
+        (["--include", "*", "--exclude", "second"], ["first"]),
+    ],
+)
+def test_include_and_exclude(surgeon: Surgeon, flags: list[str], expected: list[str]) -> None:
+    surgeon("relax", "net.pt", *flags)
+    assert sites() == expected
+
+
+def test_an_output_is_replaced_only_by_force(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon("relax", "net.pt", "--include", "first", code=2)
+    assert sites() == ["first", "second"]
+    surgeon("relax", "net.pt", "--include", "first", "--force")
+    assert sites() == ["first"]
+
+
+def test_names_with_dots_and_folders(surgeon: Surgeon) -> None:
+    (surgeon.path / "models").mkdir()
+    (surgeon.path / "net.pt").rename(surgeon.path / "models" / "net.v2.pt")
+    surgeon("relax", "models/net.v2.pt", "--task", "task.py")
+    assert sites("net.v2-relaxed") == ["first", "second"]
+
+
+def test_names_that_look_like_markup(surgeon: Surgeon) -> None:
+    (surgeon.path / "net.pt").rename(surgeon.path / "[bold]:smile:.pt")
+    told = surgeon("relax", "[bold]:smile:.pt").out
+    assert "wrote [bold]:smile:-relaxed/" in told
+    assert "[bold]:smile:.pt: Net" in surgeon("inspect", "[bold]:smile:.pt").out
+
+
+def test_an_entry_of_a_nested_checkpoint(surgeon: Surgeon) -> None:
+    weights = torch.load("net.pt", weights_only=True)
+    ema = {key: value + 1 if "weight" in key else value for key, value in weights.items()}
+    torch.save({"raw": weights, "averaged": ema}, "net.pt")
+    assert "--entry" in surgeon("relax", "net.pt", code=2).err
+    surgeon("relax", "net.pt", "--entry", "averaged")
+    assert torch.equal(read_relaxed(Path("net-relaxed")).base["first.weight"], ema["first.weight"])
+    surgeon("export", "net-relaxed", "--container")
+    copy = torch.load("net-clean/net.pt", weights_only=True)
+    assert torch.equal(copy["raw"]["first.weight"], weights["first.weight"])
+
+
+def test_a_path_left_out_is_the_only_folder(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    assert "using net-relaxed/, the only relaxed folder here" in surgeon("finetune", "--epochs", "1").out
+    # the same command goes on, although the run is a relaxed folder as well
+    assert "going on after epoch 1 of 1" in surgeon("finetune", "--epochs", "1").out
+    assert "using net-run/, the only run folder here" in surgeon("strip").out
+    surgeon("finetune", "net-relaxed", "-o", "second-run", "--epochs", "1")
+    assert "found 3 (net-relaxed, net-run, second-run)" in surgeon("strip", "-o", "other", code=2).err
+
+
+def test_the_run_is_trained_on_and_repeats_its_result(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    first, again = surgeon(*TRAIN, "--json").data, surgeon(*TRAIN, "--json").data
+    assert [entry["epoch"] for entry in first["history"]] == [0, 1, 2]
+    assert again == first
+    anew = surgeon(*TRAIN, "--force", "--json").data
+    assert anew["validation"] == first["validation"]
+
+
+def test_an_arm_decides_how_its_run_is_stripped(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*TRAIN, "--arm", "fold", "-o", "folded")
+    assert read_relaxed(Path("folded")).config.strip_mode == "fold"
+    assert "branches stripped (fold)" in surgeon("strip", "folded", "-o", "clean").out
+    told = surgeon("strip", "folded", "-o", "dropped", "--drop").out
+    assert "the folder was trained to be stripped by fold; by drop its outputs change by" in told
+
+
+def test_the_preset_of_the_paper(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*TRAIN, "--preset", "paper", "--lambda", "0.5")
+    settings = json.loads(Path("net-run/training_state/state.json").read_text())["settings"]
+    assert (settings["penalty_form"], settings["penalty_scale"], settings["penalty_weight"]) == (
+        "rows",
+        "absolute",
+        0.5,
+    )
+    assert (settings["epochs"], settings["learning_rate"]) == (2, 1e-2)
+
+
+def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
+    import surgeon.verdict as verdict
+
+    surgeon("relax", "net.pt")
+    before = files_in(surgeon.path)
+    monkeypatch.setattr(verdict, "_less_equivariant", lambda errors: ["worse than the original"])
+    result = surgeon("strip", "net-relaxed", code=1)
+    assert result.err.startswith("error: the stripped model is not the original architecture (as equivariant")
+    assert "difference: worse than the original" in result.out
+    assert files_in(surgeon.path) == before
+    assert surgeon("strip", "net-relaxed", "--json", code=1).out == ""
+
+
+def test_a_comparison_with_a_sweep(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    compare = ("finetune", "net-relaxed", "--epochs", "1", "--compare", "plain,drop", "--seeds", "2")
+    told = surgeon(*compare, "--lr-grid", "1e-2,1e-3").out
+    for words in (
+        "learning rates: validation mse",
+        "test mse over 2 seeds",
+        "2 of 2 identical",
+        "wrote net-compare.json",
+    ):
+        assert words in told
+    record = json.loads(Path("net-compare.json").read_text())
+    assert [row["arm"] for row in record["rows"]] == ["plain", "drop"]
+    assert len(record["runs"]) == 4
+    again = surgeon(*compare, "--lr-record", "net-compare.json", "-o", "again.json", "--json").data
+    assert [row["mean"] for row in again["rows"]] == [row["mean"] for row in record["rows"]]
+    Path("own.json").write_text('{"best": {"plain": 1e-3, "drop": 1e-2}}')
+    told = surgeon(*compare, "--lr-record", "own.json", "-o", "own-compare.json").out
+    assert "0.001" in told
+
+
+def test_measure_sees_what_a_branch_breaks(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt", "--init-scale", "1", "--group", "SO3")
+    data = surgeon("measure", "net-relaxed", "--elements", "2", "--json").data
+    errors = data["equivariance"]
+    assert errors["original"]["float64"]["identity"]["median"] < 1e-12
+    assert errors["relaxed"]["float64"]["identity"]["median"] < 1e-12
+    assert errors["relaxed, theta 1"]["float64"]["identity"]["median"] > 1e-2
+    assert data["projection_error"]["relaxed"] == 0.0
+    assert data["projection_error"]["relaxed, theta 1"] > 1e-2
+    assert all(defect > 0.1 for defect in data["branch_defects"].values())
+
+
+def test_metrics_of_a_split_or_of_none(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    assert surgeon("strip", "net-relaxed", "--metrics", "none", "--json").data["certificate"]["metrics"] == {}
+    data = surgeon("strip", "net-relaxed", "--metrics", "validation", "--force", "--json").data
+    assert set(data["certificate"]["metrics"]) == {"original", "stripped"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_shows_each_example_on_a_line_of_its_own(
+    surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERMINAL_WIDTH", "120")
+    lines = [line.strip() for line in surgeon(command, "--help").out.splitlines()]
+    start = lines.index("Examples:")
+    examples = [line for line in lines[start + 1 :] if line.startswith(f"surgeon {command} ")]
+    assert examples
+    assert all(line.count("surgeon ") == 1 for line in examples)
+    assert any("--" in line or "-o" in line for line in examples)
+
+
+def test_help_version_and_no_command(surgeon: Surgeon) -> None:
+    told = surgeon("--help").out
+    assert all(command in told for command in COMMANDS)
+    assert surgeon("-h").out == told
+    assert surgeon("--version").out == f"surgeon {package.__version__}\n"
+    result = surgeon(code=2)
+    assert "Usage: surgeon" in result.out
+    assert result.err == ""
+
+
+def test_a_traceback_only_for_debugging(surgeon: Surgeon) -> None:
+    assert "Traceback" not in surgeon("inspect", "no.pt", code=2).err
+    err = surgeon("--debug", "inspect", "no.pt", code=2).err
+    assert "Traceback (most recent call last)" in err
+    assert "CheckpointError" in err
+    assert err.splitlines()[-1].startswith("error: there is no checkpoint")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("typed", "expected"), [("surgeon ", set(COMMANDS)), ("surgeon re", {"relax"})])
+def test_shell_completion(work: Path, typed: str, expected: set[str]) -> None:
+    environment: dict[str, Any] = {
+        **CHILD_ENVIRONMENT,
+        "_SURGEON_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "surgeon_cli.main"],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == expected
+
+
+@pytest.mark.slow
+def test_the_installed_command(work: Path) -> None:
+    done = child(work, "inspect", "net.pt", "--group", "SO3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "Net"
+    assert done.stderr == ""
+    script = Path(sys.executable).with_name("surgeon")
+    if not script.exists():
+        pytest.skip("the package is not installed, only importable")
+    version = subprocess.run([script, "--version"], capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert version.stdout == f"surgeon {package.__version__}\n"

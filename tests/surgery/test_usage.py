@@ -1,0 +1,49 @@
+"""Whose hands a module's weights go through in a recorded run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from surgeon.graph import record
+from surgeon.surgery.usage import WeightUsage
+
+
+class Model(nn.Module):
+    """``how`` says which weights the second layer's place uses."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.second, self.how = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), how
+        if how == "tied":
+            self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.how == "borrowed":
+            return functional.linear(x, self.second.weight) + self.second(x)
+        return x if self.how == "unused" else self.second(x)
+
+
+def usage(how: str) -> WeightUsage:
+    model = Model(how)
+    return WeightUsage(model, record(model, torch.randn(2, 3)))
+
+
+@pytest.mark.parametrize("how", ["own", "tied", "borrowed", "unused"])
+def test_complaints(how: str) -> None:
+    words = {
+        "borrowed": "its weights are also used directly by the model itself, where a branch cannot act",
+        "unused": "does not use its own weights in the recorded forward",
+    }
+    found = usage(how)
+    assert found.complaint("first") == ""
+    assert found.complaint("second") == words.get(how, "")
+
+
+def test_ties_are_seen_from_both_sides_and_not_from_above() -> None:
+    tied = usage("tied")
+    assert (tied.tied_to("first"), tied.tied_to("second"), tied.tied_to("")) == ({"second"}, {"first"}, set())
+    assert usage("own").tied_to("first") == set()

@@ -1,0 +1,64 @@
+"""Linearity, equivariance and foldability of single ops, on inputs that would hide a lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from surgeon.groups import parse_group
+from surgeon.intertwiners import FoldMap
+from surgeon.registry import Proposal
+from surgeon.representations import axes, trivial
+from surgeon.surgery.verify import SiteCheck, captured_calls
+
+GROUP = parse_group("SO2")
+VECTORS, SCALARS = axes(GROUP, "c v", {"c": 2}), trivial(GROUP, 4)
+ZERO = {"input": torch.zeros(3, 4)}
+
+
+def linear(bias: bool = False) -> nn.Linear:
+    op = nn.Linear(4, 4, bias=bias)
+    with torch.no_grad():
+        op.weight.copy_(torch.kron(torch.randn(2, 2), torch.eye(2)))
+    return op
+
+
+def test_an_intertwiner_holds_and_a_random_matrix_does_not() -> None:
+    proposal = Proposal("input", "linear", VECTORS, VECTORS)
+    residual, complaint = SiteCheck(GROUP)(linear(), proposal, ZERO)
+    assert (residual < 1e-6, complaint) == (True, "")
+    # Features that are 0 in the sample would hide both of these.
+    assert "not equivariant" in SiteCheck(GROUP)(nn.Linear(4, 4, bias=False), proposal, ZERO)[1]
+    assert "not equivariant" in SiteCheck(GROUP)(linear(bias=True), proposal, ZERO)[1]
+
+
+def test_a_bias_on_invariants_is_allowed_and_a_wrong_width_is_named() -> None:
+    proposal = Proposal("input", "linear", SCALARS, SCALARS)
+    assert SiteCheck(GROUP)(nn.Linear(4, 4), proposal, ZERO)[1] == ""
+    assert "its input has shape (3, 5)" in SiteCheck(GROUP)(nn.Linear(5, 5), proposal, {"input": torch.zeros(3, 5)})[1]
+
+
+def test_an_op_that_cannot_be_run_is_a_complaint_not_a_crash() -> None:
+    residual, complaint = SiteCheck(GROUP)(nn.Linear(4, 4), Proposal("nothing", "", SCALARS, SCALARS), ZERO)
+    assert residual == float("inf")
+    assert "could not be checked" in complaint
+
+
+def test_a_fold_map_that_names_no_parameter_is_a_complaint() -> None:
+    proposal = Proposal("input", "linear", SCALARS, SCALARS)
+    check = SiteCheck(GROUP)
+    assert "changed weights" in check.fold_complaint(nn.Linear(4, 4), proposal, ZERO, FoldMap("gain", {}, (4, 4)))
+    assert check.fold_complaint(nn.Linear(4, 4), proposal, ZERO, FoldMap("weight", {}, (4, 4))) == ""
+
+
+def test_calls_are_captured_by_name_and_only_while_open() -> None:
+    op = nn.Linear(4, 2)
+    x = torch.randn(3, 4, requires_grad=True)
+    with captured_calls({"op": op}) as calls:
+        op(x)
+        op(input=2 * x)
+    op(x)
+    assert [list(call) for call in calls["op"]] == [["input"], ["input"]]
+    assert torch.equal(calls["op"][1]["input"], 2 * x.detach())
+    assert not calls["op"][0]["input"].requires_grad
+    assert not op._forward_pre_hooks

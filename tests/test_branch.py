@@ -1,0 +1,189 @@
+"""One branch: what it adds, what its tap records, and how it hangs on its op."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_child, branches_of
+from surgeon.errors import PlanError, ShapeError
+from surgeon.intertwiners import FoldMap, WeightEntries
+from surgeon.surgery.insert import attach, detach
+
+DOUBLE = torch.float64
+
+
+def diagonal_fold(size: int) -> FoldMap:
+    """As many scalars on both sides, each weight on the diagonal: P_op(W) is the diagonal of W."""
+    index = torch.arange(size)
+    ones = torch.ones(size, dtype=DOUBLE)
+    entries = WeightEntries(index[:, None], index[:, None], index, index, index, ones)
+    return FoldMap("weight", {"0e": entries}, (size, size))
+
+
+def branch(mode: str = "drop", fold: bool = True, size: int = 3) -> Branch:
+    made = Branch((size, size), torch.zeros(1, dtype=DOUBLE), mode, diagonal_fold(size) if fold else None)  # type: ignore[arg-type]
+    with torch.no_grad():
+        made.weight.normal_()
+        made.theta.copy_(torch.tensor([0.25, 0.75]))
+    return made
+
+
+class Scale(nn.Module):
+    """An op with a keyword-capable forward of two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=DOUBLE))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.weight * x if y is None else self.weight * x + y
+
+
+def test_drop_adds_theta_w_x() -> None:
+    made, x = branch("drop"), torch.randn(4, 3, dtype=DOUBLE)
+    assert torch.allclose(made(x), 0.25 * x @ made.weight.T)
+    made.clean = True
+    assert made(x) is None
+
+
+def test_fold_splits_the_coefficient() -> None:
+    made, x = branch("fold"), torch.randn(4, 3, dtype=DOUBLE)
+    diagonal = torch.diag(made.weight.diagonal())
+    assert torch.allclose(made(x), x @ (0.25 * (made.weight - diagonal) + 0.75 * diagonal).T)
+    made.clean = True
+    assert torch.allclose(made(x), 0.75 * x @ diagonal)
+
+
+def test_fold_without_a_map_keeps_nothing() -> None:
+    made, x = branch("fold", fold=False), torch.randn(4, 3, dtype=DOUBLE)
+    assert torch.allclose(made(x), 0.25 * x @ made.weight.T)
+    assert not made.foldable_part().any()
+    made.clean = True
+    assert made(x) is None
+
+
+def test_wrong_features_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"dimension 3, got shape \(4, 2\)"):
+        branch()(torch.zeros(4, 2, dtype=DOUBLE))
+
+
+def recorded(made: Branch) -> int:
+    made.clear_tap()
+    made(torch.randn(4, 3, dtype=DOUBLE))
+    return made.row_count
+
+
+@pytest.mark.parametrize("tapping", ["moments", "rows"])
+def test_the_tap_records_training_forwards_only(tapping: str) -> None:
+    made = branch()
+    assert recorded(made) == 0
+    made.tapping = tapping  # type: ignore[assignment]
+    assert recorded(made) == 4
+    with torch.no_grad():
+        assert recorded(made) == 0
+    made.eval()
+    assert recorded(made) == 0
+    made.train().clean = True
+    assert recorded(made) == 0
+
+
+def test_moments_over_calls_are_those_of_the_concatenation() -> None:
+    made = branch()
+    made.tapping = "moments"
+    parts = [torch.randn(*shape, dtype=DOUBLE, requires_grad=True) for shape in ((2, 3), (5, 2, 3), (1, 3))]
+    for part in parts:
+        made(part)
+    rows = torch.cat([part.detach().reshape(-1, 3) for part in parts])
+    assert made.row_count == len(rows) == 13
+    assert torch.allclose(made.moments(), rows.T @ rows / len(rows))
+    assert not made.moments().requires_grad
+    made.clear_tap()
+    assert made.row_count == 0
+    assert not made.moments().any()
+
+
+def test_rows_over_calls_are_concatenated() -> None:
+    made = branch()
+    made.tapping = "rows"
+    parts = [torch.randn(2, 3, dtype=DOUBLE), torch.randn(1, 4, 3, dtype=DOUBLE)]
+    for part in parts:
+        made(part)
+    assert torch.equal(made.rows(), torch.cat([part.reshape(-1, 3) for part in parts]))
+    made.clear_tap()
+    assert made.rows().shape == (1, 3)
+
+
+def test_activation_checkpointing_does_not_record_twice() -> None:
+    op, made = Scale(), branch()
+    attach(op, "x", made)
+    made.tapping = "moments"
+    x = torch.randn(4, 3, dtype=DOUBLE, requires_grad=True)
+    loss = checkpoint(op, x, use_reentrant=False).square().sum()
+    assert made.row_count == 4
+    made.clear_tap()
+    loss.backward()
+    assert made.weight.grad is not None
+    assert made.row_count == 0
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_the_hook_finds_its_argument(keyword: bool) -> None:
+    op, made = Scale(), branch()
+    attach(op, "y", made)
+    x, y = torch.randn(2, 4, 3, dtype=DOUBLE)
+    out = op(x, y=y) if keyword else op(x, y)
+    assert torch.allclose(out, x + y + 0.25 * y @ made.weight.T)
+
+
+def test_two_arguments_have_two_branches() -> None:
+    op, first, second = Scale(), branch(), branch()
+    attach(op, "x", first)
+    attach(op, "y", second)
+    x, y = torch.randn(2, 4, 3, dtype=DOUBLE)
+    assert torch.allclose(op(x, y), x + y + 0.25 * (x @ first.weight.T + y @ second.weight.T))
+    assert branches_of(op) == {"x": first, "y": second}
+    assert list(op.state_dict()) == ["weight", f"{CHILD}.x.weight", f"{CHILD}.y.weight"]
+    detach(op)
+    assert list(op.state_dict()) == ["weight"]
+    assert not op._forward_hooks
+    assert not op._forward_hooks_with_kwargs
+    assert torch.equal(op(x, y), x + y)
+
+
+def test_detaching_leaves_other_hooks_alone() -> None:
+    op = Scale()
+    op.register_forward_hook(lambda module, args, output: 2 * output)
+    attach(op, "x", branch())
+    detach(op)
+    detach(op)
+    x = torch.randn(4, 3, dtype=DOUBLE)
+    assert torch.equal(op(x), 2 * x)
+
+
+def test_a_foreign_child_of_the_same_name_is_no_branch() -> None:
+    op = Scale()
+    op.add_module(CHILD, nn.Identity())
+    assert branches_child(op) is None
+    assert branches_of(op) == {}
+
+
+def test_branches_are_found_beside_torchscript() -> None:
+    model = nn.Module()
+    model.scripted = torch.jit.script(nn.Linear(2, 2))
+    model.op = Scale()
+    attach(model.op, "x", branch())
+    assert list(branches_of(model)) == ["op.x"]
+    assert isinstance(branches_child(model.op), Branches)
+
+
+def test_an_unknown_argument_is_refused_with_the_choices() -> None:
+    with pytest.raises(PlanError, match="'z' of Scale.forward, but it has x, y"):
+        argument_position(Scale(), "z")
+    assert argument_position(Scale(), "y") == 1
+
+
+def test_the_printout_shows_shape_and_mode() -> None:
+    assert "3 -> 3, mode=drop" in repr(branch())

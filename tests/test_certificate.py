@@ -1,0 +1,180 @@
+"""Every check of the certificate can fail, and only for its own reason."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.branch import Branch
+from surgeon.certificate import Architecture, buffers_written_by_training, certify
+from surgeon.surgery.insert import attach
+
+
+class Net(nn.Module):
+    """Two layers, a normalisation with running statistics, and a buffer that no forward writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("scale", torch.tensor([2.0, float("nan")]))
+        self.register_buffer("hidden", torch.ones(2), persistent=False)
+        self.activation = torch.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.activation(self.norm(self.first(x)))) * self.scale[0]
+
+
+class OtherLinear(nn.Linear):
+    pass
+
+
+def run(model: nn.Module) -> Any:
+    return model(torch.linspace(-1, 1, 15).reshape(5, 3))
+
+
+def two() -> tuple[Net, Net]:
+    net = Net()
+    return net, copy.deepcopy(net)
+
+
+def test_other_weights_are_no_difference() -> None:
+    before, after = two()
+    with torch.no_grad():
+        for parameter in after.parameters():
+            parameter.normal_()
+    certificate = certify(before, after, run)
+    assert certificate.identical
+    assert all(certificate.checks.values())
+    assert certificate.differences == ()
+    assert certificate.buffers_written == {}
+    assert len(set(certificate.details["graph_sha256"])) == 1
+    json.dumps(certificate.to_data())
+
+
+def reorder(net: Any) -> None:
+    net._modules = OrderedDict([("second", net.second), ("first", net.first), ("norm", net.norm)])
+
+
+def add_key(net: Any) -> None:
+    net.second.register_parameter("extra", nn.Parameter(torch.ones(1)))
+
+
+def remove_key(net: Any) -> None:
+    net.second.bias = None
+
+
+def widen(net: Any) -> None:
+    net.first.weight = nn.Parameter(torch.zeros(4, 5))
+
+
+def halve(net: Any) -> None:
+    net.first.weight = nn.Parameter(net.first.weight.detach().half())
+
+
+def other_class(net: Any) -> None:
+    net.first.__class__ = OtherLinear
+
+
+def freeze(net: Any) -> None:
+    net.first.weight.requires_grad_(False)
+
+
+def hook(net: Any) -> None:
+    net.first.register_forward_hook(lambda *_: None)
+
+
+def change_buffer(net: Any) -> None:
+    net.scale[0] = 3.0
+
+
+def remove_hidden(net: Any) -> None:
+    del net.hidden
+
+
+def add_hidden(net: Any) -> None:
+    net.register_buffer("another", torch.ones(1), persistent=False)
+
+
+def branch(net: Any) -> None:
+    attach(net.first, "input", Branch((4, 3), net.first.weight, "drop", None))
+
+
+def other_activation(net: Any) -> None:
+    net.activation = torch.tanh
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "words"),
+    [
+        (add_key, "state-dict keys and order", "key second.extra was added"),
+        (remove_key, "state-dict keys and order", "key second.bias is missing"),
+        (reorder, "state-dict keys and order", "the same keys in another order"),
+        (widen, "shapes", r"shape of first.weight: expected (4, 3), got (4, 5)"),
+        (halve, "dtypes", "expected torch.float32, got torch.float16"),
+        (other_class, "module classes", "OtherLinear"),
+        (freeze, "trainable flags", "first.weight: expected True, got False"),
+        (hook, "forward hooks", "number of hooks of first: expected 0, got 1"),
+        (change_buffer, "buffers", "buffer scale changed"),
+        (remove_hidden, "buffers", "presence of buffer hidden"),
+        (add_hidden, "buffers", "presence of buffer another"),
+        (branch, "no branch left", "branch at first.input"),
+    ],
+)
+def test_each_check_can_fail(change: Callable[[Any], None], check: str, words: str) -> None:
+    before, after = two()
+    change(after)
+    certificate = certify(before, after)
+    assert not certificate.identical
+    assert not certificate.checks[check]
+    assert any(words in difference for difference in certificate.differences)
+    related = {"state-dict keys and order": {"shapes", "dtypes", "trainable flags"}}
+    if change is not branch:
+        others = {name for name, holds in certificate.checks.items() if not holds} - {check}
+        assert others <= related.get(check, set())
+
+
+def test_another_computation_is_seen_by_the_graph_alone() -> None:
+    before, after = two()
+    other_activation(after)
+    assert certify(before, after).identical
+    certificate = certify(before, after, run)
+    assert [name for name, holds in certificate.checks.items() if not holds] == ["recorded graph"]
+    assert "relu" in certificate.differences[0]
+    assert len(set(certificate.details["graph_sha256"])) == 2
+
+
+def test_running_statistics_are_listed_with_their_largest_change() -> None:
+    before, after = two()
+    with torch.no_grad():
+        after.norm.running_mean[1] += 0.5
+        after.norm.num_batches_tracked += 3
+    certificate = certify(before, after, run)
+    assert certificate.identical
+    assert certificate.buffers_written["norm.running_mean"] == pytest.approx(0.5)
+    assert certificate.buffers_written["norm.num_batches_tracked"] == 3.0
+    assert not certify(before, after).checks["buffers"]
+
+
+def test_the_probing_forward_changes_nothing() -> None:
+    net = Net().eval()
+    state, random_state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    written = buffers_written_by_training(net, run)
+    assert set(written) == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert not net.training
+    assert all(torch.equal(value.nan_to_num(), state[key].nan_to_num()) for key, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_architecture_copies_the_buffers() -> None:
+    net = Net()
+    architecture = Architecture.of(net)
+    net.hidden.zero_()
+    assert torch.equal(architecture.buffers["hidden"], torch.ones(2))

@@ -1,0 +1,120 @@
+"""Clean folders: exactly the original's form, loadable by torch alone, and never without a certificate that holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from surgeon.checkpoint import Checkpoint, open_checkpoint
+from surgeon.clean import write_clean
+from surgeon.errors import CheckFailedError
+from surgeon.files import write_tensors
+from surgeon.types import Certificate
+from tests.commands import Surgeon
+from tests.tiny import Net
+
+GOOD = Certificate(True, {"shapes": True})
+
+
+def saved(folder: Path, name: str, net: nn.Module) -> Checkpoint:
+    (folder / "in").mkdir()
+    (folder / "in" / "config.json").write_text('{"a":  1}')
+    path = folder / "in" / name
+    if name.endswith(".safetensors"):
+        write_tensors(path, net.state_dict(), {"format": "pt", "origin": "here"})
+    else:
+        torch.save({"epoch": 3, "module": {f"module.{k}": v for k, v in net.state_dict().items()}}, path)
+    return open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "model.safetensors", "net.ckpt"])
+def test_a_clean_folder(tmp_path: Path, name: str) -> None:
+    original, net = saved(tmp_path, name, nn.Linear(2, 3)), nn.Linear(2, 3)
+    files = write_clean(tmp_path / "out", net, GOOD, original, container=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
+    assert (tmp_path / "out" / "config.json").read_bytes() == b'{"a":  1}'
+    assert json.loads((tmp_path / "out" / "certificate.json").read_text())["identical"] is True
+    clean = open_checkpoint(tmp_path / "out" / "model.safetensors")
+    copy = open_checkpoint(tmp_path / "out" / ("original-model.safetensors" if name == "model.safetensors" else name))
+    for key, value in net.state_dict().items():
+        assert torch.equal(clean.tensors[key], value)
+        assert torch.equal(copy.tensors[key], value)
+    assert (copy.container, copy.prefix, copy.extras) == (original.container, original.prefix, original.extras)
+    assert clean.metadata == (original.metadata or {"format": "pt"})
+
+
+def test_a_certificate_that_does_not_hold_is_refused(tmp_path: Path) -> None:
+    net = nn.Linear(2, 3)
+    bad = Certificate(False, {"shapes": True, "dtypes": False}, ("dtype of weight: expected a, got b",))
+    with pytest.raises(CheckFailedError, match=r"\(dtypes\): dtype of weight.*nothing was written"):
+        write_clean(tmp_path / "out", net, bad, saved(tmp_path, "net.ckpt", net))
+    assert not (tmp_path / "out").exists()
+
+
+ALONE = """
+import sys
+for name in ("surgeon", "surgeon_adapters", "surgeon_cli"):
+    sys.modules[name] = None  # as if it were not installed
+import torch
+from safetensors.torch import load_file
+from nets import Net
+net = Net()
+print(net.load_state_dict(load_file("net-clean/model.safetensors"), strict=True))
+net.load_state_dict(torch.load("net-clean/net.pt", weights_only=True), strict=True)
+try:
+    import surgeon
+except ImportError:
+    print("alone")
+"""
+
+
+@pytest.mark.slow
+def test_the_exported_weights_load_where_surgeon_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    surgeon = Surgeon(Surgeon.folder(tmp_path, monkeypatch), capsys)
+    surgeon("relax", "net.pt")
+    surgeon("export", "net-relaxed", "--container")
+    (surgeon.path / "task.py").rename(surgeon.path / "nets.py")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=surgeon.path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["<All keys matched successfully>", "alone"], done.stderr
+
+
+ROUTES: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any], nn.Module]]] = {
+    "module": (lambda net: net, lambda content: content),
+    "nested module": (lambda net: {"epoch": 3, "model": net}, lambda content: content["model"]),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_pickled_module_goes_all_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], route: str
+) -> None:
+    surgeon = Surgeon(Surgeon.folder(tmp_path, monkeypatch), capsys)
+    content_of, module_of = ROUTES[route]
+    net = Net()
+    torch.save(content_of(net), "net.pt")
+    without_model = Path("task.py").read_text().replace("def model(self)", "def unused(self)")
+    Path("data.py").write_text(without_model)
+    Path("task.py").unlink()
+    surgeon("relax", "net.pt", "--task", "data.py", "--trust-pickle")
+    surgeon("finetune", "net-relaxed", "--trust-pickle", "--epochs", "2", "--lr", "1e-2")
+    surgeon("export", "net-run", "--trust-pickle", "--container")
+    exported = module_of(torch.load("net-clean/net.pt", weights_only=False))
+    assert isinstance(exported, Net)
+    weights = open_checkpoint("net-clean/model.safetensors").tensors
+    assert all(torch.equal(value, weights[key]) for key, value in exported.state_dict().items())
+    assert not torch.equal(exported.first.weight, net.first.weight)
+    assert "surgeon" not in str(Path("net-clean/net.pt").read_bytes())

@@ -1,0 +1,99 @@
+"""Equivariance and projection error of functions whose symmetry is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from surgeon.errors import TaskError
+from surgeon.groups import parse_group
+from surgeon.measure import equivariance_error, projection_error, relative_difference, summarise
+
+DOUBLE = torch.float64
+
+
+def turn(g: Tensor, x: Any) -> Any:
+    return x @ g.to(x).T
+
+
+def errors(function: Any, group: str = "O3", **settings: int) -> Any:
+    batches = [torch.randn(5, 3, dtype=DOUBLE) for _ in range(2)]
+    return equivariance_error(function, batches, turn, turn, parse_group(group), **settings)
+
+
+def test_an_equivariant_function_has_none_and_a_matrix_has_some() -> None:
+    found = errors(lambda x: x * x.norm(dim=-1, keepdim=True))
+    assert set(found) == {"identity", "inversion"}
+    assert max(summary.maximum for summary in found.values()) < 1e-14
+    matrix = torch.randn(3, 3, dtype=DOUBLE)
+    assert errors(lambda x: x @ matrix)["identity"].median > 0.1
+
+
+def test_each_component_is_judged_by_itself() -> None:
+    axial = errors(lambda x: torch.linalg.cross(x, x.roll(1, 0)))
+    assert axial["identity"].maximum < 1e-13
+    assert axial["inversion"].mean == pytest.approx(2.0)
+
+
+def test_counts_and_seed() -> None:
+    matrix = torch.randn(3, 3, dtype=DOUBLE)
+    torch.manual_seed(0)
+    first = errors(lambda x: x @ matrix, "SO3", count=3, seed=1)["identity"]
+    torch.manual_seed(0)
+    assert errors(lambda x: x @ matrix, "SO3", count=3, seed=1)["identity"] == first
+    torch.manual_seed(0)
+    assert errors(lambda x: x @ matrix, "SO3", count=3, seed=2)["identity"] != first
+    assert first.count == 6
+
+
+def test_functions_may_differentiate_inside() -> None:
+    def force(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(x.norm(dim=-1).sin().sum(), x, create_graph=True)[0]
+
+    assert errors(force)["inversion"].maximum < 1e-13
+
+
+def test_relative_difference_is_over_all_floating_tensors() -> None:
+    left = {"a": torch.tensor([3.0, 0.0]), "b": [torch.tensor(0.0), torch.tensor([1, 2])]}
+    right = {"a": torch.tensor([0.0, 0.0]), "b": [torch.tensor(4.0), torch.tensor([1, 9])]}
+    assert relative_difference(left, right) == pytest.approx(5 / 4)
+    assert relative_difference(right, right) == 0.0
+    assert relative_difference(torch.tensor(0.0), torch.tensor(0.0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (torch.zeros(2), torch.zeros(3)),
+        (torch.zeros(2), [torch.zeros(2), torch.zeros(2)]),
+        (torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)),
+        ([], []),
+    ],
+)
+def test_outputs_that_cannot_be_compared_are_refused(left: Any, right: Any) -> None:
+    with pytest.raises(TaskError, match="act_output"):
+        relative_difference(left, right)
+
+
+def test_summaries_keep_non_finite_errors_visible() -> None:
+    assert summarise([1.0, 2.0, 6.0]).mean == 3.0
+    assert summarise([1.0, 2.0, 6.0]).median == 2.0
+    spoiled = summarise([1.0, math.nan, 2.0])
+    assert (spoiled.mean, spoiled.maximum, spoiled.median, spoiled.count) == (math.inf, math.inf, 2.0, 3)
+
+
+def test_no_batch_is_an_error() -> None:
+    with pytest.raises(TaskError, match="at least one"):
+        equivariance_error(lambda x: x, [], turn, turn, parse_group("O3"))
+
+
+def test_projection_error_is_the_mean_over_batches() -> None:
+    relaxed = [torch.tensor([1.1]), torch.tensor([2.0])]
+    clean = [torch.tensor([1.0]), torch.tensor([4.0])]
+    assert projection_error(relaxed, clean) == pytest.approx((0.1 + 0.5) / 2)
+    assert projection_error(clean, clean) == 0.0

@@ -1,0 +1,212 @@
+"""Every way to get from a path to an opened model, and back to the original."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from surgeon.checkpoint import write_relaxed
+from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
+from surgeon.surgery import find, relax
+from surgeon.trees import to_dtype
+from surgeon.verdict import model_dtype
+from surgeon.workspace import OpenOptions, Workspace, open_path, relaxed_config
+from tests.commands import Surgeon
+from tests.tiny import Net, TinyTask
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return Surgeon.folder(tmp_path, monkeypatch)
+
+
+def make_relaxed(work: Path, path: str = "net.pt", options: OpenOptions | None = None) -> Path:
+    workspace = open_path(work / path, options)
+    task = TinyTask()
+    batch = to_dtype(next(iter(task.batches("validation", 0))), model_dtype(workspace.model))
+    plan = find(workspace.model, "O3", batch, forward=task.forward)
+    relaxation = relax(workspace.model, plan, init_scale=0.5)
+    config = relaxed_config(workspace, relaxation, penalty_weight=0.01, penalty_scale="relative", theta=(0.5, 0.25))
+    write_relaxed(work / "net-relaxed", workspace.model, config, workspace.checkpoint.metadata)
+    return work / "net-relaxed"
+
+
+def run(model: nn.Module) -> torch.Tensor:
+    batch = next(iter(TinyTask().batches("test", 0)))
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad():
+        result: torch.Tensor = model(batch["scalars"].to(dtype), batch["vectors"].to(dtype))
+    return result
+
+
+def test_a_checkpoint_with_its_task_beside_it(work: Path) -> None:
+    told: list[str] = []
+    workspace = open_path(work / "net.pt", OpenOptions(announce=told.append))
+    assert told == [str(work / "task.py")]
+    assert workspace.relaxation is None
+    assert workspace.task is not None
+    original, checkpoint = workspace.original()
+    assert torch.equal(run(original), run(workspace.model))
+    assert original is not workspace.model
+    assert checkpoint.sha256 == workspace.checkpoint.sha256
+
+
+def test_a_relaxed_folder_opens_as_it_was_written(work: Path) -> None:
+    folder = make_relaxed(work)
+    workspace = open_path(folder)
+    assert workspace.relaxation is not None
+    assert workspace.relaxation.theta == (0.5, 0.25)
+    assert workspace.relaxation.mode == "drop"
+    weights = {key: branch.weight for key, branch in workspace.relaxation.branches.items()}
+    assert set(weights) == {"first.features", "second.features"}
+    assert all(float(weight.norm().detach()) > 0.1 for weight in weights.values())
+    original, _ = workspace.original()
+    with workspace.relaxation.clean():
+        assert torch.equal(run(workspace.model), run(original))
+    assert not torch.equal(run(workspace.model), run(original))
+    assert open_path(folder, mode="fold").relaxation.mode == "fold"  # type: ignore[union-attr]
+
+
+def test_a_relaxed_folder_that_was_moved(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_relaxed(work)
+    expected = run(open_path(folder).model)
+    shutil.move(folder, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    workspace = open_path("elsewhere")
+    assert torch.equal(run(workspace.model), expected)
+    workspace.original()
+
+
+def test_an_original_that_was_moved_or_changed(work: Path) -> None:
+    folder = make_relaxed(work)
+    (work / "net.pt").rename(work / "old.pt")
+    with pytest.raises(CheckpointError, match="original checkpoint at .*net.pt'.*--original FILE"):
+        open_path(folder).original()
+    open_path(folder, OpenOptions(original=str(work / "old.pt"))).original()
+    torch.save(Net().state_dict(), work / "old.pt")
+    with pytest.raises(CheckpointError, match="it has changed since, give the right one"):
+        open_path(folder, OpenOptions(original=str(work / "old.pt"))).original()
+
+
+def test_a_task_that_is_gone_changed_or_given_again(work: Path) -> None:
+    folder, task = make_relaxed(work), work / "task.py"
+    text = task.read_text()
+    task.write_text(text + "\nPath('RAN').touch()\n")
+    with pytest.raises(TaskError, match="it has changed: check it and give `--accept-changed-task`"):
+        open_path(folder)
+    assert not Path("RAN").exists()
+    open_path(folder, OpenOptions(accept_changed_task=True))
+    assert Path("RAN").exists()
+    task.unlink()
+    with pytest.raises(TaskError, match="not there any more: give `--task FILE`"):
+        open_path(folder)
+    (work / "other.py").write_text(text)
+    open_path(folder, OpenOptions(task=str(work / "other.py")))
+
+
+def test_a_factory_that_a_folder_names_needs_trust_or_the_user(work: Path) -> None:
+    (work / "task.py").rename(work / "nets.py")
+    factory = "nets:make_net"
+    folder = make_relaxed(work, options=OpenOptions(factory=factory, factory_arguments={"hidden": 2}))
+    with pytest.raises(
+        TrustError, match="net-relaxed' names the factory 'nets:make_net'.*--model nets:make_net.*--trust"
+    ):
+        open_path(folder)
+    expected = run(open_path(folder, OpenOptions(factory=factory)).model)
+    assert torch.equal(run(open_path(folder, OpenOptions(trust_remote_code=True)).model), expected)
+
+
+def test_a_whole_module_needs_trust_again(work: Path) -> None:
+    torch.save(Net(), work / "net.pt")
+    (work / "task.py").unlink()
+    folder = make_relaxed(work, options=OpenOptions(trust_pickle=True))
+    with pytest.raises(ModelNotFoundError, match="--trust-pickle` if its original net.pt is a whole pickled module"):
+        open_path(folder)
+    workspace = open_path(folder, OpenOptions(trust_pickle=True))
+    assert isinstance(workspace.model, Net)
+    assert workspace.original()[1].container == "module"
+    assert run(workspace.double(workspace.model)).dtype == torch.float64
+    (work / "net.pt").unlink()
+    with pytest.raises(ModelNotFoundError, match="its original .* is not there"):
+        open_path(folder, OpenOptions(trust_pickle=True))
+
+
+CONTENTS: dict[str, Callable[[nn.Module], Any]] = {
+    "state dict": lambda net: net.state_dict(),
+    "nested": lambda net: {"epoch": 3, "model_state_dict": net.state_dict()},
+    "wrapped": lambda net: {f"module.{key}": value for key, value in net.state_dict().items()},
+    "double": lambda net: net.double().state_dict(),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_containers(work: Path, content: str) -> None:
+    net = Net()
+    torch.save(CONTENTS[content](net), work / "net.pt")
+    workspace = open_path(make_relaxed(work))
+    assert torch.equal(run(workspace.original()[0]), run(net))
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_the_double_twin_computes_the_same_in_float64(work: Path, relaxed: bool) -> None:
+    workspace = open_path(make_relaxed(work) if relaxed else work / "net.pt")
+    twin = workspace.double(workspace.model)
+    own, double = run(workspace.model), run(twin)
+    assert double.dtype == torch.float64
+    assert torch.allclose(own.double(), double, rtol=1e-4, atol=1e-5)
+    assert torch.get_default_dtype() == torch.float32
+    assert next(workspace.model.parameters()).dtype == torch.float32
+
+
+def test_a_task_must_be_known_where_data_are_needed(work: Path) -> None:
+    (work / "task.py").rename(work / "nets.py")
+    workspace = open_path(work / "net.pt", OpenOptions(factory="nets:make_net"))
+    with pytest.raises(TaskError, match="give `--task FILE`"):
+        workspace.require_task()
+
+
+@pytest.mark.parametrize("broken", ["another shape", "another name"])
+def test_branches_that_do_not_fit(work: Path, broken: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_relaxed(work)
+    tensors = load_file(folder / "relaxation.safetensors")
+    key = next(iter(tensors))
+    weight = tensors.pop(key)
+    tensors[key if broken == "another shape" else key + "_b"] = weight[:1]
+    save_file(tensors, folder / "relaxation.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit|made with another plan"):
+        open_path(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("penalty", {"lambda": 0.0, "form": "x", "scale": "relative"}, "penalty form among gram, rows"),
+        ("schedule", {"name": "triangle", "settings": {"x": 1}}, "schedule .* unusable"),
+        ("schedule", {"name": "x", "settings": {}}, "a schedule among"),
+    ],
+)
+def test_settings_that_nobody_wrote(work: Path, part: str, value: dict[str, Any], words: str) -> None:
+    path = make_relaxed(work) / "surgeon_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), part: value}))
+    with pytest.raises(CheckpointError, match=words):
+        open_path(path.parent)
+
+
+def test_a_folder_made_from_a_folder_keeps_the_first_base(work: Path) -> None:
+    workspace: Workspace = open_path(make_relaxed(work))
+    assert workspace.relaxation is not None
+    assert workspace.files is not None
+    config = relaxed_config(workspace, workspace.relaxation, penalty_weight=0.1, penalty_scale="absolute", step=7)
+    assert dataclasses.replace(config, step=0, penalty=workspace.files.config.penalty) == dataclasses.replace(
+        workspace.files.config
+    )
