@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surgeon.certificate import certify
     from surgeon.surgery import Relaxation, find, relax, select, strip
     from surgeon.types import Certificate, Plan, Site, Task
+    from surgeon.workspace import open_path
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOMES = {
     "Task": "surgeon.types",
     "certify": "surgeon.certificate",
     "find": "surgeon.surgery",
+    "open_path": "surgeon.workspace",
     "relax": "surgeon.surgery",
     "select": "surgeon.surgery",
     "strip": "surgeon.surgery",
@@ -40,6 +42,7 @@ __all__ = [
     "Task",
     "certify",
     "find",
+    "open_path",
     "relax",
     "select",
     "strip",

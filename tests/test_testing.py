@@ -1,0 +1,42 @@
+"""The assertion that tests of networks are built on can fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from surgeon.errors import CheckFailedError
+from surgeon.groups import parse_group
+from surgeon.intertwiners import average
+from surgeon.representations import axes, irreps
+from surgeon.testing import assert_equivariant
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_intertwiner_passes_and_a_random_map_fails(dtype: torch.dtype) -> None:
+    group = parse_group("O3")
+    rho_in, rho_out = irreps(group, "3x0e+2x1o"), irreps(group, "2x0e+3x1o")
+    weight = torch.randn(rho_out.dimension, rho_in.dimension, dtype=dtype)
+    intertwiner = average(weight, rho_out, rho_in)
+    assert_equivariant(lambda x: x @ intertwiner.T, rho_in, rho_out, dtype=dtype)
+    with pytest.raises(CheckFailedError, match="O3"):
+        assert_equivariant(lambda x: x @ weight.T, rho_in, rho_out, dtype=dtype)
+
+
+def test_the_component_that_fails_is_named() -> None:
+    group = parse_group("O3")
+    with pytest.raises(CheckFailedError, match="'inversion'"):
+        assert_equivariant(lambda x: x, irreps(group, "1x1o"), irreps(group, "1x1e"))
+
+
+def test_lorentz_vectors() -> None:
+    group = parse_group("SO13")
+    rho = axes(group, "c v", {"c": 2})
+
+    def mixed(x: Tensor) -> Tensor:
+        return x.reshape(-1, 2, 4).flip(1).reshape(-1, 8)
+
+    assert_equivariant(mixed, rho, rho)
+    with pytest.raises(CheckFailedError):
+        assert_equivariant(lambda x: x.flip(-1), rho, rho)
