@@ -98,11 +98,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        used = [self.node_of(tensor) for tensor in tensors_in((args, kwargs))]
         node_args = tuple(_with_nodes(arg, self.node_of) for arg in args)
         node_kwargs = {key: _with_nodes(value, self.node_of) for key, value in kwargs.items()}
         result = func(*args, **kwargs)
         node = self.graph.create_node("call_function", func, node_args, node_kwargs)
+        used = node.all_input_nodes
         pure = bool(used) and all(argument.meta["parameters"] for argument in used)
         flowing = frozenset().union(*(argument.meta["parameters"] for argument in used)) if pure else frozenset()
         self._bind_result(result, node, flowing)
