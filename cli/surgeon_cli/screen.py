@@ -16,6 +16,7 @@ from surgeon.representations import Representation
 from surgeon.types import Certificate, ErrorSummary, Plan
 
 MOST_NAMES = 4
+LONGEST_NAME = 36
 
 
 def console() -> Console:
@@ -43,16 +44,19 @@ def _finite(value: Any) -> Any:
 
 
 def plan_table(plan: Plan) -> Table:
-    """Return the sites of a plan as a table."""
+    """Return the sites of a plan as a table; "verified" holds the residual on the op's real inputs."""
     group = parse_group(plan.group)
     table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left")
-    for heading in ("op", "kind", "representations in -> out", "W", "evidence", "fold"):
+    longest = max(len(site.name) for site in plan.sites)
+    table.add_column("op", overflow="fold", min_width=min(longest, LONGEST_NAME))
+    for heading in ("kind", "representations in -> out", "W", "verified", "fold"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "W" else "left")
     for site in plan.sites:
         arrow = f"{_words(group, site.rho_in)} -> {_words(group, site.rho_out)}"
         fold = site.fold_note or ("exact" if site.fold is not None else "no")
         shape = f"{site.shape[0]} x {site.shape[1]}"
-        table.add_row(site.name or "(the model)", site.kind, arrow, shape, site.evidence, fold)
+        verified = f"to {site.residual:.0e}" if site.verified else "no"
+        table.add_row(site.name or "(the model)", site.kind, arrow, shape, verified, fold)
     return table
 
 
