@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from surgeon.errors import PlanError, ShapeError
 from surgeon.intertwiners import FoldMap
+from surgeon.moments import SecondMoment
 from surgeon.types import StripMode
 
 CHILD = "_relaxation"
@@ -33,6 +34,7 @@ class Branch(nn.Module):
     Attributes:
         weight: W, shape (d_out, d_in).
         theta: buffer of shape (2,): theta_perp, theta_par; not part of the state dict.
+        theta_was_set: False until somebody sets theta, which is not part of the state dict.
         clean: while True, the forward is that of the stripped model.
         tapping: what a training forward records of its input.
     """
@@ -45,9 +47,10 @@ class Branch(nn.Module):
         self.register_buffer("theta", torch.zeros(2, dtype=like.dtype, device=like.device), persistent=False)
         self.mode = mode
         self.fold_map = fold_map
+        self.theta_was_set = False
         self.clean = False
         self.tapping: Tapping = "nothing"
-        self._moments: Tensor | None = None
+        self._moments = SecondMoment(shape[1])
         self._rows: list[Tensor] = []
         self._row_count = 0
 
@@ -86,20 +89,23 @@ class Branch(nn.Module):
         if self.tapping == "rows":
             self._rows.append(rows)
             return
-        rows = rows.to(self.weight.dtype)
-        gram = rows.T @ rows
-        self._moments = gram if self._moments is None else self._moments + gram
+        self._moments.add(rows.to(self.weight.dtype))
 
     @property
     def row_count(self) -> int:
         """Number of rows recorded since the last :meth:`clear_tap`."""
         return self._row_count
 
+    @property
+    def second_moment(self) -> SecondMoment:
+        """What was recorded since the last :meth:`clear_tap`."""
+        return self._moments
+
     def moments(self) -> Tensor:
         """Return the mean of x x^T over the recorded rows; shape (d_in, d_in)."""
-        if self._moments is None:
+        if not self._moments.count:
             return self.weight.new_zeros((self.weight.shape[1],) * 2)
-        return self._moments / self._row_count
+        return self._moments.matrix()
 
     def rows(self) -> Tensor:
         """Return the recorded rows; shape (n, d_in)."""
@@ -107,7 +113,7 @@ class Branch(nn.Module):
 
     def clear_tap(self) -> None:
         """Forget what was recorded."""
-        self._moments, self._rows, self._row_count = None, [], 0
+        self._moments, self._rows, self._row_count = SecondMoment(self.weight.shape[1]), [], 0
 
     def extra_repr(self) -> str:
         """Show the shape and the mode in the module's printout."""

@@ -48,8 +48,22 @@ class Architecture:
         )
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
 def _hook_count(module: nn.Module) -> int:
-    return len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+    """Return the number of hooks on a module and its own parameters."""
+    on_parameters = sum(len(parameter._backward_hooks or ()) for parameter in module.parameters(recurse=False))
+    return on_parameters + sum(len(getattr(module, name, ())) for name in _HOOKS)
 
 
 def buffers_written_by_training(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
@@ -75,7 +89,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Certificate:
-    """Compare two models in everything but the values of their parameters.
+    """Compare two models in everything but the values of their parameters, which only have to be finite.
 
     Args:
         before: the original model, without branches.
@@ -87,6 +101,9 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
         The certificate; ``identical`` is the verdict, ``differences`` say in words what is not.
     """
     left, right = Architecture.of(before), Architecture.of(after)
+    if left.keys != right.keys:
+        # A deep copy of some generated modules (e3nn's tensor products) has more keys than the original: copy both.
+        left, right = (Architecture.of(copy.deepcopy(model)) for model in (before, after))
     differences: dict[str, list[str]] = {
         "no branch left": [f"branch at {key}" for key in branches_of(after)],
         "state-dict keys and order": _differing_keys(left.keys, right.keys),
@@ -96,6 +113,7 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
         "trainable flags": _differing("trainable flag of", left.trainable, right.trainable),
         "forward hooks": _differing("number of hooks of", left.hooks, right.hooks),
     }
+    differences["finite weights"] = _newly_non_finite(before, after)
     written: dict[str, float] = {}
     details: dict[str, Any] = {"versions": versions(), "tensors": len(left.keys)}
     allowed = buffers_written_by_training(before, run) if run else {}
@@ -111,13 +129,33 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
         else:
             differences["buffers"].append(f"buffer {name} changed and the model's training forward does not write it")
     if run:
-        graph, other_graph = (record(copy.deepcopy(model).eval(), forward=run).graph for model in (before, after))
-        differences["recorded graph"] = compare_graphs(graph, other_graph)
-        details["graph_sha256"] = [graph_hash(graph), graph_hash(other_graph)]
-        details["graph_nodes"] = len(graph.nodes)
+        differences["recorded graph"] = _differing_graphs(before, after, run, details)
     checks = {name: not found for name, found in differences.items()}
     listed = tuple(text for found in differences.values() for text in found[:SHOWN])
     return Certificate(all(checks.values()), checks, listed, written, details=details)
+
+
+def _differing_graphs(
+    before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any], details: dict[str, Any]
+) -> list[str]:
+    graph = record(copy.deepcopy(before).eval(), forward=run).graph
+    try:
+        other = record(copy.deepcopy(after).eval(), forward=run).graph
+    except Exception as error:  # a damaged model can fail in any way, and that is the verdict
+        return [f"the forward of the result fails ({type(error).__name__}: {error})"]
+    details["graph_sha256"] = [graph_hash(graph), graph_hash(other)]
+    details["graph_nodes"] = len(graph.nodes)
+    return compare_graphs(graph, other)
+
+
+def _newly_non_finite(before: nn.Module, after: nn.Module) -> list[str]:
+    """Name the parameters that hold NaN or infinity, unless the original's did."""
+    broken = {name for name, parameter in before.named_parameters() if not torch.isfinite(parameter).all()}
+    return [
+        f"parameter {name} holds NaN or infinity"
+        for name, parameter in after.named_parameters()
+        if name not in broken and not torch.isfinite(parameter).all()
+    ]
 
 
 def _differing_keys(left: tuple[str, ...], right: tuple[str, ...]) -> list[str]:

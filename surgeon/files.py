@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -264,8 +265,18 @@ def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
 
 
 def write_json(path: str | Path, data: Any, *, force: bool = False) -> None:
-    """Write ``data`` as indented JSON in its own key order; non-finite floats as Python's ``json`` reads them back."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", force=force)
+    """Write ``data`` as indented JSON in its own key order; numbers that JSON does not have become null."""
+    text = json.dumps(json_compatible(data), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", force=force)
+
+
+def json_compatible(value: Any) -> Any:
+    """Return nested data with non-finite floats replaced by None and tuples by lists."""
+    if isinstance(value, Mapping):
+        return {str(key): json_compatible(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_compatible(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def independent_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,10 @@ from surgeon.types import ErrorSummary
 
 
 def relative_difference(left: Any, right: Any) -> float:
-    """Return ``|left - right| / |right|`` over all floating tensors of two outputs; dimensionless.
+    """Return the largest ``|left - right| / |right|`` over the floating tensors of two outputs; dimensionless.
+
+    Each tensor is compared by itself, so that a large invariant output (a total energy) does not hide what happens to a
+    small one (forces). A tensor of rounding size, 100 machine epsilons, counts as of that size.
 
     Args:
         left: a tensor, or a nest of tensors.
@@ -26,16 +29,21 @@ def relative_difference(left: Any, right: Any) -> float:
     Raises:
         TaskError: if the two have different numbers or shapes of tensors.
     """
-    pairs = list(zip(_floating(left), _floating(right), strict=False))
-    shapes, others = ([tuple(tensor.shape) for tensor in _floating(tree)] for tree in (left, right))
+    first, second = _floating(left), _floating(right)
+    shapes, others = ([tuple(tensor.shape) for tensor in tensors] for tensors in (first, second))
     if not shapes or shapes != others:
         raise TaskError(
             f"expected two outputs with the same floating tensors, got shapes {shapes} and {others}: "
             "check act_output of the task"
         )
-    difference = math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs))
-    scale = math.sqrt(sum(float(b.double().square().sum()) for _, b in pairs))
-    return difference / max(scale, torch.finfo(torch.float64).tiny)
+    ratios = [_ratio(a, b) for a, b in zip(first, second, strict=True)]
+    return math.nan if any(math.isnan(ratio) for ratio in ratios) else max(ratios)
+
+
+def _ratio(left: Tensor, right: Tensor) -> float:
+    floor = 100 * torch.finfo(right.dtype).eps * math.sqrt(right.numel())
+    difference = float((left.double() - right.double()).norm())
+    return difference / max(float(right.double().norm()), floor) if right.numel() else 0.0
 
 
 def _floating(tree: Any) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from surgeon.errors import ShapeError
+from surgeon.moments import SecondMoment
 from surgeon.representations import BlockOperator, Representation
 
 EPSILON = 1e-12
@@ -49,9 +50,10 @@ class Commutator:
             )
         if not self._pairs:
             return weight.new_zeros((0, *weight.shape))
-        return torch.cat([out.left(weight) - into.right(weight) for out, into in self._operators(weight)])
+        return torch.cat([out.left(weight) - into.right(weight) for out, into in self.operators(weight)])
 
-    def _operators(self, like: Tensor) -> list[tuple[BlockOperator, BlockOperator]]:
+    def operators(self, like: Tensor) -> list[tuple[BlockOperator, BlockOperator]]:
+        """Return pairs of operators of output and input, in the dtype and on the device of ``like``."""
         # Always cast from float64: operators that went through float32 would stay rounded.
         key = (like.dtype, like.device)
         if key not in self._cast:
@@ -69,7 +71,7 @@ class Commutator:
         """
         total = defects.new_zeros(defects.shape[1:])
         parts = torch.split_with_sizes(defects.mT, [out.count for out, _ in self._pairs])
-        for (out, into), part in zip(self._operators(defects), parts, strict=True):
+        for (out, into), part in zip(self.operators(defects), parts, strict=True):
             total = total + (out.right(part) - into.left(part)).sum(0).T
         return total
 
@@ -178,14 +180,14 @@ class _GramPenalty(torch.autograd.Function):
     """Both terms in the Gram form with their gradients in closed form: no graph of small operations is built."""
 
     @staticmethod
-    def forward(context: Any, weight: Tensor, moments: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor]:
+    def forward(context: Any, weight: Tensor, moments: SecondMoment, commutator: Commutator) -> tuple[Tensor, Tensor]:
         """Return the norm term and the defect term, each of shape ()."""
-        maps = torch.cat([weight.unsqueeze(0), commutator(weight)])
-        products = maps @ moments
-        roots = _root((products * maps).sum(dim=(1, 2)))
-        # d sqrt(tr(M C M^T) + eps) = tr(dM C M^T) / sqrt(...), for symmetric C.
-        directions = products / roots[:, None, None]
-        context.save_for_backward(directions[0], commutator.adjoint(directions[1:]))
+        rows = moments.rows()
+        if rows is None:
+            roots, norm_gradient, defect_gradient = _from_gram(weight, moments.matrix(), commutator)
+        else:
+            roots, norm_gradient, defect_gradient = _from_rows(weight, rows, commutator)
+        context.save_for_backward(norm_gradient, defect_gradient)
         return roots[0], roots[1:].sum()
 
     @staticmethod
@@ -196,12 +198,38 @@ class _GramPenalty(torch.autograd.Function):
         return norm * first + defect * second, None, None
 
 
-def gram_penalty(weight: Tensor, moments: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor]:
+def _from_gram(weight: Tensor, moments: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the root of every term, norm first, and the gradients of the norm and of the sum of the others."""
+    maps = torch.cat([weight.unsqueeze(0), commutator(weight)])
+    products = maps @ moments
+    roots = _root((products * maps).sum(dim=(1, 2)))
+    # d sqrt(tr(M C M^T) + eps) = tr(dM C M^T) / sqrt(...), for symmetric C.
+    directions = products / roots[:, None, None]
+    return roots, directions[0], commutator.adjoint(directions[1:])
+
+
+def _from_rows(weight: Tensor, rows: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for few rows x: ``L_A(W) x = drho_out(A) (W x) - W (drho_in(A) x)`` never needs the matrix L_A(W)."""
+    outputs = rows @ weight.T
+    pairs = commutator.operators(weight)
+    moved = [into.apply(rows) for _, into in pairs]
+    defects = [out.apply(outputs) - inputs @ weight.T for (out, _), inputs in zip(pairs, moved, strict=True)]
+    values = torch.cat([outputs.unsqueeze(0), *defects])
+    roots = _root(values.square().sum(dim=(1, 2)) / len(rows))
+    directions = values / (len(rows) * roots[:, None, None])
+    gradient = torch.zeros_like(weight)
+    parts = torch.split_with_sizes(directions[1:], [out.count for out, _ in pairs])
+    for (out, _), part, inputs in zip(pairs, parts, moved, strict=True):
+        gradient += out.right(part).sum(0).T @ rows - part.flatten(0, 1).T @ inputs.flatten(0, 1)
+    return roots, directions[0].T @ rows, gradient
+
+
+def gram_penalty(weight: Tensor, moments: SecondMoment, commutator: Commutator) -> tuple[Tensor, Tensor]:
     """Return what :func:`norm_penalty` and :func:`commutator_penalty` return, at a fraction of the cost.
 
     Args:
         weight: shape (d_out, d_in).
-        moments: shape (d_in, d_in); mean of x x^T over rows, symmetric, detached.
+        moments: of rows of dimension d_in, at least one.
         commutator: the operators of the site's representations.
 
     Returns:
@@ -210,6 +238,10 @@ def gram_penalty(weight: Tensor, moments: Tensor, commutator: Commutator) -> tup
     Raises:
         ShapeError: if a dimension does not match.
     """
-    _check_moments(weight, moments)
+    if moments.dimension != weight.shape[1]:
+        raise ShapeError(
+            f"expected moments of rows of dimension {weight.shape[1]} for W of shape {tuple(weight.shape)}, "
+            f"got {moments.dimension}"
+        )
     terms: tuple[Tensor, Tensor] = _GramPenalty.apply(weight, moments, commutator)  # type: ignore[no-untyped-call]
     return terms

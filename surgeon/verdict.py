@@ -174,7 +174,8 @@ def _observe(workspace: Workspace, original: nn.Module, mode: StripMode, setting
         equivariance["original"] = both_precisions(workspace, original, group, settings)
         equivariance["relaxed"] = both_precisions(workspace, model, group, settings)
         with at_full_relaxation(relaxation):
-            equivariance["relaxed, theta 1"] = both_precisions(workspace, model, group, settings)
+            own = str(model_dtype(model)).removeprefix("torch.")
+            equivariance["relaxed, theta 1"] = {own: task_equivariance(model, task, group, settings)}
     return _Before(batches, relaxed, clean, equivariance, lambda m: task_forward(task.task, m, batches[0]))
 
 

@@ -21,7 +21,7 @@ FOREIGN = {
 ROWS = (
     {"errors", "types", "files", "trees", "imports"},
     {"groups", "representations", "e3nn_compat"},
-    {"branch", "regularizer", "schedule", "measure", "intertwiners"},
+    {"branch", "regularizer", "schedule", "measure", "intertwiners", "moments"},
     {"graph"},
     {"surgery", "registry"},
     {

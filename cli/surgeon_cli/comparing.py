@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.certificate import certify, machine, versions
-from surgeon.errors import CheckpointError, UsageError
+from surgeon.errors import CheckpointError, TrainingError, UsageError
 from surgeon.files import check_writable, write_json
 from surgeon.groups import parse_group
 from surgeon.tasks import can_act, primary_metric, task_forward
@@ -46,43 +48,105 @@ def run_comparison(
         raise CheckpointError(
             f"expected a relaxed folder, got the plain checkpoint {str(folder)!r}: run `surgeon relax {folder}` first"
         )
+    settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
     task = workspace.require_task().task
-    comparison = Comparison(lambda: workspace.original()[0], workspace.relaxation.plan, task, settings)
     metric, _ = primary_metric(task)
     swept: Mapping[str, Any] | None = read_sweep(record) if record else None
-    with training_bar(metric, json_output) as bar:
+    comparison = Comparison(
+        lambda: workspace.original()[0], workspace.relaxation.plan, task, settings, start=_initial_branches(workspace)
+    )
+    results = _Results(target, workspace, metric, settings, force)
+    with training_bar(metric, json_output) as bar, results.kept_on_failure():
         start = None if bar is None else lambda arm, seed, rate: bar.start(f"{arm}, seed {seed}, lr {rate:g}")
         if grid:
             swept = sweep(comparison, arms, grid, range(comparing.lr_seeds), on_start=start, on_step=bar)
-        judge = _Judge(workspace)
+            results.sweep = swept
+            results.write(complete=False)
+        results.sweep = swept
         rates = swept["best"] if swept else None
-        runs = compare(comparison, arms, range(comparing.seeds), rates, start, bar, judge)
-    rows = _rows(runs, metric, judge)
-    data = {
-        "metric": metric,
-        "rows": rows,
-        "runs": [run.to_data() for run in runs],
-        "settings": settings.to_data(),
-        "sweep": swept,
-        "group": workspace.relaxation.plan.group,
-        "sites": len(workspace.relaxation.plan.sites),
-        "versions": versions(),
-        "machine": machine(),
-        "command": ["surgeon", *sys.argv[1:]],
-    }
-    write_json(target, data, force=force)
+        seeds = range(settings.seed, settings.seed + comparing.seeds)
+        compare(comparison, arms, seeds, rates, start, bar, results)
+    results.write(complete=True)
     if json_output:
-        print_json(data)
+        print_json(results.data(complete=True))
         return
+    _show(results, comparing.seeds)
+    say(f"wrote {target}")
+
+
+def _initial_branches(workspace: Workspace) -> Mapping[str, Tensor] | None:
+    """Return the folder's W if it has not been trained yet; a comparison starts where a single run would."""
+    assert workspace.files is not None
+    return workspace.files.branches if workspace.files.config.step == 0 else None
+
+
+def _show(results: _Results, seeds: int) -> None:
+    rows, runs, swept = results.rows(), results.runs, results.sweep
     if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
         console().print(sweep_table(swept))
-    console().print(comparison_table(rows, metric, comparing.seeds))
-    others = [name for name in runs[0].test if name not in (metric, "loss")]
+    console().print(comparison_table(rows, results.metric, seeds))
+    others = [name for name in runs[0].test if name not in (results.metric, "loss")]
     if others:
         console().print(other_metrics_table({name: summarise_runs(runs, name) for name in others}))
-    for sentence in sentences(rows, metric):
+    for sentence in sentences(rows, results.metric):
         say(sentence)
-    say(f"wrote {target}")
+
+
+class _Results:
+    """The record of a comparison, written anew after every finished run, so that none is lost."""
+
+    def __init__(
+        self, target: Path, workspace: Workspace, metric: str, settings: FinetuneSettings, force: bool
+    ) -> None:
+        self.metric = metric
+        self.runs: list[ArmRun] = []
+        self.sweep: Mapping[str, Any] | None = None
+        self._target, self._workspace, self._settings, self._force = target, workspace, settings, force
+        self._judge = _Judge(workspace)
+
+    def __call__(self, run: ArmRun, model: nn.Module) -> None:
+        """Take up a finished run with its stripped model."""
+        self._judge(run, model)
+        self.runs.append(run)
+        self.write(complete=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per arm."""
+        return _rows(self.runs, self.metric, self._judge)
+
+    def data(self, complete: bool) -> dict[str, Any]:
+        """Return the record as JSON-compatible data."""
+        relaxation = self._workspace.relaxation
+        assert relaxation is not None
+        return {
+            "complete": complete,
+            "metric": self.metric,
+            "rows": self.rows(),
+            "runs": [run.to_data() for run in self.runs],
+            "settings": self._settings.to_data(),
+            "sweep": self.sweep,
+            "group": relaxation.plan.group,
+            "sites": len(relaxation.plan.sites),
+            "versions": versions(),
+            "machine": machine(),
+            "command": ["surgeon", *sys.argv[1:]],
+        }
+
+    def write(self, complete: bool) -> None:
+        """Write the record; the one of the run before is replaced."""
+        write_json(self._target, self.data(complete), force=self._force)
+        self._force = True
+
+    @contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """Say where the finished runs are when a later one fails or is interrupted."""
+        try:
+            yield
+        except (KeyboardInterrupt, TrainingError) as error:
+            what = str(error) or "interrupted"
+            if not self.runs:
+                raise TrainingError(f"{what}; no run of the comparison was finished, nothing was written") from None
+            raise TrainingError(f"{what}; the {len(self.runs)} finished runs are in {self._target}") from None
 
 
 class _Judge:
@@ -124,7 +188,7 @@ def sentences(rows: list[dict[str, Any]], metric: str) -> list[str]:
     for row in rows:
         if plain is None or row is plain or row["difference"] != row["difference"]:
             continue
-        share = 100 * row["difference"] / plain["mean"]
+        share = 100 * row["difference"] / abs(plain["mean"])
         if row["half_width"] != row["half_width"]:
             verdict = "one seed says nothing about chance"
         elif row["half_width"] == 0:

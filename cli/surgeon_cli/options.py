@@ -138,7 +138,7 @@ class Measuring:
 
     elements: Annotated[
         int, typer.Option("--elements", min=1, help="Random group elements per component and batch.")
-    ] = 8
+    ] = 4
     batches: Annotated[int, typer.Option("--batches", min=1, help="Validation batches to measure on.")] = 2
     measure_seed: Annotated[int, typer.Option("--measure-seed", help="Seed of the group elements.")] = 0
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from surgeon.errors import CheckFailedError
+import itertools
+from typing import Any
+
+from surgeon.errors import CheckFailedError, TaskError
 from surgeon.groups import Group, parse_group
 from surgeon.surgery import find, select
-from surgeon.tasks import can_act, task_forward
+from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward
 from surgeon.trees import to_dtype
 from surgeon.types import ErrorSummary, Plan
 from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
 from surgeon.workspace import Workspace
+
+FURTHER = 2
+"""Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""
 
 NOT_A_SYMMETRY = 0.02
 """Relative error above which a group is not the model's symmetry; approximate non-linearities stay below."""
@@ -28,9 +34,25 @@ def plan_for(
     if task is None:
         return select(find(workspace.model, group), include, exclude), {}
     batch = to_dtype(sample_batches(task, 1)[0], model_dtype(workspace.model))
-    plan = find(workspace.model, group, batch, forward=lambda model, x: task_forward(task.task, model, x))
+    plan = find(
+        workspace.model,
+        group,
+        batch,
+        forward=lambda model, x: task_forward(task.task, model, x),
+        further=[(to_dtype(more, model_dtype(workspace.model)),) for more in _further_batches(task)],
+    )
     errors = require_symmetry(workspace, group) if can_act(task.task) else {}
     return select(plan, include, exclude), errors
+
+
+def _further_batches(task: LoadedTask) -> list[Any]:
+    """Return a few more batches of both splits; an inspection needs no training data."""
+    found = sample_batches(task, FURTHER + 1)[1:]
+    try:
+        found += itertools.islice(task_batches(task.task, "train", 0), FURTHER)
+    except TaskError:
+        return found
+    return found
 
 
 def require_symmetry(workspace: Workspace, group: Group) -> dict[str, ErrorSummary]:

@@ -36,13 +36,13 @@ def run_training(
 ) -> None:
     """Train, saving after every epoch, and say what came out."""
     target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-run")
+    check_writable(target, True)  # first of all: it also puts back a run that a killed process had moved aside
     resuming = has_run(target) and not force
     refuse_overwriting(target, folder, options.task, options.original)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not (resuming or force):
         raise ExistsError(
             f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
         )
-    check_writable(target, True)
     arm = None if arm_name is None else arm_named(arm_name)
     if arm is not None and arm.mode is None:
         raise UsageError(f"expected an arm with branches, got {arm.name!r}: it belongs into --compare")

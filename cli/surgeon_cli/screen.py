@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.files import json_compatible
 from surgeon.groups import parse_group
 from surgeon.representations import Representation
 from surgeon.types import Certificate, ErrorSummary, Plan
@@ -32,15 +33,7 @@ def say(text: str) -> None:
 
 def print_json(data: Mapping[str, Any]) -> None:
     """Print one JSON object; numbers that JSON does not have become null."""
-    print(json.dumps(_finite(data), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(json_compatible(data), indent=2))
 
 
 def plan_table(plan: Plan) -> Table:
@@ -113,6 +106,9 @@ def show_certificate(certificate: Certificate) -> None:
         )
     if certificate.projection_error is not None:
         say(f"projection error (relative change of the outputs by stripping): {certificate.projection_error:.1e}")
+    theta = certificate.details.get("theta")
+    if theta is not None:
+        say(f"the relaxed model has theta {theta[0]:.2f} (foldable part {theta[1]:.2f}), that of its best epoch")
     for name, change in certificate.buffers_written.items():
         say(f"buffer {name} was written by training, largest change {change:.2e}")
     for difference in certificate.differences:
@@ -122,7 +118,7 @@ def show_certificate(certificate: Certificate) -> None:
 def equivariance_table(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> Table:
     """Return equivariance errors, one row per model, dtype and component of the group."""
     table = Table(title="equivariance error |f(gx) - g f(x)| / |g f(x)|", title_justify="left")
-    for heading in ("model", "dtype", "component", "mean", "median", "max", "count"):
+    for heading in ("model", "dtype", "group component", "mean", "median", "max", "count"):
         table.add_column(heading)
     for model, dtypes in equivariance.items():
         for dtype, components in dtypes.items():
@@ -139,7 +135,7 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in ("arm", *(f"{rate:g}" for rate in grid)):
         table.add_column(heading, no_wrap=True)
-    values = {(run["arm"], run["learning_rate"]): sum(run["validation"]) / seeds for run in sweep["runs"]}
+    values = {(run["arm"], run["learning_rate"]): _mean(run["validation"]) for run in sweep["runs"]}
     for arm, best in sweep["best"].items():
         marks = ("*" if rate == best else "" for rate in grid)
         cells = (f"{values[arm, rate]:.4e}{mark}" for rate, mark in zip(grid, marks, strict=True))
@@ -159,6 +155,11 @@ def other_metrics_table(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) ->
 
 def _with_spread(mean: float, spread: float) -> str:
     return f"{mean:.4e}" if math.isnan(spread) else f"{mean:.4e} ± {spread:.1e}"
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Return the mean; NaN if one is missing, as a diverged run is in a record."""
+    return math.nan if None in values else sum(value for value in values if value is not None) / len(values)
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int) -> Table:

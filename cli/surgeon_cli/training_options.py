@@ -39,7 +39,9 @@ class Training:
     ] = None
     penalty: Annotated[
         float | None,
-        typer.Option("--lambda", help="Weight of the penalty; default: the arm's own.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--lambda", help="Weight of the penalty, for every arm; default: the arm's own.", rich_help_panel=TRAINING
+        ),
     ] = None
     evaluate_every: Annotated[
         int | None,

@@ -24,7 +24,7 @@ Batch = Mapping[str, Tensor]
 
 # The sizes of the shipped checkpoint, segnn_nbody.safetensors.
 CONFIG = SEGNNConfig()
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 100
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 

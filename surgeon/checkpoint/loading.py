@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,13 +11,16 @@ from torch.nn.parameter import is_lazy
 
 from surgeon.errors import CheckpointError
 
+# What torch.fx adds to a generated module (e3nn's tensor products) when it is deep-copied, as for an averaged model.
+_COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
+
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load ``tensors`` into ``model``, which must have exactly these keys and shapes.
 
     If all floating tensors of the file agree on one dtype that is not the model's, the whole model is converted to it
     first, and if the file mixes dtypes, each tensor takes its own: loading never rounds. Everything is checked before
-    anything is loaded.
+    anything is loaded. Constants that only a deep copy of the model has are left out.
 
     Args:
         model: edited in place.
@@ -27,6 +31,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         CheckpointError: if keys or shapes differ, or tensors that the model ties have different values in the file.
     """
     state = model.state_dict()
+    tensors = {key: value for key, value in tensors.items() if key in state or not _COPIED_CONSTANT.search(key)}
     own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     _check_keys(model, own, tensors, where)
     _check_shapes(model, own, tensors, where)

@@ -189,7 +189,7 @@ def record(model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = 
     """
     recorder = _Recorder(model)
     with unchanged(model):
-        copies = map_tensors(_fresh_copy, inputs)
+        copies = map_tensors(fresh_copy, inputs)
         recorder.add_inputs(copies)
         with _watching_modules(recorder), recorder:
             outputs = forward(model, *copies) if forward else model(*copies)
@@ -198,5 +198,6 @@ def record(model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = 
     return Recording(recorder.graph, dict(recorder.calls), map_tensors(Tensor.detach, outputs))
 
 
-def _fresh_copy(tensor: Tensor) -> Tensor:
+def fresh_copy(tensor: Tensor) -> Tensor:
+    """Return a copy that a run may change in place without the user's tensor noticing."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)

@@ -14,12 +14,13 @@ from torch import nn
 from surgeon.branch import branches_of
 from surgeon.errors import GroupError, PlanError
 from surgeon.graph import Recording, record
-from surgeon.graph.record import unchanged
+from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.intertwiners import FoldMap, copy_indices
 from surgeon.registry import Adapter, Proposal, Refusal, installed_adapters
 from surgeon.surgery.usage import WeightUsage
 from surgeon.surgery.verify import SiteCheck, captured_calls
+from surgeon.trees import map_tensors
 from surgeon.types import Plan, Site, Skipped
 
 
@@ -28,6 +29,7 @@ def find(
     group: Group | str,
     *inputs: Any,
     forward: Callable[..., Any] | None = None,
+    further: Sequence[tuple[Any, ...]] = (),
     adapters: Mapping[str, Adapter] | None = None,
 ) -> Plan:
     """Find the equivariant linear ops of a model to which a branch can be attached. Only reads.
@@ -42,6 +44,8 @@ def find(
         group: a group or its name, see ``surgeon.groups.parse_group``.
         *inputs: one sample call of the model.
         forward: how to call it, ``forward(model, *inputs)``; default ``model(*inputs)``.
+        further: inputs of more sample calls; what an op needs to be constant, such as the scalar of a tensor product
+            that a branch is folded into, has to be so in all of them.
         adapters: adapters by name; default all installed ones.
 
     Returns:
@@ -63,6 +67,9 @@ def find(
         with in_training_mode(model), unchanged(model):
             with captured_calls(modules) as calls:
                 recording = record(model, *inputs, forward=forward)
+                for more in further:
+                    copies = map_tensors(fresh_copy, more)
+                    forward(model, *copies) if forward else model(*copies)
             sites = _verify_all(model, group, adapters, proposals, recording, calls, skipped)
     else:
         notes = ("not verified: no sample batch, sites come from the layers' annotations alone",)

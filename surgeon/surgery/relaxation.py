@@ -56,7 +56,6 @@ class Relaxation:
         self.branches: Mapping[str, Branch] = branches_of(model)
         cache: dict[str, Commutator] = {}
         self._commutators = {site.key: _commutator(cache, group, site.rho_out, site.rho_in) for site in plan.sites}
-        self.set_theta(0.0, 0.0)
         self.enable_penalty(True)
 
     @property
@@ -76,6 +75,7 @@ class Relaxation:
         with torch.no_grad():
             for branch in self.branches.values():
                 branch.theta.copy_(torch.tensor(values, dtype=branch.theta.dtype))
+                branch.theta_was_set = True
 
     def set_progress(self, progress: float) -> None:
         """Set the coefficients from the schedule; ``progress`` in [0, 1] is the share of the training that is done."""
@@ -102,7 +102,7 @@ class Relaxation:
                 continue
             commutator, weight = self._commutators[key], branch.weight
             if self.penalty_form == "gram":
-                terms[key] = gram_penalty(weight, branch.moments(), commutator)
+                terms[key] = gram_penalty(weight, branch.second_moment, commutator)
             else:
                 rows = branch.rows()
                 defect = commutator_penalty_rows(weight, commutator.rho_out, commutator.rho_in, rows, commutator)

@@ -41,6 +41,12 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
                 "go back to an earlier checkpoint"
             )
     found = ((name, op, branches_child(op)) for name, op in model.named_modules())
+    for key, branch in branches.items():
+        if (mode or branch.mode) == "fold" and not branch.theta_was_set and branch.weight.any():
+            raise SurgeryError(
+                f"expected theta to be set before folding, but that of the branch at {key!r} was not: theta is not "
+                "part of the state dict, so call set_progress(1.0) after loading one, or strip by 'drop'"
+            )
     ops = [(name, op, child) for name, op, child in found if child is not None]
     records, changes = [], []
     with torch.no_grad():

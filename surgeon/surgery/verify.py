@@ -104,20 +104,34 @@ class SiteCheck:
         scale = float(expected.norm()) + float(before.norm()) + torch.finfo(x.dtype).tiny
         return float((after - before - expected).norm()) / scale, TOLERANCE.get(x.dtype, 1e-4)
 
+    def _if_all_zero(self, op: nn.Module) -> dict[str, Tensor]:
+        """Return random weights if all of the op's are 0, as last layers often start: output 0 would prove nothing."""
+        named = {name: weight for name, weight in op.named_parameters() if weight.is_floating_point()}
+        if any(bool(weight.any()) for weight in named.values()):
+            return {}
+        return {name: torch.randn(weight.shape, generator=self._generator).to(weight) for name, weight in named.items()}
+
     def _judge(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
         real = call[proposal.argument]
         if real.shape[-1] != proposal.rho_in.dimension:
             return float("inf"), f"labelled as {proposal.rho_in}, but its input has shape {tuple(real.shape)}"
+        if not real.numel():
+            return float("inf"), "not exercised: its recorded input has no rows"
         x, other = (torch.randn(real.shape, generator=self._generator).to(real) for _ in range(2))
 
+        weights = self._if_all_zero(op)
+
         def run(features: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-            result: Tensor = op.forward(**{**call, **context, proposal.argument: features})
+            arguments = {**call, **context, proposal.argument: features}
+            result: Tensor = functional_call(op, weights, (), arguments) if weights else op.forward(**arguments)
             return result
 
         own = {name: call[name] for name in proposal.context if name in call}
         offset = run(torch.zeros_like(x), own)
         output = run(x, own)
-        scale = float(output.norm()) + torch.finfo(output.dtype).tiny
+        scale = float(output.norm())
+        if not scale:
+            return float("inf"), "not exercised: its output is 0 for random features"
         linear = float((run(x + other, own) - run(other, own) - output + offset).norm()) / scale
         moved = {name: self._act(rho, own[name]) for name, rho in proposal.context.items() if name in own}
         residual = linear

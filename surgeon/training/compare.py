@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.errors import TrainingError, UsageError
 from surgeon.evaluation import evaluate, is_better
@@ -19,6 +19,7 @@ from surgeon.training.arms import Arm, arm_named
 from surgeon.training.engine import StepEvent, finetune
 from surgeon.training.settings import FinetuneSettings
 from surgeon.types import Plan, SiteRecord, Task
+from surgeon.workspace import load_branches
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Comparison:
         task: data, loss, metrics.
         settings: everything but seed and learning rate.
         test: False leaves the test split alone, for sweeps.
+        start: initial weights of the branches by state-dict key; None starts at W = 0.
     """
 
     make_model: Callable[[], nn.Module]
@@ -69,6 +71,7 @@ class Comparison:
     task: Task
     settings: FinetuneSettings
     test: bool = True
+    start: Mapping[str, Tensor] | None = None
 
     def run(
         self,
@@ -86,6 +89,8 @@ class Comparison:
             relaxation = relax(
                 model, self.plan, mode=arm.mode, schedule=settings.schedule, penalty_form=settings.penalty_form
             )
+            if self.start is not None:
+                load_branches(relaxation, self.start)
         result = finetune(model, self.task, settings, arm, relaxation, on_step)
         sites = strip(relaxation) if relaxation is not None else ()
         test = evaluate(model, self.task, "test") if self.test else {}

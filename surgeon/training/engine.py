@@ -116,6 +116,7 @@ class Finetuner:
         weight = arm.penalty_weight if settings.penalty_weight is None else settings.penalty_weight
         self.penalty_weight = weight if arm.relaxes else 0.0
         if relaxation is not None:
+            relaxation.penalty_form = settings.penalty_form
             relaxation.enable_penalty(self.penalty_weight > 0)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -219,17 +220,33 @@ class Finetuner:
         penalty = loss.new_zeros(())
         terms: dict[str, tuple[Tensor, Tensor]] = {}
         if self.relaxation is not None and self.penalty_weight > 0:
-            terms = self.relaxation.penalty_terms()
+            terms = self._penalty_terms(self.relaxation)
             penalty = torch.stack([term for pair in terms.values() for term in pair]).sum()
         loss_value, penalty_value = float(loss.detach()), float(penalty.detach())
         self._require_finite(loss_value, terms)
         self.accelerator.backward(loss + self._penalty_scale(loss_value) * penalty)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
-        if norm is not None and not math.isfinite(float(norm)):
-            self._stop("a gradient became NaN or infinite")
+        self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss_value, penalty_value
+
+    def _penalty_terms(self, relaxation: Relaxation) -> dict[str, tuple[Tensor, Tensor]]:
+        terms = relaxation.penalty_terms()
+        if not terms:
+            raise TrainingError(
+                "expected the branches to see the features of a training step, but none was recorded: run every "
+                "relaxed op with gradients enabled, and activation checkpointing with use_reentrant=False"
+            )
+        return terms
+
+    def _clip(self) -> None:
+        """Clip base and branches apart: the gradient of W must not shorten the base's step in some arms only."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        for group in self.optimizer.param_groups:
+            norm = self.accelerator.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
+            # With a loss scaler an overflow is normal: it lowers the scale and skips the step.
+            if scaler is None and norm is not None and not math.isfinite(float(norm)):
+                self._stop("a gradient became NaN or infinite")
 
     def _penalty_scale(self, loss: float) -> float:
         if self.settings.penalty_scale == "absolute":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         _restore_optimizer(finetuner, tensors)
         torch.set_rng_state(tensors["rng"])
         state = dict(record["state"])
-        finetuner.state = TrainingState(**{**state, "best_theta": tuple(state["best_theta"])})
+        best_value = math.nan if state["best_value"] is None else state["best_value"]
+        finetuner.state = TrainingState(**{**state, "best_theta": tuple(state["best_theta"]), "best_value": best_value})
     except (RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"expected the training state of this model in {str(folder / STATE_FOLDER)!r}, got "

@@ -89,7 +89,6 @@ PRESETS: Mapping[str, FinetuneSettings] = MappingProxyType(
         "paper": FinetuneSettings(
             branch_factor=1.0,
             decay="constant",
-            penalty_weight=0.01,
             penalty_scale="absolute",
             penalty_form="rows",
         ),
