@@ -39,6 +39,13 @@ def files_in(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def dead_pid() -> int:
+    """Return the id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 class Surgeon:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.path, self._capsys = folder, capsys

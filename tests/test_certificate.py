@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import surgeon
 from surgeon.branch import Branch
-from surgeon.certificate import Architecture, buffers_written_by_training, certify
+from surgeon.certificate import _HOOKS, Architecture, buffers_written_by_training, certify
 from surgeon.surgery.insert import attach
+from tests import nets
 
 
 class Net(nn.Module):
@@ -178,3 +180,65 @@ def test_architecture_copies_the_buffers() -> None:
     architecture = Architecture.of(net)
     net.hidden.zero_()
     assert torch.equal(architecture.buffers["hidden"], torch.ones(2))
+
+
+ADD_HOOK: dict[str, Callable[[nn.Module], Any]] = {
+    "_forward_hooks": lambda m: m.register_forward_hook(lambda *_: None),
+    "_forward_pre_hooks": lambda m: m.register_forward_pre_hook(lambda *_: None),
+    "_backward_hooks": lambda m: m.register_full_backward_hook(lambda *_: None),
+    "_backward_pre_hooks": lambda m: m.register_full_backward_pre_hook(lambda *_: None),
+    "_state_dict_hooks": lambda m: m._register_state_dict_hook(lambda *_: None),
+    "_state_dict_pre_hooks": lambda m: m.register_state_dict_pre_hook(lambda *_: None),
+    "_load_state_dict_pre_hooks": lambda m: m.register_load_state_dict_pre_hook(lambda *_: None),
+    "_load_state_dict_post_hooks": lambda m: m.register_load_state_dict_post_hook(lambda *_: None),
+    "of a parameter": lambda m: next(m.parameters()).register_hook(lambda gradient: None),
+}
+
+
+@pytest.mark.parametrize("kind", ADD_HOOK)
+def test_a_hook_of_any_kind_is_a_difference(kind: str) -> None:
+    before, after = two()
+    ADD_HOOK[kind](after.second)
+    certificate = certify(before, after)
+    assert [name for name, holds in certificate.checks.items() if not holds] == ["forward hooks"]
+    assert certificate.differences == ("number of hooks of second: expected 0, got 1",)
+
+
+def test_every_kind_of_hook_is_tried() -> None:
+    assert {*_HOOKS, "of a parameter"} == ADD_HOOK.keys()
+    own = {name for name in vars(nn.Module()) if name.endswith("_hooks") and "non_persistent" not in name}
+    assert own == set(_HOOKS)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_weights_that_became_non_finite_are_a_difference(bad: float) -> None:
+    before, after = two()
+    with torch.no_grad():
+        after.first.bias[1] = bad
+    certificate = certify(before, after, run)
+    assert not certificate.checks["finite weights"]
+    assert "parameter first.bias holds NaN or infinity" in certificate.differences
+    assert certify(copy.deepcopy(after), after, run).checks["finite weights"]
+
+
+def test_a_forward_that_fails_is_a_difference_and_no_exception() -> None:
+    before, after = two()
+    after.activation = None  # type: ignore[assignment]
+    certificate = certify(before, after, run)
+    assert [name for name, holds in certificate.checks.items() if not holds] == ["recorded graph"]
+    assert certificate.differences[0].startswith("the forward of the result fails (TypeError: ")
+
+
+@pytest.mark.e3nn
+def test_a_deep_copy_of_tensor_products_equals_the_stripped_original() -> None:
+    net = nets.Products()
+    y = nets.attributes(6, torch.float32)
+    inputs = torch.randn(6, net.full.irreps_in1.dim), y
+    twin = copy.deepcopy(net)
+    relaxation = surgeon.relax(net, surgeon.find(net, "O3", *inputs), init_scale=1.0)
+    surgeon.strip(relaxation)
+    certificate = surgeon.certify(twin, net, lambda model: model(*inputs))
+    assert certificate.differences == ()
+    assert certificate.identical
+    net.register_buffer("_tensor_constant9", torch.ones(1))
+    assert not surgeon.certify(twin, net).checks["state-dict keys and order"]

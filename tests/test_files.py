@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,16 +24,11 @@ from surgeon.files import (
     write_tensors,
     write_text,
 )
+from tests.commands import dead_pid
 
 
 def names_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
-
-
-def dead_pid() -> int:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
 
 
 def test_the_file_appears_only_at_the_end(tmp_path: Path) -> None:

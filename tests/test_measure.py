@@ -58,12 +58,33 @@ def test_functions_may_differentiate_inside() -> None:
     assert errors(force)["inversion"].maximum < 1e-13
 
 
-def test_relative_difference_is_over_all_floating_tensors() -> None:
-    left = {"a": torch.tensor([3.0, 0.0]), "b": [torch.tensor(0.0), torch.tensor([1, 2])]}
-    right = {"a": torch.tensor([0.0, 0.0]), "b": [torch.tensor(4.0), torch.tensor([1, 9])]}
-    assert relative_difference(left, right) == pytest.approx(5 / 4)
+def test_relative_difference_is_the_largest_over_the_floating_tensors() -> None:
+    left = {"a": torch.tensor([3.0, 4.0]), "b": [torch.tensor(1.0), torch.tensor([1, 2])]}
+    right = {"a": torch.tensor([0.0, 4.0]), "b": [torch.tensor(4.0), torch.tensor([1, 9])]}
+    assert relative_difference(left, right) == pytest.approx(3 / 4)
+    assert relative_difference(right, left) == pytest.approx(3.0)
     assert relative_difference(right, right) == 0.0
-    assert relative_difference(torch.tensor(0.0), torch.tensor(0.0)) == 0.0
+    assert math.isnan(
+        relative_difference([torch.tensor(math.nan), torch.tensor(1.0)], [torch.zeros(()), torch.ones(())])
+    )
+
+
+def test_a_large_energy_does_not_hide_wrong_forces() -> None:
+    energy, forces = torch.tensor([-1e6]), torch.tensor([[1.0, 0.0, 0.0]])
+    assert relative_difference((energy, -forces), (energy, forces)) == pytest.approx(2.0)
+    pooled = relative_difference(torch.cat([energy, -forces[0]]), torch.cat([energy, forces[0]]))
+    assert pooled < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_of_rounding_size_does_not_explode(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    noise, zeros = torch.full((7,), eps, dtype=dtype), torch.zeros(7, dtype=dtype)
+    assert relative_difference(noise, zeros) == pytest.approx(0.01)
+    assert relative_difference(noise, -noise) == pytest.approx(0.02)
+    assert relative_difference(zeros, zeros) == 0.0
+    assert relative_difference(noise + 1, zeros) > 1.0
+    assert relative_difference([zeros[:0], noise], [zeros[:0], noise]) == 0.0
 
 
 @pytest.mark.parametrize(

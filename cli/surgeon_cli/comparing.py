@@ -145,7 +145,8 @@ class _Results:
         except (KeyboardInterrupt, TrainingError) as error:
             what = str(error) or "interrupted"
             if not self.runs:
-                raise TrainingError(f"{what}; no run of the comparison was finished, nothing was written") from None
+                kept = "nothing was written" if self.sweep is None else f"the sweep is in {self._target}"
+                raise TrainingError(f"{what}; no run of the comparison was finished, {kept}") from None
             raise TrainingError(f"{what}; the {len(self.runs)} finished runs are in {self._target}") from None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoint import load_into
 from surgeon.errors import CheckpointError
+from tests import nets
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -123,3 +124,31 @@ class Rewriting(nn.Linear):
 def test_a_model_whose_own_loading_code_refuses() -> None:
     with pytest.raises(CheckpointError, match="Rewriting refuses the tensors of a.pt .*old version"):
         load_into(Rewriting(2, 2), copy.deepcopy(nn.Linear(2, 2).state_dict()), "a.pt")
+
+
+class WithConstant(nn.Linear):
+    def __init__(self, constants: int) -> None:
+        super().__init__(3, 2)
+        for index in range(constants):
+            self.register_buffer(f"_tensor_constant{index}", torch.full((1,), float(index)))
+
+
+def test_constants_that_only_a_copy_has_are_left_out() -> None:
+    source, model = nn.Sequential(WithConstant(2)), nn.Sequential(WithConstant(1))
+    source[0].get_buffer("_tensor_constant0").fill_(7.0)
+    load_into(model, source.state_dict(), "ema.pt")
+    assert torch.equal(model[0].weight, source[0].weight)
+    assert model[0].get_buffer("_tensor_constant0") == 7.0
+    with pytest.raises(CheckpointError, match=r"missing from the file: 1 \(0._tensor_constant1\)"):
+        load_into(source, model.state_dict(), "old.pt")
+    near = {**model.state_dict(), "0.my_tensor_constant0": torch.ones(1)}
+    with pytest.raises(CheckpointError, match="unknown to the model"):
+        load_into(model, near, "near.pt")
+
+
+@pytest.mark.e3nn
+def test_an_average_that_was_saved_from_a_deep_copy_is_loaded() -> None:
+    model, source = nets.product("uvw"), nets.product("uvw")
+    average = copy.deepcopy(source)
+    load_into(model, average.state_dict(), "ema.pt")
+    assert torch.equal(model.weight, average.weight)

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import surgeon as package
+from surgeon import files
 from surgeon.checkpoint import open_checkpoint, read_relaxed
-from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, files_in
+from surgeon.tasks import load_task
+from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, dead_pid, files_in
 
 COMMANDS = ["inspect", "relax", "finetune", "measure", "strip", "export"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
@@ -154,6 +156,87 @@ def test_the_run_is_trained_on_and_repeats_its_result(surgeon: Surgeon) -> None:
     assert anew["validation"] == first["validation"]
 
 
+def test_a_run_that_a_killed_process_had_moved_aside_goes_on(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    first = surgeon(*TRAIN, "--json").data
+    before = files_in(surgeon.path)
+    aside = f".net-run.{files._BACKUP}-{dead_pid()}-{files._host()}-0123abcd"
+    Path("net-run").rename(aside)
+    assert "going on after epoch 2 of 2" in surgeon(*TRAIN).out
+    assert not Path(aside).exists()
+    assert files_in(surgeon.path).keys() == before.keys()
+    assert surgeon(*TRAIN, "--json").data == first  # the seconds included
+
+
+PAIR = """
+
+class Pair(Net):
+    def forward(self, scalars, vectors):
+        return scalars.square().sum(1) - 1e6, super().forward(scalars, vectors)
+
+
+class PairTask(TinyTask):
+    def model(self):
+        return Pair()
+
+    def act_output(self, g, outputs):
+        return outputs[0], outputs[1] @ (g.to(outputs[1]).T if self.at else torch.eye(3).to(outputs[1]))
+
+
+def make_task(at):
+    return PairTask(at=at)
+"""
+
+
+def test_a_large_energy_does_not_hide_an_act_output_that_forgets_the_vector(surgeon: Surgeon) -> None:
+    Path("pair.py").write_text(Path("task.py").read_text() + PAIR)
+    command = ("relax", "net.pt", "--task", "pair.py", "--task-args")
+    told = surgeon(*command, '{"at": 0}', code=1).err
+    assert "correct act and act_output of the task" in told
+    assert not Path("net-relaxed").exists()
+    surgeon(*command, '{"at": 1}')
+
+
+PRODUCT = """
+
+class Product(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.op = o3.FullyConnectedTensorProduct("2x1o", "0e+1o", "1o")
+
+    def forward(self, scalars, vectors):
+        attributes = torch.cat([scalars[:, :1], vectors[:, 1]], 1)
+        return self.op(vectors.flatten(1), attributes)
+
+
+class ProductTask(TinyTask):
+    def model(self):
+        return Product()
+
+    def batches(self, split, seed):
+        for index, batch in enumerate(super().batches(split, seed)):
+            batch["scalars"] = torch.full((8, 2), 2.0 if (split, index) == (self.trouble, self.at) else 1.0)
+            yield batch
+
+
+def make_task(trouble="", at=0):
+    return ProductTask(trouble=trouble, at=at)
+"""
+
+
+@pytest.mark.parametrize(("split", "at", "folds"), [("", 0, True), ("validation", 1, False), ("train", 1, False)])
+def test_a_scalar_is_constant_only_if_it_is_so_in_further_batches(
+    surgeon: Surgeon, split: str, at: int, folds: bool
+) -> None:
+    Path("product.py").write_text(Path("task.py").read_text() + PRODUCT)
+    model = load_task(surgeon.path / "product.py").task.model()  # type: ignore[attr-defined]
+    torch.save(model.state_dict(), "product.pt")
+    options = json.dumps({"trouble": split, "at": at})
+    data = surgeon("inspect", "product.pt", "--task", "product.py", "--task-args", options, "--json").data
+    (site,) = data["plan"]["sites"]
+    assert (site["fold"] is not None) == folds
+
+
 def test_an_arm_decides_how_its_run_is_stripped(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
     surgeon(*TRAIN, "--arm", "fold", "-o", "folded")
@@ -173,6 +256,10 @@ def test_the_preset_of_the_paper(surgeon: Surgeon) -> None:
         0.5,
     )
     assert (settings["epochs"], settings["learning_rate"]) == (2, 1e-2)
+    for arm, weight in (("drop", 0.01), ("fold", 0.0)):
+        surgeon(*TRAIN, "--preset", "paper", "--arm", arm, "-o", arm)
+        penalty = json.loads(Path(arm, "surgeon_config.json").read_text())["penalty"]
+        assert penalty == {"lambda": weight, "form": "rows", "scale": "absolute"}
 
 
 def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:

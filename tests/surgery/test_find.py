@@ -116,6 +116,47 @@ def test_a_rescaled_layer_is_relaxed_but_not_folded() -> None:
     assert "do not act as its annotations say" in site.fold_note
 
 
+def zeroed(layer: type[nn.Module]) -> nn.Module:
+    op = layer(HIDDEN, HIDDEN)
+    nn.init.zeros_(op.weight)  # type: ignore[arg-type]
+    return op
+
+
+@pytest.mark.parametrize(("liar", "words"), [(Scrambled, "not equivariant as labelled"), (Nonlinear, "not linear")])
+def test_a_layer_that_starts_at_zero_is_judged_with_other_weights(liar: type[nn.Module], words: str) -> None:
+    op = zeroed(o3.Linear)
+    plan, _ = find(op)
+    assert plan.sites[1].fold == {"parameter": "weight"}
+    assert not any(parameter.any() for parameter in op.parameters())
+    plan, skipped = find(zeroed(liar))
+    assert words in skipped["suspect"]
+
+
+class Silent(o3.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * super().forward(x)
+
+
+class NoRows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Scrambled(HIDDEN, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x[:0]).sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "words"),
+    [(lambda: Silent(HIDDEN, HIDDEN), "suspect", "output is 0"), (NoRows, "suspect.inner", "no rows")],
+)
+def test_what_no_number_went_through_is_not_exercised(make: Callable[[], nn.Module], name: str, words: str) -> None:
+    plan, skipped = find(make())
+    assert skipped[name].startswith("not exercised")
+    assert words in skipped[name]
+    assert [site.name for site in plan.sites] == ["good"]
+
+
 class Wrong1e(o3.Linear):
     """Labels its output 1e, and puts out polar vectors."""
 
@@ -265,6 +306,22 @@ def test_a_batch_of_one_row_proves_no_constant() -> None:
     net, (x, y) = nets.build("products")
     plan = surgeon.find(net, "O3", x[:1], y[:1])
     assert all(site.fold is None for site in plan.sites)
+
+
+def test_a_scalar_that_varies_in_a_further_call_is_no_fold_scalar() -> None:
+    net, (x, y) = nets.build("products")
+    other = y.clone()
+    other[:, 1] = 0.2
+    plan = surgeon.find(net, "O3", x, y)
+    assert all(site.fold and site.fold["scalars"].keys() == {"0", "1"} for site in plan.sites)
+    marks = nets.state(net)
+    plan = surgeon.find(net, "O3", x, y, further=[(x, y), (x, other)])
+    assert all(site.fold and site.fold["scalars"].keys() == {"0"} for site in plan.sites)
+    assert {site.calls for site in plan.sites} == {1}
+    assert nets.state(net) == marks
+    other[:, 0] = 0.3
+    plan = surgeon.find(net, "O3", {"x": x, "y": y}, forward=lambda m, b: m(**b), further=[({"x": x, "y": other},)])
+    assert {site.fold_note for site in plan.sites} == {"not foldable: its second input has no constant scalar"}
 
 
 def test_group_and_emptiness_are_judged() -> None:

@@ -194,3 +194,20 @@ def test_float32_folds_to_its_own_precision() -> None:
     strip(relaxation)
     assert (net(*inputs).detach() - expected).norm() < 1e-5 * expected.norm()
     assert net.full.weight.dtype == torch.float32
+
+
+def test_a_fold_after_loading_weights_needs_theta_to_be_set() -> None:
+    _, trained, source, inputs = nets.relaxed("linears", mode="fold")
+    source.set_progress(1.0)
+    _, net, relaxation, _ = nets.relaxed("linears", mode="fold")
+    net.load_state_dict(trained.state_dict())
+    before = nets.state(net)
+    dropped = copy.deepcopy(net)
+    with pytest.raises(SurgeryError, match=r"first.features.*set_progress\(1.0\)"):
+        strip(net)
+    assert nets.state(net) == before
+    assert {record.note for record in strip(dropped, mode="drop")} == {"dropped"}
+    relaxation.set_progress(1.0)
+    expected = trained(*inputs).detach()
+    assert all(record.folded > 0.1 for record in strip(net))
+    assert torch.allclose(net(*inputs).detach(), expected, rtol=EXACT, atol=EXACT * float(expected.norm()))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from surgeon.branch import CHILD
 from surgeon.certificate import certify
@@ -153,6 +154,39 @@ def test_clipping_acts(make: Make) -> None:
     assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_base_and_branches_are_clipped_apart(make: Make) -> None:
+    """A large gradient of W must not shorten the step of the base."""
+    net, relaxation = make("drop", init_scale=1.0)
+    settings = FinetuneSettings(epochs=1, learning_rate=1e-9, clip=1e-3, penalty_weight=1e4)
+    run = Finetuner(net, TinyTask(batches=1), settings, arm_named("drop"), relaxation)
+    run._train_epoch(None)
+    norms = []
+    for group in run.optimizer.param_groups:
+        moments = [run.optimizer.state[parameter]["exp_avg"].flatten() for parameter in group["params"]]
+        norms.append(float(torch.cat(moments).norm()) / 0.1)
+    assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2)
+
+
+class Scaled:
+    """Stands for accelerate's driver in fp16, which needs a GPU: an overflow, with or without a loss scaler."""
+
+    def __init__(self, scaler: object | None) -> None:
+        self.scaler = scaler
+
+    def clip_grad_norm_(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
+        return torch.tensor(math.inf)
+
+
+def test_an_overflow_stops_only_without_a_loss_scaler(make: Make, task: TinyTask) -> None:
+    net, relaxation = make("drop")
+    run = Finetuner(net, task, RATE, arm_named("drop"), relaxation)
+    run.accelerator = Scaled(scaler=object())  # type: ignore[assignment]
+    run._clip()
+    run.accelerator = Scaled(scaler=None)  # type: ignore[assignment]
+    with pytest.raises(TrainingError, match="a gradient became NaN or infinite"):
+        run._clip()
+
+
 def penalty_scale_after_one_step(make: Make, scale: str) -> tuple[float, float]:
     net, relaxation = make("drop", init_scale=1.0)
     settings = FinetuneSettings(epochs=1, penalty_weight=0.5, penalty_scale=scale)  # type: ignore[arg-type]
@@ -184,13 +218,44 @@ def test_the_penalty_enters_the_gradient(make: Make, task: TinyTask) -> None:
 
 
 def test_the_preset_of_the_paper_trains(make: Make, task: TinyTask) -> None:
-    net, relaxation = make("drop", penalty_form="rows")
+    net, relaxation = make("drop")
     run = Finetuner(net, task, PRESETS["paper"], arm_named("drop"), relaxation)
     assert run.penalty_weight == 0.01
+    assert relaxation.penalty_form == "rows"
     assert next(iter(relaxation.branches.values())).tapping == "rows"
     loss, penalty = run._train_epoch(None)
     assert math.isfinite(loss)
     assert penalty > 0
+
+
+@pytest.mark.parametrize(("arm", "weight"), [("drop", 0.01), ("fold", 0.0), ("overparam", 0.0)])
+def test_the_preset_of_the_paper_keeps_the_lambda_of_the_arm(make: Make, arm: str, weight: float) -> None:
+    net, relaxation = make(arm)
+    assert Finetuner(net, TinyTask(), PRESETS["paper"], arm_named(arm), relaxation).penalty_weight == weight
+
+
+class CheckpointedTask(TinyTask):
+    """Activation checkpointing around the whole network."""
+
+    reentrant = True
+
+    def forward(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        inputs = batch["scalars"].requires_grad_(), batch["vectors"]
+        return checkpoint(model, *inputs, use_reentrant=self.reentrant)
+
+
+def test_reentrant_checkpointing_is_refused_where_the_penalty_would_see_nothing(make: Make) -> None:
+    def first_epoch(reentrant: bool) -> tuple[float, float]:
+        task = CheckpointedTask()
+        task.reentrant = reentrant
+        net, relaxation = make("drop", init_scale=1.0)
+        return Finetuner(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)._train_epoch(None)
+
+    with pytest.raises(TrainingError, match="use_reentrant=False"):
+        first_epoch(True)
+    net, relaxation = make("drop", init_scale=1.0)
+    usual = Finetuner(net, TinyTask(), FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
+    assert first_epoch(False) == pytest.approx(usual._train_epoch(None))
 
 
 def losing(task: TinyTask, what: str) -> TinyTask:

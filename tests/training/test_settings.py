@@ -40,6 +40,6 @@ def test_settings_survive_json() -> None:
 
 def test_the_preset_of_the_paper() -> None:
     paper = PRESETS["paper"]
-    assert (paper.penalty_weight, paper.penalty_scale, paper.penalty_form) == (0.01, "absolute", "rows")
+    assert (paper.penalty_weight, paper.penalty_scale, paper.penalty_form) == (None, "absolute", "rows")
     assert (paper.branch_factor, paper.decay, paper.schedule.name) == (1.0, "constant", "triangle")
     assert PRESETS["default"] == FinetuneSettings()
