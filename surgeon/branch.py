@@ -35,6 +35,7 @@ class Branch(nn.Module):
         weight: W, shape (d_out, d_in).
         theta: buffer of shape (2,): theta_perp, theta_par; not part of the state dict.
         theta_was_set: False until somebody sets theta, which is not part of the state dict.
+        missed: True if a forward with gradients ran unrecorded, so that the penalty does not see this branch.
         clean: while True, the forward is that of the stripped model.
         tapping: what a training forward records of its input.
     """
@@ -48,6 +49,8 @@ class Branch(nn.Module):
         self.mode = mode
         self.fold_map = fold_map
         self.theta_was_set = False
+        self.missed = False
+        self._recorded = 0
         self.clean = False
         self.tapping: Tapping = "nothing"
         self._moments = SecondMoment(shape[1])
@@ -80,8 +83,15 @@ class Branch(nn.Module):
 
     def _records(self) -> bool:
         # Activation checkpointing runs the forward again during backward, when the penalty has been taken already.
-        in_backward = torch._C._current_graph_task_id() != -1
-        return self.tapping != "nothing" and self.training and torch.is_grad_enabled() and not in_backward
+        if self.tapping == "nothing" or not self.training or not torch.is_grad_enabled():
+            return False
+        if torch._C._current_graph_task_id() == -1:
+            self._recorded += 1
+            return True
+        # Reentrant checkpointing runs the first forward without gradients: then nothing was recorded for this one.
+        self.missed = self.missed or self._recorded == 0
+        self._recorded = max(0, self._recorded - 1)
+        return False
 
     def _tap(self, x: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from surgeon.measure import equivariance_error
 from surgeon.representations import irreps
 from surgeon.surgery import Relaxation
 from surgeon.types import Site
+from surgeon.workspace import default_dtype
 
 o3 = import_e3nn()
 
@@ -114,16 +114,6 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, tuple[Ten
         net = copy.deepcopy(NETS[name]())  # a first copy of e3nn's generated code can gain keys, a second does not
     x = torch.randn(6, o3.Irreps(net.rho_in).dim, dtype=dtype)
     return net, (x, attributes(6, dtype)) if name == "products" else (x,)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def relaxed(

@@ -187,3 +187,16 @@ def test_an_unknown_argument_is_refused_with_the_choices() -> None:
 
 def test_the_printout_shows_shape_and_mode() -> None:
     assert "3 -> 3, mode=drop" in repr(branch())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_forward_that_was_not_recorded_is_noticed(reentrant: bool) -> None:
+    branch = Branch((2, 3), torch.zeros(()), "drop", None).train()
+    branch.tapping = "moments"
+    x = torch.randn(4, 3, requires_grad=True)
+    for _ in range(2):
+        checkpoint(branch, x, use_reentrant=reentrant).sum().backward()
+    assert branch.missed == reentrant
+    assert branch.row_count == (0 if reentrant else 8)
+    branch(x).sum().backward()
+    assert branch.missed == reentrant

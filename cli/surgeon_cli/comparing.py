@@ -147,7 +147,7 @@ class _Results:
             if not self.runs:
                 kept = "nothing was written" if self.sweep is None else f"the sweep is in {self._target}"
                 raise TrainingError(f"{what}; no run of the comparison was finished, {kept}") from None
-            raise TrainingError(f"{what}; the {len(self.runs)} finished runs are in {self._target}") from None
+            raise TrainingError(f"{what}; finished runs, {len(self.runs)} of them, are in {self._target}") from None
 
 
 class _Judge:

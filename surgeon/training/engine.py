@@ -232,10 +232,12 @@ class Finetuner:
 
     def _penalty_terms(self, relaxation: Relaxation) -> dict[str, tuple[Tensor, Tensor]]:
         terms = relaxation.penalty_terms()
-        if not terms:
+        missed = [key for key, branch in relaxation.branches.items() if branch.missed]
+        if missed or not terms:
+            where = (missed or list(relaxation.branches))[0]
             raise TrainingError(
-                "expected the branches to see the features of a training step, but none was recorded: run every "
-                "relaxed op with gradients enabled, and activation checkpointing with use_reentrant=False"
+                f"expected the branch at {where!r} to see the features of a training step, but they were not recorded: "
+                "run every relaxed op with gradients enabled, and activation checkpointing with use_reentrant=False"
             )
         return terms
 

@@ -74,7 +74,7 @@ def test_a_run_that_fails_leaves_the_finished_ones(surgeon: Surgeon, what: str, 
     surgeon("relax", "net.pt")
     told = surgeon(*COMPARE, "plain,drop", *trouble(what, 6), code=2).err
     assert words in told
-    assert "the 1 finished runs are in net-compare.json" in told
+    assert "finished runs, 1 of them, are in net-compare.json" in told
     record = strict(RECORD.read_text())
     assert record["complete"] is False
     assert [(run["arm"], run["steps"]) for run in record["runs"]] == [("plain", 3)]
