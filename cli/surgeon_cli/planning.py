@@ -14,7 +14,7 @@ from surgeon.types import ErrorSummary, Plan
 from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
 from surgeon.workspace import Workspace
 
-FURTHER = 2
+FURTHER = 1
 """Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""
 
 NOT_A_SYMMETRY = 0.02

@@ -101,7 +101,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node_args = tuple(_with_nodes(arg, self.node_of) for arg in args)
         node_kwargs = {key: _with_nodes(value, self.node_of) for key, value in kwargs.items()}
         result = func(*args, **kwargs)
-        node = self.graph.create_node("call_function", func, node_args, node_kwargs)
+        # Given to create_node, the arguments would be searched for symbolic numbers, which takes longer than the rest.
+        node = self.graph.create_node("call_function", func)
+        node.args, node.kwargs = node_args, node_kwargs
         used = node.all_input_nodes
         pure = bool(used) and all(argument.meta["parameters"] for argument in used)
         flowing = frozenset().union(*(argument.meta["parameters"] for argument in used)) if pure else frozenset()

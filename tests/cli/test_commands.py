@@ -224,7 +224,7 @@ def make_task(trouble="", at=0):
 """
 
 
-@pytest.mark.parametrize(("split", "at", "folds"), [("", 0, True), ("validation", 1, False), ("train", 1, False)])
+@pytest.mark.parametrize(("split", "at", "folds"), [("", 0, True), ("validation", 1, False), ("train", 0, False)])
 def test_a_scalar_is_constant_only_if_it_is_so_in_further_batches(
     surgeon: Surgeon, split: str, at: int, folds: bool
 ) -> None:
