@@ -99,6 +99,7 @@ def test_the_base_file_loads_without_surgeon(folder: Path) -> None:
     plain = network(relaxed=False)
     plain.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     load_into(plain, read_relaxed(folder).base, "the folder")
+    assert list(plain.state_dict()) == list(network(relaxed=False).state_dict())
 
 
 def test_split_state_goes_by_whole_components() -> None:
