@@ -17,7 +17,7 @@ from surgeon.errors import PlanError
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
 from surgeon.representations import Representation
-from surgeon.types import Site
+from surgeon.types import Convolution, Path, Site
 
 ENTRY_POINTS = "surgeon.adapters"
 
@@ -29,9 +29,10 @@ class Proposal:
     Attributes:
         argument: forward parameter in which the op is linear.
         kind: what the op is, in words.
-        rho_in: representation of that argument's last axis.
-        rho_out: representation of the output's last axis.
-        context: representations of further arguments, which transform along but get no branch.
+        rho_in: representation of that argument's feature axes.
+        rho_out: representation of the output's feature axes.
+        context: representations of the last axes of further arguments, which transform along but get no branch.
+        path_in, path_out, axes_in, axes_out, convolution: as in :class:`surgeon.types.Site`.
     """
 
     argument: str
@@ -39,6 +40,11 @@ class Proposal:
     rho_in: Representation
     rho_out: Representation
     context: Mapping[str, Representation] = field(default_factory=dict)
+    path_in: Path = ()
+    path_out: Path = ()
+    axes_in: tuple[int, ...] = (-1,)
+    axes_out: tuple[int, ...] = (-1,)
+    convolution: Convolution | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.errors import ShapeError
+from surgeon.types import Path
+
 TensorFunction = Callable[[Tensor], Tensor]
 
 _LEAVES = (str, bytes, type, enum.Enum, nn.Module, types.ModuleType, types.FunctionType, types.MethodType)
@@ -150,6 +153,72 @@ def tensors_in(tree: Any) -> list[Tensor]:
 def first_tensor(tree: Any) -> Tensor | None:
     """Return the first tensor of ``tree``, or None if there is none."""
     return next(_tensors(tree, set()), None)
+
+
+def tensor_leaves(tree: Any) -> dict[Path, Tensor]:
+    """Return the tensors of ``tree`` by their paths, in order; keys other than strings and numbers are left out.
+
+    Example:
+        >>> list(tensor_leaves({"1": torch.zeros(2), "more": [torch.ones(1)]}))
+        [('1',), ('more', 0)]
+    """
+    found: dict[Path, Tensor] = {}
+    _collect(tree, (), found, frozenset())
+    return found
+
+
+def _collect(tree: Any, path: Path, into: dict[Path, Tensor], above: frozenset[int]) -> None:
+    if isinstance(tree, Tensor):
+        into[path] = tree
+    elif id(tree) not in above:
+        for key, child in _children(tree).items():
+            if isinstance(key, str | int) and not isinstance(key, bool):
+                _collect(child, (*path, key), into, above | {id(tree)})
+
+
+def tensor_at(tree: Any, path: Path) -> Tensor:
+    """Return the tensor at ``path``.
+
+    Raises:
+        ShapeError: if there is none.
+    """
+    for depth, key in enumerate(path):
+        children = _children(tree)
+        if key not in children:
+            raise ShapeError(
+                f"expected {key!r} at {list(path[:depth])} of {type(tree).__name__}, which holds "
+                f"{', '.join(map(repr, children)) or 'nothing'}: the plan was made for other data"
+            )
+        tree = children[key]
+    if not isinstance(tree, Tensor):
+        raise ShapeError(
+            f"expected a tensor at {list(path)}, got {type(tree).__name__}: the plan was made for other data"
+        )
+    return tree
+
+
+def with_tensor(tree: Any, path: Path, tensor: Tensor) -> Any:
+    """Return a copy of ``tree`` in which the tensor at ``path`` is ``tensor``; nothing is modified in place."""
+    if not path:
+        return tensor
+    key, rest = path[0], path[1:]
+    value = with_tensor(_children(tree)[key], rest, tensor)
+    if isinstance(tree, Mapping):
+        return _with_item(tree, key, value)
+    if isinstance(tree, list | tuple):
+        items = [value if index == key else item for index, item in enumerate(tree)]
+        return items if isinstance(tree, list) else _like(tree, items)
+    result = copy.copy(tree)
+    object.__setattr__(result, str(key), value)
+    return result
+
+
+def _with_item(tree: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
+    if isinstance(tree, MutableMapping):
+        result = copy.copy(tree)
+        result[key] = value
+        return result
+    return {**tree, key: value}
 
 
 def _compare(left: Any, right: Any, same: Callable[[Tensor, Tensor], bool], seen: frozenset[int]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -15,10 +16,42 @@ from torch import Tensor, nn
 
 from surgeon.errors import PlanError
 
+Source = Literal["annotation", "measurement", "both"]
 StripMode = Literal["drop", "fold"]
 Split = Literal["train", "validation", "test"]
 
-PLAN_FORMAT_VERSION = 1
+Path = tuple[str | int, ...]
+"""The way to a tensor inside nested data: keys, indices and attribute names."""
+
+PLAN_FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How a convolution moves its kernel; one entry per axis of the grid.
+
+    Attributes:
+        kernel: size of the kernel.
+        stride: steps of the output.
+        padding: points added on both sides.
+        dilation: spacing of the kernel's points.
+        mode: what is added: "zeros", "circular", "reflect" or "replicate".
+        frame: signed permutation matrix from the group's coordinates to the grid's axes.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    mode: str
+    frame: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Convolution:
+        """Rebuild from JSON-compatible data, where tuples are lists."""
+        frame = tuple(tuple(int(entry) for entry in row) for row in data["frame"])
+        sizes = {key: tuple(int(v) for v in data[key]) for key in ("kernel", "stride", "padding", "dilation")}
+        return cls(**sizes, mode=str(data["mode"]), frame=frame)
 
 
 @dataclass(frozen=True)
@@ -27,14 +60,23 @@ class Site:
 
     Attributes:
         name: qualified name of the op's module; the empty string is the model itself.
-        argument: name of the forward parameter that the branch reads.
-        kind: what the op is, in words ("linear", "tensor product").
-        adapter: name under which the proposing adapter is registered.
-        rho_in: input representation as data, see ``surgeon.representations.Representation.to_data``.
-        rho_out: output representation as data.
-        shape: ``(d_out, d_in)`` of the branch's W.
+        argument: name of the forward parameter that the branch reads; for an op on raw parameters of a module that is
+            not linear as a whole, the name of the parameter.
+        kind: what the op is, in words ("linear", "tensor product", "convolution").
+        adapter: name under which the proposing adapter is registered; empty if the site was found by measurement alone.
+        rho_in: representation of the input's feature axes as data, see ``Representation.to_data``; for a convolution
+            that of the values at one point.
+        rho_out: representation of the output's feature axes as data.
+        shape: ``(d_out, d_in)`` of the branch's W, or ``(d_out, d_in, *kernel)``.
+        path_in: where the features are inside the argument, if that is a dict, a tuple or an object.
+        path_out: the same for the output.
+        axes_in: axes of the input (negative positions) that W acts on, flattened in this order; the others are rows.
+        axes_out: the same for the output; its rows are in the same order.
+        convolution: how the kernel moves; None for a map that acts on each row by itself.
+        node: name of the op in the traced forward of its module; None if the op is the module.
         fold: what an adapter needs to fold W into the op's own weights; None if the site cannot be folded.
         fold_note: why the site cannot be folded, or what part of the intertwiners its weights cannot produce.
+        source: where the representations come from: "annotation", "measurement", or "both" if these agree.
         verified: True if the representations were confirmed on the op's real inputs.
         residual: largest relative deviation from equivariance or linearity seen when verifying.
         calls: how often the module ran in the recorded forward; None without a recording.
@@ -46,29 +88,43 @@ class Site:
     adapter: str
     rho_in: Mapping[str, Any]
     rho_out: Mapping[str, Any]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+    path_in: Path = ()
+    path_out: Path = ()
+    axes_in: tuple[int, ...] = (-1,)
+    axes_out: tuple[int, ...] = (-1,)
+    convolution: Convolution | None = None
+    node: str | None = None
     fold: Mapping[str, Any] | None = None
     fold_note: str = ""
+    source: Source = "annotation"
     verified: bool = False
     residual: float | None = None
     calls: int | None = None
 
     @property
     def key(self) -> str:
-        """``module.argument``: unique within a plan."""
-        return f"{self.name}.{self.argument}" if self.name else self.argument
+        """``module.argument[.path]``: unique within a plan."""
+        return f"{self.name}.{self.slot}" if self.name else self.slot
+
+    @property
+    def slot(self) -> str:
+        """``argument[.path]``: where the branch is kept under its op."""
+        parts = (self.argument, *self.path_in)
+        return ".".join(str(part).replace(".", "_") or "_" for part in parts)
 
     @property
     def extra_parameters(self) -> int:
         """Number of entries of a dense W."""
-        return self.shape[0] * self.shape[1]
+        return math.prod(self.shape)
 
     @property
     def evidence(self) -> str:
         """In words, how far the site's representations can be trusted."""
         if not self.verified:
             return "annotation only, not verified"
-        return f"verified, residual {self.residual:.0e}"
+        words = {"annotation": "annotated", "measurement": "measured", "both": "annotated and measured"}
+        return f"{words[self.source]}, verified to {self.residual:.0e}"
 
 
 @dataclass(frozen=True)
@@ -79,14 +135,48 @@ class Skipped:
     reason: str
 
 
+Coverage = Literal[
+    "site", "invariant", "not linear", "supplied", "bypassed", "no effect", "unused", "frozen", "unexplained"
+]
+"""What becomes of a parameter: it belongs to a site; it maps invariants to invariants; it does not act as a linear map
+(a bias, a scale, an embedding, weights inside a non-linear op); it makes weights that other ops are given; its ops run
+where a branch cannot act; nothing it does reaches the output; no op uses it; it is not trained; or none of these."""
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """What the audit says of one parameter.
+
+    Attributes:
+        parameter: its first qualified name.
+        size: number of entries.
+        coverage: exactly one class.
+        reason: why, in words.
+    """
+
+    parameter: str
+    size: int
+    coverage: Coverage
+    reason: str
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What will be done to a model: the group, the sites, and what is left alone and why."""
+    """What will be done to a model: the group, the sites, and what is left alone and why.
+
+    Attributes:
+        group: the group's name.
+        sites: where branches go.
+        skipped: modules that own trainable parameters and get no branch.
+        notes: what the user should know.
+        audit: one entry per parameter of the model; empty without a recorded run.
+    """
 
     group: str
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    audit: tuple[AuditEntry, ...] = ()
     format_version: int = PLAN_FORMAT_VERSION
 
     def to_data(self) -> dict[str, Any]:
@@ -111,13 +201,24 @@ class Plan:
                     f"expected a plan of format version {PLAN_FORMAT_VERSION} or older, got version {version}: "
                     "update equisurgeon to read it"
                 )
-            sites = tuple(Site(**{**site, "shape": tuple(site["shape"])}) for site in data["sites"])
+            sites = tuple(_site_from_data(site) for site in data["sites"])
             skipped = tuple(Skipped(**entry) for entry in data.get("skipped", ()))
-            return cls(str(data["group"]), sites, skipped, tuple(data.get("notes", ())), version)
+            audit = tuple(AuditEntry(**entry) for entry in data.get("audit", ()))
+            return cls(str(data["group"]), sites, skipped, tuple(data.get("notes", ())), audit, version)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"expected a plan as Plan.to_data writes it, got data with a bad field: {error}") from error
+
+
+def _site_from_data(data: Mapping[str, Any]) -> Site:
+    fields = {**data, "shape": tuple(int(size) for size in data["shape"])}
+    for key in ("path_in", "path_out", "axes_in", "axes_out"):
+        if key in data:
+            fields[key] = tuple(data[key])
+    if data.get("convolution") is not None:
+        fields["convolution"] = Convolution.from_data(data["convolution"])
+    return Site(**fields)
 
 
 @runtime_checkable

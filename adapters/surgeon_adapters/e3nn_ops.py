@@ -68,7 +68,7 @@ class E3nnAdapter:
         else:
             assert site.fold is not None
             paths = _tensor_product_paths(module, {int(key): value for key, value in site.fold["scalars"].items()})
-        return FoldMap("weight", _entries(module, paths, rho_out, rho_in), site.shape)
+        return FoldMap("weight", _entries(module, paths, rho_out, rho_in), (rho_out.dimension, rho_in.dimension))
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return None: the keys of an e3nn state dict do not tell its irreps."""

@@ -1,15 +1,18 @@
-"""Constructors of representations: by irreps, by named axes, regular, trivial."""
+"""Constructors of representations: by irreps, axes, matrices; regular, trivial; with copies, on a grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from surgeon.e3nn_compat import import_e3nn
 from surgeon.errors import GroupError
 from surgeon.groups import Group
 from surgeon.representations.core import Block, Representation, encoded, merged
 from surgeon.representations.factors import Factor
+from surgeon.representations.grids import check_frame
+from surgeon.representations.images import check_images
 
 Layout = Literal["mul_ir", "ir_mul"]
 
@@ -125,6 +128,70 @@ def trivial(group: Group, dimension: int) -> Representation:
     """
     _check_positive("the dimension", dimension)
     return Representation(group, (Block(0, (dimension,), ()),), encoded({"trivial": dimension}))
+
+
+def matrices(group: Group, images: Mapping[str, Any], copies: int = 1, layout: Layout = "mul_ir") -> Representation:
+    """Copies of a representation given by the images of the group's generators: irreps in another basis, for example.
+
+    Args:
+        group: any group.
+        images: ``{"algebra": [...], "elements": [...]}``: one f x f matrix, as nested lists, for each of
+            ``group.feature_algebra`` and of ``group.feature_elements``.
+        copies: how many.
+        layout: "mul_ir" (the components of one copy are neighbours) or "ir_mul" (the copies of one component are).
+
+    Raises:
+        GroupError: if the matrices are not one per generator, not square, or not of equal size.
+
+    Example:
+        >>> from surgeon.groups import parse_group
+        >>> frequency_two = [[[0.0, -2.0], [2.0, 0.0]]]
+        >>> matrices(parse_group("SO2"), {"algebra": frequency_two, "elements": []}, 3).dimension
+        6
+    """
+    _check_layout(layout)
+    _check_positive("the number of copies", copies)
+    text = check_images(group, images)
+    factor = Factor("matrices", data=text)
+    block = _copies_of(0, copies, factor.size(group), factor, layout)
+    spec = encoded({"matrices": json.loads(text), "copies": copies, "layout": layout})
+    return Representation(group, merged([block]), spec)
+
+
+def repeated(rho: Representation, copies: int) -> Representation:
+    """Copies of a representation, entry by entry: the copies of one entry are neighbours in memory.
+
+    Args:
+        rho: what each copy transforms by.
+        copies: how many.
+
+    Raises:
+        GroupError: if ``copies`` is not positive.
+    """
+    _check_positive("the number of copies", copies)
+    blocks = [Block(copies * block.start, (*block.shape, copies), block.factors) for block in rho.blocks]
+    return Representation(rho.group, merged(blocks), encoded({"copies": copies, "of": rho.to_data()}))
+
+
+def on_grid(rho: Representation, sizes: Sequence[int], frame: Sequence[Sequence[int]]) -> Representation:
+    """Patches of a field: ``(g x)(u) = rho(g) x(g^-1 u)`` for the positions u of a grid about its centre.
+
+    Args:
+        rho: how the field's values transform.
+        sizes: points along each axis of the grid, for example ``(3, 3)``; the position varies fastest in memory.
+        frame: signed permutation matrix; ``frame @ x`` are the grid's indices of the group's coordinates x.
+
+    Raises:
+        GroupError: if sizes and frame do not fit the group.
+    """
+    points, axes_ = [int(size) for size in sizes], check_frame(rho.group, sizes, frame)
+    factor = Factor("grid", data=encoded({"sizes": points, "frame": axes_}))
+    count = factor.size(rho.group)
+    blocks = [
+        Block(count * block.start, (*block.shape, count), (*block.factors, (len(block.shape), factor)))
+        for block in rho.blocks
+    ]
+    return Representation(rho.group, merged(blocks), encoded({"grid": points, "frame": axes_, "of": rho.to_data()}))
 
 
 def _copies_of(start: int, copies: int, size: int, factor: Factor | None, layout: Layout) -> Block:

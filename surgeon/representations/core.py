@@ -128,7 +128,9 @@ class Representation:
         """Return a description as JSON-compatible data.
 
         One of ``{"irreps": "16x0e+8x1o", "layout": "mul_ir"}``, ``{"axes": "c v", "sizes": {"c": 16}}``,
-        ``{"regular": 4, "layout": "mul_ir"}``, ``{"trivial": 7}``, ``{"sum": [...]}``.
+        ``{"regular": 4, "layout": "mul_ir"}``, ``{"trivial": 7}``, ``{"copies": 8, "of": {...}}``, ``{"sum": [...]}``,
+        ``{"matrices": {"algebra": [...], "elements": [...]}, "copies": 2, "layout": "mul_ir"}``,
+        ``{"grid": [3, 3], "frame": [[1, 0], [0, 1]], "of": {...}}``.
         """
         data: dict[str, Any] = json.loads(self.spec)
         return data
@@ -145,7 +147,7 @@ class Representation:
             GroupError: if the description is malformed or the group has no such representation.
         """
         # Imported here, because the constructors need this class.
-        from surgeon.representations.build import axes, irreps, regular, trivial
+        from surgeon.representations.build import axes, irreps, matrices, on_grid, regular, repeated, trivial
 
         match data if isinstance(data, Mapping) else {}:
             case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
@@ -156,11 +158,17 @@ class Representation:
                 return regular(group, copies, rest.get("layout", "mul_ir"))
             case {"trivial": int(dimension), **rest} if not rest:
                 return trivial(group, dimension)
+            case {"matrices": dict(images), "copies": int(copies), **rest} if rest.keys() <= {"layout"}:
+                return matrices(group, images, copies, rest.get("layout", "mul_ir"))
+            case {"copies": int(copies), "of": dict(inner), **rest} if not rest:
+                return repeated(cls.from_data(group, inner), copies)
+            case {"grid": [*sizes], "frame": [*frame], "of": dict(inner), **rest} if not rest:
+                return on_grid(cls.from_data(group, inner), sizes, frame)
             case {"sum": [_, *_] as terms, **rest} if not rest:
                 return reduce(lambda left, right: left + right, (cls.from_data(group, term) for term in terms))
         raise GroupError(
-            f"expected a representation as irreps, axes, regular, trivial or sum, got {data!r}: "
-            "see Representation.to_data"
+            f"expected a representation as irreps, axes, regular, trivial, matrices, copies, grid or sum, "
+            f"got {data!r}: see Representation.to_data"
         )
 
     def __add__(self, other: Representation) -> Representation:
@@ -243,4 +251,11 @@ def _words(data: Mapping[str, Any]) -> str:
         return f"{data['regular']} x regular ({data['layout']})"
     if "trivial" in data:
         return f"{data['trivial']} x trivial"
+    if "matrices" in data:
+        images = data["matrices"]["algebra"] or data["matrices"]["elements"]
+        return f"{data['copies']} x {len(images[0])}-dimensional ({data['layout']})"
+    if "of" in data:
+        times = f"x {data['copies']}" if "copies" in data else f"on a {' x '.join(map(str, data['grid']))} grid"
+        inner = _words(data["of"])
+        return f"({inner}) {times}" if "sum" in data["of"] else f"{inner} {times}"
     return " + ".join(_words(term) for term in data["sum"])

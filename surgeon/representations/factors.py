@@ -11,6 +11,8 @@ from torch import Tensor
 
 from surgeon.errors import GroupError
 from surgeon.groups import Group
+from surgeon.representations.grids import grid_action, grid_derivative, grid_points
+from surgeon.representations.images import image_size, images_of_algebra, images_of_elements
 
 ELEMENT_TOLERANCE = 1e-5
 """Elements and generators may come from float32."""
@@ -21,14 +23,17 @@ class Factor:
     """A representation that acts on one axis.
 
     Attributes:
-        kind: "irrep" of O(3), "vector" (the linear part itself), or "regular" (permutes a finite group's elements).
+        kind: "irrep" of O(3), "vector" (the linear part itself), "regular" (permutes a finite group's elements),
+            "matrices" (given by the images of the generators), or "grid" (moves the points of a grid).
         degree: l of an irrep.
         parity: +1 or -1; sign of an irrep under inversion.
+        data: JSON that describes matrices or a grid.
     """
 
-    kind: Literal["irrep", "vector", "regular"]
+    kind: Literal["irrep", "vector", "regular", "matrices", "grid"]
     degree: int = 0
     parity: int = 1
+    data: str = ""
 
     def __str__(self) -> str:
         """Irreps in e3nn's notation, else the kind."""
@@ -38,18 +43,34 @@ class Factor:
         """Length of the axis."""
         if self.kind == "irrep":
             return 2 * self.degree + 1
+        if self.kind == "matrices":
+            return image_size(self.data)
+        if self.kind == "grid":
+            return grid_points(self.data)
         return group.vector_dimension if self.kind == "vector" else len(group.all_elements())
 
     def action(self, group: Group, linear: Tensor) -> Tensor:
         """Matrices of group elements, given by their linear parts: (n, d, d) to (n, f, f), float64."""
-        if self.kind == "vector":
-            return linear
-        return _irrep_action(self, linear) if self.kind == "irrep" else _regular_action(group, linear)
+        match self.kind:
+            case "vector":
+                return linear
+            case "irrep":
+                return _irrep_action(self, linear)
+            case "matrices":
+                return images_of_elements(group, self.data, linear)
+            case "grid":
+                return grid_action(self.data, linear)
+            case _:
+                return _regular_action(group, linear)
 
     def derivative(self, group: Group, linear: Tensor) -> Tensor | None:
         """Matrices of Lie-algebra elements, (n, d, d) to (n, f, f), float64; None if they are all zero."""
         if self.kind == "vector":
             return linear
+        if self.kind == "matrices":
+            return images_of_algebra(group, self.data, linear)
+        if self.kind == "grid":
+            return grid_derivative(self.data, linear)
         if self.kind == "regular" or self.degree == 0:
             return None
         velocities = _angular_velocities(linear)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_child, branches_of
+from surgeon.branch import CHILD, Branch, Branches, Target, argument_position, branches_child, branches_of
 from surgeon.errors import PlanError, SurgeryError, UsageError
+from surgeon.forms import form_of
 from surgeon.groups import Group, parse_group
 from surgeon.intertwiners import FoldMap
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters
@@ -59,7 +60,7 @@ def relax(
         for site in plan.sites:
             op = named_module(model, site.name)
             done.append(op)
-            attach(op, site.argument, branches[site.key])
+            attach(op, site, branches[site.key])
     except Exception as error:
         for op in done:
             detach(op)
@@ -99,6 +100,8 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
         )
     argument_position(op, site.argument)
     dimensions = tuple(Representation.from_data(group, rho).dimension for rho in (site.rho_out, site.rho_in))
+    if site.convolution is not None:
+        dimensions += site.convolution.kernel
     if dimensions != site.shape:
         raise PlanError(
             f"expected W at {site.key!r} to have the shape {dimensions} of its representations, "
@@ -107,20 +110,24 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
     own = next((parameter for parameter in op.parameters() if parameter.is_floating_point()), None)
     if own is None:
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
+    return Branch(site.shape, own, mode, _fold_map(op, site, group, adapters), form_of(site))
+
+
+def _fold_map(op: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+    """Ask the adapter that the plan names once more; a site found by measurement has none and is not folded."""
+    if not site.adapter:
+        return None
     adapter = adapter_named(site.adapter, adapters)
     proposal = adapter.propose(op, group)
     takes = None
     if isinstance(proposal, Proposal):
-        takes = (proposal.argument, (proposal.rho_out.dimension, proposal.rho_in.dimension))
-    if takes != (site.argument, site.shape):
+        shape = (proposal.rho_out.dimension, proposal.rho_in.dimension)
+        takes = (proposal.argument, proposal.path_in, proposal.axes_in, proposal.axes_out, shape)
+    if takes != (site.argument, site.path_in, site.axes_in, site.axes_out, site.shape[:2]):
         raise PlanError(
             f"expected {site.name!r} to be an op that takes W of shape {site.shape} on {site.argument!r}, but "
             f"{type(op).__name__} is not: the plan was made for another model, make a new one with `surgeon inspect`"
         )
-    return Branch(site.shape, own, mode, _fold_map(op, site, group, adapter))
-
-
-def _fold_map(op: nn.Module, site: Site, group: Group, adapter: Adapter) -> FoldMap | None:
     try:
         return None if site.fold is None else adapter.fold_map(op, site, group)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -140,14 +147,15 @@ def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None
             branch.weight.copy_(values * (scale / branch.weight.shape[1] ** 0.5))
 
 
-def attach(op: nn.Module, argument: str, branch: Branch) -> None:
+def attach(op: nn.Module, site: Site, branch: Branch) -> None:
     """Attach a branch to an op, in place, by a child module and a forward hook that is its bound method."""
     child = branches_child(op)
     if child is None:
         child = Branches()
         op.add_module(CHILD, child)
         op.register_forward_hook(child.add_to_output, with_kwargs=True)
-    child.add(argument, branch, op)
+    position = argument_position(op, site.argument)
+    child.add(site.slot, branch, Target(position, site.argument, site.path_in, site.path_out))
     child.train(op.training)
 
 

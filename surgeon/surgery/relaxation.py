@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.branch import Branch, branches_of
+from surgeon.forms import row_representations
 from surgeon.groups import Group
 from surgeon.regularizer import (
     Commutator,
@@ -18,9 +19,8 @@ from surgeon.regularizer import (
     gram_penalty,
     norm_penalty_rows,
 )
-from surgeon.representations import Representation
 from surgeon.schedule import Schedule
-from surgeon.types import Plan, StripMode
+from surgeon.types import Plan, Site, StripMode
 
 PenaltyForm = Literal["gram", "rows"]
 
@@ -55,7 +55,7 @@ class Relaxation:
         self.penalty_form = penalty_form
         self.branches: Mapping[str, Branch] = branches_of(model)
         cache: dict[str, Commutator] = {}
-        self._commutators = {site.key: _commutator(cache, group, site.rho_out, site.rho_in) for site in plan.sites}
+        self._commutators = {site.key: _commutator(cache, group, site) for site in plan.sites}
         self.enable_penalty(True)
 
     @property
@@ -100,7 +100,7 @@ class Relaxation:
         for key, branch in self.branches.items():
             if not branch.row_count:
                 continue
-            commutator, weight = self._commutators[key], branch.weight
+            commutator, weight = self._commutators[key], branch.matrix
             if self.penalty_form == "gram":
                 terms[key] = gram_penalty(weight, branch.second_moment, commutator)
             else:
@@ -147,15 +147,14 @@ class Relaxation:
         with torch.no_grad():
             for key, branch in self.branches.items():
                 norm = float(branch.weight.norm())
-                result[key] = float(self._commutators[key](branch.weight).norm()) / norm if norm else 0.0
+                result[key] = float(self._commutators[key](branch.matrix).norm()) / norm if norm else 0.0
         return result
 
 
-def _commutator(
-    cache: dict[str, Commutator], group: Group, rho_out: Mapping[str, Any], rho_in: Mapping[str, Any]
-) -> Commutator:
+def _commutator(cache: dict[str, Commutator], group: Group, site: Site) -> Commutator:
     """Build the operators of a pair of representations once, however many sites share it."""
-    key = json.dumps([dict(rho_out), dict(rho_in)])
+    rho_out, rho_in = row_representations(site, group)
+    key = json.dumps([rho_out.to_data(), rho_in.to_data()])
     if key not in cache:
-        cache[key] = Commutator(Representation.from_data(group, rho_out), Representation.from_data(group, rho_in))
+        cache[key] = Commutator(rho_out, rho_in)
     return cache[key]

@@ -51,10 +51,9 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
     records, changes = [], []
     with torch.no_grad():
         for name, op, child in ops:
-            for argument in child.positions:
-                branch = branches[f"{name}.{argument}" if name else argument]
+            for slot, branch in child.items():
                 folded = _folded_part(branch, mode or branch.mode)
-                records.append(_record(name, argument, branch, folded))
+                records.append(_record(name, slot, branch, folded))
                 if folded is not None and branch.fold_map is not None:
                     parameter = op.get_parameter(branch.fold_map.parameter)
                     change = branch.fold_map.weight_change(folded, parameter.numel())

@@ -1,0 +1,123 @@
+"""How a whole tensor transforms: a representation on some of its axes, and perhaps a grid on others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.errors import ShapeError
+from surgeon.groups import Group
+from surgeon.representations.build import repeated
+from surgeon.representations.core import Representation
+from surgeon.representations.grids import in_frame
+
+Frame = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A representation on some axes of a tensor; all its other axes count rows or copies.
+
+    Attributes:
+        rho: acts on the axes ``axes``, flattened in that order.
+        axes: negative positions; none for an invariant tensor (``rho`` is then the trivial one of dimension 1).
+        grid: negative positions of the axes of a grid whose points the group moves about its centre.
+        frame: signed permutation matrix; ``frame @ x`` are the grid's indices of the group's coordinates x.
+    """
+
+    rho: Representation
+    axes: tuple[int, ...] = (-1,)
+    grid: tuple[int, ...] = ()
+    frame: Frame = ()
+
+    @property
+    def is_invariant(self) -> bool:
+        """True if no entry changes, positions on a grid apart."""
+        return self.rho.is_trivial
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return g x for one element.
+
+        Args:
+            g: shape (k, k), in the defining representation.
+            x: shape (...), with the axes of this type.
+
+        Returns:
+            The shape and dtype of ``x``.
+
+        Raises:
+            ShapeError: if the axes do not have the representation's dimension.
+        """
+        moved = self.on_rows(x)
+        if moved.shape[-1] != self.rho.dimension:
+            raise ShapeError(
+                f"expected {self.rho.dimension} entries along the axes {list(self.axes)} for {self.rho}, got shape "
+                f"{tuple(x.shape)}: choose other axes"
+            )
+        acted = self.rho.action(g).to(x).apply(moved)[0]
+        return self._move_grid(g, self.off_rows(acted, x))
+
+    def on_rows(self, x: Tensor) -> Tensor:
+        """Move the axes to the end and flatten them: shape (rows..., d)."""
+        if not self.axes:
+            return x.unsqueeze(-1)
+        return x.movedim(self.axes, tuple(range(-len(self.axes), 0))).flatten(-len(self.axes))
+
+    def off_rows(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Undo :meth:`on_rows` for a tensor shaped as ``like``."""
+        if not self.axes:
+            return rows.squeeze(-1)
+        sizes = [like.shape[axis] for axis in self.axes]
+        return rows.reshape(*rows.shape[:-1], *sizes).movedim(tuple(range(-len(self.axes), 0)), self.axes)
+
+    def _move_grid(self, g: Tensor, x: Tensor) -> Tensor:
+        if not self.grid:
+            return x
+        frame = torch.tensor(self.frame, dtype=torch.float64)
+        matrix = in_frame(self.rho.group.linear(g), frame).round()
+        # (g x)(u) = x(g^-1 u): axis i of the result runs along the axis j of x with matrix[i, j] = +-1.
+        order = [int(matrix[axis].abs().argmax()) for axis in range(len(self.grid))]
+        permutation = list(range(x.ndim))
+        for axis, source in enumerate(order):
+            permutation[self.grid[axis] % x.ndim] = self.grid[source] % x.ndim
+        flips = [self.grid[axis] % x.ndim for axis, source in enumerate(order) if matrix[axis, source] < 0]
+        return x.permute(permutation).flip(flips)
+
+    def with_copies(self, axes: tuple[int, ...], x: Tensor) -> TensorType:
+        """Return the same type with further axes of copies, which vary fastest in the flattened order.
+
+        Args:
+            axes: negative positions of the axes to take in.
+            x: a tensor of this type, for the lengths.
+        """
+        rho = self.rho
+        for axis in axes:
+            if not self.axes and rho.is_trivial and rho.dimension == 1 and axis == axes[0]:
+                rho = Representation.from_data(rho.group, {"trivial": x.shape[axis]})
+            else:
+                rho = repeated(rho, x.shape[axis])
+        return TensorType(rho, (*self.axes, *axes), self.grid, self.frame)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return a description as JSON-compatible data."""
+        data: dict[str, Any] = {"rho": self.rho.to_data(), "axes": list(self.axes)}
+        if self.grid:
+            data |= {"grid": list(self.grid), "frame": [list(row) for row in self.frame]}
+        return data
+
+    @classmethod
+    def from_data(cls, group: Group, data: Mapping[str, Any]) -> TensorType:
+        """Rebuild a type from :meth:`to_data`."""
+        frame = tuple(tuple(int(entry) for entry in row) for row in data.get("frame", ()))
+        rho = Representation.from_data(group, data["rho"])
+        return cls(rho, tuple(data["axes"]), tuple(data.get("grid", ())), frame)
+
+    def __str__(self) -> str:
+        """In words: the representation, and its axes if they are not the last one."""
+        where = "" if self.axes in ((-1,), ()) else f" on axes {', '.join(map(str, self.axes))}"
+        moved = f", grid {', '.join(map(str, self.grid))}" if self.grid else ""
+        return f"{self.rho}{where}{moved}"
