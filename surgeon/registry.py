@@ -17,7 +17,7 @@ from surgeon.errors import PlanError
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
 from surgeon.representations import Representation
-from surgeon.types import Convolution, Path, Site
+from surgeon.types import Convolution, Coverage, Path, Site
 
 ENTRY_POINTS = "surgeon.adapters"
 
@@ -49,9 +49,10 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why an op of the adapter's family gets no branch, in words."""
+    """Why an op gets no branch, in words, and the class of the audit that its parameters belong to."""
 
     reason: str
+    coverage: Coverage = "not linear"
 
 
 class Adapter(Protocol):

@@ -127,20 +127,32 @@ class Site:
         return f"{words[self.source]}, verified to {self.residual:.0e}"
 
 
+Coverage = Literal[
+    "site",
+    "invariant",
+    "not linear",
+    "not equivariant",
+    "supplied",
+    "bypassed",
+    "no effect",
+    "unused",
+    "frozen",
+    "excluded",
+    "unexplained",
+]
+"""What becomes of a parameter: it belongs to a site; it maps invariants to invariants; it does not act as a linear map
+(a bias, a scale, an embedding, weights inside a non-linear op); it acts as one that does not commute with the group; it
+makes weights that other ops are given; its ops run where a branch cannot act; nothing it does reaches the output; no op
+uses it; it is not trained; the user left its op out; or none of these."""
+
+
 @dataclass(frozen=True)
 class Skipped:
-    """A module that owns trainable parameters and gets no branch, with the reason in words."""
+    """A module that owns trainable parameters and gets no branch, with the reason in words and its class."""
 
     name: str
     reason: str
-
-
-Coverage = Literal[
-    "site", "invariant", "not linear", "supplied", "bypassed", "no effect", "unused", "frozen", "unexplained"
-]
-"""What becomes of a parameter: it belongs to a site; it maps invariants to invariants; it does not act as a linear map
-(a bias, a scale, an embedding, weights inside a non-linear op); it makes weights that other ops are given; its ops run
-where a branch cannot act; nothing it does reaches the output; no op uses it; it is not trained; or none of these."""
+    coverage: Coverage = "unexplained"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ FOREIGN = {
 ROWS = (
     {"errors", "types", "files", "trees", "imports"},
     {"groups", "representations", "e3nn_compat"},
-    {"branch", "regularizer", "schedule", "measure", "intertwiners", "moments"},
-    {"graph"},
+    {"branch", "forms", "regularizer", "schedule", "measure", "intertwiners", "moments"},
+    {"graph", "inference"},
     {"surgery", "registry"},
     {
         "checkpoint",

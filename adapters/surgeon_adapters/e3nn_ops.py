@@ -81,15 +81,15 @@ def _forward_names(module: nn.Module) -> tuple[str, ...]:
 
 def _own_weights(module: Any) -> Refusal | None:
     if not module.internal_weights:
-        return Refusal("its weights are supplied from elsewhere at every call")
+        return Refusal("its weights are supplied from elsewhere at every call", "supplied")
     if not module.weight.requires_grad:
-        return Refusal("its weights are frozen")
+        return Refusal("its weights are frozen", "frozen")
     return None
 
 
 def _unsupported_linear(module: Any) -> Refusal | None:
     if module.weight.ndim > 1:
-        return Refusal("it mixes an additional channel axis (f_in, f_out), which is not supported")
+        return Refusal("it mixes an additional channel axis (f_in, f_out), which is not supported", "unexplained")
     if not module.weight_numel:
         return Refusal("its input and output share no irrep, so it has no weights")
     return None

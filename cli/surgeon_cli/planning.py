@@ -33,6 +33,7 @@ def plan_for(
     group, task = parse_group(group_name), workspace.task
     if task is None:
         return select(find(workspace.model, group), include, exclude), {}
+    errors = require_symmetry(workspace, group) if can_act(task.task) else {}
     batch = to_dtype(sample_batches(task, 1)[0], model_dtype(workspace.model))
     plan = find(
         workspace.model,
@@ -40,9 +41,18 @@ def plan_for(
         batch,
         forward=lambda model, x: task_forward(task.task, model, x),
         further=[(to_dtype(more, model_dtype(workspace.model)),) for more in _further_batches(task)],
+        **_actions(workspace, task),
     )
-    errors = require_symmetry(workspace, group) if can_act(task.task) else {}
     return select(plan, include, exclude), errors
+
+
+def _actions(workspace: Workspace, task: LoadedTask) -> dict[str, Any]:
+    """Return what measuring representations needs, if the task says how the group acts."""
+    if not can_act(task.task):
+        return {}
+    acting: Any = task.task
+    twin = workspace.double(workspace.model).eval()
+    return {"act": lambda g, batch: (acting.act(g, batch),), "act_output": acting.act_output, "twin": twin}
 
 
 def _further_batches(task: LoadedTask) -> list[Any]:

@@ -30,19 +30,21 @@ class Recording:
         graph: aten-level fx graph. Each node's ``meta`` holds ``owner`` (qualified name of the innermost module that
             was running; the empty string is the model itself), ``call_index`` (0 for its first call), ``shape`` and
             ``dtype`` (None for non-tensors), ``backward`` (True if autograd ran the op inside the forward), and
-            ``parameters`` (qualified names of the parameters that the value is made of, as long as no activation is
-            mixed in).
+            ``activation`` (True if the value depends on an input, or on a tensor of unknown origin), and ``parameters``
+            (qualified names of the parameters that the value is made of, perhaps with constants, if no activation is).
+        values: the tensor of each node, by reference: one that was written in place later holds the later values.
         calls: qualified module name to number of calls.
         outputs: what the run returned.
     """
 
     graph: fx.Graph
+    values: Mapping[fx.Node, Tensor]
     calls: Mapping[str, int]
     outputs: Any
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Append one fx node per dispatched op; tensors are followed by identity, so all of them are kept alive."""
+    """Append one fx node per dispatched op; tensors are followed by identity, so all of them are kept."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,7 +53,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[tuple[str, int]] = [("", 0)]
         self.nodes: dict[int, fx.Node] = {}
-        self.alive: list[Tensor] = []
+        self.values: dict[fx.Node, Tensor] = {}
         self.constants = 0
         self.named_state: dict[int, str] = {}
         self.named_storage: dict[int, str] = {}
@@ -60,14 +62,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.named_state.setdefault(id(tensor), name)
             if tensor.numel():
                 self.named_storage.setdefault(tensor.untyped_storage().data_ptr(), name)
+        attributes = (value for module in model.modules() for value in vars(module).values())
+        self.kept = {id(tensor) for value in attributes for tensor in _plain_tensors(value)}
 
     def add_inputs(self, inputs: Any) -> None:
         for index, tensor in enumerate(tensors_in(inputs)):
             if id(tensor) not in self.named_state:
-                self._bind(tensor, self.graph.placeholder(f"input_{index}"), frozenset())
+                self._bind(tensor, self.graph.placeholder(f"input_{index}"), frozenset(), activation=True)
 
     def _meta(
-        self, parameters: frozenset[str], shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
+        self,
+        parameters: frozenset[str],
+        activation: bool,
+        shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> dict[str, Any]:
         owner, call_index = self.stack[-1]
         return {
@@ -76,13 +84,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             "shape": shape,
             "dtype": dtype,
             "parameters": parameters,
+            "activation": activation,
             "backward": torch._C._current_graph_task_id() != -1,
         }
 
-    def _bind(self, tensor: Tensor, node: fx.Node, parameters: frozenset[str]) -> None:
-        node.meta = self._meta(parameters, tuple(tensor.shape), tensor.dtype)
+    def _bind(self, tensor: Tensor, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
+        node.meta = self._meta(parameters, activation, tuple(tensor.shape), tensor.dtype)
         self.nodes[id(tensor)] = node
-        self.alive.append(tensor)
+        self.values[node] = tensor
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """Return the node of a tensor; one first seen as an argument is a parameter, a buffer, or a constant."""
@@ -93,7 +102,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if name is None:
                 name, self.constants = f"_constant_{self.constants}", self.constants + 1
             parameters = frozenset({name}) & self.parameter_names
-            self._bind(tensor, self.graph.create_node("get_attr", name), frozenset(parameters))
+            # A constant that a module keeps as a plain attribute is part of the model; others may be inputs.
+            unknown = name.startswith("_constant_") and id(tensor) not in self.kept
+            self._bind(tensor, self.graph.create_node("get_attr", name), frozenset(parameters), unknown)
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,20 +116,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = self.graph.create_node("call_function", func)
         node.args, node.kwargs = node_args, node_kwargs
         used = node.all_input_nodes
-        pure = bool(used) and all(argument.meta["parameters"] for argument in used)
-        flowing = frozenset().union(*(argument.meta["parameters"] for argument in used)) if pure else frozenset()
-        self._bind_result(result, node, flowing)
+        activation = any(argument.meta["activation"] for argument in used)
+        flowing = frozenset() if activation else frozenset().union(*(argument.meta["parameters"] for argument in used))
+        self._bind_result(result, node, flowing, activation)
         return result
 
-    def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str]) -> None:
-        node.meta = self._meta(parameters)
+    def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
+        node.meta = self._meta(parameters, activation)
         if isinstance(result, Tensor):
-            self._bind(result, node, parameters)
+            self._bind(result, node, parameters, activation)
         elif isinstance(result, (tuple, list)):
             for index, part in enumerate(result):
                 if isinstance(part, Tensor):
                     getter = self.graph.create_node("call_function", operator.getitem, (node, index))
-                    self._bind(part, getter, parameters)
+                    self._bind(part, getter, parameters, activation)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Global forward pre-hook: push the module that starts to run."""
@@ -132,6 +143,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Global forward hook: pop it again."""
         self.stack.pop()
+
+
+def _plain_tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from (item for item in value if isinstance(item, Tensor))
+    elif isinstance(value, dict):
+        yield from (item for item in value.values() if isinstance(item, Tensor))
 
 
 def _with_nodes(value: Any, node_of: Callable[[Tensor], fx.Node]) -> Any:
@@ -197,7 +217,7 @@ def record(model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = 
             outputs = forward(model, *copies) if forward else model(*copies)
     nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
     recorder.graph.output(nodes)
-    return Recording(recorder.graph, dict(recorder.calls), map_tensors(Tensor.detach, outputs))
+    return Recording(recorder.graph, recorder.values, dict(recorder.calls), map_tensors(Tensor.detach, outputs))
 
 
 def fresh_copy(tensor: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Find the sites of a model: adapters propose, one recorded run disposes."""
+"""Find the sites of a model: adapters propose, measurements check them and find what no adapter knows."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,30 +12,41 @@ from torch import nn
 
 from surgeon.branch import branches_of
 from surgeon.errors import GroupError, PlanError
-from surgeon.graph import Recording, record
+from surgeon.graph import Candidate, find_candidates, record
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
-from surgeon.intertwiners import FoldMap, copy_indices
-from surgeon.registry import Adapter, Proposal, Refusal, installed_adapters
+from surgeon.inference import Symmetry
+from surgeon.registry import Adapter, installed_adapters
+from surgeon.surgery.annotated import Proposals, annotated_site, collect_proposals, verify_all
+from surgeon.surgery.audit import audit_parameters
+from surgeon.surgery.combine import Evidence, combine
+from surgeon.surgery.measurement import Measurement, double_twin, measure_model
 from surgeon.surgery.usage import WeightUsage
-from surgeon.surgery.verify import SiteCheck, captured_calls
+from surgeon.surgery.verify import captured_calls
 from surgeon.trees import map_tensors
-from surgeon.types import Plan, Site, Skipped
+from surgeon.types import AuditEntry, Plan, Site, Skipped
+
+Forward = Callable[..., Any]
 
 
 def find(
     model: nn.Module,
     group: Group | str,
     *inputs: Any,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     further: Sequence[tuple[Any, ...]] = (),
     adapters: Mapping[str, Adapter] | None = None,
+    act: Callable[..., tuple[Any, ...]] | None = None,
+    act_output: Callable[[torch.Tensor, Any], Any] | None = None,
+    twin: nn.Module | None = None,
 ) -> Plan:
     """Find the equivariant linear ops of a model to which a branch can be attached. Only reads.
 
-    With sample inputs the model is run once, in training mode, and each proposed site is verified numerically on what
-    it really receives: that it is called, that its own forward is what uses its weights, that it is linear in its
-    feature argument and equivariant with the proposed representations, and that its weights fold as proposed. Without
+    With sample inputs the model is run once, in training mode, and each op that an adapter proposes is verified
+    numerically on what it really receives: that it is called, that its own forward is what uses its weights, that it is
+    linear in its feature argument and equivariant with the proposed representations, and that its weights fold as
+    proposed. With an action on the inputs, a float64 copy is also run on transformed inputs: then the representations
+    at both ends of *every* op in which trainable weights multiply an activation are measured, annotated or not. Without
     inputs the sites come from the annotations alone and say so.
 
     Args:
@@ -47,37 +57,55 @@ def find(
         further: inputs of more sample calls; what an op needs to be constant, such as the scalar of a tensor product
             that a branch is folded into, has to be so in all of them.
         adapters: adapters by name; default all installed ones.
+        act: how the group acts, ``act(g, *inputs)`` returns a tuple of inputs; g of shape (k, k), float64.
+        act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the model's output is seen
+            to transform by it.
+        twin: a float64 copy of the model; default ``copy.deepcopy(model).double()``.
 
     Returns:
-        The plan; every module with trainable parameters of its own is a site, part of one, or skipped with a reason.
+        The plan; every parameter is explained by its audit, and every module with trainable parameters of its own is a
+        site, part of one, or skipped with a reason.
 
     Raises:
-        GroupError: if no adapter knows representations of the group.
+        GroupError: if no adapter knows representations of the group and there is no action to measure them by.
+        TaskError: if the action is none, or the inputs cannot show anything.
         PlanError: if the model already has branches, or nothing can be relaxed (with the reasons).
     """
     group = parse_group(group) if isinstance(group, str) else group
     adapters = installed_adapters() if adapters is None else adapters
-    _check_group(group, adapters)
+    if act is None:
+        _check_group(group, adapters)
     if branches_of(model):
         raise PlanError("expected a model without branches, but it has some already: strip it first")
-    proposals, skipped = _collect(model, group, adapters)
-    notes: tuple[str, ...] = ()
-    if (inputs or forward) and proposals:
-        modules = {name: model.get_submodule(name) for name in proposals}
-        with in_training_mode(model), unchanged(model):
-            with captured_calls(modules) as calls:
-                recording = record(model, *inputs, forward=forward)
-                for more in further:
-                    copies = map_tensors(fresh_copy, more)
-                    forward(model, *copies) if forward else model(*copies)
-            sites = _verify_all(model, group, adapters, proposals, recording, calls, skipped)
-    else:
-        notes = ("not verified: no sample batch, sites come from the layers' annotations alone",)
-        sites = [_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
-    skipped += _without_explanation(model, {*proposals, *(entry.name for entry in skipped)})
-    if not sites:
-        raise PlanError(_nothing_found(model, skipped))
-    return Plan(group.name, tuple(sites), tuple(skipped), notes)
+    proposals, skipped = collect_proposals(model, group, adapters)
+    if not inputs and not forward:
+        notes: tuple[str, ...] = ("not verified: no sample batch, sites come from the layers' annotations alone",)
+        sites = [annotated_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
+        return _plan(model, group, sites, skipped, set(proposals), notes, None)
+    run = forward or _call
+    with in_training_mode(model), unchanged(model):
+        with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
+            recording = record(model, *inputs, forward=forward)
+            for more in further:
+                run(model, *map_tensors(fresh_copy, more))
+        annotated = verify_all(model, group, adapters, proposals, recording, calls, skipped)
+    candidates = find_candidates(recording, _trainable(model))
+    measurement, notes = None, ()
+    if act is not None:
+        symmetry = Symmetry(group, act, act_output, run)
+        measurement, notes = _measure(model, symmetry, inputs, candidates, proposals, twin)
+    usage = WeightUsage(model, recording)
+    evidence = Evidence(model, group, recording, candidates, usage, measurement is not None)
+    combined = combine(evidence, annotated, skipped, measurement)
+    return _plan(model, group, combined.sites, combined.skipped, set(proposals), (*notes, *combined.notes), evidence)
+
+
+def _call(model: nn.Module, *inputs: Any) -> Any:
+    return model(*inputs)
+
+
+def _trainable(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
@@ -85,133 +113,72 @@ def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
     if group.name not in known:
         raise GroupError(
             f"expected a group whose representations an adapter reads off the layers ({', '.join(known) or 'none'}), "
-            f"got {group.name}: choose one of them"
+            f"or a task with `act` and `act_output` to measure them by, got {group.name}: choose another group or give "
+            "the actions"
         )
 
 
-_Proposals = dict[str, tuple[str, Proposal]]
+def _measure(
+    model: nn.Module,
+    symmetry: Symmetry,
+    inputs: tuple[Any, ...],
+    candidates: Mapping[str, Candidate],
+    proposals: Proposals,
+    twin: nn.Module | None,
+) -> tuple[Measurement | None, tuple[str, ...]]:
+    """Measure; if the model cannot be run as that needs, annotations have to do, and a note says why."""
+    modules = {name for name, candidate in candidates.items() if candidate.multiplies} | set(proposals)
+    hookable = [name for name in modules if not isinstance(model.get_submodule(name), torch.jit.ScriptModule)]
+    try:
+        return measure_model(twin if twin is not None else double_twin(model), symmetry, inputs, hookable), ()
+    except PlanError as error:
+        if not proposals:
+            raise
+        return None, (f"representations were not measured: {error}",)
 
 
-def _collect(model: nn.Module, group: Group, adapters: Mapping[str, Adapter]) -> tuple[_Proposals, list[Skipped]]:
-    """Ask each adapter about each module; the first that knows it answers."""
-    proposals: _Proposals = {}
-    skipped: list[Skipped] = []
-    for name, module in model.named_modules():
-        for adapter in (adapter for adapter in adapters.values() if group.name in adapter.groups):
-            answer = adapter.propose(module, group)
-            if answer is None:
-                continue
-            if isinstance(answer, Refusal):
-                skipped.append(Skipped(name, answer.reason))
-            elif answer.rho_in.is_trivial and answer.rho_out.is_trivial:
-                skipped.append(Skipped(name, "invariant to invariant: every linear map is equivariant here"))
-            else:
-                proposals[name] = (adapter.name, answer)
-            break
-    return proposals, skipped
-
-
-def _site(
-    name: str,
+def _plan(
     model: nn.Module,
     group: Group,
-    adapters: Mapping[str, Adapter],
-    proposal: tuple[str, Proposal],
-    calls: list[Mapping[str, Any]],
-) -> Site:
-    adapter_name, proposed = proposal
-    module, adapter = model.get_submodule(name), adapters[adapter_name]
-    fold, note = adapter.fold_data(module, calls)
-    site = Site(
-        name=name,
-        argument=proposed.argument,
-        kind=proposed.kind,
-        adapter=adapter_name,
-        rho_in=proposed.rho_in.to_data(),
-        rho_out=proposed.rho_out.to_data(),
-        shape=(proposed.rho_out.dimension, proposed.rho_in.dimension),
-        fold=fold,
-        fold_note=note,
-    )
-    if fold is None:
-        return site
-    return dataclasses.replace(site, fold_note=_coverage(adapter.fold_map(module, site, group), proposed))
+    sites: Sequence[Site],
+    skipped: Sequence[Skipped],
+    known: set[str],
+    notes: tuple[str, ...],
+    evidence: Evidence | None,
+) -> Plan:
+    audit = () if evidence is None else audit_parameters(evidence, sites, skipped)
+    explained = known | {entry.name for entry in skipped} | {site.name for site in sites}
+    skipped = [*skipped, *_without_explanation(model, explained, audit)]
+    if not sites:
+        raise PlanError(_nothing_found(model, skipped, notes))
+    return Plan(group.name, tuple(sites), tuple(skipped), notes, audit)
 
 
-def _coverage(fold_map: FoldMap, proposal: Proposal) -> str:
-    """Say how much of the space of intertwiners the op's weights reach; empty if all of it."""
-    outputs, inputs = copy_indices(proposal.rho_out), copy_indices(proposal.rho_in)
-    total = sum(len(rows) * len(inputs[label]) for label, rows in outputs.items() if label in inputs)
-    reached = sum(int((part.square_sums() > 0).sum()) for part in fold_map.entries.values())
-    return "" if reached == total else f"its weights reach {reached} of {total} intertwiner dimensions"
-
-
-def _verify_all(
-    model: nn.Module,
-    group: Group,
-    adapters: Mapping[str, Adapter],
-    proposals: _Proposals,
-    recording: Recording,
-    calls: Mapping[str, list[Mapping[str, Any]]],
-    skipped: list[Skipped],
-) -> list[Site]:
-    check = SiteCheck(group)
-    usage = WeightUsage(model, recording)
-    sites = []
-    for name, proposal in proposals.items():
-        count = recording.calls.get(name, 0)
-        residual, complaint = 0.0, usage.complaint(name)
-        if not count or not calls[name]:
-            complaint = complaint if name in usage.bypassed else "never called in the recorded forward"
-        if not complaint:
-            residual, complaint = check(model.get_submodule(name), proposal[1], calls[name][0])
-        if complaint:
-            skipped.append(Skipped(name, complaint))
-            continue
-        site = _site(name, model, group, adapters, proposal, calls[name])
-        why_not = _cannot_fold(model, site, group, adapters, proposal, calls[name], check, usage)
-        if why_not:
-            site = dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why_not}")
-        sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
-    return sites
-
-
-def _cannot_fold(
-    model: nn.Module,
-    site: Site,
-    group: Group,
-    adapters: Mapping[str, Adapter],
-    proposal: tuple[str, Proposal],
-    calls: Sequence[Mapping[str, Any]],
-    check: SiteCheck,
-    usage: WeightUsage,
-) -> str:
-    """Return why a site that its adapter calls foldable is not; empty if it is."""
-    if site.fold is None:
-        return ""
-    tied = usage.tied_to(site.name)
-    if tied:
-        return f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too"
-    op = model.get_submodule(site.name)
-    return check.fold_complaint(op, proposal[1], calls[0], adapters[site.adapter].fold_map(op, site, group))
-
-
-def _without_explanation(model: nn.Module, explained: set[str]) -> list[Skipped]:
+def _without_explanation(model: nn.Module, explained: set[str], audit: Sequence[AuditEntry]) -> list[Skipped]:
     """List the modules that own trainable parameters and are neither sites, nor refused, nor inside one of these."""
-    found = []
+    found, entries = [], {entry.parameter: entry for entry in audit}
     for name, module in model.named_modules():
-        inside = any(not other or name == other or name.startswith(f"{other}.") for other in explained)
-        if not inside and any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            own = ", ".join(key for key, parameter in module.named_parameters(recurse=False) if parameter.requires_grad)
-            found.append(
-                Skipped(name, f"own {own} of {type(module).__name__}: no equivariant linear op that an adapter knows")
-            )
+        inside = name in explained or any(name.startswith(f"{other}.") for other in explained if other)
+        own = {
+            f"{name}.{key}" if name else key: key
+            for key, p in module.named_parameters(recurse=False)
+            if p.requires_grad
+        }
+        if inside or not own:
+            continue
+        known = [entries[key] for key in own if key in entries]
+        if known and all(entry.coverage != "site" for entry in known):
+            reasons = "; ".join(dict.fromkeys(entry.reason for entry in known))
+            found.append(Skipped(name, reasons, known[0].coverage))
+        elif not known:
+            what = f"own {', '.join(own.values())} of {type(module).__name__}"
+            found.append(Skipped(name, f"{what}: no equivariant linear op that an adapter knows"))
     return found
 
 
-def _nothing_found(model: nn.Module, skipped: list[Skipped]) -> str:
+def _nothing_found(model: nn.Module, skipped: Sequence[Skipped], notes: Sequence[str]) -> str:
     reasons = Counter(entry.reason for entry in skipped).most_common(3)
-    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    listed = "; ".join([f"{count} x {reason}" for reason, count in reasons] + list(notes))
     return (
         f"expected at least one equivariant linear op in {type(model).__name__}, but there is nothing to relax "
         f"({listed or 'it has no trainable parameters'}): check the group, or exclude nothing"

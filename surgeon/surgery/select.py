@@ -46,9 +46,9 @@ def select(plan: Plan, include: Sequence[str] = (), exclude: Sequence[str] = ())
     for site in plan.sites:
         against = next((pattern for pattern in exclude if _matches(site, pattern)), None)
         if against is not None:
-            skipped.append(Skipped(site.name, f"excluded by the pattern {against!r}"))
+            skipped.append(Skipped(site.name, f"excluded by the pattern {against!r}", "excluded"))
         elif include and not any(_matches(site, pattern) for pattern in include):
-            skipped.append(Skipped(site.name, "not among the included patterns"))
+            skipped.append(Skipped(site.name, "not among the included patterns", "excluded"))
         else:
             kept.append(site)
     if not kept:

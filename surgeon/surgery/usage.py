@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from surgeon.graph import Recording, bypassed_parameters, used_parameters
+from surgeon.types import Coverage
 
 
 class WeightUsage:
@@ -39,6 +40,10 @@ class WeightUsage:
         if not any(_inside(user, name) for user in users_of_own):
             return "does not use its own weights in the recorded forward"
         return ""
+
+    def coverage(self, name: str) -> Coverage:
+        """Return the audit's class of a module about which there is a complaint."""
+        return "unused" if "does not use" in self.complaint(name) and name not in self.bypassed else "bypassed"
 
 
 def _inside(name: str, ancestor: str) -> bool:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
+from surgeon.forms import LinearForm
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
 from surgeon.registry import Proposal
-from surgeon.representations import Representation
-from surgeon.trees import map_tensors
+from surgeon.representations import Representation, TensorType
+from surgeon.trees import map_tensors, tensor_at, with_tensor
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative deviation from linearity and equivariance that an op of a dtype may show.
@@ -51,6 +51,7 @@ class SiteCheck:
     """Linearity and equivariance of single ops under one random element of each component of a group."""
 
     def __init__(self, group: Group, seed: int = 0) -> None:
+        self._group = group
         self._generator = torch.Generator().manual_seed(seed)
         components = range(len(group.component_names))
         self._elements = torch.cat([group.sample(1, self._generator, component) for component in components])
@@ -93,14 +94,16 @@ class SiteCheck:
     def _fold_residual(
         self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any], fold_map: FoldMap
     ) -> tuple[float, float]:
-        real, own = call[proposal.argument], op.get_parameter(fold_map.parameter)
+        real, own = tensor_at(call[proposal.argument], proposal.path_in), op.get_parameter(fold_map.parameter)
         x = torch.randn(real.shape, generator=self._generator).to(real)
         weight = torch.randn(fold_map.shape, generator=self._generator).to(own)
         change = fold_map.weight_change(weight, own.numel()).reshape(own.shape)
-        arguments = {**call, proposal.argument: x}
-        before = op.forward(**arguments)
-        after = functional_call(op, {fold_map.parameter: own + change}, args=(), kwargs=arguments)
-        expected = functional.linear(x, fold_map.project(weight).to(x))
+        arguments = {**call, proposal.argument: with_tensor(call[proposal.argument], proposal.path_in, x)}
+        before = tensor_at(op.forward(**arguments), proposal.path_out)
+        result = functional_call(op, {fold_map.parameter: own + change}, args=(), kwargs=arguments)
+        after = tensor_at(result, proposal.path_out)
+        form = LinearForm(proposal.axes_in, proposal.axes_out)
+        expected = form.apply(fold_map.project(weight).to(x), x, before)
         scale = float(expected.norm()) + float(before.norm()) + torch.finfo(x.dtype).tiny
         return float((after - before - expected).norm()) / scale, TOLERANCE.get(x.dtype, 1e-4)
 
@@ -112,8 +115,9 @@ class SiteCheck:
         return {name: torch.randn(weight.shape, generator=self._generator).to(weight) for name, weight in named.items()}
 
     def _judge(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
-        real = call[proposal.argument]
-        if real.shape[-1] != proposal.rho_in.dimension:
+        real = tensor_at(call[proposal.argument], proposal.path_in)
+        type_in, type_out = _types(proposal, self._group)
+        if type_in.on_rows(real).shape[-1] != proposal.rho_in.dimension:
             return float("inf"), f"labelled as {proposal.rho_in}, but its input has shape {tuple(real.shape)}"
         if not real.numel():
             return float("inf"), "not exercised: its recorded input has no rows"
@@ -122,9 +126,10 @@ class SiteCheck:
         weights = self._if_all_zero(op)
 
         def run(features: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-            arguments = {**call, **context, proposal.argument: features}
-            result: Tensor = functional_call(op, weights, (), arguments) if weights else op.forward(**arguments)
-            return result
+            given = with_tensor(call[proposal.argument], proposal.path_in, features)
+            arguments = {**call, **context, proposal.argument: given}
+            result = functional_call(op, weights, (), arguments) if weights else op.forward(**arguments)
+            return tensor_at(result, proposal.path_out)
 
         own = {name: call[name] for name in proposal.context if name in call}
         offset = run(torch.zeros_like(x), own)
@@ -135,15 +140,28 @@ class SiteCheck:
         linear = float((run(x + other, own) - run(other, own) - output + offset).norm()) / scale
         moved = {name: self._act(rho, own[name]) for name, rho in proposal.context.items() if name in own}
         residual = linear
-        expected = self._act(proposal.rho_out, output)
-        for index, rotated in enumerate(self._act(proposal.rho_in, x)):
+        for index, g in enumerate(self._elements):
             context = {name: values[index] for name, values in moved.items()}
-            residual = max(residual, float((run(rotated, context) - expected[index]).norm()) / scale)
+            difference = run(type_in.act(g, x), context) - type_out.act(g, output)
+            residual = max(residual, float(difference.norm()) / scale)
         limit = TOLERANCE.get(output.dtype, 1e-4)
         if residual <= limit:
             return residual, ""
         what = "linear" if linear > limit else f"equivariant as labelled ({proposal.rho_in} -> {proposal.rho_out})"
         return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"
+
+
+def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
+    """Return how both ends transform; a convolution's grid moves along if the group maps grids to themselves."""
+    convolution = proposal.convolution
+    grid: tuple[int, ...] = ()
+    frame: tuple[tuple[int, ...], ...] = ()
+    if convolution is not None and group.finite:
+        grid, frame = tuple(range(-len(convolution.kernel), 0)), convolution.frame
+    return (
+        TensorType(proposal.rho_in, proposal.axes_in, grid, frame),
+        TensorType(proposal.rho_out, proposal.axes_out, grid, frame),
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,188 @@
+"""From the values of one tensor under several group elements to a representation on some of its axes.
+
+Hypotheses are tried from the simplest to the most general, and each has to hold under random elements. Only structured
+ones are made: invariants, vector indices, direct sums of irreps or of small blocks along one axis, fields on a grid. A
+dense fit along a wide axis would "succeed" for any injective map of equivariant features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, permutations, product
+
+import torch
+from torch import Tensor
+
+from surgeon.groups import Group
+from surgeon.inference.axis import axis_representations
+from surgeon.inference.probe import TensorProbe
+from surgeon.representations import Representation, TensorType, axes, irreps, matrices, trivial
+
+TOLERANCE = 1e-6
+"""Largest relative deviation of a measured type in float64; constants of the model may have gone through float32."""
+
+MOST_VECTOR_AXES = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found for one tensor.
+
+    Attributes:
+        type: how it transforms; None if no hypothesis holds.
+        residual: largest relative deviation under the random elements, of ``type`` or else of the best hypothesis.
+        reason: why there is no type, in words; empty if there is one.
+    """
+
+    type: TensorType | None
+    residual: float
+    reason: str = ""
+
+
+def residual_of(candidate: TensorType, probe: TensorProbe) -> float:
+    """Return the largest ``|rho(g) y - y_g| / |y_g|`` over the elements that check a hypothesis; dimensionless."""
+    worst = 0.0
+    for g, moved in probe.checks():
+        difference = float((candidate.act(g, probe.base) - moved).norm())
+        scale = float(moved.norm())
+        worst = max(worst, difference / scale if scale else (0.0 if difference == 0 else float("inf")))
+    return worst
+
+
+def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE) -> Verdict:
+    """Find how a tensor transforms.
+
+    Args:
+        probe: the tensor in all runs, float64.
+        tolerance: largest relative deviation under the random elements.
+
+    Returns:
+        The verdict; the first hypothesis that holds, in the order of :func:`hypotheses`.
+    """
+    complaint = _unusable(probe)
+    if complaint:
+        return Verdict(None, float("inf"), complaint)
+    best = float("inf")
+    for candidate in hypotheses(probe):
+        residual = residual_of(candidate, probe)
+        if residual <= tolerance:
+            return Verdict(candidate, residual)
+        best = min(best, residual)
+    return Verdict(None, best, f"no structured representation fits (best relative residual {best:.1e})")
+
+
+def _unusable(probe: TensorProbe) -> str:
+    base = probe.base
+    if not base.is_floating_point() or not base.numel():
+        return f"{base.dtype} of shape {tuple(base.shape)} holds no features"
+    if any(value.shape != base.shape for value in probe.values):
+        return "its shape depends on the group element"
+    if not all(bool(torch.isfinite(value).all()) for value in probe.values):
+        return "it holds numbers that are not finite"
+    if not any(bool(value.any()) for value in probe.values):
+        return "it is 0 on the sample batch, so that nothing can be measured"
+    return ""
+
+
+def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
+    """Yield candidate types of a tensor, simplest first."""
+    group = probe.elements.group
+    yield from _one_dimensional(group, probe)
+    yield from _vector_axes(group, probe.base)
+    for axis in _axes_by_preference(probe.base):
+        rho = axis_representations(probe, axis)
+        if rho is not None:
+            yield TensorType(rho, (axis,))
+    yield from _on_grids(group, probe)
+
+
+def _axes_by_preference(base: Tensor) -> list[int]:
+    return [axis for axis in range(-1, -base.ndim - 1, -1) if base.shape[axis] > 1]
+
+
+def _one_dimensional(group: Group, probe: TensorProbe) -> Iterator[TensorType]:
+    """Invariants, and one-dimensional representations that change sign in some components."""
+    yield TensorType(trivial(group, 1), ())
+    if not len(group.feature_elements):
+        return
+    signs = [_sign(probe.base, moved) for _, moved in probe.components()]
+    if -1.0 in signs and 0.0 not in signs:
+        yield TensorType(one_dimensional(group, signs), ())
+
+
+def one_dimensional(group: Group, signs: list[float]) -> Representation:
+    """Return the representation that is 1 on the identity component and ``signs`` on the further components."""
+    if group.name in ("O3", "E3"):
+        return irreps(group, "1x0o" if signs[0] < 0 else "1x0e")
+    images = {"algebra": [[[0.0]]] * len(group.feature_algebra), "elements": [[[sign]] for sign in signs]}
+    return matrices(group, images)
+
+
+def _sign(base: Tensor, moved: Tensor) -> float:
+    """Return s = +-1 with ``moved = s base``, or 0."""
+    for sign in (1.0, -1.0):
+        if float((moved - sign * base).norm()) <= 1e-3 * float(base.norm()):
+            return sign
+    return 0.0
+
+
+def _vector_axes(group: Group, base: Tensor) -> Iterator[TensorType]:
+    """Vector indices on axes of the group's dimension; in three dimensions also axial vectors."""
+    fitting = [axis for axis in range(-base.ndim, 0) if base.shape[axis] == group.vector_dimension]
+    for count in range(1, min(len(fitting), MOST_VECTOR_AXES) + 1):
+        for chosen in combinations(reversed(fitting), count):
+            names = " ".join(f"v{index}" for index in range(count))
+            yield TensorType(axes(group, names, {}), tuple(sorted(chosen)))
+            if count == 1 and group.name in ("O3", "E3"):
+                yield TensorType(irreps(group, "1x1e"), chosen)
+
+
+def _on_grids(group: Group, probe: TensorProbe) -> Iterator[TensorType]:
+    """Fields on a grid that a finite group maps to itself: the grid is turned back, then the values are judged."""
+    if not group.finite or not _maps_grids(group):
+        return
+    base, d = probe.base, group.vector_dimension
+    for grid in combinations(range(-base.ndim, 0), d):
+        sizes = {base.shape[axis] for axis in grid}
+        if len(sizes) != 1 or sizes == {1}:
+            continue
+        for frame in frames(group):
+            yield from _values_on_grid(group, probe, grid, frame)
+
+
+def _values_on_grid(
+    group: Group, probe: TensorProbe, grid: tuple[int, ...], frame: tuple[tuple[int, ...], ...]
+) -> Iterator[TensorType]:
+    plain = TensorType(trivial(group, 1), (), grid, frame)
+    yield plain
+    elements = [torch.eye(group.dimension, dtype=torch.float64), *probe.elements.components, *probe.elements.checks]
+    back = tuple(plain.act(torch.linalg.inv(g), value) for g, value in zip(elements, probe.values, strict=True))
+    turned = TensorProbe(probe.elements, back)
+    for axis in _axes_by_preference(probe.base):
+        if axis not in grid:
+            rho = axis_representations(turned, axis)
+            if rho is not None:
+                yield TensorType(rho, (axis,), grid, frame)
+
+
+def _maps_grids(group: Group) -> bool:
+    rounded = group.feature_elements.round()
+    return bool((group.feature_elements - rounded).abs().max() < TOLERANCE)
+
+
+def frames(group: Group) -> list[tuple[tuple[int, ...], ...]]:
+    """Return the signed permutations that give different actions of the group on a grid."""
+    d = group.vector_dimension
+    found: list[tuple[tuple[int, ...], ...]] = []
+    actions: list[Tensor] = []
+    for order in permutations(range(d)):
+        for signs in product((1, -1), repeat=d):
+            frame = torch.zeros(d, d, dtype=torch.float64)
+            for row, (column, sign) in enumerate(zip(order, signs, strict=True)):
+                frame[row, column] = sign
+            action = frame @ group.feature_elements @ frame.mT
+            if not any(torch.allclose(action, other) for other in actions):
+                actions.append(action)
+                found.append(tuple(tuple(int(entry) for entry in row) for row in frame))
+    return found

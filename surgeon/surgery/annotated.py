@@ -1,0 +1,141 @@
+"""Sites by annotation: adapters propose, the op itself on what it really receives disposes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from surgeon.graph import Recording
+from surgeon.groups import Group
+from surgeon.intertwiners import FoldMap, copy_indices
+from surgeon.registry import Adapter, Proposal, Refusal
+from surgeon.surgery.usage import WeightUsage
+from surgeon.surgery.verify import SiteCheck
+from surgeon.types import Site, Skipped
+
+INVARIANT = "invariant to invariant: every linear map is equivariant here"
+
+Proposals = dict[str, tuple[str, Proposal]]
+"""Module name to adapter name and what it proposes."""
+
+
+def collect_proposals(
+    model: nn.Module, group: Group, adapters: Mapping[str, Adapter]
+) -> tuple[Proposals, list[Skipped]]:
+    """Ask each adapter about each module; the first that knows it answers."""
+    proposals: Proposals = {}
+    skipped: list[Skipped] = []
+    for name, module in model.named_modules():
+        for adapter in (adapter for adapter in adapters.values() if group.name in adapter.groups):
+            answer = adapter.propose(module, group)
+            if answer is None:
+                continue
+            if isinstance(answer, Refusal):
+                skipped.append(Skipped(name, answer.reason, answer.coverage))
+            elif answer.rho_in.is_trivial and answer.rho_out.is_trivial:
+                skipped.append(Skipped(name, INVARIANT, "invariant"))
+            else:
+                proposals[name] = (adapter.name, answer)
+            break
+    return proposals, skipped
+
+
+def annotated_site(
+    name: str,
+    model: nn.Module,
+    group: Group,
+    adapters: Mapping[str, Adapter],
+    proposal: tuple[str, Proposal],
+    calls: Sequence[Mapping[str, Any]],
+) -> Site:
+    """Return the site that a proposal describes, not verified yet."""
+    adapter_name, proposed = proposal
+    module, adapter = model.get_submodule(name), adapters[adapter_name]
+    fold, note = adapter.fold_data(module, calls)
+    site = Site(
+        name=name,
+        argument=proposed.argument,
+        kind=proposed.kind,
+        adapter=adapter_name,
+        rho_in=proposed.rho_in.to_data(),
+        rho_out=proposed.rho_out.to_data(),
+        shape=_shape(proposed),
+        path_in=proposed.path_in,
+        path_out=proposed.path_out,
+        axes_in=proposed.axes_in,
+        axes_out=proposed.axes_out,
+        convolution=proposed.convolution,
+        fold=fold,
+        fold_note=note,
+    )
+    if fold is None:
+        return site
+    return dataclasses.replace(site, fold_note=_coverage(adapter.fold_map(module, site, group), proposed))
+
+
+def _shape(proposal: Proposal) -> tuple[int, ...]:
+    kernel = () if proposal.convolution is None else proposal.convolution.kernel
+    return (proposal.rho_out.dimension, proposal.rho_in.dimension, *kernel)
+
+
+def _coverage(fold_map: FoldMap, proposal: Proposal) -> str:
+    """Say how much of the space of intertwiners the op's weights reach; empty if all of it."""
+    outputs, inputs = copy_indices(proposal.rho_out), copy_indices(proposal.rho_in)
+    total = sum(len(rows) * len(inputs[label]) for label, rows in outputs.items() if label in inputs)
+    reached = sum(int((part.square_sums() > 0).sum()) for part in fold_map.entries.values())
+    return "" if reached == total else f"its weights reach {reached} of {total} intertwiner dimensions"
+
+
+def verify_all(
+    model: nn.Module,
+    group: Group,
+    adapters: Mapping[str, Adapter],
+    proposals: Proposals,
+    recording: Recording,
+    calls: Mapping[str, list[Mapping[str, Any]]],
+    skipped: list[Skipped],
+) -> list[Site]:
+    """Check every proposal on its op's recorded calls; those that fail are added to ``skipped`` with the reason."""
+    check = SiteCheck(group)
+    usage = WeightUsage(model, recording)
+    sites = []
+    for name, proposal in proposals.items():
+        count = recording.calls.get(name, 0)
+        residual, complaint, coverage = 0.0, usage.complaint(name), usage.coverage(name)
+        if (not count or not calls[name]) and name not in usage.bypassed:
+            complaint, coverage = "never called in the recorded forward", "unused"
+        if not complaint:
+            residual, complaint = check(model.get_submodule(name), proposal[1], calls[name][0])
+            coverage = "not equivariant"
+        if complaint:
+            skipped.append(Skipped(name, complaint, coverage))
+            continue
+        site = annotated_site(name, model, group, adapters, proposal, calls[name])
+        why_not = _cannot_fold(model, site, group, adapters, proposal, calls[name], check, usage)
+        if why_not:
+            site = dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why_not}")
+        sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
+    return sites
+
+
+def _cannot_fold(
+    model: nn.Module,
+    site: Site,
+    group: Group,
+    adapters: Mapping[str, Adapter],
+    proposal: tuple[str, Proposal],
+    calls: Sequence[Mapping[str, Any]],
+    check: SiteCheck,
+    usage: WeightUsage,
+) -> str:
+    """Return why a site that its adapter calls foldable is not; empty if it is."""
+    if site.fold is None:
+        return ""
+    tied = usage.tied_to(site.name)
+    if tied:
+        return f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too"
+    op = model.get_submodule(site.name)
+    return check.fold_complaint(op, proposal[1], calls[0], adapters[site.adapter].fold_map(op, site, group))

@@ -1,0 +1,226 @@
+"""Bring annotation and measurement together: each checks the other, and what neither explains is left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from surgeon.graph import Candidate, Recording, reaches_output
+from surgeon.groups import Group
+from surgeon.registry import Refusal
+from surgeon.representations import Representation
+from surgeon.surgery.annotated import INVARIANT
+from surgeon.surgery.effect import without_effect
+from surgeon.surgery.measured import Found, Kernel, measure_module, same_action
+from surgeon.surgery.measurement import Measurement, require_trust
+from surgeon.surgery.usage import WeightUsage
+from surgeon.types import Site, Skipped
+
+NO_EFFECT = "nothing that it computes reaches the output"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one recorded run says of a model.
+
+    Attributes:
+        model: the network.
+        group: the group.
+        recording: the run.
+        candidates: ops in which trainable parameters meet activations, by module.
+        usage: who uses which weights.
+        measured: True if the model could be run under the group.
+    """
+
+    model: nn.Module
+    group: Group
+    recording: Recording
+    candidates: Mapping[str, Candidate]
+    usage: WeightUsage
+    measured: bool
+
+
+@dataclass
+class Combined:
+    """The sites that remain, what is skipped, and what the user should know."""
+
+    sites: list[Site] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def combine(
+    evidence: Evidence, annotated: Sequence[Site], skipped: Sequence[Skipped], measurement: Measurement | None
+) -> Combined:
+    """Compare annotated with measured sites, add those found by measurement alone, and drop those without effect.
+
+    Args:
+        evidence: the recorded run.
+        annotated: sites by annotation, verified.
+        skipped: what the annotations say is no site.
+        measurement: runs under the group; None if there are none.
+
+    Returns:
+        The sites in the order of the model's modules.
+
+    Raises:
+        CheckFailedError: if there is no annotation and the model's output does not transform as it should.
+    """
+    result = Combined(list(annotated), list(skipped))
+    if measurement is not None:
+        by_name = {site.name: site for site in annotated}
+        for name, candidate in _modules_to_measure(evidence, by_name):
+            _judge(result, evidence, by_name.get(name), name, candidate, measurement)
+        if not result.sites and measurement.errors:
+            require_trust(measurement)
+    _drop_without_effect(result, evidence, measurement)
+    order = {name: position for position, (name, _) in enumerate(evidence.model.named_modules())}
+    result.sites.sort(key=lambda site: order[site.name])
+    return result
+
+
+def _modules_to_measure(evidence: Evidence, annotated: Mapping[str, Site]) -> list[tuple[str, Candidate | None]]:
+    """Candidates that may be linear maps; one that only scales counts if no op inside it is a candidate itself."""
+    chosen: list[tuple[str, Candidate | None]] = [
+        (name, candidate)
+        for name, candidate in evidence.candidates.items()
+        if candidate.multiplies and (candidate.contracts or not _has_inner(name, evidence.candidates))
+    ]
+    names = {name for name, _ in chosen}
+    return [*chosen, *((name, None) for name in annotated if name not in names)]
+
+
+def _has_inner(name: str, candidates: Mapping[str, Candidate]) -> bool:
+    prefix = f"{name}." if name else ""
+    return any(other != name and other.startswith(prefix) and more.multiplies for other, more in candidates.items())
+
+
+def _judge(
+    result: Combined,
+    evidence: Evidence,
+    site: Site | None,
+    name: str,
+    candidate: Candidate | None,
+    measurement: Measurement,
+) -> None:
+    module = evidence.model.get_submodule(name)
+    if isinstance(module, torch.jit.ScriptModule):
+        _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
+        return
+    found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
+    if isinstance(found, Refusal):
+        if site is None:
+            _skip(result, name, found)
+        return
+    complaint = evidence.usage.complaint(name)
+    if site is not None:
+        _compare(result, site, found, measurement)
+    elif complaint:
+        _skip(result, name, Refusal(complaint, evidence.usage.coverage(name)))
+    elif all(each.invariant for each in found):
+        _skip(result, name, Refusal(INVARIANT, "invariant"))
+    elif not measurement.trusted:
+        _skip(result, name, Refusal(_untrusted(measurement), "not equivariant"))
+    else:
+        _replace_refusal(result, name)
+        count = evidence.recording.calls.get(name, 0)
+        result.sites += [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
+
+
+def _skip(result: Combined, name: str, refusal: Refusal) -> None:
+    """Add a reason, unless an annotation gave one already."""
+    if all(entry.name != name for entry in result.skipped):
+        result.skipped.append(Skipped(name, refusal.reason, refusal.coverage))
+
+
+def _replace_refusal(result: Combined, name: str) -> None:
+    """Where an annotation was found wrong and the measurement holds, the measured representations are used."""
+    for entry in [entry for entry in result.skipped if entry.name == name]:
+        result.skipped.remove(entry)
+        result.notes.append(
+            f"{name or 'the model itself'}: the annotation does not hold ({entry.reason}); what was measured is used"
+        )
+
+
+def _untrusted(measurement: Measurement) -> str:
+    if not measurement.errors:
+        return "measured only: it is accepted when act_output shows that the model's output transforms"
+    worst = max(measurement.errors.values())
+    return f"measured only, and the model's own output does not transform as it should (relative error {worst:.1e})"
+
+
+def _compare(result: Combined, site: Site, found: list[Found], measurement: Measurement) -> None:
+    """Confirm an annotated site, or use what was measured instead and say so."""
+    same = next((each for each in found if each.op.argument == site.argument), None)
+    if same is None:
+        return
+    group, elements = measurement.symmetry.group, measurement.own.elements.checks
+    measured = same.site()
+    pairs = [
+        (Representation.from_data(group, left), Representation.from_data(group, right))
+        for left, right in ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
+    ]
+    axes_agree = (site.axes_in, site.axes_out) == (measured.axes_in, measured.axes_out)
+    position = result.sites.index(site)
+    if axes_agree and all(same_action(left, right, elements) for left, right in pairs):
+        residual = max(site.residual or 0.0, same.residual)
+        result.sites[position] = dataclasses.replace(site, source="both", residual=residual)
+        return
+    words = " -> ".join(str(left) for left, _ in pairs), " -> ".join(str(right) for _, right in pairs)
+    result.notes.append(
+        f"{site.name or 'the model itself'}: annotated as {words[0]}, measured as {words[1]}; the measured "
+        "representations are used"
+    )
+    if same.invariant:
+        del result.sites[position]
+        result.skipped.append(Skipped(site.name, INVARIANT, "invariant"))
+        return
+    note = "its annotation does not agree with the measurement"
+    result.sites[position] = dataclasses.replace(measured, calls=site.calls, fold_note=note)
+
+
+def kernels_of(candidate: Candidate | None, recording: Recording) -> list[Kernel]:
+    """Return the convolutions among a candidate's ops; those of one kernel in several calls count once."""
+    kernels: dict[int, Kernel] = {}
+    nodes = candidate.nodes if candidate is not None else ()
+    for node in nodes:
+        if node.target is torch.ops.aten.convolution.default:
+            x, weight, _, stride, padding, dilation, transposed, _, groups = node.args
+            assert isinstance(x, fx.Node)
+            assert isinstance(weight, fx.Node)
+            kernel = Kernel(
+                recording.values[weight],
+                tuple(x.meta["shape"]),
+                _ints(stride),
+                _ints(padding),
+                _ints(dilation),
+                int(str(groups)),
+                bool(transposed),
+            )
+            kernels.setdefault(node.meta["call_index"], kernel)
+    return (
+        list(kernels.values())[:1] if len({k.weight.shape for k in kernels.values()}) == 1 else list(kernels.values())
+    )
+
+
+def _ints(values: object) -> tuple[int, ...]:
+    assert isinstance(values, list | tuple)
+    return tuple(int(value) for value in values)
+
+
+def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Measurement | None) -> None:
+    reached = reaches_output(evidence.recording)
+    silent = {
+        site.name
+        for site in result.sites
+        if site.name in evidence.candidates and not any(n in reached for n in evidence.candidates[site.name].nodes)
+    }
+    if measurement is not None:
+        silent |= without_effect(measurement, [site.name for site in result.sites if site.node is None])
+    for name in sorted(silent):
+        result.skipped.append(Skipped(name, NO_EFFECT, "no effect"))
+    result.sites = [site for site in result.sites if site.name not in silent]

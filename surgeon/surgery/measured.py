@@ -1,0 +1,345 @@
+"""Find sites by measurement: how the tensors at both ends of a linear op transform, whatever the op is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.forms import ConvolutionForm
+from surgeon.inference import Probe, TensorProbe, Verdict, infer_type
+from surgeon.inference.hypotheses import TOLERANCE, residual_of
+from surgeon.registry import Refusal
+from surgeon.representations import Representation, TensorType
+from surgeon.surgery.measurement import Measurement, default_double, perturbed
+from surgeon.surgery.ops import Op, Structure, linear_pairs, module_op, probe_structure, random_like
+from surgeon.trees import with_tensor
+from surgeon.types import Convolution, Site
+
+
+@dataclass(frozen=True)
+class Found:
+    """One op of which both ends were measured.
+
+    Attributes:
+        op: the op.
+        type_in: how its features transform, with the copies that W mixes.
+        type_out: the same for its result.
+        convolution: how its kernel moves; None for a map of rows.
+        residual: largest relative deviation of the op from equivariance under these types, on random features.
+    """
+
+    op: Op
+    type_in: TensorType
+    type_out: TensorType
+    convolution: Convolution | None
+    residual: float
+
+    @property
+    def invariant(self) -> bool:
+        """True if neither side transforms, so that every linear map is equivariant."""
+        return self.type_in.is_invariant and self.type_out.is_invariant
+
+    def site(self) -> Site:
+        """Return the site; its source is "measurement"."""
+        shape: tuple[int, ...] = (self.type_out.rho.dimension, self.type_in.rho.dimension)
+        if self.convolution is not None:
+            shape += self.convolution.kernel
+        return Site(
+            name=self.op.module,
+            argument=self.op.argument,
+            kind="linear" if self.convolution is None else "convolution",
+            adapter="",
+            rho_in=self.type_in.rho.to_data(),
+            rho_out=self.type_out.rho.to_data(),
+            shape=shape,
+            path_in=self.op.path_in,
+            path_out=self.op.path_out,
+            axes_in=self.type_in.axes,
+            axes_out=self.type_out.axes,
+            convolution=self.convolution,
+            node=self.op.node,
+            fold_note="no adapter says how its weights take up a matrix",
+            source="measurement",
+            verified=True,
+            residual=self.residual,
+        )
+
+
+def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel]) -> list[Found] | Refusal:
+    """Measure a module as an op.
+
+    Args:
+        measurement: runs in which the module's calls were kept.
+        name: its qualified name.
+        kernels: the convolutions that were recorded inside it.
+
+    Returns:
+        What was found, one entry per argument that takes a branch; or why it is no equivariant linear op, in words.
+    """
+    calls = measurement.own.calls[name]
+    if not calls[0] or any(len(more) != len(calls[0]) for more in calls):
+        if not calls[0]:
+            return Refusal("never called on the sample batch", "unused")
+        return Refusal("how often it is called depends on the input", "unexplained")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), default_double(), perturbed(measurement.twin):
+        pairs, complaint = linear_pairs(measurement.twin, name, calls[0][0][0], generator)
+    if not pairs:
+        return Refusal(complaint, "not linear")
+    pairs = _independent(measurement, name, pairs)
+    results = [measure_op(measurement, module_op(name, *pair), kernels) for pair in pairs]
+    found = [result for result in results if not isinstance(result, Refusal)]
+    return found or next(result for result in results if isinstance(result, Refusal))
+
+
+def _independent(measurement: Measurement, name: str, pairs: list[Any]) -> list[Any]:
+    """Of several arguments in which an op is linear only together with the others fixed, keep one.
+
+    That is the one that trained weights have had an influence on already, or else the first: attributes of edges and
+    nodes come straight from the data.
+    """
+    if len(pairs) < 2 or _jointly_linear(measurement, name, pairs):
+        return pairs
+    own, changed = (probe.calls[name][0][0][0] for probe in (measurement.own, measurement.changed))
+    for pair in pairs:
+        op = module_op(name, *pair)
+        if not torch.equal(op.read_in(measurement.twin, own), op.read_in(measurement.twin, changed)):
+            return [pair]
+    return pairs[:1]
+
+
+def _jointly_linear(measurement: Measurement, name: str, pairs: list[Any]) -> bool:
+    """Tell whether an op is a sum of maps of its arguments; a product of two is not."""
+    generator = torch.Generator().manual_seed(1)
+    arguments = measurement.own.calls[name][0][0][0]
+    twin = measurement.twin
+    first, second = (module_op(name, *pair) for pair in pairs[:2])
+    x, y = (random_like(op.read_in(twin, arguments), generator) for op in (first, second))
+    zero = torch.zeros_like(y)
+
+    def at(left: Tensor, right: Tensor) -> Tensor:
+        given = {**arguments, second.argument: with_tensor(arguments[second.argument], second.path_in, right)}
+        return first.run(twin, given, left)
+
+    with torch.no_grad(), default_double():
+        none = at(torch.zeros_like(x), zero)
+        mixed = at(x, y) - at(x, zero) - at(torch.zeros_like(x), y) + none
+        return bool(mixed.norm() <= 1e-8 * (at(x, y) - none).norm())
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A recorded convolution.
+
+    Attributes:
+        weight: the kernel that it used, (d_out, d_in / groups, *kernel).
+        shape_in: shape of its input.
+        settings: stride, padding and dilation; mode and frame are found by measurement.
+        groups: number of groups.
+        transposed: True for a transposed convolution.
+    """
+
+    weight: Tensor
+    shape_in: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Points of the kernel along each axis."""
+        return tuple(self.weight.shape[2:])
+
+    def dense(self) -> Tensor:
+        """Return the kernel with explicit zeros between groups: (d_out, d_in, *kernel), float64."""
+        weight = self.weight.detach().double()
+        if self.groups == 1:
+            return weight
+        out, into = weight.shape[0] // self.groups, weight.shape[1]
+        full = weight.new_zeros(weight.shape[0], into * self.groups, *weight.shape[2:])
+        for index in range(self.groups):
+            rows, columns = slice(index * out, (index + 1) * out), slice(index * into, (index + 1) * into)
+            full[rows, columns] = weight[rows]
+        return full
+
+
+def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> Found | Refusal:
+    """Measure one op: its structure, the types at both ends, and its equivariance on random features.
+
+    Returns:
+        What was found, or why it is no equivariant linear op, in words.
+    """
+    arguments = measurement.own.calls[op.module][0][0][0]
+    generator = torch.Generator().manual_seed(2)
+    twin = measurement.twin
+
+    def run(x: Tensor) -> Tensor:
+        return op.run(twin, arguments, x)
+
+    with torch.no_grad(), default_double():
+        with perturbed(twin):
+            structure = probe_structure(run, op.read_in(twin, arguments), generator)
+        ends = _types_of_ends(measurement, op)
+        if isinstance(ends, str):
+            return Refusal(ends, "not equivariant")
+        if isinstance(structure, str):
+            return Refusal(structure, "unexplained")
+        if not structure.mixed_in and not structure.mixed_out:
+            return Refusal("it only scales each entry by itself", "not linear")
+        shaped: tuple[TensorType, TensorType, Convolution | None] | str
+        if any(math.prod(kernel.size) > 1 for kernel in kernels):
+            shaped = _convolution_types(measurement, op, kernels, ends)
+        else:
+            shaped = _linear_types(op.read_in(twin, arguments), run, structure, ends)
+        if isinstance(shaped, str):
+            return Refusal(shaped, "unexplained")
+        type_in, type_out, convolution = shaped
+        residual = max(_residual(measurement, op, type_in, type_out, changed) for changed in (False, True))
+    if not residual <= TOLERANCE:
+        return Refusal(
+            f"not equivariant for all weights as measured ({type_in} -> {type_out}): relative residual {residual:.1e} "
+            "on random features and weights",
+            "not equivariant",
+        )
+    return Found(op, type_in, type_out, convolution, residual)
+
+
+def _types_of_ends(measurement: Measurement, op: Op) -> tuple[TensorType, TensorType] | str:
+    readers: dict[str, Callable[[Mapping[str, Any], Any], Tensor]] = {
+        "input": lambda arguments, result: op.read_in(measurement.twin, arguments),
+        "output": lambda arguments, result: op.read_out(measurement.twin, arguments, result),
+    }
+    types = []
+    for end, read in readers.items():
+        verdict = _type_under_both(measurement, op.module, read)
+        if verdict.type is None:
+            return f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
+        types.append(verdict.type)
+    return types[0], types[1]
+
+
+def _type_under_both(measurement: Measurement, name: str, read: Callable[[Mapping[str, Any], Any], Tensor]) -> Verdict:
+    """Infer a type from the runs with perturbed weights; it has to hold with the model's own, in every call."""
+    verdict = infer_type(measurement.changed.tensor(name, read))
+    if verdict.type is None:
+        return verdict
+    for call in range(len(measurement.own.calls[name][0])):
+        for probe in (measurement.own, measurement.changed):
+            tensors: TensorProbe = probe.tensor(name, read, call)
+            if tensors.base.ndim < max((-axis for axis in (*verdict.type.axes, *verdict.type.grid)), default=0):
+                return Verdict(None, float("inf"), "its shape is not the same in all calls")
+            residual = residual_of(verdict.type, tensors)
+            if not residual <= TOLERANCE:
+                where = "in another call" if call else "with other weights"
+                reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"
+                return Verdict(None, residual, reason)
+    return verdict
+
+
+def _linear_types(
+    x: Tensor, run: Callable[[Tensor], Tensor], structure: Structure, ends: tuple[TensorType, TensorType]
+) -> tuple[TensorType, TensorType, Convolution | None] | str:
+    """Take in the axes that the op mixes; an axis that transforms on one side is a feature axis on both."""
+    type_in, type_out = ends
+    y = run(x)
+    shared = [pair for pair in structure.rows if pair[0] in type_in.axes or pair[1] in type_out.axes]
+    features_in = {*structure.mixed_in, *(a for a, _ in shared)}
+    features_out = {*structure.mixed_out, *(b for _, b in shared)}
+    if not features_in.isdisjoint(type_in.grid) or not features_out.isdisjoint(type_out.grid):
+        return "it mixes the points of a grid and is no convolution"
+    if not set(type_in.axes) <= features_in or not set(type_out.axes) <= features_out:
+        return "the axes that transform are not among those that it maps"
+    copies_in = tuple(axis for axis in sorted(features_in) if axis not in type_in.axes)
+    copies_out = tuple(axis for axis in sorted(features_out) if axis not in type_out.axes)
+    return type_in.with_copies(copies_in, x), type_out.with_copies(copies_out, y), None
+
+
+def _convolution_types(
+    measurement: Measurement, op: Op, kernels: Sequence[Kernel], ends: tuple[TensorType, TensorType]
+) -> tuple[TensorType, TensorType, Convolution | None] | str:
+    type_in, type_out = ends
+    if len(kernels) != 1:
+        return f"it holds {len(kernels)} convolutions"
+    kernel = kernels[0]
+    points = len(kernel.size)
+    grid, channel = tuple(range(-points, 0)), -points - 1
+    if kernel.transposed:
+        return "a transposed convolution, which takes no branch"
+    if type_in.grid != grid or type_out.grid != grid or type_in.frame != type_out.frame:
+        return "its kernel moves along other axes than the group's grid"
+    if not {*type_in.axes, *type_out.axes} <= {channel}:
+        return "its channels are not the axis that transforms"
+    arguments = measurement.own.calls[op.module][0][0][0]
+    x = op.read_in(measurement.twin, arguments)
+    y = op.run(measurement.twin, arguments, x)
+    convolution = _padding_mode(measurement, op, kernel, type_in.frame)
+    if convolution is None:
+        return "its output is not that of the convolution inside it"
+    with_in = type_in if type_in.axes else type_in.with_copies((channel,), x)
+    with_out = type_out if type_out.axes else type_out.with_copies((channel,), y)
+    return with_in, with_out, convolution
+
+
+def _padding_mode(
+    measurement: Measurement, op: Op, kernel: Kernel, frame: tuple[tuple[int, ...], ...]
+) -> Convolution | None:
+    """Find how the input is padded: the recorded kernel has to give the op's output on random features."""
+    twin = measurement.twin
+    arguments = measurement.own.calls[op.module][0][0][0]
+    x = random_like(op.read_in(twin, arguments), torch.Generator().manual_seed(3))
+    points = len(kernel.size)
+    extra = tuple(
+        padding + max(0, wide - narrow) // 2
+        for padding, wide, narrow in zip(kernel.padding, kernel.shape_in[-points:], x.shape[-points:], strict=True)
+    )
+    expected = op.run(twin, arguments, x) - op.run(twin, arguments, torch.zeros_like(x))
+    for mode in ("zeros", "circular", "reflect", "replicate"):
+        settings = Convolution(kernel.size, kernel.stride, extra, kernel.dilation, mode, frame)
+        try:
+            result = ConvolutionForm(settings).apply(kernel.dense(), x, expected)
+        except (RuntimeError, NotImplementedError):
+            continue
+        if result.shape == expected.shape and bool((result - expected).norm() <= 1e-4 * expected.norm()):
+            return settings
+    return None
+
+
+def _residual(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, changed: bool) -> float:
+    """Deviation from equivariance on random features; all other arguments are those of the runs under each element."""
+    if not changed:
+        return _deviation(measurement, op, type_in, type_out, measurement.own)
+    with perturbed(measurement.twin, seed=1):
+        return _deviation(measurement, op, type_in, type_out, measurement.own)
+
+
+def _deviation(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, probe: Probe) -> float:
+    twin, calls = measurement.twin, probe.calls[op.module]
+    generator = torch.Generator().manual_seed(4)
+    arguments = calls[0][0][0]
+    x = random_like(op.read_in(twin, arguments), generator)
+    offset = op.run(twin, arguments, torch.zeros_like(x))
+    result = op.run(twin, arguments, x)
+    scale = float((result - offset).norm())
+    if not scale:
+        return float("inf")
+    worst = 0.0
+    first = len(calls) - len(probe.elements.checks)
+    for g, moved in zip(probe.elements.checks, calls[first:], strict=True):
+        turned = op.run(twin, moved[0][0], type_in.act(g, x))
+        worst = max(worst, float((turned - type_out.act(g, result)).norm()) / scale)
+    return worst
+
+
+def same_action(left: Representation, right: Representation, elements: Tensor) -> bool:
+    """Tell whether two representations of one group are the same matrices."""
+    if left.dimension != right.dimension:
+        return False
+    eye = torch.eye(left.dimension, dtype=torch.float64)
+    return bool(torch.allclose(left.action(elements).left(eye), right.action(elements).left(eye), atol=1e-6))

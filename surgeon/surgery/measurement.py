@@ -1,0 +1,201 @@
+"""Runs of a float64 twin of a model under a group, with its own weights and with perturbed ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckFailedError, PlanError, TaskError
+from surgeon.inference import Probe, Symmetry, make_probe
+from surgeon.inference.probe import Elements
+from surgeon.inference.symmetry import all_rows_equal
+from surgeon.measure import relative_difference
+from surgeon.surgery.ops import random_like
+from surgeon.trees import map_tensors, tensors_in, to_dtype
+
+OUTPUT_TOLERANCE = 1e-5
+"""Largest relative equivariance error of a float64 model whose measured sites are accepted without an annotation."""
+
+PERTURBATION = 0.2
+"""Size of the random change of the weights, relative to their root mean square."""
+
+
+@contextmanager
+def default_double() -> Iterator[None]:
+    """Make float64 the default dtype while the context is open: models create constants as they run."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def perturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Change all trainable weights at random while the context is open, in place.
+
+    What holds for one set of weights only, such as an orthogonal initialisation, is no property of the architecture.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    mode = model.training
+    try:
+        with torch.no_grad():
+            model.train()  # so that going back to eval rebuilds what a library caches there
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.is_floating_point() and parameter.numel():
+                    scale = float(parameter.square().mean().sqrt()) or 1.0
+                    parameter.add_(PERTURBATION * scale * random_like(parameter, generator))
+            model.train(mode)
+        yield
+    finally:
+        with torch.no_grad():
+            model.train()
+            for name, parameter in model.named_parameters():
+                parameter.copy_(before[name])
+            model.train(mode)
+
+
+def double_twin(model: nn.Module) -> nn.Module:
+    """Return a copy in float64 and eval mode.
+
+    Raises:
+        PlanError: if the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).double().eval()
+    except Exception as error:
+        raise PlanError(
+            f"expected a model that can be copied, but copy.deepcopy fails ({_first_line(error)}): measure it from its "
+            "checkpoint, or rely on annotations"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Runs of a float64 twin of a model under the group, with its own weights and with perturbed ones.
+
+    Attributes:
+        twin: the float64 model, in eval mode.
+        symmetry: how the group acts.
+        inputs: one sample call, float64.
+        own: the runs with the model's weights.
+        changed: the runs with perturbed weights.
+        errors: component name to the largest relative equivariance error of the model's output; empty if it is unknown.
+    """
+
+    twin: nn.Module
+    symmetry: Symmetry
+    inputs: tuple[Any, ...]
+    own: Probe
+    changed: Probe
+    errors: Mapping[str, float]
+
+    @property
+    def trusted(self) -> bool:
+        """True if the model's own output transforms as it should, so that unannotated sites are accepted."""
+        return bool(self.errors) and max(self.errors.values()) <= OUTPUT_TOLERANCE
+
+
+def measure_model(
+    twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], modules: Sequence[str], seed: int = 0
+) -> Measurement:
+    """Run a float64 model under the group.
+
+    Args:
+        twin: in float64 and eval mode; its weights are perturbed for a while and put back.
+        symmetry: the group and its actions.
+        inputs: one sample call.
+        modules: qualified names of the modules whose calls are kept.
+        seed: seed of the group elements and the perturbation.
+
+    Raises:
+        TaskError: if the action is none, or the sample batch cannot show anything.
+        PlanError: if the model does not run in float64, or is not deterministic.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = to_dtype(inputs, torch.float64)
+    if all_rows_equal(inputs):
+        raise TaskError(
+            "expected a sample batch that varies, but all rows of each of its tensors are equal, so that no "
+            "representation can be told from another: give a batch of different samples"
+        )
+    with default_double():
+        symmetry.check(inputs, generator)
+        _require_deterministic(twin, symmetry, inputs)
+        elements = Elements.draw(symmetry.group, generator)
+        own = make_probe(twin, symmetry, inputs, modules, elements)
+        with perturbed(twin, seed):
+            changed = make_probe(twin, symmetry, inputs, modules, elements)
+    return Measurement(twin, symmetry, inputs, own, changed, _output_errors(own, symmetry))
+
+
+def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> None:
+    try:
+        first, second = (
+            map_tensors(Tensor.detach, symmetry.forward(twin, *map_tensors(Tensor.clone, inputs))) for _ in range(2)
+        )
+    except Exception as error:  # the model is foreign code
+        raise PlanError(
+            f"expected a model that runs in float64, which measuring representations needs, but it fails with "
+            f"{type(error).__name__}: {_first_line(error)}; make it follow the dtype of its inputs, or leave the "
+            "action out and rely on annotations"
+        ) from error
+    if any(leaf.dtype in (torch.float32, torch.float16, torch.bfloat16) for leaf in tensors_in(first)):
+        raise PlanError(
+            "expected a model that runs in float64, but an output is "
+            f"{next(leaf.dtype for leaf in tensors_in(first) if leaf.is_floating_point())}: somewhere it converts "
+            "to a fixed dtype; make it follow the dtype of its inputs, or leave the action out and rely on annotations"
+        )
+    difference = relative_difference(second, first)
+    if difference > 1e-12:
+        raise PlanError(
+            f"expected a deterministic model, but two runs on the same batch in eval mode differ by {difference:.1e} "
+            "(relative): seed or switch off what is random in its forward"
+        )
+
+
+def _output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
+    if symmetry.act_output is None:
+        return {}
+    group = symmetry.group
+    errors: dict[str, float] = {}
+    checks = len(probe.elements.checks)
+    first = len(probe.outputs) - checks
+    names = [*[group.component_names[0]] * (checks - len(group.component_names) + 1), *group.component_names[1:]]
+    for name, g, moved in zip(names, probe.elements.checks, probe.outputs[first:], strict=True):
+        try:
+            error = relative_difference(moved, symmetry.act_output(g, probe.outputs[0]))
+        except Exception as problem:
+            raise TaskError(
+                f"act_output fails on the model's output with {type(problem).__name__}: {_first_line(problem)}; "
+                "correct act_output(g, outputs)"
+            ) from problem
+        errors[name] = max(errors.get(name, 0.0), error)
+    return errors
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def require_trust(measurement: Measurement) -> None:
+    """Refuse to accept sites by measurement alone in a model whose own output does not transform as it should.
+
+    Raises:
+        CheckFailedError: with the error per component.
+    """
+    if measurement.trusted:
+        return
+    worst = ", ".join(f"{error:.1e} under {name}" for name, error in measurement.errors.items())
+    raise CheckFailedError(
+        f"expected {measurement.symmetry.group.name} to be a symmetry of the model, but its output deviates by {worst} "
+        "(relative): choose a smaller group, correct act and act_output, or look for the place with `--find-breaks`"
+    )
