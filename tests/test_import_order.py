@@ -37,7 +37,7 @@ ROWS = (
         "export",
     },
     {"training"},
-    {"report", "testing"},
+    {"report", "testing", "soundness"},
 )
 ROW = {module: number for number, modules in enumerate(ROWS, start=1) for module in modules}
 HEAVY = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import Any
 
+import torch
 from torch import fx
 
 
@@ -20,6 +22,31 @@ def _signature(graph: fx.Graph) -> list[tuple[Any, ...]]:
         meta = (node.meta.get(key) for key in ("owner", "call_index", "shape", "dtype"))
         rows.append((node.op, str(node.target), repr(arguments), *(repr(value) for value in meta)))
     return rows
+
+
+def erase_branches(graph: fx.Graph, child: str) -> tuple[fx.Graph, Counter[str]]:
+    """Take the ops of branches out of a recorded graph.
+
+    Args:
+        graph: recorded with branches in place.
+        child: name of the child module that holds the branches of an op.
+
+    Returns:
+        A copy without the ops that ran inside branches, whose results are replaced by what they were added to; and per
+        branch (qualified name) the number of times it ran.
+    """
+    erased, calls = fx.Graph(), set[tuple[str, int]]()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op != "output" and child in node.meta["owner"].split("."):
+            calls.add((node.meta["owner"], node.meta["call_index"]))
+            if node.target is torch.ops.aten.add.Tensor:  # output + what the branch adds, the last op of a branch
+                copies[node] = copies[node.args[0]]
+        elif node.op == "get_attr" and child in str(node.target).split("."):
+            continue
+        else:
+            copies[node] = erased.node_copy(node, copies.__getitem__)
+    return erased, Counter(name for name, _ in calls)
 
 
 def compare_graphs(before: fx.Graph, after: fx.Graph, limit: int = 5) -> list[str]:

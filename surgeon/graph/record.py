@@ -46,14 +46,16 @@ class Recording:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Append one fx node per dispatched op; tensors are followed by identity, so all of them are kept."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, copies: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.copies = copies
         self.graph = fx.Graph()
         self.calls: Counter[str] = Counter()
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[tuple[str, int]] = [("", 0)]
         self.nodes: dict[int, fx.Node] = {}
-        self.values: dict[fx.Node, Tensor] = {}
+        self.values: dict[fx.Node, Tensor] = {}  # also keeps them alive, or identities would repeat
+        self.snapshots: dict[fx.Node, Tensor] = {}
         self.constants = 0
         self.named_state: dict[int, str] = {}
         self.named_storage: dict[int, str] = {}
@@ -92,6 +94,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.meta = self._meta(parameters, activation, tuple(tensor.shape), tensor.dtype)
         self.nodes[id(tensor)] = node
         self.values[node] = tensor
+        if self.copies:
+            with _without_recording():
+                self.snapshots[node] = tensor.detach().clone()
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """Return the node of a tensor; one first seen as an argument is a parameter, a buffer, or a constant."""
@@ -145,6 +150,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stack.pop()
 
 
+def _without_recording() -> Any:
+    return torch._C._DisableTorchDispatch()
+
+
 def _plain_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -191,7 +200,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before[name])
 
 
-def record(model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = None) -> Recording:
+def record(
+    model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = None, copies: bool = False
+) -> Recording:
     """Run ``model`` once, in its present mode, and record every op that it dispatches.
 
     Neither the model (its buffers included) nor the inputs are changed: the run sees copies of the input tensors.
@@ -200,6 +211,7 @@ def record(model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = 
         model: any module; its parameters and buffers are named by its ``named_parameters`` and ``named_buffers``.
         *inputs: arguments of the forward; nests of tensors and plain objects are understood.
         forward: how to run it, ``forward(model, *inputs)``; default ``model(*inputs)``.
+        copies: keep a copy of every value as it was computed, instead of a reference.
 
     Returns:
         The recording; gradients of the outputs can not be taken further.
@@ -209,15 +221,16 @@ def record(model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = 
         >>> [str(node.target) for node in recording.graph.nodes][-2:]
         ['aten.addmm.default', 'output']
     """
-    recorder = _Recorder(model)
+    recorder = _Recorder(model, copies)
     with unchanged(model):
-        copies = map_tensors(fresh_copy, inputs)
-        recorder.add_inputs(copies)
+        given = map_tensors(fresh_copy, inputs)
+        recorder.add_inputs(given)
         with _watching_modules(recorder), recorder:
-            outputs = forward(model, *copies) if forward else model(*copies)
+            outputs = forward(model, *given) if forward else model(*given)
     nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
     recorder.graph.output(nodes)
-    return Recording(recorder.graph, recorder.values, dict(recorder.calls), map_tensors(Tensor.detach, outputs))
+    values = recorder.snapshots if copies else recorder.values
+    return Recording(recorder.graph, values, dict(recorder.calls), map_tensors(Tensor.detach, outputs))
 
 
 def fresh_copy(tensor: Tensor) -> Tensor:

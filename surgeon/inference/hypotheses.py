@@ -132,7 +132,7 @@ def _vector_axes(group: Group, base: Tensor) -> Iterator[TensorType]:
     fitting = [axis for axis in range(-base.ndim, 0) if base.shape[axis] == group.vector_dimension]
     for count in range(1, min(len(fitting), MOST_VECTOR_AXES) + 1):
         for chosen in combinations(reversed(fitting), count):
-            names = " ".join(f"v{index}" for index in range(count))
+            names = " ".join("vwu"[:count])
             yield TensorType(axes(group, names, {}), tuple(sorted(chosen)))
             if count == 1 and group.name in ("O3", "E3"):
                 yield TensorType(irreps(group, "1x1e"), chosen)

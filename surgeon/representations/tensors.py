@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from surgeon.errors import ShapeError
 from surgeon.groups import Group
-from surgeon.representations.build import repeated
+from surgeon.representations.build import axes as vectors
+from surgeon.representations.build import repeated, trivial
 from surgeon.representations.core import Representation
 from surgeon.representations.grids import in_frame
 
@@ -94,12 +96,14 @@ class TensorType:
             axes: negative positions of the axes to take in.
             x: a tensor of this type, for the lengths.
         """
-        rho = self.rho
-        for axis in axes:
-            if not self.axes and rho.is_trivial and rho.dimension == 1 and axis == axes[0]:
-                rho = Representation.from_data(rho.group, {"trivial": x.shape[axis]})
-            else:
-                rho = repeated(rho, x.shape[axis])
+        rho, count = self.rho, math.prod(x.shape[axis] for axis in axes)
+        spec = rho.to_data()
+        if axes and not self.axes and rho.is_trivial and rho.dimension == 1:
+            rho = trivial(rho.group, count)
+        elif axes and "axes" in spec and not spec["sizes"]:
+            rho = vectors(rho.group, f"{spec['axes']} c", {"c": count})
+        elif axes:
+            rho = repeated(rho, count)
         return TensorType(rho, (*self.axes, *axes), self.grid, self.frame)
 
     def to_data(self) -> dict[str, Any]:
