@@ -1,7 +1,7 @@
 """The recorded torch.fx graph of one real run, and what is read off it."""
 
 from surgeon.graph.candidates import Candidate, find_candidates, reaches_output
-from surgeon.graph.compare import compare_graphs, erase_branches, graph_hash
+from surgeon.graph.compare import compare_graphs, erase_branches, forward_part, graph_hash
 from surgeon.graph.provenance import bypassed_parameters, used_parameters
 from surgeon.graph.record import Recording, record
 
@@ -12,6 +12,7 @@ __all__ = [
     "compare_graphs",
     "erase_branches",
     "find_candidates",
+    "forward_part",
     "graph_hash",
     "reaches_output",
     "record",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,8 +25,13 @@ def _signature(graph: fx.Graph) -> list[tuple[Any, ...]]:
     return rows
 
 
+def forward_part(graph: fx.Graph) -> fx.Graph:
+    """Return a copy without what autograd ran inside the forward, and without what depends on that."""
+    return _filtered(graph, lambda node: not node.meta["backward"], {})
+
+
 def erase_branches(graph: fx.Graph, child: str) -> tuple[fx.Graph, Counter[str]]:
-    """Take the ops of branches out of a recorded graph.
+    """Take the ops of branches out of the forward part of a recorded graph.
 
     Args:
         graph: recorded with branches in place.
@@ -35,18 +41,29 @@ def erase_branches(graph: fx.Graph, child: str) -> tuple[fx.Graph, Counter[str]]
         A copy without the ops that ran inside branches, whose results are replaced by what they were added to; and per
         branch (qualified name) the number of times it ran.
     """
-    erased, calls = fx.Graph(), set[tuple[str, int]]()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node.op != "output" and child in node.meta["owner"].split("."):
-            calls.add((node.meta["owner"], node.meta["call_index"]))
-            if node.target is torch.ops.aten.add.Tensor:  # output + what the branch adds, the last op of a branch
-                copies[node] = copies[node.args[0]]
-        elif node.op == "get_attr" and child in str(node.target).split("."):
-            continue
-        else:
-            copies[node] = erased.node_copy(node, copies.__getitem__)
+    inside = [node for node in graph.nodes if node.op != "output" and child in node.meta["owner"].split(".")]
+    inside = [node for node in inside if not node.meta["backward"]]
+    calls = {(node.meta["owner"], node.meta["call_index"]) for node in inside}
+    # output + what the branch adds is the last op of a branch
+    replaced = {node: node.args[0] for node in inside if node.target is torch.ops.aten.add.Tensor}
+    dropped = {node for node in inside if node not in replaced}
+    dropped |= {node for node in graph.nodes if node.op == "get_attr" and child in str(node.target).split(".")}
+    erased = _filtered(graph, lambda node: not node.meta["backward"] and node not in dropped, replaced)
     return erased, Counter(name for name, _ in calls)
+
+
+def _filtered(graph: fx.Graph, keep: Callable[[fx.Node], bool], replaced: Mapping[fx.Node, Any]) -> fx.Graph:
+    """Copy the nodes to keep that depend on kept ones only; a replaced node becomes another one."""
+    result, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        if node.op == "output":
+            result.output(tuple(copies[part] for part in node.all_input_nodes if part in copies))
+        elif node in replaced:
+            if replaced[node] in copies:
+                copies[node] = copies[replaced[node]]
+        elif keep(node) and all(part in copies for part in node.all_input_nodes):
+            copies[node] = result.node_copy(node, copies.__getitem__)
+    return result
 
 
 def compare_graphs(before: fx.Graph, after: fx.Graph, limit: int = 5) -> list[str]:

@@ -34,12 +34,14 @@ class Recording:
             (qualified names of the parameters that the value is made of, perhaps with constants, if no activation is).
         values: the tensor of each node, by reference: one that was written in place later holds the later values.
         calls: qualified module name to number of calls.
+        results: the nodes of the tensors that each call of a module returned, by name and call.
         outputs: what the run returned.
     """
 
     graph: fx.Graph
     values: Mapping[fx.Node, Tensor]
     calls: Mapping[str, int]
+    results: Mapping[tuple[str, int], tuple[fx.Node, ...]]
     outputs: Any
 
 
@@ -51,6 +53,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.copies = copies
         self.graph = fx.Graph()
         self.calls: Counter[str] = Counter()
+        self.results: dict[tuple[str, int], tuple[fx.Node, ...]] = {}
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[tuple[str, int]] = [("", 0)]
         self.nodes: dict[int, fx.Node] = {}
@@ -146,8 +149,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls[name] += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Global forward hook: pop it again."""
-        self.stack.pop()
+        """Global forward hook: pop it again, and keep what it returned."""
+        call = self.stack.pop()
+        if id(module) in self.names:
+            self.results[call] = tuple(self.nodes[id(t)] for t in tensors_in(output) if id(t) in self.nodes)
 
 
 def _without_recording() -> Any:
@@ -230,7 +235,8 @@ def record(
     nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
     recorder.graph.output(nodes)
     values = recorder.snapshots if copies else recorder.values
-    return Recording(recorder.graph, values, dict(recorder.calls), map_tensors(Tensor.detach, outputs))
+    detached = map_tensors(Tensor.detach, outputs)
+    return Recording(recorder.graph, values, dict(recorder.calls), recorder.results, detached)
 
 
 def fresh_copy(tensor: Tensor) -> Tensor:

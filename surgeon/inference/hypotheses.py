@@ -33,11 +33,13 @@ class Verdict:
         type: how it transforms; None if no hypothesis holds.
         residual: largest relative deviation under the random elements, of ``type`` or else of the best hypothesis.
         reason: why there is no type, in words; empty if there is one.
+        silent: axes along which some entries are 0 in all runs; 0 transforms by any representation.
     """
 
     type: TensorType | None
     residual: float
     reason: str = ""
+    silent: tuple[int, ...] = ()
 
 
 def residual_of(candidate: TensorType, probe: TensorProbe) -> float:
@@ -67,9 +69,19 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE) -> Verdict:
     for candidate in hypotheses(probe):
         residual = residual_of(candidate, probe)
         if residual <= tolerance:
-            return Verdict(candidate, residual)
+            return Verdict(candidate, residual, silent=_silent_axes(probe))
         best = min(best, residual)
     return Verdict(None, best, f"no structured representation fits (best relative residual {best:.1e})")
+
+
+def _silent_axes(probe: TensorProbe) -> tuple[int, ...]:
+    magnitude = torch.stack([value.abs() for value in probe.values]).amax(dim=0)
+    silent = []
+    for axis in range(-magnitude.ndim, 0):
+        profile = magnitude.movedim(axis, 0).reshape(magnitude.shape[axis], -1).amax(dim=1)
+        if bool((profile == 0).any()):
+            silent.append(axis)
+    return tuple(silent)
 
 
 def _unusable(probe: TensorProbe) -> str:

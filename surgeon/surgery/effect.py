@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.graph.record import fresh_copy
+from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.surgery.measurement import Measurement, default_double, perturbed
 from surgeon.surgery.ops import random_like
 from surgeon.trees import map_tensors, tensors_in
@@ -25,24 +25,40 @@ def without_effect(measurement: Measurement, names: Sequence[str]) -> set[str]:
         measurement: gives the float64 twin and its inputs.
         names: qualified names of modules.
     """
+    twin = measurement.twin
+    # Models that differentiate in their forward keep the graph of it in training mode only.
+    with default_double(), perturbed(twin), torch.enable_grad():
+        for train in (True, False):
+            twin.train(train)
+            try:
+                with unchanged(twin):
+                    return set(names) - _felt(measurement, names)
+            except RuntimeError:
+                continue
+            finally:
+                twin.eval()
+    return set()  # without gradients nothing can be told
+
+
+def _felt(measurement: Measurement, names: Sequence[str]) -> set[str]:
+    """Return the modules whose output has a gradient."""
     probes: dict[str, list[Tensor]] = {name: [] for name in names}
     twin, symmetry = measurement.twin, measurement.symmetry
-    with ExitStack() as stack, default_double(), perturbed(twin), torch.enable_grad():
+    with ExitStack() as stack:
         for name in names:
             hook = twin.get_submodule(name).register_forward_hook(_adder(probes[name]))
             stack.callback(hook.remove)
         outputs = symmetry.forward(twin, *map_tensors(fresh_copy, measurement.inputs))
-        flat = [(name, probe) for name, found in probes.items() for probe in found]
-        generator = torch.Generator().manual_seed(0)
-        leaves = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
-        if not flat or not leaves:
-            return set()  # outputs without a graph tell nothing
-        total = torch.stack([(leaf * random_like(leaf.detach(), generator)).sum() for leaf in leaves]).sum()
-        gradients = torch.autograd.grad(total, [probe for _, probe in flat], allow_unused=True)
-    felt = {
+    flat = [(name, probe) for name, found in probes.items() for probe in found]
+    generator = torch.Generator().manual_seed(0)
+    leaves = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
+    if not flat or not leaves:
+        return set(names)
+    total = torch.stack([(leaf * random_like(leaf.detach(), generator)).sum() for leaf in leaves]).sum()
+    gradients = torch.autograd.grad(total, [probe for _, probe in flat], allow_unused=True)
+    return {
         name for (name, _), gradient in zip(flat, gradients, strict=True) if gradient is not None and gradient.any()
     }
-    return set(names) - felt
 
 
 def _adder(into: list[Tensor]) -> Any:

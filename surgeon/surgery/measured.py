@@ -13,12 +13,16 @@ from torch import Tensor
 from surgeon.forms import ConvolutionForm
 from surgeon.inference import Probe, TensorProbe, Verdict, infer_type
 from surgeon.inference.hypotheses import TOLERANCE, residual_of
+from surgeon.inference.propagate import type_by_use
 from surgeon.registry import Refusal
 from surgeon.representations import Representation, TensorType
 from surgeon.surgery.measurement import Measurement, default_double, perturbed
 from surgeon.surgery.ops import Op, Structure, linear_pairs, module_op, probe_structure, random_like
-from surgeon.trees import with_tensor
-from surgeon.types import Convolution, Site
+from surgeon.trees import tensor_at, tensor_leaves, with_tensor
+from surgeon.types import Convolution, Path, Site
+
+Pair = tuple[str, Path, Path]
+"""An argument, the way to its features, and the way to what they feed in the output."""
 
 
 @dataclass(frozen=True)
@@ -91,29 +95,39 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
         pairs, complaint = linear_pairs(measurement.twin, name, calls[0][0][0], generator)
     if not pairs:
         return Refusal(complaint, "not linear")
-    pairs = _independent(measurement, name, pairs)
-    results = [measure_op(measurement, module_op(name, *pair), kernels) for pair in pairs]
+    chosen = _features(measurement, name, pairs)
+    if isinstance(chosen, Refusal):
+        return chosen
+    results = [measure_op(measurement, module_op(name, *pair), kernels) for pair in chosen]
     found = [result for result in results if not isinstance(result, Refusal)]
     return found or next(result for result in results if isinstance(result, Refusal))
 
 
-def _independent(measurement: Measurement, name: str, pairs: list[Any]) -> list[Any]:
-    """Of several arguments in which an op is linear only together with the others fixed, keep one.
+def _features(measurement: Measurement, name: str, pairs: list[Pair]) -> list[Pair] | Refusal:
+    """Choose, of the arguments in which an op is linear, those that are its features.
 
-    That is the one that trained weights have had an influence on already, or else the first: attributes of edges and
-    nodes come straight from the data.
+    These are what trained weights have had an influence on already; attributes of edges and nodes come straight from
+    the data. Of several in which the op is linear only with the others fixed, one is kept.
     """
-    if len(pairs) < 2 or _jointly_linear(measurement, name, pairs):
-        return pairs
     own, changed = (probe.calls[name][0][0][0] for probe in (measurement.own, measurement.changed))
-    for pair in pairs:
-        op = module_op(name, *pair)
-        if not torch.equal(op.read_in(measurement.twin, own), op.read_in(measurement.twin, changed)):
-            return [pair]
-    return pairs[:1]
+    influenced = {
+        (argument, path)
+        for argument, value in own.items()
+        for path, tensor in tensor_leaves(value).items()
+        if not torch.equal(tensor, tensor_at(changed[argument], path))
+    }
+    features = [pair for pair in pairs if (pair[0], pair[1]) in influenced]
+    if influenced and not features:
+        linear = ", ".join(dict.fromkeys(pair[0] for pair in pairs))
+        return Refusal(
+            f"it is linear in {linear} only, which no weights have acted on, not in its features", "not linear"
+        )
+    if len(pairs) > 1 and not _jointly_linear(measurement, name, pairs):
+        return (features or pairs)[:1]
+    return features or pairs
 
 
-def _jointly_linear(measurement: Measurement, name: str, pairs: list[Any]) -> bool:
+def _jointly_linear(measurement: Measurement, name: str, pairs: list[Pair]) -> bool:
     """Tell whether an op is a sum of maps of its arguments; a product of two is not."""
     generator = torch.Generator().manual_seed(1)
     arguments = measurement.own.calls[name][0][0][0]
@@ -186,13 +200,13 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
     with torch.no_grad(), default_double():
         with perturbed(twin):
             structure = probe_structure(run, op.read_in(twin, arguments), generator)
-        ends = _types_of_ends(measurement, op)
-        if isinstance(ends, str):
-            return Refusal(ends, "not equivariant")
         if isinstance(structure, str):
             return Refusal(structure, "unexplained")
         if not structure.mixed_in and not structure.mixed_out:
             return Refusal("it only scales each entry by itself", "not linear")
+        ends = _types_of_ends(measurement, op, structure)
+        if isinstance(ends, Refusal):
+            return ends
         shaped: tuple[TensorType, TensorType, Convolution | None] | str
         if any(math.prod(kernel.size) > 1 for kernel in kernels):
             shaped = _convolution_types(measurement, op, kernels, ends)
@@ -211,18 +225,38 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
     return Found(op, type_in, type_out, convolution, residual)
 
 
-def _types_of_ends(measurement: Measurement, op: Op) -> tuple[TensorType, TensorType] | str:
-    readers: dict[str, Callable[[Mapping[str, Any], Any], Tensor]] = {
-        "input": lambda arguments, result: op.read_in(measurement.twin, arguments),
-        "output": lambda arguments, result: op.read_out(measurement.twin, arguments, result),
-    }
+def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tuple[TensorType, TensorType] | Refusal:
+    twin = measurement.twin
+    verdict_in = _type_under_both(measurement, op.module, lambda given, result: op.read_in(twin, given))
+    verdict_out = _type_under_both(measurement, op.module, lambda given, result: op.read_out(twin, given, result))
+    if _is_silent(verdict_out, structure.mixed_out) and op.node is None:
+        verdict_out = _from_sums(measurement, op) or verdict_out
     types = []
-    for end, read in readers.items():
-        verdict = _type_under_both(measurement, op.module, read)
+    ends = (("input", verdict_in, structure.mixed_in), ("output", verdict_out, structure.mixed_out))
+    for end, verdict, mixed in ends:
         if verdict.type is None:
-            return f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
+            reason = f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
+            return Refusal(reason, "not equivariant")
+        if _is_silent(verdict, mixed):
+            return Refusal(
+                f"some features of its {end} are 0 on the whole sample batch and cannot be measured", "unexplained"
+            )
         types.append(verdict.type)
     return types[0], types[1]
+
+
+def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
+    """Tell whether some feature, not only some row, is 0 in all runs."""
+    features = {*mixed, *(() if verdict.type is None else verdict.type.axes)}
+    return not features.isdisjoint(verdict.silent)
+
+
+def _from_sums(measurement: Measurement, op: Op) -> Verdict | None:
+    """Find the type of a result from what it is added to."""
+    calls = measurement.changed.calls[op.module][0]
+    paths = [path for path, leaf in tensor_leaves(calls[0][1]).items() if leaf.is_floating_point()]
+    elements = measurement.changed.elements
+    return type_by_use(measurement.recordings, elements, op.module, 0, paths.index(op.path_out))
 
 
 def _type_under_both(measurement: Measurement, name: str, read: Callable[[Mapping[str, Any], Any], Tensor]) -> Verdict:

@@ -6,12 +6,14 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError, PlanError, TaskError
+from surgeon.graph import Recording, record
 from surgeon.inference import Probe, Symmetry, make_probe
 from surgeon.inference.probe import Elements
 from surgeon.inference.symmetry import all_rows_equal
@@ -97,6 +99,21 @@ class Measurement:
     own: Probe
     changed: Probe
     errors: Mapping[str, float]
+
+    @cached_property
+    def recordings(self) -> list[Recording]:
+        """The graphs of the runs with perturbed weights, with all values; made when first asked for."""
+        elements = self.changed.elements.all()
+        with default_double(), perturbed(self.twin), torch.enable_grad():
+            return [
+                record(
+                    self.twin,
+                    *(self.symmetry.moved(g, self.inputs) if index else self.inputs),
+                    forward=self.symmetry.forward,
+                    copies=True,
+                )
+                for index, g in enumerate(elements)
+            ]
 
     @property
     def trusted(self) -> bool:

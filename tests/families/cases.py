@@ -1,0 +1,79 @@
+"""A model of a family with everything that is needed to run it and to act on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.soundness import Model, check_plan
+from surgeon.types import Plan
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """One model: ``forward(model, batch)``, ``act(g, batch)`` and ``act_output(g, outputs)``; float64."""
+
+    name: str
+    module: nn.Module
+    batch: Any
+    forward: Callable[[nn.Module, Any], Any]
+    act: Callable[[Tensor, Any], Any]
+    act_output: Callable[[Tensor, Any], Any]
+    group: str
+
+    def find(self, **options: Any) -> Plan:
+        """Plan by annotation and measurement; ``adapters={}`` for measurement alone."""
+        return surgeon.find(
+            self.module,
+            self.group,
+            self.batch,
+            forward=self.forward,
+            act=lambda g, batch: (self.act(g, batch),),
+            act_output=self.act_output,
+            **options,
+        )
+
+    def annotated(self) -> Plan:
+        """Plan by annotation alone."""
+        return surgeon.find(self.module, self.group, self.batch, forward=self.forward)
+
+    def model(self) -> Model:
+        """What the soundness check takes."""
+        return Model(
+            self.module, (self.batch,), self.forward, lambda g, batch: (self.act(g, batch),), self.act_output
+        )
+
+    def check(self, plan: Plan) -> None:
+        """Check a plan on the model."""
+        check_plan(self.model(), plan)
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """Build models in float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def keys(plan: Plan) -> set[str]:
+    """Names and arguments of a plan's sites."""
+    return {site.key for site in plan.sites}
+
+
+def all_pairs(counts: list[int]) -> Tensor:
+    """Edges (2, e) between all different nodes of each graph of a batch."""
+    edges, first = [], 0
+    for count in counts:
+        edges += [(first + i, first + j) for i in range(count) for j in range(count) if i != j]
+        first += count
+    return torch.tensor(edges).T.contiguous()
