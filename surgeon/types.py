@@ -73,7 +73,8 @@ class Site:
         axes_in: axes of the input (negative positions) that W acts on, flattened in this order; the others are rows.
         axes_out: the same for the output; its rows are in the same order.
         convolution: how the kernel moves; None for a map that acts on each row by itself.
-        node: name of the op in the traced forward of its module; None if the op is the module.
+        node: the op and its operand in the traced forward of its module; None if the op is the module.
+        parameters: names, relative to the module, of the parameters of an op inside a forward; else empty.
         fold: what an adapter needs to fold W into the op's own weights; None if the site cannot be folded.
         fold_note: why the site cannot be folded, or what part of the intertwiners its weights cannot produce.
         source: where the representations come from: "annotation", "measurement", or "both" if these agree.
@@ -95,6 +96,7 @@ class Site:
     axes_out: tuple[int, ...] = (-1,)
     convolution: Convolution | None = None
     node: str | None = None
+    parameters: tuple[str, ...] = ()
     fold: Mapping[str, Any] | None = None
     fold_note: str = ""
     source: Source = "annotation"
@@ -225,7 +227,7 @@ class Plan:
 
 def _site_from_data(data: Mapping[str, Any]) -> Site:
     fields = {**data, "shape": tuple(int(size) for size in data["shape"])}
-    for key in ("path_in", "path_out", "axes_in", "axes_out"):
+    for key in ("path_in", "path_out", "axes_in", "axes_out", "parameters"):
         if key in data:
             fields[key] = tuple(data[key])
     if data.get("convolution") is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -260,9 +259,14 @@ def _logarithm(matrix: Tensor) -> Tensor:
 
 
 def _finite(rows: Rows) -> Representation | None:
-    """Regress the image of each generator along the axis, and read off the blocks that it does not mix."""
+    """Try copies of one small block in each layout; then regress along the whole axis and read off the blocks."""
     n = rows.base.shape[1]
     count = len(rows.probe.elements.components)
+    for size in range(1, min(n, 2 * len(rows.group.all_elements())) + 1):
+        for layout in _layouts(n // size) if n % size == 0 else ():
+            simple = _copies_of_one_block(rows, n // size, size, layout)
+            if simple is not None:
+                return simple
     if n > LARGEST_FITTED * 4:
         return None
     images = [_regress(rows.base, rows.moved[1 + index]) for index in range(count)]
@@ -273,16 +277,37 @@ def _finite(rows: Rows) -> Representation | None:
     blocks = _connected(mixed | mixed.mT)
     if max(len(block) for block in blocks) > LARGEST_FITTED // 2:
         return None
-    cleaned = [torch.where(image.abs() < 1e-9, 0.0, image) for image in found]
-    cleaned = [torch.where((image - image.round()).abs() < 1e-9, image.round(), image) for image in cleaned]
     terms = []
     for index, copies, size, layout in _segments(blocks):
-        term = _finite_block(rows.group, cleaned, index, copies, size, layout)
+        term = _finite_block(rows.group, found, index, copies, size, layout)
         if term is None:
             return None
         terms.append(term)
     covered = sum(term.dimension for term in terms)
     return reduce(add, terms) if covered == n else None
+
+
+def _copies_of_one_block(rows: Rows, copies: int, size: int, layout: Layout) -> Representation | None:
+    count = len(rows.probe.elements.components)
+    blocks = _blocks(rows.moved[: 1 + count], copies, size, layout)
+    images = [_regress(blocks[0], moved) for moved in blocks[1:]]
+    found = [image for image in images if image is not None]
+    return _named_finite(rows.group, found, copies, layout) if len(found) == count else None
+
+
+def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layout) -> Representation:
+    """Return copies of the block with these images, by its name if it has one."""
+    size = len(images[0])
+    rounded = [image.round() for image in images]
+    pairs = zip(images, rounded, strict=True)
+    cleaned = [near if float((image - near).abs().max()) < 1e-9 else image for image, near in pairs]
+    if size == 1 and all(float(image) == 1.0 for image in cleaned):
+        return trivial(group, copies)
+    if size == len(group.all_elements()):
+        dense = regular(group, 1).action(group.elements).dense()
+        if bool((dense - torch.stack(cleaned)).abs().max() < 1e-9):
+            return regular(group, copies, layout)
+    return matrices(group, {"algebra": [], "elements": [image.tolist() for image in cleaned]}, copies, layout)
 
 
 def _connected(mixed: Tensor) -> list[tuple[int, ...]]:
@@ -339,11 +364,4 @@ def _finite_block(
         good = [term for term in terms if term is not None]
         return reduce(add, good) if len(good) == len(terms) else None
     first = [part[0] for part in parts]
-    if size == 1 and all(float(image) == 1.0 for image in first):
-        return trivial(group, copies)
-    named = regular(group, copies, layout) if size == len(group.all_elements()) else None
-    if named is not None:
-        dense = regular(group, 1).action(group.elements).dense()
-        if math.isclose(float((dense - torch.stack(first)).abs().max()), 0.0, abs_tol=1e-9):
-            return named
-    return matrices(group, {"algebra": [], "elements": [image.tolist() for image in first]}, copies, layout)
+    return _named_finite(group, first, copies, layout)

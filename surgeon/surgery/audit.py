@@ -41,7 +41,7 @@ class _Auditor:
         self.used = used_parameters(evidence.recording)
         self.skipped = {entry.name: entry for entry in reversed(skipped)}
         self.whole = {site.name for site in sites if site.node is None}
-        self.raw = {f"{site.name}.{site.argument}" if site.name else site.argument: site for site in sites if site.node}
+        self.raw = {f"{site.name}.{name}".lstrip("."): site for site in sites for name in site.parameters}
 
     def entry(self, name: str, parameter: nn.Parameter) -> AuditEntry:
         """Classify one parameter."""
@@ -63,7 +63,7 @@ class _Auditor:
 
     def _left_alone(self, name: str, owner: str) -> tuple[Coverage, str]:
         holders = [c for c in self.evidence.candidates.values() if name in c.parameters]
-        places = [*(candidate.module for candidate in holders), *_with_parents(owner)]
+        places = [name, *(candidate.module for candidate in holders), *_with_parents(owner)]
         entry = next((self.skipped[place] for place in places if place in self.skipped), None)
         if entry is not None:
             return entry.coverage, entry.reason

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from surgeon.graph import Candidate, Recording, reaches_output
 from surgeon.groups import Group
@@ -15,7 +15,9 @@ from surgeon.registry import Refusal
 from surgeon.representations import Representation
 from surgeon.surgery.annotated import INVARIANT
 from surgeon.surgery.effect import without_effect
-from surgeon.surgery.measured import Found, Kernel, measure_module, same_action
+from surgeon.surgery.kernels import kernels_of
+from surgeon.surgery.measured import Found, measure_module, same_action
+from surgeon.surgery.measured_raw import measure_raw
 from surgeon.surgery.measurement import Measurement, require_trust
 from surgeon.surgery.usage import WeightUsage
 from surgeon.types import Site, Skipped
@@ -114,7 +116,7 @@ def _judge(
     found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
     if isinstance(found, Refusal):
         if site is None:
-            _skip(result, name, found)
+            _judge_raw(result, evidence, name, candidate, measurement, found)
         return
     complaint = evidence.usage.complaint(name)
     if site is not None:
@@ -129,6 +131,37 @@ def _judge(
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)
         result.sites += [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
+
+
+def _judge_raw(
+    result: Combined,
+    evidence: Evidence,
+    name: str,
+    candidate: Candidate | None,
+    measurement: Measurement,
+    refusal: Refusal,
+) -> None:
+    """Look inside a module that is not linear as a whole."""
+    if candidate is None or not candidate.contracts or refusal.coverage not in ("not linear", "unexplained"):
+        _skip(result, name, refusal)
+        return
+    found, refusals = measure_raw(measurement, name)
+    for each in found:
+        if each.invariant:
+            _skip_parameters(result, name, each.op.parameters, Refusal(INVARIANT, "invariant"))
+        elif not measurement.trusted:
+            _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "not equivariant"))
+        else:
+            result.sites.append(dataclasses.replace(each.site(), calls=evidence.recording.calls.get(name, 1)))
+    for parameter, why in refusals:
+        _skip(result, f"{name}.{parameter}".strip("."), why)
+    if not found and not refusals:
+        _skip(result, name, refusal)
+
+
+def _skip_parameters(result: Combined, name: str, parameters: Sequence[str], refusal: Refusal) -> None:
+    for parameter in parameters:
+        _skip(result, f"{name}.{parameter}".lstrip("."), refusal)
 
 
 def _skip(result: Combined, name: str, refusal: Refusal) -> None:
@@ -181,35 +214,6 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
         return
     note = "its annotation does not agree with the measurement"
     result.sites[position] = dataclasses.replace(measured, calls=site.calls, fold_note=note)
-
-
-def kernels_of(candidate: Candidate | None, recording: Recording) -> list[Kernel]:
-    """Return the convolutions among a candidate's ops; those of one kernel in several calls count once."""
-    kernels: dict[int, Kernel] = {}
-    nodes = candidate.nodes if candidate is not None else ()
-    for node in nodes:
-        if node.target is torch.ops.aten.convolution.default:
-            x, weight, _, stride, padding, dilation, transposed, _, groups = node.args
-            assert isinstance(x, fx.Node)
-            assert isinstance(weight, fx.Node)
-            kernel = Kernel(
-                recording.values[weight],
-                tuple(x.meta["shape"]),
-                _ints(stride),
-                _ints(padding),
-                _ints(dilation),
-                int(str(groups)),
-                bool(transposed),
-            )
-            kernels.setdefault(node.meta["call_index"], kernel)
-    return (
-        list(kernels.values())[:1] if len({k.weight.shape for k in kernels.values()}) == 1 else list(kernels.values())
-    )
-
-
-def _ints(values: object) -> tuple[int, ...]:
-    assert isinstance(values, list | tuple)
-    return tuple(int(value) for value in values)
 
 
 def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Measurement | None) -> None:

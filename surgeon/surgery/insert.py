@@ -16,6 +16,7 @@ from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapter
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
 from surgeon.surgery.relaxation import PenaltyForm, Relaxation
+from surgeon.surgery.rewrite import install, uninstall
 from surgeon.types import Plan, Site, StripMode, named_module
 
 
@@ -60,7 +61,10 @@ def relax(
         for site in plan.sites:
             op = named_module(model, site.name)
             done.append(op)
-            attach(op, site, branches[site.key])
+            if site.node is None:
+                attach(op, site, branches[site.key])
+        for name, raw in _raw_sites(plan, branches).items():
+            install(named_module(model, name), raw)
     except Exception as error:
         for op in done:
             detach(op)
@@ -68,6 +72,15 @@ def relax(
             f"inserting a branch failed ({error}); all branches were taken out again and the model is as it was"
         ) from error
     return Relaxation(model, plan, group, mode, schedule or Schedule(), penalty_form)
+
+
+def _raw_sites(plan: Plan, branches: Mapping[str, Branch]) -> dict[str, dict[str, tuple[str, Branch]]]:
+    """Collect the ops inside forwards: per module, the op's place to slot and branch."""
+    found: dict[str, dict[str, tuple[str, Branch]]] = {}
+    for site in plan.sites:
+        if site.node is not None:
+            found.setdefault(site.name, {})[site.node] = (site.slot, branches[site.key])
+    return found
 
 
 def _prepare(
@@ -98,7 +111,8 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
         raise PlanError(
             f"expected an ordinary module at {site.name!r}, got a TorchScript one, which takes no branch: exclude it"
         )
-    argument_position(op, site.argument)
+    if site.node is None:
+        argument_position(op, site.argument)
     dimensions = tuple(Representation.from_data(group, rho).dimension for rho in (site.rho_out, site.rho_in))
     if site.convolution is not None:
         dimensions += site.convolution.kernel
@@ -153,6 +167,7 @@ def attach(op: nn.Module, site: Site, branch: Branch) -> None:
     if child is None:
         child = Branches()
         op.add_module(CHILD, child)
+    if not any(child.targets.values()):
         op.register_forward_hook(child.add_to_output, with_kwargs=True)
     position = argument_position(op, site.argument)
     child.add(site.slot, branch, Target(position, site.argument, site.path_in, site.path_out))
@@ -164,6 +179,7 @@ def detach(op: nn.Module) -> None:
     child = branches_child(op)
     if child is None:
         return
+    uninstall(op)
     for number, hook in list(op._forward_hooks.items()):
         if getattr(hook, "__self__", None) is child:
             del op._forward_hooks[number]

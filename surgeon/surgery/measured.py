@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from surgeon.forms import ConvolutionForm
-from surgeon.inference import Probe, TensorProbe, Verdict, infer_type
+from surgeon.inference import Probe, Verdict, infer_type
 from surgeon.inference.hypotheses import TOLERANCE, residual_of
 from surgeon.inference.propagate import type_by_use
 from surgeon.registry import Refusal
 from surgeon.representations import Representation, TensorType
+from surgeon.surgery.kernels import Kernel
 from surgeon.surgery.measurement import Measurement, default_double, perturbed
 from surgeon.surgery.ops import Op, Structure, linear_pairs, module_op, probe_structure, random_like
 from surgeon.trees import tensor_at, tensor_leaves, with_tensor
@@ -23,6 +25,9 @@ from surgeon.types import Convolution, Path, Site
 
 Pair = tuple[str, Path, Path]
 """An argument, the way to its features, and the way to what they feed in the output."""
+
+Reader = Callable[[Mapping[str, Any], Any], Tensor]
+"""Picks a tensor out of a call's arguments and result."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Found:
             axes_out=self.type_out.axes,
             convolution=self.convolution,
             node=self.op.node,
+            parameters=self.op.parameters,
             fold_note="no adapter says how its weights take up a matrix",
             source="measurement",
             verified=True,
@@ -91,7 +97,7 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
             return Refusal("never called on the sample batch", "unused")
         return Refusal("how often it is called depends on the input", "unexplained")
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), default_double(), perturbed(measurement.twin):
+    with torch.no_grad(), default_double(), perturbed(measurement.twin, inside=name):
         pairs, complaint = linear_pairs(measurement.twin, name, calls[0][0][0], generator)
     if not pairs:
         return Refusal(complaint, "not linear")
@@ -146,44 +152,6 @@ def _jointly_linear(measurement: Measurement, name: str, pairs: list[Pair]) -> b
         return bool(mixed.norm() <= 1e-8 * (at(x, y) - none).norm())
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A recorded convolution.
-
-    Attributes:
-        weight: the kernel that it used, (d_out, d_in / groups, *kernel).
-        shape_in: shape of its input.
-        settings: stride, padding and dilation; mode and frame are found by measurement.
-        groups: number of groups.
-        transposed: True for a transposed convolution.
-    """
-
-    weight: Tensor
-    shape_in: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    transposed: bool
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Points of the kernel along each axis."""
-        return tuple(self.weight.shape[2:])
-
-    def dense(self) -> Tensor:
-        """Return the kernel with explicit zeros between groups: (d_out, d_in, *kernel), float64."""
-        weight = self.weight.detach().double()
-        if self.groups == 1:
-            return weight
-        out, into = weight.shape[0] // self.groups, weight.shape[1]
-        full = weight.new_zeros(weight.shape[0], into * self.groups, *weight.shape[2:])
-        for index in range(self.groups):
-            rows, columns = slice(index * out, (index + 1) * out), slice(index * into, (index + 1) * into)
-            full[rows, columns] = weight[rows]
-        return full
-
-
 def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> Found | Refusal:
     """Measure one op: its structure, the types at both ends, and its equivariance on random features.
 
@@ -198,7 +166,7 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
         return op.run(twin, arguments, x)
 
     with torch.no_grad(), default_double():
-        with perturbed(twin):
+        with perturbed(twin, inside=op.module):
             structure = probe_structure(run, op.read_in(twin, arguments), generator)
         if isinstance(structure, str):
             return Refusal(structure, "unexplained")
@@ -227,22 +195,28 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
 
 def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tuple[TensorType, TensorType] | Refusal:
     twin = measurement.twin
-    verdict_in = _type_under_both(measurement, op.module, lambda given, result: op.read_in(twin, given))
-    verdict_out = _type_under_both(measurement, op.module, lambda given, result: op.read_out(twin, given, result))
+    verdict_in = _type_under_both(measurement, op, lambda given, result: op.read_in(twin, given))
+    verdict_out = _type_under_both(measurement, op, lambda given, result: op.read_out(twin, given, result))
     if _is_silent(verdict_out, structure.mixed_out) and op.node is None:
         verdict_out = _from_sums(measurement, op) or verdict_out
-    types = []
-    ends = (("input", verdict_in, structure.mixed_in), ("output", verdict_out, structure.mixed_out))
-    for end, verdict, mixed in ends:
+    for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
             reason = f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
             return Refusal(reason, "not equivariant")
-        if _is_silent(verdict, mixed):
-            return Refusal(
-                f"some features of its {end} are 0 on the whole sample batch and cannot be measured", "unexplained"
-            )
-        types.append(verdict.type)
-    return types[0], types[1]
+    type_in, type_out = verdict_in.type, verdict_out.type
+    assert type_in is not None
+    assert type_out is not None
+    silent = {
+        "input": _is_silent(verdict_in, structure.mixed_in),
+        "output": _is_silent(verdict_out, structure.mixed_out),
+    }
+    if any(silent.values()):
+        where = " and ".join(end for end, is_silent in silent.items() if is_silent)
+        invariant = type_in.is_invariant and type_out.is_invariant
+        rest = ", the others are invariant" if invariant else ""
+        reason = f"some features of its {where} are 0 on the whole sample batch and cannot be measured{rest}"
+        return Refusal(reason, "invariant" if invariant else "unexplained")
+    return type_in, type_out
 
 
 def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
@@ -259,21 +233,26 @@ def _from_sums(measurement: Measurement, op: Op) -> Verdict | None:
     return type_by_use(measurement.recordings, elements, op.module, 0, paths.index(op.path_out))
 
 
-def _type_under_both(measurement: Measurement, name: str, read: Callable[[Mapping[str, Any], Any], Tensor]) -> Verdict:
+def _type_under_both(measurement: Measurement, op: Op, read: Reader) -> Verdict:
     """Infer a type from the runs with perturbed weights; it has to hold with the model's own, in every call."""
-    verdict = infer_type(measurement.changed.tensor(name, read))
+    name, changed = op.module, measurement.changed
+    # What an op inside a forward received is computed anew, with the weights of the runs in question.
+    context = perturbed(measurement.twin, inside=name) if op.node is not None else nullcontext()
+    with context:
+        tensors = [changed.tensor(name, read, call) for call in range(len(changed.calls[name][0]))]
+    verdict = infer_type(tensors[0])
     if verdict.type is None:
         return verdict
-    for call in range(len(measurement.own.calls[name][0])):
-        for probe in (measurement.own, measurement.changed):
-            tensors: TensorProbe = probe.tensor(name, read, call)
-            if tensors.base.ndim < max((-axis for axis in (*verdict.type.axes, *verdict.type.grid)), default=0):
-                return Verdict(None, float("inf"), "its shape is not the same in all calls")
-            residual = residual_of(verdict.type, tensors)
-            if not residual <= TOLERANCE:
-                where = "in another call" if call else "with other weights"
-                reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"
-                return Verdict(None, residual, reason)
+    tensors += [measurement.own.tensor(name, read, call) for call in range(len(tensors))]
+    deepest = max((-axis for axis in (*verdict.type.axes, *verdict.type.grid)), default=0)
+    for index, tensor in enumerate(tensors[1:], start=1):
+        if tensor.base.ndim < deepest:
+            return Verdict(None, float("inf"), "its shape is not the same in all calls")
+        residual = residual_of(verdict.type, tensor)
+        if not residual <= TOLERANCE:
+            where = "in another call" if index < len(tensors) // 2 else "with other weights"
+            reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"
+            return Verdict(None, residual, reason)
     return verdict
 
 
@@ -349,7 +328,7 @@ def _residual(measurement: Measurement, op: Op, type_in: TensorType, type_out: T
     """Deviation from equivariance on random features; all other arguments are those of the runs under each element."""
     if not changed:
         return _deviation(measurement, op, type_in, type_out, measurement.own)
-    with perturbed(measurement.twin, seed=1):
+    with perturbed(measurement.twin, seed=1, inside=op.module):
         return _deviation(measurement, op, type_in, type_out, measurement.own)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,29 +41,37 @@ def default_double() -> Iterator[None]:
 
 
 @contextmanager
-def perturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Change all trainable weights at random while the context is open, in place.
+def perturbed(model: nn.Module, seed: int = 0, inside: str = "") -> Iterator[None]:
+    """Change trainable weights at random while the context is open, in place.
 
     What holds for one set of weights only, such as an orthogonal initialisation, is no property of the architecture.
+
+    Args:
+        model: the model.
+        seed: with the parameter's name it decides the change, so that a part of the model changes as in the whole.
+        inside: qualified name of the module whose parameters are changed; default all.
     """
-    generator = torch.Generator().manual_seed(seed)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    mode = model.training
+    part = model.get_submodule(inside)
+    chosen = {id(parameter) for parameter in part.parameters() if parameter.requires_grad}
+    named = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    mode = part.training
     try:
         with torch.no_grad():
-            model.train()  # so that going back to eval rebuilds what a library caches there
-            for parameter in model.parameters():
-                if parameter.requires_grad and parameter.is_floating_point() and parameter.numel():
+            part.train()  # so that going back to eval rebuilds what a library caches there
+            for name, parameter in named.items():
+                if parameter.is_floating_point() and parameter.numel():
+                    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
                     scale = float(parameter.square().mean().sqrt()) or 1.0
                     parameter.add_(PERTURBATION * scale * random_like(parameter, generator))
-            model.train(mode)
+            part.train(mode)
         yield
     finally:
         with torch.no_grad():
-            model.train()
-            for name, parameter in model.named_parameters():
+            part.train()
+            for name, parameter in named.items():
                 parameter.copy_(before[name])
-            model.train(mode)
+            part.train(mode)
 
 
 def double_twin(model: nn.Module) -> nn.Module:

@@ -30,6 +30,7 @@ class Op:
         run: ``run(model, arguments, x)``: the result with the features replaced by x.
         read_in: ``read_in(model, arguments)``: the features that a call received.
         read_out: ``read_out(model, arguments, result)``: what it made of them.
+        parameters: of an op inside a forward, the parameters that it contracts with, relative to the module.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Op:
     run: Callable[[nn.Module, Mapping[str, Any], Tensor], Tensor]
     read_in: Callable[[nn.Module, Mapping[str, Any]], Tensor]
     read_out: Callable[[nn.Module, Mapping[str, Any], Any], Tensor]
+    parameters: tuple[str, ...] = ()
 
 
 def call_forward(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
@@ -156,6 +158,15 @@ def _linear_in(
     return paths, f"it is not linear in {argument} (relative deviation {worst:.0e})" if worst else (
         f"its output does not depend on {argument}"
     )
+
+
+def linear_deviation(run: Callable[[Tensor], Tensor], real: Tensor, generator: torch.Generator) -> str:
+    """Return how a function of features fails to be affine on random ones; empty if it is."""
+    x, y = random_like(real, generator), random_like(real, generator)
+    at_x, at_y, both, zero = run(x), run(y), run(x + y), run(torch.zeros_like(x))
+    scale = float((at_x - zero).norm())
+    deviation = float((both - at_y - at_x + zero).norm()) / scale if scale else 0.0
+    return "" if deviation <= LINEARITY else f"it is not linear (relative deviation {deviation:.0e})"
 
 
 def probe_structure(run: Callable[[Tensor], Tensor], real: Tensor, generator: torch.Generator) -> Structure | str:
