@@ -11,6 +11,7 @@ from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_
 from surgeon.errors import PlanError, ShapeError
 from surgeon.intertwiners import FoldMap, WeightEntries
 from surgeon.surgery.insert import attach, detach
+from surgeon.types import Site
 
 DOUBLE = torch.float64
 
@@ -42,37 +43,48 @@ class Scale(nn.Module):
         return self.weight * x if y is None else self.weight * x + y
 
 
+def added(made: Branch, x: Tensor) -> Tensor:
+    """What a branch adds to an output of ones."""
+    ones = torch.ones_like(x)
+    return made(x, ones) - ones
+
+
+def site(argument: str, shape: tuple[int, int] = (3, 3)) -> Site:
+    return Site("", argument, "linear", "", {"trivial": shape[1]}, {"trivial": shape[0]}, shape)
+
+
 def test_drop_adds_theta_w_x() -> None:
     made, x = branch("drop"), torch.randn(4, 3, dtype=DOUBLE)
-    assert torch.allclose(made(x), 0.25 * x @ made.weight.T)
+    assert torch.allclose(added(made, x), 0.25 * x @ made.weight.T)
     made.clean = True
-    assert made(x) is None
+    output = torch.ones_like(x)
+    assert made(x, output) is output
 
 
 def test_fold_splits_the_coefficient() -> None:
     made, x = branch("fold"), torch.randn(4, 3, dtype=DOUBLE)
     diagonal = torch.diag(made.weight.diagonal())
-    assert torch.allclose(made(x), x @ (0.25 * (made.weight - diagonal) + 0.75 * diagonal).T)
+    assert torch.allclose(added(made, x), x @ (0.25 * (made.weight - diagonal) + 0.75 * diagonal).T)
     made.clean = True
-    assert torch.allclose(made(x), 0.75 * x @ diagonal)
+    assert torch.allclose(added(made, x), 0.75 * x @ diagonal)
 
 
 def test_fold_without_a_map_keeps_nothing() -> None:
     made, x = branch("fold", fold=False), torch.randn(4, 3, dtype=DOUBLE)
-    assert torch.allclose(made(x), 0.25 * x @ made.weight.T)
+    assert torch.allclose(added(made, x), 0.25 * x @ made.weight.T)
     assert not made.foldable_part().any()
     made.clean = True
-    assert made(x) is None
+    assert not added(made, x).any()
 
 
 def test_wrong_features_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"dimension 3, got shape \(4, 2\)"):
-        branch()(torch.zeros(4, 2, dtype=DOUBLE))
+        branch()(torch.zeros(4, 2, dtype=DOUBLE), torch.zeros(4, 3, dtype=DOUBLE))
 
 
 def recorded(made: Branch) -> int:
     made.clear_tap()
-    made(torch.randn(4, 3, dtype=DOUBLE))
+    added(made, torch.randn(4, 3, dtype=DOUBLE))
     return made.row_count
 
 
@@ -95,7 +107,7 @@ def test_moments_over_calls_are_those_of_the_concatenation() -> None:
     made.tapping = "moments"
     parts = [torch.randn(*shape, dtype=DOUBLE, requires_grad=True) for shape in ((2, 3), (5, 2, 3), (1, 3))]
     for part in parts:
-        made(part)
+        added(made, part)
     rows = torch.cat([part.detach().reshape(-1, 3) for part in parts])
     assert made.row_count == len(rows) == 13
     assert torch.allclose(made.moments(), rows.T @ rows / len(rows))
@@ -110,7 +122,7 @@ def test_rows_over_calls_are_concatenated() -> None:
     made.tapping = "rows"
     parts = [torch.randn(2, 3, dtype=DOUBLE), torch.randn(1, 4, 3, dtype=DOUBLE)]
     for part in parts:
-        made(part)
+        added(made, part)
     assert torch.equal(made.rows(), torch.cat([part.reshape(-1, 3) for part in parts]))
     made.clear_tap()
     assert made.rows().shape == (1, 3)
@@ -118,7 +130,7 @@ def test_rows_over_calls_are_concatenated() -> None:
 
 def test_activation_checkpointing_does_not_record_twice() -> None:
     op, made = Scale(), branch()
-    attach(op, "x", made)
+    attach(op, site("x"), made)
     made.tapping = "moments"
     x = torch.randn(4, 3, dtype=DOUBLE, requires_grad=True)
     loss = checkpoint(op, x, use_reentrant=False).square().sum()
@@ -132,7 +144,7 @@ def test_activation_checkpointing_does_not_record_twice() -> None:
 @pytest.mark.parametrize("keyword", [False, True])
 def test_the_hook_finds_its_argument(keyword: bool) -> None:
     op, made = Scale(), branch()
-    attach(op, "y", made)
+    attach(op, site("y"), made)
     x, y = torch.randn(2, 4, 3, dtype=DOUBLE)
     out = op(x, y=y) if keyword else op(x, y)
     assert torch.allclose(out, x + y + 0.25 * y @ made.weight.T)
@@ -140,8 +152,8 @@ def test_the_hook_finds_its_argument(keyword: bool) -> None:
 
 def test_two_arguments_have_two_branches() -> None:
     op, first, second = Scale(), branch(), branch()
-    attach(op, "x", first)
-    attach(op, "y", second)
+    attach(op, site("x"), first)
+    attach(op, site("y"), second)
     x, y = torch.randn(2, 4, 3, dtype=DOUBLE)
     assert torch.allclose(op(x, y), x + y + 0.25 * (x @ first.weight.T + y @ second.weight.T))
     assert branches_of(op) == {"x": first, "y": second}
@@ -156,7 +168,7 @@ def test_two_arguments_have_two_branches() -> None:
 def test_detaching_leaves_other_hooks_alone() -> None:
     op = Scale()
     op.register_forward_hook(lambda module, args, output: 2 * output)
-    attach(op, "x", branch())
+    attach(op, site("x"), branch())
     detach(op)
     detach(op)
     x = torch.randn(4, 3, dtype=DOUBLE)
@@ -174,7 +186,7 @@ def test_branches_are_found_beside_torchscript() -> None:
     model = nn.Module()
     model.scripted = torch.jit.script(nn.Linear(2, 2))
     model.op = Scale()
-    attach(model.op, "x", branch())
+    attach(model.op, site("x"), branch())
     assert list(branches_of(model)) == ["op.x"]
     assert isinstance(branches_child(model.op), Branches)
 
@@ -186,17 +198,17 @@ def test_an_unknown_argument_is_refused_with_the_choices() -> None:
 
 
 def test_the_printout_shows_shape_and_mode() -> None:
-    assert "3 -> 3, mode=drop" in repr(branch())
+    assert "W 3 x 3, mode=drop" in repr(branch())
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_forward_that_was_not_recorded_is_noticed(reentrant: bool) -> None:
     branch = Branch((2, 3), torch.zeros(()), "drop", None).train()
     branch.tapping = "moments"
-    x = torch.randn(4, 3, requires_grad=True)
+    x, zeros = torch.randn(4, 3, requires_grad=True), torch.zeros(4, 2)
     for _ in range(2):
-        checkpoint(branch, x, use_reentrant=reentrant).sum().backward()
+        checkpoint(branch, x, zeros, use_reentrant=reentrant).sum().backward()
     assert branch.missed == reentrant
     assert branch.row_count == (0 if reentrant else 8)
-    branch(x).sum().backward()
+    branch(x, zeros).sum().backward()
     assert branch.missed == reentrant

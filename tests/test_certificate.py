@@ -16,6 +16,7 @@ import surgeon
 from surgeon.branch import Branch
 from surgeon.certificate import _HOOKS, Architecture, buffers_written_by_training, certify
 from surgeon.surgery.insert import attach
+from surgeon.types import Site
 from tests import nets
 
 
@@ -106,7 +107,8 @@ def add_hidden(net: Any) -> None:
 
 
 def branch(net: Any) -> None:
-    attach(net.first, "input", Branch((4, 3), net.first.weight, "drop", None))
+    site = Site("first", "input", "linear", "", {"trivial": 3}, {"trivial": 4}, (4, 3))
+    attach(net.first, site, Branch((4, 3), net.first.weight, "drop", None))
 
 
 def other_activation(net: Any) -> None:

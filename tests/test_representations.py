@@ -373,7 +373,10 @@ def test_descriptions() -> None:
         (lambda: regular(parse_group("O3"), 1), "expected a finite group"),
         (lambda: trivial(parse_group("O3"), 0), "dimension to be a positive"),
         (lambda: trivial(parse_group("O3"), 1) + trivial(parse_group("SO3"), 1), "got O3 and SO3"),
-        (lambda: Representation.from_data(parse_group("O3"), {"irrep": "1o"}), "irreps, axes, regular, trivial or sum"),
+        (
+            lambda: Representation.from_data(parse_group("O3"), {"irrep": "1o"}),
+            "irreps, axes, regular, trivial, matrices, copies, grid or sum",
+        ),
         (lambda: Representation.from_data(parse_group("O3"), {"trivial": 1, "layout": "mul_ir"}), "got {'trivial': 1"),
         (lambda: Representation.from_data(parse_group("O3"), {"sum": []}), "got {'sum'"),
         (lambda: Representation.from_data(parse_group("O3"), {"axes": "c", "sizes": [1]}), "exactly the axes"),

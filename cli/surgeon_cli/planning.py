@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import torch
+
 from surgeon.errors import CheckFailedError, TaskError
 from surgeon.groups import Group, parse_group
+from surgeon.inference import Symmetry
 from surgeon.surgery import find, select
 from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward
 from surgeon.trees import to_dtype
@@ -35,24 +38,29 @@ def plan_for(
         return select(find(workspace.model, group), include, exclude), {}
     errors = require_symmetry(workspace, group) if can_act(task.task) else {}
     batch = to_dtype(sample_batches(task, 1)[0], model_dtype(workspace.model))
+    acting = can_act(task.task)
     plan = find(
         workspace.model,
         group,
         batch,
         forward=lambda model, x: task_forward(task.task, model, x),
         further=[(to_dtype(more, model_dtype(workspace.model)),) for more in _further_batches(task)],
-        **_actions(workspace, task),
+        act=task_symmetry(task, group).act if acting else None,
+        act_output=task_symmetry(task, group).act_output if acting else None,
+        twin=workspace.double(workspace.model).eval() if acting else None,
     )
     return select(plan, include, exclude), errors
 
 
-def _actions(workspace: Workspace, task: LoadedTask) -> dict[str, Any]:
-    """Return what measuring representations needs, if the task says how the group acts."""
-    if not can_act(task.task):
-        return {}
+def task_symmetry(task: LoadedTask, group: Group) -> Symmetry:
+    """Return the actions of a task that has them."""
     acting: Any = task.task
-    twin = workspace.double(workspace.model).eval()
-    return {"act": lambda g, batch: (acting.act(g, batch),), "act_output": acting.act_output, "twin": twin}
+    return Symmetry(
+        group,
+        lambda g, batch: (acting.act(g, batch),),
+        acting.act_output,
+        lambda model, batch: task_forward(task.task, model, batch),
+    )
 
 
 def _further_batches(task: LoadedTask) -> list[Any]:
@@ -67,7 +75,10 @@ def _further_batches(task: LoadedTask) -> list[Any]:
 
 def require_symmetry(workspace: Workspace, group: Group) -> dict[str, ErrorSummary]:
     """Measure the model's equivariance error and refuse a group under which it is not small."""
-    errors = task_equivariance(workspace.model, workspace.require_task(), group, MeasureSettings(2, 1))
+    task = workspace.require_task()
+    symmetry = task_symmetry(task, group)
+    symmetry.moved(group.sample(1, torch.Generator().manual_seed(0))[0], tuple(sample_batches(task, 1)))
+    errors = task_equivariance(workspace.model, task, group, MeasureSettings(2, 1))
     for component, error in errors.items():
         if error.median > NOT_A_SYMMETRY:
             raise CheckFailedError(

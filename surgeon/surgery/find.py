@@ -17,7 +17,7 @@ from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.inference import Symmetry
 from surgeon.registry import Adapter, installed_adapters
-from surgeon.surgery.annotated import Proposals, annotated_site, collect_proposals, verify_all
+from surgeon.surgery.annotated import annotated_site, collect_proposals, verify_all
 from surgeon.surgery.audit import audit_parameters
 from surgeon.surgery.combine import Evidence, combine
 from surgeon.surgery.measurement import Measurement, double_twin, measure_model
@@ -27,6 +27,8 @@ from surgeon.trees import map_tensors
 from surgeon.types import AuditEntry, Plan, Site, Skipped
 
 Forward = Callable[..., Any]
+
+UNVERIFIED = "not verified: no sample batch, sites come from the layers' annotations alone"
 
 
 def find(
@@ -42,12 +44,11 @@ def find(
 ) -> Plan:
     """Find the equivariant linear ops of a model to which a branch can be attached. Only reads.
 
-    With sample inputs the model is run once, in training mode, and each op that an adapter proposes is verified
-    numerically on what it really receives: that it is called, that its own forward is what uses its weights, that it is
-    linear in its feature argument and equivariant with the proposed representations, and that its weights fold as
-    proposed. With an action on the inputs, a float64 copy is also run on transformed inputs: then the representations
-    at both ends of *every* op in which trainable weights multiply an activation are measured, annotated or not. Without
-    inputs the sites come from the annotations alone and say so.
+    With sample inputs the model is run once, in training mode, and each op that an adapter proposes is verified on
+    what it really receives: that it is called, that its own forward uses its weights, that it is linear in its
+    features, equivariant as labelled, and folds. With an action on the inputs, a float64 copy is also run on
+    transformed inputs: then the representations at both ends of *every* op in which trainable weights multiply an
+    activation are measured, annotated or not. Without inputs the sites come from the annotations alone.
 
     Args:
         model: the network.
@@ -73,31 +74,42 @@ def find(
     """
     group = parse_group(group) if isinstance(group, str) else group
     adapters = installed_adapters() if adapters is None else adapters
-    if act is None:
+    symmetry = None if act is None else Symmetry(group, act, act_output, forward or _call)
+    if symmetry is None:
         _check_group(group, adapters)
     if branches_of(model):
         raise PlanError("expected a model without branches, but it has some already: strip it first")
     proposals, skipped = collect_proposals(model, group, adapters)
     if not inputs and not forward:
-        notes: tuple[str, ...] = ("not verified: no sample batch, sites come from the layers' annotations alone",)
         sites = [annotated_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
-        return _plan(model, group, sites, skipped, set(proposals), notes, None)
-    run = forward or _call
+        return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED,), None)
     with in_training_mode(model), unchanged(model):
         with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
             recording = record(model, *inputs, forward=forward)
             for more in further:
-                run(model, *map_tensors(fresh_copy, more))
+                (forward or _call)(model, *map_tensors(fresh_copy, more))
         annotated = verify_all(model, group, adapters, proposals, recording, calls, skipped)
+    return _combined(model, group, recording, annotated, skipped, set(proposals), symmetry, inputs, twin)
+
+
+def _combined(
+    model: nn.Module,
+    group: Group,
+    recording: Recording,
+    annotated: Sequence[Site],
+    skipped: Sequence[Skipped],
+    proposed: set[str],
+    symmetry: Symmetry | None,
+    inputs: tuple[Any, ...],
+    twin: nn.Module | None,
+) -> Plan:
+    """Measure what can be measured, compare with the annotations, and explain the rest."""
     candidates = find_candidates(recording, _trainable(model))
-    measurement, notes = None, ()
-    if act is not None:
-        symmetry = Symmetry(group, act, act_output, run)
-        measurement, notes = _measure(model, symmetry, inputs, candidates, proposals, twin)
+    measurement, notes = _measure(model, symmetry, inputs, candidates, proposed, twin)
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, measurement is not None)
     combined = combine(evidence, annotated, skipped, measurement)
-    return _plan(model, group, combined.sites, combined.skipped, set(proposals), (*notes, *combined.notes), evidence)
+    return _plan(model, group, combined.sites, combined.skipped, proposed, (*notes, *combined.notes), evidence)
 
 
 def _call(model: nn.Module, *inputs: Any) -> Any:
@@ -120,19 +132,21 @@ def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
 
 def _measure(
     model: nn.Module,
-    symmetry: Symmetry,
+    symmetry: Symmetry | None,
     inputs: tuple[Any, ...],
     candidates: Mapping[str, Candidate],
-    proposals: Proposals,
+    proposed: set[str],
     twin: nn.Module | None,
 ) -> tuple[Measurement | None, tuple[str, ...]]:
     """Measure; if the model cannot be run as that needs, annotations have to do, and a note says why."""
-    modules = {name for name, candidate in candidates.items() if candidate.multiplies} | set(proposals)
+    if symmetry is None:
+        return None, ()
+    modules = {name for name, candidate in candidates.items() if candidate.multiplies} | proposed
     hookable = [name for name in modules if not isinstance(model.get_submodule(name), torch.jit.ScriptModule)]
     try:
         return measure_model(twin if twin is not None else double_twin(model), symmetry, inputs, hookable), ()
     except PlanError as error:
-        if not proposals:
+        if not proposed:
             raise
         return None, (f"representations were not measured: {error}",)
 

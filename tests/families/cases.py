@@ -45,9 +45,7 @@ class FamilyCase:
 
     def model(self) -> Model:
         """What the soundness check takes."""
-        return Model(
-            self.module, (self.batch,), self.forward, lambda g, batch: (self.act(g, batch),), self.act_output
-        )
+        return Model(self.module, (self.batch,), self.forward, lambda g, batch: (self.act(g, batch),), self.act_output)
 
     def check(self, plan: Plan) -> None:
         """Check a plan on the model."""

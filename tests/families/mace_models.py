@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from families.cases import FamilyCase, all_pairs, double
 from surgeon.e3nn_compat import import_e3nn
+from tests.families.cases import FamilyCase, all_pairs, double
 
 COUNTS = [4, 3]
 UNCHANGED = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCHINDUCTOR_CACHE_DIR")

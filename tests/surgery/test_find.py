@@ -240,7 +240,7 @@ def test_every_module_with_weights_is_a_site_or_explained() -> None:
     assert "supplied from elsewhere" in reasons["overridden"]
     assert "invariant to invariant" in reasons["invariant"]
     assert "no adapter knows its op" in reasons["weights"]
-    assert "own free of Partial" in reasons[""]
+    assert "it only scales an activation" in reasons[""]
     explained = {*reasons, "good"}
     for name, module in model.named_modules():
         if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
