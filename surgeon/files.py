@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.errors import CheckpointError, ExistsError, WriteError
+from surgeon.errors import CheckpointError, ExistsError, PlanError, WriteError
 
 _TEMPORARY = "surgeon-tmp"
 _BACKUP = "surgeon-backup"
@@ -268,6 +268,25 @@ def write_json(path: str | Path, data: Any, *, force: bool = False) -> None:
     """Write ``data`` as indented JSON in its own key order; numbers that JSON does not have become null."""
     text = json.dumps(json_compatible(data), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n", force=force)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        PlanError: if the file is missing or holds something else; the message names line and column.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"expected a JSON file at {str(path)!r}, but it cannot be read ({error}): check the path"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise PlanError(
+            f"expected JSON in {str(path)!r}, but line {error.lineno}, column {error.colno} is not ({error.msg}): "
+            "correct it"
+        ) from error
 
 
 def json_compatible(value: Any) -> Any:

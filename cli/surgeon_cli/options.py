@@ -20,10 +20,13 @@ from surgeon_cli.screen import say
 MODEL = "How to find the model"
 TRUST = "Trust"
 
-GroupOption = Annotated[
-    str,
-    typer.Option("--group", "-g", help="Symmetry group: SO3, O3, SE3, E3, or module:function for your own generators."),
-]
+_GROUP = typer.Option(
+    "--group",
+    "-g",
+    help="Symmetry group: SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, or module:function for your own.",
+)
+GroupOption = Annotated[str, _GROUP]
+OptionalGroupOption = Annotated[str | None, _GROUP]
 PathArgument = Annotated[
     Path | None, typer.Argument(metavar="[PATH]", help="Checkpoint or relaxed folder; default: the only one here.")
 ]

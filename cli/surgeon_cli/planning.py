@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from surgeon.errors import CheckFailedError, TaskError
+from surgeon.errors import CheckFailedError, PlanError, TaskError
+from surgeon.files import read_json
+from surgeon.graph import record
 from surgeon.groups import Group, parse_group
-from surgeon.inference import Symmetry
+from surgeon.inference import Breaks, Symmetry, find_breaks
+from surgeon.report import model_picture
 from surgeon.surgery import find, select
+from surgeon.surgery.find import in_training_mode
 from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward
 from surgeon.trees import to_dtype
 from surgeon.types import ErrorSummary, Plan
 from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
-from surgeon.workspace import Workspace
+from surgeon.workspace import Workspace, default_dtype
 
 FURTHER = 1
 """Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""
@@ -87,3 +92,51 @@ def require_symmetry(workspace: Workspace, group: Group) -> dict[str, ErrorSumma
                 "or correct act and act_output of the task"
             )
     return errors
+
+
+def breaks_of(workspace: Workspace, group_name: str) -> Breaks:
+    """Look for the first op at which a model's equivariance fails.
+
+    Raises:
+        TaskError: if no task says how the group acts.
+    """
+    group, task = parse_group(group_name), workspace.require_task()
+    if not can_act(task.task):
+        raise TaskError(
+            "expected a task with `act` and `act_output` to look for breaks with, got one without: add them"
+        )
+    symmetry = task_symmetry(task, group)
+    batch = to_dtype(sample_batches(task, 1)[0], torch.float64)
+    twin = workspace.double(workspace.model).eval()
+    with default_dtype(torch.float64):
+        return find_breaks(
+            twin, group, batch, act=symmetry.act, act_output=symmetry.act_output, forward=symmetry.forward
+        )
+
+
+def picture_of(workspace: Workspace, plan: Plan) -> str:
+    """Return an SVG of the model's graph with the sites marked.
+
+    Raises:
+        TaskError: if there is no task to run the model with.
+    """
+    task = workspace.require_task()
+    batch = to_dtype(sample_batches(task, 1)[0], model_dtype(workspace.model))
+    with in_training_mode(workspace.model):
+        recording = record(workspace.model, batch, forward=lambda model, x: task_forward(task.task, model, x))
+    return model_picture(recording, plan)
+
+
+def read_plan(path: Path, group_name: str | None) -> Plan:
+    """Read a plan that was written by ``surgeon inspect --plan``, and perhaps edited.
+
+    Raises:
+        PlanError: if it is no plan, or of another group than the one that was asked for.
+    """
+    plan = Plan.from_data(read_json(path))
+    if group_name is not None and parse_group(group_name).name != parse_group(plan.group).name:
+        raise PlanError(
+            f"expected a plan for {parse_group(group_name).name}, but {str(path)!r} was made for {plan.group}: "
+            "leave out --group, or make a new plan with `surgeon inspect --plan`"
+        )
+    return plan

@@ -12,12 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.files import json_compatible
-from surgeon.groups import parse_group
-from surgeon.representations import Representation
-from surgeon.types import Certificate, ErrorSummary, Plan
-
-MOST_NAMES = 4
-LONGEST_NAME = 36
+from surgeon.types import Certificate, ErrorSummary
 
 
 def console() -> Console:
@@ -34,54 +29,6 @@ def say(text: str) -> None:
 def print_json(data: Mapping[str, Any]) -> None:
     """Print one JSON object; numbers that JSON does not have become null."""
     print(json.dumps(json_compatible(data), indent=2))
-
-
-def plan_table(plan: Plan) -> Table:
-    """Return the sites of a plan as a table; "verified" holds the residual on the op's real inputs."""
-    group = parse_group(plan.group)
-    table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left")
-    longest = max(len(site.name) for site in plan.sites)
-    table.add_column("op", overflow="fold", min_width=min(longest, LONGEST_NAME))
-    for heading in ("kind", "representations in -> out", "W", "verified", "fold"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "W" else "left")
-    for site in plan.sites:
-        arrow = f"{_words(group, site.rho_in)} -> {_words(group, site.rho_out)}"
-        fold = site.fold_note or ("exact" if site.fold is not None else "no")
-        shape = f"{site.shape[0]} x {site.shape[1]}"
-        verified = f"to {site.residual:.0e}" if site.verified else "no"
-        table.add_row(site.name or "(the model)", site.kind, arrow, shape, verified, fold)
-    return table
-
-
-def skipped_table(plan: Plan) -> Table:
-    """Return what gets no branch, one row per reason."""
-    by_reason: dict[str, list[str]] = {}
-    for entry in plan.skipped:
-        by_reason.setdefault(entry.reason, []).append(entry.name or "(the model)")
-    table = Table(title="left alone", title_justify="left")
-    table.add_column("reason", overflow="fold")
-    table.add_column("modules", overflow="fold")
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - MOST_NAMES} more, see --json" if len(names) > MOST_NAMES else ""
-        table.add_row(reason, ", ".join(names[:MOST_NAMES]) + more)
-    return table
-
-
-def _words(group: Any, rho: Mapping[str, Any]) -> str:
-    return str(Representation.from_data(group, rho)).removesuffix(" (mul_ir)")
-
-
-def show_plan(plan: Plan, own_parameters: int) -> None:
-    """Print sites, what is left alone and why, and the totals."""
-    out = console()
-    out.print(plan_table(plan))
-    if plan.skipped:
-        out.print(skipped_table(plan))
-    for note in plan.notes:
-        say(f"note: {note}")
-    extra = sum(site.extra_parameters for site in plan.sites)
-    share = f", {100 * extra / own_parameters:.0f} % of the model's {own_parameters:,}" if own_parameters else ""
-    say(f"training adds {extra:,} parameters{share}; stripping removes them all")
 
 
 def show_certificate(certificate: Certificate) -> None:

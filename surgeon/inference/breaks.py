@@ -48,11 +48,18 @@ class Breaks:
         first: the first break; None if the output transforms as it should, or if no single op can be named.
         output_error: component name to the largest relative equivariance error of the output.
         checked: number of tensors that were judged.
+        tolerance: largest error of the output that counts as none.
     """
 
     first: Break | None
     output_error: Mapping[str, float]
     checked: int
+    tolerance: float = OUTPUT_TOLERANCE
+
+    @property
+    def broken(self) -> bool:
+        """True if the output does not transform as it should."""
+        return not max(self.output_error.values()) <= self.tolerance
 
 
 def find_breaks(
@@ -60,7 +67,7 @@ def find_breaks(
     group: Group,
     *inputs: Any,
     act: Callable[..., tuple[Any, ...]],
-    act_output: Callable[[Tensor, Any], Any],
+    act_output: Callable[[Tensor, Any], Any] | None,
     forward: Callable[..., Any] | None = None,
     seed: int = 0,
 ) -> Breaks:

@@ -12,7 +12,7 @@ from torch import nn
 
 from surgeon.branch import branches_of
 from surgeon.errors import GroupError, PlanError
-from surgeon.graph import Candidate, find_candidates, record
+from surgeon.graph import Candidate, Recording, find_candidates, record
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.inference import Symmetry

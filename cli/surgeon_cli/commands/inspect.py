@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from surgeon.types import ErrorSummary
+from surgeon.errors import UsageError
+from surgeon.files import check_writable, json_compatible, write_json, write_text
+from surgeon.types import ErrorSummary, Plan
 from surgeon.workspace import Workspace, open_path
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import GroupOption, JsonOption, Reopening
-from surgeon_cli.planning import plan_for
-from surgeon_cli.screen import print_json, say, show_plan
+from surgeon_cli.options import ForceOption, GroupOption, JsonOption, Reopening
+from surgeon_cli.plan_screen import show_breaks, show_plan
+from surgeon_cli.planning import breaks_of, picture_of, plan_for
+from surgeon_cli.screen import print_json, say
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What else to make of an inspection."""
+
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", metavar="FILE", help="Also write the plan as JSON, to edit and give to `surgeon relax`."
+        ),
+    ] = None
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE", help="Also draw the model's graph with its sites, as SVG."),
+    ] = None
+    find_breaks: Annotated[
+        bool,
+        typer.Option("--find-breaks", help="Only look for the first op at which equivariance fails (exit code 1)."),
+    ] = False
 
 
 @unbundled
@@ -21,7 +45,9 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file or relaxed folder.")],
     *,
     opening: Reopening,
+    showing: Showing,
     group: GroupOption = "O3",
+    force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Show what is in a checkpoint, which ops are relaxable, and why the others are not. Changes nothing.
@@ -31,8 +57,16 @@ def inspect(
         surgeon inspect segnn.safetensors --group O3
 
         surgeon inspect model.pt --group SO3 --model mypackage.nets:make_net --model-args '{"hidden": 32}'
+
+        surgeon inspect model.pt --group SO3 --task task.py --plan plan.json --picture model.svg
     """
+    for output in (showing.plan, showing.picture):
+        if output is not None:
+            check_writable(output, force)
     workspace = open_path(path, opening.options(json_output))
+    if showing.find_breaks:
+        _find_breaks(workspace, group, json_output)
+        return
     errors: dict[str, ErrorSummary] = {}
     if workspace.relaxation is not None:
         plan = workspace.relaxation.plan
@@ -44,11 +78,36 @@ def inspect(
         report = {"path": str(path), "model": type(workspace.model).__name__, "found_by": workspace.found.source}
         symmetry = {name: dataclasses.asdict(error) for name, error in errors.items()}
         print_json({**report, "parameters": own, "equivariance_error": symmetry, "plan": plan.to_data()})
-        return
-    _describe(workspace, own)
-    show_plan(plan, own)
-    for component, error in errors.items():
-        say(f"the model's own equivariance error under {component}: median {error.median:.1e}, max {error.maximum:.1e}")
+    else:
+        _describe(workspace, own)
+        show_plan(plan, workspace.model, own)
+        for component, error in errors.items():
+            numbers = f"median {error.median:.1e}, max {error.maximum:.1e}"
+            say(f"the model's own equivariance error under {component}: {numbers}")
+    _write(workspace, plan, showing, force, json_output)
+
+
+def _write(workspace: Workspace, plan: Plan, showing: Showing, force: bool, quiet: bool) -> None:
+    if showing.plan is not None:
+        write_json(showing.plan, plan.to_data(), force=force)
+    if showing.picture is not None:
+        if workspace.relaxation is not None:
+            raise UsageError("expected a checkpoint for a picture, got a relaxed folder: give the original checkpoint")
+        write_text(showing.picture, picture_of(workspace, plan), force=force)
+    for written in (showing.plan, showing.picture):
+        if written is not None and not quiet:
+            say(f"wrote {written}")
+
+
+def _find_breaks(workspace: Workspace, group: str, json_output: bool) -> None:
+    breaks = breaks_of(workspace, group)
+    if json_output:
+        data: Any = json_compatible({**dataclasses.asdict(breaks), "broken": breaks.broken})
+        print_json(data)
+    else:
+        show_breaks(breaks)
+    if breaks.broken:
+        raise typer.Exit(1)
 
 
 def _describe(workspace: Workspace, parameters: int) -> None:

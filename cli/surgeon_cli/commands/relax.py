@@ -16,11 +16,13 @@ from surgeon.errors import PlanError, UsageError
 from surgeon.files import check_writable
 from surgeon.schedule import Schedule
 from surgeon.surgery import relax as insert
+from surgeon.surgery import select
 from surgeon.workspace import open_path, relaxed_config
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import Finding, ForceOption, GroupOption, JsonOption, OutOption, refuse_overwriting
-from surgeon_cli.planning import plan_for
-from surgeon_cli.screen import print_json, say, show_plan
+from surgeon_cli.options import Finding, ForceOption, JsonOption, OptionalGroupOption, OutOption, refuse_overwriting
+from surgeon_cli.plan_screen import show_plan
+from surgeon_cli.planning import plan_for, read_plan
+from surgeon_cli.screen import print_json, say
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Inserting:
     ] = None
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", help="Leave ops alone whose name matches; may be repeated.")
+    ] = None
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Insert what this plan says instead of looking for ops."),
     ] = None
     strip_mode: Annotated[
         Literal["drop", "fold"],
@@ -51,7 +57,7 @@ def relax(
     *,
     opening: Finding,
     inserting: Inserting,
-    group: GroupOption = "O3",
+    group: OptionalGroupOption = None,
     out: OutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     force: ForceOption = False,
@@ -64,6 +70,8 @@ def relax(
         surgeon relax segnn.safetensors --group O3 -o relaxed/
 
         surgeon relax model.pt --group SO3 --task task.py --exclude 'embedding*' --dry-run
+
+        surgeon relax model.pt --task task.py --plan plan.json
     """
     target = out or Path(f"{path.stem}-relaxed")
     if not math.isfinite(inserting.init_scale):
@@ -76,7 +84,11 @@ def relax(
     if workspace.relaxation is not None:
         raise PlanError(f"expected a checkpoint without branches, got the relaxed folder {str(path)!r}: strip it first")
     opened = time.perf_counter()
-    plan, _ = plan_for(workspace, group, inserting.include or [], inserting.exclude or [])
+    include, exclude = inserting.include or [], inserting.exclude or []
+    if inserting.plan is None:
+        plan, _ = plan_for(workspace, group or "O3", include, exclude)
+    else:
+        plan = select(read_plan(inserting.plan, group), include, exclude)
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     relaxation = insert(
         workspace.model,
@@ -93,7 +105,7 @@ def relax(
         written = None if dry_run else str(target)
         print_json({"written": written, "seconds": seconds, "plan": dataclasses.asdict(plan)})
         return
-    show_plan(plan, own)
+    show_plan(plan, workspace.model, own)
     say(
         "dry run: nothing was written"
         if dry_run

@@ -1,0 +1,147 @@
+"""What the commands show of a plan: the sites, and what becomes of every other parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from rich.table import Table
+from torch import nn
+
+from surgeon.branch import CHILD
+from surgeon.groups import parse_group
+from surgeon.inference import Breaks
+from surgeon.representations import Representation, TensorType
+from surgeon.types import AuditEntry, Coverage, Plan, Site
+from surgeon_cli.screen import console, say
+
+MOST_NAMES = 4
+LONGEST_NAME = 36
+
+
+def plan_table(plan: Plan, model: nn.Module) -> Table:
+    """Return the sites of a plan as a table.
+
+    "share" is that of the model's parameters, "adds" the entries of W, "evidence" where the representations come from
+    and the residual on the op's inputs.
+    """
+    group = parse_group(plan.group)
+    table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left")
+    longest = max(len(_name(site)) for site in plan.sites)
+    table.add_column("op", overflow="fold", min_width=min(longest, LONGEST_NAME))
+    table.add_column("kind")
+    table.add_column("representations in -> out", overflow="fold")
+    table.add_column("share", justify="right")
+    table.add_column("adds", justify="right")
+    table.add_column("evidence", overflow="fold")
+    table.add_column("fold", overflow="fold")
+    total = sum(parameter.numel() for parameter in model.parameters()) or 1
+    for site in plan.sites:
+        own = _own_parameters(model, site)
+        table.add_row(
+            _name(site),
+            site.kind,
+            f"{_words(group, site.rho_in, site.axes_in)} -> {_words(group, site.rho_out, site.axes_out)}",
+            f"{100 * own / total:.1f} %",
+            f"{site.extra_parameters:,}",
+            _evidence(site),
+            site.fold_note or ("exact" if site.fold is not None else "no"),
+        )
+    return table
+
+
+def _name(site: Site) -> str:
+    name = site.name or "(the model)"
+    return f"{name}: {site.slot}" if site.path_in or site.node else name
+
+
+def _own_parameters(model: nn.Module, site: Site) -> int:
+    module = model.get_submodule(site.name)
+    if site.parameters:
+        return sum(module.get_parameter(name).numel() for name in site.parameters)
+    return sum(value.numel() for name, value in module.named_parameters() if CHILD not in name.split("."))
+
+
+def _evidence(site: Site) -> str:
+    return f"{site.source} to {site.residual:.0e}" if site.verified else f"{site.source} only"
+
+
+def _words(group: Any, rho: Any, axes: tuple[int, ...]) -> str:
+    return str(TensorType(Representation.from_data(group, rho), axes)).replace(" (mul_ir)", "")
+
+
+def audit_table(audit: Iterable[AuditEntry]) -> Table:
+    """Return what becomes of every parameter, one row per class and reason."""
+    entries = list(audit)
+    total = sum(entry.size for entry in entries) or 1
+    table = Table(title=f"all {len(entries)} parameter tensors", title_justify="left")
+    table.add_column("class")
+    table.add_column("tensors", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("why", overflow="fold")
+    table.add_column("parameters", overflow="fold")
+    for coverage in get_args(Coverage):
+        of_class = [entry for entry in entries if entry.coverage == coverage]
+        by_reason: dict[str, list[AuditEntry]] = {}
+        for entry in of_class:
+            by_reason.setdefault("they belong to the ops above" if coverage == "site" else entry.reason, []).append(
+                entry
+            )
+        for number, (reason, members) in enumerate(by_reason.items()):
+            share = 100 * sum(entry.size for entry in members) / total
+            names = "" if coverage == "site" else _some([entry.parameter for entry in members])
+            table.add_row("" if number else coverage, str(len(members)), f"{share:.1f} %", reason, names)
+    return table
+
+
+def skipped_table(plan: Plan) -> Table:
+    """Return what gets no branch, one row per reason."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in plan.skipped:
+        by_reason.setdefault(entry.reason, []).append(entry.name or "(the model)")
+    table = Table(title="left alone", title_justify="left")
+    table.add_column("reason", overflow="fold")
+    table.add_column("modules", overflow="fold")
+    for reason, names in by_reason.items():
+        table.add_row(reason, _some(names))
+    return table
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more, see --json" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def show_plan(plan: Plan, model: nn.Module, own_parameters: int) -> None:
+    """Print sites, what is left alone and why, and the totals."""
+    out = console()
+    out.print(plan_table(plan, model))
+    if plan.audit:
+        out.print(audit_table(plan.audit))
+    elif plan.skipped:
+        out.print(skipped_table(plan))
+    for note in plan.notes:
+        say(f"note: {note}")
+    extra = sum(site.extra_parameters for site in plan.sites)
+    share = f", {100 * extra / own_parameters:.0f} % of the model's {own_parameters:,}" if own_parameters else ""
+    say(f"training adds {extra:,} parameters{share}; stripping removes them all")
+
+
+def show_breaks(breaks: Breaks) -> None:
+    """Print where equivariance fails first, or that it does not."""
+    worst = ", ".join(f"{error:.1e} under {component}" for component, error in breaks.output_error.items())
+    if max(breaks.output_error.values()) <= breaks.tolerance:
+        say(f"no break: the output transforms as it should (largest relative error {worst})")
+        return
+    say(f"the output does not transform as it should: largest relative error {worst}")
+    first = breaks.first
+    if first is None:
+        say("no single op can be named: check act and act_output of the task, which may not fit each other")
+        return
+    place = f"in {first.owner}" if first.owner else "in the model's own forward"
+    size = "" if first.error == float("inf") else f", relative error {first.error:.1e}"
+    say(
+        f"equivariance first fails at {first.op} {place} (call {first.call_index + 1}), shape {list(first.shape)}{size}"
+    )
+    for words in first.inputs:
+        say(f"  made of {words}")
