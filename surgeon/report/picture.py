@@ -12,9 +12,9 @@ from surgeon.report.flow import INPUT, OUTPUT, Flow, data_flow
 from surgeon.representations import Representation
 from surgeon.types import Plan, Site
 
-WIDTH, HEIGHT, GAP_X, GAP_Y = 264, 46, 22, 34
-LEFT, TOP, LANE = 150, 76, 11
-LETTERS = 40
+WIDTH, HEIGHT, GAP_X, GAP_Y = 286, 46, 22, 34
+LEFT, TOP, LANE = 16, 76, 11
+NAME_LETTERS, LETTERS = 34, 42
 SITE, OTHER, ENDS = "#0b6e99", "#e8e8e8", "#ffffff"
 
 
@@ -53,7 +53,6 @@ def model_picture(recording: Recording, plan: Plan) -> str:
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0,0 L8,4 L0,8 z" fill="#777777"/></marker></defs>',
         *_legend(plan),
-        *_brackets(boxes),
         *(_edge(boxes, edge, lanes, LEFT + columns * (WIDTH + GAP_X)) for edge in flow.edges),
         *(_drawn(box) for box in boxes.values()),
         "</svg>",
@@ -98,20 +97,20 @@ def _box(x: float, y: float, name: str, sites: list[Site], notes: Mapping[str, s
         return _Box(x, y, (name,), name, ENDS)
     shown = name or "the model itself"
     if not sites:
-        return _Box(x, y, (_short(shown), notes.get(name, "")), f"{shown}: {notes.get(name, '')}", OTHER)
+        return _Box(x, y, (_short(shown, NAME_LETTERS), notes.get(name, "")), f"{shown}: {notes.get(name, '')}", OTHER)
     words = [" → ".join(_words(rho, group) for rho in (site.rho_in, site.rho_out)) for site in sites]
     title = "\n".join(
         f"{site.key}: {site.kind}, {text}, {site.evidence}" for site, text in zip(sites, words, strict=True)
     )
     more = f" (+{len(words) - 1})" if len(words) > 1 else ""
-    return _Box(x, y, (_short(shown), _short(words[0], LETTERS - len(more)) + more), title, SITE)
+    return _Box(x, y, (_short(shown, NAME_LETTERS), _short(words[0], LETTERS - len(more)) + more), title, SITE)
 
 
 def _words(rho: Mapping[str, object], group: str) -> str:
     return str(Representation.from_data(parse_group(group), rho)).replace(" (mul_ir)", "")
 
 
-def _short(text: str, limit: int = LETTERS) -> str:
+def _short(text: str, limit: int) -> str:
     """Leave out the middle of a long text."""
     if len(text) <= limit:
         return text
@@ -161,24 +160,6 @@ def _edge(boxes: Mapping[str, _Box], edge: tuple[str, str], lanes: Mapping[tuple
         path = f"M{x0 + 40:.1f},{y0:.1f} V{out:.1f} H{lane:.1f} V{back:.1f} H{x1 + 40:.1f} V{y1:.1f}"
     colour = "#777777" if edge not in lanes else "#b5b5b5"
     return f'<path d="{path}" fill="none" stroke="{colour}" marker-end="url(#tip)"/>'
-
-
-def _brackets(boxes: Mapping[str, _Box]) -> list[str]:
-    """Name the containers on the left, beside the rows that hold their modules."""
-    rows: dict[str, list[float]] = {}
-    for name, box in boxes.items():
-        container = ".".join(name.split(".")[:2]) if name.count(".") > 1 else name.rpartition(".")[0]
-        if container and name not in (INPUT, OUTPUT):
-            rows.setdefault(container, []).append(box.y)
-    drawn = []
-    for container, ys in rows.items():
-        low, high = min(ys), max(ys) + HEIGHT
-        drawn.append(
-            f'<path d="M{LEFT - 14},{low:.1f} H{LEFT - 20} V{high:.1f} H{LEFT - 14}" fill="none" stroke="#aaaaaa"/>'
-            f'<text x="{LEFT - 26}" y="{low + 14:.1f}" text-anchor="end" fill="#555555">'
-            f"{escape(_short(container, 18))}</text>"
-        )
-    return drawn
 
 
 def _legend(plan: Plan) -> list[str]:

@@ -1,0 +1,1 @@
+"""A package of its own, because some installed library ships another one called ``tests``."""
