@@ -80,7 +80,9 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
         parameters = {name: None for part in inputs for name in sorted(part.meta["parameters"]) if name in trainable}
         if not parameters:
             continue
-        module = common_module([node.meta["owner"], *(name.rpartition(".")[0] for name in parameters)])
+        owners = [name.rpartition(".")[0] for name in parameters]
+        names_of_user = recording.aliases.get(node.meta["owner"], (node.meta["owner"],))
+        module = max((common_module([user, *owners]) for user in names_of_user), key=len)
         names, nodes, meetings = found.setdefault(module, ({}, [], []))
         names.update(parameters)
         nodes.append(node)

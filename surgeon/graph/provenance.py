@@ -29,7 +29,13 @@ def bypassed_parameters(recording: Recording) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for parameter, users in used_parameters(recording).items():
         owner = parameter.rpartition(".")[0]
-        outside = {user for user in users if owner and user != owner and not user.startswith(f"{owner}.")}
+        outside = {user for user in users if owner and not runs_inside(recording, user, owner)}
         if outside:
             found[owner] = outside
     return found
+
+
+def runs_inside(recording: Recording, user: str, owner: str) -> bool:
+    """Tell whether a module is ``owner`` or inside it, under any of its names."""
+    names = recording.aliases.get(user, (user,))
+    return not owner or any(name == owner or name.startswith(f"{owner}.") for name in names)

@@ -35,6 +35,7 @@ class Recording:
         values: the tensor of each node, by reference: one that was written in place later holds the later values.
         calls: qualified module name to number of calls.
         results: the nodes of the tensors that each call of a module returned, by name and call.
+        aliases: module name to all names of the same module, for modules that stand under several.
         outputs: what the run returned.
     """
 
@@ -42,6 +43,7 @@ class Recording:
     values: Mapping[fx.Node, Tensor]
     calls: Mapping[str, int]
     results: Mapping[tuple[str, int], tuple[fx.Node, ...]]
+    aliases: Mapping[str, tuple[str, ...]]
     outputs: Any
 
 
@@ -68,7 +70,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor.numel():
                 self.named_storage.setdefault(tensor.untyped_storage().data_ptr(), name)
         attributes = (value for module in model.modules() for value in vars(module).values())
-        self.kept = {id(tensor) for value in attributes for tensor in _plain_tensors(value)}
+        self.kept = {id(tensor) for value in attributes for tensor in plain_tensors(value)}
 
     def add_inputs(self, inputs: Any) -> None:
         for index, tensor in enumerate(tensors_in(inputs)):
@@ -159,7 +161,8 @@ def _without_recording() -> Any:
     return torch._C._DisableTorchDispatch()
 
 
-def _plain_tensors(value: Any) -> Iterator[Tensor]:
+def plain_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield an attribute's tensors: itself, or those in a list, tuple or dict."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -236,7 +239,14 @@ def record(
     recorder.graph.output(nodes)
     values = recorder.snapshots if copies else recorder.values
     detached = map_tensors(Tensor.detach, outputs)
-    return Recording(recorder.graph, values, dict(recorder.calls), recorder.results, detached)
+    return Recording(recorder.graph, values, dict(recorder.calls), recorder.results, _aliases(model), detached)
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {each[0]: tuple(each) for each in names.values() if len(each) > 1}
 
 
 def fresh_copy(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from surgeon.types import Plan, Site
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 286, 46, 22, 34
 LEFT, TOP, LANE = 16, 76, 11
-NAME_LETTERS, LETTERS = 34, 42
+NAME_LETTERS, LETTERS = 34, 37
 SITE, OTHER, ENDS = "#0b6e99", "#e8e8e8", "#ffffff"
 
 

@@ -211,5 +211,7 @@ def in_training_mode(model: nn.Module) -> Iterator[None]:
         with torch.enable_grad():
             yield
     finally:
+        with torch.no_grad():
+            model.train(modes[model])  # some libraries rebuild here what they cache in eval mode
         for module, mode in modes.items():
             module.training = mode

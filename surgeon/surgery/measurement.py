@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError, PlanError, TaskError
 from surgeon.graph import Recording, record
+from surgeon.graph.record import plain_tensors
 from surgeon.inference import Probe, Symmetry, make_probe
 from surgeon.inference.probe import Elements
 from surgeon.inference.symmetry import all_rows_equal
@@ -80,8 +81,11 @@ def double_twin(model: nn.Module) -> nn.Module:
     Raises:
         PlanError: if the model cannot be copied.
     """
+    # Tensors with a history, such as activations and kernels that a module keeps, refuse to be copied.
+    held = (value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values()))
+    memo = {id(t): t.detach().clone() for value in held for t in plain_tensors(value) if t.grad_fn is not None}
     try:
-        return copy.deepcopy(model).double().eval()
+        return copy.deepcopy(model, memo).double().train().eval()
     except Exception as error:
         raise PlanError(
             f"expected a model that can be copied, but copy.deepcopy fails ({_first_line(error)}): measure it from its "

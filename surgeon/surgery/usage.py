@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from surgeon.graph import Recording, bypassed_parameters, used_parameters
+from surgeon.graph.provenance import runs_inside
 from surgeon.types import Coverage
 
 
@@ -13,6 +14,7 @@ class WeightUsage:
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         self._model = model
+        self._recording = recording
         self.bypassed = bypassed_parameters(recording)
         self._used = used_parameters(recording)
         self._first_names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -31,13 +33,13 @@ class WeightUsage:
         """Return why a branch at ``name`` would not act where its weights act; empty if it would."""
         tied = {name, *self.tied_to(name)}
         found = set().union(*(self.bypassed.get(owner, set()) for owner in tied))
-        outside = {user for user in found if not any(_inside(user, owner) for owner in tied)}
+        outside = {user for user in found if not any(runs_inside(self._recording, user, owner) for owner in tied)}
         if outside:
             users = ", ".join(sorted(user or "the model itself" for user in outside))
             return f"its weights are also used directly by {users}, where a branch cannot act"
         names = (self._first_names[id(parameter)] for parameter in self._model.get_submodule(name).parameters())
         users_of_own = set().union(*(self._used.get(parameter, set()) for parameter in names))
-        if not any(_inside(user, name) for user in users_of_own):
+        if not any(runs_inside(self._recording, user, name) for user in users_of_own):
             return "does not use its own weights in the recorded forward"
         return ""
 
