@@ -140,7 +140,7 @@ class SiteCheck:
         linear = float((run(x + other, own) - run(other, own) - output + offset).norm()) / scale
         moved = {name: self._act(rho, own[name]) for name, rho in proposal.context.items() if name in own}
         residual = linear
-        for index, g in enumerate(self._elements):
+        for index, g in enumerate(_elements(proposal, self._group, self._elements)):
             context = {name: values[index] for name, values in moved.items()}
             difference = run(type_in.act(g, x), context) - type_out.act(g, output)
             residual = max(residual, float(difference.norm()) / scale)
@@ -151,12 +151,19 @@ class SiteCheck:
         return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"
 
 
+def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
+    """Return the elements to judge an op by: on a grid those that map it to itself, here quarter turns."""
+    if proposal.convolution is None or group.finite:
+        return elements
+    return torch.linalg.matrix_exp(torch.pi / 2 * group.algebra).round()
+
+
 def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
-    """Return how both ends transform; a convolution's grid moves along if the group maps grids to themselves."""
+    """Return how both ends transform; a convolution's grid moves along."""
     convolution = proposal.convolution
     grid: tuple[int, ...] = ()
     frame: tuple[tuple[int, ...], ...] = ()
-    if convolution is not None and group.finite:
+    if convolution is not None:
         grid, frame = tuple(range(-len(convolution.kernel), 0)), convolution.frame
     return (
         TensorType(proposal.rho_in, proposal.axes_in, grid, frame),
