@@ -65,7 +65,8 @@ def grid_action(data: str, linear: Tensor) -> Tensor:
     A point that g^-1 moves off the grid takes its value by multilinear interpolation, and 0 outside the grid.
     """
     sizes, frame, positions = _grid(data)
-    return torch.stack([_resampling(sizes, positions @ torch.linalg.inv(in_frame(g, frame)).mT) for g in linear])
+    moved = [_resampling(sizes, positions @ torch.linalg.inv(in_frame(g, frame)).mT) for g in linear]
+    return torch.stack(moved) if moved else torch.zeros(0, len(positions), len(positions), dtype=torch.float64)
 
 
 def _resampling(sizes: tuple[int, ...], sources: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def _discretisation(site: Site, evidence: Evidence) -> list[str]:
     kernel = kernels[0].dense().flatten(1)
     defect = float(Commutator(*row_representations(site, evidence.group))(kernel).norm() / kernel.norm())
     return [
-        f"{site.name}: verified under quarter turns; under infinitesimal rotations of the grid the original kernel's own "
+        f"{site.name}: verified under quarter turns; under small rotations of the grid the original kernel's own "
         f"defect is {defect:.2f} of its norm, which is discretisation"
     ]
 

@@ -155,7 +155,8 @@ def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
     """Return the elements to judge an op by: on a grid those that map it to itself, here quarter turns."""
     if proposal.convolution is None or group.finite:
         return elements
-    return torch.linalg.matrix_exp(torch.pi / 2 * group.algebra).round()
+    quarter: Tensor = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra)
+    return quarter.round()
 
 
 def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
