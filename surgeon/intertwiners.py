@@ -27,7 +27,7 @@ def copy_indices(rho: Representation) -> dict[str, Tensor]:
     """Return, per irrep, the flat indices of each of its copies.
 
     Args:
-        rho: direct sum of irreps and invariants.
+        rho: direct sum of irreps, vectors and invariants.
 
     Returns:
         Irrep name ("0e", "1o"; under SO(3) the parity is left out: "0", "1") to a long tensor of shape (copies, d).
@@ -40,14 +40,19 @@ def copy_indices(rho: Representation) -> dict[str, Tensor]:
         index = torch.arange(block.start, block.start + block.size).reshape(block.shape)
         if not block.factors:
             label, index = irrep_label(rho, "0e"), index.reshape(-1, 1)
-        elif len(block.factors) == 1 and block.factors[0][1].kind == "irrep":
+        elif len(block.factors) == 1 and _is_real_type(rho, block.factors[0][1].kind):
             axis, factor = block.factors[0]
-            label = irrep_label(rho, str(factor))
+            label = irrep_label(rho, "1o" if factor.kind == "vector" else str(factor))
             index = index.movedim(axis, -1).reshape(-1, block.shape[axis])
         else:
             raise GroupError(f"expected a direct sum of irreps, got {rho}: the average is implemented for irreps only")
         found.setdefault(label, []).append(index)
     return {label: torch.cat(parts) for label, parts in found.items()}
+
+
+def _is_real_type(rho: Representation, kind: str) -> bool:
+    """Tell whether intertwiners of an irreducible factor are multiples of the identity; not so in two dimensions."""
+    return kind == "irrep" or (kind == "vector" and rho.group.vector_dimension > 2 and rho.group.rotations)
 
 
 def _diagonal_mean(weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ proposal on the model's real inputs before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -22,6 +22,9 @@ from surgeon.types import Convolution, Coverage, Path, Site
 ENTRY_POINTS = "surgeon.adapters"
 
 
+Axes = tuple[int, ...] | Callable[[int], tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What an adapter says of one op: which argument is linear, and how both ends transform.
@@ -32,7 +35,8 @@ class Proposal:
         rho_in: representation of that argument's feature axes.
         rho_out: representation of the output's feature axes.
         context: representations of the last axes of further arguments, which transform along but get no branch.
-        path_in, path_out, axes_in, axes_out, convolution: as in :class:`surgeon.types.Site`.
+        path_in, path_out, convolution: as in :class:`surgeon.types.Site`.
+        axes_in, axes_out: as there; or a function of the tensor's number of axes, which needs a sample batch.
     """
 
     argument: str
@@ -42,8 +46,8 @@ class Proposal:
     context: Mapping[str, Representation] = field(default_factory=dict)
     path_in: Path = ()
     path_out: Path = ()
-    axes_in: tuple[int, ...] = (-1,)
-    axes_out: tuple[int, ...] = (-1,)
+    axes_in: Axes = (-1,)
+    axes_out: Axes = (-1,)
     convolution: Convolution | None = None
 
 
@@ -66,8 +70,11 @@ class Adapter(Protocol):
     name: str
     groups: tuple[str, ...]
 
-    def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | None:
-        """Return a proposal for ``module``, or why it is left alone, or None if it is not of this family."""
+    def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | Mapping[str, Proposal | Refusal] | None:
+        """Return a proposal for ``module``, or why it is left alone, or None if it is not of this family.
+
+        A module that knows how its children are used answers for them: a mapping from their names.
+        """
         ...
 
     def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
@@ -89,6 +96,41 @@ class Adapter(Protocol):
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return the architecture that a state dict belongs to, or None if keys and shapes do not tell."""
         ...
+
+
+def resolved(proposal: Proposal, axes_of_input: int | None, axes_of_output: int | None) -> Proposal:
+    """Return a proposal whose axes are positions.
+
+    Args:
+        proposal: a proposal.
+        axes_of_input: number of axes of the features that the op received; None if it was not run.
+        axes_of_output: number of axes of its result.
+
+    Raises:
+        PlanError: if the op was not run and its axes depend on that.
+    """
+    ends = []
+    for axes, count in ((proposal.axes_in, axes_of_input), (proposal.axes_out, axes_of_output)):
+        if not callable(axes):
+            ends.append(axes)
+        elif count is None:
+            raise PlanError(
+                "expected a sample batch, since the axes of some op depend on what it is given: give --task"
+            )
+        else:
+            ends.append(axes(count))
+    return replace(proposal, axes_in=ends[0], axes_out=ends[1])
+
+
+def proposal_for(model: nn.Module, name: str, adapter: Adapter, group: Group) -> Proposal | Refusal | None:
+    """Ask an adapter about a module of a model: by itself, or as a child of the module that holds it."""
+    parent, _, child = name.rpartition(".")
+    if name:
+        answer = adapter.propose(model.get_submodule(parent), group)
+        if isinstance(answer, Mapping) and child in answer:
+            return answer[child]
+    answer = adapter.propose(model.get_submodule(name), group)
+    return None if isinstance(answer, Mapping) else answer
 
 
 def installed_adapters() -> dict[str, Adapter]:

@@ -11,7 +11,7 @@ from torch import fx
 
 from surgeon.graph.record import Recording
 
-Meeting = Literal["contraction", "convolution", "product", "shift", "lookup", "other"]
+Meeting = Literal["contraction", "convolution", "product", "shift", "lookup", "normalisation", "other"]
 
 _ATEN = torch.ops.aten
 MEETINGS: Mapping[object, Meeting] = {
@@ -31,6 +31,17 @@ MEETINGS: Mapping[object, Meeting] = {
     _ATEN.convolution.default: "convolution",
     **dict.fromkeys((_ATEN.mul.Tensor, _ATEN.mul_.Tensor, _ATEN.addcmul.default, _ATEN.div.Tensor), "product"),
     **dict.fromkeys((_ATEN.add.Tensor, _ATEN.add_.Tensor, _ATEN.sub.Tensor, _ATEN.sub_.Tensor), "shift"),
+    **dict.fromkeys(
+        (
+            _ATEN.native_batch_norm.default,
+            _ATEN._native_batch_norm_legit.default,
+            _ATEN.cudnn_batch_norm.default,
+            _ATEN._batch_norm_with_update.default,
+            _ATEN.native_layer_norm.default,
+            _ATEN.native_group_norm.default,
+        ),
+        "normalisation",
+    ),
     **dict.fromkeys((_ATEN.embedding.default, _ATEN.index.Tensor, _ATEN.index_select.default), "lookup"),
 }
 

@@ -11,9 +11,10 @@ from torch import nn
 from surgeon.graph import Recording
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap, copy_indices
-from surgeon.registry import Adapter, Proposal, Refusal
+from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved
 from surgeon.surgery.usage import WeightUsage
 from surgeon.surgery.verify import SiteCheck
+from surgeon.trees import tensor_at
 from surgeon.types import Site, Skipped
 
 INVARIANT = "invariant to invariant: every linear map is equivariant here"
@@ -28,9 +29,9 @@ def collect_proposals(
     """Ask each adapter about each module; the first that knows it answers."""
     proposals: Proposals = {}
     skipped: list[Skipped] = []
-    for name, module in model.named_modules():
+    for name, _ in model.named_modules():
         for adapter in (adapter for adapter in adapters.values() if group.name in adapter.groups):
-            answer = adapter.propose(module, group)
+            answer = proposal_for(model, name, adapter, group)
             if answer is None:
                 continue
             if isinstance(answer, Refusal):
@@ -52,7 +53,9 @@ def annotated_site(
     calls: Sequence[Mapping[str, Any]],
 ) -> Site:
     """Return the site that a proposal describes, not verified yet."""
-    adapter_name, proposed = proposal
+    adapter_name, proposed = proposal[0], _resolved(proposal[1], calls)
+    assert not callable(proposed.axes_in)
+    assert not callable(proposed.axes_out)
     module, adapter = model.get_submodule(name), adapters[adapter_name]
     fold, note = adapter.fold_data(module, calls)
     site = Site(
@@ -74,6 +77,12 @@ def annotated_site(
     if fold is None:
         return site
     return dataclasses.replace(site, fold_note=_coverage(adapter.fold_map(module, site, group), proposed))
+
+
+def _resolved(proposal: Proposal, calls: Sequence[Mapping[str, Any]]) -> Proposal:
+    """Fix the axes by a recorded call; the output of a map of rows has as many as its input."""
+    count = tensor_at(calls[0][proposal.argument], proposal.path_in).ndim if calls else None
+    return resolved(proposal, count, count)
 
 
 def _shape(proposal: Proposal) -> tuple[int, ...]:
@@ -102,11 +111,12 @@ def verify_all(
     check = SiteCheck(group)
     usage = WeightUsage(model, recording)
     sites = []
-    for name, proposal in proposals.items():
+    for name, (adapter_name, unresolved) in proposals.items():
         count = recording.calls.get(name, 0)
         residual, complaint, coverage = 0.0, usage.complaint(name), usage.coverage(name)
         if (not count or not calls[name]) and name not in usage.bypassed:
             complaint, coverage = "never called in the recorded forward", "unused"
+        proposal = (adapter_name, unresolved if complaint else _resolved(unresolved, calls[name]))
         if not complaint:
             residual, complaint = check(model.get_submodule(name), proposal[1], calls[name][0])
             coverage = "not equivariant"

@@ -17,6 +17,7 @@ _BY_MEETING: Mapping[str, str] = {
     "shift": "it is only added to an activation",
     "lookup": "rows of it are looked up",
     "product": "it only scales an activation",
+    "normalisation": "it scales and shifts what a normalisation leaves",
 }
 
 

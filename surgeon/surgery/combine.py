@@ -24,7 +24,7 @@ from surgeon.surgery.measurement import Measurement, require_trust
 from surgeon.surgery.usage import WeightUsage
 from surgeon.types import Site, Skipped
 
-NO_EFFECT = "nothing that it computes reaches the output"
+NO_EFFECT = "no effect on the output: no gradient reaches it, since nothing uses it or it only makes a choice"
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ def _judge(
     candidate: Candidate | None,
     measurement: Measurement,
 ) -> None:
+    if any(entry.name == name and entry.coverage != "not equivariant" for entry in result.skipped):
+        return  # the annotation knows why
     module = evidence.model.get_submodule(name)
     if isinstance(module, torch.jit.ScriptModule):
         _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))

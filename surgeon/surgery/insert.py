@@ -12,7 +12,7 @@ from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.forms import form_of
 from surgeon.groups import Group, parse_group
 from surgeon.intertwiners import FoldMap
-from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters
+from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
 from surgeon.surgery.relaxation import PenaltyForm, Relaxation
@@ -124,20 +124,22 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
     own = next((parameter for parameter in op.parameters() if parameter.is_floating_point()), None)
     if own is None:
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
-    return Branch(site.shape, own, mode, _fold_map(op, site, group, adapters), form_of(site))
+    return Branch(site.shape, own, mode, _fold_map(model, op, site, group, adapters), form_of(site))
 
 
-def _fold_map(op: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+def _fold_map(
+    model: nn.Module, op: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]
+) -> FoldMap | None:
     """Ask the adapter that the plan names once more; a site found by measurement has none and is not folded."""
     if not site.adapter:
         return None
     adapter = adapter_named(site.adapter, adapters)
-    proposal = adapter.propose(op, group)
+    proposal = proposal_for(model, site.name, adapter, group)
     takes = None
     if isinstance(proposal, Proposal):
         shape = (proposal.rho_out.dimension, proposal.rho_in.dimension)
-        takes = (proposal.argument, proposal.path_in, proposal.axes_in, proposal.axes_out, shape)
-    if takes != (site.argument, site.path_in, site.axes_in, site.axes_out, site.shape[:2]):
+        takes = (proposal.argument, proposal.path_in, shape)
+    if takes != (site.argument, site.path_in, site.shape[:2]):
         raise PlanError(
             f"expected {site.name!r} to be an op that takes W of shape {site.shape} on {site.argument!r}, but "
             f"{type(op).__name__} is not: the plan was made for another model, make a new one with `surgeon inspect`"

@@ -102,7 +102,8 @@ class SiteCheck:
         before = tensor_at(op.forward(**arguments), proposal.path_out)
         result = functional_call(op, {fold_map.parameter: own + change}, args=(), kwargs=arguments)
         after = tensor_at(result, proposal.path_out)
-        form = LinearForm(proposal.axes_in, proposal.axes_out)
+        type_in, type_out = _types(proposal, self._group)
+        form = LinearForm(type_in.axes, type_out.axes)
         expected = form.apply(fold_map.project(weight).to(x), x, before)
         scale = float(expected.norm()) + float(before.norm()) + torch.finfo(x.dtype).tiny
         return float((after - before - expected).norm()) / scale, TOLERANCE.get(x.dtype, 1e-4)
@@ -166,6 +167,8 @@ def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
     frame: tuple[tuple[int, ...], ...] = ()
     if convolution is not None:
         grid, frame = tuple(range(-len(convolution.kernel), 0)), convolution.frame
+    assert not callable(proposal.axes_in)
+    assert not callable(proposal.axes_out)
     return (
         TensorType(proposal.rho_in, proposal.axes_in, grid, frame),
         TensorType(proposal.rho_out, proposal.axes_out, grid, frame),
