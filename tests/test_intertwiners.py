@@ -84,9 +84,20 @@ def test_average_refuses_what_it_cannot_do() -> None:
     rho = irreps(group, "2x1o")
     with pytest.raises(ShapeError, match=r"\(6, 6\).*got \(6, 5\)"):
         average(torch.zeros(6, 5), rho, rho)
-    vectors = axes(group, "c v", {"c": 2})
+    tensors = axes(group, "v w", {})
     with pytest.raises(GroupError, match="irreps only"):
-        average(torch.zeros(6, 6), vectors, vectors)
+        average(torch.zeros(9, 9), tensors, tensors)
+
+
+def test_vectors_average_like_irreps() -> None:
+    group = parse_group("O3")
+    weight = torch.randn(6, 9, dtype=torch.float64)
+    vectors = [axes(group, "c v", {"c": count}) for count in (2, 3)]
+    same = average(weight, irreps(group, "2x1o"), irreps(group, "3x1o"))
+    assert torch.equal(average(weight, *vectors), same)
+    planar = axes(parse_group("SO2"), "c v", {"c": 2})  # complex type: more intertwiners than multiples of 1
+    with pytest.raises(GroupError, match="irreps only"):
+        average(torch.zeros(4, 4), planar, planar)
 
 
 def constant_only() -> Tensor:

@@ -84,6 +84,7 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
         Module name to candidate, in the order of execution.
     """
     found: dict[str, tuple[dict[str, None], list[fx.Node], list[Meeting]]] = {}
+    first_names = {name: first for first, names in recording.aliases.items() for name in names}
     for node in recording.graph.nodes:
         if node.op != "call_function" or node.meta["backward"] or node.meta["parameters"]:
             continue
@@ -91,9 +92,9 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
         parameters = {name: None for part in inputs for name in sorted(part.meta["parameters"]) if name in trainable}
         if not parameters:
             continue
-        owners = [name.rpartition(".")[0] for name in parameters]
         names_of_user = recording.aliases.get(node.meta["owner"], (node.meta["owner"],))
-        module = max((common_module([user, *owners]) for user in names_of_user), key=len)
+        module = max((_common(recording, user, list(parameters)) for user in names_of_user), key=len)
+        module = first_names.get(module, module)
         names, nodes, meetings = found.setdefault(module, ({}, [], []))
         names.update(parameters)
         nodes.append(node)
@@ -102,6 +103,16 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
         module: Candidate(module, tuple(names), tuple(nodes), tuple(meetings))
         for module, (names, nodes, meetings) in found.items()
     }
+
+
+def _common(recording: Recording, user: str, parameters: list[str]) -> str:
+    """The innermost module that holds an op and, under some name each, its parameters."""
+    owners = []
+    for parameter in parameters:
+        names = recording.aliases.get(parameter, (parameter,))
+        choices = [name.rpartition(".")[0] for name in names]
+        owners.append(max(choices, key=lambda owner: len(common_module([user, owner]))))
+    return common_module([user, *owners])
 
 
 def common_module(names: list[str]) -> str:

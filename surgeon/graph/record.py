@@ -35,7 +35,7 @@ class Recording:
         values: the tensor of each node, by reference: one that was written in place later holds the later values.
         calls: qualified module name to number of calls.
         results: the nodes of the tensors that each call of a module returned, by name and call.
-        aliases: module name to all names of the same module, for modules that stand under several.
+        aliases: module or parameter name to all names of the same one, if it stands under several.
         outputs: what the run returned.
     """
 
@@ -246,6 +246,8 @@ def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     return {each[0]: tuple(each) for each in names.values() if len(each) > 1}
 
 

@@ -327,12 +327,17 @@ def _padding_mode(
 def _residual(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, changed: bool) -> float:
     """Deviation from equivariance on random features; all other arguments are those of the runs under each element."""
     if not changed:
-        return _deviation(measurement, op, type_in, type_out, measurement.own)
+        # An op with weights 0, as last layers often start, shows nothing here.
+        own = _deviation(measurement, op, type_in, type_out, measurement.own)
+        return 0.0 if own is None else own
     with perturbed(measurement.twin, seed=1, inside=op.module):
-        return _deviation(measurement, op, type_in, type_out, measurement.own)
+        other = _deviation(measurement, op, type_in, type_out, measurement.own)
+    return float("inf") if other is None else other
 
 
-def _deviation(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, probe: Probe) -> float:
+def _deviation(
+    measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, probe: Probe
+) -> float | None:
     twin, calls = measurement.twin, probe.calls[op.module]
     generator = torch.Generator().manual_seed(4)
     arguments = calls[0][0][0]
@@ -341,7 +346,7 @@ def _deviation(measurement: Measurement, op: Op, type_in: TensorType, type_out: 
     result = op.run(twin, arguments, x)
     scale = float((result - offset).norm())
     if not scale:
-        return float("inf")
+        return None
     worst = 0.0
     first = len(calls) - len(probe.elements.checks)
     for g, moved in zip(probe.elements.checks, calls[first:], strict=True):

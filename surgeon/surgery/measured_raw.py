@@ -45,13 +45,11 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
         graph = trace_forward(owner)
     except NotTraceableError as error:
         return [], [("", Refusal(f"cannot be relaxed here, because {error}", "unexplained"))]
-    ops = raw_ops(graph, owner)
-    if not ops:
-        return [], []
     with default_double(), torch.enable_grad():
         complaint = trace_complaint(owner, graph, [arguments for arguments, _ in calls[:2]])
     if complaint:
         return [], [("", Refusal(f"cannot be relaxed here, because {complaint}", "unexplained"))]
+    ops = raw_ops(graph, owner)
     found: list[Found] = []
     refusals: list[tuple[str, Refusal]] = []
     done: set[str] = set()

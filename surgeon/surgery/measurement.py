@@ -85,7 +85,8 @@ def double_twin(model: nn.Module) -> nn.Module:
     held = (value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values()))
     memo = {id(t): t.detach().clone() for value in held for t in plain_tensors(value) if t.grad_fn is not None}
     try:
-        return copy.deepcopy(model, memo).double().train().eval()
+        with torch.no_grad():
+            return copy.deepcopy(model, memo).double().train().eval()
     except Exception as error:
         raise PlanError(
             f"expected a model that can be copied, but copy.deepcopy fails ({_first_line(error)}): measure it from its "

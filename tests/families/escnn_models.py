@@ -81,7 +81,7 @@ class Vectors(nn.Module):
     """Linear layers between fields of frequencies 0, 1, 2, gated by norms."""
 
     def __init__(self) -> None:
-        from escnn import gspaces, group
+        from escnn import group, gspaces
         from escnn import nn as enn
 
         super().__init__()

@@ -1,0 +1,190 @@
+"""Models in which nothing, or not everything, may be found; and runs that cannot tell anything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.e3nn_compat import import_e3nn
+from tests.families.awkward.case import CHANNELS, Case, Mix, Trunk, gated, vectors
+from tests.families.awkward.layouts import turn_image
+
+
+class PointNet(nn.Module):
+    """Dense on coordinates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu().amax(1))
+
+
+class PlainCNN(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu()).mean((2, 3))
+
+
+class OrthogonalInside(nn.Module):
+    """A dense layer that happens to be a rotation, between layers of e3nn; only norms are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        o3 = import_e3nn()
+        self.first = o3.Linear("4x1o", "4x1o")
+        self.dense = nn.Linear(3, 3, bias=False)
+        nn.init.orthogonal_(self.dense.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.flatten(1)).unflatten(1, (4, 3))
+        return self.dense(h).square().sum(-1)
+
+
+class DenseHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = Mix(), nn.Linear(3 * CHANNELS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(gated(self.mix(x)).flatten(1))
+
+
+class InvariantOnly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(CHANNELS, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.norm(dim=-1)).tanh())
+
+
+class Biased(nn.Module):
+    """A bias added to vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.transpose(1, 2)).square().sum(1)
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x + 1e-3 * torch.randn_like(x)).square().sum(-1)
+
+
+class FixedDtype(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.float()).square().sum(-1)
+
+
+class Nearly(nn.Module):
+    """Equivariant up to 1e-3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x + 1e-3 * x[..., :1] ** 2).square().sum(-1)
+
+
+class Dead(nn.Module):
+    """Units that are 0 on all samples cannot be measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.after = Mix(), nn.Linear(CHANNELS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        invariants = self.mix(x).square().sum(-1)
+        return self.after(torch.relu(invariants - torch.tensor([0.0, 0.0, 0.0, 1e9])))
+
+
+CASES = (
+    Case(
+        "plain PointNet",
+        "dense on coordinates",
+        PointNet,
+        error="to be a symmetry of the model, but its output deviates",
+    ),
+    Case(
+        "plain CNN",
+        "free kernels",
+        PlainCNN,
+        group="C4",
+        inputs=lambda: (torch.randn(2, 1, 7, 7, dtype=torch.float64),),
+        act=turn_image,
+        error="to be a symmetry of the model",
+    ),
+    Case(
+        "orthogonal layer",
+        "a rotation that training would change",
+        OrthogonalInside,
+        {"first.features"},
+        audit={"dense.weight": "not equivariant"},
+    ),
+    Case(
+        "dense head", "an equivariant trunk under a head that is not", DenseHead, error="to be a symmetry of the model"
+    ),
+    Case("invariants only", "nothing transforms", InvariantOnly, error="nothing to relax.*2 x invariant to invariant"),
+    Case("bias on vectors", "the layer itself breaks the symmetry", Biased, error="to be a symmetry of the model"),
+    Case("noise in eval mode", "not deterministic", Noisy, error="deterministic model, but two runs .* differ by"),
+    Case("fixed dtype", "does not run in float64", lambda: FixedDtype().float(), error="runs in float64"),
+    Case(
+        "nearly equivariant",
+        "an error of 1e-3",
+        Nearly,
+        error="to be a symmetry of the model, but its output deviates by",
+    ),
+    Case(
+        "equal samples",
+        "a batch that shows nothing",
+        lambda: Trunk(Mix()),
+        inputs=lambda: (vectors()[:1].expand(7, -1, -1).clone(),),
+        error="all rows of each of its tensors are equal",
+    ),
+    Case("no action", "act that is no action", lambda: Trunk(Mix()), act=lambda g, x: (x @ g,), error="action of SO3"),
+    Case(
+        "act does nothing",
+        "act that changes nothing",
+        lambda: Trunk(Mix()),
+        act=lambda g, x: (x,),
+        error="move the sample batch",
+    ),
+    Case(
+        "wrong group",
+        "a larger group than the model has",
+        lambda: CrossProduct(),
+        group="O3",
+        error="to be a symmetry of the model, but its output deviates .* under inversion",
+    ),
+    Case("right group", "the same network under rotations", lambda: CrossProduct(), {"mix.x"}),
+    Case("dead units", "features that are always 0", Dead, {"mix.x"}, audit={"after.weight": "invariant"}),
+)
+
+
+class CrossProduct(nn.Module):
+    """Rotations only: a triple product changes sign under inversion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = gated(self.mix(x))
+        return (torch.linalg.cross(h[:, 0], h[:, 1]) * h[:, 2]).sum(-1)

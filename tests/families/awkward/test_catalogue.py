@@ -1,0 +1,82 @@
+"""Every awkward model is relaxed correctly, or refused with the right reason."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import surgeon
+from surgeon.errors import SurgeonError
+from surgeon.soundness import Model, check_plan
+from surgeon.trees import map_tensors
+from surgeon.types import Plan
+from tests.families.awkward import forwards, layouts, negatives, weights
+from tests.families.awkward.case import Case
+
+CASES = (*forwards.CASES, *weights.CASES, *layouts.CASES, *negatives.CASES)
+
+
+def build(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return case.build().eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def find(case: Case, module: nn.Module) -> Plan:
+    return surgeon.find(module, case.group, *case.inputs(), act=case.act, act_output=case.act_output, adapters={})
+
+
+@pytest.fixture(autouse=True)
+def _double() -> None:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.error], ids=lambda case: case.name)
+def test_relaxed(case: Case) -> None:
+    module, inputs = build(case), case.inputs()
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    plan = find(case, module)
+    assert {site.key for site in plan.sites} == case.sites
+    audit = {entry.parameter: entry for entry in plan.audit}
+    assert audit.keys() == dict(module.named_parameters()).keys()
+    assert not [entry for entry in plan.audit if entry.coverage == "unexplained" and entry.parameter not in case.reason]
+    for name, coverage in case.audit.items():
+        assert audit[name].coverage == coverage, audit[name]
+    for name, pattern in case.reason.items():
+        assert re.search(pattern, audit[name].reason), audit[name]
+    if case.sound:
+        run = Model(module, inputs, lambda model, *given: model(*given), case.act, case.act_output)
+        check_plan(run, plan)
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    assert not module.training
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.error], ids=lambda case: case.name)
+def test_refused(case: Case) -> None:
+    with pytest.raises(SurgeonError, match=case.error):
+        find(case, build(case))
+
+
+def test_names_are_distinct_and_the_catalogue_is_long() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names) >= 25
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.error], ids=lambda case: case.name)
+def test_a_wrong_layout_would_be_seen(case: Case) -> None:
+    """The negative twin: under another action on the outputs nothing is accepted by measurement."""
+
+    def spoiled(g: torch.Tensor, outputs: object) -> object:
+        return map_tensors(lambda t: 1.01 * t if t.is_floating_point() else t, outputs)
+
+    with pytest.raises(SurgeonError, match="to be a symmetry|nothing to relax"):
+        surgeon.find(build(case), case.group, *case.inputs(), act=case.act, act_output=spoiled, adapters={})
