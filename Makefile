@@ -5,12 +5,13 @@ PYTHONS := python3.11 python3.12 python3.13 python3 python3.14 python
 VENV := .venv
 EXTRAS := dev,plots
 OLD_VENV := .venv-e3nn044
+FAMILIES := mace nequip escnn
 IN_VENV := $(VENV)/bin/python
 IN_OLD_VENV := $(OLD_VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short test test-fast test-e3nn044 lint format types setup clean clean-all
+.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -18,12 +19,11 @@ export PIP_NO_INPUT := 1
 
 # The stamp of an environment holds the folder it was made in. A copied or moved checkout is set up again, because its
 # environment would go on importing from the old folder.
-MOVED := $(shell for venv in $(VENV) $(OLD_VENV); do \
+MOVED := $(shell for venv in $(VENV) $(OLD_VENV) $(FAMILIES:%=.venv-%); do \
 	[ ! -f $$venv/.stamp ] || [ "$$(cat $$venv/.stamp)" = "$$(pwd -P)" ] || rm -f $$venv/.stamp; done)
 
-# $(call install,ENVIRONMENT,CONSTRAINTS,EXTRAS). Torch comes first and by its pinned version, so that nothing else pulls
-# another build of it; the build backend is installed beside it, so that a later call builds without a network.
-define install
+# $(call environment,FOLDER)
+define environment
 @if ! $(1)/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
 		"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
@@ -35,6 +35,12 @@ define install
 	exit 1; \
 fi
 @echo "installing torch, then everything else, into $(1) (minutes the first time, seconds later)"
+endef
+
+# $(call install,ENVIRONMENT,CONSTRAINTS,EXTRAS). Torch comes first and by its pinned version, so that nothing else pulls
+# another build of it; the build backend is installed beside it, so that a later call builds without a network.
+define install
+$(call environment,$(1))
 @$(1)/bin/python -m pip install --quiet -c $(2) torch hatchling editables
 @$(1)/bin/python -m pip install --quiet -c $(2) --no-build-isolation -e ".[$(3)]"
 @pwd -P > $(1)/.stamp
@@ -58,6 +64,11 @@ test-fast: $(VENV)/.stamp  ## run the tests that take seconds
 
 test-e3nn044: $(OLD_VENV)/.stamp  ## run the tests that touch e3nn with the oldest supported e3nn
 	$(IN_OLD_VENV) -m pytest -p no:cacheprovider -m e3nn $(ARGS)
+
+test-families: $(FAMILIES:%=test-%)  ## run the tests of the model families of other libraries, each in its own environment
+
+$(FAMILIES:%=test-%): test-%: .venv-%/.stamp
+	.venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(ARGS)
 
 lint: $(VENV)/.stamp  ## check style and formatting
 	$(IN_VENV) -m ruff check .
@@ -86,3 +97,12 @@ clean:  ## remove caches and build products
 
 clean-all: clean  ## remove the environments too
 	rm -rf $(VENV) $(OLD_VENV)
+
+.venv-%/.stamp: pyproject.toml constraints.txt requirements-%.txt
+	$(call environment,.venv-$*)
+	@.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
+	@.venv-$*/bin/python -m pip install --quiet --no-deps -r requirements-$*.txt
+	@.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@pwd -P > .venv-$*/.stamp
+
+.PRECIOUS: .venv-%/.stamp

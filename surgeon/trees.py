@@ -75,7 +75,7 @@ class _Mapper:
         mapped = {key: self.map(value) for key, value in tree.items()}
         if type(tree) is dict or not isinstance(tree, MutableMapping):
             return mapped
-        result = copy.copy(tree)
+        result = _copied(tree)
         result.update(mapped)
         return result
 
@@ -183,13 +183,7 @@ def tensor_at(tree: Any, path: Path) -> Tensor:
         ShapeError: if there is none.
     """
     for depth, key in enumerate(path):
-        children = _children(tree)
-        if key not in children:
-            raise ShapeError(
-                f"expected {key!r} at {list(path[:depth])} of {type(tree).__name__}, which holds "
-                f"{', '.join(map(repr, children)) or 'nothing'}: the plan was made for other data"
-            )
-        tree = children[key]
+        tree = _child(tree, key, path[:depth])
     if not isinstance(tree, Tensor):
         raise ShapeError(
             f"expected a tensor at {list(path)}, got {type(tree).__name__}: the plan was made for other data"
@@ -197,28 +191,59 @@ def tensor_at(tree: Any, path: Path) -> Tensor:
     return tree
 
 
+def _child(tree: Any, key: str | int, above: Path) -> Any:
+    children = _children(tree)
+    if key not in children:
+        raise ShapeError(
+            f"expected {key!r} at {list(above)} of {type(tree).__name__}, which holds "
+            f"{', '.join(map(repr, children)) or 'nothing'}: the plan was made for other data"
+        )
+    return children[key]
+
+
 def with_tensor(tree: Any, path: Path, tensor: Tensor) -> Any:
-    """Return a copy of ``tree`` in which the tensor at ``path`` is ``tensor``; nothing is modified in place."""
-    if not path:
+    """Return a copy of ``tree`` in which the tensor at ``path`` is ``tensor``; nothing is modified in place.
+
+    Raises:
+        ShapeError: if ``tree`` has nothing at ``path``.
+    """
+    return _replaced(tree, path, 0, tensor)
+
+
+def _replaced(tree: Any, path: Path, depth: int, tensor: Tensor) -> Any:
+    if depth == len(path):
         return tensor
-    key, rest = path[0], path[1:]
-    value = with_tensor(_children(tree)[key], rest, tensor)
+    key = path[depth]
+    value = _replaced(_child(tree, key, path[:depth]), path, depth + 1, tensor)
     if isinstance(tree, Mapping):
         return _with_item(tree, key, value)
     if isinstance(tree, list | tuple):
         items = [value if index == key else item for index, item in enumerate(tree)]
         return items if isinstance(tree, list) else _like(tree, items)
     result = copy.copy(tree)
-    object.__setattr__(result, str(key), value)
+    try:
+        setattr(result, str(key), value)  # the batches of graph libraries keep their tensors elsewhere than others do
+    except dataclasses.FrozenInstanceError:
+        object.__setattr__(result, str(key), value)
     return result
 
 
 def _with_item(tree: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
     if isinstance(tree, MutableMapping):
-        result = copy.copy(tree)
+        result = _copied(tree)
         result[key] = value
         return result
     return {**tree, key: value}
+
+
+def _copied(tree: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
+    """Copy a mapping together with the dicts in which one that is no dict itself may keep its items."""
+    result = copy.copy(tree)
+    if not isinstance(tree, dict) and not hasattr(tree, "__copy__"):
+        for name, value in vars(result).items():
+            if isinstance(value, MutableMapping):
+                setattr(result, name, copy.copy(value))
+    return result
 
 
 def _compare(left: Any, right: Any, same: Callable[[Tensor, Tensor], bool], seen: frozenset[int]) -> bool:

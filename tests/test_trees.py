@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Iterator, MutableMapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from surgeon.trees import allclose, equal, first_tensor, map_tensors, tensors_in, to_device, to_dtype
+from surgeon.errors import ShapeError
+from surgeon.trees import (
+    allclose,
+    equal,
+    first_tensor,
+    map_tensors,
+    tensor_at,
+    tensor_leaves,
+    tensors_in,
+    to_device,
+    to_dtype,
+    with_tensor,
+)
 
 
 class Pair(NamedTuple):
@@ -67,6 +81,47 @@ class OnlyTo:
         return self
 
 
+class LibraryGraph(GraphLike):
+    """Attributes live in a store, as in the batches of graph libraries."""
+
+    def __init__(self, pos: Tensor) -> None:
+        self.__dict__["_store"] = {"pos": pos}
+
+    def __copy__(self) -> LibraryGraph:
+        return LibraryGraph(self._store["pos"])
+
+    def __getattr__(self, name: str) -> Any:
+        return self.__dict__["_store"][name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_store":
+            self.__dict__["_store"] = value
+        else:
+            self._store[name] = value
+
+
+class OwnMapping(MutableMapping[str, Any]):
+    """A mapping that is no dict and does not say how it is copied."""
+
+    def __init__(self, **items: Any) -> None:
+        self._items = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._items[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
 CONTAINERS: list[Any] = [
     lambda x: {"a": x, "b": 3},
     lambda x: OrderedDict(a=x),
@@ -77,6 +132,9 @@ CONTAINERS: list[Any] = [
     lambda x: Slotted(x),
     lambda x: Plain(x),
     lambda x: GraphLike(x),
+    lambda x: LibraryGraph(x),
+    lambda x: UserDict(a=x),
+    lambda x: OwnMapping(a=x, b=2),
     lambda x: {"deep": [Pair(Frozen(x), {"y": Plain([x])})]},
 ]
 
@@ -178,3 +236,108 @@ def test_mapping_the_identity_and_a_bijection_gives_an_equal_tree(tree: Any) -> 
     assert equal(map_tensors(Tensor.clone, tree), tree)
     assert equal(map_tensors(lambda t: -t, map_tensors(lambda t: -t, tree)), tree)
     assert equal([tensor + 1 for tensor in tensors_in(tree)], tensors_in(map_tensors(lambda t: t + 1, tree)))
+
+
+# Paths
+
+PATHS: list[Any] = [
+    (lambda x: x, ()),
+    (lambda x: {"a": x, "b": x}, ("a",)),
+    (lambda x: {0: x, "0": x}, (0,)),
+    (lambda x: {"with.dots": {"": x}}, ("with.dots", "")),
+    (lambda x: OrderedDict(b=1, a=x), ("a",)),
+    (lambda x: defaultdict(list, a=x), ("a",)),
+    (lambda x: UserDict(a=x), ("a",)),
+    (lambda x: OwnMapping(a=x, b=x), ("b",)),
+    (lambda x: [x, x, "s"], (1,)),
+    (lambda x: (x, None, x), (2,)),
+    (lambda x: Pair(1, x), (1,)),
+    (lambda x: Frozen(x), ("x",)),
+    (lambda x: Slotted(x), ("x",)),
+    (lambda x: Plain(x), ("x",)),
+    (lambda x: LibraryGraph(x), ("pos",)),
+    (lambda x: {"deep": [Pair(Frozen({"y": Plain((x, x))}), x)]}, ("deep", 0, 0, "x", "y", "x", 1)),
+]
+
+
+@pytest.mark.parametrize(("make", "path"), PATHS)
+def test_a_tensor_is_replaced_in_a_copy(make: Any, path: Any) -> None:
+    x, new = torch.ones(3), torch.zeros(2)
+    tree = make(x)
+    result = with_tensor(tree, path, new)
+    assert tensor_at(result, path) is new
+    assert type(result) is (Tensor if not path else type(tree))
+    # Everything else is the same, in the same order; the original is as it was.
+    before, after = tensor_leaves(tree), tensor_leaves(result)
+    assert list(before) == list(after)
+    assert path in before
+    assert all(leaf is x for leaf in before.values())
+    assert [key for key, leaf in after.items() if leaf is not x] == [path]
+    assert equal(with_tensor(result, path, x), tree)
+    assert not equal(result, tree)
+
+
+def test_objects_keep_what_else_they_hold() -> None:
+    result = with_tensor(Plain(torch.ones(1)), ("x",), torch.zeros(1))
+    assert result.note == "kept"
+    assert with_tensor(Frozen(torch.ones(1), "name"), ("x",), torch.zeros(1)).name == "name"
+
+
+def test_a_mapping_that_cannot_change_becomes_a_dict() -> None:
+    tree = MappingProxyType({"a": torch.ones(1), "b": 2})
+    result = with_tensor(tree, ("a",), torch.zeros(1))
+    assert type(result) is dict
+    assert (list(result), float(result["a"]), result["b"]) == (["a", "b"], 0.0, 2)
+    assert float(tree["a"]) == 1.0
+
+
+def test_leaves_are_listed_in_order_by_paths_that_survive_json() -> None:
+    x, y = torch.ones(1), torch.zeros(1)
+    tree = {"b": [x, {"c": y}], 3: Pair(None, x), True: x, (1, 2): y, None: x, "text": "s", "model": nn.Linear(1, 1)}
+    assert list(tensor_leaves(tree)) == [("b", 0), ("b", 1, "c"), (3, 1)]
+    assert tensor_leaves(x) == {(): x}
+    assert tensor_leaves("nothing") == {}
+
+
+def test_leaves_of_an_object_that_refers_to_itself() -> None:
+    tree = Plain(torch.ones(1))
+    tree.me = [tree]  # type: ignore[attr-defined]
+    assert list(tensor_leaves(tree)) == [("x",)]
+    # The same object twice, but not inside itself, has leaves twice.
+    assert list(tensor_leaves([Plain(1), tree, tree])) == [(1, "x"), (2, "x")]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("b",), "expected 'b' at \\[\\] of dict, which holds 'a', 'n'"),
+        (("a", 2), "expected 2 at \\['a'\\] of list, which holds 0, 1"),
+        (("a", "0"), "expected '0' at \\['a'\\] of list"),
+        (("a", 0, "x"), "expected 'x' at \\['a', 0\\] of Tensor, which holds nothing"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_where_it_ends(path: Any, message: str) -> None:
+    tree = {"a": [torch.ones(1), 3], "n": 1}
+    with pytest.raises(ShapeError, match=message):
+        tensor_at(tree, path)
+    with pytest.raises(ShapeError, match=message):
+        with_tensor(tree, path, torch.zeros(1))
+    assert tensor_at(tree, ("a", 0)) is tree["a"][0]
+
+
+def test_what_is_no_tensor_is_not_taken_for_one() -> None:
+    with pytest.raises(ShapeError, match="expected a tensor at \\['a', 1\\], got int"):
+        tensor_at({"a": [torch.ones(1), 3]}, ("a", 1))
+    with pytest.raises(ShapeError, match="expected a tensor at \\[\\], got list"):
+        tensor_at([torch.ones(1)], ())
+
+
+@given(trees)
+def test_every_leaf_is_found_at_its_path_and_can_be_replaced(tree: Any) -> None:
+    leaves = tensor_leaves(tree)
+    assert [leaf.data_ptr() for leaf in leaves.values()] == [leaf.data_ptr() for leaf in tensors_in(tree)]
+    for path, leaf in leaves.items():
+        assert tensor_at(tree, path) is leaf
+        new = torch.full((2, 2), 7.0)
+        assert tensor_at(with_tensor(tree, path, new), path) is new
+        assert tensor_at(tree, path) is leaf

@@ -77,7 +77,7 @@ class PointCloudTask:
             seed: order of the training clouds; the other splits keep theirs.
 
         Returns:
-            Fresh tensors at each call.
+            Fresh tensors at each call; a last training batch of a single cloud is left out.
 
         Raises:
             UsageError: if the split is unknown.

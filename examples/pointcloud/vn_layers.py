@@ -1,11 +1,11 @@
 """Layers of vector neurons: features are lists of 3-vectors, and weights mix the vectors of one point.
 
-Deng et al., "Vector Neurons: A General Framework for SO(3)-Equivariant Networks" (ICCV 2021). Parameter names and shapes
-are those of the authors' public code, so that state dicts have the same keys in the same order.
+Deng et al., "Vector Neurons: A General Framework for SO(3)-Equivariant Networks" (ICCV 2021). Parameter names and
+shapes are those of the authors' public code, so that state dicts have the same keys in the same order.
 
 Features have shape (b, c, 3), (b, c, 3, n) or (b, c, 3, n, k): batch, channels, components, points, neighbours. Every
-weight is an ``nn.Linear`` without bias on the channel axis; it sees channels and the last axis exchanged, so its input is
-(b, 3, c), (b, n, 3, c) or (b, k, 3, n, c).
+weight is an ``nn.Linear`` without bias on the channel axis; it sees channels and the last axis exchanged, so its input
+is (b, 3, c), (b, n, 3, c) or (b, k, 3, n, c).
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE) -> Verdict:
         if residual <= tolerance:
             return Verdict(candidate, residual, silent=_silent_axes(probe))
         best = min(best, residual)
-    return Verdict(None, best, f"no structured representation fits (best relative residual {best:.1e})")
+    reason = f"no structured representation fits (best relative residual {best:.1e})"
+    return Verdict(None, best, reason, _silent_axes(probe))
 
 
 def _silent_axes(probe: TensorProbe) -> tuple[int, ...]:

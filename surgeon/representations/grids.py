@@ -28,15 +28,21 @@ def check_frame(group: Group, sizes: Sequence[int], frame: Sequence[Sequence[int
     Raises:
         GroupError: if it is not a signed permutation of the group's dimension and the grid's.
     """
-    matrix = torch.tensor(frame, dtype=torch.float64) if len(frame) else torch.zeros(0, 0, dtype=torch.float64)
     d = group.vector_dimension
-    good = matrix.shape == (d, d) and len(sizes) == d and torch.equal(matrix @ matrix.mT, torch.eye(d).double())
-    if not good:
+    good = len(frame) == d and len(sizes) == d and all(len(row) == d for row in frame) and min(sizes) > 0
+    if not good or not is_signed_permutation(torch.tensor(frame, dtype=torch.float64)):
         raise GroupError(
-            f"expected a signed permutation of size {d} and a grid with {d} axes for {group.name}, got frame "
+            f"expected a signed permutation of size {d} and a grid with {d} axes of points for {group.name}, got frame "
             f"{[list(row) for row in frame]} and sizes {list(sizes)}: correct them"
         )
     return [[int(entry) for entry in row] for row in frame]
+
+
+def is_signed_permutation(matrix: Tensor) -> bool:
+    """Tell whether a square matrix has one entry +-1 in each row and column, and zeros otherwise."""
+    places = matrix.abs()
+    whole = bool(((places == 0) | (places == 1)).all())
+    return whole and bool((places.sum(0) == 1).all()) and bool((places.sum(1) == 1).all())
 
 
 @lru_cache(maxsize=64)

@@ -26,13 +26,14 @@ def check_images(group: Group, images: Mapping[str, Any]) -> str:
         images: ``{"algebra": [...], "elements": [...]}``, see :func:`surgeon.representations.matrices`.
 
     Raises:
-        GroupError: if they are not one square matrix of one size per generator.
+        GroupError: if they are not one square matrix of one size per generator, or not finite.
     """
     try:
         algebra, elements = (torch.as_tensor(images[key], dtype=torch.float64) for key in ("algebra", "elements"))
     except (KeyError, TypeError, ValueError) as error:
         raise GroupError(
-            f"expected lists of matrices under 'algebra' and 'elements', got {sorted(images)} ({error}): correct them"
+            f"expected lists of matrices under 'algebra' and 'elements', got {type(images).__name__} ({error}): "
+            "correct them"
         ) from error
     needed = (len(group.feature_algebra), len(group.feature_elements))
     if (len(algebra), len(elements)) != needed:
@@ -43,6 +44,8 @@ def check_images(group: Group, images: Mapping[str, Any]) -> str:
     shapes = {tuple(part.shape[1:]) for part in (algebra, elements) if len(part)}
     if len(shapes) != 1 or any(len(shape) != 2 or shape[0] != shape[1] for shape in shapes):
         raise GroupError(f"expected square matrices of one size, got shapes {sorted(shapes)}: correct them")
+    if not (bool(algebra.isfinite().all()) and bool(elements.isfinite().all())):
+        raise GroupError("expected finite matrices, got NaN or infinity among them: correct them")
     return json.dumps({"algebra": algebra.tolist(), "elements": elements.tolist()}, sort_keys=True)
 
 

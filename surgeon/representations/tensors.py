@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.errors import ShapeError
+from surgeon.errors import GroupError, ShapeError
 from surgeon.groups import Group
 from surgeon.representations.build import axes as vectors
 from surgeon.representations.build import repeated, trivial
 from surgeon.representations.core import Representation
-from surgeon.representations.grids import in_frame
+from surgeon.representations.grids import ON_GRID, in_frame, is_signed_permutation
 
 Frame = tuple[tuple[int, ...], ...]
 
@@ -53,6 +53,7 @@ class TensorType:
 
         Raises:
             ShapeError: if the axes do not have the representation's dimension.
+            GroupError: if there is a grid, and ``g`` does not map its points to points.
         """
         moved = self.on_rows(x)
         if moved.shape[-1] != self.rho.dimension:
@@ -80,7 +81,13 @@ class TensorType:
         if not self.grid:
             return x
         frame = torch.tensor(self.frame, dtype=torch.float64)
-        matrix = in_frame(self.rho.group.linear(g), frame).round()
+        exact = in_frame(self.rho.group.linear(g), frame)
+        matrix = exact.round()
+        if float((exact - matrix).abs().max()) > ON_GRID or not is_signed_permutation(matrix):
+            raise GroupError(
+                f"expected an element of {self.rho.group.name} that maps the points of a grid to points, got one that "
+                "does not: act with quarter turns and reflections of the axes"
+            )
         # (g x)(u) = x(g^-1 u): axis i of the result runs along the axis j of x with matrix[i, j] = +-1.
         order = [int(matrix[axis].abs().argmax()) for axis in range(len(self.grid))]
         permutation = list(range(x.ndim))

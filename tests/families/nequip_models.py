@@ -52,8 +52,8 @@ def potential(l_max: int = 2, parity: bool = True, layers: int = 2) -> FamilyCas
         from nequip.model import NequIPGNNModel
         from nequip.utils.global_state import set_global_state
 
-        set_global_state()
         with double():
+            set_global_state()  # also sets the default dtype
             module = NequIPGNNModel(
                 seed=0,
                 model_dtype="float64",

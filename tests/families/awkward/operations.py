@@ -1,0 +1,353 @@
+"""More ops: axes in other orders, several types at once, constraints on weights, features that are 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+from tests.families.awkward.case import CHANNELS, POINTS, Case, Mix, Trunk, gated, vectors
+from tests.families.awkward.layouts import turn_image
+
+
+class Gvp(nn.Module):
+    """Scalars and vectors as a tuple, one linear layer per type, lengths of vectors among the scalars."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(CHANNELS, CHANNELS, bias=False)
+        self.scalars = nn.Linear(2 * CHANNELS, CHANNELS)
+        self.outer = nn.Linear(CHANNELS, CHANNELS, bias=False)
+
+    def forward(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        s, v = features
+        h = self.inner(v.transpose(1, 2))
+        s = torch.relu(self.scalars(torch.cat([s, h.norm(dim=1)], dim=1)))
+        return s, self.outer(h).transpose(1, 2) * torch.sigmoid(s)[..., None]
+
+
+class GvpNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Gvp()
+
+    def forward(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.layer(features)
+
+
+class TupleMix(nn.Module):
+    """Linear in both members of a plain tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalars = nn.Parameter(torch.randn(CHANNELS, CHANNELS) / 2)
+        self.vectors = nn.Parameter(torch.randn(CHANNELS, CHANNELS) / 2)
+
+    def forward(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return features[0] @ self.scalars.T, self.vectors @ features[1]
+
+
+class TupleNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = TupleMix(), TupleMix()
+
+    def forward(self, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        s, v = self.first(features)
+        return self.second((s.tanh(), gated(v)))
+
+
+class PointsLast(nn.Module):
+    """(b, c, 3, n): a linear layer between two transposes, and a 1 x 1 convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(CHANNELS, CHANNELS, bias=False)
+        self.conv = nn.Conv2d(CHANNELS, CHANNELS, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x.transpose(1, -1)).transpose(1, -1)
+        h = self.conv(h * torch.tanh(h.square().sum(2, keepdim=True)))
+        return h.mean(-1)
+
+
+class Merged(nn.Module):
+    """(b, c, n * 3): points and components on one axis, over which a convolution slides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(CHANNELS, CHANNELS, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x.flatten(2)).unflatten(2, (-1, 3))
+        return gated(h).mean(2)
+
+
+class TwoIntertwiners(nn.Module):
+    """SO(2): the equivariant maps of vectors are a + b J, with a matrix for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real, self.imaginary = (nn.Parameter(torch.randn(CHANNELS, CHANNELS) / 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.stack([-x[..., 1], x[..., 0]], dim=-1)
+        return self.real @ x + self.imaginary @ turned
+
+
+class PlanarNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = TwoIntertwiners(), TwoIntertwiners()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(gated(self.first(x)))
+
+
+class Pseudovectors(nn.Module):
+    """Cross products do not change sign under the inversion: the second layer has another parity than the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.polar, self.axial = Mix(), Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.polar(x)
+        return self.axial(gated(torch.linalg.cross(h, h.roll(1, dims=1))))
+
+
+class Spectral(nn.Module):
+    """The weight is divided by its largest singular value, estimated anew in each training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = parametrizations.spectral_norm(nn.Linear(CHANNELS, CHANNELS, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+
+class DeadGate(nn.Module):
+    """A gate that is 0 on all samples: what comes before has no influence, what comes after sees only zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.before, self.after = Mix(), Mix(), Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.before(x)
+        return self.mix(x) + self.after(h * torch.relu(-1.0 - h.square().sum(-1, keepdim=True)))
+
+
+class FlatWeights(nn.Module):
+    """All weights of 4x0e+3x1o in one vector, of which each path reads a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16 + 9) / 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        scalars, turned = features[:, :4], features[:, 4:].unflatten(1, (3, 3))
+        s = scalars @ self.weight[:16].view(4, 4)
+        v = torch.einsum("uw,nui->nwi", self.weight[16:].view(3, 3), turned)
+        return torch.cat([s, v.flatten(1)], dim=1)
+
+
+class FlatNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = FlatWeights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        return torch.cat([h[:, :4].tanh(), h[:, 4:] * torch.sigmoid(h[:, :1])], dim=1)
+
+
+class Tensor2(nn.Module):
+    """Components of degree 2 as symmetric traceless matrices under a fixed basis of five, (n, c, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        outer = x[..., :, None] * x[..., None, :]
+        h = self.mix(outer.flatten(-2) @ BASIS.flatten(1).T)
+        return (h @ BASIS.flatten(1)).unflatten(-1, (3, 3))
+
+
+class Lift(nn.Module):
+    """One kernel in four orientations: from images to stacks of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 1, 3, 3) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = torch.stack([torch.rot90(self.weight, k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
+        return functional.conv2d(x, kernel, padding=1)
+
+
+class GroupConvolution(nn.Module):
+    """Between stacks of four; the stride is 2, which keeps the centre of a grid of odd size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3, 4, 3, 3) / 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = [torch.rot90(self.weight.roll(k, 2), k, (3, 4)) for k in range(4)]
+        return functional.conv2d(x, torch.stack(turned, 1).flatten(0, 1).flatten(1, 2), padding=1, stride=2)
+
+
+class GroupNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.conv = Lift(), GroupConvolution()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.lift(x).relu()).unflatten(1, (2, 4)).tanh().mean((2, 3, 4))
+
+
+class SinglePrecisionConstant(nn.Module):
+    """A float32 tensor that is no buffer: ``double()`` does not reach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+        self.metric = torch.eye(3, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x @ self.metric)
+
+
+def _basis() -> Tensor:
+    """Orthonormal symmetric traceless matrices, shape (5, 3, 3), in no particular order or sign."""
+    basis = torch.zeros(5, 3, 3, dtype=torch.float64)
+    for matrix, (i, j) in zip(basis, ((0, 1), (2, 1), (0, 2)), strict=False):
+        matrix[i, j] = matrix[j, i] = 0.5**0.5
+    basis[3] = torch.diag(torch.tensor([1.0, -1.0, 0.0])) / 2**0.5
+    basis[4] = torch.diag(torch.tensor([1.0, 1.0, -2.0])) / 6**0.5
+    return basis
+
+
+BASIS = _basis()
+
+
+def _typed() -> tuple[tuple[Tensor, Tensor]]:
+    x = vectors()
+    return ((x.square().sum(-1), x),)
+
+
+def _turn_typed(g: Tensor, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return features[0], features[1] @ g.T
+
+
+def _turn_flat(g: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([x[:, :4], (x[:, 4:].unflatten(1, (3, 3)) @ g.T).flatten(1)], dim=1)
+
+
+def _clouds(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+CASES = (
+    Case(
+        "scalars and vectors",
+        "two types in a tuple, a linear layer for each, lengths among the scalars",
+        GvpNetwork,
+        {"layer.inner.input", "layer.outer.input"},
+        inputs=_typed,
+        act=lambda g, features: (_turn_typed(g, features),),
+        act_output=_turn_typed,
+        audit={"layer.scalars.weight": "invariant"},
+    ),
+    Case(
+        "tuple of types",
+        "one layer with a linear map per member of a tuple",
+        TupleNetwork,
+        {"first.features.1", "second.features.1"},
+        inputs=_typed,
+        act=lambda g, features: (_turn_typed(g, features),),
+        act_output=_turn_typed,
+    ),
+    Case(
+        "points last",
+        "rows on both sides of the components",
+        PointsLast,
+        {"linear.input", "conv.input"},
+        inputs=lambda: (_clouds(5, CHANNELS, 3, POINTS),),
+        act=lambda g, x: (torch.einsum("ij,bcjn->bcin", g, x),),
+        act_output=lambda g, y: y @ g.T,
+    ),
+    Case(
+        "merged axes",
+        "points and components on the axis of a convolution",
+        Merged,
+        {"conv.input"},
+        inputs=lambda: (_clouds(5, CHANNELS, POINTS, 3),),
+        act_output=lambda g, y: y @ g.T,
+    ),
+    Case(
+        "two intertwiners",
+        "one op, two parameters, complex type",
+        PlanarNetwork,
+        {"first.x", "second.x"},
+        group="SO2",
+        inputs=lambda: (_clouds(6, CHANNELS, 2),),
+        act_output=lambda g, y: y @ g.T,
+    ),
+    Case(
+        "pseudovectors",
+        "two layers of vectors with different parities",
+        Pseudovectors,
+        {"polar.x", "axial.x"},
+        group="O3",
+        act_output=lambda g, y: torch.linalg.det(g) * (y @ g.T),
+    ),
+    Case("spectral norm", "a weight that each training step rescales", lambda: Trunk(Spectral()), {"middle.mix.input"}),
+    Case(
+        "dead gate",
+        "a path that carries nothing on the sample batch",
+        lambda: Trunk(DeadGate()),
+        {"middle.mix.x"},
+        reason={
+            "middle.before.weight": "no effect on the output",
+            "middle.after.weight": "0 on the (whole )?sample batch",
+        },
+    ),
+    Case(
+        "flat weights",
+        "one parameter that holds the matrices of all paths",
+        FlatNetwork,
+        {"linear.features"},
+        inputs=lambda: (_clouds(9, 13),),
+        act=lambda g, x: (_turn_flat(g, x),),
+        act_output=_turn_flat,
+    ),
+    Case(
+        "own basis of degree two",
+        "five components in a basis that no library uses",
+        Tensor2,
+        {"mix.x"},
+        act_output=lambda g, y: g @ y @ g.T,
+    ),
+    Case(
+        "strided group convolution",
+        "kernels in four orientations, stride 2 on a grid of odd size",
+        GroupNetwork,
+        {"lift.x", "conv.x"},
+        group="C4",
+        inputs=lambda: (_clouds(2, 1, 7, 7),),
+        act=turn_image,
+    ),
+    Case(
+        "float32 constant",
+        "a tensor that double() does not reach",
+        lambda: Trunk(SinglePrecisionConstant()).float(),
+        inputs=lambda: (vectors().float(),),
+        act=lambda g, x: (x @ g.T.to(x),),
+        error="runs in float64, .* but it fails with RuntimeError",
+    ),
+)

@@ -1,0 +1,256 @@
+"""A branch's matrix on any axes and its convolution kernel, against einsum and torch's convolutions."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from surgeon.errors import ShapeError
+from surgeon.forms import ConvolutionForm, LinearForm, form_of, row_representations
+from surgeon.groups import parse_group
+from surgeon.regularizer import Commutator
+from surgeon.representations import Representation, irreps, on_grid, regular, trivial
+from surgeon.types import Convolution, Site
+
+CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+SQUARE = ((1, 0), (0, 1))
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+# Matrices
+
+
+@pytest.mark.parametrize(
+    ("axes_in", "axes_out", "equation"),
+    [
+        # o, p and i, j are the parts of W's two sides; W's shape is (o p, i j).
+        ((-1,), (-1,), "oi,abi->abo"),
+        ((-2,), (-2,), "oi,aib->aob"),
+        ((-1,), (-2,), "oi,abi->aob"),
+        ((-2,), (-1,), "oi,aib->abo"),
+        ((-3, -2), (-3, -2), "opij,ijb->opb"),
+        ((-2, -3), (-2, -3), "opij,jib->pob"),
+        ((-1, -3), (-1, -3), "opij,jbi->pbo"),
+        ((-2, -1), (-2, -1), "opij,aij->aop"),
+        ((-2, -1), (-1, -2), "opij,aij->apo"),
+        ((-2, -1), (-1,), "oij,aij->ao"),
+        ((-1,), (-3, -1), "opi,ai->oap"),
+        ((-2, -4), (-2, -4), "opij,jaib->paob"),
+    ],
+)
+def test_a_matrix_on_axes_is_the_einsum(axes_in: tuple[int, ...], axes_out: tuple[int, ...], equation: str) -> None:
+    lengths = {"i": 3, "j": 4, "o": 5, "p": 2, "a": 6, "b": 7}
+    operands, result = equation.split("->")
+    weight_letters, x_letters = operands.split(",")
+    weight = random(*(lengths[letter] for letter in weight_letters))
+    x = random(*(lengths[letter] for letter in x_letters))
+    matrix = weight.flatten(0, 1) if "p" in weight_letters else weight
+    matrix = matrix.flatten(1)
+    form, output = LinearForm(axes_in, axes_out), torch.zeros([lengths[letter] for letter in result])
+    expected = torch.einsum(equation, weight, x)
+    assert torch.allclose(form.apply(matrix, x, output), expected)
+    rows = form.rows(x)
+    assert rows.shape == (x.numel() // matrix.shape[1], matrix.shape[1])
+    flat_rows = (rows @ matrix.T).flatten().sort().values
+    assert torch.allclose(flat_rows, expected.flatten().sort().values)
+    assert not torch.allclose(form.apply(matrix.flip(1), x, output), expected)
+
+
+def test_component_and_channel_in_both_orders() -> None:
+    # (rows, component, channel): W acts on 3 x 4 numbers at once, not on each component by itself.
+    weight, x = random(3, 2, 3, 4), random(5, 3, 4)
+    expected = torch.einsum("voic,nic->nvo", weight, x)
+    form = LinearForm((-2, -1), (-2, -1))
+    assert torch.allclose(form.apply(weight.reshape(6, 12), x, expected), expected)
+    swapped = weight.permute(1, 0, 3, 2).reshape(6, 12)
+    assert torch.allclose(LinearForm((-1, -2), (-1, -2)).apply(swapped, x, expected), expected)
+    assert not torch.allclose(LinearForm((-1, -2), (-1, -2)).apply(weight.reshape(6, 12), x, expected), expected)
+
+
+def test_other_dimensions_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"dimension 3, got shape \(2, 4\)"):
+        LinearForm().apply(random(2, 3), random(2, 4), random(2, 2))
+    with pytest.raises(ShapeError, match=r"dimension 3, got shape \(2, 4\)"):
+        LinearForm((-2,), (-2,)).apply(random(2, 3), random(2, 4), random(2, 4))
+    assert LinearForm((-2,), (-2,)).apply(random(2, 3), random(3, 4), random(2, 4)).shape == (2, 4)
+
+
+# Convolutions
+
+
+def settings(
+    kernel: tuple[int, ...],
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    mode: str = "zeros",
+    frame: Any = None,
+) -> Convolution:
+    count = len(kernel)
+    frame = tuple(tuple(int(i == j) for j in range(count)) for i in range(count)) if frame is None else frame
+    return Convolution(kernel, (stride,) * count, (padding,) * count, (dilation,) * count, mode, frame)
+
+
+def reference(moves: Convolution, weight: Tensor, x: Tensor) -> Tensor:
+    """torch's own modules, which pad as the settings say."""
+    kind = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[len(moves.kernel)]
+    module = kind(
+        weight.shape[1],
+        weight.shape[0],
+        moves.kernel,
+        moves.stride,
+        moves.padding,
+        moves.dilation,
+        bias=False,
+        padding_mode=moves.mode,
+        dtype=torch.float64,
+    )
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        return module(x)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 2, 2)])
+@pytest.mark.parametrize("kernel", [(3,), (4,), (3, 3), (2, 3), (3, 1, 2)])
+def test_a_kernel_is_torchs_convolution_and_its_rows_are_the_patches(
+    kernel: tuple[int, ...], stride: int, padding: int, dilation: int, mode: str, batched: bool
+) -> None:
+    moves = settings(kernel, stride, padding, dilation, mode)
+    form = ConvolutionForm(moves)
+    x = random(*((2,) if batched else ()), 3, *(7 + axis for axis in range(len(kernel))))
+    weight = random(4, 3, *kernel)
+    expected = reference(moves, weight, x)
+    assert torch.allclose(form.apply(weight, x, expected), expected)
+    rows = form.rows(x)
+    assert rows.shape == (expected.numel() // 4, 3 * math.prod(kernel))
+    channel = 1 if batched else 0
+    assert torch.allclose(rows @ weight.flatten(1).T, expected.movedim(channel, -1).reshape(-1, 4))
+    if math.prod(kernel) > 1:
+        flipped = weight.flip(tuple(range(2, weight.ndim)))
+        assert not torch.allclose(rows @ flipped.flatten(1).T, expected.movedim(channel, -1).reshape(-1, 4))
+
+
+def test_settings_that_differ_by_axis() -> None:
+    moves = Convolution((3, 2), (1, 2), (2, 1), (2, 1), "circular", SQUARE)
+    x, weight = random(2, 3, 8, 7), random(4, 3, 3, 2)
+    expected = reference(moves, weight, x)
+    form = ConvolutionForm(moves)
+    assert torch.allclose(form.apply(weight, x, expected), expected)
+    assert torch.allclose(form.rows(x) @ weight.flatten(1).T, expected.movedim(1, -1).reshape(-1, 4))
+
+
+# Representations of W's two sides
+
+
+def site(rho_out: Representation, rho_in: Representation, moves: Convolution | None, **more: Any) -> Site:
+    shape = (rho_out.dimension, rho_in.dimension, *(moves.kernel if moves else ()))
+    return Site("op", "x", "op", "", rho_in.to_data(), rho_out.to_data(), shape, convolution=moves, **more)
+
+
+def relative_defect(place: Site, weight: Tensor, group: str) -> float:
+    commutator = Commutator(*row_representations(place, parse_group(group)))
+    return float(commutator(weight.flatten(1)).norm() / weight.norm())
+
+
+def average(weight: Tensor, rho_out: Representation, rho_in: Representation) -> Tensor:
+    """Mean over a finite group of rho_out(g) W(g^-1 u) rho_in(g)^-1, with torch's own turns."""
+    group = rho_out.group
+    total = torch.zeros_like(weight)
+    for g in group.all_elements():
+        left, right = rho_out.action(g).dense()[0], rho_in.action(torch.linalg.inv(g)).dense()[0]
+        turned = weight
+        if float(torch.linalg.det(g)) < 0:  # first y -> -y, then the rotation g (y -> -y)
+            turned, g = turned.flip(-1), g @ torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
+        turns = round(math.atan2(float(g[1, 0]), float(g[0, 0])) / (math.pi / 2))
+        turned = torch.rot90(turned, turns, (-2, -1))
+        total += torch.einsum("op,pixy,ij->ojxy", left, turned, right)
+    return total / len(group.all_elements())
+
+
+@pytest.mark.parametrize(("name", "size"), list(product(["C4", "D4"], [2, 3, 5])))
+def test_an_equivariant_kernel_has_no_defect_and_a_random_one_has(name: str, size: int) -> None:
+    group = parse_group(name)
+    rho_in, rho_out = regular(group, 1) + trivial(group, 1), regular(group, 2, "ir_mul")
+    moves = settings((size, size), padding=1)
+    place = site(rho_out, rho_in, moves)
+    weight = random(*place.shape)
+    mean = average(weight, rho_out, rho_in)
+    assert float(mean.norm()) > 0.1
+    assert relative_defect(place, mean, name) < 1e-12
+    assert relative_defect(place, weight, name) > 0.1
+    # What has no defect commutes with turning the image.
+    x, form, g = random(1, rho_in.dimension, 6, 6), form_of(place), group.all_elements()[1]
+    for kernel, equivariant in ((mean, True), (weight, False)):
+        turn_in = torch.einsum("ij,bjxy->bixy", rho_in.action(g).dense()[0], torch.rot90(x, 1, (-2, -1)))
+        left = form.apply(kernel, turn_in, x)
+        right = torch.einsum(
+            "ij,bjxy->bixy", rho_out.action(g).dense()[0], torch.rot90(form.apply(kernel, x, x), 1, (-2, -1))
+        )
+        assert torch.allclose(left, right) == equivariant
+
+
+def test_the_frame_says_which_way_the_grid_turns() -> None:
+    group = parse_group("C4")
+    rho = regular(group, 1)
+    mean = average(random(4, 4, 3, 3), rho, rho)
+    right, wrong = (site(rho, rho, settings((3, 3), frame=frame)) for frame in (SQUARE, ((0, 1), (1, 0))))
+    assert relative_defect(right, mean, "C4") < 1e-12
+    assert relative_defect(wrong, mean, "C4") > 0.1
+
+
+def test_a_kernel_between_scalars_under_rotations_of_the_plane() -> None:
+    group = parse_group("SO2")
+    place = site(trivial(group, 1), trivial(group, 1), settings((5, 5)))
+    rho_out, rho_in = row_representations(place, group)
+    assert (rho_out.dimension, rho_in.dimension) == (1, 25)
+    at = torch.arange(-2.0, 3.0, dtype=torch.float64)
+    x, y = torch.meshgrid(at, at, indexing="ij")
+    weight = torch.where(x.square() + y.square() <= 1, 1.0, 0.0).double()
+    derived = Commutator(rho_out, rho_in)(weight.reshape(1, -1))
+    # W drho(A) f = -int W (A u) . grad f; for linear f it vanishes if W is even, for a shifted W it does not.
+    plane = (2 * x - y).flatten()
+    assert float((derived @ plane).abs().max()) <= 1e-12
+    shifted = Commutator(rho_out, rho_in)(weight.roll(1, 0).reshape(1, -1))
+    assert float((shifted @ plane).abs().max()) > 0.1
+
+
+def test_inversion_and_kernels_in_space() -> None:
+    group = parse_group("O3")
+    scalar, vector = trivial(group, 1), irreps(group, "1x1o")
+    place = site(vector, scalar, settings((3, 3, 3)))
+    at = torch.arange(-1.0, 2.0, dtype=torch.float64)
+    gradient = torch.stack(torch.meshgrid(at, at, at, indexing="ij")).unsqueeze(1)  # W(u) = u: odd
+    inverted = Commutator(*row_representations(place, group))(gradient.flatten(1))[-1]
+    assert float(inverted.abs().max()) <= 1e-12
+    even = Commutator(*row_representations(place, group))(gradient.abs().flatten(1))[-1]
+    assert float(even.abs().max()) > 0.1
+
+
+def test_rows_of_a_matrix_keep_their_representations() -> None:
+    group = parse_group("O3")
+    rho_in, rho_out = irreps(group, "2x1o"), irreps(group, "1x0e+1x1o")
+    assert row_representations(site(rho_out, rho_in, None), group) == (rho_out, rho_in)
+    moves = settings((3, 3, 3))
+    assert row_representations(site(rho_out, rho_in, moves), group) == (
+        rho_out,
+        on_grid(rho_in, moves.kernel, moves.frame),
+    )
+
+
+def test_the_form_of_a_site() -> None:
+    rho = trivial(parse_group("C4"), 2)
+    assert form_of(site(rho, rho, None)) == LinearForm((-1,), (-1,))
+    assert form_of(site(rho, rho, None, axes_in=(-2,), axes_out=(-3,))) == LinearForm((-2,), (-3,))
+    moves = settings((3, 3))
+    assert form_of(site(rho, rho, moves)) == ConvolutionForm(moves)

@@ -1,0 +1,202 @@
+"""Sites and plans as data: JSON round trips, keys, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from torch import nn
+
+from surgeon.errors import PlanError
+from surgeon.types import PLAN_FORMAT_VERSION, AuditEntry, Convolution, Plan, Site, Skipped, named_module
+
+MOVES = Convolution((3, 5), (1, 2), (1, 0), (1, 2), "circular", ((0, -1), (1, 0)))
+SITES = {
+    "plain": Site("a.b", "x", "linear", "e3nn", {"trivial": 3}, {"trivial": 2}, (2, 3)),
+    "everything": Site(
+        "a",
+        "features",
+        "convolution",
+        "",
+        {"regular": 2, "layout": "mul_ir"},
+        {"sum": [{"trivial": 1}, {"copies": 2, "of": {"axes": "v", "sizes": {}}}]},
+        (5, 8, 3, 5),
+        path_in=("by degree", 1, "x.y", ""),
+        path_out=(0,),
+        axes_in=(-2, -3),
+        axes_out=(-1, -2),
+        convolution=MOVES,
+        node="conv2d:0",
+        parameters=("weight", "other"),
+        fold={"paths": [1, 2]},
+        fold_note="part of it",
+        source="both",
+        verified=True,
+        residual=3e-8,
+        calls=2,
+    ),
+    "the model itself": Site("", "x", "linear", "", {"trivial": 3}, {"trivial": 2}, (2, 3), path_in=("0",)),
+}
+
+
+def plan() -> Plan:
+    return Plan(
+        "C4",
+        tuple(SITES.values()),
+        (Skipped("c", "a bias only", "not linear"), Skipped("d", "unknown")),
+        ("a note",),
+        (AuditEntry("a.b.weight", 6, "site", "belongs to a.b.x"), AuditEntry("c.bias", 2, "not linear", "added")),
+    )
+
+
+def without(data: Any, *path: Any) -> Any:
+    """A copy of nested data that lacks one entry."""
+    copied = json.loads(json.dumps(data))
+    inner = copied
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return copied
+
+
+def changed(data: Any, value: Any, *path: Any) -> Any:
+    """A copy of nested data with one entry replaced or added."""
+    copied = json.loads(json.dumps(data))
+    inner = copied
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return copied
+
+
+def test_a_plan_survives_json() -> None:
+    back = Plan.from_data(json.loads(plan().to_json()))
+    assert back == plan()
+    assert back.to_json() == plan().to_json()
+    assert back.format_version == PLAN_FORMAT_VERSION
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_every_field_of_a_site_survives_json_with_its_type(name: str) -> None:
+    (back,) = Plan.from_data(json.loads(Plan("C4", (SITES[name],)).to_json())).sites
+    for item in dataclasses.fields(Site):
+        before, after = getattr(SITES[name], item.name), getattr(back, item.name)
+        assert after == before, item.name
+        assert type(after) is type(before), item.name
+    hash((back.path_in, back.path_out, back.axes_in, back.axes_out, back.shape, back.convolution, back.parameters))
+
+
+def test_plans_that_differ_in_any_field_of_a_site_are_unequal() -> None:
+    other = {"convolution": None, "residual": None, "calls": None, "node": None, "fold": None, "verified": False}
+    site = SITES["everything"]
+    for item in dataclasses.fields(Site):
+        value = getattr(site, item.name)
+        new = other[item.name] if item.name in other else (value * 2 if isinstance(value, str | tuple) else {})
+        if value == new:  # an empty string
+            new = "x"
+        data = json.loads(Plan("C4", (dataclasses.replace(site, **{item.name: new}),)).to_json())
+        assert Plan.from_data(data) != Plan("C4", (site,)), item.name
+
+
+@pytest.mark.parametrize(
+    ("path", "slot"),
+    [
+        ((), "x"),
+        ((1,), "x.1"),
+        (("1",), "x.1"),
+        (("a", 0), "x.a.0"),
+        (("with.dot",), "x.with_dot"),
+        (("",), "x._"),
+    ],
+)
+def test_slots_and_keys(path: Any, slot: str) -> None:
+    site = dataclasses.replace(SITES["plain"], path_in=path)
+    assert site.slot == slot
+    assert site.key == f"a.b.{slot}"
+    assert dataclasses.replace(site, name="").key == slot
+    assert dataclasses.replace(site, path_out=("y",)).slot == slot
+
+
+def test_numbers_of_added_parameters() -> None:
+    assert SITES["plain"].extra_parameters == 6
+    assert SITES["everything"].extra_parameters == 5 * 8 * 3 * 5
+
+
+def test_evidence_in_words() -> None:
+    assert SITES["plain"].evidence == "annotation only, not verified"
+    assert SITES["everything"].evidence == "annotated and measured, verified to 3e-08"
+    measured = dataclasses.replace(SITES["everything"], source="measurement")
+    assert measured.evidence == "measured, verified to 3e-08"
+
+
+def test_a_convolution_survives_json() -> None:
+    assert Convolution.from_data(json.loads(json.dumps(dataclasses.asdict(MOVES)))) == MOVES
+    assert Convolution.from_data(dataclasses.asdict(dataclasses.replace(MOVES, mode="zeros"))) != MOVES
+
+
+REQUIRED: list[tuple[Any, ...]] = [
+    ("format_version",),
+    ("group",),
+    ("sites",),
+    *(("sites", 0, name) for name in ("name", "argument", "kind", "adapter", "rho_in", "rho_out", "shape")),
+    *(("sites", 1, "convolution", item.name) for item in dataclasses.fields(Convolution)),
+    ("skipped", 0, "name"),
+    ("skipped", 0, "reason"),
+    *(("audit", 0, item.name) for item in dataclasses.fields(AuditEntry)),
+]
+
+
+@pytest.mark.parametrize("path", REQUIRED, ids=lambda path: ".".join(map(str, path)))
+def test_a_missing_field_is_named(path: tuple[Any, ...]) -> None:
+    data = plan().to_data()
+    with pytest.raises(PlanError, match=f"as Plan.to_data writes it.*{path[-1]}"):
+        Plan.from_data(without(data, *path))
+    assert Plan.from_data(json.loads(json.dumps(data))) == plan()
+
+
+@pytest.mark.parametrize("path", [("sites", 0, "surplus"), ("skipped", 0, "surplus"), ("audit", 0, "surplus")])
+def test_an_unknown_field_is_named(path: tuple[Any, ...]) -> None:
+    with pytest.raises(PlanError, match="bad field.*surplus"):
+        Plan.from_data(changed(plan().to_data(), 1, *path))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("format_version",), "two"),
+        (("sites",), 3),
+        (("sites", 0), "a.b.x"),
+        (("sites", 0, "shape"), ["two", 3]),
+        (("sites", 0, "shape"), 6),
+        (("sites", 1, "path_in"), 1),
+        (("sites", 1, "convolution"), [3, 3]),
+        (("sites", 1, "convolution", "frame"), [1, 0]),
+        (("sites", 1, "convolution", "kernel"), 3),
+        (("skipped",), [3]),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(path: tuple[Any, ...], value: Any) -> None:
+    with pytest.raises(PlanError, match="as Plan.to_data writes it"):
+        Plan.from_data(changed(plan().to_data(), value, *path))
+
+
+@pytest.mark.parametrize("data", [None, 3, "plan", [], [1, 2]])
+def test_what_is_no_plan_is_refused(data: Any) -> None:
+    with pytest.raises(PlanError, match="as Plan.to_data writes it"):
+        Plan.from_data(data)
+
+
+def test_a_newer_version_is_refused() -> None:
+    data = changed(plan().to_data(), PLAN_FORMAT_VERSION + 1, "format_version")
+    with pytest.raises(PlanError, match=f"got version {PLAN_FORMAT_VERSION + 1}: update"):
+        Plan.from_data(data)
+
+
+def test_a_module_by_name() -> None:
+    model = nn.Sequential(nn.Linear(1, 1))
+    assert named_module(model, "") is model
+    assert named_module(model, "0") is model[0]
+    with pytest.raises(PlanError, match="expected a submodule '1' in Sequential"):
+        named_module(model, "1")
