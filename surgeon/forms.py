@@ -40,11 +40,20 @@ class LinearForm:
     axes_out: tuple[int, ...] = (-1,)
 
     def apply(self, weight: Tensor, x: Tensor, output: Tensor) -> Tensor:
-        """Return ``rows @ W^T``, put back to the axes of the output."""
+        """Return ``rows @ W^T``, put back to the axes of the output.
+
+        Raises:
+            ShapeError: if the axes of the input or of the output do not have the dimensions of W.
+        """
         added = functional.linear(self._flat(x, weight.shape[1]), weight)
+        sizes = [output.shape[axis] for axis in self.axes_out]
+        if math.prod(sizes) != weight.shape[0]:
+            raise ShapeError(
+                f"expected an output of dimension {weight.shape[0]} on the axes {list(self.axes_out)}, got shape "
+                f"{tuple(output.shape)}: the plan was made for other data"
+            )
         if self.axes_out == (-1,):
             return added
-        sizes = [output.shape[axis] for axis in self.axes_out]
         ends = tuple(range(-len(sizes), 0))
         return added.reshape(*added.shape[:-1], *sizes).movedim(ends, self.axes_out)
 

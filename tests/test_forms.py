@@ -82,6 +82,10 @@ def test_other_dimensions_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"dimension 3, got shape \(2, 4\)"):
         LinearForm((-2,), (-2,)).apply(random(2, 3), random(2, 4), random(2, 4))
     assert LinearForm((-2,), (-2,)).apply(random(2, 3), random(3, 4), random(2, 4)).shape == (2, 4)
+    # An output of dimension 1 would otherwise be broadcast.
+    for axis in (-1, -2):
+        with pytest.raises(ShapeError, match=rf"dimension 2 on the axes \[{axis}\], got shape \(1, 1\)"):
+            LinearForm((axis,), (axis,)).apply(random(2, 3), random(3, 3), random(1, 1))
 
 
 # Convolutions

@@ -194,18 +194,55 @@ def _watching_modules(recorder: _Recorder) -> Iterator[None]:
             handle.remove()
 
 
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+
+
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore the buffers and the global random state that a forward of ``model`` may change."""
-    before = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    """Restore what a forward of ``model`` may change: buffers, plain attributes, and the global random state."""
+    kept = [(module, dict(module._buffers), _plain_attributes(module)) for module in model.modules()]
+    values = {
+        id(buffer): buffer.detach().clone()
+        for _, buffers, _ in kept
+        for buffer in buffers.values()
+        if buffer is not None
+    }
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in before and buffer.shape == before[name].shape and not torch.equal(buffer, before[name]):
-                    buffer.copy_(before[name])
+        for module, buffers, attributes in kept:
+            _restore(module, buffers, attributes, values)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _CONTAINERS and not _is_hooks(name)}
+
+
+def _is_hooks(name: str) -> bool:
+    return name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+
+
+def _restore(
+    module: nn.Module, buffers: Mapping[str, Tensor | None], attributes: Mapping[str, Any], values: Mapping[int, Tensor]
+) -> None:
+    """Rebind what was rebound, and copy back what was written in place."""
+    with torch.no_grad():
+        for buffer in buffers.values():
+            if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
+                buffer.copy_(values[id(buffer)])
+    if isinstance(module, torch.jit.ScriptModule):  # its state is fixed
+        return
+    now = module._buffers
+    if list(now) != list(buffers) or any(now[name] is not buffer for name, buffer in buffers.items()):
+        now.clear()
+        now.update(buffers)
+    own = vars(module)
+    for name in [name for name in _plain_attributes(module) if name not in attributes]:
+        del own[name]
+    for name, value in attributes.items():
+        if own.get(name) is not value:
+            own[name] = value
 
 
 def record(

@@ -81,10 +81,6 @@ class Symmetry:
             )
 
 
-def relative_difference(left: Any, right: Any) -> float:
-    return relativerelative_difference(left, right)
-
-
 def all_rows_equal(inputs: Any) -> bool:
     """Tell whether every floating tensor with several rows has equal rows, which shows nothing of a model."""
     tensors = [

@@ -49,12 +49,11 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "") -> Iterator[Non
 
     Args:
         model: the model.
-        seed: with the parameter's name it decides the change, so that a part of the model changes as in the whole.
+        seed: with the parameter's name it decides the change.
         inside: qualified name of the module whose parameters are changed; default all.
     """
     part = model.get_submodule(inside)
-    chosen = {id(parameter) for parameter in part.parameters() if parameter.requires_grad}
-    named = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
+    named = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
     mode = part.training
     try:

@@ -263,3 +263,36 @@ def test_constants_are_named_one_by_one() -> None:
 
     recording = record(Adding(), torch.randn(3))
     assert [node.target for node in recording.graph.nodes if node.op == "get_attr"] == ["_constant_0"]
+
+
+class Remembering(nn.Module):
+    """Changes everything that a forward can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("grows", torch.zeros(0))
+        self.register_buffer("empty", None)
+        self.register_buffer("counted", torch.zeros(1))
+        self.step = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.grows = torch.ones(3)
+        self.empty = torch.ones(2)
+        self.counted += 1
+        self.step += 1
+        self.seen = self.linear(x)
+        return self.seen
+
+
+def test_nothing_that_a_forward_changes_stays_changed() -> None:
+    net = Remembering()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    record(net, torch.randn(2, 3))
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.step == 0
+    assert not hasattr(net, "seen")
+    net(torch.randn(2, 3))  # the twin: an ordinary call does change all of it
+    assert net.step == 1
+    assert "empty" in net.state_dict()

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from tests.families.awkward.case import CHANNELS, Case, Mix, gated, vectors
 from tests.families.awkward.layouts import turn_image
-from tests.families.awkward.operations import GroupConvolution, Lift
-from tests.families.awkward.structures import _move
+from tests.families.awkward.structures import move
+from tests.families.awkward.symmetries import GroupConvolution, Lift
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _cloud(absolute: bool, trap: str) -> Case:
         lambda: Cloud(absolute),
         group="E3",
         inputs=lambda: (vectors()[:, 0],),
-        act=_move,
+        act=move,
         act_output=lambda g, y: y @ g[:3, :3].T,
     )
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from tests.families.awkward.case import CHANNELS, POINTS, Case, Mix, Trunk, gated, vectors
-from tests.families.awkward.layouts import turn_image
+from tests.families.awkward.symmetries import clouds
 
 
 class Gvp(nn.Module):
@@ -84,39 +83,6 @@ class Merged(nn.Module):
         return gated(h).mean(2)
 
 
-class TwoIntertwiners(nn.Module):
-    """SO(2): the equivariant maps of vectors are a + b J, with a matrix for each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.real, self.imaginary = (nn.Parameter(torch.randn(CHANNELS, CHANNELS) / 2) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        turned = torch.stack([-x[..., 1], x[..., 0]], dim=-1)
-        return self.real @ x + self.imaginary @ turned
-
-
-class PlanarNetwork(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = TwoIntertwiners(), TwoIntertwiners()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(gated(self.first(x)))
-
-
-class Pseudovectors(nn.Module):
-    """Cross products do not change sign under the inversion: the second layer has another parity than the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.polar, self.axial = Mix(), Mix()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.polar(x)
-        return self.axial(gated(torch.linalg.cross(h, h.roll(1, dims=1))))
-
-
 class Spectral(nn.Module):
     """The weight is divided by its largest singular value, estimated anew in each training step."""
 
@@ -164,52 +130,6 @@ class FlatNetwork(nn.Module):
         return torch.cat([h[:, :4].tanh(), h[:, 4:] * torch.sigmoid(h[:, :1])], dim=1)
 
 
-class Tensor2(nn.Module):
-    """Components of degree 2 as symmetric traceless matrices under a fixed basis of five, (n, c, 5)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = Mix()
-
-    def forward(self, x: Tensor) -> Tensor:
-        outer = x[..., :, None] * x[..., None, :]
-        h = self.mix(outer.flatten(-2) @ BASIS.flatten(1).T)
-        return (h @ BASIS.flatten(1)).unflatten(-1, (3, 3))
-
-
-class Lift(nn.Module):
-    """One kernel in four orientations: from images to stacks of four."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 1, 3, 3) / 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = torch.stack([torch.rot90(self.weight, k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
-        return functional.conv2d(x, kernel, padding=1)
-
-
-class GroupConvolution(nn.Module):
-    """Between stacks of four; the stride is 2, which keeps the centre of a grid of odd size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(2, 3, 4, 3, 3) / 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        turned = [torch.rot90(self.weight.roll(k, 2), k, (3, 4)) for k in range(4)]
-        return functional.conv2d(x, torch.stack(turned, 1).flatten(0, 1).flatten(1, 2), padding=1, stride=2)
-
-
-class GroupNetwork(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lift, self.conv = Lift(), GroupConvolution()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.lift(x).relu()).unflatten(1, (2, 4)).tanh().mean((2, 3, 4))
-
-
 class SinglePrecisionConstant(nn.Module):
     """A float32 tensor that is no buffer: ``double()`` does not reach it."""
 
@@ -220,19 +140,6 @@ class SinglePrecisionConstant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(x @ self.metric)
-
-
-def _basis() -> Tensor:
-    """Orthonormal symmetric traceless matrices, shape (5, 3, 3), in no particular order or sign."""
-    basis = torch.zeros(5, 3, 3, dtype=torch.float64)
-    for matrix, (i, j) in zip(basis, ((0, 1), (2, 1), (0, 2)), strict=False):
-        matrix[i, j] = matrix[j, i] = 0.5**0.5
-    basis[3] = torch.diag(torch.tensor([1.0, -1.0, 0.0])) / 2**0.5
-    basis[4] = torch.diag(torch.tensor([1.0, 1.0, -2.0])) / 6**0.5
-    return basis
-
-
-BASIS = _basis()
 
 
 def _typed() -> tuple[tuple[Tensor, Tensor]]:
@@ -246,10 +153,6 @@ def _turn_typed(g: Tensor, features: tuple[Tensor, Tensor]) -> tuple[Tensor, Ten
 
 def _turn_flat(g: Tensor, x: Tensor) -> Tensor:
     return torch.cat([x[:, :4], (x[:, 4:].unflatten(1, (3, 3)) @ g.T).flatten(1)], dim=1)
-
-
-def _clouds(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 CASES = (
@@ -277,7 +180,7 @@ CASES = (
         "rows on both sides of the components",
         PointsLast,
         {"linear.input", "conv.input"},
-        inputs=lambda: (_clouds(5, CHANNELS, 3, POINTS),),
+        inputs=lambda: (clouds(5, CHANNELS, 3, POINTS),),
         act=lambda g, x: (torch.einsum("ij,bcjn->bcin", g, x),),
         act_output=lambda g, y: y @ g.T,
     ),
@@ -286,25 +189,8 @@ CASES = (
         "points and components on the axis of a convolution",
         Merged,
         {"conv.input"},
-        inputs=lambda: (_clouds(5, CHANNELS, POINTS, 3),),
+        inputs=lambda: (clouds(5, CHANNELS, POINTS, 3),),
         act_output=lambda g, y: y @ g.T,
-    ),
-    Case(
-        "two intertwiners",
-        "one op, two parameters, complex type",
-        PlanarNetwork,
-        {"first.x", "second.x"},
-        group="SO2",
-        inputs=lambda: (_clouds(6, CHANNELS, 2),),
-        act_output=lambda g, y: y @ g.T,
-    ),
-    Case(
-        "pseudovectors",
-        "two layers of vectors with different parities",
-        Pseudovectors,
-        {"polar.x", "axial.x"},
-        group="O3",
-        act_output=lambda g, y: torch.linalg.det(g) * (y @ g.T),
     ),
     Case("spectral norm", "a weight that each training step rescales", lambda: Trunk(Spectral()), {"middle.mix.input"}),
     Case(
@@ -322,25 +208,9 @@ CASES = (
         "one parameter that holds the matrices of all paths",
         FlatNetwork,
         {"linear.features"},
-        inputs=lambda: (_clouds(9, 13),),
+        inputs=lambda: (clouds(9, 13),),
         act=lambda g, x: (_turn_flat(g, x),),
         act_output=_turn_flat,
-    ),
-    Case(
-        "own basis of degree two",
-        "five components in a basis that no library uses",
-        Tensor2,
-        {"mix.x"},
-        act_output=lambda g, y: g @ y @ g.T,
-    ),
-    Case(
-        "strided group convolution",
-        "kernels in four orientations, stride 2 on a grid of odd size",
-        GroupNetwork,
-        {"lift.x", "conv.x"},
-        group="C4",
-        inputs=lambda: (_clouds(2, 1, 7, 7),),
-        act=turn_image,
     ),
     Case(
         "float32 constant",

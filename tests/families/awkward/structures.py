@@ -188,7 +188,8 @@ class Positions(nn.Module):
         return positions + self.last(gated(self.lift(sums)))[:, 0]
 
 
-def _move(g: Tensor, x: Tensor) -> tuple[Tensor]:
+def move(g: Tensor, x: Tensor) -> tuple[Tensor]:
+    """Turn and shift points by homogeneous matrices."""
     return (x @ g[:3, :3].T + g[:3, 3],)
 
 
@@ -255,7 +256,7 @@ CASES = (
         {"lift.x", "last.x"},
         group="E3",
         inputs=lambda: (vectors()[:, 0],),
-        act=_move,
-        act_output=lambda g, y: _move(g, y)[0],
+        act=move,
+        act_output=lambda g, y: move(g, y)[0],
     ),
 )

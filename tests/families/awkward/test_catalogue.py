@@ -13,10 +13,11 @@ from surgeon.errors import SurgeonError
 from surgeon.soundness import Model, check_plan
 from surgeon.trees import map_tensors
 from surgeon.types import Plan
-from tests.families.awkward import forwards, layouts, negatives, weights
+from tests.families.awkward import forwards, layouts, negatives, operations, structures, symmetries, weights
 from tests.families.awkward.case import Case
 
-CASES = (*forwards.CASES, *weights.CASES, *layouts.CASES, *negatives.CASES)
+THEMES = (forwards, weights, layouts, structures, operations, symmetries, negatives)
+CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
 
 def build(case: Case) -> nn.Module:

@@ -12,7 +12,7 @@ from surgeon.graph import record, used_parameters
 from surgeon.groups import parse_group
 from surgeon.measure import equivariance_error
 from surgeon.trees import equal, map_tensors, tensors_in
-from tests.families.awkward import forwards, layouts, negatives, operations, structures, weights
+from tests.families.awkward import forwards, layouts, negatives, operations, structures, symmetries, weights
 from tests.families.awkward.broken import BROKEN
 from tests.families.awkward.case import Case
 from tests.families.awkward.test_catalogue import build
@@ -23,6 +23,7 @@ CASES = (
     *layouts.CASES,
     *structures.CASES,
     *operations.CASES,
+    *symmetries.CASES,
     *negatives.CASES,
     *(broken.case for broken in BROKEN),
 )

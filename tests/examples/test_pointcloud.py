@@ -1,0 +1,433 @@
+"""The point cloud example: layers, networks with the published parameter names, clouds and task."""
+
+from __future__ import annotations
+
+import doctest
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.errors import ShapeError, UsageError
+from surgeon.measure import relative_difference
+from surgeon.types import Task
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
+MODULES = ("vn_layers", "vn_pointnet", "vn_dgcnn", "shapes", "task")
+NETWORKS = ("pointnet", "dgcnn")
+POOLINGS = ("mean", "max")
+# Relative errors in float64.
+TOLERANCE = 1e-9
+BROKEN = 1e-5
+Shapes = dict[str, tuple[int, ...]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example() -> Iterator[None]:
+    """Make the folder's modules importable, for this file only: other folders have a task.py too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in MODULES:
+            patch.delitem(sys.modules, name, raising=False)
+        patch.syspath_prepend(str(EXAMPLE))
+        yield
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def layers() -> ModuleType:
+    return import_module("vn_layers")
+
+
+@pytest.fixture
+def task() -> Any:
+    return small_task()
+
+
+def small_task(**arguments: Any) -> Any:
+    settings = {"points": 12, "count": 10, "base": 6, "neighbours": 4, "batch_size": 4, "dtype": "float64"}
+    return import_module("task").make_task(**{**settings, **arguments})
+
+
+def network(name: str, pooling: str = "mean") -> nn.Module:
+    """A small network in evaluation mode, whose batch normalisation has seen some data."""
+    torch.manual_seed(0)
+    task = small_task(network=name, pooling=pooling)
+    model: nn.Module = task.model().double()
+    for seed in range(5):
+        for batch in task.batches("train", seed):
+            model(batch["points"])
+    return model.eval()
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rotation(seed: int = 1) -> Tensor:
+    turn, _ = torch.linalg.qr(normal(3, 3, seed=seed))
+    return turn * torch.det(turn)
+
+
+def relative_error(model: nn.Module, g: Tensor) -> float:
+    task = small_task()
+    with torch.no_grad():
+        batch = next(iter(task.batches("test", 0)))
+        outputs = task.act_output(g, task.forward(model, batch))
+        return relative_difference(task.forward(model, task.act(g, batch)), outputs)
+
+
+# Parameter names and shapes, as the published code has them
+
+
+def normalisation(name: str, channels: int) -> Shapes:
+    sizes = {"weight": (channels,), "bias": (channels,), "running_mean": (channels,), "running_var": (channels,)}
+    return {f"{name}.{key}": size for key, size in {**sizes, "num_batches_tracked": ()}.items()}
+
+
+def linear(name: str, channels: int, into: int) -> Shapes:
+    return {f"{name}.weight": (into, channels), f"{name}.bias": (into,)}
+
+
+def layer(name: str, channels: int, into: int, directions: int = 0) -> Shapes:
+    return {
+        f"{name}.map_to_feat.weight": (into, channels),
+        **normalisation(f"{name}.batchnorm.bn", into),
+        f"{name}.map_to_dir.weight": (directions or into, channels),
+    }
+
+
+def pooling_of(name: str, channels: int, pooling: str) -> Shapes:
+    return {f"{name}.map_to_dir.weight": (channels, channels)} if pooling == "max" else {}
+
+
+def invariants(name: str) -> Shapes:
+    return {**layer(f"{name}.vn1", 682, 341), **layer(f"{name}.vn2", 341, 170), f"{name}.vn_lin.weight": (3, 170)}
+
+
+def published_pointnet(pooling: str) -> Shapes:
+    return {
+        **layer("feat.conv_pos", 3, 21),
+        **layer("feat.conv1", 21, 21),
+        **layer("feat.conv2", 42, 42),
+        "feat.conv3.map_to_feat.weight": (341, 42),
+        **normalisation("feat.bn3.bn", 341),
+        **invariants("feat.std_feature"),
+        **pooling_of("feat.pool", 21, pooling),
+        **layer("feat.fstn.conv1", 21, 21),
+        **layer("feat.fstn.conv2", 21, 42),
+        **layer("feat.fstn.conv3", 42, 341),
+        **layer("feat.fstn.fc1", 341, 170),
+        **layer("feat.fstn.fc2", 170, 85),
+        **pooling_of("feat.fstn.pool", 341, pooling),
+        "feat.fstn.fc3.map_to_feat.weight": (21, 85),
+        **linear("fc1", 2046, 512),
+        **linear("fc2", 512, 256),
+        **linear("fc3", 256, 40),
+        **normalisation("bn1", 512),
+        **normalisation("bn2", 256),
+    }
+
+
+def published_dgcnn(pooling: str) -> Shapes:
+    pools = [pooling_of(f"pool{index + 1}", channels, pooling) for index, channels in enumerate((21, 21, 42, 85))]
+    return {
+        **layer("conv1", 2, 21),
+        **layer("conv2", 42, 21),
+        **layer("conv3", 42, 42),
+        **layer("conv4", 84, 85),
+        **layer("conv5", 169, 341, directions=1),
+        **invariants("std_feature"),
+        **linear("linear1", 4092, 512),
+        **normalisation("bn1", 512),
+        **linear("linear2", 512, 256),
+        **normalisation("bn2", 256),
+        **linear("linear3", 256, 40),
+        **{name: shape for shapes in pools for name, shape in shapes.items()},
+    }
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_defaults_have_the_published_names_shapes_and_order(pooling: str) -> None:
+    networks = {
+        import_module("vn_pointnet").VNPointNet(pooling=pooling): published_pointnet(pooling),
+        import_module("vn_dgcnn").VNDGCNN(pooling=pooling): published_dgcnn(pooling),
+    }
+    for model, expected in networks.items():
+        found = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+        assert found == list(expected.items())
+
+
+# Layers against their definitions
+
+
+def test_leaky_relu_shrinks_what_points_against_the_direction(layers: ModuleType) -> None:
+    x, direction = normal(2, 4, 3, 5), normal(2, 1, 3, 5, seed=1)
+    bent = layers.bend(x, direction, 0.2)
+    unit = direction / direction.norm(dim=2, keepdim=True)
+    before, after = (x * unit).sum(2), (bent * unit).sum(2)
+    torch.testing.assert_close(after, torch.where(before < 0, 0.2 * before, before), rtol=0, atol=1e-4)
+    across = x - before.unsqueeze(2) * unit
+    torch.testing.assert_close(bent - after.unsqueeze(2) * unit, across, rtol=0, atol=1e-12)
+    assert bool((before < 0).any())
+    assert bool((before > 0).any())
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (2, 4, 3, 5), (2, 4, 3, 5, 6)])
+def test_layers_mix_channels_only(layers: ModuleType, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = normal(*shape)
+    linear = layers.VNLinear(4, 7).double()
+    expected = torch.einsum("dc,bc...->bd...", linear.map_to_feat.weight, x)
+    torch.testing.assert_close(linear(x), expected)
+    block = layers.VNLinearLeakyReLU(4, 7, dim=len(shape)).double().eval()
+    relu = layers.VNLeakyReLU(4, share_nonlinearity=True).double()
+    g = rotation()
+    for module in (linear, block, relu, layers.VNStdFeature(4, dim=len(shape)).double().eval()):
+        turned = module(torch.einsum("ij,bcj...->bci...", g, x))
+        moves = not isinstance(module, layers.VNStdFeature)
+        result = module(x)
+        expected = torch.einsum("ij,bcj...->bci...", g, result) if moves else result
+        torch.testing.assert_close(turned, expected, rtol=0, atol=TOLERANCE)
+        assert not moves or float((turned - result).norm()) > 0.1 * float(result.norm())
+
+
+def test_batch_normalisation_changes_lengths_only(layers: ModuleType) -> None:
+    norm = layers.VNBatchNorm(4, dim=4).double()
+    x = normal(3, 4, 3, 5)
+    y = norm(x)
+    torch.testing.assert_close(torch.linalg.cross(x, y, dim=2), torch.zeros_like(x), rtol=0, atol=1e-12)
+    lengths = y.square().sum(2).sqrt() * (x * y).sum(2).sign()
+    torch.testing.assert_close(lengths, norm.bn(x.norm(dim=2)), rtol=0, atol=1e-4)
+
+
+def test_max_pooling_takes_the_furthest_vector(layers: ModuleType) -> None:
+    torch.manual_seed(0)
+    pool = layers.VNMaxPool(4).double()
+    x = normal(2, 4, 3, 5, 6)
+    directions = torch.einsum("dc,bc...->bd...", pool.map_to_dir.weight, x)
+    result = pool(x)
+    for b, c, n in torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(5)).tolist():
+        scores = [float(x[b, c, :, n, k] @ directions[b, c, :, n, k]) for k in range(6)]
+        assert torch.equal(result[b, c, :, n], x[b, c, :, n, scores.index(max(scores))])
+
+
+def test_neighbours_are_the_nearest(layers: ModuleType) -> None:
+    x = normal(2, 2, 3, 7)
+    features = layers.neighbour_features(x, 3, cross=True)
+    assert features.shape == (2, 6, 3, 7, 3)
+    for b in range(2):
+        flat = x[b].flatten(0, 1).T
+        nearest = torch.cdist(flat, flat).argsort(-1)[:, :3]
+        other = x[b][:, :, nearest]
+        own = x[b].unsqueeze(-1).expand_as(other)
+        expected = torch.cat([other - own, own, torch.linalg.cross(other, own, dim=1)])
+        torch.testing.assert_close(features[b], expected)
+
+
+# Symmetry
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_invariant_under_rotations(name: str, pooling: str) -> None:
+    model = network(name, pooling)
+    assert relative_error(model, rotation()) < TOLERANCE
+    shear = torch.eye(3, dtype=torch.float64)
+    shear[0, 1] = 0.5
+    assert relative_error(model, shear) > BROKEN
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mixing_components_is_not_invariant(name: str) -> None:
+    """Negative twin: one linear layer adds each vector's components in another order."""
+    model = network(name)
+    layer = model.get_submodule("feat.std_feature.vn_lin" if name == "pointnet" else "std_feature.vn_lin")
+    layer.register_forward_hook(lambda module, args, output: output + output.roll(1, dims=-2) * output.new_tensor(0.5))
+    g = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
+    assert relative_error(model, g) > BROKEN
+
+
+def test_only_dgcnn_is_invariant_under_reflections() -> None:
+    inversion = -torch.eye(3, dtype=torch.float64)
+    assert relative_error(network("dgcnn"), inversion) < TOLERANCE
+    assert relative_error(network("pointnet"), inversion) > BROKEN
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_order_of_points_does_not_matter(name: str) -> None:
+    model = network(name)
+    x = next(iter(small_task().batches("test", 0)))["points"]
+    with torch.no_grad():
+        assert relative_difference(model(x.flip(-1)), model(x)) < TOLERANCE
+        assert relative_difference(model(x.flip(0)), model(x)) > BROKEN
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_measurement_finds_every_linear_layer_on_vectors(name: str, pooling: str) -> None:
+    task, model = small_task(network=name), network(name, pooling)
+    batch = next(iter(task.batches("train", 0)))
+    plan = surgeon.find(
+        model,
+        "SO3",
+        batch,
+        forward=task.forward,
+        act=lambda g, given: (task.act(g, given),),
+        act_output=task.act_output,
+        adapters={},
+    )
+    on_vectors = [
+        child
+        for child, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.bias is None and "pool" not in child
+    ]
+    assert sorted(site.name for site in plan.sites) == sorted(on_vectors)
+    with_neighbours = {"pointnet": ("feat.conv_pos.",), "dgcnn": ("conv1.", "conv2.", "conv3.", "conv4.")}[name]
+    for site in plan.sites:
+        expected = (-3, -1) if site.name.startswith(with_neighbours) else (-2, -1)
+        assert (site.axes_in, site.axes_out) == (expected, expected)
+        into, channels = model.get_submodule(site.name).weight.shape
+        assert site.shape == (3 * into, 3 * channels)
+
+
+# Task
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(import_module("task"), extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_task_has_the_protocol(task: Any) -> None:
+    batch = next(iter(task.batches("validation", 0)))
+    assert isinstance(task, Task)
+    assert set(task.input_names) < set(batch)
+    metrics = task.metrics(torch.zeros(len(batch["labels"]), 5), batch)
+    assert task.primary_metric in metrics
+    assert set(metrics) == set(task.units)
+
+
+def test_batches_depend_on_split_and_seed_only(task: Any) -> None:
+    def rows(source: Any, split: str, seed: int) -> Tensor:
+        return torch.cat([batch["points"] for batch in source.batches(split, seed)])
+
+    first = rows(task, "train", 0)
+    assert first.shape == (10, 3, 12)
+    assert torch.equal(rows(task, "train", 0), first)
+    assert not torch.equal(rows(task, "train", 1), first)
+    assert torch.equal(rows(task, "train", 1).flatten().sort()[0], first.flatten().sort()[0])
+    assert torch.equal(rows(task, "validation", 0), rows(task, "validation", 1))
+    assert not torch.equal(rows(task, "validation", 0), rows(task, "test", 0))
+    assert torch.equal(rows(small_task(), "train", 0), first)
+    assert not torch.equal(rows(small_task(data_seed=1), "train", 0), first)
+
+
+def test_batches_are_fresh_objects(task: Any) -> None:
+    for batch in task.batches("test", 0):
+        batch["points"].zero_()
+    assert all(float(batch["points"].abs().sum()) > 0 for batch in task.batches("test", 0))
+
+
+def test_a_single_cloud_is_no_training_batch() -> None:
+    sizes = {split: [len(b["labels"]) for b in small_task(count=9).batches(split, 0)] for split in ("train", "test")}
+    assert sizes == {"train": [4, 4], "test": [4]}
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_clouds_are_centred_scaled_and_balanced(rotate: bool) -> None:
+    shapes = import_module("shapes")
+    clouds = shapes.sample_clouds(500, 32, 0.02, rotate, (0, 0))
+    assert torch.bincount(clouds.labels).tolist() == [100] * len(shapes.SHAPES)
+    torch.testing.assert_close(clouds.points.mean(-1), torch.zeros(500, 3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(clouds.points.norm(dim=1).amax(-1), torch.ones(500, dtype=torch.float64))
+    # Upright cones have more points below their middle than above; turned ones on average do not.
+    cones = clouds.points[clouds.labels == list(shapes.SHAPES).index("cone")]
+    third_moment = cones[:, 2].pow(3).mean()
+    assert (abs(float(third_moment)) > 0.02) is (not rotate)
+
+
+def test_points_lie_on_their_surfaces() -> None:
+    shapes = import_module("shapes")
+    x = {name: draw(20, 50, torch.Generator().manual_seed(0)) for name, draw in shapes.SHAPES.items()}
+    radius = {name: points[..., :2].norm(dim=-1) for name, points in x.items()}
+    height = {name: points[..., 2] for name, points in x.items()}
+    distances = {
+        "sphere": x["sphere"].norm(dim=-1) - 1,
+        "box": x["box"].abs().amax(-1) - 1,
+        "cylinder": torch.maximum(radius["cylinder"], height["cylinder"].abs()) - 1,
+        "cone": torch.minimum(height["cone"] + 1, (height["cone"] - 1 + 2 * radius["cone"]).abs()),
+        "torus": torch.hypot(radius["torus"] - 1, height["torus"]) - shapes.TUBE,
+    }
+    assert set(distances) == set(shapes.SHAPES)
+    for name, distance in distances.items():
+        assert float(distance.abs().max()) < 1e-12, name
+    assert float((x["box"].norm(dim=-1) - 1).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_action_turns_points_and_leaves_its_input_alone(dtype: str) -> None:
+    task = small_task(dtype=dtype)
+    batch = next(iter(task.batches("test", 0)))
+    copies = {name: value.clone() for name, value in batch.items()}
+    g = rotation()
+    acted = task.act(g, batch)
+    assert all(torch.equal(batch[name], copies[name]) for name in batch)
+    assert torch.equal(acted["labels"], batch["labels"])
+    expected = torch.einsum("ij,bjn->bin", g, batch["points"].double()).to(batch["points"].dtype)
+    torch.testing.assert_close(acted["points"], expected)
+    assert not torch.equal(acted["points"], batch["points"])
+    assert torch.equal(task.act_output(g, acted["points"]), acted["points"])
+
+
+def test_loss_and_metrics_agree(task: Any) -> None:
+    batch = next(iter(task.batches("test", 0)))
+    outputs = normal(len(batch["labels"]), 5)
+    total, count = task.metrics(outputs, batch)["cross_entropy"]
+    assert count == len(batch["labels"])
+    assert total / count == pytest.approx(task.loss(outputs, batch).item())
+    right = torch.nn.functional.one_hot(batch["labels"], 5).double()
+    assert task.metrics(right, batch)["accuracy"] == (count, count)
+    assert task.metrics(-right, batch)["accuracy"] == (0.0, count)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_lowers_the_loss(name: str) -> None:
+    torch.manual_seed(0)
+    task = small_task(network=name, count=20, batch_size=20)
+    model = task.model().double()
+    batch = next(iter(task.batches("train", 0)))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = task.loss(task.forward(model, batch), batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_errors_say_what_to_do(task: Any) -> None:
+    with pytest.raises(UsageError, match="train, validation, test, got 'dev'"):
+        next(iter(task.batches("dev", 0)))
+    with pytest.raises(ShapeError, match=r"\(3, 3\), got \(4, 4\)"):
+        task.act(torch.eye(4), next(iter(task.batches("test", 0))))
+    for arguments, message in (
+        ({"network": "transformer"}, "pointnet or dgcnn, got 'transformer'"),
+        ({"pooling": "median"}, "mean or max, got 'median'"),
+        ({"dtype": "half"}, "float32 or float64, got 'half'"),
+        ({"neighbours": 13}, "1 to 12 neighbours, got 13"),
+        ({"batch_size": 1}, "at least 2 clouds per batch, got 1"),
+        ({"base": 2}, "at least 3, got 2"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            small_task(**arguments)
