@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.branch import branches_of
 from surgeon.graph import compare_graphs, graph_hash, record
+from surgeon.modes import set_training
 from surgeon.types import Certificate
 
 SHOWN = 5
@@ -68,7 +69,8 @@ def _hook_count(module: nn.Module) -> int:
 
 def buffers_written_by_training(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
     """Return the buffers that one training-mode forward of a copy of ``model`` changes, with their values before."""
-    probe = copy.deepcopy(model).train()
+    probe = copy.deepcopy(model)
+    set_training(probe, True)
     before = {name: buffer.detach().clone() for name, buffer in probe.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         run(probe)
@@ -138,14 +140,20 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
 def _differing_graphs(
     before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any], details: dict[str, Any]
 ) -> list[str]:
-    graph = record(copy.deepcopy(before).eval(), forward=run).graph
+    graph = record(_in_eval_mode(before), forward=run).graph
     try:
-        other = record(copy.deepcopy(after).eval(), forward=run).graph
+        other = record(_in_eval_mode(after), forward=run).graph
     except Exception as error:  # a damaged model can fail in any way, and that is the verdict
         return [f"the forward of the result fails ({type(error).__name__}: {error})"]
     details["graph_sha256"] = [graph_hash(graph), graph_hash(other)]
     details["graph_nodes"] = len(graph.nodes)
     return compare_graphs(graph, other)
+
+
+def _in_eval_mode(model: nn.Module) -> nn.Module:
+    probe = copy.deepcopy(model)
+    set_training(probe, False)
+    return probe
 
 
 def _newly_non_finite(before: nn.Module, after: nn.Module) -> list[str]:

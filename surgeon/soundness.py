@@ -15,6 +15,7 @@ from surgeon.graph import Recording, compare_graphs, erase_branches, forward_par
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.measure import relative_difference
+from surgeon.modes import set_training
 from surgeon.surgery import Relaxation, relax, strip
 from surgeon.surgery.find import in_training_mode
 from surgeon.trees import map_tensors, tensors_in
@@ -76,7 +77,7 @@ def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
     """
     module, group = model.module, parse_group(plan.group)
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    module.eval()
+    set_training(module, False)
     before, graph = map_tensors(Tensor.detach, model.run()), _record(model)
     relaxation = relax(module, plan, init_scale=1.0, seed=seed)
     try:

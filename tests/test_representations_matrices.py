@@ -261,6 +261,18 @@ def test_inversion_of_a_grid_in_space() -> None:
     assert not torch.equal(acted, volume)
 
 
+def test_a_frame_takes_coordinates_to_indices_and_not_back() -> None:
+    # Index 0 runs along y, index 1 along z, index 2 along x.
+    frame = ((0, 1, 0), (0, 0, 1), (1, 0, 0))
+    group, volume = parse_group("O3"), torch.randn(3, 3, 3, dtype=torch.float64)
+    rho = on_grid(trivial(group, 1), (3, 3, 3), frame)
+    for axis, planes in enumerate([(0, 1), (1, 2), (2, 0)]):  # about x: from y to z; about y: from z to x; ...
+        g = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra[axis])
+        acted = rho.action(g).apply(volume.flatten())[0].reshape(3, 3, 3)
+        assert torch.allclose(acted, torch.rot90(volume, 1, planes))
+        assert not torch.allclose(acted, torch.rot90(volume, 1, planes[::-1]))
+
+
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_values_turn_while_points_move(layout: Any) -> None:
     group = parse_group("D4")

@@ -132,6 +132,20 @@ def test_a_cube_turns_about_every_axis() -> None:
     assert torch.equal(kind.act(O3.elements[0], volume), volume.flip(0, 1, 2))
 
 
+@pytest.mark.parametrize("frame", [((1, 0, 0), (0, 1, 0), (0, 0, 1)), ((0, 1, 0), (0, 0, 1), (1, 0, 0))])
+def test_a_cube_turns_about_its_diagonal(frame: Any) -> None:
+    volume = random(2, 3, 3, 3)
+    kind = TensorType(trivial(O3, 1), (), (-3, -2, -1), frame)
+    points = on_grid(trivial(O3, 1), (3, 3, 3), frame)
+    third = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)  # x -> y -> z -> x
+    for g in (third, -third, third @ torch.linalg.matrix_exp(torch.pi / 2 * O3.algebra[0])):
+        expected = points.action(g).apply(volume.flatten(1))[0].reshape(volume.shape)
+        assert torch.equal(kind.act(g, volume), expected)
+    # x(g^-1 u): what lay along x lies along y.
+    assert torch.equal(kind.act(third, volume), volume.permute(0, 3, 1, 2))
+    assert not torch.equal(kind.act(third, volume), volume.permute(0, 2, 3, 1))
+
+
 @pytest.mark.parametrize("angle", [0.3, torch.pi / 4, torch.pi / 2 + 1e-3])
 def test_an_element_that_moves_points_off_the_grid_is_refused(angle: float) -> None:
     group = parse_group("SO2")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.graph.record import fresh_copy, unchanged
+from surgeon.modes import set_training
 from surgeon.surgery.measurement import Measurement, default_double, perturbed
 from surgeon.surgery.ops import random_like
 from surgeon.trees import map_tensors, tensors_in
@@ -29,14 +30,14 @@ def without_effect(measurement: Measurement, names: Sequence[str]) -> set[str]:
     # Models that differentiate in their forward keep the graph of it in training mode only.
     with default_double(), perturbed(twin), torch.enable_grad():
         for train in (True, False):
-            twin.train(train)
+            set_training(twin, train)
             try:
                 with unchanged(twin):
                     return set(names) - _felt(measurement, names)
             except RuntimeError:
                 continue
             finally:
-                twin.eval()
+                set_training(twin, False)
     return set()  # without gradients nothing can be told
 
 

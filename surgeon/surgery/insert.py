@@ -16,7 +16,7 @@ from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapter
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
 from surgeon.surgery.relaxation import PenaltyForm, Relaxation
-from surgeon.surgery.rewrite import install, uninstall
+from surgeon.surgery.rewrite import check_places, install, uninstall
 from surgeon.types import Plan, Site, StripMode, named_module
 
 
@@ -102,7 +102,10 @@ def _prepare(
                 f"expected modules by their first names, but {site.name!r} is another name of a module that is shared: "
                 "keep only the first"
             )
-    return {site.key: _branch(model, site, group, mode, adapters) for site in plan.sites}
+    branches = {site.key: _branch(model, site, group, mode, adapters) for site in plan.sites}
+    for name, raw in _raw_sites(plan, branches).items():
+        check_places(named_module(model, name), {place: slot for place, (slot, _) in raw.items()})
+    return branches
 
 
 def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]) -> Branch:

@@ -20,6 +20,7 @@ from surgeon.inference import Probe, Symmetry, make_probe
 from surgeon.inference.probe import Elements
 from surgeon.inference.symmetry import all_rows_equal
 from surgeon.measure import relative_difference
+from surgeon.modes import set_training
 from surgeon.surgery.ops import random_like
 from surgeon.trees import map_tensors, tensors_in, to_dtype
 
@@ -58,20 +59,20 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "") -> Iterator[Non
     mode = part.training
     try:
         with torch.no_grad():
-            part.train()  # so that going back to eval rebuilds what a library caches there
+            set_training(part, True)  # so that going back to eval rebuilds what a library caches there
             for name, parameter in named.items():
                 if parameter.is_floating_point() and parameter.numel():
                     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
                     scale = float(parameter.square().mean().sqrt()) or 1.0
                     parameter.add_(PERTURBATION * scale * random_like(parameter, generator))
-            part.train(mode)
+            set_training(part, mode)
         yield
     finally:
         with torch.no_grad():
-            part.train()
+            set_training(part, True)
             for name, parameter in named.items():
                 parameter.copy_(before[name])
-            part.train(mode)
+            set_training(part, mode)
 
 
 def double_twin(model: nn.Module) -> nn.Module:
@@ -85,7 +86,10 @@ def double_twin(model: nn.Module) -> nn.Module:
     memo = {id(t): t.detach().clone() for value in held for t in plain_tensors(value) if t.grad_fn is not None}
     try:
         with torch.no_grad():
-            return copy.deepcopy(model, memo).double().train().eval()
+            twin = copy.deepcopy(model, memo).double()
+            set_training(twin, True)
+            set_training(twin, False)
+            return twin
     except Exception as error:
         raise PlanError(
             f"expected a model that can be copied, but copy.deepcopy fails ({_first_line(error)}): measure it from its "

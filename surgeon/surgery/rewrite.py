@@ -69,6 +69,22 @@ def _is_branch(node: fx.Node) -> bool:
     return node.op == "call_module" and CHILD in str(node.target).split(".")
 
 
+def check_places(owner: nn.Module, places: Mapping[str, str]) -> None:
+    """Check that branches can be put on raw ops of a module, without changing it.
+
+    Args:
+        owner: the module.
+        places: ``node:operand`` to slot.
+
+    Raises:
+        PlanError: if the forward cannot be traced, or has no such op.
+    """
+    try:
+        insert_branches(trace_forward(owner), places)
+    except NotTraceableError as error:
+        raise PlanError(f"expected a forward that torch.fx can trace, but {error}: exclude this site") from error
+
+
 def install(owner: nn.Module, branches: Mapping[str, tuple[str, Branch]]) -> None:
     """Put branches on raw ops of a module, in place; undone by :func:`uninstall`.
 
@@ -80,10 +96,7 @@ def install(owner: nn.Module, branches: Mapping[str, tuple[str, Branch]]) -> Non
         PlanError: if the forward cannot be traced, or has no such op; the module is unchanged then.
     """
     places = {place: slot for place, (slot, _) in branches.items()}
-    try:
-        insert_branches(trace_forward(owner), places)
-    except NotTraceableError as error:
-        raise PlanError(f"expected a forward that torch.fx can trace, but {error}: exclude this site") from error
+    check_places(owner, places)
     child = branches_child(owner)
     if child is None:
         child = Branches()

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from surgeon.graph.record import fresh_copy, unchanged
+from surgeon.modes import set_training
 from surgeon.surgery.ops import call_forward
 from surgeon.trees import equal, map_tensors
 
@@ -125,7 +126,7 @@ def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[s
     modes = {module: module.training for module in owner.modules()}
     try:
         for training in (True, False):
-            owner.train(training)
+            set_training(owner, training)
             for call in calls:
                 eager = _seeded(owner, lambda given: call_forward(owner, given), call)
                 try:

@@ -48,6 +48,17 @@ class Pairs(nn.Module):
         return self.scalars(scalars), torch.einsum("oc,ncv->nov", self.vectors, vectors)
 
 
+class Sorting(nn.Module):
+    """Reads the second of a list and returns its result under a key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, parts: list[Tensor]) -> dict[str, Any]:
+        return {"rest": parts[0], "result": (parts[1] @ self.weight.T, None)}
+
+
 class Field(NamedTuple):
     tensor: Tensor
     kind: str
@@ -222,6 +233,20 @@ def test_a_branch_on_two_axes_mixes_components_and_channels() -> None:
     turned = (x[0], x[1] @ g.T)
     assert torch.allclose(twin(turned)[1], twin(x)[1] @ g.T, atol=1e-5)
     assert not torch.allclose(net(turned)[1], net(x)[1] @ g.T, atol=1e-2)
+
+
+def test_features_come_and_go_at_different_places() -> None:
+    net = Net(Sorting())
+    place = site("parts", vectors(2), {"trivial": 4}, (4, 6), path_in=(1,), path_out=("result", 0))
+    relaxation = surgeon.relax(net, Plan("O3", (place,)), init_scale=1.0)
+    x = [random(5, 3), random(5, 6)]
+    expected = net(x)
+    relaxation.set_theta(0.5)
+    found, weight = net(x), relaxation.branches["op.parts.1"].weight
+    assert torch.allclose(found["result"][0], expected["result"][0] + 0.5 * x[1] @ weight.T)
+    assert not torch.allclose(found["result"][0], expected["result"][0])
+    assert found["result"][1] is None
+    assert found["rest"] is x[0]
 
 
 @pytest.mark.parametrize("name", ["convolution", "circular convolution"])

@@ -1,0 +1,184 @@
+"""Branches on raw-parameter ops: in a traced forward, in a GraphModule, and in an exported program."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+import surgeon
+from surgeon.branch import CHILD, branches_of
+from surgeon.errors import PlanError
+from surgeon.soundness import Model, check_plan
+from surgeon.surgery.trace import NotTraceableError, raw_ops, trace_complaint, trace_forward
+from surgeon.types import Plan
+from tests.families.awkward.case import vectors
+from tests.families.awkward.layouts import InsideForward, Untraceable
+from tests.nets import default_dtype
+
+
+def build(kind: str, tmp_path: Path) -> nn.Module:
+    torch.manual_seed(0)
+    with default_dtype(torch.float64):
+        module: nn.Module = InsideForward().eval()
+    if kind == "module":
+        return module
+    if kind == "graph module":
+        return fx.symbolic_trace(module)
+    program = torch.export.export(module, (vectors(),))
+    if kind == "file":
+        torch.export.save(program, tmp_path / "net.pt2")
+        program = torch.export.load(tmp_path / "net.pt2")
+    return program.module()
+
+
+KINDS = ("module", "graph module", "exported", "file")
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+def plan_of(module: nn.Module) -> Plan:
+    return surgeon.find(module, "SO3", vectors(), act=lambda g, x: (x @ g.T,), act_output=lambda g, y: y, adapters={})
+
+
+def relaxed(kind: str, tmp_path: Path) -> nn.Module:
+    module = build(kind, tmp_path)
+    surgeon.relax(module, plan_of(module), init_scale=1.0).set_theta(0.1)
+    return module
+
+
+@both
+def test_sites_are_found_and_sound(kind: str, tmp_path: Path) -> None:
+    module = build(kind, tmp_path)
+    plan = plan_of(module)
+    assert [site.key for site in plan.sites] == ["first", "second"]
+    assert [site.parameters for site in plan.sites] == [("first",), ("second",)]
+    run = Model(module, (vectors(),), lambda model, x: model(x), lambda g, x: (x @ g.T,), lambda g, y: y)
+    check_plan(run, plan)
+
+
+@both
+def test_stripping_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    module = build(kind, tmp_path)
+    keys, names = list(module.state_dict()), [name for name, _ in module.named_modules()]
+    output, text = module(vectors()), str(getattr(module, "graph", ""))
+    surgeon.relax(module, plan_of(module), init_scale=1.0).set_theta(0.1)
+    assert not torch.allclose(module(vectors()), output)
+    assert f"{CHILD}.first.weight" in module.state_dict()
+    surgeon.strip(module)
+    assert list(module.state_dict()) == keys
+    assert [name for name, _ in module.named_modules()] == names
+    assert "forward" not in vars(module)
+    assert str(getattr(module, "graph", "")) == text
+    assert torch.equal(module(vectors()), output)
+
+
+@both
+def test_a_copy_has_branches_of_its_own(kind: str, tmp_path: Path) -> None:
+    module = relaxed(kind, tmp_path)
+    output, twin = module(vectors()), copy.deepcopy(module)
+    assert torch.equal(twin(vectors()), output)
+    with torch.no_grad():
+        branches_of(twin)["first"].weight.zero_()
+    assert torch.equal(module(vectors()), output)
+    assert not torch.equal(twin(vectors()), output)
+    surgeon.strip(twin)
+    assert torch.equal(module(vectors()), output)
+
+
+def test_a_pickled_module_keeps_its_branches(tmp_path: Path) -> None:
+    module, file = relaxed("module", tmp_path), io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(vectors()), module(vectors()))
+
+
+@both
+def test_gradients_twice(kind: str, tmp_path: Path) -> None:
+    module, x = relaxed(kind, tmp_path), vectors().requires_grad_()
+    weight = branches_of(module)["first"].weight
+    (force,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(force.square().sum(), weight)
+    assert gradient.any()
+
+
+class Parts(nn.Module):
+    """The forms a contraction comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(4, 4))
+        self.scale = nn.Parameter(torch.randn(4, 1))
+        self.child = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a.T @ x
+        x = torch.matmul(self.a * 2.0, x)
+        x = self.scale * x
+        return functional.linear(x.transpose(1, 2), self.child.weight).transpose(1, 2)
+
+
+def test_contractions_with_parameters_are_listed() -> None:
+    net = Parts()
+    found = [(op.node, op.parameters) for op in raw_ops(trace_forward(net), net)]
+    assert found == [("matmul", ("a",)), ("matmul_1", ("a",)), ("linear", ("child.weight",))]
+
+
+def test_one_parameter_in_two_ops_makes_two_sites() -> None:
+    class Gated(Parts):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a.T @ x
+            x = x * torch.tanh(x.square().sum(-1, keepdim=True))
+            return (self.a @ x).square().sum(-1)
+
+    with default_dtype(torch.float64):
+        gated = Gated()
+    assert [site.key for site in plan_of(gated).sites] == ["a", "a_1"]
+
+
+class Dropping(InsideForward):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.dropout(x, 0.5, self.training))
+
+
+class Optional(InsideForward):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x) if mask is None else x.square().sum(-1) * mask
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (InsideForward, ""),
+        (Dropping, "differs from eager in (training|eval) mode"),
+        (Optional, "fails with .* where eager runs|differs from eager"),
+    ],
+)
+def test_a_trace_has_to_compute_what_eager_does(make: Callable[[], nn.Module], complaint: str) -> None:
+    with default_dtype(torch.float64):
+        net = make()
+    found = trace_complaint(net, trace_forward(net), [{"x": vectors()}])
+    assert bool(found) == bool(complaint)
+    assert re.search(complaint, found)
+
+
+def test_what_cannot_be_traced_says_so() -> None:
+    with pytest.raises(NotTraceableError, match="torch.fx cannot trace the forward of Untraceable"):
+        trace_forward(Untraceable())
+    with pytest.raises(NotTraceableError, match="TorchScript"):
+        trace_forward(torch.jit.script(nn.Linear(2, 2)))
+
+
+def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(build("module", tmp_path))
+    net = nn.Linear(3, 3).double()
+    with pytest.raises(PlanError, match="made for another model"):
+        surgeon.relax(net, plan)
+    assert CHILD not in dict(net.named_children())
+    assert "forward" not in vars(net)
