@@ -46,7 +46,7 @@ def model_card(group: str, plan: Plan, base: Mapping[str, Any], theta: tuple[flo
     """
     name = str(base["file"])
     sites = "\n".join(
-        f"| `{site.name or '(model)'}` | {site.argument} | {site.shape[0]} x {site.shape[1]} |" for site in plan.sites
+        f"| `{site.name or '(model)'}` | {site.slot} | {' x '.join(map(str, site.shape))} |" for site in plan.sites
     )
     return _CARD.format(
         count=len(plan.sites),

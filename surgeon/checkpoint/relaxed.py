@@ -156,14 +156,14 @@ def split_state(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
 
 
 def _site_of(key: str) -> tuple[str, str]:
-    """Return module and argument of a branch key ``<module>._relaxation.<argument>.<...>``."""
+    """Return module and slot of a branch key ``<module>._relaxation.<slot>.weight``; a slot can have dots."""
     parts = key.split(".")
     place = parts.index(BRANCH_MODULE)
-    return ".".join(parts[:place]), parts[place + 1] if len(parts) > place + 1 else ""
+    return ".".join(parts[:place]), ".".join(parts[place + 1 : -1])
 
 
 def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None:
-    sites = {(site.name, site.argument): site.key for site in plan.sites}
+    sites = {(site.name, site.slot): site.key for site in plan.sites}
     for key in branches:
         if BRANCH_MODULE not in key.split(".") or _site_of(key) not in sites:
             raise CheckpointError(
@@ -181,7 +181,7 @@ def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> N
 
 def _first_names(branches: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """Leave out the further names of branches in shared modules; a branch goes by the name in the plan."""
-    sites = {(site.name, site.argument) for site in plan.sites}
+    sites = {(site.name, site.slot) for site in plan.sites}
     planned = {key: value for key, value in branches.items() if _site_of(key) in sites}
     addresses = {value.data_ptr() for value in planned.values() if value.numel()}
     unknown = {key: value for key, value in branches.items() if key not in planned}

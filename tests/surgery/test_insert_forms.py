@@ -384,7 +384,6 @@ def test_names_in_the_file_of_a_dict() -> None:
     assert keys == ["op._relaxation.features.0.weight", "op._relaxation.features.1.weight"]
 
 
-@pytest.mark.xfail(strict=True, reason="files are checked by argument, not by the path inside it")
 def test_a_branch_of_another_path_is_noticed(tmp_path: Path) -> None:
     twin, net, relaxation, _ = relaxed("dict")
     first, second = relaxation.plan.sites
@@ -394,7 +393,6 @@ def test_a_branch_of_another_path_is_noticed(tmp_path: Path) -> None:
     assert not (tmp_path / "relaxed").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="files are checked by argument, not by the path inside it")
 def test_a_missing_branch_of_an_op_with_several_is_noticed(tmp_path: Path) -> None:
     twin, net, relaxation, _ = relaxed("dict")
     del net.op._relaxation.features._modules["1"]  # type: ignore[union-attr]
