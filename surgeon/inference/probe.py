@@ -126,12 +126,14 @@ def make_probe(
     """
     collected: dict[str, list[Calls]] = {name: [] for name in modules}
     outputs = []
-    for index, g in enumerate(elements.all()):
-        moved = map_tensors(fresh_copy, inputs if index == 0 else symmetry.moved(g, inputs))
-        with torch.random.fork_rng(devices=[]), captured(model, modules) as calls:
-            outputs.append(map_tensors(Tensor.detach, symmetry.forward(model, *moved)))
-        for name in modules:
-            collected[name].append(calls[name])
+    with captured(model, modules) as calls:
+        for index, g in enumerate(elements.all()):
+            moved = map_tensors(fresh_copy, inputs if index == 0 else symmetry.moved(g, inputs))
+            with torch.random.fork_rng(devices=[]):
+                outputs.append(map_tensors(Tensor.detach, symmetry.forward(model, *moved)))
+            for name in modules:
+                collected[name].append(list(calls[name]))
+                calls[name].clear()
     return Probe(elements, collected, outputs)
 
 

@@ -55,7 +55,7 @@ class _Auditor:
         if name not in self.used:
             return "unused", "no op of the recorded forward uses it"
         owner = name.rpartition(".")[0]
-        site = next((module for module in _with_parents(owner) if module in self.whole), None)
+        site = next((module for module in with_parents(owner) if module in self.whole), None)
         if site is not None:
             return "site", f"weights of the site {site or 'that is the model itself'}"
         if name in self.raw:
@@ -64,7 +64,7 @@ class _Auditor:
 
     def _left_alone(self, name: str, owner: str) -> tuple[Coverage, str]:
         holders = [c for c in self.evidence.candidates.values() if name in c.parameters]
-        places = [name, *(candidate.module for candidate in holders), *_with_parents(owner)]
+        places = [name, *(candidate.module for candidate in holders), *with_parents(owner)]
         entry = next((self.skipped[place] for place in places if place in self.skipped), None)
         if entry is not None:
             return entry.coverage, entry.reason
@@ -83,7 +83,7 @@ class _Auditor:
         return "unexplained", f"its ops ({', '.join(sorted(meetings))}) are no linear map that is known"
 
 
-def _with_parents(name: str) -> list[str]:
+def with_parents(name: str) -> list[str]:
     """Return a module's name and those of the modules it is in, innermost first; the model itself is last."""
     parts = name.split(".") if name else []
     return [".".join(parts[:length]) for length in range(len(parts), -1, -1)]

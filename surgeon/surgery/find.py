@@ -19,7 +19,7 @@ from surgeon.inference import Symmetry
 from surgeon.modes import set_training
 from surgeon.registry import Adapter, installed_adapters
 from surgeon.surgery.annotated import annotated_site, collect_proposals, verify_all
-from surgeon.surgery.audit import audit_parameters
+from surgeon.surgery.audit import audit_parameters, with_parents
 from surgeon.surgery.combine import Evidence, combine
 from surgeon.surgery.measurement import Measurement, double_twin, measure_model
 from surgeon.surgery.usage import WeightUsage
@@ -173,7 +173,7 @@ def _without_explanation(model: nn.Module, explained: set[str], audit: Sequence[
     """List the modules that own trainable parameters and are neither sites, nor refused, nor inside one of these."""
     found, entries = [], {entry.parameter: entry for entry in audit}
     for name, module in model.named_modules():
-        inside = name in explained or any(name.startswith(f"{other}.") for other in explained if other)
+        inside = any(place in explained for place in with_parents(name) if place or not name)
         own = {
             f"{name}.{key}" if name else key: key
             for key, p in module.named_parameters(recurse=False)

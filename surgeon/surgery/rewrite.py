@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +12,13 @@ from torch import fx, nn
 from surgeon.branch import CHILD, Branch, Branches, branches_child
 from surgeon.errors import PlanError
 from surgeon.surgery.trace import NotTraceableError, split_place, trace_forward
+from surgeon.surgery.tracer import trace_own_forward
 
 
 class RewrittenForward:
     """The forward of one module with branches in it: an attribute of the module that hides its class's forward.
 
-    It is traced again when first called, so that copies and pickles of the module carry no compiled code.
+    Pickles carry no compiled code: after loading, the forward is traced again when it is first called.
 
     Attributes:
         owner: the module.
@@ -27,16 +30,31 @@ class RewrittenForward:
         self.places = dict(places)
         self._function: Any = None
 
+    def build(self) -> None:
+        """Trace and compile."""
+        graph = trace_own_forward(self.owner)
+        insert_branches(graph, self.places)
+        code = graph.python_code("self")
+        namespace = dict(code.globals)
+        exec(compile(code.src, f"<rewritten forward of {type(self.owner).__name__}>", "exec"), namespace)
+        self._function = namespace["forward"]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the rewritten forward."""
         if self._function is None:
-            graph = trace_forward(self.owner)
-            insert_branches(graph, self.places)
-            code = graph.python_code("self")
-            namespace = dict(code.globals)
-            exec(compile(code.src, f"<rewritten forward of {type(self.owner).__name__}>", "exec"), namespace)
-            self._function = namespace["forward"]
+            self.build()
         return self._function(self.owner, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the class's forward, which is what callers look at."""
+        return inspect.signature(type(self.owner).forward.__get__(self.owner))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenForward:
+        twin = memo[id(self)] = RewrittenForward(self.owner, self.places)
+        twin.owner = copy.deepcopy(self.owner, memo)
+        twin._function = self._function  # takes the owner as its argument
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_function": None}
@@ -58,8 +76,8 @@ def insert_branches(graph: fx.Graph, places: Mapping[str, str]) -> None:
             )
         node = by_name[name]
         last = node
-        while any(_is_branch(user) for user in last.users):  # several branches on one op follow each other
-            last = next(user for user in last.users if _is_branch(user))
+        while (after := _branch_after(last)) is not None:  # several branches on one op follow each other
+            last = after
         with graph.inserting_after(last):
             added = graph.call_module(f"{CHILD}.{slot}", (node.all_input_nodes[operand], last))
         last.replace_all_uses_with(added, delete_user_cb=lambda user, added=added: user is not added)
@@ -67,6 +85,11 @@ def insert_branches(graph: fx.Graph, places: Mapping[str, str]) -> None:
 
 def _is_branch(node: fx.Node) -> bool:
     return node.op == "call_module" and CHILD in str(node.target).split(".")
+
+
+def _branch_after(node: fx.Node) -> fx.Node | None:
+    """Return the branch that adds to a node's result; one that only reads it as features does not count."""
+    return next((user for user in node.users if _is_branch(user) and user.args[1] is node), None)
 
 
 def check_places(owner: nn.Module, places: Mapping[str, str]) -> None:
@@ -108,7 +131,9 @@ def install(owner: nn.Module, branches: Mapping[str, tuple[str, Branch]]) -> Non
         insert_branches(owner.graph, places)
         owner.recompile()
     else:
-        owner.__dict__["forward"] = RewrittenForward(owner, places)
+        forward = RewrittenForward(owner, places)
+        forward.build()
+        owner.__dict__["forward"] = forward
 
 
 def uninstall(owner: nn.Module) -> None:

@@ -20,12 +20,15 @@ from torch.nn import functional
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.modes import set_training
 from surgeon.surgery.ops import call_forward
+from surgeon.surgery.tracer import NotTraceableError as NotTraceableError
+from surgeon.surgery.tracer import trace_own_forward
 from surgeon.trees import equal, map_tensors
 
 _ATEN = torch.ops.aten
 CONTRACTIONS: frozenset[Any] = frozenset(
     {
         functional.linear,
+        functional.bilinear,
         functional.conv1d,
         functional.conv2d,
         functional.conv3d,
@@ -33,41 +36,44 @@ CONTRACTIONS: frozenset[Any] = frozenset(
         torch.conv2d,
         torch.conv3d,
         torch.matmul,
+        torch.linalg.matmul,
         torch.mm,
         torch.bmm,
         torch.mv,
+        torch.dot,
+        torch.inner,
         torch.addmm,
+        torch.addmv,
         torch.baddbmm,
         torch.einsum,
         torch.tensordot,
         operator.matmul,
-        _ATEN.linear.default,
-        _ATEN.matmul.default,
-        _ATEN.mm.default,
-        _ATEN.bmm.default,
-        _ATEN.mv.default,
-        _ATEN.addmm.default,
-        _ATEN.baddbmm.default,
-        _ATEN.einsum.default,
-        _ATEN.convolution.default,
-        _ATEN.conv1d.default,
-        _ATEN.conv2d.default,
-        _ATEN.conv3d.default,
+        _ATEN.linear,
+        _ATEN.bilinear,
+        _ATEN.matmul,
+        _ATEN.linalg_matmul,
+        _ATEN.mm,
+        _ATEN.bmm,
+        _ATEN.mv,
+        _ATEN.dot,
+        _ATEN.inner,
+        _ATEN.addmm,
+        _ATEN.addmv,
+        _ATEN.baddbmm,
+        _ATEN.einsum,
+        _ATEN.tensordot,
+        _ATEN.convolution,
+        _ATEN.conv1d,
+        _ATEN.conv2d,
+        _ATEN.conv3d,
     }
 )
-CONTRACTION_METHODS = frozenset({"matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "__matmul__", "__rmatmul__"})
-
-
-class NotTraceableError(Exception):
-    """The forward cannot be rewritten; the message says why."""
-
-
-class _OwnForward(fx.Tracer):
-    """Trace one module's own code."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Leave every child as a call."""
-        return True
+"""Functions, and for aten ops all overloads, that sum products of two operands."""
+CONTRACTION_METHODS = frozenset(
+    {"matmul", "mm", "bmm", "mv", "dot", "inner", "addmm", "addmv", "baddbmm", "__matmul__", "__rmatmul__"}
+)
+_ADDED_LAST = frozenset({"linear", "conv1d", "conv2d", "conv3d", "convolution"})
+_ADDED_FIRST = frozenset({"addmm", "addmv", "baddbmm"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class RawOp:
     Attributes:
         node: name of the op in the traced forward.
         operand: which of the op's input nodes is the activation.
-        parameters: names of the parameters that make its other operand, relative to the owner; at least one.
+        parameters: names of the parameters that make its other operands, relative to the owner; those that are multiplied
+            come first, and there is at least one.
     """
 
     node: str
@@ -108,11 +115,11 @@ def trace_forward(owner: nn.Module) -> fx.Graph:
         return copy.deepcopy(owner.graph)
     if isinstance(owner, torch.jit.ScriptModule):
         raise NotTraceableError("it is TorchScript")
-    try:
-        return _OwnForward().trace(owner)
-    except Exception as error:  # the forward is foreign code
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise NotTraceableError(f"torch.fx cannot trace the forward of {type(owner).__name__} ({line})") from error
+    if "forward" in vars(owner):
+        raise NotTraceableError(
+            "its forward was replaced by an attribute of the instance, which its class does not know"
+        )
+    return trace_own_forward(owner)
 
 
 def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[str, Any]]) -> str:
@@ -128,23 +135,40 @@ def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[s
         for training in (True, False):
             set_training(owner, training)
             for call in calls:
-                eager = _seeded(owner, lambda given: call_forward(owner, given), call)
-                try:
-                    traced = _seeded(owner, lambda given: _interpret(owner, graph, given), call)
-                except Exception as error:  # a branch that was traced for other arguments
-                    return f"its traced form fails with {type(error).__name__} where eager runs"
-                if not equal(eager, traced):
-                    return f"its traced form differs from eager in {'training' if training else 'eval'} mode"
+                complaint = _difference(owner, graph, call, "training" if training else "eval")
+                if complaint:
+                    return complaint
     finally:
+        set_training(owner, modes[owner])  # first as a whole: some layers build buffers when their mode changes
         for module, mode in modes.items():
             module.training = mode
     return ""
 
 
+def _difference(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any], mode: str) -> str:
+    """Compare outputs, and what became of the arguments and of the buffers."""
+    try:
+        eager = _seeded(owner, lambda given: call_forward(owner, given), call)
+    except Exception as error:  # the forward is foreign code
+        return f"it fails with {type(error).__name__} in {mode} mode"
+    try:
+        traced = _seeded(owner, lambda given: _interpret(owner, graph, given), call)
+    except Exception as error:  # a branch that was traced for other arguments
+        return f"its traced form fails with {type(error).__name__} where eager runs"
+    return "" if equal(eager, traced) else f"its traced form differs from eager in {mode} mode"
+
+
 def _seeded(owner: nn.Module, run: Callable[[Mapping[str, Any]], Any], call: Mapping[str, Any]) -> Any:
-    with unchanged(owner), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return map_tensors(Tensor.detach, run(map_tensors(fresh_copy, call)))
+    """Return the result, the arguments afterwards, and the buffers afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with unchanged(owner), torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)
+        if devices:  # torch.manual_seed would also seed devices that were not forked
+            torch.cuda.manual_seed_all(0)
+        given = map_tensors(fresh_copy, call)
+        result = run(given)
+        # Copies, since buffers are put back.
+        return map_tensors(lambda tensor: tensor.detach().clone(), (result, given, dict(owner.named_buffers())))
 
 
 def _positional(owner: nn.Module, call: Mapping[str, Any], graph: fx.Graph) -> list[Any]:
@@ -169,6 +193,12 @@ class _Keeping(fx.Interpreter):
 
     def __init__(self, owner: nn.Module, graph: fx.Graph) -> None:
         super().__init__(owner, graph=graph, garbage_collect_values=False)
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Give ``**kwargs`` a dict; the base class takes it for ``*args``."""
+        if str(target).startswith("**"):
+            return next(self.args_iter)
+        return super().placeholder(target, args, kwargs)
 
 
 def _flat_inputs(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> list[Any]:
@@ -198,10 +228,12 @@ def raw_ops(graph: fx.Graph, owner: nn.Module) -> tuple[RawOp, ...]:
         made_of[node] = tuple(dict.fromkeys([*parameters, *(n for part in inputs for n in made_of[part])]))
         if node not in active or not _contracts(node):
             continue
-        weights = [name for part in inputs if part not in active for name in made_of[part]]
+        factors = _factors(node)
+        weights = [name for part in inputs if part in factors and part not in active for name in made_of[part]]
         if weights:
-            operands = [index for index, part in enumerate(inputs) if part in active]
-            found += [RawOp(node.name, operand, tuple(dict.fromkeys(weights))) for operand in operands]
+            added = [name for part in inputs if part not in factors and part not in active for name in made_of[part]]
+            operands = [index for index, part in enumerate(inputs) if part in active and part in factors]
+            found += [RawOp(node.name, operand, tuple(dict.fromkeys([*weights, *added]))) for operand in operands]
     return tuple(found)
 
 
@@ -215,9 +247,26 @@ def _own_parameters(node: fx.Node, owner: nn.Module, names: set[str]) -> list[st
 
 
 def _contracts(node: fx.Node) -> bool:
+    if node.kwargs.get("out") is not None:  # the result lives in a tensor that later ops may read directly
+        return False
     if node.op == "call_method":
         return node.target in CONTRACTION_METHODS
-    return node.op == "call_function" and node.target in CONTRACTIONS
+    target = getattr(node.target, "overloadpacket", node.target)
+    return node.op == "call_function" and target in CONTRACTIONS
+
+
+def _factors(node: fx.Node) -> set[fx.Node]:
+    """Return the operands that are multiplied, not those that are only added, such as a bias."""
+    target = getattr(node.target, "overloadpacket", node.target)
+    name = str(target) if node.op == "call_method" else getattr(target, "__name__", "")
+    position = 0 if name in _ADDED_FIRST else 2 if name in _ADDED_LAST else None
+    args = [arg for index, arg in enumerate(node.args) if index != position]
+    kwargs = {key: value for key, value in node.kwargs.items() if position is None or key not in ("bias", "input")}
+    if name in _ADDED_LAST and "input" in node.kwargs:
+        kwargs["input"] = node.kwargs["input"]
+    nodes: set[fx.Node] = set()
+    fx.node.map_arg((args, kwargs), nodes.add)
+    return nodes
 
 
 def _values(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> dict[str, Any]:
