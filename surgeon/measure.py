@@ -47,7 +47,7 @@ def _ratio(left: Tensor, right: Tensor) -> float:
 
 
 def _floating(tree: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point()]
+    return [tensor.detach() for tensor in tensors_in(tree) if tensor.is_floating_point()]
 
 
 def summarise(errors: Sequence[float]) -> ErrorSummary:

@@ -23,7 +23,7 @@ CHOOSING = "VNMaxPool"
 class VectorNeuronAdapter:
     """Annotations by the names of the published classes."""
 
-    name = "vector neurons"
+    name = "vector-neurons"
     groups = ("SO3", "O3")
 
     def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | Mapping[str, Proposal | Refusal] | None:

@@ -83,8 +83,8 @@ class RawOp:
     Attributes:
         node: name of the op in the traced forward.
         operand: which of the op's input nodes is the activation.
-        parameters: names of the parameters that make its other operands, relative to the owner; those that are multiplied
-            come first, and there is at least one.
+        parameters: names of the parameters that make its other operands, relative to the owner; first those that are
+            multiplied, at least one.
     """
 
     node: str
@@ -160,7 +160,7 @@ def _difference(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any], mode
 
 def _seeded(owner: nn.Module, run: Callable[[Mapping[str, Any]], Any], call: Mapping[str, Any]) -> Any:
     """Return the result, the arguments afterwards, and the buffers afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
     with unchanged(owner), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(0)
         if devices:  # torch.manual_seed would also seed devices that were not forked
@@ -179,12 +179,7 @@ def _positional(owner: nn.Module, call: Mapping[str, Any], graph: fx.Graph) -> l
     for node in graph.nodes:
         if node.op == "placeholder":
             name = str(node.target)
-            if name.startswith("**"):
-                values.append(bound.arguments[name[2:]])
-            elif name.startswith("*"):
-                values += list(bound.arguments[name[1:]])
-            else:
-                values.append(bound.arguments[name])
+            values.append(bound.arguments[name.lstrip("*")])
     return values
 
 
@@ -195,8 +190,8 @@ class _Keeping(fx.Interpreter):
         super().__init__(owner, graph=graph, garbage_collect_values=False)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Give ``**kwargs`` a dict; the base class takes it for ``*args``."""
-        if str(target).startswith("**"):
+        """Take ``*args`` and ``**kwargs`` as one value each; the base class lets ``*args`` take all that is left."""
+        if str(target).startswith("*") and not isinstance(self.module, fx.GraphModule):
             return next(self.args_iter)
         return super().placeholder(target, args, kwargs)
 

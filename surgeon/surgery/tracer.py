@@ -6,6 +6,7 @@ while it traces, and keeps constants as new attributes of the module.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -115,6 +116,9 @@ def trace_own_forward(owner: nn.Module) -> fx.Graph:
     Raises:
         NotTraceableError: if torch.fx cannot trace it, or the trace would lose something.
     """
+    kinds = {parameter.kind for parameter in inspect.signature(owner.forward).parameters.values()}
+    if {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.KEYWORD_ONLY} <= kinds:
+        raise NotTraceableError("its forward takes *args and keyword-only arguments, which torch.fx confuses")
     graphs = []
     for gradients, autocast in ((True, False), (False, True)):
         with unchanged(owner), _nothing_assigned(owner), _settings(gradients, autocast):
@@ -139,12 +143,16 @@ def _nothing_assigned(owner: nn.Module) -> Iterator[None]:
     """Refuse a forward that assigns to attributes, or fills lists or dicts: a graph would not; and undo it."""
     before = {module: dict(vars(module)) for module in owner.modules()}
     contents = [(value, value.copy()) for kept in before.values() for value in kept.values() if _is_plain(value)]
-    yield
+    filled = False
+    try:
+        yield
+    finally:
+        for value, copied in contents:
+            if not _same_items(value, copied):
+                filled = True
+                value.clear()
+                value.extend(copied) if isinstance(value, list) else value.update(copied)
     changed = [name for module, kept in before.items() for name in _rebound(kept, vars(module))]
-    filled = [value for value, copied in contents if not _same_items(value, copied)]
-    for value, copied in contents:
-        value.clear()
-        value.extend(copied) if isinstance(value, list) else value.update(copied)
     if changed or filled:
         what = f"assigns self.{changed[0]}" if changed else "fills a list or dict of the module"
         raise NotTraceableError(f"its forward {what}, which a traced forward would not")
@@ -155,9 +163,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _rebound(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        name for name in {**now, **before} if name not in now or name not in before or now[name] is not before[name]
-    ]
+    new = [name for name in now if name not in before]
+    return new + [name for name, value in before.items() if name not in now or now[name] is not value]
 
 
 def _same_items(value: Any, copied: Any) -> bool:

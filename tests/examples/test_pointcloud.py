@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.errors import ShapeError, UsageError
 from surgeon.measure import relative_difference
+from surgeon.soundness import Model, check_plan
 from surgeon.types import Task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
@@ -196,7 +197,7 @@ def test_layers_mix_channels_only(layers: ModuleType, shape: tuple[int, ...]) ->
         result = module(x)
         expected = torch.einsum("ij,bcj...->bci...", g, result) if moves else result
         torch.testing.assert_close(turned, expected, rtol=0, atol=TOLERANCE)
-        assert not moves or float((turned - result).norm()) > 0.1 * float(result.norm())
+        assert not moves or float((turned - result).detach().norm()) > 0.1 * float(result.detach().norm())
 
 
 def test_batch_normalisation_changes_lengths_only(layers: ModuleType) -> None:
@@ -212,7 +213,7 @@ def test_max_pooling_takes_the_furthest_vector(layers: ModuleType) -> None:
     torch.manual_seed(0)
     pool = layers.VNMaxPool(4).double()
     x = normal(2, 4, 3, 5, 6)
-    directions = torch.einsum("dc,bc...->bd...", pool.map_to_dir.weight, x)
+    directions = torch.einsum("dc,bc...->bd...", pool.map_to_dir.weight.detach(), x)
     result = pool(x)
     for b, c, n in torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(5)).tolist():
         scores = [float(x[b, c, :, n, k] @ directions[b, c, :, n, k]) for k in range(6)]
@@ -268,6 +269,39 @@ def test_order_of_points_does_not_matter(name: str) -> None:
     with torch.no_grad():
         assert relative_difference(model(x.flip(-1)), model(x)) < TOLERANCE
         assert relative_difference(model(x.flip(0)), model(x)) > BROKEN
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_annotation_and_measurement_agree_and_the_plan_is_sound(name: str, pooling: str) -> None:
+    task, model = small_task(network=name), network(name, pooling)
+    batch = next(iter(task.batches("train", 0)))
+    actions = {"act": lambda g, given: (task.act(g, given),), "act_output": task.act_output}
+    annotated = surgeon.find(model, "SO3", batch, forward=task.forward)
+    measured = surgeon.find(model, "SO3", batch, forward=task.forward, adapters={}, **actions)
+    both = surgeon.find(model, "SO3", batch, forward=task.forward, **actions)
+    keys = [[site.key for site in plan.sites] for plan in (annotated, measured, both)]
+    assert keys[0] == keys[1] == keys[2]
+    assert {site.source for site in both.sites} == {"both"}
+    assert not both.notes
+    assert not [entry for entry in both.audit if entry.coverage in ("unexplained", "not equivariant")]
+    check_plan(Model(model, (batch,), task.forward, actions["act"], task.act_output), measured)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_folding_keeps_the_equivariant_part(name: str) -> None:
+    task, model = small_task(network=name), network(name)
+    batch = next(iter(task.batches("train", 0)))
+    plan = surgeon.find(model, "SO3", batch, forward=task.forward)
+    original = task.forward(model, batch)
+    relaxation = surgeon.relax(model, plan, mode="fold", init_scale=1.0)
+    relaxation.set_theta(0.0, 1.0)
+    with relaxation.clean():
+        clean = task.forward(model, batch)
+    surgeon.strip(model)
+    folded = task.forward(model, batch)
+    assert relative_difference(folded, clean) < TOLERANCE
+    assert relative_difference(folded, original) > 1e-6
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -407,13 +441,13 @@ def test_training_lowers_the_loss(name: str) -> None:
     batch = next(iter(task.batches("train", 0)))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     losses = []
-    for _ in range(20):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = task.loss(task.forward(model, batch), batch)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]  # a mean, because dropout is random
 
 
 def test_errors_say_what_to_do(task: Any) -> None:

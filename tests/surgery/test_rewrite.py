@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import re
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import surgeon
-from surgeon.branch import CHILD, branches_of
+from surgeon.branch import CHILD, Branch, branches_of
 from surgeon.errors import PlanError
 from surgeon.soundness import Model, check_plan
+from surgeon.surgery.insert import detach
+from surgeon.surgery.rewrite import install
 from surgeon.surgery.trace import NotTraceableError, raw_ops, trace_complaint, trace_forward
 from surgeon.types import Plan
 from tests.families.awkward.case import vectors
@@ -182,3 +185,65 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
         surgeon.relax(net, plan)
     assert CHILD not in dict(net.named_children())
     assert "forward" not in vars(net)
+
+
+class Chain(InsideForward):
+    """Two ops, of which the second reads the result of the first directly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh((x @ self.a) @ self.b)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(3, 3, dtype=torch.float64)) for _ in range(2))
+
+
+def branch() -> Branch:
+    made = Branch((3, 3), torch.zeros((), dtype=torch.float64), "drop", None)
+    nn.init.normal_(made.weight)
+    made.theta.fill_(0.1)
+    return made
+
+
+def nodes_of(owner: nn.Module) -> list[tuple[str, str, dict[str, object]]]:
+    graph = getattr(owner, "graph", None) or fx.Graph()
+    return [(node.name, str(node.args), dict(node.meta)) for node in graph.nodes]
+
+
+@pytest.mark.parametrize("graph_module", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_order_in_a_plan_does_not_matter(reverse: bool, graph_module: bool) -> None:
+    net, x, first, second = Chain(), torch.randn(4, 3, dtype=torch.float64), branch(), branch()
+    owner = fx.symbolic_trace(net) if graph_module else net
+    nodes = [op.place for op in raw_ops(trace_forward(owner), owner)]
+    pairs = list(zip(nodes, (("a", first), ("b", second)), strict=True))
+    before = nodes_of(owner)
+    install(owner, dict(reversed(pairs) if reverse else pairs))
+    hidden = x @ net.a + 0.1 * x @ first.weight.T
+    expected = torch.tanh(hidden @ net.b + 0.1 * hidden @ second.weight.T)
+    assert torch.allclose(owner(x), expected, rtol=1e-12)
+    detach(owner)
+    assert nodes_of(owner) == before
+    assert torch.equal(owner(x), torch.tanh((x @ net.a) @ net.b))
+
+
+def test_the_signature_stays_that_of_the_class(tmp_path: Path) -> None:
+    module = relaxed("module", tmp_path)
+    assert "forward" in vars(module)
+    assert inspect.signature(module.forward) == inspect.signature(build("module", tmp_path).forward)
+
+
+def test_a_forward_of_the_instance_survives() -> None:
+    net, own = Chain(), torch.zeros_like
+    net.forward = own  # type: ignore[method-assign,assignment]
+    with pytest.raises(PlanError, match="attribute of the instance"):
+        install(net, {"matmul:0": ("a", branch())})
+    assert vars(net)["forward"] is own
+    assert CHILD not in dict(net.named_children())
+
+
+def test_a_relaxed_copy_compiles_as_one_graph(tmp_path: Path) -> None:
+    module = relaxed("module", tmp_path)
+    twin = copy.deepcopy(module)
+    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(vectors()), module(vectors()))

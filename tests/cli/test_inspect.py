@@ -1,0 +1,69 @@
+"""``surgeon inspect``: audit, plan files, the picture, and the search for breaks."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+from tests.commands import Surgeon
+
+TASK = ("--task", "task.py")
+
+
+def test_every_parameter_is_accounted_for(surgeon: Surgeon) -> None:
+    plan = json.loads(surgeon("inspect", "net.pt", *TASK, "--json").out)["plan"]
+    assert {site["source"] for site in plan["sites"]} == {"both"}
+    assert len({entry["parameter"] for entry in plan["audit"]}) == len(plan["audit"]) == 2
+    assert {entry["coverage"] for entry in plan["audit"]} >= {"site"}
+    told = surgeon("inspect", "net.pt", *TASK).out
+    assert f"all {len(plan['audit'])} parameter tensors" in told
+    assert "they belong to the ops above" in told
+
+
+def test_a_plan_is_written_edited_and_applied(surgeon: Surgeon) -> None:
+    surgeon("inspect", "net.pt", *TASK, "--plan", "plan.json")
+    plan = json.loads((surgeon.path / "plan.json").read_text())
+    assert len(plan["sites"]) == 2
+    plan["sites"] = plan["sites"][:1]
+    (surgeon.path / "plan.json").write_text(json.dumps(plan))
+    told = surgeon("relax", "net.pt", *TASK, "--plan", "plan.json").out
+    assert "1 relaxable ops under O3" in told
+    written = json.loads((surgeon.path / "net-relaxed" / "surgeon_config.json").read_text())
+    assert [site["name"] for site in written["plan"]["sites"]] == [plan["sites"][0]["name"]]
+    assert "exists already" in surgeon("inspect", "net.pt", *TASK, "--plan", "plan.json", code=2).err
+    surgeon("inspect", "net.pt", *TASK, "--plan", "plan.json", "--force")
+
+
+def test_bad_plans_are_one_sentence(surgeon: Surgeon) -> None:
+    relax = ("relax", "net.pt", *TASK, "--plan", "plan.json")
+    assert "cannot be read" in surgeon(*relax, code=2).err
+    (surgeon.path / "plan.json").write_text('{"group": "O3",\n "sites": [}')
+    assert "line 2, column 12" in surgeon(*relax, code=2).err
+    (surgeon.path / "plan.json").write_text('{"group": "O3"}')
+    assert "bad field" in surgeon(*relax, code=2).err
+    surgeon("inspect", "net.pt", *TASK, "--plan", "plan.json", "--force")
+    assert "leave out --group" in surgeon(*relax, "--group", "SO3", code=2).err
+    plan = json.loads((surgeon.path / "plan.json").read_text())
+    plan["sites"][0]["shape"] = [1, 1]
+    (surgeon.path / "plan.json").write_text(json.dumps(plan))
+    assert "correct the plan" in surgeon(*relax, code=2).err
+    assert not (surgeon.path / "net-relaxed").exists()
+
+
+def test_the_picture_shows_the_sites(surgeon: Surgeon) -> None:
+    surgeon("inspect", "net.pt", *TASK, "--picture", "net.svg")
+    root = ElementTree.parse(surgeon.path / "net.svg").getroot()
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {"first", "second", "inputs", "outputs"} <= set(texts)
+    assert any("→" in (text or "") for text in texts)
+    assert "2 relaxable ops under O3" in texts
+
+
+def test_breaks_are_looked_for(surgeon: Surgeon) -> None:
+    told = surgeon("inspect", "net.pt", *TASK, "--find-breaks").out
+    assert "no break: the output transforms as it should" in told
+    trouble = ("--task-args", json.dumps({"trouble": "not symmetric"}))
+    told = surgeon("inspect", "net.pt", *TASK, *trouble, "--find-breaks", code=1).out
+    assert "the output does not transform as it should" in told
+    data = json.loads(surgeon("inspect", "net.pt", *TASK, *trouble, "--find-breaks", "--json", code=1).out)
+    assert data["broken"]
