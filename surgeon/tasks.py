@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -226,6 +226,41 @@ def primary_metric(task: Task) -> tuple[str, Direction]:
 def can_act(task: Task) -> bool:
     """Tell whether the task says how the group acts on both ends: ``act`` and ``act_output``."""
     return callable(getattr(task, "act", None)) and callable(getattr(task, "act_output", None))
+
+
+class _WithAction:
+    """A task whose action on batches, and perhaps on outputs, comes from somewhere else."""
+
+    def __init__(self, task: Task, act: Any, act_output: Any) -> None:
+        self._task = task
+        self.act = act
+        if act_output is not None:
+            self.act_output = act_output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+def with_action(loaded: LoadedTask, spec: str) -> LoadedTask:
+    """Return a task that acts as an object elsewhere says.
+
+    Args:
+        loaded: the task.
+        spec: ``module:name`` of an object with ``act(g, batch)`` and ``act_output(g, outputs)``, or of the function
+            ``act`` alone, beside which the task's own ``act_output`` counts, if it has one.
+
+    Raises:
+        TaskError: if there is no such object, or it is neither.
+    """
+    with importable(Path.cwd()):
+        found = import_attribute(spec, "an action", TaskError)
+    act = getattr(found, "act", found)
+    if not callable(act):
+        raise TaskError(
+            f"expected {spec} to be a function act(g, batch) or an object with `act`, got {type(found).__name__}: "
+            "define one"
+        )
+    return replace(loaded, task=_WithAction(loaded.task, act, getattr(found, "act_output", None)))
 
 
 def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:

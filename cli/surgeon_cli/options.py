@@ -30,6 +30,14 @@ OptionalGroupOption = Annotated[str | None, _GROUP]
 PathArgument = Annotated[
     Path | None, typer.Argument(metavar="[PATH]", help="Checkpoint or relaxed folder; default: the only one here.")
 ]
+ActionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--action",
+        metavar="MODULE:NAME",
+        help="How the group acts, instead of the task's own: an object with act(g, batch) and act_output(g, outputs).",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")]

@@ -16,7 +16,7 @@ from surgeon.inference import Breaks, Symmetry, find_breaks
 from surgeon.report import model_picture
 from surgeon.surgery import find, select
 from surgeon.surgery.find import in_training_mode
-from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward
+from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward, with_action
 from surgeon.trees import to_dtype
 from surgeon.types import ErrorSummary, Plan
 from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
@@ -27,6 +27,16 @@ FURTHER = 1
 
 NOT_A_SYMMETRY = 0.02
 """Relative error above which a group is not the model's symmetry; approximate non-linearities stay below."""
+
+
+def apply_action(workspace: Workspace, spec: str | None) -> None:
+    """Let an object elsewhere say how the group acts, in place; it replaces the task's own actions.
+
+    Raises:
+        TaskError: if there is no task, or no such object.
+    """
+    if spec is not None:
+        workspace.task = with_action(workspace.require_task(), spec)
 
 
 def plan_for(
@@ -43,27 +53,28 @@ def plan_for(
         return select(find(workspace.model, group), include, exclude), {}
     errors = require_symmetry(workspace, group) if can_act(task.task) else {}
     batch = to_dtype(sample_batches(task, 1)[0], model_dtype(workspace.model))
-    acting = can_act(task.task)
+    acting = callable(getattr(task.task, "act", None))
+    symmetry = task_symmetry(task, group) if acting else None
     plan = find(
         workspace.model,
         group,
         batch,
         forward=lambda model, x: task_forward(task.task, model, x),
         further=[(to_dtype(more, model_dtype(workspace.model)),) for more in _further_batches(task)],
-        act=task_symmetry(task, group).act if acting else None,
-        act_output=task_symmetry(task, group).act_output if acting else None,
+        act=symmetry.act if symmetry else None,
+        act_output=symmetry.act_output if symmetry else None,
         twin=workspace.double(workspace.model).eval() if acting else None,
     )
     return select(plan, include, exclude), errors
 
 
 def task_symmetry(task: LoadedTask, group: Group) -> Symmetry:
-    """Return the actions of a task that has them."""
+    """Return the actions of a task that has ``act``; without ``act_output`` that of the outputs is unknown."""
     acting: Any = task.task
     return Symmetry(
         group,
         lambda g, batch: (acting.act(g, batch),),
-        acting.act_output,
+        getattr(acting, "act_output", None),
         lambda model, batch: task_forward(task.task, model, batch),
     )
 

@@ -134,6 +134,8 @@ def trace_own_forward(owner: nn.Module) -> fx.Graph:
     if str(graphs[0]) != str(graphs[1]):
         raise NotTraceableError("its forward asks whether gradients or autocast are enabled, which torch.fx fixes")
     for node in graphs[0].nodes:
+        if node.op == "placeholder" and str(node.target).startswith("**") and node.users:
+            raise NotTraceableError(f"its forward reads {node.target}, which a branch cannot address")
         node.type = None  # annotations do nothing at run time and may name what only the class's file imports
     return graphs[0]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
+
+import pytest
 
 from tests.commands import Surgeon
 
@@ -67,3 +70,24 @@ def test_breaks_are_looked_for(surgeon: Surgeon) -> None:
     assert "the output does not transform as it should" in told
     data = json.loads(surgeon("inspect", "net.pt", *TASK, *trouble, "--find-breaks", "--json", code=1).out)
     assert data["broken"]
+
+
+def test_an_action_may_come_from_elsewhere(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
+    (surgeon.path / "turning.py").write_text(
+        "from task import make_task\n"
+        "task = make_task()\n"
+        "class right:\n"
+        "    act = staticmethod(task.act)\n"
+        "    act_output = staticmethod(task.act_output)\n"
+        "def wrong(g, batch):\n"
+        "    return task.act(2 * g, batch)\n"
+    )
+    monkeypatch.syspath_prepend(str(surgeon.path))
+    for name in ("task", "turning"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    told = surgeon("inspect", "net.pt", *TASK, "--action", "turning:right").out
+    assert "both to" in told
+    surgeon("inspect", "net.pt", *TASK, "--action", "turning:wrong", code=1)
+    assert "turning:missing" in surgeon("inspect", "net.pt", *TASK, "--action", "turning:missing", code=2).err
+    for name in ("task", "turning"):
+        sys.modules.pop(name, None)

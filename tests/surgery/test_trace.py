@@ -91,7 +91,13 @@ class KeywordOnly(Raw):
         return torch.tanh(x @ self.w) + shift
 
 
+class ReadsKeywords(Raw):
+    def forward(self, **features: Tensor) -> Tensor:
+        return features["x"] @ self.w
+
+
 REFUSED = {
+    ReadsKeywords: "reads ..features",
     KeywordOnly: "keyword-only arguments",
     SwitchesGradientsOff: "switches gradients or autocast",
     SwitchesGradientsOn: "switches gradients or autocast",
@@ -150,7 +156,7 @@ class ChangesItsInput(Raw):
 
 class Keywords(Raw):
     def forward(self, x: Tensor, shift: float = 0.5, *more: Tensor, **named: Tensor) -> Tensor:
-        return torch.tanh(x @ self.w) * named["scale"] + more[0] + shift
+        return torch.tanh(x @ self.w) + more[0] + shift
 
 
 CALLS: dict[type[Raw], dict[str, Any]] = {

@@ -14,9 +14,9 @@ from surgeon.files import check_writable, json_compatible, write_json, write_tex
 from surgeon.types import ErrorSummary, Plan
 from surgeon.workspace import Workspace, open_path
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import ForceOption, GroupOption, JsonOption, Reopening
+from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
 from surgeon_cli.plan_screen import show_breaks, show_plan
-from surgeon_cli.planning import breaks_of, picture_of, plan_for
+from surgeon_cli.planning import apply_action, breaks_of, picture_of, plan_for
 from surgeon_cli.screen import print_json, say
 
 
@@ -47,6 +47,7 @@ def inspect(
     opening: Reopening,
     showing: Showing,
     group: GroupOption = "O3",
+    action: ActionOption = None,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -64,6 +65,7 @@ def inspect(
         if output is not None:
             check_writable(output, force)
     workspace = open_path(path, opening.options(json_output))
+    apply_action(workspace, action)
     if showing.find_breaks:
         _find_breaks(workspace, group, json_output)
         return

@@ -17,11 +17,20 @@ from surgeon.files import check_writable
 from surgeon.schedule import Schedule
 from surgeon.surgery import relax as insert
 from surgeon.surgery import select
-from surgeon.workspace import open_path, relaxed_config
+from surgeon.types import Plan
+from surgeon.workspace import Workspace, open_path, relaxed_config
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import Finding, ForceOption, JsonOption, OptionalGroupOption, OutOption, refuse_overwriting
+from surgeon_cli.options import (
+    ActionOption,
+    Finding,
+    ForceOption,
+    JsonOption,
+    OptionalGroupOption,
+    OutOption,
+    refuse_overwriting,
+)
 from surgeon_cli.plan_screen import show_plan
-from surgeon_cli.planning import plan_for, read_plan
+from surgeon_cli.planning import apply_action, plan_for, read_plan
 from surgeon_cli.screen import print_json, say
 
 
@@ -60,6 +69,7 @@ def relax(
     group: OptionalGroupOption = None,
     out: OutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
+    action: ActionOption = None,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -81,14 +91,11 @@ def relax(
         check_writable(target, force)
     started = time.perf_counter()
     workspace = open_path(path, opening.options(json_output))
+    apply_action(workspace, action)
     if workspace.relaxation is not None:
         raise PlanError(f"expected a checkpoint without branches, got the relaxed folder {str(path)!r}: strip it first")
     opened = time.perf_counter()
-    include, exclude = inserting.include or [], inserting.exclude or []
-    if inserting.plan is None:
-        plan, _ = plan_for(workspace, group or "O3", include, exclude)
-    else:
-        plan = select(read_plan(inserting.plan, group), include, exclude)
+    plan = _plan(workspace, inserting, group)
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     relaxation = insert(
         workspace.model,
@@ -112,3 +119,11 @@ def relax(
         else f"wrote {target}/ (opened in {seconds['open']:.1f} s, "
         f"relaxed in {seconds['relax']:.1f} s); next: surgeon finetune {target}"
     )
+
+
+def _plan(workspace: Workspace, inserting: Inserting, group: str | None) -> Plan:
+    """Return the plan that the user gives, or look for one."""
+    include, exclude = inserting.include or [], inserting.exclude or []
+    if inserting.plan is not None:
+        return select(read_plan(inserting.plan, group), include, exclude)
+    return plan_for(workspace, group or "O3", include, exclude)[0]

@@ -1,0 +1,51 @@
+"""The shipped SEGNN: annotation and measurement agree, with and without translations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import surgeon
+from surgeon.soundness import Model, check_plan
+from surgeon.tasks import task_forward
+from surgeon.trees import to_dtype
+from surgeon.verdict import sample_batches
+from surgeon.workspace import OpenOptions, open_path
+from tests.examples.test_nbody import CHECKPOINT, EXAMPLE, example
+
+__all__ = ["example"]
+pytestmark = pytest.mark.e3nn
+
+
+@pytest.mark.parametrize("group", ["O3", "E3"])
+def test_annotation_and_measurement_agree(group: str) -> None:
+    workspace = open_path(CHECKPOINT, OpenOptions(task=str(EXAMPLE / "task.py")))
+    loaded = workspace.require_task()
+    task, module = loaded.task, workspace.double(workspace.model).eval()
+    batch = to_dtype(sample_batches(loaded, 1)[0], torch.float64)
+
+    def forward(model: torch.nn.Module, given: object) -> object:
+        return task_forward(task, model, given)
+
+    def act(g: torch.Tensor, given: object) -> tuple[object]:
+        if g.shape[-1] == 3:  # the task speaks of motions
+            homogeneous = torch.eye(4, dtype=g.dtype)
+            homogeneous[:3, :3] = g
+            g = homogeneous
+        return (task.act(g, given),)  # type: ignore[attr-defined]
+
+    def act_output(g: torch.Tensor, given: object) -> object:
+        homogeneous = torch.eye(4, dtype=g.dtype)
+        homogeneous[: len(g), : len(g)] = g
+        return task.act_output(homogeneous, given)  # type: ignore[attr-defined]
+
+    annotated = surgeon.find(module, group, batch, forward=forward)
+    measured = surgeon.find(module, group, batch, forward=forward, adapters={}, act=act, act_output=act_output)
+    both = surgeon.find(module, group, batch, forward=forward, act=act, act_output=act_output)
+    keys = [[site.key for site in plan.sites] for plan in (annotated, measured, both)]
+    assert keys[0] == keys[1] == keys[2]
+    assert len(keys[0]) == 15
+    assert {site.source for site in both.sites} == {"both"}
+    assert not both.notes
+    assert {entry.coverage for entry in both.audit} == {"site", "not linear"}
+    check_plan(Model(module, (batch,), forward, act, act_output), measured)
