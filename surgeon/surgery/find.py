@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,10 +123,11 @@ def _trainable(model: nn.Module) -> frozenset[str]:
 
 
 def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
-    known = sorted({name for adapter in adapters.values() for name in adapter.groups})
+    known = {name for adapter in adapters.values() for name in adapter.groups}
     if group.name not in known:
+        families = ", ".join(sorted({re.sub(r"^([CD])\d+$", r"\1<n>", name) for name in known}))
         raise GroupError(
-            f"expected a group whose representations an adapter reads off the layers ({', '.join(known) or 'none'}), "
+            f"expected a group whose representations an adapter reads off the layers ({families or 'none'}), "
             f"or a task with `act` and `act_output` to measure them by, got {group.name}: choose another group or give "
             "the actions"
         )
