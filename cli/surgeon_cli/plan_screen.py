@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import get_args
 
 from rich.table import Table
 from torch import nn
 
 from surgeon.branch import CHILD
-from surgeon.groups import parse_group
 from surgeon.inference import Breaks
-from surgeon.representations import Representation, TensorType
+from surgeon.report.words import arrow
 from surgeon.types import AuditEntry, Coverage, Plan, Site
 from surgeon_cli.screen import console, say
 
@@ -25,7 +24,6 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
     "share" is that of the model's parameters, "adds" the entries of W, "evidence" where the representations come from
     and the residual on the op's inputs.
     """
-    group = parse_group(plan.group)
     table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left")
     longest = max(len(_name(site)) for site in plan.sites)
     table.add_column("op", overflow="fold", min_width=min(longest, LONGEST_NAME))
@@ -41,11 +39,11 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
         table.add_row(
             _name(site),
             site.kind,
-            f"{_words(group, site.rho_in, site.axes_in)} -> {_words(group, site.rho_out, site.axes_out)}",
+            arrow(site, plan.group),
             f"{100 * own / total:.1f} %",
             f"{site.extra_parameters:,}",
             _evidence(site),
-            site.fold_note or ("exact" if site.fold is not None else "no"),
+            site.fold_note.removeprefix("not foldable: ") or ("exact" if site.fold is not None else "no"),
         )
     return table
 
@@ -64,10 +62,6 @@ def _own_parameters(model: nn.Module, site: Site) -> int:
 
 def _evidence(site: Site) -> str:
     return f"{site.source} to {site.residual:.0e}" if site.verified else f"{site.source} only"
-
-
-def _words(group: Any, rho: Any, axes: tuple[int, ...]) -> str:
-    return str(TensorType(Representation.from_data(group, rho), axes)).replace(" (mul_ir)", "")
 
 
 def audit_table(audit: Iterable[AuditEntry]) -> Table:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from html import escape
 
 from surgeon.graph import Recording
-from surgeon.groups import parse_group
 from surgeon.report.flow import INPUT, OUTPUT, Flow, data_flow
-from surgeon.representations import Representation
+from surgeon.report.words import arrow
 from surgeon.types import Plan, Site
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 286, 46, 22, 34
@@ -98,16 +97,12 @@ def _box(x: float, y: float, name: str, sites: list[Site], notes: Mapping[str, s
     shown = name or "the model itself"
     if not sites:
         return _Box(x, y, (_short(shown, NAME_LETTERS), notes.get(name, "")), f"{shown}: {notes.get(name, '')}", OTHER)
-    words = [" → ".join(_words(rho, group) for rho in (site.rho_in, site.rho_out)) for site in sites]
+    words = [arrow(site, group, "→") for site in sites]
     title = "\n".join(
         f"{site.key}: {site.kind}, {text}, {site.evidence}" for site, text in zip(sites, words, strict=True)
     )
     more = f" (+{len(words) - 1})" if len(words) > 1 else ""
     return _Box(x, y, (_short(shown, NAME_LETTERS), _short(words[0], LETTERS - len(more)) + more), title, SITE)
-
-
-def _words(rho: Mapping[str, object], group: str) -> str:
-    return str(Representation.from_data(parse_group(group), rho)).replace(" (mul_ir)", "")
 
 
 def _short(text: str, limit: int) -> str:

@@ -73,7 +73,7 @@ class Found:
             convolution=self.convolution,
             node=self.op.node,
             parameters=self.op.parameters,
-            fold_note="no adapter says how its weights take up a matrix",
+            fold_note="not foldable: no adapter knows its weights",
             source="measurement",
             verified=True,
             residual=self.residual,
@@ -199,10 +199,11 @@ def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tu
     verdict_out = _type_under_both(measurement, op, lambda given, result: op.read_out(twin, given, result))
     if _is_silent(verdict_out, structure.mixed_out) and op.node is None:
         verdict_out = _from_sums(measurement, op) or verdict_out
-    for end, verdict in (("input", verdict_in), ("output", verdict_out)):
+    ends = (("input", verdict_in, structure.mixed_in), ("output", verdict_out, structure.mixed_out))
+    for end, verdict, mixed in ends:
         if verdict.type is None:
             reason = f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
-            return Refusal(reason, "not equivariant")
+            return Refusal(reason, "unexplained" if _is_silent(verdict, mixed) else "not equivariant")
     type_in, type_out = verdict_in.type, verdict_out.type
     assert type_in is not None
     assert type_out is not None

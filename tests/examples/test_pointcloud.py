@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -192,9 +193,9 @@ def test_layers_mix_channels_only(layers: ModuleType, shape: tuple[int, ...]) ->
     relu = layers.VNLeakyReLU(4, share_nonlinearity=True).double()
     g = rotation()
     for module in (linear, block, relu, layers.VNStdFeature(4, dim=len(shape)).double().eval()):
-        turned = module(torch.einsum("ij,bcj...->bci...", g, x))
         moves = not isinstance(module, layers.VNStdFeature)
-        result = module(x)
+        with torch.no_grad():
+            turned, result = module(torch.einsum("ij,bcj...->bci...", g, x)), module(x)
         expected = torch.einsum("ij,bcj...->bci...", g, result) if moves else result
         torch.testing.assert_close(turned, expected, rtol=0, atol=TOLERANCE)
         assert not moves or float((turned - result).detach().norm()) > 0.1 * float(result.detach().norm())
@@ -433,21 +434,43 @@ def test_loss_and_metrics_agree(task: Any) -> None:
     assert task.metrics(-right, batch)["accuracy"] == (0.0, count)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_training_lowers_the_loss(name: str) -> None:
+def test_gradients_reach_all_weights_but_those_that_choose(name: str, pooling: str) -> None:
     torch.manual_seed(0)
-    task = small_task(network=name, count=20, batch_size=20)
+    task = small_task(network=name, pooling=pooling)
     model = task.model().double()
     batch = next(iter(task.batches("train", 0)))
+    task.loss(task.forward(model, batch), batch).backward()
+    without = {key for key, value in model.named_parameters() if value.grad is None or not bool(value.grad.any())}
+    assert without == {key for key in model.state_dict() if "pool" in key}
+    assert bool(without) is (pooling == "max")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_uses_the_points(name: str) -> None:
+    """Balanced labels: an answer that ignores the points has a cross-entropy of at least that of equal odds."""
+    task = small_task(network=name, count=20, batch_size=20)
+    batch = next(iter(task.batches("train", 0)))
+    assert trained_loss(task, batch) < math.log(5) - 0.1
+    same = {**batch, "points": batch["points"][:1].expand_as(batch["points"]).contiguous()}
+    assert trained_loss(task, same) > math.log(5) - 1e-6
+
+
+def trained_loss(task: Any, batch: dict[str, Tensor]) -> float:
+    """Fit one batch, without dropout, and return the loss at the end."""
+    torch.manual_seed(0)
+    model = task.model().double()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    losses = []
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
-        loss = task.loss(task.forward(model, batch), batch)
-        loss.backward()
+        task.loss(task.forward(model, batch), batch).backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]  # a mean, because dropout is random
+    with torch.no_grad():
+        return float(task.loss(task.forward(model, batch), batch))
 
 
 def test_errors_say_what_to_do(task: Any) -> None:
