@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -77,6 +78,7 @@ class Factor:
         return linear if self.degree == 1 else torch.einsum("na,aij->nij", velocities, irrep_generators(self.degree))
 
 
+@lru_cache(maxsize=32)
 def irrep_generators(degree: int) -> Tensor:
     """Generators of rotations about x, y, z in the real irrep l, in e3nn's basis.
 
@@ -87,7 +89,7 @@ def irrep_generators(degree: int) -> Tensor:
         degree: l.
 
     Returns:
-        Shape (3, 2l+1, 2l+1), float64, antisymmetric.
+        Shape (3, 2l+1, 2l+1), float64, antisymmetric; kept, so not to be written to.
     """
     m = torch.arange(-degree, degree + 1, dtype=torch.float64)
     raising = torch.diag(torch.sqrt(degree * (degree + 1) - m[:-1] * (m[:-1] + 1)), diagonal=-1)

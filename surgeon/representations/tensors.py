@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from surgeon.representations.build import axes as vectors
 from surgeon.representations.build import repeated, trivial
 from surgeon.representations.core import Representation
 from surgeon.representations.grids import ON_GRID, in_frame, is_signed_permutation
+from surgeon.representations.operator import BlockOperator
 
 Frame = tuple[tuple[int, ...], ...]
 
@@ -61,7 +63,7 @@ class TensorType:
                 f"expected {self.rho.dimension} entries along the axes {list(self.axes)} for {self.rho}, got shape "
                 f"{tuple(x.shape)}: choose other axes"
             )
-        acted = self.rho.action(g).to(x).apply(moved)[0]
+        acted = _operator(self.rho.group, self.rho, _key(g)).to(x).apply(moved)[0]
         return self._move_grid(g, self.off_rows(acted, x))
 
     def on_rows(self, x: Tensor) -> Tensor:
@@ -132,3 +134,16 @@ class TensorType:
         where = "" if self.axes in ((-1,), ()) else f" on axes {', '.join(map(str, self.axes))}"
         moved = f", grid {', '.join(map(str, self.grid))}" if self.grid else ""
         return f"{self.rho}{where}{moved}"
+
+
+Key = tuple[tuple[float, ...], ...]
+
+
+def _key(g: Tensor) -> Key:
+    return tuple(tuple(row) for row in g.detach().to("cpu", torch.float64).tolist())
+
+
+@lru_cache(maxsize=1024)
+def _operator(group: Group, rho: Representation, g: Key) -> BlockOperator:
+    """Return rho(g); measuring a model asks for the same few elements again and again."""
+    return rho.action(torch.tensor(g, dtype=torch.float64))

@@ -24,7 +24,7 @@ from surgeon.surgery.measurement import Measurement, require_trust
 from surgeon.surgery.usage import WeightUsage
 from surgeon.types import Site, Skipped
 
-NO_EFFECT = "no effect on the output: no gradient reaches it, since nothing uses it or it only makes a choice"
+NO_EFFECT = "no gradient of the output reaches it: nothing uses what it computes, or it only makes a choice"
 
 
 @dataclass(frozen=True)

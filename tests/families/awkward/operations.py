@@ -199,7 +199,7 @@ CASES = (
         lambda: Trunk(DeadGate()),
         {"middle.mix.x"},
         reason={
-            "middle.before.weight": "no effect on the output",
+            "middle.before.weight": "no gradient of the output",
             "middle.after.weight": "0 on the (whole )?sample batch",
         },
     ),
