@@ -100,7 +100,7 @@ def require_symmetry(workspace: Workspace, group: Group) -> dict[str, ErrorSumma
             raise CheckFailedError(
                 f"expected {group.name} to be a symmetry of the model, but under its component {component!r} the "
                 f"outputs deviate by {error.median:.1e} (relative, median of {error.count}): choose a smaller group, "
-                "or correct act and act_output of the task"
+                "correct act and act_output of the task, or look for the place with `surgeon inspect --find-breaks`"
             )
     return errors
 

@@ -84,5 +84,5 @@ def _levels(order: Mapping[str, int], edges: list[tuple[str, str]]) -> dict[str,
     level = dict.fromkeys(order, 0)
     for box in sorted(order, key=order.__getitem__):
         level[box] = max((level[source] + 1 for source, target in edges if target == box), default=0)
-    level[OUTPUT] = max(level.values()) + (level[OUTPUT] < max(level.values()))
+    level[OUTPUT] = 1 + max(depth for box, depth in level.items() if box != OUTPUT)
     return level
