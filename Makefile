@@ -11,7 +11,7 @@ IN_OLD_VENV := $(OLD_VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn lint format types setup clean clean-all
+.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn test-integrations lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -19,7 +19,7 @@ export PIP_NO_INPUT := 1
 
 # The stamp of an environment holds the folder it was made in. A copied or moved checkout is set up again, because its
 # environment would go on importing from the old folder.
-MOVED := $(shell for venv in $(VENV) $(OLD_VENV) $(FAMILIES:%=.venv-%); do \
+MOVED := $(shell for venv in $(VENV) $(OLD_VENV) $(FAMILIES:%=.venv-%) .venv-integrations; do \
 	[ ! -f $$venv/.stamp ] || [ "$$(cat $$venv/.stamp)" = "$$(pwd -P)" ] || rm -f $$venv/.stamp; done)
 
 # $(call environment,FOLDER)
@@ -48,7 +48,7 @@ endef
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*  ## ' Makefile | sed -E 's/^([a-z0-9-]+):.*  ## /\1|/' | \
-		while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
+		while IFS='|' read -r name what; do printf '  make %-17s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/.stamp  ## relax, fine-tune and strip a small network, and show what it gains
 	$(IN_VENV) examples/demo.py $(ARGS)
@@ -68,7 +68,10 @@ test-e3nn044: $(OLD_VENV)/.stamp  ## run the tests that touch e3nn with the olde
 test-families: $(FAMILIES:%=test-%)  ## run the tests of the model families of other libraries, each in its own environment
 
 $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
-	.venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(ARGS)
+	.venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(wildcard tests/families/test_$*_*.py) $(ARGS)
+
+test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
+	.venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
 
 lint: $(VENV)/.stamp  ## check style and formatting
 	$(IN_VENV) -m ruff check .

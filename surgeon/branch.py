@@ -10,13 +10,13 @@ import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import PlanError
-from surgeon.forms import Form, LinearForm
+from surgeon.errors import PlanError, SurgeryError
+from surgeon.forms import Form, LinearForm, rows_of, some_rows
 from surgeon.intertwiners import FoldMap
 from surgeon.moments import SecondMoment
 from surgeon.trees import tensor_at, with_tensor
@@ -25,7 +25,20 @@ from surgeon.types import Path, StripMode
 CHILD = "_relaxation"
 """Name of the child module that holds the branches of an op."""
 
-Tapping = Literal["nothing", "moments", "rows"]
+
+@dataclass(frozen=True)
+class Tap:
+    """What a branch records of the features that it sees in training.
+
+    Attributes:
+        keep_rows: keep the rows themselves, which the mean of norms needs, even where their moments are smaller.
+        at_most: rows taken of each forward, spread evenly; None takes all.
+        offset: in [0, 1), where the sequence of rows starts.
+    """
+
+    keep_rows: bool = False
+    at_most: int | None = None
+    offset: float = 0.0
 
 
 class Branch(nn.Module):
@@ -36,16 +49,20 @@ class Branch(nn.Module):
     that can be folded into the op's own weights.
 
     Attributes:
-        weight: W, shape (d_out, d_in), or (d_out, d_in, *kernel) for a convolution.
+        shape: of W: (d_out, d_in), or (d_out, d_in, *kernel) for a convolution.
+        weight: W.
         form: how W is applied.
-        theta: buffer of shape (2,): theta_perp, theta_par; not part of the state dict.
-        theta_was_set: False until somebody sets theta, which is not part of the state dict.
+        mask: buffer of shape (d_out, d_in, 1, ...), not in the state dict: 1 where W may differ from 0; None for
+            everywhere.
+        theta: buffer of shape (2,): theta_perp, theta_par; not in the state dict.
+        theta_was_set: False until somebody sets theta.
         missed: True if a forward with gradients ran unrecorded, so that the penalty does not see this branch.
         clean: while True, the forward is that of the stripped model.
-        tapping: what a training forward records of its input.
     """
 
+    weight: Tensor
     theta: Tensor
+    mask: Tensor | None
 
     def __init__(
         self,
@@ -54,53 +71,90 @@ class Branch(nn.Module):
         mode: StripMode,
         fold_map: FoldMap | None,
         form: Form | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.form: Form = LinearForm() if form is None else form
-        self.weight = nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
+        self.shape, self.mode, self.fold_map = shape, mode, fold_map
+        self._make_weights(like)
+        self.register_buffer("mask", None if mask is None else mask.to(like), persistent=False)
         self.register_buffer("theta", torch.zeros(2, dtype=like.dtype, device=like.device), persistent=False)
-        self.mode = mode
-        self.fold_map = fold_map
         self.theta_was_set = False
         self.missed = False
         self._recorded = 0
         self.clean = False
-        self.tapping: Tapping = "nothing"
-        self._row_size = math.prod(shape[1:])
-        self._moments = SecondMoment(self._row_size)
-        self._rows: list[Tensor] = []
-        self._row_count = 0
+        self.record(None)
+
+    def _make_weights(self, like: Tensor) -> None:
+        self.weight = nn.Parameter(torch.zeros(self.shape, dtype=like.dtype, device=like.device))
+
+    def initialise(self, scale: float, generator: torch.Generator) -> None:
+        """Draw W anew, in place: entries of standard deviation ``scale / sqrt(d_in)``; the function must not change.
+
+        Args:
+            scale: dimensionless; 0 for W = 0.
+            generator: on the CPU.
+        """
+        with torch.no_grad():
+            self.weight.copy_(self._drawn(self.shape, scale / self.shape[1] ** 0.5, generator))
+            if self.mask is not None:
+                self.weight.mul_(self.mask)
+
+    @staticmethod
+    def _drawn(shape: tuple[int, ...], deviation: float, generator: torch.Generator) -> Tensor:
+        if not deviation:
+            return torch.zeros(shape)
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """The matrices on the rows of the form whose product is W, in the order in which they are applied."""
+        return (self.matrix,)
 
     @property
     def matrix(self) -> Tensor:
         """W as a matrix on the rows of its form; shape (d_out, row size)."""
-        return self.weight.flatten(1)
+        return (self.weight if self.mask is None else self.weight * self.mask).flatten(1)
 
     def foldable_part(self) -> Tensor:
         """Return P_op(W), shaped as W; zero if nothing can be folded."""
         return torch.zeros_like(self.weight) if self.fold_map is None else self.fold_map.project(self.weight)
 
+    def subtract(self, part: Tensor) -> None:
+        """Take ``part``, shaped as W, off W, in place."""
+        with torch.no_grad():
+            self.weight.sub_(part)
+
     def effective_weight(self) -> Tensor:
         """Return the matrix that the branch applies at the present coefficients; shaped as W."""
-        perpendicular, parallel = self.theta[0], self.theta[1]
-        if self.mode == "drop":
-            return perpendicular * self.weight
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        if self.mode == "drop" or self.fold_map is None:
+            return self.theta[0] * weight
         foldable = self.foldable_part()
-        return perpendicular * (self.weight - foldable) + parallel * foldable
+        return self.theta[0] * (weight - foldable) + self.theta[1] * foldable
+
+    def applied_weights(self) -> tuple[Tensor, ...]:
+        """Return what the form applies, one after the other: the effective weight, or its factors."""
+        return (self.effective_weight(),)
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         """Return ``output`` plus what the branch adds for features ``x``; the output itself if that is nothing."""
         if self.clean:
             if self.mode == "drop" or self.fold_map is None:
                 return output
-            return output + self.form.apply(self.theta[1] * self.foldable_part(), x, output)
+            return self.form.add(output, (self.theta[1] * self.foldable_part(),), x)
         if self._records():
             self._tap(x.detach())
-        return output + self.form.apply(self.effective_weight(), x, output)
+        return self.form.add(output, self.applied_weights(), x)
+
+    def record(self, tap: Tap | None) -> None:
+        """Forget what was recorded, and record this from now on; None for nothing."""
+        self.tap = tap
+        self._moments = SecondMoment(math.prod(self.shape[1:]), tap is not None and tap.keep_rows)
 
     def _records(self) -> bool:
         # Activation checkpointing runs the forward again during backward, when the penalty has been taken already.
-        if self.tapping == "nothing" or not self.training or not torch.is_grad_enabled():
+        if self.tap is None or not self.training or not torch.is_grad_enabled():
             return False
         if torch._C._current_graph_task_id() == -1:
             self._recorded += 1
@@ -111,40 +165,74 @@ class Branch(nn.Module):
         return False
 
     def _tap(self, x: Tensor) -> None:
-        rows = self.form.rows(x)
-        self._row_count += len(rows)
-        if self.tapping == "rows":
-            self._rows.append(rows)
-            return
-        self._moments.add(rows.to(self.weight.dtype))
+        assert self.tap is not None
+        if self.tap.at_most is None:
+            rows = rows_of(self.form, x)
+        else:
+            rows = some_rows(self.form, x, self.tap.at_most, self.tap.offset)
+        self._moments.add(rows.to(self.theta.dtype))
 
     @property
-    def row_count(self) -> int:
-        """Number of rows recorded since the last :meth:`clear_tap`."""
-        return self._row_count
-
-    @property
-    def second_moment(self) -> SecondMoment:
-        """What was recorded since the last :meth:`clear_tap`."""
+    def recorded(self) -> SecondMoment:
+        """What was recorded since the last :meth:`record`."""
         return self._moments
-
-    def moments(self) -> Tensor:
-        """Return the mean of x x^T over the recorded rows; shape (row size, row size)."""
-        if not self._moments.count:
-            return self.weight.new_zeros((self._row_size,) * 2)
-        return self._moments.matrix()
-
-    def rows(self) -> Tensor:
-        """Return the recorded rows; shape (n, row size)."""
-        return torch.cat(self._rows) if self._rows else self.weight.new_zeros((1, self._row_size))
-
-    def clear_tap(self) -> None:
-        """Forget what was recorded."""
-        self._moments, self._rows, self._row_count = SecondMoment(self._row_size), [], 0
 
     def extra_repr(self) -> str:
         """Show the shape and the mode in the module's printout."""
-        return f"W {' x '.join(map(str, self.weight.shape))}, mode={self.mode}"
+        return f"W {' x '.join(map(str, self.shape))}, mode={self.mode}"
+
+
+class LowRankBranch(Branch):
+    """A branch with ``W = B A``: A of shape (rank, d_in, *kernel) starts at random, B of shape (d_out, rank) at 0.
+
+    Its foldable part P_op(W) is applied as a matrix of full rank, so that it saves less with ``mode="fold"``.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        like: Tensor,
+        mode: StripMode,
+        fold_map: FoldMap | None,
+        form: Form | None = None,
+        *,
+        rank: int,
+    ) -> None:
+        self.rank = rank
+        super().__init__(shape, like, mode, fold_map, form)
+
+    def _make_weights(self, like: Tensor) -> None:
+        zeros = torch.zeros(0, dtype=like.dtype, device=like.device)
+        self.weight_a = nn.Parameter(zeros.new_zeros((self.rank, *self.shape[1:])))
+        self.weight_b = nn.Parameter(zeros.new_zeros((self.shape[0], self.rank)))
+
+    def initialise(self, scale: float, generator: torch.Generator) -> None:
+        """Draw A with entries of standard deviation ``1 / sqrt(d_in)`` and B with ``scale / sqrt(rank)``."""
+        with torch.no_grad():
+            self.weight_a.copy_(self._drawn(tuple(self.weight_a.shape), self.shape[1] ** -0.5, generator))
+            self.weight_b.copy_(self._drawn(tuple(self.weight_b.shape), scale / self.rank**0.5, generator))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """W = B A, shape (d_out, d_in, *kernel); a new tensor."""
+        return (self.weight_b @ self.weight_a.flatten(1)).reshape(self.shape)
+
+    @property
+    def factors(self) -> tuple[Tensor, ...]:
+        """A and B as matrices on the rows of the form."""
+        return self.weight_a.flatten(1), self.weight_b
+
+    def subtract(self, part: Tensor) -> None:
+        """Refuse: what is left of W would not have the rank any more."""
+        raise SurgeryError(
+            "expected a dense W to take its foldable part off, got one of low rank: re-fold branches without a rank"
+        )
+
+    def applied_weights(self) -> tuple[Tensor, ...]:
+        """Return A and theta B; in mode "fold" the effective weight of full rank."""
+        if self.mode == "drop" or self.fold_map is None:
+            return self.weight_a, self.theta[0] * self.weight_b
+        return (self.effective_weight(),)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
+from surgeon.modes import set_training
 from surgeon.tasks import task_batches, task_forward, task_metrics
 from surgeon.trees import map_tensors, to_device
 from surgeon.types import Split, Task
@@ -22,7 +23,7 @@ from surgeon.types import Split, Task
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode and every module back into its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    set_training(model, False)
     try:
         yield
     finally:
@@ -36,24 +37,35 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def evaluate(model: nn.Module, task: Task, split: Split) -> dict[str, float]:
+Sums = dict[str, tuple[float, float]]
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[Sums], list[Sums]] | None = None,
+) -> dict[str, float]:
     """Return the task's metrics over a split, in eval mode: the sum of sums over the sum of counts.
 
     Gradients stay enabled, because some models return derivatives of their energy.
 
+    Args:
+        model: the network.
+        task: the user's task.
+        split: "train", "validation" or "test".
+        share: this process's number and how many share the batches out among them.
+        gather: returns the sums of all of them.
+
     Raises:
         TaskError: if the split is empty or a metric counts nothing.
     """
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, float] = defaultdict(float)
-    device = device_of(model)
-    with in_evaluation_mode(model):
-        for batch in task_batches(task, split, 0):
-            moved = to_device(batch, device)
-            outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
-            for name, (total, count) in task_metrics(task, outputs, moved).items():
-                sums[name] += float(total)
-                counts[name] += float(count)
+    own = metric_sums(model, task, split, share)
+    parts = [own] if gather is None else gather(own)
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    sums = {name: sum(part[name][0] for part in parts if name in part) for name in names}
+    counts = {name: sum(part[name][1] for part in parts if name in part) for name in names}
     empty = [name for name, count in counts.items() if not count > 0]
     if empty or not counts:
         raise TaskError(
@@ -61,6 +73,21 @@ def evaluate(model: nn.Module, task: Task, split: Split) -> dict[str, float]:
             f"{', '.join(empty) or 'any metric'}: check metrics() of the task"
         )
     return {name: sums[name] / counts[name] for name in sums}
+
+
+def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, int] = (0, 1)) -> Sums:
+    """Return metric name to (sum, count) over every n-th batch of a split, in eval mode."""
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
+    device = device_of(model)
+    with in_evaluation_mode(model):
+        for batch in itertools.islice(task_batches(task, split, 0), share[0], None, share[1]):
+            moved = to_device(batch, device)
+            outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
+            for name, (total, count) in task_metrics(task, outputs, moved).items():
+                sums[name] += float(total)
+                counts[name] += float(count)
+    return {name: (sums[name], counts[name]) for name in sums}
 
 
 def is_better(value: float, than: float, direction: str) -> bool:

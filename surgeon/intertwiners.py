@@ -188,9 +188,25 @@ class FoldMap:
             Shape (size,), dtype of ``weight``; the split is computed in float64.
         """
         self._move_to(weight.device)
-        change = torch.zeros(size, dtype=torch.float64, device=weight.device)
-        for part in self.entries.values():
-            a = _diagonal_mean(weight.double(), part.rows, part.columns)
-            ratio = a[part.out_copy, part.in_copy] / part.square_sums()[part.out_copy, part.in_copy]
+        means = {
+            label: _diagonal_mean(weight.double(), part.rows, part.columns) for label, part in self.entries.items()
+        }
+        return self.parameter_change(means, size).to(weight.dtype)
+
+    def parameter_change(self, matrices: Mapping[str, Tensor], size: int) -> Tensor:
+        """Return the change of the op's flattened parameter that adds multiplicity-level matrices a.
+
+        Args:
+            matrices: irrep to a, shape (n_out, n_in); entries that the op has no path for are lost.
+            size: number of entries of the parameter.
+
+        Returns:
+            Shape (size,), float64, differentiable.
+        """
+        first = next(iter(matrices.values()))
+        self._move_to(first.device)
+        change = torch.zeros(size, dtype=torch.float64, device=first.device)
+        for label, part in self.entries.items():
+            ratio = matrices[label][part.out_copy, part.in_copy] / part.square_sums()[part.out_copy, part.in_copy]
             change = change.index_put((part.weight,), part.coefficient * ratio)
-        return change.to(weight.dtype)
+        return change

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class SecondMoment:
@@ -14,18 +16,20 @@ class SecondMoment:
 
     Args:
         dimension: d.
+        keep_rows: always keep the rows, for the mean of norms.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, keep_rows: bool = False) -> None:
         self.dimension = dimension
         self.count = 0
+        self._keep_rows = keep_rows
         self._rows: list[Tensor] = []
         self._gram: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
         """Record rows of shape (n, d), detached; they are kept by reference."""
         self.count += len(rows)
-        if self._gram is None and self.count < self.dimension:
+        if self._keep_rows or (self._gram is None and self.count < self.dimension):
             self._rows.append(rows)
             return
         for part in (*self._rows, rows):
@@ -34,12 +38,50 @@ class SecondMoment:
         self._rows = []
 
     def rows(self) -> Tensor | None:
-        """Return the rows, shape (n, d), as long as there are fewer of them than dimensions."""
+        """Return the rows, shape (n, d); None if only their Gram matrix was kept."""
         return torch.cat(self._rows) if self._gram is None else None
 
     def matrix(self) -> Tensor:
         """Return C, shape (d, d)."""
+        return self.gram() / self.count
+
+    def gram(self) -> Tensor:
+        """Return the sum of x x^T over the rows, shape (d, d)."""
         if self._gram is not None:
-            return self._gram / self.count
+            return self._gram
         rows = torch.cat(self._rows)
-        return rows.T @ rows / self.count
+        return rows.T @ rows
+
+    def replace(self, gram: Tensor, count: int) -> None:
+        """Take the sum of x x^T over ``count`` rows instead of what was recorded."""
+        self._rows, self._gram, self.count = [], gram, count
+
+
+def processes() -> int:
+    """Return how many processes train together; 1 without torch.distributed."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def average_over_processes(moments: Sequence[SecondMoment]) -> None:
+    """Replace the moments of every process, in place, by those of the rows of all processes, weighted by rows.
+
+    All processes have to call it with moments of the same dimensions in the same order; one message is sent.
+    """
+    if not moments:
+        return
+    counts = torch.tensor([moment.count for moment in moments], dtype=torch.float64)
+    first = moments[0].gram()
+    grams = [moment.gram() for moment in moments]
+    message = torch.cat([counts.to(first), *(gram.flatten() for gram in grams)])
+    distributed.all_reduce(message)
+    totals = message[: len(counts)].tolist()
+    parts = torch.split_with_sizes(message[len(counts) :], [gram.numel() for gram in grams])
+    for moment, gram, part, total in zip(moments, grams, parts, totals, strict=True):
+        moment.replace(part.reshape(gram.shape), round(total))
+
+
+def total_over_processes(counts: Sequence[int], like: Tensor) -> list[int]:
+    """Return the sums of row counts over all processes."""
+    message = torch.tensor(counts, dtype=torch.float64, device=like.device)
+    distributed.all_reduce(message)
+    return [round(total) for total in message.tolist()]

@@ -10,15 +10,18 @@ terms; the root is taken per term, which by Jensen's inequality bounds the paper
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from surgeon.errors import ShapeError
 from surgeon.moments import SecondMoment
 from surgeon.representations import BlockOperator, Representation
+
+PenaltyForm = Literal["gram", "rows", "square"]
 
 EPSILON = 1e-12
 """Added under every root, so that the gradient at W = 0 is finite; the square of a norm."""
@@ -176,72 +179,114 @@ def commutator_penalty_rows(
     return _root((rows @ defects.mT).square().sum(-1)).mean(-1).sum()
 
 
-class _GramPenalty(torch.autograd.Function):
-    """Both terms in the Gram form with their gradients in closed form: no graph of small operations is built."""
+@dataclass(frozen=True)
+class SitePenalty:
+    """Both terms of one site, and the gradient of their sum with respect to its weights.
 
-    @staticmethod
-    def forward(context: Any, weight: Tensor, moments: SecondMoment, commutator: Commutator) -> tuple[Tensor, Tensor]:
-        """Return the norm term and the defect term, each of shape ()."""
-        rows = moments.rows()
-        if rows is None:
-            roots, norm_gradient, defect_gradient = _from_gram(weight, moments.matrix(), commutator)
-        else:
-            roots, norm_gradient, defect_gradient = _from_rows(weight, rows, commutator)
-        context.save_for_backward(norm_gradient, defect_gradient)
-        return roots[0], roots[1:].sum()
+    Attributes:
+        norm: shape (), the term ``|Wx|``.
+        defect: shape (), the sum of ``|L_A(W) x|`` over generators and elements.
+        gradients: of ``norm + defect``, shaped as the weights.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(context: Any, norm: Tensor, defect: Tensor) -> tuple[Tensor, None, None]:
-        """Combine the two saved gradients."""
-        first, second = context.saved_tensors
-        return norm * first + defect * second, None, None
+    norm: Tensor
+    defect: Tensor
+    gradients: tuple[Tensor, ...]
 
 
-def _from_gram(weight: Tensor, moments: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the root of every term, norm first, and the gradients of the norm and of the sum of the others."""
-    maps = torch.cat([weight.unsqueeze(0), commutator(weight)])
-    products = maps @ moments
-    roots = _root((products * maps).sum(dim=(1, 2)))
-    # d sqrt(tr(M C M^T) + eps) = tr(dM C M^T) / sqrt(...), for symmetric C.
-    directions = products / roots[:, None, None]
-    return roots, directions[0], commutator.adjoint(directions[1:])
+@torch.no_grad()
+def site_penalty(
+    weights: Sequence[Tensor],
+    moments: SecondMoment,
+    commutator: Commutator,
+    form: PenaltyForm = "gram",
+    count: float | None = None,
+) -> SitePenalty:
+    """Return what :func:`norm_penalty` and :func:`commutator_penalty` return, or their row forms, with the gradient.
 
-
-def _from_rows(weight: Tensor, rows: Tensor, commutator: Commutator) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for few rows x: ``L_A(W) x = drho_out(A) (W x) - W (drho_in(A) x)`` never needs the matrix L_A(W)."""
-    outputs = rows @ weight.T
-    pairs = commutator.operators(weight)
-    moved = [into.apply(rows) for _, into in pairs]
-    defects = [out.apply(outputs) - inputs @ weight.T for (out, _), inputs in zip(pairs, moved, strict=True)]
-    values = torch.cat([outputs.unsqueeze(0), *defects])
-    roots = _root(values.square().sum(dim=(1, 2)) / len(rows))
-    directions = values / (len(rows) * roots[:, None, None])
-    gradient = torch.zeros_like(weight)
-    parts = torch.split_with_sizes(directions[1:], [out.count for out, _ in pairs])
-    for (out, _), part, inputs in zip(pairs, parts, moved, strict=True):
-        gradient += out.right(part).sum(0).T @ rows - part.flatten(0, 1).T @ inputs.flatten(0, 1)
-    return roots, directions[0].T @ rows, gradient
-
-
-def gram_penalty(weight: Tensor, moments: SecondMoment, commutator: Commutator) -> tuple[Tensor, Tensor]:
-    """Return what :func:`norm_penalty` and :func:`commutator_penalty` return, at a fraction of the cost.
+    Everything is in closed form: no graph of small operations is built, and nothing is differentiated.
 
     Args:
-        weight: shape (d_out, d_in).
+        weights: W of shape (d_out, d_in) alone, or A (r, d_in) and B (d_out, r) of ``W = B A``.
         moments: of rows of dimension d_in, at least one.
         commutator: the operators of the site's representations.
+        form: "gram" takes the root of the mean square over rows, "rows" the mean of the norms (the paper's), "square"
+            the mean square without a root.
+        count: what sums over rows are divided by; default the number of rows.
 
     Returns:
-        Norm term and defect term, each of shape (); differentiable once in ``weight``.
+        Values and gradients in the dtype of the weights.
 
     Raises:
         ShapeError: if a dimension does not match.
     """
-    if moments.dimension != weight.shape[1]:
+    if moments.dimension != weights[0].shape[1]:
         raise ShapeError(
-            f"expected moments of rows of dimension {weight.shape[1]} for W of shape {tuple(weight.shape)}, "
-            f"got {moments.dimension}"
+            f"expected moments of rows of dimension {weights[0].shape[1]} for W of shape "
+            f"{(weights[-1].shape[0], weights[0].shape[1])}, got {moments.dimension}"
         )
-    terms: tuple[Tensor, Tensor] = _GramPenalty.apply(weight, moments, commutator)  # type: ignore[no-untyped-call]
-    return terms
+    rows = moments.rows()
+    if rows is not None:
+        return _from_rows(weights, rows, commutator, form, float(moments.count if count is None else count))
+    return _from_gram(weights, moments.matrix(), commutator, form)
+
+
+def _from_gram(weights: Sequence[Tensor], moments: Tensor, commutator: Commutator, form: PenaltyForm) -> SitePenalty:
+    weight = weights[0] if len(weights) == 1 else weights[1] @ weights[0]
+    maps = torch.cat([weight.unsqueeze(0), commutator(weight)])
+    products = maps @ moments
+    terms = (products * maps).sum(dim=(1, 2))
+    # d tr(M C M^T) = 2 tr(dM C M^T) for symmetric C
+    if form == "square":
+        directions = 2 * products
+    else:
+        terms = _root(terms)
+        directions = products / terms[:, None, None]
+    gradient = directions[0] + commutator.adjoint(directions[1:])
+    gradients = (gradient,) if len(weights) == 1 else (weights[1].T @ gradient, gradient @ weights[0].T)
+    return SitePenalty(terms[0], terms[1:].sum(), gradients)
+
+
+def _from_rows(
+    weights: Sequence[Tensor], rows: Tensor, commutator: Commutator, form: PenaltyForm, count: float
+) -> SitePenalty:
+    """The same for few rows x: ``L_A(W) x = drho_out(A) (W x) - W (drho_in(A) x)`` never needs the matrix L_A(W)."""
+    outputs = _applied(weights, rows)
+    pairs = commutator.operators(rows)
+    moved = [into.apply(rows) for _, into in pairs]
+    defects = [out.apply(outputs) - _applied(weights, inputs) for (out, _), inputs in zip(pairs, moved, strict=True)]
+    values = torch.cat([outputs.unsqueeze(0), *defects])
+    terms, directions = _reduced(values, form, count)
+    left, right = [directions[0]], [rows]
+    parts = torch.split_with_sizes(directions[1:], [out.count for out, _ in pairs])
+    for (out, _), part, inputs in zip(pairs, parts, moved, strict=True):
+        left[0] = left[0] + out.right(part).sum(0)
+        left.append(-part.flatten(0, 1))
+        right.append(inputs.flatten(0, 1))
+    return SitePenalty(terms[0], terms[1:].sum(), _outer(weights, torch.cat(left), torch.cat(right)))
+
+
+def _applied(weights: Sequence[Tensor], rows: Tensor) -> Tensor:
+    for weight in weights:
+        rows = rows @ weight.T
+    return rows
+
+
+def _reduced(values: Tensor, form: PenaltyForm, count: float) -> tuple[Tensor, Tensor]:
+    """Return every term, and its derivative by the values; values have shape (1 + terms, rows, d_out)."""
+    if form == "rows":
+        roots = _root(values.square().sum(-1, keepdim=True))
+        return roots.sum(dim=(1, 2)) / count, values / (count * roots)
+    squares = values.square().sum(dim=(1, 2)) / count
+    if form == "square":
+        return squares, values * (2 / count)
+    roots = _root(squares)
+    return roots, values / (count * roots[:, None, None])
+
+
+def _outer(weights: Sequence[Tensor], left: Tensor, right: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients by the weights where that by W is ``left^T right``."""
+    if len(weights) == 1:
+        return (left.T @ right,)
+    a, b = weights
+    return (left @ b).T @ right, left.T @ (right @ a.T)

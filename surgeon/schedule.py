@@ -27,10 +27,18 @@ def _constant(t: float) -> float:
     return 1.0
 
 
+EARLY = 1 / 3
+"""Share of the training in which the early schedule acts."""
+
+
+def _early(t: float) -> float:
+    return _triangle(t / EARLY) if t < EARLY else 0.0
+
+
 SHAPES: Mapping[str, Callable[[float], float]] = MappingProxyType(
-    {"triangle": _triangle, "one-sided": _one_sided, "cosine": _cosine, "constant": _constant}
+    {"triangle": _triangle, "one-sided": _one_sided, "cosine": _cosine, "constant": _constant, "early": _early}
 )
-_PEAK_AT = MappingProxyType({"triangle": 0.5, "one-sided": 0.0, "cosine": 0.5, "constant": 0.0})
+_PEAK_AT = MappingProxyType({"triangle": 0.5, "one-sided": 0.0, "cosine": 0.5, "constant": 0.0, "early": EARLY / 2})
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,11 @@ class Schedule:
     runs at exactly 0, so that the weights adapt to the clean model.
 
     Attributes:
-        name: "triangle" (0 -> 1 -> 0), "one-sided" (1 -> 0), "cosine" (a smooth triangle), or "constant" (no decay
-            and no tail: an ablation, its projection is not free).
+        name: "triangle" (0 -> 1 -> 0), "one-sided" (1 -> 0), "cosine" (a smooth triangle), "constant" (no decay and
+            no tail: an ablation, its projection is not free), or "early" (a triangle in the first third, then 0).
         tail: share of the training, in [0, 1), that runs at theta = 0 at the end; dimensionless.
         peak: largest theta, dimensionless.
+        sites: pairs of a shell pattern on site keys and the share of theta that matching sites get; later ones win.
 
     Raises:
         UsageError: if the name is unknown or a number is out of range.
@@ -60,6 +69,7 @@ class Schedule:
     name: str = "triangle"
     tail: float = 0.05
     peak: float = 1.0
+    sites: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.name not in SHAPES:
@@ -68,6 +78,10 @@ class Schedule:
             raise UsageError(f"expected a schedule tail in [0, 1), got {self.tail}")
         if not (self.peak > 0 and math.isfinite(self.peak)):
             raise UsageError(f"expected a positive finite peak of theta, got {self.peak}")
+        object.__setattr__(self, "sites", tuple((str(pattern), float(share)) for pattern, share in self.sites))
+        bad = [share for _, share in self.sites if not (share >= 0 and math.isfinite(share))]
+        if bad:
+            raise UsageError(f"expected shares of theta of at least 0, got {bad[0]}")
 
     def perpendicular(self, progress: float) -> float:
         """Return theta of the part of W that is not an intertwiner (of all of W when nothing is folded)."""
@@ -85,4 +99,4 @@ class Schedule:
 
     def to_data(self) -> dict[str, Any]:
         """Return the settings as JSON-compatible data; ``Schedule(**data)`` rebuilds it."""
-        return asdict(self)
+        return {**asdict(self), "sites": [list(pair) for pair in self.sites]}

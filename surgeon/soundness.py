@@ -141,7 +141,8 @@ def _scale_to_op(model: Model, branch: Branch) -> None:
     norms: list[tuple[float, float]] = []
 
     def watch(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
-        added = branch.form.apply(branch.weight.detach(), args[0].detach(), args[1].detach())
+        nothing = torch.zeros_like(args[1])
+        added = branch.form.add(nothing, (branch.weight.detach(),), args[0].detach())
         norms.append((float(args[1].detach().norm()), float(added.norm())))
 
     hook = branch.register_forward_pre_hook(watch)
@@ -152,21 +153,21 @@ def _scale_to_op(model: Model, branch: Branch) -> None:
     own, added = (sum(values) for values in zip(*norms, strict=True))
     if own and added:
         with torch.no_grad():
-            branch.weight.mul_(own / added)
+            list(branch.parameters())[-1].mul_(own / added)
 
 
 def _check_gradients(model: Model, relaxation: Relaxation) -> None:
     relaxation.set_theta(THETA)
     for branch in relaxation.branches.values():
-        branch.weight.grad = None
+        branch.zero_grad()
     with in_training_mode(model.module), unchanged(model.module):
         outputs = [leaf for leaf in tensors_in(model.run()) if leaf.requires_grad]
         if not outputs:
             raise CheckFailedError("expected outputs with gradients in training mode, got none")
         torch.stack([leaf.square().sum() for leaf in outputs]).sum().backward()  # type: ignore[no-untyped-call]
     for key, branch in relaxation.branches.items():
-        gradient = branch.weight.grad
-        if gradient is None or not bool(gradient.any()):
+        gradients = [parameter.grad for parameter in branch.parameters()]
+        if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
             raise CheckFailedError(f"expected a gradient at the branch {key!r}, got none")
     model.module.zero_grad(set_to_none=True)
     relaxation.set_theta(0.0)

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import CheckpointError, TaskError
+from surgeon.errors import CheckpointError, SurgeonError, TaskError
 from surgeon.files import sha256_of_file
 from surgeon.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
 from surgeon.types import Split, Task
@@ -282,12 +282,27 @@ def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
             f"expected the task's batches({split!r}, {seed}) to return something to iterate over, "
             f"got {type(batches).__name__}: return a list, a generator or a DataLoader"
         )
-    iterator = iter(batches)
+    iterator = _drawn(batches, split)
     try:
         first = next(iterator)
     except StopIteration:
         raise TaskError(f"the task has no batch in the split {split!r}: return at least one") from None
     return chain([first], iterator)
+
+
+def _drawn(batches: Iterable[Any], split: Split) -> Iterator[Any]:
+    """Pass batches on; an error of the user's own code becomes one sentence."""
+    number = 0
+    try:
+        for batch in batches:
+            number += 1
+            yield batch
+    except Exception as error:
+        if isinstance(error, SurgeonError):
+            raise
+        raise TaskError(
+            f"the task's batches failed after {number} of the {split} split with {one_line(error)}: correct the task"
+        ) from error
 
 
 def count_batches(task: Task, split: Split, seed: int) -> int:

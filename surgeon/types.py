@@ -73,6 +73,8 @@ class Site:
         axes_in: axes of the input (negative positions) that W acts on, flattened in this order; the others are rows.
         axes_out: the same for the output; its rows are in the same order.
         convolution: how the kernel moves; None for a map that acts on each row by itself.
+        rank: W = B A with this many rows of A; None for a dense W.
+        blocks: pairs (l_in, l_out) to which W is restricted; None for all of W.
         node: the op and its operand in the traced forward of its module; None if the op is the module.
         parameters: names, relative to the module, of the parameters of an op inside a forward; else empty.
         fold: what an adapter needs to fold W into the op's own weights; None if the site cannot be folded.
@@ -95,6 +97,8 @@ class Site:
     axes_in: tuple[int, ...] = (-1,)
     axes_out: tuple[int, ...] = (-1,)
     convolution: Convolution | None = None
+    rank: int | None = None
+    blocks: tuple[tuple[int, int], ...] | None = None
     node: str | None = None
     parameters: tuple[str, ...] = ()
     fold: Mapping[str, Any] | None = None
@@ -117,7 +121,9 @@ class Site:
 
     @property
     def extra_parameters(self) -> int:
-        """Number of entries of a dense W."""
+        """Number of trained entries of W, or of its factors; entries outside of the chosen blocks are counted, too."""
+        if self.rank is not None:
+            return self.rank * (self.shape[0] + math.prod(self.shape[1:]))
         return math.prod(self.shape)
 
     @property
@@ -230,6 +236,8 @@ def _site_from_data(data: Mapping[str, Any]) -> Site:
     for key in ("path_in", "path_out", "axes_in", "axes_out", "parameters"):
         if key in data:
             fields[key] = tuple(data[key])
+    if data.get("blocks") is not None:
+        fields["blocks"] = tuple((int(l_in), int(l_out)) for l_in, l_out in data["blocks"])
     if data.get("convolution") is not None:
         fields["convolution"] = Convolution.from_data(data["convolution"])
     return Site(**fields)

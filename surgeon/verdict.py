@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ import torch
 from torch import nn
 
 from surgeon.certificate import certify
-from surgeon.evaluation import evaluate, in_evaluation_mode, outputs_on
+from surgeon.errors import SurgeonError, TaskError
+from surgeon.evaluation import device_of, evaluate, in_evaluation_mode, is_better, outputs_on
 from surgeon.groups import Group, parse_group
+from surgeon.imports import one_line
 from surgeon.measure import equivariance_error, projection_error
+from surgeon.recalibration import gathered_layers, layers_with_statistics, recalibrate
 from surgeon.surgery import Relaxation, strip
-from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward
-from surgeon.trees import to_dtype
+from surgeon.tasks import LoadedTask, can_act, primary_metric, task_batches, task_forward
+from surgeon.trees import to_device, to_dtype
 from surgeon.types import Certificate, ErrorSummary, Split, StripMode
 from surgeon.workspace import Workspace
 
@@ -27,6 +31,9 @@ SAME_FUNCTION = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 AS_EQUIVARIANT = 10.0
 """The stripped model's median equivariance error may exceed the original's by this factor (both are rounding noise)."""
+
+RECALIBRATION_BATCHES = 50
+"""Training batches on which the statistics of normalisation layers are measured anew, unless the caller says."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,12 @@ def model_dtype(model: nn.Module) -> torch.dtype:
 @contextmanager
 def at_full_relaxation(relaxation: Relaxation) -> Iterator[None]:
     """Set theta to 1 while the context is open: at the end of a training it is 0, where there is nothing to see."""
-    before = relaxation.theta
+    before = relaxation.thetas
     relaxation.set_theta(1.0)
     try:
         yield
     finally:
-        relaxation.set_theta(*before)
+        relaxation.set_thetas(before)
 
 
 def task_equivariance(
@@ -89,18 +96,25 @@ def both_precisions(
 
 
 def strip_and_certify(
-    workspace: Workspace, mode: StripMode, settings: MeasureSettings | None = None, split: Split | None = "test"
+    workspace: Workspace,
+    mode: StripMode,
+    settings: MeasureSettings | None = None,
+    split: Split | None = "test",
+    recalibration_batches: int = RECALIBRATION_BATCHES,
 ) -> tuple[nn.Module, Certificate]:
     """Strip the opened model in place and compare it with the original.
 
     With a task the recorded graphs, the function (stripped against clean evaluation), the equivariance of original,
-    relaxed and stripped model, the projection error and the metrics are included.
+    relaxed and stripped model, the projection error and the metrics are included. Statistics of normalisation layers
+    that training has gathered, with the relaxed forward, are measured anew on the stripped model; the projection error
+    is that of stripping alone.
 
     Args:
         workspace: an opened relaxed folder.
         mode: how to strip.
         settings: how much to measure.
         split: "validation" or "test", for the metrics; None for no metrics.
+        recalibration_batches: training batches for the statistics, at most; 0 leaves them as training gathered them.
 
     Returns:
         The stripped model and its certificate; it is the caller's to refuse a certificate that is not ``identical``.
@@ -110,14 +124,17 @@ def strip_and_certify(
     original, source = workspace.original()
     before = _observe(workspace, original, mode, settings)
     theta, sites = relaxation.theta, strip(relaxation, mode)
+    after = _compare_function(workspace, before)
+    recalibration = _recalibrate(workspace, original, recalibration_batches, settings.seed)
     certificate = certify(original, workspace.model, before.run)
-    after = _judge(workspace, original, before, settings, split)
+    _judge(workspace, original, before, after, settings, split)
     checks = {**certificate.checks, **after.checks}
     details = {
         **certificate.details,
         "theta": list(theta),
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
+        **({} if recalibration is None else {"recalibration": recalibration}),
     }
     return workspace.model, dataclasses.replace(
         certificate,
@@ -179,11 +196,9 @@ def _observe(workspace: Workspace, original: nn.Module, mode: StripMode, setting
     return _Before(batches, relaxed, clean, equivariance, lambda m: task_forward(task.task, m, batches[0]))
 
 
-def _judge(
-    workspace: Workspace, original: nn.Module, before: _Before, settings: MeasureSettings, split: Split | None
-) -> _After:
-    task, model, relaxation = workspace.task, workspace.model, workspace.relaxation
-    assert relaxation is not None
+def _compare_function(workspace: Workspace, before: _Before) -> _After:
+    """Compare the outputs of the model that has just been stripped with the relaxed ones and with clean evaluation."""
+    task, model = workspace.task, workspace.model
     after = _After({}, [], dict(before.equivariance), {})
     if task is None:
         return after
@@ -195,6 +210,76 @@ def _judge(
         after.checks["same function as clean evaluation"] = same
         if not same:
             after.differences.append(f"the stripped model differs from clean evaluation by {change:.1e} (relative)")
+    return after
+
+
+def _recalibrate(workspace: Workspace, original: nn.Module, at_most: int, seed: int) -> dict[str, Any] | None:
+    """Recalibrate the layers whose statistics training has gathered; None if the model has no such layers at all.
+
+    Returns:
+        JSON-compatible: ``done`` and ``why`` not; or the number of batches, the primary validation metric before and
+        after, and per layer what :class:`StatisticsChange` says.
+    """
+    model, task = workspace.model, workspace.task
+    if not layers_with_statistics(model):
+        return None
+    gathered = gathered_layers(model, original)
+    if not gathered:
+        return {"done": False, "why": "they are those of the original"}
+    if at_most == 0:
+        return {"done": False, "why": "it was switched off; they are those that training gathered"}
+    if task is None:
+        return {"done": False, "why": "no task is known, so there are no training batches: give `--task FILE`"}
+    try:
+        batches = itertools.islice(task_batches(task.task, "train", seed), at_most)
+    except TaskError as error:
+        return {"done": False, "why": str(error)}
+    metric, direction = primary_metric(task.task)
+    before, used = evaluate(model, task.task, "validation").get(metric, math.nan), 0
+
+    def forward(model: nn.Module, batch: Any) -> None:
+        nonlocal used
+        used += 1
+        task_forward(task.task, model, to_device(batch, device_of(model)))
+
+    try:
+        changes = recalibrate(model, batches, forward, gathered)
+    except SurgeonError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"expected training batches on which normalisation statistics can be recalibrated, but the forward fails "
+            f"with {one_line(error)}: correct the task, or give `--no-recalibrate`"
+        ) from error
+    after = evaluate(model, task.task, "validation").get(metric, math.nan)
+    layers = {change.name: dataclasses.asdict(change) for change in changes}
+    reasons = dict.fromkeys(change.note for change in changes)
+    if "" not in reasons:
+        return {"done": False, "why": "; ".join(reasons), "layers": layers}
+    return {
+        "done": True,
+        "batches": used,
+        "metric": metric,
+        "before": before,
+        "after": after,
+        "worse": is_better(before, after, direction),
+        "layers": layers,
+    }
+
+
+def _judge(
+    workspace: Workspace,
+    original: nn.Module,
+    before: _Before,
+    after: _After,
+    settings: MeasureSettings,
+    split: Split | None,
+) -> None:
+    """Add equivariance and metrics of the stripped model to what is known after stripping."""
+    task, model, relaxation = workspace.task, workspace.model, workspace.relaxation
+    assert relaxation is not None
+    if task is None:
+        return
     if before.equivariance:
         group = parse_group(relaxation.plan.group)
         after.equivariance["stripped"] = both_precisions(workspace, model, group, settings)
@@ -206,7 +291,6 @@ def _judge(
             "original": evaluate(original, task.task, split),
             "stripped": evaluate(model, task.task, split),
         }
-    return after
 
 
 def _less_equivariant(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> list[str]:

@@ -30,8 +30,9 @@ from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, Trust
 from surgeon.files import sha256_of_file
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.registry import installed_adapters
+from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
-from surgeon.surgery import PenaltyForm, Relaxation, relax
+from surgeon.surgery import Relaxation, relax
 from surgeon.tasks import LoadedTask, load_task
 from surgeon.types import StripMode
 
@@ -144,7 +145,7 @@ class Workspace:
                 assert self.relaxation is not None
                 copied = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
                 load_branches(copied, branches)
-                copied.set_theta(*self.relaxation.theta)
+                copied.set_thetas(self.relaxation.thetas)
                 for key, branch in copied.branches.items():
                     branch.clean = self.relaxation.branches[key].clean
         return twin.train(model.training)
@@ -247,6 +248,8 @@ def _open_relaxed(folder: Path, options: OpenOptions, mode: StripMode | None) ->
     relaxation = relax(found.model, config.plan, mode=mode or config.strip_mode, schedule=schedule, penalty_form=form)
     load_branches(relaxation, files.branches)
     relaxation.set_theta(*config.theta)
+    if config.thetas is not None:
+        relaxation.set_thetas(config.thetas)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files)
 
 
@@ -316,11 +319,13 @@ def relaxed_config(
     *,
     penalty_weight: float,
     penalty_scale: str,
+    penalty_form: str = "gram",
     step: int = 0,
-    theta: tuple[float, float] | None = None,
+    thetas: Mapping[str, tuple[float, float]] | None = None,
 ) -> RelaxedConfig:
     """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base."""
     schedule = relaxation.schedule.to_data()
+    thetas = thetas or relaxation.thetas
     if workspace.files is not None:
         base, model = workspace.files.config.base, workspace.files.config.model
     else:
@@ -339,8 +344,9 @@ def relaxed_config(
         plan=relaxation.plan,
         strip_mode=relaxation.mode,
         schedule={"name": schedule.pop("name"), "settings": schedule},
-        penalty={"lambda": penalty_weight, "form": relaxation.penalty_form, "scale": penalty_scale},
-        theta=relaxation.theta if theta is None else theta,
+        penalty={"lambda": penalty_weight, "form": penalty_form, "scale": penalty_scale},
+        theta=next(iter(thetas.values())),
+        thetas=dict(thetas) if len(set(thetas.values())) > 1 else None,
         step=step,
         base=base,
         model=model,

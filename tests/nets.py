@@ -123,7 +123,8 @@ def relaxed(
     net, inputs = build(name, dtype)
     twin = copy.deepcopy(net)
     plan = surgeon.find(net, "O3", *inputs)
-    return twin, net, surgeon.relax(net, plan, mode=mode, init_scale=scale, penalty_form=form), inputs
+    exact = {"penalty_form": form, "penalty_rows": None, "penalty_every": 1}
+    return twin, net, surgeon.relax(net, plan, mode=mode, init_scale=scale, **exact), inputs
 
 
 def network_error(net: Any, inputs: tuple[Tensor, ...], group: Group | None = None) -> float:

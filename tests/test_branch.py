@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from surgeon.branch import CHILD, Branch, Branches, argument_position, branches_child, branches_of
+from surgeon.branch import CHILD, Branch, Branches, Tap, argument_position, branches_child, branches_of
 from surgeon.errors import PlanError, ShapeError
 from surgeon.intertwiners import FoldMap, WeightEntries
 from surgeon.surgery.insert import attach, detach
@@ -83,16 +83,16 @@ def test_wrong_features_are_refused() -> None:
 
 
 def recorded(made: Branch) -> int:
-    made.clear_tap()
+    made.record(made.tap)
     added(made, torch.randn(4, 3, dtype=DOUBLE))
-    return made.row_count
+    return made.recorded.count
 
 
-@pytest.mark.parametrize("tapping", ["moments", "rows"])
-def test_the_tap_records_training_forwards_only(tapping: str) -> None:
+@pytest.mark.parametrize("tap", [Tap(), Tap(keep_rows=True)])
+def test_the_tap_records_training_forwards_only(tap: Tap) -> None:
     made = branch()
     assert recorded(made) == 0
-    made.tapping = tapping  # type: ignore[assignment]
+    made.record(tap)
     assert recorded(made) == 4
     with torch.no_grad():
         assert recorded(made) == 0
@@ -104,41 +104,56 @@ def test_the_tap_records_training_forwards_only(tapping: str) -> None:
 
 def test_moments_over_calls_are_those_of_the_concatenation() -> None:
     made = branch()
-    made.tapping = "moments"
+    made.record(Tap())
     parts = [torch.randn(*shape, dtype=DOUBLE, requires_grad=True) for shape in ((2, 3), (5, 2, 3), (1, 3))]
     for part in parts:
         added(made, part)
     rows = torch.cat([part.detach().reshape(-1, 3) for part in parts])
-    assert made.row_count == len(rows) == 13
-    assert torch.allclose(made.moments(), rows.T @ rows / len(rows))
-    assert not made.moments().requires_grad
-    made.clear_tap()
-    assert made.row_count == 0
-    assert not made.moments().any()
+    assert made.recorded.count == len(rows) == 13
+    assert torch.allclose(made.recorded.matrix(), rows.T @ rows / len(rows))
+    assert not made.recorded.matrix().requires_grad
+    made.record(made.tap)
+    assert made.recorded.count == 0
 
 
 def test_rows_over_calls_are_concatenated() -> None:
     made = branch()
-    made.tapping = "rows"
+    made.record(Tap(keep_rows=True))
     parts = [torch.randn(2, 3, dtype=DOUBLE), torch.randn(1, 4, 3, dtype=DOUBLE)]
     for part in parts:
         added(made, part)
-    assert torch.equal(made.rows(), torch.cat([part.reshape(-1, 3) for part in parts]))
-    made.clear_tap()
-    assert made.rows().shape == (1, 3)
+    assert torch.equal(made.recorded.rows(), torch.cat([part.reshape(-1, 3) for part in parts]))  # type: ignore[arg-type]
+
+
+def test_some_rows_are_rows_and_differ_from_step_to_step() -> None:
+    made, x = branch(), torch.arange(300, dtype=DOUBLE).reshape(20, 5, 3)
+    seen = []
+    for offset in (0.0, 0.4):
+        made.record(Tap(keep_rows=True, at_most=7, offset=offset))
+        added(made, x)
+        rows = made.recorded.rows()
+        assert rows is not None
+        assert rows.shape == (7, 3)
+        assert all((x == row).all(-1).any() for row in rows)
+        assert len(rows.unique(dim=0)) == 7
+        seen.append(rows)
+    assert not torch.equal(*seen)
+    made.record(Tap(keep_rows=True, at_most=100))
+    added(made, x)
+    assert torch.equal(made.recorded.rows(), x.reshape(-1, 3))  # type: ignore[arg-type]
 
 
 def test_activation_checkpointing_does_not_record_twice() -> None:
     op, made = Scale(), branch()
     attach(op, site("x"), made)
-    made.tapping = "moments"
+    made.record(Tap())
     x = torch.randn(4, 3, dtype=DOUBLE, requires_grad=True)
     loss = checkpoint(op, x, use_reentrant=False).square().sum()
-    assert made.row_count == 4
-    made.clear_tap()
+    assert made.recorded.count == 4
+    made.record(made.tap)
     loss.backward()
     assert made.weight.grad is not None
-    assert made.row_count == 0
+    assert made.recorded.count == 0
 
 
 @pytest.mark.parametrize("keyword", [False, True])
@@ -204,11 +219,11 @@ def test_the_printout_shows_shape_and_mode() -> None:
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_forward_that_was_not_recorded_is_noticed(reentrant: bool) -> None:
     branch = Branch((2, 3), torch.zeros(()), "drop", None).train()
-    branch.tapping = "moments"
+    branch.record(Tap())
     x, zeros = torch.randn(4, 3, requires_grad=True), torch.zeros(4, 2)
     for _ in range(2):
         checkpoint(branch, x, zeros, use_reentrant=reentrant).sum().backward()
     assert branch.missed == reentrant
-    assert branch.row_count == (0 if reentrant else 8)
+    assert branch.recorded.count == (0 if reentrant else 8)
     branch(x, zeros).sum().backward()
     assert branch.missed == reentrant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -11,8 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from surgeon.errors import ShapeError
-from surgeon.forms import ConvolutionForm, LinearForm, form_of, row_representations
+from surgeon.errors import PlanError, ShapeError
+from surgeon.forms import (
+    ConvolutionForm,
+    Form,
+    LinearForm,
+    block_mask,
+    form_of,
+    row_representations,
+    rows_of,
+    some_rows,
+)
 from surgeon.groups import parse_group
 from surgeon.regularizer import Commutator
 from surgeon.representations import Representation, irreps, on_grid, regular, trivial
@@ -20,6 +30,12 @@ from surgeon.types import Convolution, Site
 
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 SQUARE = ((1, 0), (0, 1))
+
+
+def applied(form: Form, weight: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    """W x, where ``like`` has the shape of the op's output."""
+    nothing = torch.zeros_like(like) if isinstance(form, LinearForm) else torch.zeros((), dtype=like.dtype)
+    return form.add(nothing, (weight,), x)
 
 
 def random(*shape: int) -> Tensor:
@@ -55,14 +71,14 @@ def test_a_matrix_on_axes_is_the_einsum(axes_in: tuple[int, ...], axes_out: tupl
     x = random(*(lengths[letter] for letter in x_letters))
     matrix = weight.flatten(0, 1) if "p" in weight_letters else weight
     matrix = matrix.flatten(1)
-    form, output = LinearForm(axes_in, axes_out), torch.zeros([lengths[letter] for letter in result])
+    form, output = LinearForm(axes_in, axes_out), random(*(lengths[letter] for letter in result))
     expected = torch.einsum(equation, weight, x)
-    assert torch.allclose(form.apply(matrix, x, output), expected)
-    rows = form.rows(x)
+    assert torch.allclose(applied(form, matrix, x, output), expected)
+    rows = rows_of(form, x)
     assert rows.shape == (x.numel() // matrix.shape[1], matrix.shape[1])
     flat_rows = (rows @ matrix.T).flatten().sort().values
     assert torch.allclose(flat_rows, expected.flatten().sort().values)
-    assert not torch.allclose(form.apply(matrix.flip(1), x, output), expected)
+    assert not torch.allclose(applied(form, matrix.flip(1), x, output), expected)
 
 
 def test_component_and_channel_in_both_orders() -> None:
@@ -70,22 +86,22 @@ def test_component_and_channel_in_both_orders() -> None:
     weight, x = random(3, 2, 3, 4), random(5, 3, 4)
     expected = torch.einsum("voic,nic->nvo", weight, x)
     form = LinearForm((-2, -1), (-2, -1))
-    assert torch.allclose(form.apply(weight.reshape(6, 12), x, expected), expected)
+    assert torch.allclose(applied(form, weight.reshape(6, 12), x, expected), expected)
     swapped = weight.permute(1, 0, 3, 2).reshape(6, 12)
-    assert torch.allclose(LinearForm((-1, -2), (-1, -2)).apply(swapped, x, expected), expected)
-    assert not torch.allclose(LinearForm((-1, -2), (-1, -2)).apply(weight.reshape(6, 12), x, expected), expected)
+    assert torch.allclose(applied(LinearForm((-1, -2), (-1, -2)), swapped, x, expected), expected)
+    assert not torch.allclose(applied(LinearForm((-1, -2), (-1, -2)), weight.reshape(6, 12), x, expected), expected)
 
 
 def test_other_dimensions_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"dimension 3, got shape \(2, 4\)"):
-        LinearForm().apply(random(2, 3), random(2, 4), random(2, 2))
+        applied(LinearForm(), random(2, 3), random(2, 4), random(2, 2))
     with pytest.raises(ShapeError, match=r"dimension 3, got shape \(2, 4\)"):
-        LinearForm((-2,), (-2,)).apply(random(2, 3), random(2, 4), random(2, 4))
-    assert LinearForm((-2,), (-2,)).apply(random(2, 3), random(3, 4), random(2, 4)).shape == (2, 4)
+        applied(LinearForm((-2,), (-2,)), random(2, 3), random(2, 4), random(2, 4))
+    assert applied(LinearForm((-2,), (-2,)), random(2, 3), random(3, 4), random(2, 4)).shape == (2, 4)
     # An output of dimension 1 would otherwise be broadcast.
     for axis in (-1, -2):
         with pytest.raises(ShapeError, match=rf"dimension 2 on the axes \[{axis}\], got shape \(1, 1\)"):
-            LinearForm((axis,), (axis,)).apply(random(2, 3), random(3, 3), random(1, 1))
+            applied(LinearForm((axis,), (axis,)), random(2, 3), random(3, 3), random(1, 1))
 
 
 # Convolutions
@@ -135,8 +151,8 @@ def test_a_kernel_is_torchs_convolution_and_its_rows_are_the_patches(
     x = random(*((2,) if batched else ()), 3, *(7 + axis for axis in range(len(kernel))))
     weight = random(4, 3, *kernel)
     expected = reference(moves, weight, x)
-    assert torch.allclose(form.apply(weight, x, expected), expected)
-    rows = form.rows(x)
+    assert torch.allclose(applied(form, weight, x, expected), expected)
+    rows = rows_of(form, x)
     assert rows.shape == (expected.numel() // 4, 3 * math.prod(kernel))
     channel = 1 if batched else 0
     assert torch.allclose(rows @ weight.flatten(1).T, expected.movedim(channel, -1).reshape(-1, 4))
@@ -150,8 +166,8 @@ def test_settings_that_differ_by_axis() -> None:
     x, weight = random(2, 3, 8, 7), random(4, 3, 3, 2)
     expected = reference(moves, weight, x)
     form = ConvolutionForm(moves)
-    assert torch.allclose(form.apply(weight, x, expected), expected)
-    assert torch.allclose(form.rows(x) @ weight.flatten(1).T, expected.movedim(1, -1).reshape(-1, 4))
+    assert torch.allclose(applied(form, weight, x, expected), expected)
+    assert torch.allclose(rows_of(form, x) @ weight.flatten(1).T, expected.movedim(1, -1).reshape(-1, 4))
 
 
 # Representations of W's two sides
@@ -197,9 +213,9 @@ def test_an_equivariant_kernel_has_no_defect_and_a_random_one_has(name: str, siz
     x, form, g = random(1, rho_in.dimension, 6, 6), form_of(place), group.all_elements()[1]
     for kernel, equivariant in ((mean, True), (weight, False)):
         turn_in = torch.einsum("ij,bjxy->bixy", rho_in.action(g).dense()[0], torch.rot90(x, 1, (-2, -1)))
-        left = form.apply(kernel, turn_in, x)
+        left = applied(form, kernel, turn_in, x)
         right = torch.einsum(
-            "ij,bjxy->bixy", rho_out.action(g).dense()[0], torch.rot90(form.apply(kernel, x, x), 1, (-2, -1))
+            "ij,bjxy->bixy", rho_out.action(g).dense()[0], torch.rot90(applied(form, kernel, x, x), 1, (-2, -1))
         )
         assert torch.allclose(left, right) == equivariant
 
@@ -258,3 +274,60 @@ def test_the_form_of_a_site() -> None:
     assert form_of(site(rho, rho, None, axes_in=(-2,), axes_out=(-3,))) == LinearForm((-2,), (-3,))
     moves = settings((3, 3))
     assert form_of(site(rho, rho, moves)) == ConvolutionForm(moves)
+
+
+LOW_RANK: dict[str, tuple[Form, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "last axis": (LinearForm(), (2, 6, 5), (2, 5), (4, 2), (2, 6, 4)),
+    "columns": (LinearForm((-3, -2), (-3, -2)), (2, 4, 3, 7), (2, 12), (6, 2), (2, 2, 3, 7)),
+    "moved": (LinearForm((-1, -3), (-1,)), (4, 7, 3), (2, 12), (6, 2), (7, 6)),
+    "convolution": (
+        ConvolutionForm(settings((3, 3), 1, 1, 1, "circular")),
+        (2, 5, 8, 8),
+        (2, 5, 3, 3),
+        (4, 2),
+        (2, 4, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_two_factors_are_their_product(name: str) -> None:
+    form, shape_x, shape_a, shape_b, shape_out = LOW_RANK[name]
+    x, a, b, output = random(*shape_x), random(*shape_a), random(*shape_b), random(*shape_out)
+    dense = (b @ a.flatten(1)).reshape(shape_b[0], *shape_a[1:])
+    expected = form.add(output, (dense,), x)
+    assert expected.shape == output.shape
+    assert torch.allclose(form.add(output, (a, b), x), expected)
+    assert not torch.allclose(form.add(output, (a, b), x), output, atol=1e-2)
+    assert torch.allclose(expected - output, applied(form, dense, x, output))
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_some_rows_are_among_all_rows(name: str) -> None:
+    form, shape_x, *_ = LOW_RANK[name]
+    x = random(*shape_x)
+    every, some = rows_of(form, x), some_rows(form, x, 5, 0.3)
+    assert some.shape == (5, every.shape[1])
+    assert all((every == row).all(1).any() for row in some)
+    assert torch.equal(some_rows(form, x, len(every), 0.3), every)
+
+
+def test_long_sequences_of_rows_reach_all_of_them_alike() -> None:
+    x, counts = torch.arange(40.0)[:, None], torch.zeros(40)
+    for step in range(200):
+        counts[some_rows(LinearForm(), x, 8, step * 0.41421356 % 1).long().flatten()] += 1
+    assert counts.min() > 0.7 * counts.max()
+
+
+def test_blocks_are_chosen_by_degree() -> None:
+    group = parse_group("O3")
+    rho_in, rho_out = irreps(group, "2x0e+1o"), irreps(group, "0e+1o+2e")
+    mask = block_mask(replace(site(rho_out, rho_in, None), blocks=((0, 1), (1, 2))), group)
+    assert mask is not None
+    expected = torch.zeros(9, 5, dtype=mask.dtype)
+    expected[1:4, :2] = 1
+    expected[4:, 2:] = 1
+    assert torch.equal(mask, expected)
+    with pytest.raises(PlanError, match=r"from l = 2 to l = 0: its input has l = 0, 1, its output l = 0, 1, 2"):
+        block_mask(replace(site(rho_out, rho_in, None), blocks=((2, 0),)), group)
+    assert block_mask(site(rho_out, rho_in, None), group) is None

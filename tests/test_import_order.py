@@ -33,10 +33,11 @@ ROWS = (
         "workspace",
         "verdict",
         "clean",
+        "recalibration",
         "hub",
         "export",
     },
-    {"training"},
+    {"training", "integrations"},
     {"report", "testing", "soundness"},
 )
 ROW = {module: number for number, modules in enumerate(ROWS, start=1) for module in modules}

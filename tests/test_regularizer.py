@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,15 @@ from surgeon.regularizer import (
     Commutator,
     commutator_penalty,
     commutator_penalty_rows,
-    gram_penalty,
     norm_penalty,
     norm_penalty_rows,
+    site_penalty,
 )
 from surgeon.representations import Representation, axes, irreps, regular, trivial
 
 pytestmark = pytest.mark.e3nn
+
+Term = Callable[[Tensor], Tensor]
 
 RELATIVE = 1e-10
 O3 = "0e+2x1o+1e+2e+3o+4e"
@@ -88,30 +91,55 @@ def with_gradient(value: Callable[[Tensor], Tensor], weight: Tensor) -> tuple[fl
     return float(result.detach()), torch.autograd.grad(result, leaf)[0]
 
 
-def second_moment(*parts: Tensor) -> SecondMoment:
-    moment = SecondMoment(parts[0].shape[1])
-    for part in parts:
-        moment.add(part)
+def recorded(form: str, rows: Tensor) -> SecondMoment:
+    moment = SecondMoment(rows.shape[1], keep_rows=form == "rows")
+    moment.add(rows)
     return moment
+
+
+def slow(form: str, rho_out: Representation, rho_in: Representation, rows: Tensor) -> tuple[Term, Term]:
+    """Both terms, written down without any care for speed."""
+    moments = rows.T @ rows / len(rows)
+    if form == "gram":
+        return lambda w: norm_penalty(w, moments), lambda w: commutator_penalty(w, rho_out, rho_in, moments)
+    if form == "rows":
+        return lambda w: norm_penalty_rows(w, rows), lambda w: commutator_penalty_rows(w, rho_out, rho_in, rows)
+    commutator = Commutator(rho_out, rho_in)
+    return (
+        lambda w: (rows @ w.T).square().sum() / len(rows),
+        lambda w: (rows @ commutator(w).mT).square().sum() / len(rows),
+    )
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["rows kept", "gram"])
 @pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("term", [0, 1])
-def test_the_closed_form_gradient_is_that_of_autograd(name: str, term: int, few: bool) -> None:
+@pytest.mark.parametrize("form", ["gram", "rows", "square"])
+def test_the_closed_form_gradient_is_that_of_autograd(name: str, form: Any, few: bool) -> None:
     rho_out, rho_in = PAIRS[name]()
     count = 2 if few else 2 * rho_in.dimension
     weight, rows = random_weight(rho_out, rho_in), torch.randn(count, rho_in.dimension, dtype=torch.float64)
-    moments, commutator = rows.T @ rows / len(rows), Commutator(rho_out, rho_in)
-    slow = (
-        lambda w: norm_penalty(w, moments),
-        lambda w: commutator_penalty(w, rho_out, rho_in, moments),
-    )[term]
-    value, gradient = with_gradient(slow, weight)
-    fast, closed = with_gradient(lambda w: gram_penalty(w, second_moment(rows), commutator)[term], weight)
-    assert fast == pytest.approx(value, rel=RELATIVE)
-    assert gradient.norm() > 1e-3
-    assert torch.allclose(closed, gradient, rtol=1e-8, atol=1e-10)
+    norms, gradients = zip(*(with_gradient(term, weight) for term in slow(form, rho_out, rho_in, rows)), strict=True)
+    found = site_penalty((weight,), recorded(form, rows), Commutator(rho_out, rho_in), form)
+    assert float(found.norm) == pytest.approx(norms[0], rel=RELATIVE)
+    assert float(found.defect) == pytest.approx(norms[1], rel=RELATIVE)
+    assert min(gradient.norm() for gradient in gradients) > 1e-3
+    assert torch.allclose(found.gradients[0], sum(gradients), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["rows kept", "gram"])
+@pytest.mark.parametrize("form", ["gram", "rows", "square"])
+def test_low_rank_gradients_are_those_of_the_product(form: Any, few: bool) -> None:
+    rho_out, rho_in = PAIRS["O3"]()
+    count = 2 if few else 2 * rho_in.dimension
+    a = torch.randn(3, rho_in.dimension, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(rho_out.dimension, 3, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(count, rho_in.dimension, dtype=torch.float64)
+    norm, defect = (term(b @ a) for term in slow(form, rho_out, rho_in, rows))
+    expected = torch.autograd.grad(norm + defect, (a, b))
+    found = site_penalty((a.detach(), b.detach()), recorded(form, rows), Commutator(rho_out, rho_in), form)
+    assert float(found.norm + found.defect) == pytest.approx(float((norm + defect).detach()), rel=RELATIVE)
+    for one, other in zip(found.gradients, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
 def hand_made(group: str, layout: str) -> tuple[Tensor, Representation, Representation]:
@@ -132,7 +160,7 @@ def check_vanishing(weight: Tensor, rho_out: Representation, rho_in: Representat
     defects = (
         commutator_penalty(weight, rho_out, rho_in, moments),
         commutator_penalty_rows(weight, rho_out, rho_in, rows),
-        gram_penalty(weight, second_moment(rows), commutator)[1],
+        site_penalty((weight,), recorded("gram", rows), commutator).defect,
     )
     assert all((float(defect) <= limit) == vanishes for defect in defects)
     assert float(norm_penalty(weight, moments)) > 0.01
@@ -178,13 +206,13 @@ def test_gradients_are_finite_at_zero(name: str) -> None:
     rows = torch.randn(5, rho_in.dimension, dtype=torch.float64)
     moments, commutator = rows.T @ rows / 5, Commutator(rho_out, rho_in)
     zero = torch.zeros(rho_out.dimension, rho_in.dimension, dtype=torch.float64)
-    forms: tuple[Callable[[Tensor], Tensor], ...] = (
+    forms: tuple[Term, ...] = (
         lambda w: norm_penalty(w, moments) + commutator_penalty(w, rho_out, rho_in, moments),
         lambda w: norm_penalty_rows(w, rows) + commutator_penalty_rows(w, rho_out, rho_in, rows),
-        lambda w: torch.stack(gram_penalty(w, second_moment(rows), commutator)).sum(),
     )
-    for form in forms:
-        value, gradient = with_gradient(form, zero)
+    closed = site_penalty((zero,), recorded("gram", rows), commutator)
+    results = [with_gradient(form, zero) for form in forms]
+    for value, gradient in (*results, (float(closed.norm + closed.defect), closed.gradients[0])):
         assert value == pytest.approx((1 + len(commutator(zero))) * math.sqrt(EPSILON))
         assert not gradient.any()
 
@@ -242,4 +270,4 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ShapeError, match="expected moments of shape"):
         norm_penalty(weight, torch.eye(2, dtype=torch.float64))
     with pytest.raises(ShapeError, match="expected moments of rows of dimension"):
-        gram_penalty(weight, second_moment(torch.eye(2, dtype=torch.float64)), Commutator(rho_out, rho_in))
+        site_penalty((weight,), recorded("gram", torch.eye(2, dtype=torch.float64)), Commutator(rho_out, rho_in))

@@ -34,7 +34,8 @@ def make_relaxed(work: Path, path: str = "net.pt", options: OpenOptions | None =
     batch = to_dtype(next(iter(task.batches("validation", 0))), model_dtype(workspace.model))
     plan = find(workspace.model, "O3", batch, forward=task.forward)
     relaxation = relax(workspace.model, plan, init_scale=0.5)
-    config = relaxed_config(workspace, relaxation, penalty_weight=0.01, penalty_scale="relative", theta=(0.5, 0.25))
+    thetas = dict.fromkeys(relaxation.branches, (0.5, 0.25))
+    config = relaxed_config(workspace, relaxation, penalty_weight=0.01, penalty_scale="relative", thetas=thetas)
     write_relaxed(work / "net-relaxed", workspace.model, config, workspace.checkpoint.metadata)
     return work / "net-relaxed"
 
@@ -190,7 +191,7 @@ def test_branches_that_do_not_fit(work: Path, broken: str) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [
-        ("penalty", {"lambda": 0.0, "form": "x", "scale": "relative"}, "penalty form among gram, rows"),
+        ("penalty", {"lambda": 0.0, "form": "x", "scale": "relative"}, "penalty form among gram, rows, square"),
         ("schedule", {"name": "triangle", "settings": {"x": 1}}, "schedule .* unusable"),
         ("schedule", {"name": "x", "settings": {}}, "a schedule among"),
     ],

@@ -82,7 +82,7 @@ def _require_same_start(target: Path, workspace: Workspace) -> None:
 
 
 def _run(finetuner: Finetuner, workspace: Workspace, target: Path, quiet: bool) -> FinetuneResult:
-    with training_bar(finetuner.metric, quiet) as bar:
+    with training_bar(finetuner.selection.metric, quiet) as bar:
         if bar is not None:
             bar.start(f"arm {finetuner.arm.name}")
         try:
@@ -105,7 +105,7 @@ def _tell(finetuner: Finetuner, result: FinetuneResult, target: Path) -> None:
         f"{result.steps} steps in {result.seconds:.1f} s; clean validation {metric}: {first:.6g} before, "
         f"{best:.6g} at the best epoch {result.best_epoch}"
     )
-    worse = _relaxed_is_worse(result, metric, finetuner.direction)
+    worse = _relaxed_is_worse(result, metric, finetuner.selection.direction)
     if worse:
         say(
             f"note: in {worse} evaluations the relaxed model was worse on validation than "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -42,7 +42,8 @@ class RelaxedConfig:
         strip_mode: how the branches will be removed.
         schedule: ``name`` and ``settings`` of theta over time.
         penalty: ``lambda``, ``form`` and ``scale`` of the regulariser.
-        theta: (perpendicular, parallel), dimensionless.
+        theta: (perpendicular, parallel) of the first branch, dimensionless.
+        thetas: the same of every branch by key, if they are not all equal; else None.
         step: optimiser steps done.
         base: ``file``, ``entry`` (of a nested dict, or None), ``revision``, ``sha256`` and ``keys_hash`` of the
             checkpoint that was relaxed.
@@ -61,6 +62,7 @@ class RelaxedConfig:
     base: Mapping[str, Any]
     model: Mapping[str, Any] | None = None
     task: Mapping[str, Any] | None = None
+    thetas: Mapping[str, Sequence[float]] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_data(self) -> dict[str, Any]:

@@ -30,6 +30,15 @@ def forward_part(graph: fx.Graph) -> fx.Graph:
     return _filtered(graph, lambda node: not node.meta["backward"], {})
 
 
+_aten = torch.ops.aten
+_SUMS = {_aten.add, _aten.addmm, _aten.baddbmm}
+_VIEWS = {
+    *(_aten.view, _aten._unsafe_view, _aten.clone, _aten.permute, _aten.transpose, _aten.t, _aten.expand),
+    *(_aten.squeeze, _aten.unsqueeze, _aten.alias),
+}
+_PASS_ON = _SUMS | _VIEWS
+
+
 def erase_branches(graph: fx.Graph, child: str) -> tuple[fx.Graph, Counter[str]]:
     """Take the ops of branches out of the forward part of a recorded graph.
 
@@ -44,8 +53,8 @@ def erase_branches(graph: fx.Graph, child: str) -> tuple[fx.Graph, Counter[str]]
     inside = [node for node in graph.nodes if node.op != "output" and child in node.meta["owner"].split(".")]
     inside = [node for node in inside if not node.meta["backward"]]
     calls = {(node.meta["owner"], node.meta["call_index"]) for node in inside}
-    # output + what the branch adds is the last op of a branch
-    replaced = {node: node.args[0] for node in inside if node.target is torch.ops.aten.add.Tensor}
+    # output + what the branch adds is the last sum of a branch; before and after it the output may be reshaped
+    replaced = {node: node.args[0] for node in inside if getattr(node.target, "overloadpacket", None) in _PASS_ON}
     dropped = {node for node in inside if node not in replaced}
     dropped |= {node for node in graph.nodes if node.op == "get_attr" and child in str(node.target).split(".")}
     erased = _filtered(graph, lambda node: not node.meta["backward"] and node not in dropped, replaced)

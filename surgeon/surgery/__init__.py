@@ -2,8 +2,9 @@
 
 from surgeon.surgery.find import find
 from surgeon.surgery.insert import relax
-from surgeon.surgery.relaxation import PenaltyForm, Relaxation
+from surgeon.surgery.lowrank import LowRankUpdates
+from surgeon.surgery.relaxation import PenaltySettings, Relaxation
 from surgeon.surgery.select import select
-from surgeon.surgery.strip import strip
+from surgeon.surgery.strip import refold, strip
 
-__all__ = ["PenaltyForm", "Relaxation", "find", "relax", "select", "strip"]
+__all__ = ["LowRankUpdates", "PenaltySettings", "Relaxation", "find", "refold", "relax", "select", "strip"]

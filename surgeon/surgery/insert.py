@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from surgeon.branch import CHILD, Branch, Branches, Target, argument_position, branches_child, branches_of
+from surgeon.branch import (
+    CHILD,
+    Branch,
+    Branches,
+    LowRankBranch,
+    Target,
+    argument_position,
+    branches_child,
+    branches_of,
+)
 from surgeon.errors import PlanError, SurgeryError, UsageError
-from surgeon.forms import form_of
+from surgeon.forms import block_mask, form_of
 from surgeon.groups import Group, parse_group
 from surgeon.intertwiners import FoldMap
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
+from surgeon.regularizer import PenaltyForm
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
-from surgeon.surgery.relaxation import PenaltyForm, Relaxation
+from surgeon.surgery.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation
 from surgeon.surgery.rewrite import check_places, install, uninstall
 from surgeon.types import Plan, Site, StripMode, named_module
 
@@ -27,6 +38,8 @@ def relax(
     mode: StripMode = "drop",
     schedule: Schedule | None = None,
     penalty_form: PenaltyForm = "gram",
+    penalty_rows: int | None = DEFAULT_ROWS,
+    penalty_every: int = DEFAULT_EVERY,
     init_scale: float = 0.0,
     seed: int = 0,
     adapters: Mapping[str, Adapter] | None = None,
@@ -38,7 +51,9 @@ def relax(
         plan: sites, from :func:`surgeon.find`.
         mode: "drop" is the paper's method; with "fold" the equivariant part of W is kept (docs/method.md).
         schedule: theta(t); default a triangle with an exact-zero tail.
-        penalty_form: "gram" (root mean square, default) or "rows" (the paper's mean of norms).
+        penalty_form: "gram" (root of the mean square over rows), "rows" (the paper's mean of norms) or "square".
+        penalty_rows: rows of each forward that the penalty looks at, spread evenly; None for all.
+        penalty_every: steps after which the penalty of a site is computed anew; its gradient is used until then.
         init_scale: standard deviation of W's entries times sqrt(d_in); 0 starts at W = 0.
         seed: seed of the initial W.
         adapters: adapters by name; default all installed ones.
@@ -52,6 +67,7 @@ def relax(
     """
     if mode not in ("drop", "fold"):
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
+    penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
     group = parse_group(plan.group)
     adapters = installed_adapters() if adapters is None else adapters
     branches = _prepare(model, plan, group, mode, adapters)
@@ -71,7 +87,7 @@ def relax(
         raise SurgeryError(
             f"inserting a branch failed ({error}); all branches were taken out again and the model is as it was"
         ) from error
-    return Relaxation(model, plan, group, mode, schedule or Schedule(), penalty_form)
+    return Relaxation(model, plan, group, mode, schedule or Schedule(), penalty)
 
 
 def _raw_sites(plan: Plan, branches: Mapping[str, Branch]) -> dict[str, dict[str, tuple[str, Branch]]]:
@@ -127,15 +143,27 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
     own = next((parameter for parameter in op.parameters() if parameter.is_floating_point()), None)
     if own is None:
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
-    return Branch(site.shape, own, mode, _fold_map(model, op, site, group, adapters), form_of(site))
+    fold_map = fold_map_of(model, site, group, adapters)
+    if site.rank is None:
+        return Branch(site.shape, own, mode, fold_map, form_of(site), block_mask(site, group))
+    smallest = min(site.shape[0], math.prod(site.shape[1:]))
+    if site.blocks is not None or not 1 <= site.rank <= smallest:
+        raise PlanError(
+            f"expected W at {site.key!r} to have either blocks or a rank from 1 to {smallest}, got rank {site.rank}"
+            f"{'' if site.blocks is None else ' and blocks'}: correct the plan"
+        )
+    return LowRankBranch(site.shape, own, mode, fold_map, form_of(site), rank=site.rank)
 
 
-def _fold_map(
-    model: nn.Module, op: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]
-) -> FoldMap | None:
-    """Ask the adapter that the plan names once more; a site found by measurement has none and is not folded."""
+def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+    """Ask the adapter that the plan names once more; a site found by measurement has none and is not folded.
+
+    Raises:
+        PlanError: if the op is not what the plan says.
+    """
     if not site.adapter:
         return None
+    op = named_module(model, site.name)
     adapter = adapter_named(site.adapter, adapters)
     proposal = proposal_for(model, site.name, adapter, group)
     takes = None
@@ -157,13 +185,9 @@ def _fold_map(
 
 
 def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None:
-    if not scale:
-        return
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for branch in branches.values():
-            values = torch.randn(branch.weight.shape, generator=generator, dtype=torch.float64)
-            branch.weight.copy_(values * (scale / branch.weight.shape[1] ** 0.5))
+    for branch in branches.values():
+        branch.initialise(scale, generator)
 
 
 def attach(op: nn.Module, site: Site, branch: Branch) -> None:

@@ -3,26 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from surgeon.branch import Branch, branches_of
+from surgeon.branch import Branch, Tap, branches_of
+from surgeon.errors import UsageError
 from surgeon.forms import row_representations
 from surgeon.groups import Group
-from surgeon.regularizer import (
-    Commutator,
-    commutator_penalty_rows,
-    gram_penalty,
-    norm_penalty_rows,
-)
+from surgeon.moments import average_over_processes, processes, total_over_processes
+from surgeon.regularizer import Commutator, PenaltyForm, SitePenalty, site_penalty
 from surgeon.schedule import Schedule
+from surgeon.surgery.select import matching_sites
 from surgeon.types import Plan, Site, StripMode
 
-PenaltyForm = Literal["gram", "rows"]
+DEFAULT_ROWS, DEFAULT_EVERY = 128, 4
+_OFFSET_STEP = math.sqrt(2) - 1
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """How the penalty is computed; ``rows=None, every=1`` is exact.
+
+    Attributes:
+        form: "gram" takes the root of the mean square over rows, "rows" the paper's mean of norms, "square" the mean
+            square without a root.
+        rows: rows of each forward that are looked at, spread evenly and others at every step; None for all.
+        every: steps after which the penalty of a site is computed anew; its gradient is used until then. The sites take
+            turns.
+
+    Raises:
+        UsageError: if the form is unknown or a number is not positive.
+    """
+
+    form: PenaltyForm = "gram"
+    rows: int | None = DEFAULT_ROWS
+    every: int = DEFAULT_EVERY
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(PenaltyForm):
+            raise UsageError(f"expected a penalty form among {', '.join(get_args(PenaltyForm))}, got {self.form!r}")
+        if self.every < 1 or (self.rows is not None and self.rows < 1):
+            raise UsageError(
+                f"expected the penalty to look at 1 row or more every 1 step or more, got {self.rows} rows every "
+                f"{self.every} steps: leave rows out for all of them"
+            )
 
 
 class Relaxation:
@@ -36,6 +67,7 @@ class Relaxation:
         plan: what was inserted.
         mode: "drop" or "fold": what stripping, and therefore clean evaluation, keeps of the branches.
         schedule: theta as a function of progress.
+        penalty_settings: how the penalty is computed.
         branches: ``module.argument`` to branch.
     """
 
@@ -46,23 +78,37 @@ class Relaxation:
         group: Group,
         mode: StripMode,
         schedule: Schedule,
-        penalty_form: PenaltyForm,
+        penalty: PenaltySettings,
     ) -> None:
         self.model = model
         self.plan = plan
         self.mode = mode
-        self.schedule = schedule
-        self.penalty_form = penalty_form
         self.branches: Mapping[str, Branch] = branches_of(model)
+        self.schedule = schedule
         cache: dict[str, Commutator] = {}
         self._commutators = {site.key: _commutator(cache, group, site) for site in plan.sites}
-        self.enable_penalty(True)
+        self.set_penalty(penalty)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Theta as a function of progress."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule) -> None:
+        self._shares = _shares(schedule, self.plan)
+        self._schedule = schedule
 
     @property
     def theta(self) -> tuple[float, float]:
-        """The present coefficients ``(theta_perp, theta_par)``; equal in mode "drop"."""
+        """The present coefficients ``(theta_perp, theta_par)`` of the first branch; equal in mode "drop"."""
         first = next(iter(self.branches.values())).theta
-        return float(first[0]), float(first[1])
+        return float(first[0].detach()), float(first[1].detach())
+
+    @property
+    def thetas(self) -> dict[str, tuple[float, float]]:
+        """The present coefficients of every branch."""
+        return {key: tuple(branch.theta.detach().tolist()) for key, branch in self.branches.items()}
 
     def set_theta(self, perpendicular: float, parallel: float | None = None) -> None:
         """Set the coefficients of all branches.
@@ -72,53 +118,125 @@ class Relaxation:
             parallel: theta of the foldable part; default the same value.
         """
         values = (perpendicular, perpendicular if parallel is None else parallel)
+        self.set_thetas(dict.fromkeys(self.branches, values))
+
+    def set_thetas(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Set the coefficients ``(theta_perp, theta_par)`` of some branches, by key."""
         with torch.no_grad():
-            for branch in self.branches.values():
-                branch.theta.copy_(torch.tensor(values, dtype=branch.theta.dtype))
+            for key, pair in values.items():
+                branch = self.branches[key]
+                branch.theta.copy_(torch.tensor(pair, dtype=branch.theta.dtype))
                 branch.theta_was_set = True
 
-    def set_progress(self, progress: float) -> None:
-        """Set the coefficients from the schedule; ``progress`` in [0, 1] is the share of the training that is done."""
-        perpendicular = self.schedule.perpendicular(progress)
-        self.set_theta(perpendicular, perpendicular if self.mode == "drop" else self.schedule.parallel(progress))
+    def set_progress(self, progress: float, scale: float = 1.0) -> None:
+        """Set the coefficients from the schedule.
+
+        Args:
+            progress: in [0, 1], the share of the training that is done.
+            scale: multiplies theta of what will be dropped.
+        """
+        perpendicular = scale * self.schedule.perpendicular(progress)
+        parallel = perpendicular if self.mode == "drop" else self.schedule.parallel(progress)
+        self.set_thetas({key: (share * perpendicular, share * parallel) for key, share in self._shares.items()})
+
+    def learn_theta(self, learned: bool) -> None:
+        """Make the coefficients leaves that gradients reach, or plain numbers again."""
+        for branch in self.branches.values():
+            branch.theta.grad = None
+            branch.theta.requires_grad_(learned)
+
+    def set_penalty(self, penalty: PenaltySettings | None) -> None:
+        """Choose how the penalty is computed from now on; None switches it, and the recording for it, off."""
+        self.penalty_settings = penalty
+        self._turn = 0
+        self._terms: dict[str, SitePenalty] = {}
+        self._record()
 
     def enable_penalty(self, enabled: bool) -> None:
-        """Switch the recording of input moments on or off; without it :meth:`penalty` has nothing to work on."""
-        tapping: Literal["moments", "rows", "nothing"] = "nothing"
-        if enabled:
-            tapping = "moments" if self.penalty_form == "gram" else "rows"
-        for branch in self.branches.values():
-            branch.tapping = tapping
-            branch.clear_tap()
+        """Switch the recording of inputs on or off; without it :meth:`penalty` has nothing to work on."""
+        self.set_penalty((self.penalty_settings or PenaltySettings()) if enabled else None)
 
-    def penalty_terms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return per site the norm term and the defect term of eq. 5, on the inputs of the last training forward(s).
+    def _is_due(self, number: int) -> bool:
+        """Tell whether a site is computed anew at the coming step; at the first step all are."""
+        settings = self.penalty_settings
+        return settings is not None and (self._turn == 0 or (self._turn + number) % settings.every == 0)
 
-        What was recorded is forgotten afterwards. A site that saw no input since the last call is left out.
-        """
-        terms = {}
-        for key, branch in self.branches.items():
-            if not branch.row_count:
-                continue
-            commutator, weight = self._commutators[key], branch.matrix
-            if self.penalty_form == "gram":
-                terms[key] = gram_penalty(weight, branch.second_moment, commutator)
-            else:
-                rows = branch.rows()
-                defect = commutator_penalty_rows(weight, commutator.rho_out, commutator.rho_in, rows, commutator)
-                terms[key] = (norm_penalty_rows(weight, rows), defect)
-            branch.clear_tap()
-        return terms
+    def _record(self) -> None:
+        settings = self.penalty_settings
+        offset = self._turn * _OFFSET_STEP % 1.0
+        for number, branch in enumerate(self.branches.values()):
+            due = settings is not None and self._is_due(number)
+            branch.record(Tap(settings.form == "rows", settings.rows, offset) if settings and due else None)
 
     def penalty(self) -> Tensor:
         """Return the sum of all penalty terms, shape (): what eq. 5 multiplies by lambda.
 
-        Call it once per optimiser step, after the forward; before any training forward it is 0.
+        Call it once per optimiser step, after all its forwards: what they recorded is used, averaged over the processes
+        of torch.distributed, and forgotten. Before any training forward it is 0; a site that saw no input is left out.
         """
-        terms = [term for pair in self.penalty_terms().values() for term in pair]
-        if not terms:
-            return next(iter(self.branches.values())).weight.new_zeros(())
-        return torch.stack(terms).sum()
+        due = [key for number, key in enumerate(self.branches) if self._is_due(number)]
+        seen = [key for key in due if self.branches[key].recorded.count]
+        for key in due:
+            self._terms.pop(key, None)
+        self._terms.update(self._computed(seen))
+        if seen or self._terms:
+            self._turn += 1
+            self._record()
+        weights = {key: self.branches[key].factors for key in self._terms}
+        flat = [weight for factors in weights.values() for weight in factors]
+        if not flat:
+            return next(iter(self.branches.values())).theta.new_zeros(())
+        gradients = [gradient for key in weights for gradient in self._terms[key].gradients]
+        value = torch.stack([part for term in self._terms.values() for part in (term.norm, term.defect)]).sum()
+        penalty: Tensor = _WithGradients.apply(value, gradients, *flat)  # type: ignore[no-untyped-call]
+        return penalty
+
+    def _computed(self, keys: Sequence[str]) -> dict[str, SitePenalty]:
+        settings, moments = self.penalty_settings, [self.branches[key].recorded for key in keys]
+        assert settings is not None or not keys
+        counts: Sequence[float | None] = [None] * len(keys)
+        if settings is not None and moments and (world := processes()) > 1:
+            if settings.form == "rows":  # a sum over rows: the trainer's average of gradients makes it the global mean
+                like = next(iter(self.branches.values())).theta
+                counts = [total / world for total in total_over_processes([m.count for m in moments], like)]
+            else:
+                average_over_processes(moments)
+        return {
+            key: site_penalty(self.branches[key].factors, moment, self._commutators[key], settings.form, count)
+            for key, moment, count in zip(keys, moments, counts, strict=True)
+            if settings is not None
+        }
+
+    def penalty_terms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return, per site, the norm term and the defect term that the last :meth:`penalty` summed up; detached."""
+        return {key: (term.norm, term.defect) for key, term in self._terms.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs besides the model's state dict: thetas, and the penalty's turn and gradients."""
+        gradients = {
+            f"{key}:{number}": gradient
+            for key, term in self._terms.items()
+            for number, gradient in enumerate((term.norm, term.defect, *term.gradients))
+        }
+        return {"turn": self._turn, "thetas": self.thetas, "penalty": gradients}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            KeyError: if it belongs to other sites.
+        """
+        self.set_thetas(state["thetas"])
+        self._turn = int(state["turn"])
+        found: dict[str, list[Tensor]] = {}
+        for name, tensor in state["penalty"].items():
+            found.setdefault(name.rpartition(":")[0], []).append(tensor)
+        like = {key: branch.theta for key, branch in self.branches.items()}
+        self._terms = {}
+        for key, tensors in found.items():
+            norm, defect, *gradients = (tensor.to(like[key]) for tensor in tensors)
+            self._terms[key] = SitePenalty(norm, defect, tuple(gradients))
+        self._record()
 
     @contextmanager
     def clean(self) -> Iterator[nn.Module]:
@@ -133,8 +251,8 @@ class Relaxation:
                 branch.clean = clean
 
     def branch_parameters(self) -> list[nn.Parameter]:
-        """Return the weights W of all branches."""
-        return [branch.weight for branch in self.branches.values()]
+        """Return the weights of all branches: W, or its factors."""
+        return [parameter for branch in self.branches.values() for parameter in branch.parameters()]
 
     def base_parameters(self) -> list[nn.Parameter]:
         """Return the model's own parameters."""
@@ -149,6 +267,31 @@ class Relaxation:
                 norm = float(branch.weight.norm())
                 result[key] = float(self._commutators[key](branch.matrix).norm()) / norm if norm else 0.0
         return result
+
+
+class _WithGradients(torch.autograd.Function):
+    """A number with given gradients."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, gradients: list[Tensor], *weights: Tensor) -> Tensor:
+        """Return the number."""
+        context.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients."""
+        return None, None, *torch._foreach_mul(context.gradients, gradient)
+
+
+def _shares(schedule: Schedule, plan: Plan) -> dict[str, float]:
+    """Return the share of theta that every site gets."""
+    shares = {site.key: 1.0 for site in plan.sites}
+    for pattern, share in schedule.sites:
+        matching = [site.key for site in matching_sites(plan.sites, pattern, "the schedule's pattern")]
+        shares.update(dict.fromkeys(matching, share))
+    return shares
 
 
 def _commutator(cache: dict[str, Commutator], group: Group, site: Site) -> Commutator:

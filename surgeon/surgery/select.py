@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from surgeon.errors import PlanError
 from surgeon.types import Plan, Site, Skipped
@@ -15,14 +15,21 @@ def _matches(site: Site, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in (site.name, site.key))
 
 
-def _require_match(pattern: str, sites: Iterable[Site], flag: str) -> None:
-    names = [site.name for site in sites]
-    if not any(_matches(site, pattern) for site in sites):
+def matching_sites(sites: Sequence[Site], pattern: str, flag: str) -> list[Site]:
+    """Return the sites whose module or key matches a shell pattern.
+
+    Raises:
+        PlanError: if there is none; the nearest names are given, and ``flag`` says where the pattern stands.
+    """
+    found = [site for site in sites if _matches(site, pattern)]
+    if not found:
+        names = [site.name for site in sites]
         near = difflib.get_close_matches(pattern.strip("*"), names, n=3, cutoff=0.3) or names[:3]
         raise PlanError(
             f"expected {flag} {pattern!r} to match at least one of {len(names)} sites, but it matches none; "
             f"the nearest are {', '.join(repr(name) for name in near)}"
         )
+    return found
 
 
 def select(plan: Plan, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Plan:
@@ -41,7 +48,7 @@ def select(plan: Plan, include: Sequence[str] = (), exclude: Sequence[str] = ())
     """
     for flag, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns:
-            _require_match(pattern, plan.sites, flag)
+            matching_sites(plan.sites, pattern, flag)
     kept, skipped = [], list(plan.skipped)
     for site in plan.sites:
         against = next((pattern for pattern in exclude if _matches(site, pattern)), None)

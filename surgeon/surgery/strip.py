@@ -66,6 +66,26 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
     return tuple(records)
 
 
+@torch.no_grad()
+def refold(relaxed: nn.Module | Relaxation) -> None:
+    """Move ``theta P_op(W)`` into the base weights and take P_op(W) off W, in place; the function does not change.
+
+    The gradient with respect to W stays the same, so that the optimiser's state may stay, too (docs/method.md, "Fold
+    instead of drop"). Branches with theta = 0 are left alone, since there nothing would be moved.
+    """
+    model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
+    for op in model.modules():
+        child = branches_child(op)
+        for _, branch in child.items() if child is not None else ():
+            theta = branch.theta[0] if branch.mode == "drop" else branch.theta[1]
+            if branch.fold_map is None or not theta:
+                continue
+            part = branch.foldable_part()
+            parameter = op.get_parameter(branch.fold_map.parameter)
+            parameter.add_(branch.fold_map.weight_change(theta * part, parameter.numel()).reshape(parameter.shape))
+            branch.subtract(part)
+
+
 def _folded_part(branch: Branch, mode: StripMode) -> Tensor | None:
     """Return ``theta_par P_op(W)``, or None if nothing is folded."""
     if mode == "drop" or branch.fold_map is None:

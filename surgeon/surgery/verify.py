@@ -104,7 +104,7 @@ class SiteCheck:
         after = tensor_at(result, proposal.path_out)
         type_in, type_out = _types(proposal, self._group)
         form = LinearForm(type_in.axes, type_out.axes)
-        expected = form.apply(fold_map.project(weight).to(x), x, before)
+        expected = form.add(torch.zeros_like(before), (fold_map.project(weight).to(x),), x)
         scale = float(expected.norm()) + float(before.norm()) + torch.finfo(x.dtype).tiny
         return float((after - before - expected).norm()) / scale, TOLERANCE.get(x.dtype, 1e-4)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from surgeon.errors import UsageError
-from surgeon.surgery import Relaxation
 from surgeon.types import StripMode
 
 
@@ -19,9 +18,13 @@ class Arm:
         name: as given to ``--compare``.
         summary: what it does, in words.
         mode: how its branches are stripped; None if it has none.
-        relaxes: False if only the equivariant part of W ever acts (theta_perp stays 0).
+        relaxes: False if the non-equivariant part of W never acts (theta_perp stays 0).
         penalty_weight: lambda unless the user gives another; the folded variants keep P(W) on purpose, and a penalty
             on |Wx| would pull it to 0.
+        refolds: the foldable part of W moves into the base weights every so many steps, without changing the function.
+        learns_theta: theta of every site is trained, with a multiplier that pulls it to 0.
+        low_rank: the base weights get an equivariant low-rank update, merged at the end.
+        bumps_rate: the learning rate of the base is multiplied by (1 + theta).
     """
 
     name: str
@@ -29,20 +32,21 @@ class Arm:
     mode: StripMode | None
     relaxes: bool
     penalty_weight: float
-
-    def set_progress(self, relaxation: Relaxation, progress: float) -> None:
-        """Set the coefficients of the branches for a share ``progress`` in [0, 1] of the training."""
-        if self.relaxes:
-            relaxation.set_progress(progress)
-        else:
-            relaxation.set_theta(0.0, relaxation.schedule.parallel(progress))
+    refolds: bool = False
+    learns_theta: bool = False
+    low_rank: bool = False
+    bumps_rate: bool = False
 
 
 _ALL = (
     Arm("plain", "no branches: ordinary fine-tuning", None, False, 0.0),
     Arm("drop", "the paper's method: theta 0 -> 1 -> 0, branches dropped", "drop", True, 0.01),
     Arm("fold", "split theta: the equivariant part of W stays and is folded into the base weights", "fold", True, 0.0),
+    Arm("refold", "the equivariant part of W moves into the base weights as it grows", "drop", True, 0.0, refolds=True),
     Arm("overparam", "only the equivariant part of W acts; folded at the end", "fold", False, 0.0),
+    Arm("lowrank", "an equivariant low-rank update of the base weights, merged", None, False, 0.0, low_rank=True),
+    Arm("lrbump", "control: plain with the learning rate times (1 + theta)", None, False, 0.0, bumps_rate=True),
+    Arm("ace", "theta of every site is learned, by primal-dual updates", "drop", True, 0.0, learns_theta=True),
 )
 
 ARMS: Mapping[str, Arm] = MappingProxyType({arm.name: arm for arm in _ALL})

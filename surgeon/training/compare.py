@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import TrainingError, UsageError
 from surgeon.evaluation import evaluate, is_better
-from surgeon.surgery import relax, strip
+from surgeon.surgery import LowRankUpdates, relax, strip
 from surgeon.tasks import primary_metric, task_batches
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.engine import StepEvent, finetune
@@ -84,15 +84,17 @@ class Comparison:
         """Train one arm with one seed, strip it, and measure what is left."""
         settings = dataclasses.replace(self.settings, seed=seed, learning_rate=rate)
         model = self.make_model()
-        relaxation = None
+        relaxation, updates = None, None
+        if arm.low_rank:
+            updates = LowRankUpdates(model, self.plan, settings.low_rank, seed)
         if arm.mode is not None:
-            relaxation = relax(
-                model, self.plan, mode=arm.mode, schedule=settings.schedule, penalty_form=settings.penalty_form
-            )
+            relaxation = relax(model, self.plan, mode=arm.mode, schedule=settings.schedule)
             if self.start is not None:
                 load_branches(relaxation, self.start)
-        result = finetune(model, self.task, settings, arm, relaxation, on_step)
+        result = finetune(model, self.task, settings, arm, relaxation or updates, on_step)
         sites = strip(relaxation) if relaxation is not None else ()
+        if updates is not None:
+            updates.merge()
         test = evaluate(model, self.task, "test") if self.test else {}
         run = ArmRun(
             arm.name, seed, rate, result.validation, test, result.best_epoch, result.steps, result.seconds, sites

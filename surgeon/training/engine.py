@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import SurgeonError, TaskError, TrainingError
-from surgeon.evaluation import evaluate, is_better
-from surgeon.imports import one_line
-from surgeon.surgery import Relaxation
-from surgeon.tasks import count_batches, primary_metric, task_batches, task_forward, task_loss
+from surgeon.errors import TrainingError, UsageError
+from surgeon.modes import set_training
+from surgeon.surgery import LowRankUpdates, PenaltySettings, Relaxation, refold
+from surgeon.tasks import task_forward, task_loss
 from surgeon.training.arms import Arm
+from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
+from surgeon.training.driver import Tracker, deterministic, gathered, make_accelerator, with_advice
+from surgeon.training.ema import Ema
+from surgeon.training.groups import parameter_groups
+from surgeon.training.optimizers import make_optimizer, rate_scale
+from surgeon.training.selection import Selection
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.state import TrainingState, random_state, set_random_state
+from surgeon.training.weighting import PenaltyWeight
 from surgeon.trees import to_device
 from surgeon.types import Task
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-LOSS_MEMORY = 0.98
-"""Decay per step of the running mean of the task loss that scales lambda."""
+LOG_EVERY = 10
+"""Steps between records of single steps."""
 
 
 @dataclass(frozen=True)
@@ -42,308 +47,380 @@ class StepEvent:
     validation: Mapping[str, float]
 
 
-@dataclass
-class TrainingState:
-    """Everything that changes during a run, besides weights and optimiser; it is what a resume needs.
-
-    Attributes:
-        epoch: epochs finished.
-        step: optimiser steps done.
-        steps_per_epoch: number of training batches; 0 until it is known.
-        loss_sum: decayed sum behind the running mean of the task loss.
-        loss_weight: decayed sum of weights behind it.
-        best_epoch: epoch with the best clean validation metric; 0 is the model as it came.
-        best_value: that metric.
-        best_validation: all clean metrics at that epoch.
-        best_theta: coefficients at that epoch, which a fold needs.
-        history: one record per finished epoch.
-        seconds: training time so far, evaluation included.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    steps_per_epoch: int = 0
-    loss_sum: float = 0.0
-    loss_weight: float = 0.0
-    best_epoch: int = 0
-    best_value: float = math.nan
-    best_validation: dict[str, float] = field(default_factory=dict)
-    best_theta: tuple[float, float] = (0.0, 0.0)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True)
 class FinetuneResult:
     """Outcome of a fine-tuning; the model holds the weights of the best epoch, branches still in place."""
 
     best_epoch: int
     validation: Mapping[str, float]
-    theta: tuple[float, float]
+    thetas: Mapping[str, tuple[float, float]]
     history: tuple[Mapping[str, Any], ...]
     seconds: float
     steps: int
+    stopped: str = ""
 
 
 class Finetuner:
     """One run: model, task, arm and settings, with the state that a resume restores.
 
     Args:
-        model: the network, with branches if ``relaxation`` is given; trained in place.
+        model: the network, with branches or updates if the arm has any; trained in place.
         task: the user's task.
         settings: see :class:`FinetuneSettings`.
         arm: how the branches take part.
-        relaxation: handle on the branches; None for the arm "plain".
+        added: handle on the branches, or on the low-rank updates; None for arms that have neither.
+        trackers: where records go besides the run folder.
+        folder: for the trackers' files.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, settings: FinetuneSettings, arm: Arm, relaxation: Relaxation | None
+        self,
+        model: nn.Module,
+        task: Task,
+        settings: FinetuneSettings,
+        arm: Arm,
+        added: Relaxation | LowRankUpdates | None,
+        trackers: Sequence[Tracker] = (),
+        folder: Path | None = None,
     ) -> None:
         from accelerate.utils import set_seed
 
-        if (relaxation is None) != (arm.mode is None):
-            raise TrainingError(f"expected branches exactly if the arm has any, got arm {arm.name!r} and {relaxation}")
-        set_seed(settings.seed)
-        self.task, self.settings, self.arm, self.relaxation = task, settings, arm, relaxation
-        self.accelerator: Accelerator = _accelerator(settings.precision)
+        self.relaxation = added if isinstance(added, Relaxation) else None
+        if (self.relaxation is None) != (arm.mode is None) or isinstance(added, LowRankUpdates) != arm.low_rank:
+            raise TrainingError(f"expected what the arm {arm.name!r} adds to the network, got {type(added).__name__}")
+        if settings.freeze_base and (added is None or arm.mode == "drop" and not arm.refolds):
+            raise UsageError(
+                f"expected an arm that keeps what it adds when the base is frozen, got {arm.name!r}: nothing would "
+                "remain, choose fold, refold, overparam or lowrank"
+            )
+        self.task, self.settings, self.arm = task, settings, arm
+        self.accelerator = make_accelerator(settings.precision, trackers, folder)
+        self.sharing = Sharing(settings.accumulate, self.accelerator.num_processes, self.accelerator.process_index)
         self.plain_model = model
         self._own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
-        self.optimizer = self._make_optimizer()
-        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
-        self.state = TrainingState()
-        self.best_weights: dict[str, Tensor] = {}
-        self.metric, self.direction = primary_metric(task)
         weight = arm.penalty_weight if settings.penalty_weight is None else settings.penalty_weight
-        self.penalty_weight = weight if arm.relaxes else 0.0
-        if relaxation is not None:
-            relaxation.penalty_form = settings.penalty_form
-            relaxation.enable_penalty(self.penalty_weight > 0)
+        self.penalty_weight = PenaltyWeight(weight if arm.relaxes else 0.0, settings.penalty_scale)
+        self.state = TrainingState()
+        set_seed(settings.seed)
+        self._start_branches()
+        self._frozen = self._freeze(added)
+        groups = parameter_groups(model, added, arm, settings)
+        optimizer = make_optimizer(groups, settings)
+        set_seed(settings.seed, device_specific=True)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.ema = None if settings.ema is None else Ema(model, settings.ema)
+        self.selection = Selection(model, task, settings, self.relaxation, self.ema, self.accelerator)
+        self.epoch_start: dict[str, Tensor] = {}
+        self.resume_random: dict[str, Tensor] = {}
+        if trackers:
+            self.accelerator.init_trackers("equisurgeon", {"arm": arm.name, **_flat(settings.to_data())})
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        base = self.relaxation.base_parameters() if self.relaxation else list(self.plain_model.parameters())
-        rate = self.settings.learning_rate
-        groups: list[dict[str, Any]] = [{"params": [p for p in base if p.requires_grad], "base_rate": rate}]
-        if self.relaxation is not None:
-            branch_rate = rate * self.settings.branch_factor
-            groups.append({"params": self.relaxation.branch_parameters(), "base_rate": branch_rate})
-        if not groups[0]["params"]:
-            raise TrainingError("expected trainable parameters, but all of the model are frozen: unfreeze some")
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=self.settings.weight_decay)
+    def _start_branches(self) -> None:
+        if self.relaxation is None:
+            return
+        settings = self.settings
+        penalty = PenaltySettings(settings.penalty_form, settings.penalty_rows, settings.penalty_every)
+        self.relaxation.set_penalty(penalty if self.penalty_weight.value > 0 else None)
+        if self.arm.learns_theta:
+            self.relaxation.learn_theta(True)
+            self.state.duals = dict.fromkeys(self.relaxation.branches, 0.0)
+            generator = torch.Generator().manual_seed(settings.seed)
+            for branch in self.relaxation.branches.values():
+                if not branch.weight.any():  # W = 0 and theta = 0 would be a saddle point that nothing leaves
+                    branch.initialise(1.0, generator)
 
-    def _set_rates(self, progress: float) -> None:
-        scale = (1 + math.cos(math.pi * min(progress, 1.0))) / 2 if self.settings.decay == "cosine" else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_rate"] * scale
+    def _freeze(self, added: Relaxation | LowRankUpdates | None) -> list[nn.Parameter]:
+        if not self.settings.freeze_base or added is None:
+            return []
+        own = added.branch_parameters() if isinstance(added, Relaxation) else added.parameters()
+        kept = {id(parameter) for parameter in own}
+        frozen = [p for p in self.plain_model.parameters() if p.requires_grad and id(p) not in kept]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        return frozen
 
     def run(
         self,
         on_step: Callable[[StepEvent], None] | None = None,
-        on_epoch: Callable[[Finetuner], None] | None = None,
+        on_save: Callable[[Finetuner], None] | None = None,
+        save_every: int | None = None,
     ) -> FinetuneResult:
         """Train to the end, or on from the restored state, and load the weights of the best epoch.
 
         Args:
             on_step: called after every optimiser step.
-            on_epoch: called after every epoch that ends with an evaluation: the place to save the state.
+            on_save: called after every epoch that ends with an evaluation, and every ``save_every`` steps: the place to
+                save the state. It is called on every process.
+            save_every: optimiser steps between further saves; None for none.
 
         Raises:
-            TrainingError: if a loss or penalty is not finite; the model then holds the best weights so far.
+            TrainingError: if a loss, penalty or gradient is not finite, or the memory does not suffice; the model then
+                holds the best weights so far.
             TaskError: if the task returns something unusable.
         """
         try:
-            return self._run(on_step, on_epoch)
+            with deterministic(self.settings.deterministic), with_advice(self.settings.precision, "a training step"):
+                return self._run(on_step, on_save, save_every)
         finally:
             self._release()
 
     def _run(
-        self, on_step: Callable[[StepEvent], None] | None, on_epoch: Callable[[Finetuner], None] | None
+        self,
+        on_step: Callable[[StepEvent], None] | None,
+        on_save: Callable[[Finetuner], None] | None,
+        save_every: int | None,
     ) -> FinetuneResult:
-        if not self.state.history:
-            self._first_evaluation(on_epoch)
-        while self.state.epoch < self.settings.epochs:
+        state, settings = self.state, self.settings
+        if not state.history:
+            self._finish_epoch(time.perf_counter(), on_save)
+        while (state.epoch < settings.epochs or state.epoch_step) and not state.stopped:
             started = time.perf_counter()
-            self.state.epoch += 1
-            loss, penalty = self._train_epoch(on_step)
-            if self.relaxation is not None:  # the schedule's value at the end of the epoch; exactly 0 after the last
-                self.arm.set_progress(self.relaxation, self.state.epoch / self.settings.epochs)
-            self._finish_epoch(loss, penalty, started, on_epoch)
-        self._load_best()
-        state = self.state
+            for loss, penalty in self._epoch():
+                state.losses += loss
+                state.penalties += penalty
+                self._tell(loss, penalty, on_step)
+                if save_every and state.step % save_every == 0 and on_save and not self._is_last_step():
+                    state.seconds, started = state.seconds + time.perf_counter() - started, time.perf_counter()
+                    on_save(self)
+            self._set_progress(state.epoch / settings.epochs)  # exactly 0 after the last epoch
+            self._finish_epoch(started, on_save)
+        self.selection.load_best(state)
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return FinetuneResult(
-            state.best_epoch, state.best_validation, state.best_theta, tuple(state.history), state.seconds, state.step
+            state.best_epoch,
+            state.best_validation,
+            state.best_theta,
+            tuple(state.history),
+            state.seconds,
+            state.step,
+            state.stopped,
         )
 
-    def _first_evaluation(self, on_epoch: Callable[[Finetuner], None] | None) -> None:
-        try:
-            self._finish_epoch(math.nan, math.nan, time.perf_counter(), on_epoch)
-        except RuntimeError as error:
-            if self.settings.precision == "no" or isinstance(error, SurgeonError):
-                raise
-            raise TrainingError(
-                f"expected a model that runs in mixed precision {self.settings.precision!r}, but it fails with "
-                f"{one_line(error)}: its library needs one dtype throughout, choose precision 'no'"
-            ) from error
-
     def _release(self) -> None:
-        """Take off what accelerate puts on the model itself: a flag and, in mixed precision, another forward."""
+        """Take off what accelerate and this run put on the model itself."""
         for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
             vars(self.plain_model).pop(name, None)
         vars(self.plain_model).update(self._own_forward)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        if self.relaxation is not None and self.arm.learns_theta:
+            self.relaxation.learn_theta(False)
 
-    def _train_epoch(self, on_step: Callable[[StepEvent], None] | None) -> tuple[float, float]:
-        """Run one epoch and return the mean task loss and penalty."""
-        seed = self.settings.seed * 100_003 + self.state.epoch
-        if not self.state.steps_per_epoch:
-            self.state.steps_per_epoch = count_batches(self.task, "train", seed)
-        batches = task_batches(self.task, "train", seed)
-        total = self.settings.epochs * self.state.steps_per_epoch
-        self.model.train()
-        losses, penalties = [], []
-        for batch in batches:
-            loss, penalty = self._step(to_device(batch, self.accelerator.device), self.state.step / total)
-            self.state.step += 1
-            losses.append(loss)
-            penalties.append(penalty)
-            if on_step:
-                validation = self._last_validation()
-                theta = self.relaxation.theta[0] if self.relaxation else 0.0
-                on_step(StepEvent(self.state.step, total, self.state.epoch, theta, loss, penalty, validation))
-        return sum(losses) / len(losses), sum(penalties) / len(penalties)
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training; 0 until it is known."""
+        return self.settings.epochs * self.state.steps_per_epoch
 
-    def _step(self, batch: Any, progress: float) -> tuple[float, float]:
+    def _is_last_step(self) -> bool:
+        return self.state.epoch_step == self.state.steps_per_epoch
+
+    def _epoch(self) -> Iterator[tuple[float, float]]:
+        """Run one epoch, or the rest of one, and yield task loss and penalty of every step."""
+        state, settings = self.state, self.settings
+        if state.epoch_step:  # the order may depend on the random state at the beginning of the epoch
+            set_random_state(self.epoch_start)
+        else:
+            state.epoch, state.losses, state.penalties = state.epoch + 1, 0.0, 0.0
+            self.epoch_start = random_state()
+        seed = epoch_seed(settings.seed, state.epoch)
+        if not state.steps_per_epoch:
+            state.steps_per_epoch = count_steps(self.task, self.sharing, seed)
+        steps = training_steps(self.task, self.sharing, seed, state.epoch_step)
+        set_training(self.model, True)
+        for number, batches in enumerate(steps):
+            if number == 0 and self.resume_random:
+                set_random_state(self.resume_random)
+                self.resume_random = {}
+            moved = [to_device(batch, self.accelerator.device) for batch in batches]
+            loss, penalty = self._step(moved, state.step / self.steps)
+            state.step += 1
+            state.epoch_step += 1
+            self._after_step()
+            yield loss, penalty
+
+    def _step(self, batches: Sequence[Any], progress: float) -> tuple[float, float]:
         self._set_rates(progress)
-        if self.relaxation is not None:
-            self.arm.set_progress(self.relaxation, progress)
-        with self.accelerator.autocast():
-            outputs = task_forward(self.task, self.model, batch)
-            loss = task_loss(self.task, outputs, batch)
-        penalty = loss.new_zeros(())
-        terms: dict[str, tuple[Tensor, Tensor]] = {}
-        if self.relaxation is not None and self.penalty_weight > 0:
-            terms = self._penalty_terms(self.relaxation)
-            penalty = torch.stack([term for pair in terms.values() for term in pair]).sum()
-        loss_value, penalty_value = float(loss.detach()), float(penalty.detach())
-        self._require_finite(loss_value, terms)
-        self.accelerator.backward(loss + self._penalty_scale(loss_value) * penalty)
-        self._clip()
+        self._set_progress(progress)
+        losses: list[Tensor] = []
+        penalty_value = 0.0
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss = task_loss(self.task, task_forward(self.task, self.model, batch), batch)
+                losses.append(loss.detach())
+                total = loss / len(batches)
+                if last:
+                    mean = self._mean_loss(losses)
+                    if self.relaxation is not None and self.penalty_weight.value > 0:
+                        penalty = self._penalty(self.relaxation)
+                        penalty_value = float(penalty.detach())
+                        self._require_finite(penalty_value, self.relaxation)
+                        total = total + self.penalty_weight(mean) * penalty
+                self.accelerator.backward(total)
+        self._finish_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss_value, penalty_value
+        return mean, penalty_value
 
-    def _penalty_terms(self, relaxation: Relaxation) -> dict[str, tuple[Tensor, Tensor]]:
-        terms = relaxation.penalty_terms()
+    def _mean_loss(self, losses: Sequence[Tensor]) -> float:
+        """Return the mean task loss of a step over batches and processes."""
+        mean = torch.stack([loss.float() for loss in losses]).mean()
+        if self.sharing.processes > 1:
+            mean = self.accelerator.reduce(mean, "mean")
+        value = float(mean)
+        if not math.isfinite(value):
+            self._stop(f"the task loss became {value}")
+        return value
+
+    def _penalty(self, relaxation: Relaxation) -> Tensor:
+        penalty = relaxation.penalty()
         missed = [key for key, branch in relaxation.branches.items() if branch.missed]
-        if missed or not terms:
+        if missed or not relaxation.penalty_terms():
             where = (missed or list(relaxation.branches))[0]
             raise TrainingError(
                 f"expected the branch at {where!r} to see the features of a training step, but they were not recorded: "
                 "run every relaxed op with gradients enabled, and activation checkpointing with use_reentrant=False"
             )
-        return terms
+        return penalty
 
-    def _clip(self) -> None:
-        """Clip base and branches apart: the gradient of W must not shorten the base's step in some arms only."""
+    def _finish_gradients(self) -> None:
+        """Clip each group by itself: the gradient of W must not shorten the base's step in some arms only."""
         scaler = getattr(self.accelerator, "scaler", None)
+        if self.relaxation is not None and self.arm.learns_theta:
+            for key, branch in self.relaxation.branches.items():
+                gradient = branch.theta.grad
+                if gradient is not None:  # a buffer: not among the parameters whose gradients are averaged
+                    gradient.copy_(self.accelerator.reduce(gradient, "mean"))
+                    gradient[0] += self.state.duals[key]
         for group in self.optimizer.param_groups:
             norm = self.accelerator.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
             # With a loss scaler an overflow is normal: it lowers the scale and skips the step.
             if scaler is None and norm is not None and not math.isfinite(float(norm)):
-                self._stop("a gradient became NaN or infinite")
+                self._stop(f"the gradient of {self._broken(group['params'])} became NaN or infinite")
 
-    def _penalty_scale(self, loss: float) -> float:
-        if self.settings.penalty_scale == "absolute":
-            return self.penalty_weight
-        self.state.loss_sum = LOSS_MEMORY * self.state.loss_sum + (1 - LOSS_MEMORY) * abs(loss)
-        self.state.loss_weight = LOSS_MEMORY * self.state.loss_weight + (1 - LOSS_MEMORY)
-        return self.penalty_weight * self.state.loss_sum / self.state.loss_weight
+    def _broken(self, parameters: Sequence[Tensor]) -> str:
+        names = {id(parameter): name for name, parameter in self.plain_model.named_parameters()}
+        for parameter in parameters:
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return repr(names.get(id(parameter), "theta"))
+        return "the weights together"
 
-    def _require_finite(self, loss: float, terms: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        if not math.isfinite(loss):
-            self._stop(f"the task loss became {loss}")
-        for key, pair in terms.items():
-            if not all(bool(torch.isfinite(term)) for term in pair):
-                self._stop(f"the penalty of the branch at {key!r} became non-finite")
+    def _set_rates(self, progress: float) -> None:
+        state = self.state
+        scale = rate_scale(self.settings, state.step, self.steps, state.epoch - 1)
+        bump = 1 + self.settings.schedule.perpendicular(progress) if self.arm.bumps_rate else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_rate"] * scale * bump
+
+    def _set_progress(self, progress: float) -> None:
+        if self.relaxation is not None and not self.arm.learns_theta:
+            self.relaxation.set_progress(progress, self.state.theta_scale if self.arm.relaxes else 0.0)
+
+    def _after_step(self) -> None:
+        state, relaxation = self.state, self.relaxation
+        if self.ema is not None:
+            self.ema.update(state.step)
+        # before an evaluation, too: what is in W then would not be counted
+        due = state.step % self.settings.refold_every == 0 or self._is_last_step()
+        if relaxation is not None and self.arm.refolds and due:
+            self._refold(relaxation)
+        if relaxation is not None and self.arm.learns_theta:
+            for key, (theta, _) in relaxation.thetas.items():
+                state.duals[key] += self.settings.dual_rate * theta
+
+    def _refold(self, relaxation: Relaxation) -> None:
+        refold(relaxation)
+        if self.ema is not None:
+            with self.ema.swapped():
+                refold(relaxation)
+
+    def _require_finite(self, penalty: float, relaxation: Relaxation) -> None:
+        if math.isfinite(penalty):
+            return
+        terms = relaxation.penalty_terms().items()
+        broken = [key for key, pair in terms if not all(bool(torch.isfinite(term)) for term in pair)]
+        self._stop(f"the penalty of the branch at {(broken or ['all sites together'])[0]!r} became non-finite")
 
     def _stop(self, what: str) -> None:
         best = self.state.best_epoch
-        if self.best_weights:
-            self._load_best()
+        if self.selection.best_weights:
+            self.selection.load_best(self.state)
         raise TrainingError(
             f"{what} at step {self.state.step + 1} (epoch {self.state.epoch}); the best weights so far, of epoch "
             f"{best}, were kept: lower the learning rate, clip gradients, or look for broken samples"
         )
 
-    def _last_validation(self) -> Mapping[str, float]:
-        """Return the clean metrics of the last evaluation."""
-        evaluated = (entry["validation"] for entry in reversed(self.state.history) if entry["validation"])
-        return next(evaluated, {})
-
-    def _finish_epoch(
-        self, loss: float, penalty: float, started: float, on_epoch: Callable[[Finetuner], None] | None
-    ) -> None:
-        """Evaluate if it is time, and append the epoch to the history."""
+    def _tell(self, loss: float, penalty: float, on_step: Callable[[StepEvent], None] | None) -> None:
         state = self.state
         theta = self.relaxation.theta if self.relaxation is not None else (0.0, 0.0)
+        if state.step % LOG_EVERY == 0:
+            rate = self.optimizer.param_groups[0]["lr"]
+            entry = {"step": state.step, "theta": theta, "loss": loss, "penalty": penalty, "learning_rate": rate}
+            state.steps.append(entry)
+            if self.accelerator.trackers:
+                self.accelerator.log({**entry, "theta": theta[0]}, step=state.step)
+        if on_step:
+            evaluated = (entry["validation"] for entry in reversed(state.history) if entry["validation"])
+            on_step(StepEvent(state.step, self.steps, state.epoch, theta[0], loss, penalty, next(evaluated, {})))
+
+    def _finish_epoch(self, started: float, on_save: Callable[[Finetuner], None] | None) -> None:
+        """Evaluate if it is time, and append the epoch to the history."""
+        state, count = self.state, max(1, self.state.epoch_step)
         due = state.epoch % self.settings.evaluate_every == 0 or state.epoch == self.settings.epochs
-        clean, current = self._evaluate(theta) if due else (None, None)
+        clean, current = self.selection.evaluate(state) if due else (None, None)
         state.seconds += time.perf_counter() - started
         state.history.append(
             {
                 "epoch": state.epoch,
                 "step": state.step,
-                "theta": theta,
-                "loss": None if math.isnan(loss) else loss,
-                "penalty": None if math.isnan(penalty) else penalty,
+                "theta": self.relaxation.theta if self.relaxation is not None else (0.0, 0.0),
+                "loss": state.losses / count if state.epoch_step else None,
+                "penalty": state.penalties / count if state.epoch_step else None,
                 "validation": clean,
                 "validation_relaxed": current,
                 "seconds": state.seconds,
             }
         )
-        if due and on_epoch:
-            on_epoch(self)
+        state.epoch_step = 0
+        patience = self.settings.patience
+        if patience is not None and state.since_best >= patience:
+            state.stopped = f"no better {self.selection.metric} in {patience} evaluations"
+        if clean is not None and self.accelerator.trackers:
+            self.accelerator.log({f"validation/{name}": value for name, value in clean.items()}, step=state.step)
+        if due and on_save:
+            on_save(self)
 
-    def _evaluate(self, theta: tuple[float, float]) -> tuple[dict[str, float], dict[str, float]]:
-        """Return clean metrics and those of the relaxed model, and keep the weights if the clean ones are the best."""
-        state, relaxation = self.state, self.relaxation
-        current = evaluate(self.model, self.task, "validation")
-        clean = current
-        if relaxation is not None:
-            with relaxation.clean():
-                clean = evaluate(self.model, self.task, "validation")
-        if self.metric not in clean:
-            raise TaskError(
-                f"expected the primary metric {self.metric!r} among those that metrics() returns, "
-                f"got {', '.join(clean)}: correct primary_metric of the task"
-            )
-        if not self.best_weights or is_better(clean[self.metric], state.best_value, self.direction):
-            state.best_epoch, state.best_value, state.best_theta = state.epoch, clean[self.metric], theta
-            state.best_validation = clean
-            self.best_weights = copy.deepcopy({k: v.cpu() for k, v in self.plain_model.state_dict().items()})
-        return clean, current
+    def gathered_random_states(self) -> dict[str, Tensor]:
+        """Return the random states of all processes, now and at the beginning of the epoch; called on every process."""
+        states = gathered(self.accelerator, {"now": random_state(), "epoch": self.epoch_start})
+        return {
+            f"{process}.{when}.{name}": value
+            for process, moments in enumerate(states)
+            for when, parts in moments.items()
+            for name, value in parts.items()
+        }
 
-    def _load_best(self) -> None:
-        self.plain_model.load_state_dict(self.best_weights)
-        if self.relaxation is not None:
-            self.relaxation.set_theta(*self.state.best_theta)
+    def set_random_states(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up this process's states from :meth:`gathered_random_states`."""
+        prefix = f"{self.sharing.process}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        parts = {
+            when: {key.removeprefix(f"{when}."): value for key, value in own.items() if key.startswith(f"{when}.")}
+            for when in ("now", "epoch")
+        }
+        self.epoch_start = parts["epoch"]
+        if self.state.epoch_step:
+            self.resume_random = parts["now"]
+        else:
+            set_random_state(parts["now"])
 
 
-def _accelerator(precision: str) -> Accelerator:
-    """Return accelerate's driver; its state is one per process, and an earlier run may have had another precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-        if precision == "fp16" and accelerator.device.type == "cpu":  # some versions would train without loss scaling
-            raise ValueError("fp16 needs a GPU")
-    except ValueError as error:
-        AcceleratorState._reset_state()
-        raise TrainingError(
-            f"expected a machine that can train with precision {precision!r}, but {error}: choose 'no' or 'bf16'"
-        ) from error
-    return accelerator
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as trackers take them: numbers and strings only."""
+    simple = (int, float, str, bool)
+    return {name: value if isinstance(value, simple) else str(value) for name, value in data.items()}
 
 
 def finetune(
@@ -351,7 +428,7 @@ def finetune(
     task: Task,
     settings: FinetuneSettings,
     arm: Arm,
-    relaxation: Relaxation | None = None,
+    added: Relaxation | LowRankUpdates | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
 ) -> FinetuneResult:
     """Fine-tune in place and leave the model with the weights of the best epoch; nothing is written.
@@ -360,14 +437,14 @@ def finetune(
     came counts as epoch 0, so the result is never worse than it there.
 
     Args:
-        model: the network, with branches if the arm has any.
+        model: the network, with branches or updates if the arm has any.
         task: the user's task.
         settings: see :class:`FinetuneSettings`.
         arm: see ``surgeon.training.arms``.
-        relaxation: handle on the branches; None for the arm "plain".
+        added: handle on the branches or on the low-rank updates; None for arms that have neither.
         on_step: called after every optimiser step.
 
     Raises:
         TrainingError: if a loss, penalty or gradient is not finite.
     """
-    return Finetuner(model, task, settings, arm, relaxation).run(on_step)
+    return Finetuner(model, task, settings, arm, added).run(on_step)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoint import open_checkpoint, read_relaxed, write_relaxed
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
-from surgeon.training.engine import Finetuner, TrainingState
+from surgeon.training.engine import Finetuner
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.state import TrainingState
 from surgeon.workspace import Workspace, relaxed_config
 
 STATE_FOLDER = "training_state"
-RECORDS_FILE = "records.jsonl"
+RECORDS_FILE, STEPS_FILE = "records.jsonl", "steps.jsonl"
 
 
 def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace) -> None:
-    """Write the run folder as it is after an epoch, all or nothing; the one of the epoch before is replaced.
+    """Write the run folder as it is after a step, all or nothing; the one of the save before is replaced.
+
+    Every process has to call it; the first one writes.
 
     Args:
         folder: the run folder.
@@ -32,22 +33,30 @@ def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace) -> None:
         workspace: what is being trained.
 
     Raises:
-        WriteError: if the system refuses; the folder of the epoch before is still there.
+        WriteError: if the system refuses; the folder of the save before is still there.
     """
+    random_states = finetuner.gathered_random_states()
+    if finetuner.accelerator.is_main_process:
+        _write_run(folder, finetuner, workspace, random_states)
+    finetuner.accelerator.wait_for_everyone()
+
+
+def _write_run(folder: Path, finetuner: Finetuner, workspace: Workspace, random_states: Mapping[str, Tensor]) -> None:
     relaxation, state, settings = finetuner.relaxation, finetuner.state, finetuner.settings
     assert relaxation is not None
     config = relaxed_config(
         workspace,
         relaxation,
-        penalty_weight=finetuner.penalty_weight,
+        penalty_weight=finetuner.penalty_weight.value,
         penalty_scale=settings.penalty_scale,
+        penalty_form=settings.penalty_form,
         step=state.step,
-        theta=state.best_theta,
+        thetas=state.best_theta,
     )
     current = {key: value.detach().clone() for key, value in finetuner.plain_model.state_dict().items()}
     metadata = workspace.files.base_metadata if workspace.files else workspace.checkpoint.metadata
     with atomic_folder(folder, force=True) as temporary:
-        finetuner.plain_model.load_state_dict(finetuner.best_weights)
+        finetuner.plain_model.load_state_dict(finetuner.selection.best_weights)
         try:
             write_relaxed(temporary / "relaxed", finetuner.plain_model, config, metadata)
         finally:
@@ -58,16 +67,39 @@ def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace) -> None:
         (temporary / STATE_FOLDER).mkdir()
         tensors = {f"model.{key}": value for key, value in current.items()}
         tensors |= _optimizer_tensors(finetuner)
-        tensors["rng"] = torch.get_rng_state()
+        tensors |= {f"random.{key}": value for key, value in random_states.items()}
+        if finetuner.ema is not None:
+            tensors |= {f"ema.{key}": value for key, value in finetuner.ema.shadow.items()}
+        branches = relaxation.state_dict()
+        tensors |= {f"penalty.{key}": value for key, value in branches.pop("penalty").items()}
         write_tensors(temporary / STATE_FOLDER / "state.safetensors", tensors)
-        record = {"arm": finetuner.arm.name, "settings": settings.to_data(), "state": dataclasses.asdict(state)}
+        scaler = getattr(finetuner.accelerator, "scaler", None)
+        record = {
+            **_start_of(finetuner),
+            "state": dataclasses.asdict(state),
+            "penalty_weight": finetuner.penalty_weight.state_dict(),
+            "branches": branches,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
         write_json(temporary / STATE_FOLDER / "state.json", record)
-        lines = [json.dumps(entry) for entry in state.history]
-        write_text(temporary / RECORDS_FILE, "\n".join(lines) + "\n")
+        for name, entries in ((RECORDS_FILE, state.history), (STEPS_FILE, state.steps)):
+            write_text(temporary / name, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def _start_of(finetuner: Finetuner) -> dict[str, Any]:
+    """Return what has to be the same when a run is resumed."""
+    return {
+        "arm": finetuner.arm.name,
+        "settings": finetuner.settings.to_data(),
+        "processes": finetuner.accelerator.num_processes,
+    }
 
 
 def _named_trainable(finetuner: Finetuner) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in finetuner.plain_model.named_parameters()}
+    names = {id(parameter): name for name, parameter in finetuner.plain_model.named_parameters()}
+    if finetuner.relaxation is not None:
+        names |= {id(branch.theta): f"theta.{key}" for key, branch in finetuner.relaxation.branches.items()}
+    return names
 
 
 def _optimizer_tensors(finetuner: Finetuner) -> dict[str, Tensor]:
@@ -94,8 +126,7 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         UsageError: if the run was started with another arm or other settings; the differences are named.
     """
     record = read_record(folder)
-    mine = {"arm": finetuner.arm.name, **finetuner.settings.to_data()}
-    theirs = {"arm": record["arm"], **record["settings"]}
+    mine, theirs = (_flat_start(start) for start in (_start_of(finetuner), record))
     different = [f"{key} {theirs.get(key)!r} against {mine.get(key)!r}" for key in mine if mine[key] != theirs.get(key)]
     if different:
         raise UsageError(
@@ -105,20 +136,33 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
     tensors = dict(open_checkpoint(folder / STATE_FOLDER / "state.safetensors").tensors)
     files = read_relaxed(folder)
     best = _with_all_names(finetuner.plain_model, {**files.base, **files.branches})
-    current = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    current = _under("model.", tensors)
     try:
         finetuner.plain_model.load_state_dict(current, strict=True)
-        finetuner.best_weights = {key: best[key].clone() for key in current}
+        finetuner.selection.best_weights = {key: best[key].clone() for key in current}
         _restore_optimizer(finetuner, tensors)
-        torch.set_rng_state(tensors["rng"])
-        state = dict(record["state"])
-        best_value = math.nan if state["best_value"] is None else state["best_value"]
-        finetuner.state = TrainingState(**{**state, "best_theta": tuple(state["best_theta"]), "best_value": best_value})
-    except (RuntimeError, KeyError, TypeError) as error:
+        if finetuner.ema is not None:
+            finetuner.ema.load(_under("ema.", tensors))
+        if finetuner.relaxation is not None:
+            finetuner.relaxation.load_state_dict({**record["branches"], "penalty": _under("penalty.", tensors)})
+        finetuner.penalty_weight.load_state_dict(record["penalty_weight"])
+        if record["scaler"] is not None:
+            finetuner.accelerator.scaler.load_state_dict(record["scaler"])
+        finetuner.state = TrainingState.from_data(record["state"])
+        finetuner.set_random_states(_under("random.", tensors))
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"expected the training state of this model in {str(folder / STATE_FOLDER)!r}, got "
             f"another or a damaged one ({str(error).splitlines()[0]}): start anew with `--force`"
         ) from error
+
+
+def _flat_start(start: Mapping[str, Any]) -> dict[str, Any]:
+    return {"arm": start["arm"], "processes": start["processes"], **start["settings"]}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _with_all_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from surgeon.errors import UsageError
+from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
-from surgeon.surgery import PenaltyForm
+from surgeon.surgery.relaxation import DEFAULT_EVERY, DEFAULT_ROWS
+from surgeon.training.weighting import PenaltyScale
 
 
 @dataclass(frozen=True)
@@ -20,62 +22,97 @@ class FinetuneSettings:
 
     Attributes:
         epochs: passes over the task's training batches.
-        learning_rate: of the base weights, for AdamW.
+        learning_rate: of the base weights.
         branch_factor: learning rate of W as a multiple of the base's. Adam moves every entry by about the learning
             rate whatever its gradient, which fills W with noise; hence a smaller rate.
-        weight_decay: AdamW's decoupled decay, of all weights.
-        clip: largest gradient norm; None for no clipping.
-        decay: "cosine" to 0 over the training, or "constant".
+        gauge_factor: the same for added weights that can only do what the base weights could do themselves: W in the
+            arm "overparam", the factors in the arm "lowrank".
+        optimizer: "adamw", "adam" (decay as part of the gradient) or "sgd" (momentum 0.9).
+        normalisation: how Adam scales the steps of W: "entry", each entry by itself, or "block", all entries from one
+            irrep to another alike.
+        weight_decay: of all weights.
+        clip: largest gradient norm, of each group of weights by itself; None for no clipping.
+        decay: of the learning rate: "cosine" or "linear" to 0, "constant", or "step".
+        decay_factor, decay_every: with "step" the rate is multiplied by the factor every so many epochs.
+        warmup: optimiser steps in which the learning rate rises linearly.
+        accumulate: batches of each process that make up one optimiser step.
+        ema: decay per step of a running average of the weights, which is then evaluated and kept; None for none.
+        freeze_base: train the added weights alone.
         penalty_weight: lambda of eq. 5; None takes the arm's own.
         penalty_scale: "relative" multiplies lambda by a running mean of the task loss, so that it carries over between
             tasks; "absolute" is the paper's.
-        penalty_form: "gram" or "rows", see ``surgeon.regularizer``.
+        penalty_form: "gram", "rows" or "square", see ``surgeon.regularizer``.
+        penalty_rows: rows of each forward that the penalty looks at; None for all.
+        penalty_every: steps after which the penalty of a site is computed anew.
         schedule: theta(t).
+        adaptive_theta: halve theta whenever the relaxed model was worse on validation than the projected one at
+            ``PATIENCE_THETA`` evaluations in a row.
+        refold_every: steps between re-folds in the arm "refold".
+        low_rank: rank of the arm "lowrank".
+        dual_rate: of the multipliers in the arm "ace".
+        recalibrate: training batches from which the statistics of BatchNorm-like layers are taken anew for every clean
+            evaluation; 0 leaves them as the relaxed forwards left them.
         evaluate_every: epochs between evaluations on the validation split; the last epoch is always evaluated.
+        patience: evaluations without a better clean metric after which training ends; None for never.
         seed: of the order of the batches and of everything random in training.
+        deterministic: refuse operations whose result differs from run to run.
         precision: "no" (the model's own dtype), "bf16" or "fp16" mixed precision through accelerate.
     """
 
     epochs: int = 10
     learning_rate: float = 1e-3
     branch_factor: float = 0.1
+    gauge_factor: float = 0.1
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    normalisation: Literal["entry", "block"] = "entry"
     weight_decay: float = 0.0
     clip: float | None = None
-    decay: Literal["cosine", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    decay_factor: float = 0.7
+    decay_every: int = 20
+    warmup: int = 0
+    accumulate: int = 1
+    ema: float | None = None
+    freeze_base: bool = False
     penalty_weight: float | None = None
-    penalty_scale: Literal["relative", "absolute"] = "relative"
+    penalty_scale: PenaltyScale = "relative"
     penalty_form: PenaltyForm = "gram"
+    penalty_rows: int | None = DEFAULT_ROWS
+    penalty_every: int = DEFAULT_EVERY
     schedule: Schedule = field(default_factory=Schedule)
+    adaptive_theta: bool = False
+    refold_every: int = 50
+    low_rank: int = 4
+    dual_rate: float = 0.01
+    recalibrate: int = 20
     evaluate_every: int = 1
+    patience: int | None = None
     seed: int = 0
+    deterministic: bool = False
     precision: Literal["no", "bf16", "fp16"] = "no"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UsageError(f"expected at least 1 epoch, got {self.epochs}")
-        if self.evaluate_every < 1:
-            raise UsageError(f"expected at least 1 epoch between evaluations, got {self.evaluate_every}")
-        for name in ("learning_rate", "branch_factor", "clip"):
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"expected {name} of at least 1, got {value}")
+        for name in ("learning_rate", "branch_factor", "gauge_factor", "clip", "decay_factor", "dual_rate"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"expected a positive finite {name}, got {value}")
-        for name in ("weight_decay", "penalty_weight"):
+        for name in ("weight_decay", "penalty_weight", "warmup", "recalibrate"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"expected a finite {name} of at least 0, got {value}")
-        choices: dict[str, tuple[str, ...]] = {
-            "decay": ("cosine", "constant"),
-            "penalty_scale": ("relative", "absolute"),
-            "penalty_form": ("gram", "rows"),
-            "precision": ("no", "bf16", "fp16"),
-        }
-        for name, allowed in choices.items():
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"expected a decay between 0 and 1 for ema, got {self.ema}")
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"expected {name} among {', '.join(allowed)}, got {getattr(self, name)!r}")
 
     def to_data(self) -> dict[str, Any]:
         """Return the settings as JSON-compatible data."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "schedule": self.schedule.to_data()}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> FinetuneSettings:
@@ -83,14 +120,35 @@ class FinetuneSettings:
         return cls(**{**data, "schedule": Schedule(**data["schedule"])})
 
 
+_AT_LEAST_ONE = (
+    *("epochs", "evaluate_every", "accumulate", "decay_every", "refold_every", "low_rank", "patience"),
+    *("penalty_rows", "penalty_every"),
+)
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "optimizer": ("adamw", "adam", "sgd"),
+        "normalisation": ("entry", "block"),
+        "decay": ("cosine", "linear", "constant", "step"),
+        "penalty_scale": get_args(PenaltyScale),
+        "penalty_form": get_args(PenaltyForm),
+        "precision": ("no", "bf16", "fp16"),
+    }
+)
+
+PATIENCE_THETA = 3
+"""Evaluations in a row at which the relaxed model has to be the worse one before theta is halved."""
+
 PRESETS: Mapping[str, FinetuneSettings] = MappingProxyType(
     {
         "default": FinetuneSettings(),
         "paper": FinetuneSettings(
             branch_factor=1.0,
+            optimizer="adam",
             decay="constant",
             penalty_scale="absolute",
             penalty_form="rows",
+            penalty_rows=None,
+            penalty_every=1,
         ),
     }
 )

@@ -33,9 +33,9 @@ def test_the_schedule_of_the_folder_is_used(surgeon: Surgeon, monkeypatch: pytes
     seen = set()
     usual = Relaxation.set_progress
 
-    def set_progress(relaxation: Relaxation, progress: float) -> None:
+    def set_progress(relaxation: Relaxation, progress: float, scale: float = 1.0) -> None:
         seen.add(relaxation.schedule.name)
-        usual(relaxation, progress)
+        usual(relaxation, progress, scale)
 
     surgeon("relax", "net.pt", "--schedule", "one-sided")
     monkeypatch.setattr(Relaxation, "set_progress", set_progress)

@@ -37,7 +37,7 @@ def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comp
     )
     assert [(run.arm, run.seed) for run in runs] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
     assert {run.steps for run in runs} == {6}
-    assert len(events) == 6 * 8
+    assert len(events) == 6 * 2 * len(ARMS)
     assert not any(branches_of(model) for model in models)
     assert [len(run.sites) for run in runs[:4]] == [0, 2, 2, 2]
     json.dumps([run.to_data() for run in runs])

@@ -14,12 +14,19 @@ from surgeon.branch import CHILD
 from surgeon.certificate import certify
 from surgeon.errors import TaskError, TrainingError
 from surgeon.evaluation import evaluate
-from surgeon.surgery import strip
+from surgeon.surgery import PenaltySettings, strip
 from surgeon.training import PRESETS, Finetuner, FinetuneSettings, StepEvent, arm_named, finetune
+from surgeon.training.weighting import PenaltyWeight
 from tests.tiny import Plain, TinyTask
 
 Make = Callable[..., tuple[Any, Any]]
 RATE = FinetuneSettings(epochs=2, learning_rate=1e-2, decay="constant", penalty_weight=0.0)
+
+
+def one_epoch(run: Finetuner) -> tuple[float, float]:
+    """Mean task loss and penalty of one epoch."""
+    losses, penalties = zip(*run._epoch(), strict=True)
+    return sum(losses) / len(losses), sum(penalties) / len(penalties)
 
 
 def base_of(model: nn.Module) -> dict[str, Tensor]:
@@ -130,7 +137,7 @@ def test_base_and_branch_have_rates_of_their_own(make: Make, factor: float) -> N
     )
     base, branches = base_of(net), branches_of(net)
     run = Finetuner(net, TinyTask(batches=1), settings, arm_named("drop"), relaxation)
-    run._train_epoch(None)
+    one_epoch(run)
     # Adam's first step moves an entry by its learning rate
     assert distance(base, base_of(net)) == pytest.approx(1e-3, rel=1e-3)
     assert distance(branches, branches_of(net)) == pytest.approx(1e-3 * factor, rel=1e-2)
@@ -147,7 +154,7 @@ def test_clipping_acts(make: Make) -> None:
             arm_named("plain"),
             None,
         )
-        run._train_epoch(None)
+        one_epoch(run)
         moments = [state["exp_avg"] for state in run.optimizer.state.values()]
         norms[clip] = float(torch.cat([moment.flatten() for moment in moments]).norm()) / 0.1
     assert norms[None] > 0.01
@@ -159,7 +166,7 @@ def test_base_and_branches_are_clipped_apart(make: Make) -> None:
     net, relaxation = make("drop", init_scale=1.0)
     settings = FinetuneSettings(epochs=1, learning_rate=1e-9, clip=1e-3, penalty_weight=1e4)
     run = Finetuner(net, TinyTask(batches=1), settings, arm_named("drop"), relaxation)
-    run._train_epoch(None)
+    one_epoch(run)
     norms = []
     for group in run.optimizer.param_groups:
         moments = [run.optimizer.state[parameter]["exp_avg"].flatten() for parameter in group["params"]]
@@ -181,19 +188,19 @@ def test_an_overflow_stops_only_without_a_loss_scaler(make: Make, task: TinyTask
     net, relaxation = make("drop")
     run = Finetuner(net, task, RATE, arm_named("drop"), relaxation)
     run.accelerator = Scaled(scaler=object())  # type: ignore[assignment]
-    run._clip()
+    run._finish_gradients()
     run.accelerator = Scaled(scaler=None)  # type: ignore[assignment]
-    with pytest.raises(TrainingError, match="a gradient became NaN or infinite"):
-        run._clip()
+    with pytest.raises(TrainingError, match="the gradient of .* became NaN or infinite"):
+        run._finish_gradients()
 
 
 def penalty_scale_after_one_step(make: Make, scale: str) -> tuple[float, float]:
     net, relaxation = make("drop", init_scale=1.0)
     settings = FinetuneSettings(epochs=1, penalty_weight=0.5, penalty_scale=scale)  # type: ignore[arg-type]
     run = Finetuner(net, TinyTask(batches=1), settings, arm_named("drop"), relaxation)
-    loss, penalty = run._train_epoch(None)
+    loss, penalty = one_epoch(run)
     assert penalty > 0
-    return run._penalty_scale(loss), loss
+    return PenaltyWeight(0.5, scale)(loss), loss  # type: ignore[arg-type]
 
 
 def test_lambda_is_relative_to_the_loss_or_absolute(make: Make) -> None:
@@ -212,7 +219,7 @@ def test_the_penalty_enters_the_gradient(make: Make, task: TinyTask) -> None:
             epochs=2, learning_rate=1e-2, branch_factor=5.0, penalty_weight=weight, penalty_scale="absolute"
         )
         run = Finetuner(net, task, settings, arm_named("drop"), relaxation)
-        run._train_epoch(None)
+        one_epoch(run)
         sizes[weight] = sum(float(value.norm()) for value in branches_of(net).values())
     assert sizes[100.0] < 0.95 * sizes[0.0]
 
@@ -220,10 +227,9 @@ def test_the_penalty_enters_the_gradient(make: Make, task: TinyTask) -> None:
 def test_the_preset_of_the_paper_trains(make: Make, task: TinyTask) -> None:
     net, relaxation = make("drop")
     run = Finetuner(net, task, PRESETS["paper"], arm_named("drop"), relaxation)
-    assert run.penalty_weight == 0.01
-    assert relaxation.penalty_form == "rows"
-    assert next(iter(relaxation.branches.values())).tapping == "rows"
-    loss, penalty = run._train_epoch(None)
+    assert run.penalty_weight.value == 0.01
+    assert relaxation.penalty_settings == PenaltySettings("rows", None, 1)
+    loss, penalty = one_epoch(run)
     assert math.isfinite(loss)
     assert penalty > 0
 
@@ -231,7 +237,7 @@ def test_the_preset_of_the_paper_trains(make: Make, task: TinyTask) -> None:
 @pytest.mark.parametrize(("arm", "weight"), [("drop", 0.01), ("fold", 0.0), ("overparam", 0.0)])
 def test_the_preset_of_the_paper_keeps_the_lambda_of_the_arm(make: Make, arm: str, weight: float) -> None:
     net, relaxation = make(arm)
-    assert Finetuner(net, TinyTask(), PRESETS["paper"], arm_named(arm), relaxation).penalty_weight == weight
+    assert Finetuner(net, TinyTask(), PRESETS["paper"], arm_named(arm), relaxation).penalty_weight.value == weight
 
 
 class CheckpointedTask(TinyTask):
@@ -249,13 +255,13 @@ def test_reentrant_checkpointing_is_refused_where_the_penalty_would_see_nothing(
         task = CheckpointedTask()
         task.reentrant = reentrant
         net, relaxation = make("drop", init_scale=1.0)
-        return Finetuner(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)._train_epoch(None)
+        return one_epoch(Finetuner(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation))
 
     with pytest.raises(TrainingError, match="use_reentrant=False"):
         first_epoch(True)
     net, relaxation = make("drop", init_scale=1.0)
     usual = Finetuner(net, TinyTask(), FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
-    assert first_epoch(False) == pytest.approx(usual._train_epoch(None))
+    assert first_epoch(False) == pytest.approx(one_epoch(usual))
 
 
 def losing(task: TinyTask, what: str) -> TinyTask:
@@ -274,14 +280,14 @@ def losing(task: TinyTask, what: str) -> TinyTask:
 
 
 @pytest.mark.parametrize(
-    ("what", "words"), [("loss", "the task loss became inf"), ("gradient", "a gradient became NaN")]
+    ("what", "words"), [("loss", "the task loss became inf"), ("gradient", "the gradient of .* became NaN")]
 )
 def test_what_is_not_finite_stops_the_training(make: Make, task: TinyTask, what: str, words: str) -> None:
     net, relaxation = make("drop")
     kept: list[dict[str, Tensor]] = []
     run = Finetuner(net, losing(task, what), RATE, arm_named("drop"), relaxation)
     with pytest.raises(TrainingError, match=f"{words}.* at step 5 .epoch 2.; the best weights so far, of epoch 1"):
-        run.run(on_epoch=lambda r: kept.append(copy.deepcopy(r.best_weights)))
+        run.run(on_save=lambda r: kept.append(copy.deepcopy(r.selection.best_weights)))
     assert len(kept) == 2
     assert all(torch.equal(value, kept[1][key]) for key, value in net.state_dict().items())
 
@@ -322,7 +328,7 @@ def test_other_seeds_see_other_batches(make: Make) -> None:
 
 def test_arms_and_branches_belong_together(make: Make, task: TinyTask) -> None:
     net, relaxation = make("drop")
-    with pytest.raises(TrainingError, match="branches exactly if the arm has any, got arm 'plain'"):
+    with pytest.raises(TrainingError, match="what the arm 'plain' adds to the network, got Relaxation"):
         Finetuner(net, task, RATE, arm_named("plain"), relaxation)
 
 
@@ -359,7 +365,7 @@ def test_evaluating_every_second_epoch(make: Make, task: TinyTask) -> None:
     net, relaxation = make("drop")
     saved: list[int] = []
     run = Finetuner(net, task, FinetuneSettings(epochs=3, evaluate_every=2), arm_named("drop"), relaxation)
-    result = run.run(on_epoch=lambda r: saved.append(r.state.epoch))
+    result = run.run(on_save=lambda r: saved.append(r.state.epoch))
     assert [entry["validation"] is not None for entry in result.history] == [True, False, True, True]
     assert saved == [0, 2, 3]
 

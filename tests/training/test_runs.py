@@ -68,19 +68,19 @@ def stopping(workspace: Workspace, out: Path, epoch: int) -> Callable[[Finetuner
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(folder: Path, tmp_path: Path, arm: str, epoch: int) -> None:
     workspace, whole = start(folder, arm)
-    expected = whole.run(on_epoch=lambda run: save_run(tmp_path / "whole", run, workspace))
+    expected = whole.run(on_save=lambda run: save_run(tmp_path / "whole", run, workspace))
     workspace, first = start(folder, arm)
     with pytest.raises(StopError):
-        first.run(on_epoch=stopping(workspace, tmp_path / "run", epoch))
+        first.run(on_save=stopping(workspace, tmp_path / "run", epoch))
     torch.manual_seed(99)
     workspace, second = start(folder, arm)
     restore_run(tmp_path / "run", second)
     assert second.state.epoch == epoch
-    result = second.run(on_epoch=lambda run: save_run(tmp_path / "run", run, workspace))
-    assert (result.best_epoch, result.validation, result.theta) == (
+    result = second.run(on_save=lambda run: save_run(tmp_path / "run", run, workspace))
+    assert (result.best_epoch, result.validation, result.thetas) == (
         expected.best_epoch,
         expected.validation,
-        expected.theta,
+        expected.thetas,
     )
     for name in ("model.safetensors", "relaxation.safetensors", "training_state/state.safetensors"):
         left, right = (open_checkpoint(tmp_path / run / name).tensors for run in ("run", "whole"))
@@ -93,7 +93,7 @@ def test_a_task_that_stops_in_the_middle_of_an_epoch(folder: Path, tmp_path: Pat
     whole.run()
     workspace, first = start(folder, task=TinyTask(trouble="stop once", at=8))
     with pytest.raises(KeyboardInterrupt):
-        first.run(on_epoch=lambda run: save_run(tmp_path / "run", run, workspace))
+        first.run(on_save=lambda run: save_run(tmp_path / "run", run, workspace))
     _, second = start(folder)
     restore_run(tmp_path / "run", second)
     assert second.state.step == 6
@@ -112,7 +112,7 @@ def test_randomness_in_the_model_is_resumed(folder: Path, tmp_path: Path) -> Non
     whole.run()
     workspace, first = start(folder, task=Noisy())
     with pytest.raises(StopError):
-        first.run(on_epoch=stopping(workspace, tmp_path / "run", 2))
+        first.run(on_save=stopping(workspace, tmp_path / "run", 2))
     _, second = start(folder, task=Noisy())
     restore_run(tmp_path / "run", second)
     second.run()
@@ -122,10 +122,10 @@ def test_randomness_in_the_model_is_resumed(folder: Path, tmp_path: Path) -> Non
 def test_the_run_folder_is_a_relaxed_folder_with_the_best_weights(folder: Path, tmp_path: Path) -> None:
     workspace, run = start(folder)
     before = files_in(folder)
-    result = run.run(on_epoch=lambda finetuner: save_run(tmp_path / "run", finetuner, workspace))
+    result = run.run(on_save=lambda finetuner: save_run(tmp_path / "run", finetuner, workspace))
     assert files_in(folder) == before
     files = read_relaxed(tmp_path / "run")
-    assert files.config.theta == result.theta
+    assert files.config.theta == result.thetas["first.features"]
     assert files.config.step == 12
     assert files.config.penalty == {"lambda": 0.05, "form": "gram", "scale": "relative"}
     assert all(torch.equal(value, run.plain_model.state_dict()[key]) for key, value in files.base.items())
@@ -137,7 +137,7 @@ def test_the_run_folder_is_a_relaxed_folder_with_the_best_weights(folder: Path, 
 
 def test_nothing_of_a_run_is_pickled(folder: Path, tmp_path: Path) -> None:
     workspace, run = start(folder)
-    run.run(on_epoch=lambda finetuner: save_run(tmp_path / "run", finetuner, workspace))
+    run.run(on_save=lambda finetuner: save_run(tmp_path / "run", finetuner, workspace))
     assert {Path(name).suffix for name in files_in(tmp_path / "run")} == {".json", ".jsonl", ".safetensors", ".md"}
 
 
@@ -145,7 +145,7 @@ def test_nothing_of_a_run_is_pickled(folder: Path, tmp_path: Path) -> None:
 def run_folder(folder: Path, tmp_path: Path) -> Path:
     workspace, run = start(folder)
     with pytest.raises(StopError):
-        run.run(on_epoch=stopping(workspace, tmp_path / "run", 1))
+        run.run(on_save=stopping(workspace, tmp_path / "run", 1))
     return tmp_path / "run"
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_state_says_so(folder: Path, run_folder: Path, damage: str) ->
     if damage == "missing field":
         del record["state"]["best_theta"]
     elif damage == "tensor gone":
-        del tensors["rng"]
+        del tensors["random.0.now.torch"]
     elif damage == "other shape":
         tensors["model.first.weight"] = torch.ones(3)
     save_file(tensors, place / "state.safetensors")
@@ -187,7 +187,7 @@ def test_a_damaged_state_says_so(folder: Path, run_folder: Path, damage: str) ->
 def test_a_non_finite_loss_leaves_the_run_of_the_epoch_before(folder: Path, tmp_path: Path) -> None:
     workspace, run = start(folder, task=TinyTask(trouble="nan", at=8))
     with pytest.raises(TrainingError, match="task loss became nan at step 8"):
-        run.run(on_epoch=lambda finetuner: save_run(tmp_path / "run", finetuner, workspace))
+        run.run(on_save=lambda finetuner: save_run(tmp_path / "run", finetuner, workspace))
     assert read_record(tmp_path / "run")["state"]["epoch"] == 2
     _, second = start(folder)
     restore_run(tmp_path / "run", second)
@@ -228,7 +228,7 @@ def test_a_shared_module_is_saved_and_resumed(folder: Path, tmp_path: Path) -> N
     workspace, run = start(work / "shared-relaxed")
     assert len(run.relaxation.branches if run.relaxation else {}) == 2
     with pytest.raises(StopError):
-        run.run(on_epoch=stopping(workspace, tmp_path / "run", 1))
+        run.run(on_save=stopping(workspace, tmp_path / "run", 1))
     _, second = start(work / "shared-relaxed")
     restore_run(tmp_path / "run", second)
     assert second.run().steps == 12

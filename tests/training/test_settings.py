@@ -12,17 +12,24 @@ from surgeon.schedule import Schedule
 from surgeon.training import PRESETS, FinetuneSettings
 
 BAD = [
-    ("epochs", 0, "at least 1 epoch"),
-    ("evaluate_every", 0, "between evaluations"),
+    ("epochs", 0, "epochs of at least 1"),
+    ("evaluate_every", 0, "evaluate_every of at least 1"),
     ("learning_rate", 0.0, "positive finite learning_rate"),
     ("learning_rate", math.nan, "positive finite learning_rate"),
     ("branch_factor", math.inf, "positive finite branch_factor"),
     ("clip", 0.0, "positive finite clip"),
     ("weight_decay", -1.0, "weight_decay of at least 0"),
     ("penalty_weight", math.nan, "penalty_weight of at least 0"),
-    ("decay", "linear", "decay among cosine, constant"),
+    ("decay", "sawtooth", "decay among cosine, linear, constant, step"),
     ("penalty_scale", "x", "penalty_scale among relative, absolute"),
-    ("penalty_form", "x", "penalty_form among gram, rows"),
+    ("penalty_form", "x", "penalty_form among gram, rows, square"),
+    ("penalty_rows", 0, "penalty_rows of at least 1"),
+    ("accumulate", 0, "accumulate of at least 1"),
+    ("patience", 0, "patience of at least 1"),
+    ("ema", 1.0, "between 0 and 1 for ema"),
+    ("warmup", -1, "warmup of at least 0"),
+    ("optimizer", "lion", "optimizer among adamw, adam, sgd"),
+    ("normalisation", "row", "normalisation among entry, block"),
     ("precision", "fp8", "precision among no, bf16, fp16"),
 ]
 

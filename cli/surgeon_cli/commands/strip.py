@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from surgeon.clean import write_clean
 from surgeon.errors import CheckpointError
 from surgeon.files import check_writable
-from surgeon.types import StripMode
-from surgeon.verdict import MeasureSettings, strip_and_certify
+from surgeon.types import Certificate, StripMode
+from surgeon.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
 from surgeon.workspace import OpenOptions, open_path
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
@@ -35,12 +37,35 @@ SplitOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Recalibrating:
+    """Whether statistics of normalisation layers are measured anew on the stripped model."""
+
+    recalibrate: Annotated[
+        int,
+        typer.Option(
+            "--recalibrate",
+            metavar="N",
+            min=1,
+            help="Measure statistics of normalisation layers anew, on at most N training batches.",
+        ),
+    ] = RECALIBRATION_BATCHES
+    no_recalibrate: Annotated[
+        bool, typer.Option("--no-recalibrate", help="Leave these statistics as the relaxed model gathered them.")
+    ] = False
+
+    def batches(self) -> int:
+        """Return the largest number of batches; 0 for none."""
+        return 0 if self.no_recalibrate else self.recalibrate
+
+
 @unbundled
 def strip(
     path: PathArgument = None,
     *,
     opening: Reopening,
     measuring: Measuring,
+    recalibrating: Recalibrating,
     out: OutOption = None,
     fold: DropOrFold = None,
     metrics: SplitOption = "test",
@@ -54,9 +79,12 @@ def strip(
         surgeon strip segnn-run -o clean/
 
         surgeon strip segnn-run --fold --metrics none
+
+        surgeon strip pointnet-run --recalibrate 200
     """
     settings, options = measuring.settings(), opening.options(json_output)
-    _run(folder_or_only(path, json_output), out, fold, metrics, settings, options, False, force, json_output)
+    folder, batches = folder_or_only(path, json_output), recalibrating.batches()
+    _run(folder, out, fold, metrics, settings, batches, options, False, force, json_output)
 
 
 @unbundled
@@ -65,6 +93,7 @@ def export(
     *,
     opening: Reopening,
     measuring: Measuring,
+    recalibrating: Recalibrating,
     out: OutOption = None,
     fold: DropOrFold = None,
     container: Annotated[
@@ -81,7 +110,8 @@ def export(
         surgeon export segnn-run -o clean/ --container
     """
     settings, options = measuring.settings(), opening.options(json_output)
-    _run(folder_or_only(path, json_output), out, fold, metrics, settings, options, container, force, json_output)
+    folder, batches = folder_or_only(path, json_output), recalibrating.batches()
+    _run(folder, out, fold, metrics, settings, batches, options, container, force, json_output)
 
 
 def _run(
@@ -90,6 +120,7 @@ def _run(
     fold: bool | None,
     metrics: Literal["validation", "test", "none"],
     settings: MeasureSettings,
+    recalibration_batches: int,
     options: OpenOptions,
     container: bool,
     force: bool,
@@ -107,16 +138,43 @@ def _run(
     mode: StripMode = own_mode if fold is None else ("fold" if fold else "drop")
     _, source = workspace.original()
     refuse_overwriting(target, source.path, workspace.task.path if workspace.task else None)
-    stripped, certificate = strip_and_certify(workspace, mode, settings, None if metrics == "none" else metrics)
+    split = None if metrics == "none" else metrics
+    stripped, certificate = strip_and_certify(workspace, mode, settings, split, recalibration_batches)
     if not json_output and mode != own_mode:
         change = certificate.projection_error
         amount = "an unknown amount, without a task" if change is None else f"{change:.1e} (relative)"
         say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
     if not certificate.identical and not json_output:
-        show_certificate(certificate)
+        _show(certificate)
     files = write_clean(target, stripped, certificate, source, container=container, force=force)
     if json_output:
         print_json({"written": str(target), "files": files, "certificate": certificate.to_data()})
         return
-    show_certificate(certificate)
+    _show(certificate)
     say(f"the architecture is the original's; wrote {target}/: {', '.join(files)}")
+
+
+def _show(certificate: Certificate) -> None:
+    show_certificate(certificate)
+    if "recalibration" in certificate.details:
+        _tell_recalibration(certificate.details["recalibration"])
+
+
+def _tell_recalibration(record: Mapping[str, Any]) -> None:
+    """Say what became of the statistics of normalisation layers."""
+    if not record["done"]:
+        say(f"statistics of normalisation layers were not recalibrated: {record['why']}")
+        return
+    layers = record["layers"]
+    done = {name: max(layer["mean"], layer["variance"]) for name, layer in layers.items() if not layer["note"]}
+    largest = max(done, key=lambda name: done[name])
+    say(
+        f"statistics of {len(done)} normalisation layers recalibrated on {record['batches']} training batches: "
+        f"validation {record['metric']} {record['before']:.6g} before, {record['after']:.6g} after; "
+        f"largest relative change {done[largest]:.2g} ({largest})"
+    )
+    for name, layer in layers.items():
+        if layer["note"]:
+            say(f"statistics of {name} were not recalibrated: {layer['note']}")
+    if record["worse"]:
+        say("note: validation was better with the statistics that training gathered; --no-recalibrate keeps them")

@@ -1,0 +1,163 @@
+"""The Trainer of transformers, for a network that is relaxed while it trains."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckpointError, UsageError
+from surgeon.integrations.driver import RelaxationDriver
+from surgeon.integrations.settings import RelaxationSettings, base_class, require_library
+from surgeon.surgery import Relaxation
+from surgeon.types import SiteRecord
+
+_Trainer: Any = base_class("transformers", "Trainer")
+STATE_FILE = "relaxation_state.pt"
+"""What a resume needs besides the clean weights, in every checkpoint folder."""
+
+
+class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be missing
+    """A Trainer that relaxes its model: give it ``relaxation=`` and change nothing else.
+
+    Branches come in before the optimiser is made and go when ``train`` returns. In between theta follows the schedule
+    by optimiser steps, the penalty is part of the loss, evaluation and every saved file are of the clean model, and a
+    checkpoint folder holds what a resume needs besides. ``theta`` and ``penalty`` are logged.
+
+    Args:
+        relaxation: how to relax; ``module`` is the path of the network inside the model, "" for the model itself.
+        *args: those of the Trainer.
+        **kwargs: those of the Trainer.
+
+    Attributes:
+        records: what was stripped from each site; empty before.
+    """
+
+    def __init__(self, *args: Any, relaxation: RelaxationSettings, **kwargs: Any) -> None:
+        require_library(_Trainer, "transformers")
+        self.settings = relaxation
+        self.records: tuple[SiteRecord, ...] = ()
+        self._driver: RelaxationDriver | None = None
+        self._theta = 0.0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def relaxation(self) -> Relaxation | None:
+        """The handle on the branches, while there are any."""
+        return None if self._driver is None else self._driver.relaxation
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, then strip the branches, also if the training was interrupted."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._driver is not None:
+                self.records = self._driver.finish()
+                self._driver = None
+                self.optimizer: Any = None  # it would go on with weights that are gone
+                self.lr_scheduler: Any = None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Insert the branches, then make the optimiser; the model is not wrapped yet, and its weights are loaded."""
+        if self.args.n_gpu > 1:
+            raise UsageError(
+                "expected one process per GPU, got one for several, where copies of the model do the work: start with "
+                "torchrun or accelerate launch"
+            )
+        if self._driver is None:
+            self._driver = RelaxationDriver(self.model, self.settings, self._first_step)
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self._driver.attend([self.optimizer])
+        return optimizer
+
+    def _first_step(self) -> None:
+        """Compute the loss of the first batch; the training itself gets the batches that it would have got."""
+        with _same_randomness():
+            batch = next(iter(self.get_train_dataloader()))
+        super().compute_loss(self.model, self._prepare_inputs(batch))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Set theta, then take the step."""
+        self._set_progress()
+        self._theta = self._driver.relaxation.theta[0] if self._driver is not None else 0.0
+        return super().training_step(*args, **kwargs)
+
+    def _set_progress(self) -> None:
+        if self._driver is not None:
+            self._driver.set_progress(self.state.global_step / self.state.max_steps)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss, in training with the penalty if an optimiser step ends with this micro-batch."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self._driver is not None and model.training:
+            loss = loss + self._penalty(self._driver, loss, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _penalty(self, driver: RelaxationDriver, loss: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Return the weighted penalty times what the Trainer is going to divide the loss by."""
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = counted or self.compute_loss_func is not None
+        parts = 1 if scaled else self.current_gradient_accumulation_steps
+        driver.add_loss(loss / parts)
+        if not self.accelerator.sync_gradients:
+            return loss.new_zeros(())
+        return parts * driver.weighted_penalty(lambda tensor: self.accelerator.reduce(tensor, reduction="mean"))
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._set_progress()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, theta and penalty of the last step beside the training loss."""
+        if self._driver is not None and "loss" in logs:
+            logs = {**logs, "theta": self._theta, "penalty": self._driver.penalty}
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the clean model."""
+        with ExitStack() as stack:
+            if self._driver is not None:
+                stack.enter_context(self._driver.relaxation.clean())
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._driver is not None and self.args.should_save:
+            torch.save(self._driver.state_dict(), Path(output_dir) / STATE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._driver is not None:
+            path = Path(checkpoint) / STATE_FILE
+            if not path.exists():
+                raise CheckpointError(
+                    f"expected {STATE_FILE} in {checkpoint}, found none: resume from a checkpoint that a "
+                    "RelaxedTrainer wrote while it trained"
+                )
+            self._driver.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    import numpy as np
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

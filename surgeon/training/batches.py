@@ -1,0 +1,80 @@
+"""The task's batches as optimiser steps: shared out over processes, grouped for accumulation, resumable anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from surgeon.errors import TaskError
+from surgeon.tasks import count_batches, task_batches
+from surgeon.types import Task
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How batches become steps.
+
+    One step takes ``accumulate`` batches on each of ``processes`` processes; batch number k of a step goes to process
+    ``k % processes``, so that equal global batches give equal steps whatever the number of processes.
+
+    Attributes:
+        accumulate: batches per process and step.
+        processes: number of processes.
+        process: number of this one.
+    """
+
+    accumulate: int = 1
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def per_step(self) -> int:
+        """Batches of one full step, all processes together."""
+        return self.accumulate * self.processes
+
+    def steps(self, batches: int) -> int:
+        """Return the number of steps that an epoch of so many batches has; the last may be smaller.
+
+        Raises:
+            TaskError: if there are fewer batches than processes.
+        """
+        if batches < self.processes:
+            raise TaskError(
+                f"expected at least one training batch for each of {self.processes} processes, got {batches}: make the "
+                "batches smaller or launch fewer processes"
+            )
+        whole = batches - batches % self.processes
+        return -(-whole // self.per_step)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of the order of an epoch's batches."""
+    return seed * 100_003 + epoch
+
+
+def count_steps(task: Task, sharing: Sharing, seed: int) -> int:
+    """Return the steps of an epoch, by counting its batches."""
+    return sharing.steps(count_batches(task, "train", seed))
+
+
+def training_steps(task: Task, sharing: Sharing, seed: int, done: int = 0) -> Iterator[list[Any]]:
+    """Yield, for every step of an epoch, the batches of this process.
+
+    Batches that cannot be shared out evenly at the end of an epoch are left out; which ones these are changes with the
+    order. Nothing is read ahead beyond the present step.
+
+    Args:
+        task: the task.
+        sharing: how batches become steps.
+        seed: of the order.
+        done: steps to leave out at the beginning; their batches are drawn and forgotten.
+    """
+    batches = task_batches(task, "train", seed)
+    for _ in islice(batches, done * sharing.per_step):
+        pass
+    while group := list(islice(batches, sharing.per_step)):
+        whole = len(group) - len(group) % sharing.processes
+        if whole:
+            yield group[sharing.process : whole : sharing.processes]

@@ -1,0 +1,71 @@
+"""The groups of weights that get learning rates of their own: base, branches, gauge, theta."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import TrainingError
+from surgeon.groups import parse_group
+from surgeon.representations import Representation
+from surgeon.surgery import LowRankUpdates, Relaxation
+from surgeon.training.arms import Arm
+from surgeon.training.settings import FinetuneSettings
+
+
+def parameter_groups(
+    model: nn.Module, added: Relaxation | LowRankUpdates | None, arm: Arm, settings: FinetuneSettings
+) -> list[dict[str, Any]]:
+    """Return the optimiser's groups, each with its ``name`` and ``base_rate``.
+
+    "base" are the model's own weights; "branch" the weights of branches; "gauge" added weights that can only do what
+    the base weights could do themselves; "theta" the coefficients, if they are learned.
+
+    Raises:
+        TrainingError: if there is nothing to train.
+    """
+    rate = settings.learning_rate
+    extra: list[nn.Parameter] = []
+    if added is not None:
+        extra = added.branch_parameters() if isinstance(added, Relaxation) else list(added.parameters())
+    known = {id(parameter) for parameter in extra}
+    base = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    if not base and not (extra and settings.freeze_base):
+        raise TrainingError("expected trainable parameters, but all of the model are frozen: unfreeze some")
+    groups: list[dict[str, Any]] = []
+    if base:
+        groups.append({"params": base, "name": "base", "base_rate": rate})
+    if extra:
+        gauge = arm.low_rank or not arm.relaxes
+        factor = settings.gauge_factor if gauge else settings.branch_factor
+        group: dict[str, Any] = {"params": extra, "name": "gauge" if gauge else "branch", "base_rate": rate * factor}
+        if settings.normalisation == "block" and isinstance(added, Relaxation):
+            group["blocks"] = _blocks(added)
+        groups.append(group)
+    if arm.learns_theta and isinstance(added, Relaxation):
+        thetas = [branch.theta for branch in added.branches.values()]
+        groups.append({"params": thetas, "name": "theta", "base_rate": rate, "weight_decay": 0.0})
+    return groups
+
+
+def _blocks(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:
+    """Return, for every weight of every branch, the blocks of its first two axes."""
+    group, found = parse_group(relaxation.plan.group), []
+    for site in relaxation.plan.sites:
+        rho_out, rho_in = (Representation.from_data(group, rho) for rho in (site.rho_out, site.rho_in))
+        out, into = _block_numbers(rho_out), _block_numbers(rho_in)
+        if site.rank is None:
+            found.append((out, into))
+        else:  # A and B; the rank is one block
+            whole = torch.zeros(site.rank, dtype=torch.long)
+            found += [(whole, into), (out, whole)]
+    return found
+
+
+def _block_numbers(rho: Representation) -> Tensor:
+    numbers = torch.zeros(rho.dimension, dtype=torch.long)
+    for number, block in enumerate(rho.blocks):
+        numbers[block.start : block.start + block.size] = number
+    return numbers

@@ -1,0 +1,117 @@
+"""Evaluation on the validation split, clean and at the present theta, and the best weights by the clean metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from surgeon.errors import TaskError
+from surgeon.evaluation import device_of, evaluate, is_better
+from surgeon.recalibration import normalisation_layers, recalibrated
+from surgeon.surgery import Relaxation
+from surgeon.tasks import primary_metric, task_batches, task_forward
+from surgeon.training.driver import gathered
+from surgeon.training.ema import Ema
+from surgeon.training.settings import PATIENCE_THETA, FinetuneSettings
+from surgeon.training.state import TrainingState
+from surgeon.trees import to_device
+from surgeon.types import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Metrics = dict[str, float]
+
+
+class Selection:
+    """Keeps the best weights by the clean validation metric; the model as it came counts as epoch 0.
+
+    Attributes:
+        metric: name of the metric that decides.
+        direction: "min" or "max".
+        best_weights: state dict on the CPU, branches included; empty before the first evaluation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        settings: FinetuneSettings,
+        relaxation: Relaxation | None,
+        ema: Ema | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.metric, self.direction = primary_metric(task)
+        self.best_weights: dict[str, Tensor] = {}
+        self._model, self._task, self._settings = model, task, settings
+        self._relaxation, self._ema, self._accelerator = relaxation, ema, accelerator
+        self._recalibrates = relaxation is not None and settings.recalibrate > 0 and bool(normalisation_layers(model))
+
+    def evaluate(self, state: TrainingState) -> tuple[Metrics, Metrics]:
+        """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
+        with self._ema.swapped() if self._ema is not None else nullcontext():
+            current = self._metrics()
+            clean = current
+            with self._clean(state):
+                if self._relaxation is not None:
+                    clean = self._metrics()
+                self._require(clean)
+                self._keep(state, clean)
+        self._watch_theta(state, clean, current)
+        return clean, current
+
+    def _metrics(self) -> Metrics:
+        driver = self._accelerator
+        share = (driver.process_index, driver.num_processes)
+        return evaluate(self._model, self._task, "validation", share, lambda sums: gathered(driver, sums))
+
+    @contextmanager
+    def _clean(self, state: TrainingState) -> Iterator[None]:
+        """Let the model compute what it would after stripping, with the statistics that it would have then."""
+        if self._relaxation is None:
+            yield
+            return
+        with self._relaxation.clean():
+            if not self._recalibrates or not state.step:
+                yield
+                return
+            device = device_of(self._model)
+            batches = islice(task_batches(self._task, "train", self._settings.seed), self._settings.recalibrate)
+            moved = (to_device(batch, device) for batch in batches)
+            with recalibrated(self._model, moved, lambda model, batch: task_forward(self._task, model, batch)):
+                yield
+
+    def _require(self, clean: Mapping[str, float]) -> None:
+        if self.metric not in clean:
+            raise TaskError(
+                f"expected the primary metric {self.metric!r} among those that metrics() returns, "
+                f"got {', '.join(clean)}: correct primary_metric of the task"
+            )
+
+    def _keep(self, state: TrainingState, clean: Metrics) -> None:
+        if self.best_weights and not is_better(clean[self.metric], state.best_value, self.direction):
+            state.since_best += 1
+            return
+        state.since_best = 0
+        state.best_epoch, state.best_value, state.best_validation = state.epoch, clean[self.metric], clean
+        state.best_theta = self._relaxation.thetas if self._relaxation is not None else {}
+        self.best_weights = {key: value.detach().cpu().clone() for key, value in self._model.state_dict().items()}
+
+    def _watch_theta(self, state: TrainingState, clean: Metrics, current: Metrics) -> None:
+        """Count how long the relaxed model has been the worse one, and lower theta if the user wants that."""
+        if clean is current or not is_better(clean[self.metric], current[self.metric], self.direction):
+            state.worse = 0
+            return
+        state.worse += 1
+        if self._settings.adaptive_theta and state.worse >= PATIENCE_THETA:
+            state.theta_scale, state.worse = state.theta_scale / 2, 0
+
+    def load_best(self, state: TrainingState) -> None:
+        """Put the best weights, and the coefficients that they had, back into the model."""
+        self._model.load_state_dict(self.best_weights)
+        if self._relaxation is not None:
+            self._relaxation.set_thetas(state.best_theta)

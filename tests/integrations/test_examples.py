@@ -1,0 +1,137 @@
+"""The examples run as they stand, learn something, and give the original's keys back."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import surgeon
+from surgeon.branch import branches_of
+from surgeon.integrations.settings import base_class, require_library
+from tests.integrations.loops import batches, largest_difference, network, plain_loop
+
+FOLDER = Path(__file__).parents[2] / "examples" / "integrations"
+NEEDS = {
+    "plain_loop": "e3nn",
+    "accelerate_loop": "accelerate",
+    "lightning_callback": "lightning",
+    "lightning_module": "lightning",
+    "transformers_trainer": "transformers",
+}
+HIDE = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("lightning", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == NEEDS.keys()
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_example(name: str, tmp_path: Path) -> None:
+    if find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed: make test-integrations")
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = re.search(r"clean error (\S+) before, (\S+) after", done.stdout)
+    assert numbers, done.stdout
+    assert float(numbers[2]) < 0.2 * float(numbers[1])
+    said = re.findall(r"(?:original's|too): (\w+)", done.stdout)
+    assert said
+    assert set(said) == {"True"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/training.md"])
+def test_the_lines_of_the_documents_run(document: str) -> None:
+    text = (FOLDER.parents[1] / document).read_text("utf-8")
+    block = next(
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "surgeon.strip(model)" in block
+    )
+    data, model = batches(6), network()
+    keys, thetas = list(model.state_dict()), []
+
+    def task_loss(outputs: torch.Tensor) -> torch.Tensor:
+        thetas.append([float(branch.theta[0]) for branch in branches_of(model).values()])
+        return outputs.square().mean()
+
+    call = model.forward
+    model.forward = lambda batch: call(*batch)
+    names = {
+        "surgeon": surgeon,
+        "model": model,
+        "sample_inputs": [data[0][:2]],
+        "batches": [batch[:2] for batch in data],
+        "steps": len(data),
+        "task_loss": task_loss,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
+    }
+    exec(block.replace("import surgeon\n", ""), names)  # noqa: S102
+    assert list(model.state_dict()) == keys
+    assert [len(theta) for theta in thetas] == [2] * len(data)
+    assert thetas[0] == [0, 0] != thetas[3]
+    assert names["loss"].requires_grad
+
+
+def test_the_loop_by_hand_relaxes() -> None:
+    """What the integrations are compared with does something by itself."""
+    found = plain_loop(network(), batches(12))
+    assert largest_difference(found, plain_loop(network(), batches(12), weight=0.0)) > 1e-6
+    assert largest_difference(found, plain_loop(network(), batches(12), factor=1.0)) > 1e-6
+
+
+@pytest.mark.parametrize("module", ["", ".lightning", ".transformers"])
+def test_importing_works_without_the_libraries(module: str) -> None:
+    code = f"{HIDE}\nimport surgeon.integrations{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [("lightning", "RelaxationCallback('O3')"), ("transformers", "RelaxedTrainer(relaxation=None)")],
+)
+def test_using_a_missing_library_says_so(module: str, use: str) -> None:
+    code = f"""
+{HIDE}
+from surgeon.errors import UsageError
+import surgeon.integrations.{module} as integration
+try:
+    integration.{use}
+except UsageError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    expected = f"expected {module} to be installed, but it is not: pip install 'equisurgeon[{module}]'\n"
+    assert done.stdout == expected, done.stderr
+
+
+def test_a_library_that_is_broken_is_not_taken_for_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_library.py").write_text("import a_part_that_is_missing", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_part_that_is_missing"):
+        base_class("broken_library", "Class")
+    require_library(base_class("collections", "OrderedDict"), "collections")
+    assert base_class("no_such_library", "Class") is object

@@ -1,0 +1,264 @@
+"""Lightning does what the loop by hand does, and what it writes is clean."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgeon.branch import CHILD, branches_of
+from surgeon.surgery import strip
+from tests.integrations.loops import batches, largest_difference, network, plain_loop
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed: make test-integrations")
+
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
+
+from surgeon.integrations.lightning import RelaxationCallback, RelaxedModule  # noqa: E402
+from tests.integrations.modules import InDict, Manual, Module, WithAverage, loader, trainer  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+
+EXACT = 1e-9
+"""Float64; what remains is the order of summation, and a rate that is applied after the step instead of before."""
+
+
+class Relaxed(RelaxedModule, Module):
+    pass
+
+
+class RelaxedInDict(RelaxedModule, InDict):
+    pass
+
+
+class Probe(pl.Callback):
+    """Writes down what happens at every step."""
+
+    def __init__(self) -> None:
+        self.thetas: list[float] = []
+        self.penalties: list[float] = []
+        self.branches: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.thetas.append(float(trainer.callback_metrics["relaxation/theta"]))
+        self.penalties.append(float(trainer.callback_metrics["relaxation/penalty"]))
+        self.branches.append(len(branches_of(pl_module)))
+
+
+def fit(callback: RelaxationCallback | None, count: int = 12, module: Any = None, **options: Any) -> dict[str, Any]:
+    """Train and return the network's state dict."""
+    module = Module() if module is None else module
+    trainer(*([callback] if callback else []), **options).fit(module, loader(batches(count)))
+    return module.network.state_dict()
+
+
+CASES = {
+    "default": ({}, {}, {}),
+    "fold": ({"mode": "fold"}, {"mode": "fold", "weight": 0.0}, {}),
+    "absolute": (
+        {"penalty_weight": 0.5, "penalty_scale": "absolute"},
+        {"weight": 0.5, "scale": "absolute"},
+        {},
+    ),
+    "same rate": ({"branch_factor": 1.0}, {"factor": 1.0}, {}),
+    "accumulated": ({}, {"parts": 3}, {"accumulate_grad_batches": 3}),
+    "accumulated, with a rest": ({}, {"parts": 5}, {"accumulate_grad_batches": 5}),
+    "clipped": ({"penalty_weight": 1.0}, {"weight": 1.0, "clip": 0.1}, {"gradient_clip_val": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", [Module, Relaxed, RelaxedInDict])
+def test_it_is_the_plain_loop(case: str, kind: type[Module]) -> None:
+    settings, plain, options = CASES[case]
+    found = fit(RelaxationCallback("O3", **settings), module=kind(), **options)
+    assert largest_difference(found, plain_loop(network(), batches(12), **plain)) < EXACT
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_another_case_is_another_training(case: str) -> None:
+    """The negative twin: no two cases agree, so each setting arrives."""
+    settings, _, options = CASES[case]
+    found = fit(RelaxationCallback("O3", **settings), **options)
+    for name, (_, plain, _) in CASES.items():
+        if name != case:
+            assert largest_difference(found, plain_loop(network(), batches(12), **plain)) > 1e3 * EXACT, name
+
+
+def test_without_callback_and_without_penalty_the_weights_are_others() -> None:
+    relaxed = fit(RelaxationCallback("O3"))
+    assert largest_difference(relaxed, fit(None)) > 1e3 * EXACT
+    assert largest_difference(relaxed, fit(RelaxationCallback("O3", penalty_weight=0.0))) > 1e3 * EXACT
+
+
+@pytest.mark.parametrize("module", [Manual(), InDict(), Module("setup"), Module("configure_model")])
+def test_ways_to_write_a_module(module: Module) -> None:
+    found = fit(RelaxationCallback("O3", module="network"), module=module)
+    assert largest_difference(found, plain_loop(network(), batches(12))) < EXACT
+
+
+def test_shuffled_batches_are_those_of_an_unrelaxed_training() -> None:
+    """Looking at the first batch takes nothing out of anybody's random numbers."""
+    orders = []
+    for callback in ([], [RelaxationCallback("O3")]):
+        seen: list[float] = []
+
+        class Watching(Module):
+            def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+                seen.append(float(batch[0].sum()))  # noqa: B023
+                return super().training_step(batch)
+
+        data = loader(batches(6)).dataset
+        shuffled = torch.utils.data.DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+        torch.manual_seed(4)
+        trainer(*callback).fit(Watching(), shuffled)
+        orders.append([*seen[-6:], float(torch.rand(()))])
+    assert orders[0] == orders[1]
+
+
+def test_theta_goes_up_and_down_and_the_penalty_is_logged() -> None:
+    probe, module = Probe(), Module()
+    trainer(RelaxationCallback("O3"), probe).fit(module, loader(batches(12)))
+    peak = max(probe.thetas)
+    assert probe.thetas[0] == 0 < peak
+    assert sorted(probe.thetas[:7]) == probe.thetas[:7]
+    assert sorted(probe.thetas[7:], reverse=True) == probe.thetas[7:]
+    assert min(probe.penalties[1:]) > 0
+    assert set(probe.branches) == {2}
+    assert not branches_of(module)
+
+
+def test_nothing_is_left() -> None:
+    module, untouched, callback = Module(), Module(), RelaxationCallback("O3")
+    trainer(callback).fit(module, loader(batches(4)))
+    trainer().fit(untouched, loader(batches(4)))
+    assert vars(module).keys() == vars(untouched).keys()
+    assert not module._state_dict_hooks
+    assert not module._load_state_dict_pre_hooks
+    assert all(not part._forward_hooks for part in module.modules())
+    assert list(module.state_dict()) == list(Module().state_dict())
+    assert [record.name for record in callback.records] == ["first", "second"]
+    assert callback.relaxation is None
+
+
+def test_validation_sees_the_clean_model() -> None:
+    errors, data = [], batches(12)
+
+    class Watching(pl.Callback):
+        def on_validation_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            clean = copy.deepcopy(pl_module.network)
+            now = pl_module.loss(data[0])
+            relaxed = copy.deepcopy(pl_module.network)
+            for branch in branches_of(relaxed).values():
+                branch.clean = False
+            strip(clean)
+            errors.append(
+                [float((model(*data[0][:2]) - data[0][2]).detach().square().mean()) for model in (clean, relaxed)]
+            )
+            errors[-1].append(float(now))
+
+    options = {"val_check_interval": 6, "num_sanity_val_steps": 1}
+    trainer(RelaxationCallback("O3"), Watching(), **options).fit(Module(), loader(data), loader(data[:1]))
+    _, middle, _ = errors
+    assert middle[2] == pytest.approx(middle[0], rel=1e-12)
+    assert abs(middle[1] - middle[0]) > 1e-6
+
+
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_checkpoints_are_clean(mode: Any, weights_only: bool, tmp_path: Path) -> None:
+    """In the middle of the training, where theta is not 0."""
+    expected: list[dict[str, torch.Tensor]] = []
+    relaxed: list[dict[str, torch.Tensor]] = []
+
+    class Stripping(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            model = copy.deepcopy(pl_module.network)
+            relaxed.append({key: value.clone() for key, value in model.state_dict().items() if CHILD not in key})
+            strip(model, mode)
+            expected.append(model.state_dict())
+
+    saving = ModelCheckpoint(
+        tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1, save_weights_only=weights_only
+    )
+    callback = RelaxationCallback("O3", mode=mode, branch_factor=1.0)
+    trainer(callback, Stripping(), saving, enable_checkpointing=True).fit(Module(), loader(batches(12)))
+    path = tmp_path / "step=6.ckpt"
+    assert list(torch.load(path, weights_only=True)["state_dict"]) == list(Module().state_dict())
+    loaded = Module.load_from_checkpoint(path, strict=True).network.state_dict()
+    assert largest_difference(loaded, expected[5]) == 0
+    assert (largest_difference(relaxed[5], expected[5]) > 1e-6) == (mode == "fold")
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+def test_resuming_is_going_on(mode: Any, tmp_path: Path) -> None:
+    data = loader(batches(6))
+
+    def train(checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
+        folder = tmp_path if checkpoint is None else tmp_path / checkpoint.stem
+        saving = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        relaxing, module = RelaxationCallback("O3", mode=mode, penalty_weight=0.1), Module()
+        running = trainer(relaxing, saving, enable_checkpointing=True, max_epochs=3)
+        running.fit(module, data, ckpt_path=checkpoint)
+        return module.state_dict()
+
+    whole = train()
+    assert largest_difference(train(tmp_path / "epoch=0.ckpt"), whole) == 0
+    checkpoint = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    for weight in checkpoint["callbacks"]["RelaxationCallback"]["branches"].values():
+        weight.zero_()
+    torch.save(checkpoint, tmp_path / "spoiled.ckpt")
+    assert largest_difference(train(tmp_path / "spoiled.ckpt"), whole) > 1e3 * EXACT
+
+
+def test_averages_in_the_module_are_those_of_the_base_weights() -> None:
+    module, bare = WithAverage(), WithAverage()
+    trainer(RelaxationCallback("O3", module="network")).fit(module, loader(batches(8)))
+    states: list[dict[str, torch.Tensor]] = []
+
+    class Collecting(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            state = pl_module.network.state_dict()
+            states.append({key: value.clone() for key, value in state.items() if CHILD not in key})
+
+    trainer(RelaxationCallback("O3", module="network"), Collecting()).fit(bare, loader(batches(8)))
+    mean = {key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]}
+    averaged = module.average.module.state_dict()
+    assert largest_difference(averaged, mean) < EXACT
+    assert largest_difference(averaged, states[-1]) > 1e3 * EXACT
+    assert "update_parameters" not in vars(module.average)
+
+
+def test_an_interrupted_training_can_be_started_again() -> None:
+    class Stopping(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 3:
+                raise ZeroDivisionError
+
+    module, callback = Module(), RelaxationCallback("O3")
+    start = copy.deepcopy(module.network.state_dict())
+    with pytest.raises(ZeroDivisionError):
+        trainer(callback, Stopping()).fit(module, loader(batches(12)))
+    assert branches_of(module)
+    assert list(module.state_dict()) == list(Module().state_dict())
+    module.network.load_state_dict(start, strict=False)
+    trainer(callback).fit(module, loader(batches(12)))
+    assert largest_difference(module.network.state_dict(), plain_loop(network(), batches(12))) < EXACT
+
+
+@pytest.mark.parametrize("kind", [Module, Relaxed])
+def test_scaled_losses_make_no_difference(kind: type[Module]) -> None:
+    """Mixed precision scales losses before it goes backward; float64 itself is left alone by it."""
+    scaler = torch.amp.GradScaler("cpu")
+    mixed = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    found = fit(RelaxationCallback("O3"), module=kind(), plugins=[mixed], accumulate_grad_batches=2)
+    assert scaler.get_scale() > 1
+    assert largest_difference(found, plain_loop(network(), batches(12), parts=2)) < EXACT
