@@ -93,9 +93,9 @@ class LinearForm:
         features = _last(x, self.axes_in)
         for weight in weights[:-1]:
             features = functional.linear(features, weight)
-        if self.axes_out == (-1,) and _fusible(output, features):
+        if self.axes_out[-1] == -1 and _adjacent(self.axes_out) and _fusible(output, features):
             rows = features.reshape(-1, features.shape[-1])
-            return torch.addmm(output.view(-1, output.shape[-1]), rows, weights[-1].T).view(output.shape)
+            return torch.addmm(output.view(-1, len(weights[-1])), rows, weights[-1].T).view(output.shape)
         added = functional.linear(features, weights[-1])
         if self.axes_out == (-1,):
             return output + added

@@ -80,8 +80,14 @@ def average_over_processes(moments: Sequence[SecondMoment]) -> None:
         moment.replace(part.reshape(gram.shape), round(total))
 
 
-def total_over_processes(counts: Sequence[int], like: Tensor) -> list[int]:
-    """Return the sums of row counts over all processes."""
-    message = torch.tensor(counts, dtype=torch.float64, device=like.device)
-    distributed.all_reduce(message)
-    return [round(total) for total in message.tolist()]
+def rows_per_process(counts: Sequence[int]) -> list[float]:
+    """Return the mean of each count over all processes."""
+    return mean_over_processes(torch.tensor(counts, dtype=torch.float64)).tolist()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes."""
+    device = "cuda" if distributed.get_backend() == "nccl" else values.device
+    total = values.detach().clone().to(device)
+    distributed.all_reduce(total)
+    return (total / distributed.get_world_size()).to(values)

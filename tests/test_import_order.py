@@ -37,7 +37,7 @@ ROWS = (
         "hub",
         "export",
     },
-    {"training", "integrations"},
+    {"training", "integrations", "curvature", "diagnosis"},
     {"report", "testing", "soundness"},
 )
 ROW = {module: number for number, modules in enumerate(ROWS, start=1) for module in modules}

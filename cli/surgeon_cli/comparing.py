@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from surgeon.certificate import certify, machine, versions
-from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.certificate import machine, versions
+from surgeon.errors import ExistsError, TrainingError, UsageError
 from surgeon.files import check_writable, write_json
-from surgeon.groups import parse_group
-from surgeon.tasks import can_act, primary_metric, task_forward
-from surgeon.training import ArmRun, Comparison, FinetuneSettings, arm_named, compare, summarise_runs, sweep
-from surgeon.types import ErrorSummary
-from surgeon.verdict import MeasureSettings, sample_batches, task_equivariance
+from surgeon.tasks import primary_metric
+from surgeon.training import ArmRun, FinetuneSettings, arm_named, compare, summarise_runs, sweep
+from surgeon.training.compare import Comparison, Execute, Failure, Outcome, Point, final_points, one_after_the_other
+from surgeon.training.spread import Source, comparison_of, local_processes, ray_cluster
+from surgeon.training.statistics import edges_of_grid
+from surgeon.training.store import RunStore
 from surgeon.workspace import OpenOptions, Workspace, open_path
-from surgeon_cli.progress import training_bar
+from surgeon_cli.comparison_words import budget, read_sweep, sentences
+from surgeon_cli.progress import TrainingBar, training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
 from surgeon_cli.training_options import Comparing
 
@@ -37,82 +38,153 @@ def run_comparison(
 ) -> None:
     """Train all arms from the original checkpoint, print one table, and write one record."""
     target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-compare.json")
-    check_writable(target, force)
-    arms, grid, record = comparing.arms(), comparing.grid(), comparing.lr_record
+    runs_folder = target.with_name(target.stem + ".runs")
+    if target.exists() and not force and not runs_folder.is_dir():
+        raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")
+    check_writable(target, True)
+    arms, grid = comparing.arms(), comparing.grid()
     for name in arms:
         arm_named(name)
-    if grid and record:
+    if grid and comparing.lr_record:
         raise UsageError("expected either --lr-grid or --lr-record, got both: leave one out")
+    if comparing.ray and comparing.jobs > 1:
+        raise UsageError("expected either --jobs or --ray, got both: leave one out")
     workspace = open_path(folder, options)
-    if workspace.relaxation is None:
-        raise CheckpointError(
-            f"expected a relaxed folder, got the plain checkpoint {str(folder)!r}: run `surgeon relax {folder}` first"
-        )
-    settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
-    task = workspace.require_task().task
-    metric, _ = primary_metric(task)
-    swept: Mapping[str, Any] | None = read_sweep(record) if record else None
-    comparison = Comparison(
-        lambda: workspace.original()[0], workspace.relaxation.plan, task, settings, start=_initial_branches(workspace)
-    )
-    results = _Results(target, workspace, metric, settings, force)
-    with training_bar(metric, json_output) as bar, results.kept_on_failure():
-        start = None if bar is None else lambda arm, seed, rate: bar.start(f"{arm}, seed {seed}, lr {rate:g}")
+    comparison = comparison_of(workspace, settings)
+    settings, seeds = comparison.settings, range(settings.seed, settings.seed + comparing.seeds)
+    swept: Mapping[str, Any] | None = read_sweep(comparing.lr_record) if comparing.lr_record else None
+    final_points(comparison, arms, seeds, swept["best"] if swept else None)  # what is wrong is found before training
+    kept = RunStore(runs_folder, _identity(workspace, settings), force)
+    results = _Results(target, workspace, settings, kept)
+    with training_bar(results.metric, json_output) as bar, results.kept_on_failure():
+        execute = _executor(comparing, comparison, workspace, results.metric, bar)
+        _tell_kept(kept, bar)
         if grid:
-            swept = sweep(comparison, arms, grid, range(comparing.lr_seeds), on_start=start, on_step=bar)
-            results.sweep = swept
-            results.write(complete=False)
-        results.sweep = swept
+            swept = sweep(comparison, arms, grid, range(comparing.lr_seeds), execute, kept)
         rates = swept["best"] if swept else None
-        seeds = range(settings.seed, settings.seed + comparing.seeds)
-        compare(comparison, arms, seeds, rates, start, bar, results)
+        results.sweep, results.points = swept, final_points(comparison, arms, seeds, rates)
+        compare(comparison, arms, seeds, rates, execute, kept)
     results.write(complete=True)
     if json_output:
         print_json(results.data(complete=True))
         return
     _show(results, comparing.seeds)
-    say(f"wrote {target}")
+    say(f"wrote {target}; every run is in {runs_folder}/")
 
 
-def _initial_branches(workspace: Workspace) -> Mapping[str, Tensor] | None:
-    """Return the folder's W if it has not been trained yet; a comparison starts where a single run would."""
+def _executor(
+    comparing: Comparing, comparison: Comparison, workspace: Workspace, metric: str, bar: TrainingBar | None
+) -> Execute:
+    """Return how the runs are carried out, with something to see on the way unless ``bar`` is None."""
+    counter = _Counter(metric)
+    if comparing.ray is None and comparing.jobs == 1:
+        start = None if bar is None else lambda point: bar.start(counter.title(point))
+        return counter.counted(one_after_the_other(comparison, start, bar), lines=False)
+    source = Source.of(workspace, comparison.settings)
+    spread = ray_cluster(source, comparing.ray) if comparing.ray else local_processes(source, comparing.jobs)
+    return counter.counted(spread, lines=bar is not None)
+
+
+def _tell_kept(kept: RunStore, bar: TrainingBar | None) -> None:
+    if bar is None:
+        return
+    if kept.damaged:
+        tell(f"{len(kept.damaged)} stored runs are damaged and will be repeated: {', '.join(kept.damaged)}")
+    if kept:
+        tell(f"going on: {len(kept)} finished runs are in {kept.folder}/")
+
+
+def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any]:
+    """Return what all runs in one folder have to share; arm, learning rate and seed stand in the name of a run."""
     assert workspace.files is not None
-    return workspace.files.branches if workspace.files.config.step == 0 else None
+    config, task = workspace.files.config, workspace.require_task()
+    shared = settings.to_data()
+    del shared["seed"], shared["learning_rate"]
+    plan = json.dumps(config.plan.to_data(), sort_keys=True)
+    branches = hashlib.sha256()
+    for name, tensor in sorted(workspace.files.branches.items()):
+        branches.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return {
+        "checkpoint sha256": config.base["sha256"],
+        "plan": {"sites": len(config.plan.sites), "sha256": hashlib.sha256(plan.encode()).hexdigest()},
+        "initial branches sha256": branches.hexdigest() if config.step == 0 else None,
+        "task": {"sha256": task.sha256, "arguments": dict(task.arguments)},
+        "model": workspace.found.factory,
+        "settings": shared,
+    }
 
 
-def _show(results: _Results, seeds: int) -> None:
-    rows, runs, swept = results.rows(), results.runs, results.sweep
-    if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
-        console().print(sweep_table(swept))
-    console().print(comparison_table(rows, results.metric, seeds))
-    others = [name for name in runs[0].test if name not in (results.metric, "loss")]
-    if others:
-        console().print(other_metrics_table({name: summarise_runs(runs, name) for name in others}))
-    for sentence in sentences(rows, results.metric):
-        say(sentence)
+class _Counter:
+    """Says which of how many runs is going on, and how long the others will take; a sweep is counted by itself."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self._total, self._done, self._started = 0, 0, 0.0
+
+    def title(self, point: Point) -> str:
+        """Return what to call the next run."""
+        self._done += 1
+        return f"{'run' if point.test else 'sweep'} {self._done} of {self._total}: {point}"
+
+    def counted(self, execute: Execute, lines: bool) -> Execute:
+        """Count from 1 for every list of runs; with ``lines``, print one for every run that is finished."""
+
+        def counted(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
+            self._total, self._done, self._started = len(points), 0, time.monotonic()
+            for point, outcome in execute(points):
+                if lines:
+                    tell(f"{self.title(point)}: {self._words(outcome)}; {self._time_left()}")
+                yield point, outcome
+
+        return counted
+
+    def _words(self, outcome: Outcome) -> str:
+        if isinstance(outcome, Failure):
+            return outcome.message.split(";")[0]
+        return f"validation {self._metric} {outcome.validation[self._metric]:.4g} in {outcome.seconds:.1f} s"
+
+    def _time_left(self) -> str:
+        left = (time.monotonic() - self._started) / self._done * (self._total - self._done)
+        return f"about {left / 60:.1f} min left" if left > 90 else f"about {left:.0f} s left"
+
+
+def tell(text: str) -> None:
+    """Print a line about the progress."""
+    print(text, file=sys.stderr)
 
 
 class _Results:
-    """The record of a comparison, written anew after every finished run, so that none is lost."""
+    """What a comparison has found, and its record."""
 
-    def __init__(
-        self, target: Path, workspace: Workspace, metric: str, settings: FinetuneSettings, force: bool
-    ) -> None:
-        self.metric = metric
-        self.runs: list[ArmRun] = []
+    def __init__(self, target: Path, workspace: Workspace, settings: FinetuneSettings, kept: RunStore) -> None:
+        self.metric, _ = primary_metric(workspace.require_task().task)
         self.sweep: Mapping[str, Any] | None = None
-        self._target, self._workspace, self._settings, self._force = target, workspace, settings, force
-        self._judge = _Judge(workspace)
+        self.points: list[Point] = []
+        self._target, self._workspace, self._settings, self._kept = target, workspace, settings, kept
 
-    def __call__(self, run: ArmRun, model: nn.Module) -> None:
-        """Take up a finished run with its stripped model."""
-        self._judge(run, model)
-        self.runs.append(run)
-        self.write(complete=False)
+    @property
+    def runs(self) -> list[ArmRun]:
+        """The finished final runs, in the order in which they were asked for."""
+        found = (self._kept.get(point) for point in self.points)
+        return [run for run in found if isinstance(run, ArmRun)]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per arm."""
-        return _rows(self.runs, self.metric, self._judge)
+        rows = summarise_runs(self.runs, self.metric)
+        for row in rows:
+            own = [run for run in self.runs if run.arm == row["arm"]]
+            errors = [run.equivariance for run in own if run.equivariance is not None]
+            row["learning_rate"] = own[0].learning_rate
+            row["seconds"] = sum(run.seconds for run in own) / len(own)
+            row["certificate"] = f"{sum(run.identical is True for run in own)} of {len(own)} identical"
+            row["equivariance"] = f"{max(errors):.1e}" if errors else "not measured"
+        return rows
+
+    def said(self) -> list[str]:
+        """Return in words what was found, warnings first."""
+        swept, runs = self.sweep or {}, self.runs
+        edges = edges_of_grid(swept["best"], swept["grid"]) if "grid" in swept else []
+        return [*edges, *([budget(runs)] if runs else []), *sentences(self.rows(), self.metric)]
 
     def data(self, complete: bool) -> dict[str, Any]:
         """Return the record as JSON-compatible data."""
@@ -122,6 +194,7 @@ class _Results:
             "complete": complete,
             "metric": self.metric,
             "rows": self.rows(),
+            "sentences": self.said(),
             "runs": [run.to_data() for run in self.runs],
             "settings": self._settings.to_data(),
             "sweep": self.sweep,
@@ -133,9 +206,8 @@ class _Results:
         }
 
     def write(self, complete: bool) -> None:
-        """Write the record; the one of the run before is replaced."""
-        write_json(self._target, self.data(complete), force=self._force)
-        self._force = True
+        """Write the record; an older one of the same comparison is replaced."""
+        write_json(self._target, self.data(complete), force=True)
 
     @contextmanager
     def kept_on_failure(self) -> Iterator[None]:
@@ -144,76 +216,22 @@ class _Results:
             yield
         except (KeyboardInterrupt, TrainingError) as error:
             what = str(error) or "interrupted"
-            if not self.runs:
-                kept = "nothing was written" if self.sweep is None else f"the sweep is in {self._target}"
-                raise TrainingError(f"{what}; no run of the comparison was finished, {kept}") from None
-            raise TrainingError(f"{what}; finished runs, {len(self.runs)} of them, are in {self._target}") from None
+            if not self._kept:
+                raise TrainingError(f"{what}; no run was finished, nothing was written") from None
+            if self.runs or self.sweep:
+                self.write(complete=False)
+            raise TrainingError(
+                f"{what}; {len(self._kept)} finished runs are kept in {self._kept.folder}/, the same command goes on"
+            ) from None
 
 
-class _Judge:
-    """Certificate and equivariance error of every finished run."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self._original = workspace.original()[0]
-        self.verdicts: dict[str, list[bool]] = {}
-        self.errors: dict[str, list[float]] = {}
-
-    def __call__(self, run: ArmRun, model: nn.Module) -> None:
-        task = self._workspace.require_task()
-        batch = sample_batches(task, 1)[0]
-        certificate = certify(self._original, model, lambda m: task_forward(task.task, m, batch))
-        self.verdicts.setdefault(run.arm, []).append(certificate.identical)
-        if can_act(task.task) and self._workspace.relaxation is not None:
-            group = parse_group(self._workspace.relaxation.plan.group)
-            errors: dict[str, ErrorSummary] = task_equivariance(model, task, group, MeasureSettings(2, 1))
-            self.errors.setdefault(run.arm, []).append(max(error.median for error in errors.values()))
-
-
-def _rows(runs: list[ArmRun], metric: str, judge: _Judge) -> list[dict[str, Any]]:
-    rows = summarise_runs(runs, metric)
-    for row in rows:
-        own = [run for run in runs if run.arm == row["arm"]]
-        row["learning_rate"] = own[0].learning_rate
-        row["seconds"] = sum(run.seconds for run in own) / len(own)
-        verdicts, errors = judge.verdicts[row["arm"]], judge.errors.get(row["arm"])
-        row["certificate"] = f"{sum(verdicts)} of {len(verdicts)} identical"
-        row["equivariance"] = f"{max(errors):.1e}" if errors else "not measured"
-    return rows
-
-
-def sentences(rows: list[dict[str, Any]], metric: str) -> list[str]:
-    """Say in words what a comparison shows, and no more than it shows."""
-    said = []
-    plain = next((row for row in rows if row["arm"] == "plain"), None)
-    for row in rows:
-        if plain is None or row is plain or row["difference"] != row["difference"]:
-            continue
-        share = 100 * row["difference"] / abs(plain["mean"])
-        if row["half_width"] != row["half_width"]:
-            verdict = "one seed says nothing about chance"
-        elif row["half_width"] == 0:
-            verdict = "all seeds gave the same result, so nothing is known about chance"
-        elif abs(row["difference"]) <= row["half_width"]:
-            verdict = "not distinguishable from plain fine-tuning with these seeds"
-        else:
-            verdict = "distinguishable from plain fine-tuning (95 % interval excludes 0)"
-        said.append(f"{row['arm']}: {metric} {share:+.1f} % against plain: {verdict}")
-    return said
-
-
-def read_sweep(path: Path) -> Mapping[str, Any]:
-    """Read the record of a sweep.
-
-    Raises:
-        CheckpointError: if it is missing or has no best learning rates.
-    """
-    try:
-        data: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        data = data.get("sweep") or data
-        return {**data, "best": {str(arm): float(rate) for arm, rate in data["best"].items()}}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"expected the record of a sweep in {str(path)!r}, could not read one ({error}): give the file that "
-            "--lr-grid wrote"
-        ) from error
+def _show(results: _Results, seeds: int) -> None:
+    rows, runs, swept = results.rows(), results.runs, results.sweep
+    if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
+        console().print(sweep_table(swept))
+    console().print(comparison_table(rows, results.metric, seeds))
+    others = [name for name in runs[0].test if name not in (results.metric, "loss")]
+    if others:
+        console().print(other_metrics_table({name: summarise_runs(runs, name) for name in others}))
+    for sentence in results.said():
+        say(sentence)

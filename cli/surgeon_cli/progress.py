@@ -32,8 +32,8 @@ class TrainingBar:
 
     def __call__(self, event: StepEvent) -> None:
         """Show one optimiser step."""
-        value = event.validation.get(self._metric)
-        shown = "" if value is None else f"  clean {self._metric} {value:.4g}"
+        clean, relaxed = event.validation.get(self._metric), event.validation_relaxed.get(self._metric)
+        shown = "" if clean is None else f"  {self._metric} clean {clean:.4g}, relaxed {relaxed:.4g}"
         details = f"theta {event.theta:.2f}  loss {event.loss:.3e}  penalty {event.penalty:.2e}{shown}"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=event.step, total=event.steps, details=details)

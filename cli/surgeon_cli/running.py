@@ -18,11 +18,13 @@ from surgeon.training import (
     read_record,
     restore_run,
     save_run,
+    training_costs,
 )
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.options import refuse_overwriting
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import print_json, say
+from surgeon_cli.training_options import Keeping
 
 
 def run_training(
@@ -30,6 +32,7 @@ def run_training(
     out: Path | None,
     arm_name: str | None,
     settings: FinetuneSettings,
+    keeping: Keeping,
     options: OpenOptions,
     force: bool,
     json_output: bool,
@@ -55,16 +58,24 @@ def run_training(
     refuse_overwriting(target, base, task.path)
     arm = arm or arm_named(workspace.relaxation.mode)
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
-    finetuner = Finetuner(workspace.model, task.task, settings, arm, workspace.relaxation)
+    trackers = keeping.track or []
+    finetuner = Finetuner(workspace.model, task.task, settings, arm, workspace.relaxation, trackers, target.parent)
     if resuming:
         _require_same_start(target, workspace)
         restore_run(target, finetuner)
-        if not json_output:
+        if not json_output and finetuner.accelerator.is_main_process:
             say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
-    result = _run(finetuner, workspace, target, json_output)
+    quiet = json_output or not finetuner.accelerator.is_main_process
+    if not quiet:
+        say(training_costs(workspace.model, task.task, workspace.relaxation).sentence())
+    result = _run(finetuner, workspace, target, keeping.save_every, quiet)
+    if not finetuner.accelerator.is_main_process:
+        return
     if json_output:
         print_json({"written": str(target), "arm": arm.name, **dataclasses.asdict(result)})
         return
+    if result.stopped:
+        say(f"stopped early: {result.stopped}")
     _tell(finetuner, result, target)
 
 
@@ -81,12 +92,14 @@ def _require_same_start(target: Path, workspace: Workspace) -> None:
         )
 
 
-def _run(finetuner: Finetuner, workspace: Workspace, target: Path, quiet: bool) -> FinetuneResult:
+def _run(
+    finetuner: Finetuner, workspace: Workspace, target: Path, save_every: int | None, quiet: bool
+) -> FinetuneResult:
     with training_bar(finetuner.selection.metric, quiet) as bar:
         if bar is not None:
             bar.start(f"arm {finetuner.arm.name}")
         try:
-            return finetuner.run(bar, lambda run: save_run(target, run, workspace))
+            return finetuner.run(bar, lambda run: save_run(target, run, workspace), save_every)
         except KeyboardInterrupt:
             kept = "nothing was written yet"
             if has_run(target):
@@ -109,7 +122,7 @@ def _tell(finetuner: Finetuner, result: FinetuneResult, target: Path) -> None:
     if worse:
         say(
             f"note: in {worse} evaluations the relaxed model was worse on validation than "
-            "the same model without its branches; a smaller --branch-factor may help"
+            "the same model without its branches; --adaptive-theta, or a smaller --branch-factor, may help"
         )
     say(f"wrote {target}/; next: surgeon strip {target}")
 

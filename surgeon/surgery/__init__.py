@@ -1,5 +1,6 @@
 """Find sites, insert branches, train through the handle, strip them again."""
 
+from surgeon.surgery.budget import best_scored, with_blocks, with_rank, within_budget
 from surgeon.surgery.find import find
 from surgeon.surgery.insert import relax
 from surgeon.surgery.lowrank import LowRankUpdates
@@ -7,4 +8,17 @@ from surgeon.surgery.relaxation import PenaltySettings, Relaxation
 from surgeon.surgery.select import select
 from surgeon.surgery.strip import refold, strip
 
-__all__ = ["LowRankUpdates", "PenaltySettings", "Relaxation", "find", "refold", "relax", "select", "strip"]
+__all__ = [
+    "LowRankUpdates",
+    "PenaltySettings",
+    "Relaxation",
+    "best_scored",
+    "find",
+    "refold",
+    "relax",
+    "select",
+    "strip",
+    "with_blocks",
+    "with_rank",
+    "within_budget",
+]

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -17,7 +17,7 @@ from surgeon.branch import Branch, Tap, branches_of
 from surgeon.errors import UsageError
 from surgeon.forms import row_representations
 from surgeon.groups import Group
-from surgeon.moments import average_over_processes, processes, total_over_processes
+from surgeon.moments import average_over_processes, mean_over_processes, processes, rows_per_process
 from surgeon.regularizer import Commutator, PenaltyForm, SitePenalty, site_penalty
 from surgeon.schedule import Schedule
 from surgeon.surgery.select import matching_sites
@@ -193,19 +193,24 @@ class Relaxation:
 
     def _computed(self, keys: Sequence[str]) -> dict[str, SitePenalty]:
         settings, moments = self.penalty_settings, [self.branches[key].recorded for key in keys]
-        assert settings is not None or not keys
+        if settings is None or not keys:
+            return {}
+        together = processes() > 1
         counts: Sequence[float | None] = [None] * len(keys)
-        if settings is not None and moments and (world := processes()) > 1:
-            if settings.form == "rows":  # a sum over rows: the trainer's average of gradients makes it the global mean
-                like = next(iter(self.branches.values())).theta
-                counts = [total / world for total in total_over_processes([m.count for m in moments], like)]
-            else:
-                average_over_processes(moments)
-        return {
+        if together and settings.form == "rows":
+            # a mean over rows: local sums over the rows per process, whose gradients the trainer averages
+            counts = rows_per_process([moment.count for moment in moments])
+        elif together:
+            average_over_processes(moments)
+        terms = {
             key: site_penalty(self.branches[key].factors, moment, self._commutators[key], settings.form, count)
             for key, moment, count in zip(keys, moments, counts, strict=True)
-            if settings is not None
         }
+        if together and settings.form == "rows":
+            values = mean_over_processes(torch.stack([torch.stack([t.norm, t.defect]) for t in terms.values()]))
+            pairs = zip(terms.items(), values, strict=True)
+            terms = {key: replace(term, norm=norm, defect=defect) for (key, term), (norm, defect) in pairs}
+        return terms
 
     def penalty_terms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return, per site, the norm term and the defect term that the last :meth:`penalty` summed up; detached."""

@@ -1,10 +1,13 @@
 """Fine-tuning with theta going up and down, and fair comparisons of its variants."""
 
 from surgeon.training.arms import ARMS, Arm, arm_named
-from surgeon.training.compare import ArmRun, Comparison, compare, summarise_runs, sweep
+from surgeon.training.compare import ArmRun, Comparison, compare
+from surgeon.training.costs import Costs, training_costs
 from surgeon.training.engine import Finetuner, FinetuneResult, StepEvent, finetune
 from surgeon.training.runs import has_run, read_record, restore_run, save_run
 from surgeon.training.settings import PRESETS, FinetuneSettings
+from surgeon.training.statistics import summarise_runs
+from surgeon.training.sweep import sweep
 
 __all__ = [
     "ARMS",
@@ -12,6 +15,7 @@ __all__ = [
     "Arm",
     "ArmRun",
     "Comparison",
+    "Costs",
     "FinetuneResult",
     "FinetuneSettings",
     "Finetuner",
@@ -25,4 +29,5 @@ __all__ = [
     "save_run",
     "summarise_runs",
     "sweep",
+    "training_costs",
 ]

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from surgeon.errors import TrainingError, UsageError
-from surgeon.evaluation import evaluate, is_better
+from surgeon.evaluation import evaluate
 from surgeon.surgery import LowRankUpdates, relax, strip
-from surgeon.tasks import primary_metric, task_batches
+from surgeon.tasks import task_batches
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.engine import StepEvent, finetune
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.statistics import require_equal_budgets
 from surgeon.types import Plan, SiteRecord, Task
 from surgeon.workspace import load_branches
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run that a comparison asks for: plain data, which can go to another process.
+
+    Attributes:
+        arm: name of the arm.
+        seed: seed of the run; equal seeds see equal batches in equal order.
+        learning_rate: of the base weights.
+        test: measure the stripped model on the test split; False in a sweep.
+    """
+
+    arm: str
+    seed: int
+    learning_rate: float
+    test: bool = True
+
+    @property
+    def key(self) -> str:
+        """Name of the run, equal for equal points only."""
+        kind = "run" if self.test else "sweep"
+        return f"{kind}-{self.arm}-lr{float(self.learning_rate)!r}-seed{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}, lr {self.learning_rate:g}"
 
 
 @dataclass(frozen=True)
@@ -27,15 +52,15 @@ class ArmRun:
     """One finished run of a comparison, measured on the stripped model.
 
     Attributes:
-        arm: name of the arm.
-        seed: seed of the run; equal seeds see equal batches in equal order.
-        learning_rate: of the base weights.
+        arm, seed, learning_rate: as in :class:`Point`.
         validation: clean metrics of the best epoch.
         test: metrics of the stripped model on the test split; empty in a sweep.
         best_epoch: epoch of the best clean validation metric; 0 is the model as it came.
         steps: optimiser steps.
         seconds: training time, evaluation included.
         sites: what was dropped or folded.
+        identical: whether the certificate found the original architecture; None if nobody looked.
+        equivariance: largest median equivariance error of the stripped model; None if it was not measured.
     """
 
     arm: str
@@ -47,10 +72,24 @@ class ArmRun:
     steps: int
     seconds: float
     sites: tuple[SiteRecord, ...]
+    identical: bool | None = None
+    equivariance: float | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Return the run as JSON-compatible data."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run whose training could not go on, such as one that diverged; in a sweep that is an answer."""
+
+    message: str
+
+
+Outcome = ArmRun | Failure
+Execute = Callable[[Sequence[Point]], Iterable[tuple[Point, Outcome]]]
+"""Carries runs out and hands back each one as soon as it is finished, in any order."""
 
 
 @dataclass(frozen=True)
@@ -62,46 +101,128 @@ class Comparison:
         plan: where branches go.
         task: data, loss, metrics.
         settings: everything but seed and learning rate.
-        test: False leaves the test split alone, for sweeps.
         start: initial weights of the branches by state-dict key; None starts at W = 0.
+        judge: adds to a run what is to be found out about its stripped model; not asked in a sweep.
     """
 
     make_model: Callable[[], nn.Module]
     plan: Plan
     task: Task
     settings: FinetuneSettings
-    test: bool = True
     start: Mapping[str, Tensor] | None = None
+    judge: Callable[[ArmRun, nn.Module], ArmRun] | None = None
 
-    def run(
-        self,
-        arm: Arm,
-        seed: int,
-        rate: float,
-        on_step: Callable[[StepEvent], None] | None = None,
-        on_model: Callable[[ArmRun, nn.Module], None] | None = None,
-    ) -> ArmRun:
-        """Train one arm with one seed, strip it, and measure what is left."""
-        settings = dataclasses.replace(self.settings, seed=seed, learning_rate=rate)
-        model = self.make_model()
-        relaxation, updates = None, None
-        if arm.low_rank:
-            updates = LowRankUpdates(model, self.plan, settings.low_rank, seed)
-        if arm.mode is not None:
-            relaxation = relax(model, self.plan, mode=arm.mode, schedule=settings.schedule)
-            if self.start is not None:
-                load_branches(relaxation, self.start)
-        result = finetune(model, self.task, settings, arm, relaxation or updates, on_step)
-        sites = strip(relaxation) if relaxation is not None else ()
-        if updates is not None:
-            updates.merge()
-        test = evaluate(model, self.task, "test") if self.test else {}
-        run = ArmRun(
-            arm.name, seed, rate, result.validation, test, result.best_epoch, result.steps, result.seconds, sites
-        )
-        if on_model:
-            on_model(run, model.cpu())
-        return run
+    def __post_init__(self) -> None:
+        if self.settings.patience is not None:
+            raise UsageError(
+                f"expected equal budgets, got a patience of {self.settings.patience}, with which arms end at different "
+                "steps: leave it out"
+            )
+
+
+def run_one(
+    comparison: Comparison,
+    arm: Arm,
+    seed: int,
+    rate: float,
+    test: bool = True,
+    on_step: Callable[[StepEvent], None] | None = None,
+) -> tuple[ArmRun, nn.Module]:
+    """Train one arm with one seed, strip it, and measure what is left.
+
+    Nothing random is left over from earlier runs, so that a run has one result in whatever order and process.
+
+    Args:
+        comparison: what all runs share.
+        arm: how the branches take part.
+        seed: of everything random.
+        rate: learning rate of the base weights.
+        test: measure the stripped model on the test split.
+        on_step: called after every optimiser step.
+
+    Returns:
+        The run, and its stripped model on the CPU.
+
+    Raises:
+        TrainingError: if the training diverges.
+    """
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+    settings = dataclasses.replace(comparison.settings, seed=seed, learning_rate=rate)
+    model = comparison.make_model()
+    relaxation, updates = None, None
+    if arm.low_rank:
+        updates = LowRankUpdates(model, comparison.plan, settings.low_rank, seed)
+    if arm.mode is not None:
+        relaxation = relax(model, comparison.plan, mode=arm.mode, schedule=settings.schedule)
+        if comparison.start is not None:
+            load_branches(relaxation, comparison.start)
+    result = finetune(model, comparison.task, settings, arm, relaxation or updates, on_step)
+    sites = strip(relaxation) if relaxation is not None else ()
+    if updates is not None:
+        updates.merge()
+    measured = evaluate(model, comparison.task, "test") if test else {}
+    run = ArmRun(
+        arm.name, seed, rate, result.validation, measured, result.best_epoch, result.steps, result.seconds, sites
+    )
+    return run, model.cpu()
+
+
+def outcome_of(
+    comparison: Comparison, point: Point, on_step: Callable[[StepEvent], None] | None = None
+) -> tuple[Point, Outcome]:
+    """Carry one run out; a training that cannot go on is an outcome as well."""
+    try:
+        arm = arm_named(point.arm)
+        run, model = run_one(comparison, arm, point.seed, point.learning_rate, point.test, on_step)
+    except TrainingError as error:
+        return point, Failure(str(error))
+    return point, comparison.judge(run, model) if comparison.judge and point.test else run
+
+
+def one_after_the_other(
+    comparison: Comparison,
+    on_start: Callable[[Point], None] | None = None,
+    on_step: Callable[[StepEvent], None] | None = None,
+) -> Execute:
+    """Return how to carry runs out in this process.
+
+    Args:
+        comparison: what the runs share.
+        on_start: called before each run.
+        on_step: called after every optimiser step.
+    """
+
+    def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
+        for point in points:
+            if on_start:
+                on_start(point)
+            yield outcome_of(comparison, point, on_step)
+
+    return execute
+
+
+def carry_out(
+    points: Sequence[Point], execute: Execute, kept: MutableMapping[Point, Outcome] | None = None
+) -> list[Outcome]:
+    """Carry out the runs that are not kept yet, and keep each one as soon as it is finished.
+
+    Args:
+        points: the runs that are wanted.
+        execute: how to carry runs out.
+        kept: finished runs; those that are missing are added, except final runs that failed, which are tried again.
+
+    Returns:
+        The outcomes in the order of ``points``.
+    """
+    kept = {} if kept is None else kept
+    found = {point: kept[point] for point in points if point in kept}
+    for point, outcome in execute([point for point in points if point not in found]):
+        found[point] = outcome
+        if isinstance(outcome, ArmRun) or not point.test:
+            kept[point] = outcome
+    return [found[point] for point in points]
 
 
 def compare(
@@ -109,9 +230,8 @@ def compare(
     arms: Sequence[str],
     seeds: Sequence[int],
     rates: Mapping[str, float] | None = None,
-    on_start: Callable[[str, int, float], None] | None = None,
-    on_step: Callable[[StepEvent], None] | None = None,
-    on_model: Callable[[ArmRun, nn.Module], None] | None = None,
+    execute: Execute | None = None,
+    kept: MutableMapping[Point, Outcome] | None = None,
 ) -> list[ArmRun]:
     """Run every arm with every seed.
 
@@ -120,125 +240,50 @@ def compare(
         arms: names, see ``surgeon.training.arms``.
         seeds: at least one.
         rates: learning rate per arm, as :func:`sweep` found them; default that of the settings for all.
-        on_start: called with arm, seed and learning rate before each run.
-        on_step: called after every optimiser step.
-        on_model: called with each finished run and its stripped model.
+        execute: how to carry runs out; default one after the other in this process.
+        kept: finished runs of an earlier call, which are not repeated; new ones are added.
+
+    Returns:
+        One run per seed and arm, seed by seed.
 
     Raises:
         UsageError: if an arm is unknown, named twice, or without learning rate; or there are no seeds.
+        TrainingError: if runs diverge, when all others are finished; or if the arms did not get equal budgets.
     """
-    chosen = _distinct_arms(arms, seeds)
-    missing = [name for name in arms if rates is not None and name not in rates]
-    if missing and rates is not None:
-        raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")
-    if comparison.test:
-        task_batches(comparison.task, "test", 0)  # found missing now, not after the first training
-    runs = []
-    for seed in seeds:
-        for arm in chosen:
-            rate = comparison.settings.learning_rate if rates is None else rates[arm.name]
-            if on_start:
-                on_start(arm.name, seed, rate)
-            runs.append(comparison.run(arm, seed, rate, on_step, on_model))
+    points = final_points(comparison, arms, seeds, rates)
+    outcomes = carry_out(points, execute or one_after_the_other(comparison), kept)
+    failed = [(point, out) for point, out in zip(points, outcomes, strict=True) if isinstance(out, Failure)]
+    if failed:
+        point, failure = failed[0]
+        raise TrainingError(f"{len(failed)} of {len(points)} runs failed, first {point}: {failure.message}")
+    runs = [outcome for outcome in outcomes if isinstance(outcome, ArmRun)]
+    require_equal_budgets(runs)
     return runs
 
 
-def _distinct_arms(arms: Sequence[str], seeds: Sequence[int]) -> list[Arm]:
-    chosen = [arm_named(name) for name in arms]
-    if not seeds or not chosen or len(set(arms)) < len(arms):
+def final_points(
+    comparison: Comparison, arms: Sequence[str], seeds: Sequence[int], rates: Mapping[str, float] | None = None
+) -> list[Point]:
+    """Return the runs of :func:`compare`, after checking that they can be carried out; errors as there."""
+    require_arms_and_seeds(arms, seeds)
+    missing = [name for name in arms if rates is not None and name not in rates]
+    if missing:
+        raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")
+    task_batches(comparison.task, "test", 0)  # found missing now, not after the first training
+    rate = comparison.settings.learning_rate
+    return [Point(name, seed, rates[name] if rates else rate) for seed in seeds for name in arms]
+
+
+def require_arms_and_seeds(arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse an empty or ambiguous comparison.
+
+    Raises:
+        UsageError: if an arm is unknown or named twice, or there is none, or no seed.
+    """
+    for name in arms:
+        arm_named(name)
+    if not seeds or not arms or len(set(arms)) < len(arms):
         raise UsageError(
             f"expected distinct arms and at least one seed, got arms {list(arms)} and seeds {list(seeds)}: "
             "name each arm once"
         )
-    return chosen
-
-
-def sweep(
-    comparison: Comparison,
-    arms: Sequence[str],
-    grid: Sequence[float],
-    seeds: Sequence[int] = (0,),
-    on_start: Callable[[str, int, float], None] | None = None,
-    on_step: Callable[[StepEvent], None] | None = None,
-) -> dict[str, Any]:
-    """Try the same learning rates for every arm, by the validation split alone.
-
-    Args:
-        comparison: what the runs share; its test split is not touched.
-        arms: names, see ``surgeon.training.arms``.
-        grid: learning rates to try, the same for every arm.
-        seeds: seeds per point; the mean over them decides.
-        on_start: called with arm, seed and learning rate before each run.
-        on_step: called after every optimiser step.
-
-    Returns:
-        JSON-compatible record: ``best`` (arm to learning rate), ``grid``, ``seeds``, ``metric``, ``settings``, and
-        ``runs`` with the validation metric of every run, NaN where the training diverged.
-
-    Raises:
-        UsageError: if an arm is unknown or named twice, or the grid is empty.
-        TrainingError: if an arm diverges at every learning rate.
-    """
-    if not grid:
-        raise UsageError("expected at least one learning rate to try, got none")
-    untested = dataclasses.replace(comparison, test=False)
-    metric, direction = primary_metric(comparison.task)
-    _distinct_arms(arms, seeds)
-    best: dict[str, float] = {}
-    rows = []
-    for name in arms:
-        best_value, failure = math.nan, None
-        for rate in grid:
-            try:
-                runs = compare(untested, [name], seeds, {name: rate}, on_start, on_step)
-                values = [run.validation[metric] for run in runs]
-            except TrainingError as error:  # a rate at which the training diverges is an answer, too
-                values, failure = [math.nan] * len(seeds), error
-            rows.append({"arm": name, "learning_rate": rate, "validation": values})
-            if is_better(statistics.fmean(values), best_value, direction):
-                best[name], best_value = rate, statistics.fmean(values)
-        if name not in best:
-            rates = ", ".join(f"{rate:g}" for rate in grid)
-            raise TrainingError(f"the arm {name!r} trains at none of the learning rates {rates}: {failure}")
-    return {
-        "best": best,
-        "grid": list(grid),
-        "seeds": list(seeds),
-        "metric": metric,
-        "settings": comparison.settings.to_data(),
-        "runs": rows,
-    }
-
-
-def summarise_runs(runs: Sequence[ArmRun], metric: str, reference: str = "plain") -> list[dict[str, Any]]:
-    """Return per arm the mean and spread of a test metric and the paired difference to the reference arm.
-
-    Returns:
-        One row per arm, in order: ``arm``, ``mean``, ``spread`` (standard deviation over seeds, NaN for one seed),
-        ``difference`` (mean over seeds of arm minus reference, paired by seed) and ``half_width`` of its 95 %
-        confidence interval (Student's t; NaN for one seed).
-    """
-    values = {(run.arm, run.seed): run.test[metric] for run in runs}
-    rows = []
-    for arm in dict.fromkeys(run.arm for run in runs):
-        seeds = [run.seed for run in runs if run.arm == arm]
-        own = [values[arm, seed] for seed in seeds]
-        paired = [values[arm, seed] - values[reference, seed] for seed in seeds if (reference, seed) in values]
-        rows.append(
-            {
-                "arm": arm,
-                "mean": statistics.fmean(own),
-                "spread": statistics.stdev(own) if len(own) > 1 else math.nan,
-                "difference": statistics.fmean(paired) if paired else math.nan,
-                "half_width": _half_width(paired),
-            }
-        )
-    return rows
-
-
-def _half_width(paired: Sequence[float]) -> float:
-    if len(paired) < 2:
-        return math.nan
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / math.sqrt(len(paired))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,8 @@ from surgeon.imports import one_line
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
-
-def make_accelerator(precision: str, trackers: Sequence[Tracker] = (), folder: Path | None = None) -> Accelerator:
+def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
     """Return accelerate's driver; its state is one per process, and an earlier run may have had another precision.
 
     Raises:
@@ -50,7 +48,7 @@ def make_accelerator(precision: str, trackers: Sequence[Tracker] = (), folder: P
     return accelerator
 
 
-def _require_trackers(trackers: Sequence[Tracker]) -> None:
+def _require_trackers(trackers: Sequence[str]) -> None:
     from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
 
     available = {

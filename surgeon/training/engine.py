@@ -19,7 +19,7 @@ from surgeon.surgery import LowRankUpdates, PenaltySettings, Relaxation, refold
 from surgeon.tasks import task_forward, task_loss
 from surgeon.training.arms import Arm
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
-from surgeon.training.driver import Tracker, deterministic, gathered, make_accelerator, with_advice
+from surgeon.training.driver import deterministic, gathered, make_accelerator, with_advice
 from surgeon.training.ema import Ema
 from surgeon.training.groups import parameter_groups
 from surgeon.training.optimizers import make_optimizer, rate_scale
@@ -45,6 +45,7 @@ class StepEvent:
     loss: float
     penalty: float
     validation: Mapping[str, float]
+    validation_relaxed: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Finetuner:
         settings: FinetuneSettings,
         arm: Arm,
         added: Relaxation | LowRankUpdates | None,
-        trackers: Sequence[Tracker] = (),
+        trackers: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
         from accelerate.utils import set_seed
@@ -362,8 +363,9 @@ class Finetuner:
             if self.accelerator.trackers:
                 self.accelerator.log({**entry, "theta": theta[0]}, step=state.step)
         if on_step:
-            evaluated = (entry["validation"] for entry in reversed(state.history) if entry["validation"])
-            on_step(StepEvent(state.step, self.steps, state.epoch, theta[0], loss, penalty, next(evaluated, {})))
+            last: Mapping[str, Any] = next((entry for entry in reversed(state.history) if entry["validation"]), {})
+            clean, relaxed = last.get("validation", {}), last.get("validation_relaxed", {})
+            on_step(StepEvent(state.step, self.steps, state.epoch, theta[0], loss, penalty, clean, relaxed))
 
     def _finish_epoch(self, started: float, on_save: Callable[[Finetuner], None] | None) -> None:
         """Evaluate if it is time, and append the epoch to the history."""

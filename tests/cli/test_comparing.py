@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import pickle
+import re
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from surgeon.surgery import Relaxation
-from tests.commands import Surgeon, files_in
+from surgeon.training import FinetuneSettings
+from surgeon.training.compare import Point, outcome_of
+from surgeon.training.spread import Source, comparison_of, work
+from surgeon.workspace import open_path
+from tests.commands import Surgeon, child, files_in
+from tests.tiny import Net
 
 COMPARE = ("finetune", "net-relaxed", "--epochs", "1", "--seeds", "1", "--compare")
 RECORD = Path("net-compare.json")
@@ -74,7 +86,7 @@ def test_a_run_that_fails_leaves_the_finished_ones(surgeon: Surgeon, what: str, 
     surgeon("relax", "net.pt")
     told = surgeon(*COMPARE, "plain,drop", *trouble(what, 6), code=2).err
     assert words in told
-    assert "finished runs, 1 of them, are in net-compare.json" in told
+    assert "1 finished runs are kept in net-compare.runs/, the same command goes on" in told
     record = strict(RECORD.read_text())
     assert record["complete"] is False
     assert [(run["arm"], run["steps"]) for run in record["runs"]] == [("plain", 3)]
@@ -84,18 +96,169 @@ def test_a_run_that_fails_leaves_the_finished_ones(surgeon: Surgeon, what: str, 
     assert (record["complete"], len(record["runs"])) == (True, 2)
 
 
+SWEPT = (*COMPARE, "plain,drop", "--lr-grid", "1e-2,1e-3")
+
+
+def without_times(record: Any) -> Any:
+    """Leave out of a record what differs between equal runs: times, and the name of the output."""
+    if isinstance(record, dict):
+        return {name: without_times(part) for name, part in record.items() if name not in ("seconds", "command")}
+    return [without_times(part) for part in record] if isinstance(record, list) else record
+
+
+@pytest.mark.parametrize("at", [6, 15], ids=["in the sweep", "in the final runs"])
+def test_the_same_command_goes_on(surgeon: Surgeon, at: int) -> None:
+    surgeon("relax", "net.pt")
+    command = (*SWEPT, *trouble("stop once", at))
+    assert "the same command goes on" in surgeon(*command, code=2).err
+    stored = files_in(Path("net-compare.runs"))
+    told = surgeon(*command).err
+    assert f"going on: {len(stored) - 1} finished runs" in told
+    assert stored.items() <= files_in(Path("net-compare.runs")).items()
+    surgeon(*command, "-o", "whole.json")
+    assert without_times(strict(RECORD.read_text())) == without_times(strict(Path("whole.json").read_text()))
+
+
+def test_a_killed_comparison_goes_on(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    command = (*COMPARE, "plain,drop", *trouble("KILL", 6))
+    assert child(surgeon.path, *command).returncode == -signal.SIGKILL
+    stored = files_in(Path("net-compare.runs"))
+    assert set(stored) == {"comparison.json", "run-plain-lr0.001-seed0.json"}
+    surgeon(*command)
+    assert stored.items() <= files_in(Path("net-compare.runs")).items()
+    surgeon(*command, "-o", "whole.json")
+    assert without_times(strict(RECORD.read_text())) == without_times(strict(Path("whole.json").read_text()))
+
+
+def test_more_arms_and_seeds_extend_a_comparison(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain")
+    stored = files_in(Path("net-compare.runs"))
+    more = ("finetune", "net-relaxed", "--epochs", "1", "--seeds", "2", "--compare", "plain,drop")
+    surgeon(*more)
+    assert stored.items() <= files_in(Path("net-compare.runs")).items()
+    assert len(strict(RECORD.read_text())["runs"]) == 4
+    monkeypatch.setattr(sys.modules["surgeon.training.compare"], "run_one", None)  # nothing is left to do
+    surgeon(*more)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("--branch-factor", "0.5"), "settings.branch_factor .0.1 there, 0.5 here"),
+        (("--epochs", "2"), "settings.epochs .1 there, 2 here"),
+        (("--task", "task.py", "--task-args", '{"batches": 2}'), "task.arguments.batches .null there, 2 here"),
+    ],
+)
+def test_another_comparison_in_the_same_place_is_refused(surgeon: Surgeon, change: tuple[str, ...], words: str) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain")
+    before = files_in(surgeon.path)
+    told = surgeon(*COMPARE, "plain", *change, code=2).err
+    assert re.search(words, told), told
+    assert "start anew with `--force`" in told
+    assert files_in(surgeon.path) == before
+    surgeon(*COMPARE, "plain", *change, "--force")
+    assert files_in(surgeon.path) != before
+
+
+def test_another_checkpoint_plan_or_task_is_refused(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain")
+    surgeon("relax", "net.pt", "--include", "first*", "--force")
+    assert "differs in plan.sites (2 there, 1 here)" in surgeon(*COMPARE, "plain", code=2).err
+    torch.save(Net().state_dict(), "net.pt")
+    surgeon("relax", "net.pt", "--force")
+    assert "differs in checkpoint sha256" in surgeon(*COMPARE, "plain", code=2).err
+    Path("task.py").write_text(Path("task.py").read_text() + "\n")
+    assert "task.sha256" in surgeon(*COMPARE, "plain", "--accept-changed-task", code=2).err
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"point": 1}', "cut"])
+def test_a_damaged_run_is_repeated(surgeon: Surgeon, damage: str) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain,drop")
+    record, path = strict(RECORD.read_text()), Path("net-compare.runs/run-drop-lr0.001-seed0.json")
+    path.write_text(path.read_text()[:100] if damage == "cut" else damage)
+    assert f"1 stored runs are damaged and will be repeated: {path.name}" in surgeon(*COMPARE, "plain,drop").err
+    assert without_times(strict(RECORD.read_text())) == without_times(record)
+
+
+def test_a_damaged_description_is_refused(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain")
+    Path("net-compare.runs/comparison.json").write_text("{")
+    assert "expected the description of a comparison in" in surgeon(*COMPARE, "plain", code=2).err
+
+
+def test_a_rate_at_the_edge_is_told(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-2,1e-9").out
+    assert "warning: the best learning rate of plain, 0.01, is the highest of the grid" in told
+    assert "1 runs: 1 arms, 1 seeds, 3 optimiser steps each" in told
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_record(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    told = surgeon(*SWEPT, "--jobs", "2").err
+    assert "sweep 4 of 4" in told
+    assert "run 2 of 2" in told
+    surgeon(*SWEPT, "-o", "one.json")
+    assert without_times(strict(RECORD.read_text())) == without_times(strict(Path("one.json").read_text()))
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_in_a_process_keeps_the_others(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    swept = ("plain", "--lr-grid", "1e-2,1e-3", "--jobs", "2")
+    told = surgeon(*COMPARE, *swept, *trouble("raise", 2), code=2).err
+    assert "ZeroDivisionError" in told
+    told = surgeon(*COMPARE, *swept, *trouble("nan", 2), code=2).err
+    assert "trains at none of the learning rates" in told
+
+
+def test_work_needs_nothing_but_plain_data(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    workspace = open_path("net-relaxed")
+    settings = FinetuneSettings(epochs=1)
+    source = pickle.loads(pickle.dumps(Source.of(workspace, settings)))
+    point = Point("drop", 0, 1e-2)
+    _, here = outcome_of(comparison_of(workspace, settings), point)
+    _, there = work(source, point, torch.get_num_threads())
+    assert without_times(dataclasses.asdict(here)) == without_times(dataclasses.asdict(there))
+    assert there != work(source, Point("drop", 1, 1e-2), torch.get_num_threads())[1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
+def test_without_ray_the_command_says_how_to_get_it(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    assert "pip install 'equisurgeon[ray]'" in surgeon(*COMPARE, "plain", "--ray", "local", code=2).err
+    assert "either --jobs or --ray" in surgeon(*COMPARE, "plain", "--ray", "local", "--jobs", "2", code=2).err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_a_ray_cluster_gives_the_same_record(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*SWEPT, "--ray", "local")
+    surgeon(*SWEPT, "-o", "one.json")
+    assert without_times(strict(RECORD.read_text())) == without_times(strict(Path("one.json").read_text()))
+
+
 def test_without_a_finished_run_nothing_is_written(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
     before = files_in(surgeon.path)
     told = surgeon(*COMPARE, "plain,drop", *trouble("stop once", 2), code=2).err
-    assert "no run of the comparison was finished, nothing was written" in told
+    assert "no run was finished, nothing was written" in told
     assert files_in(surgeon.path).keys() - before.keys() == {"stopped"}
 
 
 def test_a_finished_sweep_is_kept_as_well(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
     told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-2,1e-3", *trouble("stop once", 8), code=2).err
-    assert "no run of the comparison was finished, the sweep is in net-compare.json" in told
+    assert "2 finished runs are kept in net-compare.runs/" in told
     record = strict(RECORD.read_text())
     assert (record["complete"], record["runs"]) == (False, [])
     surgeon(*COMPARE, "plain", "--lr-record", str(RECORD), "-o", "after.json")

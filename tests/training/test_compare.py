@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import statistics
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from surgeon.branch import branches_of
 from surgeon.errors import TaskError, TrainingError, UsageError
 from surgeon.training import ARMS, ArmRun, Comparison, FinetuneSettings, StepEvent, compare, summarise_runs, sweep
+from surgeon.training.compare import Outcome, Point, one_after_the_other
+from surgeon.training.statistics import edges_of_grid, require_equal_budgets
 from tests.tiny import Net, TinyTask
 from tests.training.conftest import plan_of
 
@@ -32,9 +36,13 @@ def made_run(arm: str, seed: int, value: float) -> ArmRun:
 def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comparison, task: TinyTask) -> None:
     models: list[nn.Module] = []
     events: list[StepEvent] = []
-    runs = compare(
-        comparison, list(ARMS), [0, 1], on_step=events.append, on_model=lambda _, model: models.append(model)
-    )
+
+    def judge(run: ArmRun, model: nn.Module) -> ArmRun:
+        models.append(model)
+        return dataclasses.replace(run, identical=True)
+
+    judged = dataclasses.replace(comparison, judge=judge)
+    runs = compare(judged, list(ARMS), [0, 1], execute=one_after_the_other(judged, on_step=events.append))
     assert [(run.arm, run.seed) for run in runs] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
     assert {run.steps for run in runs} == {6}
     assert len(events) == 6 * 2 * len(ARMS)
@@ -123,3 +131,62 @@ def test_one_seed_or_no_reference_has_no_interval() -> None:
     assert math.isnan(rows[1]["spread"])
     assert rows[1]["difference"] == 1.0
     assert math.isnan(summarise_runs([made_run("drop", 0, 2.0)], "mse")[0]["difference"])
+
+
+def test_finished_runs_are_not_repeated_and_can_be_extended(comparison: Comparison, task: TinyTask) -> None:
+    kept: dict[Point, Outcome] = {}
+    compare(comparison, ["plain"], [0], kept=kept)
+    trained = task.trained
+    again = compare(comparison, ["plain"], [0], kept=kept)
+    assert task.trained == trained
+    more = compare(comparison, ["plain", "drop"], [0, 1], kept=kept)
+    assert task.trained == 4 * trained
+    assert more[0] is again[0]
+    assert values(more) == values(compare(comparison, ["plain", "drop"], [0, 1]))
+
+
+def values(runs: list[ArmRun]) -> list[ArmRun]:
+    return [dataclasses.replace(run, seconds=0.0) for run in runs]
+
+
+def test_a_run_does_not_depend_on_the_runs_before_it(comparison: Comparison) -> None:
+    points = [Point(arm, 0, 1e-2) for arm in ("plain", "fold")]
+    forwards = [outcome for _, outcome in one_after_the_other(comparison)(points)]
+    backwards = [outcome for _, outcome in one_after_the_other(comparison)(points[::-1])]
+    assert values(forwards) == values(backwards[::-1])  # type: ignore[arg-type]
+
+
+class Fragile(TinyTask):
+    """Diverges with one seed only."""
+
+    def batches(self, split: str, seed: int) -> Iterator[dict[str, Tensor]]:
+        for batch in super().batches(split, seed):
+            bad = split == "train" and seed // 100_003 == 1
+            yield {**batch, "target": batch["target"] * float("nan")} if bad else batch
+
+
+def test_a_final_run_that_fails_keeps_the_others_and_is_tried_again(comparison: Comparison) -> None:
+    kept: dict[Point, Outcome] = {}
+    fragile = dataclasses.replace(comparison, task=Fragile())
+    with pytest.raises(TrainingError, match="1 of 3 runs failed, first plain, seed 1, lr 0.01: the task loss became"):
+        compare(fragile, ["plain"], [0, 1, 2], kept=kept)
+    assert [point.seed for point in kept] == [0, 2]
+    assert len(compare(comparison, ["plain"], [0, 1, 2], kept=kept)) == 3
+
+
+def test_unequal_budgets_are_an_error(comparison: Comparison) -> None:
+    runs = [made_run("plain", 0, 1.0), dataclasses.replace(made_run("drop", 0, 1.0), steps=2)]
+    with pytest.raises(TrainingError, match="seed 0 the arm 'plain' took 1 optimiser steps and 'drop' 2"):
+        require_equal_budgets(runs)
+    require_equal_budgets([runs[0], dataclasses.replace(runs[1], seed=1)])
+    with pytest.raises(UsageError, match="equal budgets, got a patience of 3"):
+        dataclasses.replace(comparison, settings=dataclasses.replace(SETTINGS, patience=3))
+
+
+def test_a_best_rate_at_the_edge_of_the_grid_is_told() -> None:
+    grid = [1e-3, 1e-2, 1e-4]
+    assert edges_of_grid({"plain": 1e-3}, grid) == []
+    assert edges_of_grid({"plain": 1e-3}, [1e-3]) == []
+    low, high = edges_of_grid({"plain": 1e-4, "drop": 1e-2}, grid)
+    assert "best learning rate of plain, 0.0001, is the lowest" in low
+    assert "best learning rate of drop, 0.01, is the highest" in high

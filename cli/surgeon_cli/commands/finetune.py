@@ -11,7 +11,7 @@ from surgeon_cli.bundles import unbundled
 from surgeon_cli.comparing import run_comparison
 from surgeon_cli.options import ForceOption, JsonOption, OutOption, PathArgument, Reopening, folder_or_only
 from surgeon_cli.running import run_training
-from surgeon_cli.training_options import Comparing, Training
+from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Training, settings_of
 
 
 @unbundled
@@ -20,9 +20,12 @@ def finetune(
     *,
     out: OutOption = None,
     arm: Annotated[
-        str | None, typer.Option("--arm", help="drop, fold or overparam; default: as the folder is to be stripped.")
+        str | None,
+        typer.Option("--arm", help="drop, fold, refold, overparam or ace; default: the folder's strip mode."),
     ] = None,
     training: Training,
+    relaxing: Relaxing,
+    keeping: Keeping,
     comparing: Comparing,
     opening: Reopening,
     force: ForceOption = False,
@@ -39,7 +42,7 @@ def finetune(
 
         surgeon finetune segnn-relaxed --compare plain,drop,fold,overparam --seeds 3
     """
-    options, settings = opening.options(json_output), training.settings()
+    options, settings = opening.options(json_output), settings_of(training, relaxing)
     folder = folder_or_only(path, json_output, trained=False)
     if comparing.compare is not None:
         if arm is not None:
@@ -48,4 +51,4 @@ def finetune(
         return
     if comparing.lr_grid or comparing.lr_record:
         raise UsageError("expected --lr-grid and --lr-record together with --compare: add it, or give --lr")
-    run_training(folder, out, arm, settings, options, force, json_output)
+    run_training(folder, out, arm, settings, keeping, options, force, json_output)

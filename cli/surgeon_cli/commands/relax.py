@@ -20,6 +20,7 @@ from surgeon.surgery import select
 from surgeon.types import Plan
 from surgeon.workspace import Workspace, open_path, relaxed_config
 from surgeon_cli.bundles import unbundled
+from surgeon_cli.narrowing import Narrowing, narrowed, theta_shares
 from surgeon_cli.options import (
     ActionOption,
     Finding,
@@ -53,11 +54,18 @@ class Inserting:
         typer.Option("--strip-mode", help="drop: the paper's method; fold: keep the equivariant part of W."),
     ] = "drop"
     schedule: Annotated[
-        Literal["triangle", "one-sided", "cosine", "constant"], typer.Option("--schedule", help="theta over time.")
+        Literal["triangle", "one-sided", "cosine", "constant", "early"],
+        typer.Option("--schedule", help="theta over time."),
     ] = "triangle"
     init_scale: Annotated[
         float, typer.Option("--init-scale", min=0.0, help="Scale of the initial W; 0 starts at W = 0.")
     ] = 0.0
+    theta_site: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--theta-site", metavar="PATTERN=SHARE", help="Share of theta for matching sites; may be repeated."
+        ),
+    ] = None
 
 
 @unbundled
@@ -66,6 +74,7 @@ def relax(
     *,
     opening: Finding,
     inserting: Inserting,
+    narrowing: Narrowing,
     group: OptionalGroupOption = None,
     out: OutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
@@ -82,6 +91,8 @@ def relax(
         surgeon relax model.pt --group SO3 --task task.py --exclude 'embedding*' --dry-run
 
         surgeon relax model.pt --task task.py --plan plan.json
+
+        surgeon relax model.pt --task task.py --rank 8 --max-extra-params 30%
     """
     target = out or Path(f"{path.stem}-relaxed")
     if not math.isfinite(inserting.init_scale):
@@ -95,13 +106,13 @@ def relax(
     if workspace.relaxation is not None:
         raise PlanError(f"expected a checkpoint without branches, got the relaxed folder {str(path)!r}: strip it first")
     opened = time.perf_counter()
-    plan = _plan(workspace, inserting, group)
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
+    plan = narrowed(_plan(workspace, inserting, group), narrowing, own)
     relaxation = insert(
         workspace.model,
         plan,
         mode=inserting.strip_mode,
-        schedule=Schedule(inserting.schedule),
+        schedule=Schedule(inserting.schedule, sites=theta_shares(inserting.theta_site or [])),
         init_scale=inserting.init_scale,
     )
     seconds = {"open": opened - started, "relax": time.perf_counter() - opened}

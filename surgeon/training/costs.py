@@ -1,0 +1,62 @@
+"""What the branches cost while they are there: parameters, and the work of a forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from surgeon.evaluation import device_of, in_evaluation_mode
+from surgeon.surgery import Relaxation
+from surgeon.tasks import task_batches, task_forward
+from surgeon.trees import to_device
+from surgeon.types import Task
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the branches add while they are in the network; after stripping nothing of it is left.
+
+    Attributes:
+        parameters: of the network itself.
+        extra_parameters: of the branches.
+        flops: floating-point operations of matrix products and convolutions in the forward of one batch, without
+            branches.
+        extra_flops: the same of the branches.
+    """
+
+    parameters: int
+    extra_parameters: int
+    flops: int
+    extra_flops: int
+
+    def sentence(self) -> str:
+        """Say it in words."""
+        work = f", {100 * self.extra_flops / self.flops:.0f} % more matrix work per forward" if self.flops else ""
+        share = f" (+{100 * self.extra_parameters / self.parameters:.0f} %)" if self.parameters else ""
+        return (
+            f"training adds {self.extra_parameters:,} parameters to {self.parameters:,}{share}{work}; "
+            "nothing of it remains after stripping"
+        )
+
+
+def training_costs(model: nn.Module, task: Task, relaxation: Relaxation) -> Costs:
+    """Count parameters, and the work of one training batch with and without branches; the model is not changed."""
+    batch = to_device(next(task_batches(task, "train", 0)), device_of(model))
+    state = torch.get_rng_state()
+    with in_evaluation_mode(model):
+        whole = _flops(model, task, batch)
+        with relaxation.clean():
+            own = _flops(model, task, batch)
+    torch.set_rng_state(state)
+    extra = sum(parameter.numel() for parameter in relaxation.branch_parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Costs(total - extra, extra, own, whole - own)
+
+
+def _flops(model: nn.Module, task: Task, batch: object) -> int:
+    with FlopCounterMode(display=False) as counter:
+        task_forward(task, model, batch)
+    return int(counter.get_total_flops())

@@ -1,0 +1,180 @@
+"""Runs of a comparison in other processes: on this machine through joblib, on a cluster through Ray.
+
+What is sent is plain data, a path and settings. Every worker opens the relaxed folder by itself for each run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.certificate import certify
+from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.groups import parse_group
+from surgeon.imports import one_line
+from surgeon.tasks import can_act, task_forward
+from surgeon.training.compare import ArmRun, Comparison, Execute, Outcome, Point, outcome_of
+from surgeon.training.settings import FinetuneSettings
+from surgeon.verdict import MeasureSettings, sample_batches, task_equivariance
+from surgeon.workspace import OpenOptions, Workspace, open_path
+
+
+@dataclass(frozen=True)
+class Source:
+    """From what another process rebuilds a comparison.
+
+    Attributes:
+        path: the relaxed folder.
+        options: how to find the model and the task; nothing is announced.
+        settings: everything but seed and learning rate.
+        directory: the current folder, against which relative paths are read and in which modules are found.
+    """
+
+    path: str
+    options: OpenOptions
+    settings: FinetuneSettings
+    directory: str
+
+    @classmethod
+    def of(cls, workspace: Workspace, settings: FinetuneSettings) -> Source:
+        """Describe an opened folder."""
+        options = dataclasses.replace(
+            workspace.options,
+            task_arguments=dict(workspace.options.task_arguments),
+            factory_arguments=dict(workspace.options.factory_arguments),
+            announce=None,
+        )
+        return cls(str(Path(workspace.path).absolute()), options, settings, os.getcwd())
+
+
+def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Comparison:
+    """Return the comparison that starts from an opened relaxed folder.
+
+    A folder that has not been trained gives its branches, so that a comparison starts where a single run would.
+
+    Raises:
+        CheckpointError: if a plain checkpoint was opened.
+        TaskError: if no task is known.
+    """
+    if workspace.relaxation is None or workspace.files is None:
+        path = str(workspace.path)
+        raise CheckpointError(
+            f"expected a relaxed folder, got the plain checkpoint {path!r}: run `surgeon relax {path}` first"
+        )
+    task = workspace.require_task().task
+    settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
+    start: Mapping[str, Tensor] | None = workspace.files.branches if workspace.files.config.step == 0 else None
+    original = workspace.original()[0]
+    return Comparison(
+        lambda: workspace.original()[0],
+        workspace.relaxation.plan,
+        task,
+        settings,
+        start,
+        lambda run, model: _judged(workspace, original, run, model),
+    )
+
+
+def _judged(workspace: Workspace, original: nn.Module, run: ArmRun, model: nn.Module) -> ArmRun:
+    """Add the verdict of the certificate and the equivariance error of the stripped model."""
+    task = workspace.require_task()
+    batch = sample_batches(task, 1)[0]
+    certificate = certify(original, model, lambda m: task_forward(task.task, m, batch))
+    error = None
+    if can_act(task.task) and workspace.relaxation is not None:
+        group = parse_group(workspace.relaxation.plan.group)
+        errors = task_equivariance(model, task, group, MeasureSettings(2, 1))
+        error = max(summary.median for summary in errors.values())
+    return dataclasses.replace(run, identical=certificate.identical, equivariance=error)
+
+
+def work(source: Source, point: Point, threads: int) -> tuple[Point, Outcome]:
+    """Carry out one run in a process that knows nothing but the arguments.
+
+    Args:
+        source: what to open.
+        point: which run.
+        threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    with contextlib.chdir(source.directory):
+        workspace = open_path(source.path, source.options)
+        return outcome_of(comparison_of(workspace, source.settings), point)
+
+
+def local_processes(source: Source, jobs: int) -> Execute:
+    """Return how to carry runs out in ``jobs`` processes of this machine, which share its threads.
+
+    Raises:
+        TrainingError: by the returned function, if a process dies.
+    """
+
+    def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
+        from joblib import Parallel, delayed, parallel_config
+        from joblib.externals.loky import get_reusable_executor
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        if not points:
+            return
+        threads = max(1, torch.get_num_threads() // jobs)
+        with parallel_config("loky", inner_max_num_threads=threads):
+            parallel = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
+            outcomes = parallel(delayed(work)(source, point, threads) for point in points)
+        finished = False
+        try:
+            yield from outcomes
+            finished = True
+        except TerminatedWorkerError as error:
+            raise TrainingError(
+                f"a process of the comparison died ({one_line(error)}): if memory ran out, take fewer `--jobs`"
+            ) from error
+        finally:
+            # an idle worker would keep its memory for minutes, and one that still trains is not waited for
+            get_reusable_executor(max_workers=jobs).shutdown(wait=True, kill_workers=not finished)
+
+    return execute
+
+
+def ray_cluster(source: Source, address: str) -> Execute:
+    """Return how to carry runs out on a Ray cluster, one core and, where the cluster has any, one GPU for each run.
+
+    Every node needs equisurgeon and the same paths: checkpoint, relaxed folder, task.
+
+    Args:
+        source: what every run opens.
+        address: of the cluster; "local" starts one on this machine, "auto" takes the one that runs here.
+
+    Raises:
+        UsageError: if Ray is not installed; by the returned function, if there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("expected Ray for --ray, it is not installed: run `pip install 'equisurgeon[ray]'`") from error
+
+    def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
+        if not points:
+            return
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"expected a Ray cluster at {address!r}, could not reach one ({one_line(error)})"
+            ) from error
+        try:
+            task = ray.remote(num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_retries=0)(work)
+            pending = [task.remote(source, point, 1) for point in points]
+            while pending:
+                (done, *_), pending = ray.wait(pending)
+                yield ray.get(done)
+        finally:
+            ray.shutdown()
+
+    return execute

@@ -1,0 +1,86 @@
+"""What the runs of a comparison show: means, spreads, paired differences, and where a sweep was too narrow."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgeon.errors import TrainingError
+
+if TYPE_CHECKING:
+    from surgeon.training.compare import ArmRun
+
+
+def summarise_runs(runs: Sequence[ArmRun], metric: str, reference: str = "plain") -> list[dict[str, Any]]:
+    """Return per arm the mean and spread of a test metric and the paired difference to the reference arm.
+
+    Returns:
+        One row per arm, in order: ``arm``, ``runs`` (how many), ``mean``, ``spread`` (standard deviation over seeds,
+        NaN for one seed), ``difference`` (mean over seeds of arm minus reference, paired by seed) and ``half_width``
+        of its 95 % confidence interval (Student's t; NaN for one seed).
+    """
+    values = {(run.arm, run.seed): run.test[metric] for run in runs}
+    rows = []
+    for arm in dict.fromkeys(run.arm for run in runs):
+        seeds = [run.seed for run in runs if run.arm == arm]
+        own = [values[arm, seed] for seed in seeds]
+        paired = [values[arm, seed] - values[reference, seed] for seed in seeds if (reference, seed) in values]
+        rows.append(
+            {
+                "arm": arm,
+                "runs": len(own),
+                "mean": statistics.fmean(own),
+                "spread": statistics.stdev(own) if len(own) > 1 else math.nan,
+                "difference": statistics.fmean(paired) if paired else math.nan,
+                "half_width": _half_width(paired),
+            }
+        )
+    return rows
+
+
+def _half_width(paired: Sequence[float]) -> float:
+    if len(paired) < 2:
+        return math.nan
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / math.sqrt(len(paired))
+
+
+def edges_of_grid(best: Mapping[str, float], grid: Sequence[float]) -> list[str]:
+    """Say for which arms the best learning rate lies at an edge of the grid, beyond which a better one may lie.
+
+    Args:
+        best: arm to its best learning rate.
+        grid: what was tried, in any order; a grid of one rate has no edge.
+
+    Returns:
+        One sentence per arm.
+    """
+    if len(set(grid)) < 2:
+        return []
+    sides = {min(grid): ("lowest", "smaller"), max(grid): ("highest", "larger")}
+    return [
+        f"warning: the best learning rate of {arm}, {rate:g}, is the {sides[rate][0]} of the grid, so a better one may "
+        f"lie beyond it: add {sides[rate][1]} rates to --lr-grid, finished runs are not repeated"
+        for arm, rate in best.items()
+        if rate in sides
+    ]
+
+
+def require_equal_budgets(runs: Sequence[ArmRun]) -> None:
+    """Refuse runs of equal seed that took different numbers of optimiser steps.
+
+    Raises:
+        TrainingError: naming two of them.
+    """
+    first: dict[int, ArmRun] = {}
+    for run in runs:
+        other = first.setdefault(run.seed, run)
+        if run.steps != other.steps:
+            raise TrainingError(
+                f"expected equal budgets, but with seed {run.seed} the arm {other.arm!r} took {other.steps} optimiser "
+                f"steps and {run.arm!r} {run.steps}: let the task return equally many batches for equal seeds; if it "
+                "does, this is an error of surgeon"
+            )

@@ -1,0 +1,150 @@
+"""Finished runs of a comparison in a folder, one small file each, so that the same command can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import CheckpointError, UsageError, WriteError
+from surgeon.files import atomic_folder, check_writable, json_compatible, write_json
+from surgeon.training.compare import ArmRun, Failure, Outcome, Point
+from surgeon.types import SiteRecord
+
+IDENTITY_FILE = "comparison.json"
+
+
+class RunStore(MutableMapping[Point, Outcome]):
+    """A folder of finished runs.
+
+    Every run is written at once and atomically. What decides a run besides its name (arm, learning rate, seed) stands
+    in ``comparison.json``; a folder that says otherwise is refused. The folder appears with the first finished run.
+
+    Args:
+        folder: where the runs are, or will be.
+        identity: JSON-compatible object; what all runs of the comparison share.
+        force: start anew; the old runs are replaced when the first new one is finished.
+
+    Raises:
+        UsageError: if the folder belongs to another comparison.
+        CheckpointError: if the folder's ``comparison.json`` is damaged.
+        ExistsError: if the folder holds something else.
+        WriteError: if the place cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], force: bool = False) -> None:
+        self.folder = Path(folder)
+        self.damaged: list[str] = []
+        self._identity = json_compatible(identity)
+        self._begun = (self.folder / IDENTITY_FILE).is_file() and not force
+        self._force = force
+        if self.folder.is_file():
+            raise WriteError(f"could not write {str(folder)!r}: a file of that name is in the way: choose another `-o`")
+        check_writable(self.folder, force or self._begun)
+        if self._begun:
+            self._require_same()
+        self._runs = self._read_all() if self._begun else {}
+
+    def _require_same(self) -> None:
+        path = self.folder / IDENTITY_FILE
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            found = list(differences(theirs, self._identity))
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"expected the description of a comparison in {str(path)!r}, could not read one ({error}): "
+                "choose another `-o`, or start anew with `--force`"
+            ) from error
+        if found:
+            raise UsageError(
+                f"expected the comparison in {str(self.folder)!r} to be the one asked for, but it differs in "
+                f"{'; '.join(found)}: choose another `-o`, or start anew with `--force`"
+            )
+
+    def _read_all(self) -> dict[Point, Outcome]:
+        runs = {}
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name == IDENTITY_FILE or path.name.startswith("."):
+                continue
+            try:
+                point, outcome = _from_data(json.loads(path.read_text(encoding="utf-8")))
+                if path.name != _file_name(point):
+                    raise ValueError("the file belongs to another run")
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                self.damaged.append(path.name)
+                continue
+            runs[point] = outcome
+        return runs
+
+    def __setitem__(self, point: Point, outcome: Outcome) -> None:
+        data = _to_data(point, outcome)
+        if self._begun:
+            write_json(self.folder / _file_name(point), data, force=True)
+        else:
+            with atomic_folder(self.folder, force=self._force) as temporary:
+                write_json(temporary / IDENTITY_FILE, self._identity)
+                write_json(temporary / _file_name(point), data)
+            self._begun = True
+        self._runs[point] = outcome
+
+    def __getitem__(self, point: Point) -> Outcome:
+        return self._runs[point]
+
+    def __delitem__(self, point: Point) -> None:
+        (self.folder / _file_name(point)).unlink(missing_ok=True)
+        del self._runs[point]
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+
+def differences(theirs: Any, mine: Any, where: str = "") -> Iterator[str]:
+    """Say in words where two nested JSON values differ, by the names on the way to the difference."""
+    if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+        for name in dict.fromkeys([*theirs, *mine]):
+            yield from differences(theirs.get(name), mine.get(name), f"{where}.{name}" if where else str(name))
+    elif theirs != mine:
+        yield f"{where or 'its content'} ({_short(theirs)} there, {_short(mine)} here)"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _file_name(point: Point) -> str:
+    return f"{point.key}.json"
+
+
+def _to_data(point: Point, outcome: Outcome) -> dict[str, Any]:
+    kind = "failure" if isinstance(outcome, Failure) else "run"
+    return {"point": dataclasses.asdict(point), kind: dataclasses.asdict(outcome)}
+
+
+def _from_data(data: Mapping[str, Any]) -> tuple[Point, Outcome]:
+    """Rebuild what :func:`_to_data` made; any error means that the file is damaged."""
+    given = data["point"]
+    point = Point(str(given["arm"]), int(given["seed"]), float(given["learning_rate"]), bool(given["test"]))
+    if "failure" in data:
+        return point, Failure(str(data["failure"]["message"]))
+    fields = dict(data["run"])
+    for name in ("validation", "test"):
+        fields[name] = {key: _number(value) for key, value in fields[name].items()}
+    fields["sites"] = tuple(SiteRecord(**site) for site in fields["sites"])
+    run = ArmRun(**fields)
+    if (run.arm, run.seed, run.learning_rate) != (point.arm, point.seed, point.learning_rate):
+        raise ValueError("the run is another one than its name says")
+    if not run.validation or bool(run.test) != point.test:
+        raise ValueError("metrics are missing")
+    return point, run
+
+
+def _number(value: Any) -> float:
+    """Return a metric; JSON has no NaN and no infinity, so null stands for both."""
+    return math.nan if value is None else float(value)

@@ -1,0 +1,97 @@
+"""Two processes (gloo) against one process that accumulates: equal losses, penalties and weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgeon.checkpoint import open_checkpoint
+from surgeon.errors import TaskError
+from surgeon.training.batches import Sharing, training_steps
+from tests.commands import CHILD_ENVIRONMENT, Surgeon
+from tests.tiny import TinyTask
+
+
+def test_a_step_takes_the_same_batches_whatever_the_number_of_processes() -> None:
+    task = TinyTask(batches=7)
+    one = [len(step) for step in training_steps(task, Sharing(accumulate=2), seed=5)]
+    assert one == [2, 2, 2, 1]
+    assert Sharing(accumulate=2).steps(7) == 4
+    shared = [list(training_steps(task, Sharing(1, 2, process), seed=5)) for process in (0, 1)]
+    assert [len(step) for step in shared[0]] == [len(step) for step in shared[1]] == [1, 1, 1]  # the seventh is left
+    assert Sharing(1, 2).steps(7) == 3
+    whole = list(training_steps(task, Sharing(accumulate=2), seed=5))
+    for number in range(3):
+        for process in (0, 1):
+            assert torch.equal(shared[process][number][0]["vectors"], whole[number][process]["vectors"])
+    rest = list(training_steps(task, Sharing(accumulate=2), seed=5, done=2))
+    assert torch.equal(rest[0][0]["vectors"], whole[2][0]["vectors"])
+
+
+def test_fewer_batches_than_processes_are_refused() -> None:
+    with pytest.raises(TaskError, match="at least one training batch for each of 4 processes, got 3"):
+        Sharing(1, 4).steps(3)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return Surgeon.folder(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def surgeon(work: Path, capsys: pytest.CaptureFixture[str]) -> Surgeon:
+    return Surgeon(work, capsys)
+
+
+def run(work: Path, *arguments: str, processes: int = 1) -> Any:
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launcher, "surgeon_cli.main", *arguments]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = open_checkpoint(folder / "training_state" / "state.safetensors").tensors
+    return {key: value for key, value in tensors.items() if key.startswith("model.")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["gram", "rows"])
+def test_two_processes_train_as_one_with_the_same_global_batch(work: Path, surgeon: Any, form: str) -> None:
+    surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
+    common = ["finetune", "net-relaxed", "--task-args", '{"batches": 6}', "--task", "task.py", "--epochs", "2"]
+    common += ["--lr", "1e-2", "--lambda", "0.5", "--penalty-form", form, "--exact-penalty", "--json"]
+    run(work, *common, "-o", "two", processes=2)
+    run(work, *common, "-o", "one", "--accumulate", "2")
+    run(work, *common, "-o", "other", "--accumulate", "3")
+    two, one, other = (records(work / name) for name in ("two", "one", "other"))
+    assert [entry["step"] for entry in two] == [0, 3, 6]
+    for left, right in zip(two[1:], one[1:], strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+        assert left["penalty"] == pytest.approx(right["penalty"], rel=1e-5)
+        assert left["validation"] == pytest.approx(right["validation"], rel=1e-4)
+    assert two[2]["loss"] != pytest.approx(other[2]["loss"], rel=1e-3)
+    weights = [
+        open_checkpoint(work / name / "training_state" / "state.safetensors").tensors
+        for name in ("two", "one", "other")
+    ]
+    assert all(
+        torch.allclose(weights[0][key], weights[1][key], atol=1e-5) for key in weights[0] if key.startswith("model.")
+    )
+    assert not all(
+        torch.allclose(weights[0][key], weights[2][key], atol=1e-4) for key in weights[0] if key.startswith("model.")
+    )
