@@ -191,7 +191,7 @@ class FoldMap:
         means = {
             label: _diagonal_mean(weight.double(), part.rows, part.columns) for label, part in self.entries.items()
         }
-        return self.parameter_change(means, size).to(weight.dtype)
+        return self.parameter_change(means, size).to(weight)
 
     def parameter_change(self, matrices: Mapping[str, Tensor], size: int) -> Tensor:
         """Return the change of the op's flattened parameter that adds multiplicity-level matrices a.
@@ -203,9 +203,9 @@ class FoldMap:
         Returns:
             Shape (size,), float64, differentiable.
         """
-        first = next(iter(matrices.values()))
-        self._move_to(first.device)
-        change = torch.zeros(size, dtype=torch.float64, device=first.device)
+        device = next((matrix.device for matrix in matrices.values()), torch.device("cpu"))
+        self._move_to(device)
+        change = torch.zeros(size, dtype=torch.float64, device=device)
         for label, part in self.entries.items():
             ratio = matrices[label][part.out_copy, part.in_copy] / part.square_sums()[part.out_copy, part.in_copy]
             change = change.index_put((part.weight,), part.coefficient * ratio)

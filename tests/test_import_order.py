@@ -37,7 +37,7 @@ ROWS = (
         "hub",
         "export",
     },
-    {"training", "integrations", "curvature", "diagnosis"},
+    {"training", "integrations", "diagnosis"},
     {"report", "testing", "soundness"},
 )
 ROW = {module: number for number, modules in enumerate(ROWS, start=1) for module in modules}
@@ -45,11 +45,13 @@ HEAVY = (
     "accelerate",
     "e3nn",
     "huggingface_hub",
+    "joblib",
     "matplotlib",
     "onnx",
     "onnxruntime",
     "onnxscript",
     "rich",
+    "ray",
     "safetensors",
     "scipy",
     "typer",

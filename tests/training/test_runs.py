@@ -235,6 +235,36 @@ def test_a_shared_module_is_saved_and_resumed(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arm", "at"), [("drop", 8), ("fold", 10), ("refold", 11), ("ace", 9)], ids=["drop", "fold", "refold", "ace"]
+)
+def test_a_killed_process_goes_on_in_the_middle_of_an_epoch(folder: Path, arm: str, at: int) -> None:
+    work = folder.parent
+    command = ["finetune", "net-relaxed", "--epochs", "4", "--lr", "1e-2", "--json", "--task", "task.py"]
+    command += ["--arm", arm, "--save-every", "1", "--ema", "0.9", "--warmup", "2", "--refold-every", "2"]
+    trouble = ["--task-args", json.dumps({"trouble": "KILL", "at": at})]
+    killed = child(work, *command, *trouble)
+    assert killed.returncode == -signal.SIGKILL
+    state = read_record(work / "net-run")["state"]
+    assert (state["step"], state["epoch_step"]) == (at - 1, (at - 1) % 3)
+    resumed = child(work, *command, *trouble)
+    assert resumed.returncode == 0, resumed.stderr
+    assert child(work, *command, "-o", "whole").returncode == 0
+    for name in ("model.safetensors", "relaxation.safetensors", "training_state/state.safetensors"):
+        left, right = (open_checkpoint(work / run / name).tensors for run in ("net-run", "whole"))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left), name
+    records = [
+        [json.loads(line) for line in (work / run / "records.jsonl").read_text().splitlines()]
+        for run in ("net-run", "whole")
+    ]
+    for entries in records:
+        for entry in entries:
+            del entry["seconds"]
+    assert records[0] == records[1]
+
+
+@pytest.mark.slow
 def test_a_killed_process_is_resumed_by_the_same_command(folder: Path) -> None:
     work = folder.parent
     command = ["finetune", "net-relaxed", "--epochs", "4", "--lr", "1e-2", "--json", "--task", "task.py"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from surgeon_cli.commands.diagnose import diagnose
 from surgeon_cli.commands.finetune import finetune
 from surgeon_cli.commands.inspect import inspect
 from surgeon_cli.commands.measure import measure
@@ -13,5 +14,5 @@ from surgeon_cli.commands.strip import export, strip
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
-    for command in (inspect, relax, finetune, measure, strip, export):
+    for command in (inspect, diagnose, relax, finetune, measure, strip, export):
         app.command(command.__name__)(command)

@@ -124,12 +124,8 @@ def relax(
         print_json({"written": written, "seconds": seconds, "plan": dataclasses.asdict(plan)})
         return
     show_plan(plan, workspace.model, own)
-    say(
-        "dry run: nothing was written"
-        if dry_run
-        else f"wrote {target}/ (opened in {seconds['open']:.1f} s, "
-        f"relaxed in {seconds['relax']:.1f} s); next: surgeon finetune {target}"
-    )
+    took = f"(opened in {seconds['open']:.1f} s, relaxed in {seconds['relax']:.1f} s)"
+    say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: surgeon finetune {target}")
 
 
 def _plan(workspace: Workspace, inserting: Inserting, group: str | None) -> Plan:

@@ -2,7 +2,7 @@
 
 A direction is a unit vector v over all sites, with ``W_s = scale_s v_s``, where v_s is transverse: orthogonal to the
 intertwiners of its site. The scale is (size of the op's output) / (size of an input coordinate), so that a typical v_s
-of norm 1 moves the output of its op by 100 %.
+of norm 1 moves the output of its op by as much as that output is.
 """
 
 from __future__ import annotations
@@ -108,19 +108,19 @@ def measure_sizes(branches: Mapping[str, Branch], run: Callable[[], Any]) -> dic
 
     An op whose output is 0 counts with the size of its input, entry for entry.
     """
-    sums = {key: [0.0, 0.0, 0.0, 0.0] for key in branches}
+    sums = {key: torch.zeros(4, dtype=torch.float64) for key in branches}
 
     def watch(key: str, x: Tensor, output: Tensor) -> None:
-        parts = (x.detach().double().square().sum(), x.numel(), output.detach().double().square().sum(), output.numel())
-        sums[key] = [total + float(part) for total, part in zip(sums[key], parts, strict=True)]
+        squares = [float(tensor.detach().double().square().sum()) for tensor in (x, output)]
+        sums[key] += torch.tensor([squares[0], x.numel(), squares[1], output.numel()], dtype=torch.float64)
 
     with _watched(branches, watch):
         run()
-    return {key: _sizes(*sums[key], branch.shape[0]) for key, branch in branches.items()}
+    return {key: _sizes(sums[key].tolist(), branch.shape[0]) for key, branch in branches.items()}
 
 
-def _sizes(inputs: float, count_in: float, outputs: float, count_out: float, d_out: int) -> Sizes:
-    note = ""
+def _sizes(sums: Sequence[float], d_out: int) -> Sizes:
+    (inputs, count_in, outputs, count_out), note = sums, ""
     if not inputs:
         return Sizes(1.0, 1.0, "its input is 0 on these batches, so that W has no effect")
     if not outputs:
@@ -168,7 +168,7 @@ class Coordinates:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Return the part of every site, shaped as its W, not scaled."""
-        parts = vector.split([branch.weight.numel() for branch in self.branches.values()])
+        parts = torch.split_with_sizes(vector, [branch.weight.numel() for branch in self.branches.values()])
         return {
             key: part.reshape(branch.shape) for (key, branch), part in zip(self.branches.items(), parts, strict=True)
         }
@@ -207,8 +207,8 @@ class Coordinates:
     def movement(self, vector: Tensor, run: Callable[[], Any]) -> float:
         """Return how far ``W x`` moves the ops' outputs while ``run`` runs the model at W = 0; dimensionless.
 
-        It is ``sqrt(sum_s |W_s x_s|^2 / |f_s(x_s)|^2)``, sums over all rows of all batches: 1 stands for one op's output
-        by 100 %, or those of four ops by 50 % each.
+        It is ``sqrt(sum_s |W_s x_s|^2 / |f_s(x_s)|^2)``, sums over all rows of all batches: 1 stands for the output of
+        one op by 100 %, or those of four ops by 50 % each.
         """
         weights, moved = dict(zip(self.branches, self.weights(vector), strict=True)), dict.fromkeys(self.branches, 0.0)
 
@@ -300,7 +300,7 @@ class BranchLoss:
         step = self._step(vector)
         ends = []
         for sign in (1, -1):
-            with self._moved(sign * step * vector):
+            with self.moved(sign * step * vector):
                 ends.append(self.gradient(batch)[1])
         return (ends[0] - ends[1]) / (2 * step)
 
@@ -310,7 +310,8 @@ class BranchLoss:
         return float(torch.finfo(vector.dtype).eps ** (1 / 3))
 
     @contextmanager
-    def _moved(self, vector: Tensor) -> Iterator[None]:
+    def moved(self, vector: Tensor) -> Iterator[None]:
+        """Set W to a vector while the context is open, and to 0 afterwards."""
         try:
             with torch.no_grad():
                 for parameter, weight in zip(

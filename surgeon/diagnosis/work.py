@@ -1,7 +1,4 @@
-"""Will relaxation change anything? The curvature of the loss in the directions that break the symmetry.
-
-docs/method.md, "Will relaxation change anything?", says what is computed and why.
-"""
+"""Insert branches at W = 0, look at the loss around them, and take them out again."""
 
 from __future__ import annotations
 
@@ -12,22 +9,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.curvature import (
-    FEWEST,
+from surgeon.diagnosis.curvature import (
     BranchLoss,
     Coordinates,
-    Method,
     measure_sizes,
     smallest_eigenvalue,
     transverse_projection,
 )
-from surgeon.errors import PlanError, TaskError, UsageError
+from surgeon.diagnosis.result import MOVEMENT, Curvature, Diagnosis, DiagnosisSettings, Estimate, Slope, Step
+from surgeon.errors import PlanError, TaskError
 from surgeon.evaluation import device_of
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import parse_group
@@ -38,249 +33,14 @@ from surgeon.tasks import task_batches, task_forward, task_loss
 from surgeon.trees import map_tensors, tensors_in, to_device, to_dtype
 from surgeon.types import Plan, Split, Task
 
-Verdict = Literal["real", "noise", "none", "undecided"]
-
 TOLERANCE = 0.05
 """Residual, relative to the eigenvalue, below which it has converged."""
 
-NEGLIGIBLE = 1e-3
-"""A curvature above -NEGLIGIBLE counts as not negative: outputs moved by 100 % lower the loss by less than 0.1 %."""
+MOVEMENTS = (1e-3, MOVEMENT, 1e-1)
+"""Movements at which the loss along the direction is really computed."""
 
 SAME_LOSS = 1e-5
 """Relative difference of the losses in two modes of a model that counts as none."""
-
-
-@dataclass(frozen=True)
-class DiagnosisSettings:
-    """How much is computed.
-
-    Attributes:
-        products: Hessian-vector products at most, each over all training batches.
-        train_batches: batches on which the direction is sought; all there are, if fewer.
-        held_out_batches: validation batches on which it is judged.
-        per_site: also seek a direction for every site alone.
-        seed: of the order of the training batches and of the first direction.
-
-    Raises:
-        UsageError: if a number is too small.
-    """
-
-    products: int = 30
-    train_batches: int = 4
-    held_out_batches: int = 16
-    per_site: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.products < FEWEST or min(self.train_batches, self.held_out_batches) < 1:
-            raise UsageError(
-                f"expected at least {FEWEST} products and 1 batch of each split, got {self.products} products, "
-                f"{self.train_batches} training and {self.held_out_batches} held-out batches: give more"
-            )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over batches.
-
-    Attributes:
-        mean: over batches.
-        standard_error: of the mean; NaN for one batch.
-        half_width: of its 95 % interval (Student's t); NaN for one batch.
-        values: one number per batch.
-    """
-
-    mean: float
-    standard_error: float
-    half_width: float
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Estimate the mean of what the values are a sample of."""
-        mean = statistics.fmean(values)
-        if len(values) < 2:
-            return cls(mean, math.nan, math.nan, tuple(values))
-        from scipy.stats import t
-
-        error = statistics.stdev(values) / math.sqrt(len(values))
-        return cls(mean, error, float(t.ppf(0.975, len(values) - 1)) * error, tuple(values))
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return self.mean + self.half_width
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """The most favourable direction that was found, and how the loss bends along it.
-
-    All curvatures are ``v^T H v / (2 m^2 |L|)``, dimensionless: the second-order change of the loss, relative to the
-    loss L of the same split, by a branch in this direction that moves the ops' outputs by 100 %. The direction v has
-    norm 1 and moves them by m.
-
-    Attributes:
-        train: on the batches on which the direction was sought: the smallest Ritz value.
-        residual: of the eigenvalue, in the same unit.
-        converged: whether it is small.
-        largest: the largest Ritz value, in the same unit.
-        products: Hessian-vector products used.
-        held_out: on validation batches.
-        movement: m, relative change of the ops' outputs by a direction of norm 1.
-        shares: of every site in the direction's squared norm; they sum up to 1.
-    """
-
-    train: float
-    residual: float
-    converged: bool
-    largest: float
-    products: int
-    held_out: Estimate
-    movement: float
-    shares: Mapping[str, float]
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the loss really bends down.
-
-        "real": on training batches and, with its whole 95 % interval, on held-out ones. "noise": on training batches,
-        but the held-out mean is not negative and its interval excludes the training value. "none": not even on training
-        batches, within the residual. "undecided": the search has not converged, or the interval is too wide.
-        """
-        if self.train >= -NEGLIGIBLE:
-            return "none" if self.train - self.residual >= -NEGLIGIBLE else "undecided"
-        if self.held_out.high < 0:
-            return "real"
-        return "noise" if self.held_out.mean >= 0 and self.held_out.low > self.train else "undecided"
-
-
-@dataclass(frozen=True)
-class Slope:
-    """First-order change of the loss against the transverse gradient of the training batches.
-
-    Both numbers are ``g v / (m |L|)``, dimensionless: the first-order change of the loss, relative to the loss of the
-    same split, by a branch along ``v = -g_train / |g_train|`` that moves the ops' outputs by 100 %.
-
-    Attributes:
-        train: never positive.
-        held_out: 0 in expectation if data and loss have the symmetry.
-    """
-
-    train: float
-    held_out: Estimate
-
-    @property
-    def real(self) -> bool:
-        """Whether the slope is negative on held-out batches with its whole 95 % interval."""
-        return self.held_out.high < 0
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a model's loss does near W = 0 in the directions that break the symmetry.
-
-    Attributes:
-        group: the symmetry.
-        curvature: over all sites together.
-        slope: over all sites together.
-        per_site: for each site alone, if it was asked for.
-        losses: mean loss of the batches, by split.
-        method: how products with the Hessian were computed.
-        parameters: entries of all W.
-        settings: what was asked for.
-        seconds: all of it took.
-        notes: what the user should know.
-    """
-
-    group: str
-    curvature: Curvature
-    slope: Slope
-    losses: Mapping[str, float]
-    method: Method
-    parameters: int
-    settings: DiagnosisSettings
-    seconds: float
-    per_site: Mapping[str, Curvature] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> Verdict:
-        """That of the curvature over all sites."""
-        return self.curvature.verdict
-
-    def to_data(self) -> dict[str, Any]:
-        """Return everything as JSON-compatible data, with verdicts and sentences."""
-        data = dataclasses.asdict(self)
-        per_site = {key: {**data["per_site"][key], "verdict": self.per_site[key].verdict} for key in self.per_site}
-        slope = {**data["slope"], "real": self.slope.real}
-        return {"verdict": self.verdict, "sentences": self.sentences(), **data, "slope": slope, "per_site": per_site}
-
-    def sentences(self) -> list[str]:
-        """Say in words what was found, and no more than that."""
-        curvature, said = self.curvature, [_words(self.curvature)]
-        if not curvature.converged:
-            said.append(
-                f"The eigenvalue has not converged after {curvature.products} products (residual "
-                f"{curvature.residual:.2g}): there may be a more favourable direction; more products look further."
-            )
-        if self.slope.real:
-            said.append(
-                "The gradient in the directions that break the symmetry is real: training and held-out batches agree "
-                f"on it beyond noise ({_percent(self.slope.held_out)} to first order). Data or loss break the symmetry, "
-                "and the relaxed model can use that; dropping the branches loses it again."
-            )
-        else:
-            said.append(
-                f"The gradient in these directions is not distinguishable from 0 on held-out batches "
-                f"({_percent(self.slope.held_out)} to first order), as it is for data and a loss with the symmetry."
-            )
-        return said
-
-
-def _words(curvature: Curvature) -> str:
-    train, held_out = f"{100 * curvature.train:+.2g} %", _percent(curvature.held_out)
-    match curvature.verdict:
-        case "real":
-            return (
-                f"Relaxation opens a direction that lowers the loss, on held-out batches too ({held_out}, training "
-                f"batches {train}): it can be expected to change the result."
-            )
-        case "noise":
-            return (
-                f"The most favourable direction lowers the loss of the training batches ({train}), not that of held-out "
-                f"batches ({held_out}): what a branch would learn first is noise of the training batches."
-            )
-        case "none":
-            return (
-                f"No direction lowers the loss ({train} on training batches at best): the weights are at a minimum in "
-                "the directions that break the symmetry, too, and no change is to be expected from second order."
-            )
-        case _ if curvature.train >= -NEGLIGIBLE:
-            return (
-                f"Undecided: no direction that lowers the loss was found ({train}), but the search has not converged."
-            )
-        case _ if math.isnan(curvature.held_out.half_width):
-            return (
-                f"Undecided: training batches {train}, a single held-out batch {held_out}; it has no interval, "
-                "more or smaller validation batches have."
-            )
-        case _:
-            return (
-                f"Undecided: the direction lowers the loss of the training batches ({train}), and the interval of the "
-                f"held-out batches ({held_out}) is too wide to tell; more of these narrow it."
-            )
-
-
-def _percent(estimate: Estimate) -> str:
-    if math.isnan(estimate.half_width):
-        return f"{100 * estimate.mean:+.2g} %"
-    return f"{100 * estimate.mean:+.2g} ± {100 * estimate.half_width:.1g} %"
 
 
 def diagnose(
@@ -312,8 +72,8 @@ def diagnose(
     """
     started, settings = time.perf_counter(), settings or DiagnosisSettings()
     batches = {
-        split: _batches(model, task, split, count, settings.seed)
-        for split, count in (("train", settings.train_batches), ("validation", settings.held_out_batches))
+        "train": _batches(model, task, "train", settings.train_batches, settings.seed),
+        "validation": _batches(model, task, "validation", settings.held_out_batches, 0),
     }
     dense = dataclasses.replace(plan, sites=tuple(dataclasses.replace(site, rank=None) for site in plan.sites))
     with unchanged(model), _relaxed(model, dense) as relaxation, _differentiable(model, task, batches["train"][0]):
@@ -338,7 +98,7 @@ def diagnose(
 
 def _batches(model: nn.Module, task: Task, split: Split, count: int, seed: int) -> list[Any]:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    taken = itertools.islice(task_batches(task, split, seed if split == "train" else 0), count)
+    taken = itertools.islice(task_batches(task, split, seed), count)
     return [to_device(to_dtype(batch, dtype), device_of(model)) for batch in taken]
 
 
@@ -453,7 +213,7 @@ class _Work:
         loss.check(self.batches["train"][0], start)
         found = smallest_eigenvalue(lambda v: self._product(loss, v), start, self.settings.products, TOLERANCE)
         movement = loss.coordinates.movement(found.vector, self._run_train)
-        units = {split: _unit(movement) ** 2 / (2 * abs(value)) for split, value in self.losses.items()}
+        units = {split: _unit(movement) ** 2 / 2 / abs(value) for split, value in self.losses.items()}
         held_out = [units["validation"] * loss.curvature(b, found.vector) for b in self.batches["validation"]]
         unit = units["train"]
         return Curvature(
@@ -465,7 +225,21 @@ class _Work:
             Estimate.of(held_out),
             movement,
             loss.coordinates.shares(found.vector),
+            self._steps(loss, found.vector / movement) if movement and loss is self.loss else (),
         )
+
+    def _steps(self, loss: BranchLoss, direction: Tensor) -> tuple[Step, ...]:
+        """Compute the loss along a direction that moves the outputs by 100 %."""
+        steps = []
+        for size in MOVEMENTS:
+            total = dict.fromkeys(self.batches, 0.0)
+            for sign in (1, -1):
+                with loss.moved(sign * size * direction):
+                    for split, batches in self.batches.items():
+                        total[split] += statistics.fmean(float(self._run(batch).detach()) for batch in batches) / 2
+            change = {split: (total[split] - value) / abs(value) for split, value in self.losses.items()}
+            steps.append(Step(size, change["train"], change["validation"]))
+        return tuple(steps)
 
     def per_site(self) -> dict[str, Curvature]:
         """Repeat it for every site alone; one whose W cannot break the symmetry is left out."""
@@ -493,5 +267,5 @@ class _Work:
 
 
 def _unit(movement: float) -> float:
-    """Return what brings a direction to a movement of 100 %; one that moves nothing has no curvature either."""
-    return 1 / movement if movement else 1.0
+    """Return what brings a direction to a movement of 1 %; one that moves nothing has no curvature either."""
+    return MOVEMENT / movement if movement else 1.0

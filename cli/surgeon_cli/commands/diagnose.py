@@ -1,0 +1,210 @@
+"""``surgeon diagnose``: will relaxation change anything?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from surgeon.certificate import machine, versions
+from surgeon.diagnosis import Curvature, Diagnosis, DiagnosisSettings, Estimate
+from surgeon.diagnosis import diagnose as compute
+from surgeon.errors import UsageError
+from surgeon.files import check_writable, write_json
+from surgeon.groups import parse_group
+from surgeon.surgery import select, strip
+from surgeon.types import Plan
+from surgeon.workspace import Workspace, open_path
+from surgeon_cli.bundles import unbundled
+from surgeon_cli.options import (
+    ActionOption,
+    ForceOption,
+    JsonOption,
+    OptionalGroupOption,
+    PathArgument,
+    Reopening,
+    folder_or_only,
+    refuse_overwriting,
+)
+from surgeon_cli.planning import apply_action, plan_for
+from surgeon_cli.screen import console, print_json, say
+
+MOST_SITES = 8
+
+SMALLEST_SHARE = 0.01
+"""Sites with less of the direction's squared norm are not named on screen."""
+
+
+@dataclass(frozen=True)
+class Diagnosing:
+    """Where to look, and how much."""
+
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="Look only at ops whose name matches; may be repeated.")
+    ] = None
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Leave out ops whose name matches; may be repeated.")
+    ] = None
+    products: Annotated[int, typer.Option("--products", help="Hessian-vector products at most, at least 10.")] = 30
+    train_batches: Annotated[
+        int, typer.Option("--train-batches", min=1, help="Training batches on which the direction is sought.")
+    ] = 8
+    held_out_batches: Annotated[
+        int, typer.Option("--held-out-batches", min=1, help="Validation batches on which it is judged.")
+    ] = 32
+    per_site: Annotated[bool, typer.Option("--per-site", help="Also seek a direction for every op alone.")] = False
+    seed: Annotated[int, typer.Option("--seed", help="Of the training batches and of the first direction.")] = 0
+
+    def settings(self) -> DiagnosisSettings:
+        """Return the engine's settings."""
+        return DiagnosisSettings(self.products, self.train_batches, self.held_out_batches, self.per_site, self.seed)
+
+
+@unbundled
+def diagnose(
+    path: PathArgument = None,
+    *,
+    opening: Reopening,
+    diagnosing: Diagnosing,
+    group: OptionalGroupOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write the record as JSON.")
+    ] = None,
+    action: ActionOption = None,
+    force: ForceOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Ask whether relaxation will change anything: does the loss bend down where W breaks the symmetry?
+
+    Nothing is changed. The most favourable direction is sought on a few training batches and judged on validation
+    batches.
+
+    Examples:
+
+        surgeon diagnose segnn.safetensors --group O3 --task task.py
+
+        surgeon diagnose segnn-relaxed --per-site -o diagnosis.json
+    """
+    settings, chosen = diagnosing.settings(), folder_or_only(path, json_output)
+    if out is not None:
+        refuse_overwriting(out, chosen, opening.task)
+        check_writable(out, force)
+    workspace = open_path(chosen, opening.options(json_output))
+    task = workspace.require_task().task
+    apply_action(workspace, action)
+    plan = _plan(workspace, diagnosing, group)
+    if workspace.relaxation is not None:
+        strip(workspace.relaxation)
+    with _progress(json_output) as on_product:
+        diagnosis = compute(workspace.model, plan, task, settings, on_product)
+    record = _record(diagnosis, workspace, plan)
+    if out is not None:
+        write_json(out, record, force=force)
+    if json_output:
+        print_json(record)
+        return
+    _show(diagnosis)
+    if out is not None:
+        say(f"wrote {out}")
+
+
+def _plan(workspace: Workspace, diagnosing: Diagnosing, group: str | None) -> Plan:
+    """Return the folder's own plan, or look for one."""
+    include, exclude = diagnosing.include or [], diagnosing.exclude or []
+    if workspace.relaxation is None:
+        return plan_for(workspace, group or "O3", include, exclude)[0]
+    plan = workspace.relaxation.plan
+    if group is not None and parse_group(group).name != parse_group(plan.group).name:
+        raise UsageError(
+            f"expected the group {plan.group} that {str(workspace.path)!r} was relaxed with, got {group}: leave out "
+            "--group, or give the checkpoint"
+        )
+    return select(plan, include, exclude)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    """Yield what shows the number of products on a terminal's standard error; None if nothing is to be shown."""
+    screen = Console(stderr=True, highlight=False)
+    if quiet or not screen.is_terminal:
+        yield None
+        return
+    with Progress(console=screen, transient=True) as bar:
+        task = bar.add_task("Hessian-vector products", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _record(diagnosis: Diagnosis, workspace: Workspace, plan: Plan) -> dict[str, Any]:
+    return {
+        "path": str(workspace.path),
+        "model": type(workspace.model).__name__,
+        **diagnosis.to_data(),
+        "sites": [dataclasses.asdict(site) for site in plan.sites],
+        "versions": versions(),
+        "machine": machine(),
+        "command": ["surgeon", *sys.argv[1:]],
+    }
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    out = console()
+    out.print(_overall(diagnosis))
+    if diagnosis.per_site:
+        out.print(_sites(diagnosis.per_site, diagnosis.curvature.shares))
+    else:
+        largest = sorted(diagnosis.curvature.shares.items(), key=lambda pair: -pair[1])[:MOST_SITES]
+        named = [f"{key} ({share:.0%})" for key, share in largest if share >= SMALLEST_SHARE]
+        say("the direction lies in " + ", ".join(named))
+    for note in diagnosis.notes:
+        say(f"note: {note}")
+    curvature = diagnosis.curvature
+    state = "converged" if curvature.converged else "not converged"
+    say(
+        f"{curvature.products} Hessian-vector products by {diagnosis.method} over {diagnosis.parameters:,} entries of "
+        f"W, {state}, {diagnosis.seconds:.1f} s"
+    )
+    for sentence in diagnosis.sentences():
+        say(sentence)
+
+
+def _overall(diagnosis: Diagnosis) -> Table:
+    """Return the table of everything that is relative to the loss."""
+    curvature, slope = diagnosis.curvature, diagnosis.slope
+    table = Table(title="change of the loss, in %, in directions that break the symmetry", title_justify="left")
+    table.add_column("when outputs of ops move by")
+    table.add_column("training batches", justify="right")
+    table.add_column("held-out batches (95 % interval)", justify="right")
+    residual = f" (residual {100 * curvature.residual:.1g})"
+    table.add_row("1 %, second order", f"{100 * curvature.train:+.3g}{residual}", _interval(curvature.held_out))
+    for step in curvature.steps:
+        moved = f"{100 * step.movement:g} %, the loss itself"
+        table.add_row(moved, f"{100 * step.train:+.3g}", f"{100 * step.held_out:+.3g}")
+    table.add_row("1 %, first order, along the gradient", f"{100 * slope.train:+.3g}", _interval(slope.held_out))
+    return table
+
+
+def _sites(per_site: Mapping[str, Curvature], shares: Mapping[str, float]) -> Table:
+    table = Table(title="each op alone, 1 %, second order", title_justify="left")
+    table.add_column("op", overflow="fold")
+    for heading in ("share of the common direction", "training", "held-out (95 % interval)", "converged", "verdict"):
+        table.add_column(heading, justify="right")
+    for key, found in per_site.items():
+        converged = "yes" if found.converged else "no"
+        numbers = (f"{shares.get(key, 0.0):.0%}", f"{100 * found.train:+.3g}", _interval(found.held_out))
+        table.add_row(key, *numbers, converged, found.verdict)
+    return table
+
+
+def _interval(estimate: Estimate) -> str:
+    mean = f"{100 * estimate.mean:+.3g}"
+    return mean if math.isnan(estimate.half_width) else f"{mean} ± {100 * estimate.half_width:.2g}"
