@@ -38,7 +38,7 @@ import surgeon
 from surgeon.certificate import machine, versions
 from surgeon.forms import form_of, row_representations, rows_of
 from surgeon.groups import parse_group
-from surgeon.surgery import Relaxation, select
+from surgeon.surgery import Relaxation, merge, select
 from surgeon.types import Plan
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
@@ -101,18 +101,20 @@ class Variant:
         options: for ``surgeon.relax``.
         penalty: "none", "naive" or "surgeon".
         rank: of the branches.
+        merges: layers that allow it compute themselves and their branch by one product, as the engine does.
     """
 
     relaxes: bool = True
     options: tuple[tuple[str, Any], ...] = ()
     penalty: str = "surgeon"
     rank: int | None = None
+    merges: bool = True
 
 
 VARIANTS = {
     "plain": Variant(relaxes=False, penalty="none"),
-    "branch": Variant(penalty="none"),
-    "naive rows": Variant(penalty="naive"),
+    "branch": Variant(penalty="none", merges=False),
+    "naive rows": Variant(penalty="naive", merges=False),
     "exact": Variant(options=(("penalty_rows", None), ("penalty_every", 1))),
     "default": Variant(),
     "low rank": Variant(rank=RANK),
@@ -129,6 +131,8 @@ def stepper(case: Case, plan: Plan, variant: Variant) -> Step:
         relaxation = surgeon.relax(model, ranked, init_scale=0.1, **dict(variant.options))
         relaxation.enable_penalty(variant.penalty == "surgeon")
         relaxation.set_theta(THETA)
+        if variant.merges:
+            merge(relaxation)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> None:

@@ -30,7 +30,7 @@ from surgeon.workspace import OpenOptions, open_path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "penalty.json"
-RATE = json.loads((ROOT / "examples" / "nbody" / "sweep.json").read_text())["best"]["drop"]
+RATE = json.loads((ROOT / "examples" / "nbody" / "sweep.json").read_text())["sweep"]["best"]["drop"]
 METRICS = ("mse", "log10_mse")
 WAYS: dict[str, dict[str, Any]] = {"exact": {"penalty_rows": None, "penalty_every": 1}, "default": {}}
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import PlanError, SurgeryError
-from surgeon.forms import Form, LinearForm, rows_of, some_rows
+from surgeon.forms import Form, LinearForm, row_count, rows_of, some_rows
 from surgeon.intertwiners import FoldMap
-from surgeon.moments import SecondMoment
+from surgeon.moments import SecondMoment, gram_matrix
 from surgeon.trees import tensor_at, with_tensor
 from surgeon.types import Path, StripMode
 
@@ -34,11 +34,13 @@ class Tap:
         keep_rows: keep the rows themselves, which the mean of norms needs, even where their moments are smaller.
         at_most: rows taken of each forward, spread evenly; None takes all.
         offset: in [0, 1), where the sequence of rows starts.
+        grams: Gram matrices that other branches have made of the same features already, with these features.
     """
 
     keep_rows: bool = False
     at_most: int | None = None
     offset: float = 0.0
+    grams: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class Branch(nn.Module):
@@ -58,6 +60,7 @@ class Branch(nn.Module):
         theta_was_set: False until somebody sets theta.
         missed: True if a forward with gradients ran unrecorded, so that the penalty does not see this branch.
         clean: while True, the forward is that of the stripped model.
+        merged: while True, the op adds the branch itself in training mode.
     """
 
     weight: Tensor
@@ -83,6 +86,7 @@ class Branch(nn.Module):
         self.missed = False
         self._recorded = 0
         self.clean = False
+        self.merged = False
         self.record(None)
 
     def _make_weights(self, like: Tensor) -> None:
@@ -143,9 +147,15 @@ class Branch(nn.Module):
             if self.mode == "drop" or self.fold_map is None:
                 return output
             return self.form.add(output, (self.theta[1] * self.foldable_part(),), x)
+        if self.merged and self.training:
+            return output
+        self.see(x)
+        return self.form.add(output, self.applied_weights(), x)
+
+    def see(self, x: Tensor) -> None:
+        """Record the features of a training forward, if anything is to be recorded."""
         if self._records():
             self._tap(x.detach())
-        return self.form.add(output, self.applied_weights(), x)
 
     def record(self, tap: Tap | None) -> None:
         """Forget what was recorded, and record this from now on; None for nothing."""
@@ -166,11 +176,19 @@ class Branch(nn.Module):
 
     def _tap(self, x: Tensor) -> None:
         assert self.tap is not None
-        if self.tap.at_most is None:
-            rows = rows_of(self.form, x)
-        else:
+        if self.tap.at_most is not None:
             rows = some_rows(self.form, x, self.tap.at_most, self.tap.offset)
-        self._moments.add(rows.to(self.theta.dtype))
+            self._moments.add(rows.to(self.theta.dtype))
+            return
+        count = row_count(self.form, x)
+        if self.tap.keep_rows or count < self._moments.dimension:
+            self._moments.add(rows_of(self.form, x).to(self.theta.dtype))
+            return
+        # layers side by side read the same tensor; it is kept alive, so that its address stays its own
+        key = (x.data_ptr(), x.shape, x.stride(), x._version, self.form)
+        if key not in self.tap.grams:
+            self.tap.grams[key] = (x, gram_matrix(rows_of(self.form, x).to(self.theta.dtype)))
+        self._moments.add_gram(self.tap.grams[key][1], count)
 
     @property
     def recorded(self) -> SecondMoment:

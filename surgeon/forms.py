@@ -43,6 +43,12 @@ def rows_of(form: Form, x: Tensor) -> Tensor:
     return view.reshape(-1, math.prod(view.shape[count:]))
 
 
+def row_count(form: Form, x: Tensor) -> int:
+    """Return how many rows :func:`rows_of` has."""
+    view, count = form.view(x)
+    return math.prod(view.shape[:count])
+
+
 def some_rows(form: Form, x: Tensor, count: int, offset: float) -> Tensor:
     """Return ``count`` rows spread evenly over all of them, without copying the others.
 
@@ -97,11 +103,18 @@ class LinearForm:
             rows = features.reshape(-1, features.shape[-1])
             return torch.addmm(output.view(-1, len(weights[-1])), rows, weights[-1].T).view(output.shape)
         added = functional.linear(features, weights[-1])
+        return output + self._placed(added, [output.shape[axis] for axis in self.axes_out])
+
+    def product(self, weight: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return ``rows @ W^T``, where the axes of the output have these sizes."""
+        return self._placed(functional.linear(_last(x, self.axes_in), weight), sizes)
+
+    def _placed(self, flat: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Put the last axis back to the axes of the output."""
         if self.axes_out == (-1,):
-            return output + added
-        sizes = [output.shape[axis] for axis in self.axes_out]
+            return flat
         ends = tuple(range(-len(sizes), 0))
-        return output + added.reshape(*added.shape[:-1], *sizes).movedim(ends, self.axes_out)
+        return flat.reshape(*flat.shape[:-1], *sizes).movedim(ends, self.axes_out)
 
     def view(self, x: Tensor) -> tuple[Tensor, int]:
         """Return ``x`` with its feature axes last."""

@@ -33,9 +33,19 @@ class SecondMoment:
             self._rows.append(rows)
             return
         for part in (*self._rows, rows):
-            gram = part.T @ part
-            self._gram = gram if self._gram is None else self._gram + gram
+            self._sum_up(gram_matrix(part))
         self._rows = []
+
+    def add_gram(self, gram: Tensor, count: int) -> None:
+        """Record ``count`` rows by their sum of x x^T, shape (d, d)."""
+        self.count += count
+        for part in self._rows:
+            self._sum_up(gram_matrix(part))
+        self._rows = []
+        self._sum_up(gram)
+
+    def _sum_up(self, gram: Tensor) -> None:
+        self._gram = gram if self._gram is None else self._gram + gram
 
     def rows(self) -> Tensor | None:
         """Return the rows, shape (n, d); None if only their Gram matrix was kept."""
@@ -49,12 +59,28 @@ class SecondMoment:
         """Return the sum of x x^T over the rows, shape (d, d)."""
         if self._gram is not None:
             return self._gram
-        rows = torch.cat(self._rows)
-        return rows.T @ rows
+        return gram_matrix(torch.cat(self._rows))
 
     def replace(self, gram: Tensor, count: int) -> None:
         """Take the sum of x x^T over ``count`` rows instead of what was recorded."""
         self._rows, self._gram, self.count = [], gram, count
+
+
+BLOCK = 256
+"""Columns from which on only one triangle of a Gram matrix is multiplied out, block by block."""
+
+
+def gram_matrix(rows: Tensor) -> Tensor:
+    """Return X^T X of rows X, shape (d, d); for large d by the blocks of its upper triangle alone."""
+    size = rows.shape[1]
+    if size < 2 * BLOCK:
+        return rows.T @ rows
+    gram = rows.new_empty(size, size)
+    for start in range(0, size, BLOCK):
+        end = min(start + BLOCK, size)
+        torch.mm(rows[:, start:end].T, rows[:, start:], out=gram[start:end, start:])
+        gram[end:, start:end] = gram[start:end, end:].T
+    return gram
 
 
 def processes() -> int:

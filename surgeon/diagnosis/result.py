@@ -220,7 +220,7 @@ class Diagnosis:
         actual = next((step for step in curvature.steps if step.movement == MOVEMENT), None)
         if actual is not None and abs(actual.train - curvature.train) > max(abs(curvature.train), NEGLIGIBLE) / 2:
             said.append(
-                f"The second order holds for smaller movements only: at {100 * MOVEMENT:g} % the loss itself changes by "
+                f"The second order holds for smaller movements only: at {100 * MOVEMENT:g} % the loss changes by "
                 f"{100 * actual.train:+.2g} % on training and {100 * actual.held_out:+.2g} % on held-out batches."
             )
         if self.slope.real:

@@ -4,6 +4,7 @@ from surgeon.surgery.budget import best_scored, with_blocks, with_rank, within_b
 from surgeon.surgery.find import find
 from surgeon.surgery.insert import relax
 from surgeon.surgery.lowrank import LowRankUpdates
+from surgeon.surgery.merge import merge, unmerge
 from surgeon.surgery.relaxation import PenaltySettings, Relaxation
 from surgeon.surgery.select import select
 from surgeon.surgery.strip import refold, strip
@@ -14,10 +15,12 @@ __all__ = [
     "Relaxation",
     "best_scored",
     "find",
+    "merge",
     "refold",
     "relax",
     "select",
     "strip",
+    "unmerge",
     "with_blocks",
     "with_rank",
     "within_budget",

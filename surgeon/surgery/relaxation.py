@@ -164,9 +164,10 @@ class Relaxation:
     def _record(self) -> None:
         settings = self.penalty_settings
         offset = self._turn * _OFFSET_STEP % 1.0
+        grams: dict[Any, tuple[Tensor, Tensor]] = {}
         for number, branch in enumerate(self.branches.values()):
             due = settings is not None and self._is_due(number)
-            branch.record(Tap(settings.form == "rows", settings.rows, offset) if settings and due else None)
+            branch.record(Tap(settings.form == "rows", settings.rows, offset, grams) if settings and due else None)
 
     def penalty(self) -> Tensor:
         """Return the sum of all penalty terms, shape (): what eq. 5 multiplies by lambda.

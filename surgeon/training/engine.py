@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import TrainingError, UsageError
 from surgeon.modes import set_training
-from surgeon.surgery import LowRankUpdates, PenaltySettings, Relaxation, refold
+from surgeon.surgery import LowRankUpdates, PenaltySettings, Relaxation, merge, refold, unmerge
 from surgeon.tasks import task_forward, task_loss
 from surgeon.training.arms import Arm
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
@@ -160,6 +160,8 @@ class Finetuner:
             TaskError: if the task returns something unusable.
         """
         try:
+            if self.relaxation is not None:
+                merge(self.relaxation)
             with deterministic(self.settings.deterministic), with_advice(self.settings.precision, "a training step"):
                 return self._run(on_step, on_save, save_every)
         finally:
@@ -203,6 +205,8 @@ class Finetuner:
         for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
             vars(self.plain_model).pop(name, None)
         vars(self.plain_model).update(self._own_forward)
+        if self.relaxation is not None:
+            unmerge(self.relaxation)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         if self.relaxation is not None and self.arm.learns_theta:
