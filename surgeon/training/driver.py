@@ -45,6 +45,11 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path 
         raise TrainingError(
             f"expected a machine that can train with precision {precision!r}, but {error}: choose 'no' or 'bf16'"
         ) from error
+    if "FSDP" in str(accelerator.distributed_type) or "DEEPSPEED" in str(accelerator.distributed_type):
+        raise TrainingError(
+            f"expected processes that each hold the whole network, but accelerate is configured for "
+            f"{accelerator.distributed_type.value}: the penalty needs whole weights, launch with --multi_gpu instead"
+        )
     return accelerator
 
 

@@ -1,0 +1,126 @@
+"""Options of relax and finetune: what they do, and what is said when they cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.commands import Surgeon
+
+RELAX = ("relax", "net.pt", "--group", "O3", "--dry-run", "--json")
+
+
+def sizes(surgeon: Surgeon, *options: str) -> dict[str, int]:
+    sites = surgeon(*RELAX, *options).data["plan"]["sites"]
+    return {site["name"]: site["rank"] or site["shape"][0] * site["shape"][1] for site in sites}
+
+
+def test_sites_are_chosen_by_budget_rank_and_blocks(surgeon: Surgeon) -> None:
+    assert sizes(surgeon) == {"first": 64, "second": 18}
+    assert sizes(surgeon, "--max-extra-params", "63") == {"second": 18}
+    assert sizes(surgeon, "--max-extra-params", "1000%") == {"first": 64, "second": 18}  # of 10 parameters
+    assert sizes(surgeon, "--rank", "1") == {"first": 1, "second": 1}
+    told = surgeon(*RELAX, "--blocks", "1>0").data["plan"]["sites"]
+    assert [(site["name"], site["blocks"]) for site in told] == [("first", [[1, 0]])]
+
+
+def test_scores_of_a_diagnosis_rank_the_sites(surgeon: Surgeon) -> None:
+    record = {"curvature": {"shares": {"first.features": 0.2, "second.features": 0.8}}}
+    (surgeon.path / "scores.json").write_text(json.dumps(record))
+    assert sizes(surgeon, "--scores", "scores.json", "--top", "1") == {"second": 18}
+    assert sizes(surgeon, "--scores", "scores.json", "--max-extra-params", "70") == {"second": 18}
+
+
+BAD = [
+    (("--rank", "1", "--blocks", "1>1"), "either --rank or --blocks"),
+    (("--blocks", "1-0"), "blocks such as 0>1,1>2 after --blocks"),
+    (("--max-extra-params", "lots"), "after --max-extra-params, got 'lots'"),
+    (("--max-extra-params", "1"), "the smallest branch"),
+    (("--top", "1"), "--scores FILE together with --top"),
+    (("--scores", "net.pt", "--top", "1"), "expected a JSON file|expected JSON"),
+    (("--theta-site", "first"), "PATTERN=SHARE"),
+    (("--theta-site", "frist=0.5"), "the schedule's pattern 'frist' to match"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD)
+def test_what_cannot_be_is_said(surgeon: Surgeon, options: tuple[str, ...], words: str) -> None:
+    import re
+
+    said = surgeon(*RELAX, *options, code=2).err
+    assert re.search(words, said), said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_diagnosis_feeds_relax(surgeon: Surgeon) -> None:
+    surgeon("diagnose", "net.pt", "--group", "O3", "--products", "10", "-o", "scores.json")
+    kept = sizes(surgeon, "--scores", "scores.json", "--top", "1")
+    shares = json.loads((surgeon.path / "scores.json").read_text())["curvature"]["shares"]
+    assert list(kept) == [max(shares, key=shares.__getitem__).partition(".")[0]]
+
+
+def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt", "--group", "O3", "--theta-site", "second=0.5", "--schedule", "early")
+    told = surgeon(
+        *(
+            "finetune",
+            "net-relaxed",
+            "--epochs",
+            "2",
+            "--lr",
+            "1e-2",
+            "--accumulate",
+            "2",
+            "--ema",
+            "0.9",
+            "--clip",
+            "1",
+        ),
+        *(
+            "--warmup",
+            "1",
+            "--lr-decay",
+            "linear",
+            "--optimizer",
+            "adam",
+            "--exact-penalty",
+            "--penalty-form",
+            "square",
+        ),
+        *("--adaptive-theta", "--patience", "5", "--deterministic", "--save-every", "1", "--weight-decay", "1e-4"),
+    ).out
+    assert "training adds 82 parameters to 10" in told
+    assert "nothing of it remains after stripping" in told
+    state = json.loads((surgeon.path / "net-run" / "training_state" / "state.json").read_text())
+    settings = state["settings"]
+    expected = {
+        "accumulate": 2, "ema": 0.9, "clip": 1.0, "warmup": 1, "decay": "linear", "optimizer": "adam",
+        "penalty_rows": None, "penalty_every": 1, "penalty_form": "square", "adaptive_theta": True, "patience": 5,
+        "deterministic": True, "weight_decay": 1e-4,
+    }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["schedule"]["name"] == "early"
+    assert settings["schedule"]["sites"] == [["second", 0.5]]
+    assert state["state"]["step"] == 4  # three batches, two to a step
+    assert (surgeon.path / "net-run" / "records.jsonl").is_file()
+    said = surgeon("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2", code=2).err
+    assert "accumulate 2 against 1" in said
+    surgeon("strip", "net-run")
+
+
+def test_an_unknown_tracker_and_stray_options_are_refused(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt", "--group", "O3")
+    said = surgeon("finetune", "net-relaxed", "--track", "papyrus", code=2).err
+    assert "tracker among tensorboard, wandb, mlflow, got 'papyrus'" in said
+    said = surgeon("finetune", "net-relaxed", "--jobs", "2", code=2).err
+    assert "together with --compare" in said
+    said = surgeon("finetune", "net-relaxed", "--arm", "drop", "--freeze-base", code=2).err
+    assert "nothing would remain" in said
+
+
+@pytest.mark.parametrize("arm", ["refold", "ace"])
+def test_further_arms_end_in_a_clean_checkpoint(surgeon: Surgeon, arm: str) -> None:
+    surgeon("relax", "net.pt", "--group", "O3")
+    surgeon("finetune", "net-relaxed", "--arm", arm, "--epochs", "2", "--lr", "1e-2")
+    assert "the architecture is the original's" in surgeon("strip", "net-run").out
