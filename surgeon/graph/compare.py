@@ -17,11 +17,14 @@ def _signature(graph: fx.Graph) -> list[tuple[Any, ...]]:
     def argument(value: Any) -> Any:
         return f"%{index[value]}" if isinstance(value, fx.Node) else value
 
-    rows = []
+    rows, constants = [], dict[str, str]()
     for node in graph.nodes:
+        target = str(node.target)
+        if target.startswith("_constant_"):  # numbered as they were met, those of ops that were left out included
+            target = constants.setdefault(target, f"_constant_{len(constants)}")
         arguments = fx.node.map_aggregate((node.args, node.kwargs), argument)
         meta = (node.meta.get(key) for key in ("owner", "call_index", "shape", "dtype"))
-        rows.append((node.op, str(node.target), repr(arguments), *(repr(value) for value in meta)))
+        rows.append((node.op, target, repr(arguments), *(repr(value) for value in meta)))
     return rows
 
 
