@@ -133,3 +133,9 @@ def test_dense_layers_are_merged_on_request_alone(overhead: ModuleType) -> None:
     merged = [module for module in relaxation.model.modules() if "forward" in vars(module)]
     assert merged
     assert all(type(module) is nn.Linear for module in merged)
+
+
+def test_what_merging_saves_is_not_the_penaltys(overhead: ModuleType) -> None:
+    medians = {"plain": 1.0, "branch": 2.0, "branch merged": 1.5, "naive rows": 6.0, "exact": 2.5, "default": 1.5}
+    assert overhead.cheaper_by(medians) == {"exact": 4.0, "default": None}
+    assert overhead.cheaper_by(medians | {"branch merged": 2.0}) == {"exact": 8.0, "default": None}
