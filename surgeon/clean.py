@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -27,6 +29,7 @@ def write_clean(
     original: Checkpoint,
     *,
     container: bool = False,
+    extras: Mapping[str, Callable[[Path], Any]] | None = None,
     force: bool = False,
 ) -> list[str]:
     """Write a folder with the stripped model, completely or not at all.
@@ -37,6 +40,8 @@ def write_clean(
         certificate: its certificate; one that is not ``identical`` is refused.
         original: the checkpoint that was relaxed; its metadata, and the ``config.json`` beside it, are kept.
         container: also write the weights into a copy of the original file.
+        extras: more formats; each function writes into the folder it is given and returns JSON-compatible data, which
+            the certificate keeps in its details under the function's name.
         force: replace an existing folder.
 
     Returns:
@@ -56,6 +61,8 @@ def write_clean(
     config = original.path.parent / "config.json"
     with atomic_folder(folder, force=force) as temporary:
         write_tensors(temporary / "model.safetensors", tensors, _metadata(original.metadata))
+        written = {name: write(temporary) for name, write in (extras or {}).items()}
+        certificate = dataclasses.replace(certificate, details={**certificate.details, **written})
         write_json(temporary / "certificate.json", certificate.to_data())
         write_text(temporary / "README.md", _CARD)
         if config.is_file():

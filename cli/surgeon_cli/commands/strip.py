@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from torch import nn
 
 from surgeon.clean import write_clean
 from surgeon.errors import CheckpointError
+from surgeon.export import onnx_extra
 from surgeon.files import check_writable
+from surgeon.groups import parse_group
+from surgeon.tasks import can_act
 from surgeon.types import Certificate, StripMode
 from surgeon.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
-from surgeon.workspace import OpenOptions, open_path
+from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ForceOption,
@@ -35,6 +39,14 @@ DropOrFold = Annotated[
 SplitOption = Annotated[
     Literal["validation", "test", "none"], typer.Option("--metrics", help="Split on which metrics are recorded.")
 ]
+
+
+@dataclass(frozen=True)
+class Formats:
+    """What is written beside safetensors: the original container, and ONNX of an operator set, if one is given."""
+
+    container: bool = False
+    opset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ def strip(
     """
     settings, options = measuring.settings(), opening.options(json_output)
     folder, batches = folder_or_only(path, json_output), recalibrating.batches()
-    _run(folder, out, fold, metrics, settings, batches, options, False, force, json_output)
+    _run(folder, out, fold, metrics, settings, batches, options, Formats(), force, json_output)
 
 
 @unbundled
@@ -99,19 +111,26 @@ def export(
     container: Annotated[
         bool, typer.Option("--container", help="Also write a copy of the original file with only the weights replaced.")
     ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write model.onnx, checked in ONNX Runtime; takes a minute or two.")
+    ] = False,
+    opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.")] = 18,
     metrics: SplitOption = "test",
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Do what `strip` does, and write the file format that came in as well.
+    """Do what `strip` does, and write ONNX or the file format that came in as well.
 
     Examples:
 
         surgeon export segnn-run -o clean/ --container
+
+        surgeon export segnn-run -o clean/ --onnx
     """
     settings, options = measuring.settings(), opening.options(json_output)
     folder, batches = folder_or_only(path, json_output), recalibrating.batches()
-    _run(folder, out, fold, metrics, settings, batches, options, container, force, json_output)
+    formats = Formats(container, opset if onnx else None)
+    _run(folder, out, fold, metrics, settings, batches, options, formats, force, json_output)
 
 
 def _run(
@@ -122,7 +141,7 @@ def _run(
     settings: MeasureSettings,
     recalibration_batches: int,
     options: OpenOptions,
-    container: bool,
+    formats: Formats,
     force: bool,
     json_output: bool,
 ) -> None:
@@ -146,12 +165,23 @@ def _run(
         say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
     if not certificate.identical and not json_output:
         _show(certificate)
-    files = write_clean(target, stripped, certificate, source, container=container, force=force)
+    extras = {} if formats.opset is None else {"onnx": _onnx(workspace, stripped, formats.opset, json_output)}
+    files = write_clean(target, stripped, certificate, source, container=formats.container, extras=extras, force=force)
     if json_output:
         print_json({"written": str(target), "files": files, "certificate": certificate.to_data()})
         return
     _show(certificate)
     say(f"the architecture is the original's; wrote {target}/: {', '.join(files)}")
+
+
+def _onnx(workspace: Workspace, stripped: nn.Module, opset: int, json_output: bool) -> Callable[[Path], Any]:
+    """Return what writes and checks ``model.onnx``."""
+    task, relaxation = workspace.require_task().task, workspace.relaxation
+    assert relaxation is not None
+    original, _ = workspace.original()
+    group = parse_group(relaxation.plan.group) if can_act(task) else None
+    announce = (lambda _: None) if json_output else say
+    return onnx_extra(stripped, original, workspace.double(stripped), task, group, opset=opset, announce=announce)
 
 
 def _show(certificate: Certificate) -> None:

@@ -1,0 +1,169 @@
+"""Run an ONNX file in ONNX Runtime and compare it with the model: outputs at other sizes, equivariance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.evaluation import outputs_on
+from surgeon.export.sample import Sample
+from surgeon.groups import Group
+from surgeon.imports import one_line
+from surgeon.tasks import can_act
+from surgeon.trees import map_tensors, tensors_in, to_dtype
+from surgeon.types import Task
+
+TIMES_ROUNDING = 10.0
+"""ONNX Runtime may differ from the model by this many times the model's own rounding error, measured in float64."""
+
+RELATIVE = 1e-5
+"""... and always by this share of the largest entry of an output."""
+
+ELEMENTS = 2
+"""Group elements per component and batch."""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was compared, and what differs.
+
+    Attributes:
+        deviation: largest deviation of ONNX Runtime from the model in units of the allowed one.
+        equivariance: component of the group to the same for f(g x) against g f(x), both in ONNX Runtime.
+        sizes: the sizes of the dynamic axes of the batches compared.
+        differences: one sentence each; empty if the file does what the model does.
+    """
+
+    deviation: float
+    equivariance: dict[str, float]
+    sizes: tuple[tuple[int, ...], ...]
+    differences: tuple[str, ...]
+
+
+def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
+    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    wanted = {item.name for item in session.get_inputs()}
+
+    def run(batch: Any) -> list[Tensor]:
+        named = zip(sample.names, tensors_in(batch), strict=True)
+        feed = {name: tensor.detach().cpu().numpy() for name, tensor in named if name in wanted}
+        return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+    return run
+
+
+def check_onnx(
+    path: Path,
+    model: nn.Module,
+    double: nn.Module,
+    task: Task,
+    sample: Sample,
+    group: Group | None,
+    seed: int = 0,
+) -> OnnxReport:
+    """Compare an ONNX file with the model it was exported from, on batches of other sizes.
+
+    Per output, ``max|ort - f32|`` may be ``max(10 max|f32 - f64|, 1e-5 max|f64|)``; the same bound holds for
+    ``max|ort(g x) - g ort(x)|``.
+
+    Args:
+        path: the file.
+        model: in its own dtype, eval mode is set.
+        double: its float64 twin, the yardstick.
+        task: how to call the model, and how the group acts.
+        sample: whose ``others`` are compared.
+        group: None if the task does not say how the group acts.
+        seed: of the group elements.
+    """
+    run = runner(path, sample)
+    batches = list(sample.others)
+    eager = [tensors_in(tree) for tree in outputs_on(model, task, batches)]
+    exact_trees = outputs_on(double, task, [to_dtype(batch, torch.float64) for batch in batches])
+    exact = [tensors_in(tree) for tree in exact_trees]
+    bounds = [[_bound(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(eager, exact, strict=True)]
+    worst, differences = 0.0, list[str]()
+    results = list[list[Tensor]]()
+    for batch, expected, allowed in zip(batches, eager, bounds, strict=True):
+        try:
+            found = run(batch)
+        except Exception as error:  # ONNX Runtime has its own exceptions, without a common class
+            differences.append(f"ONNX Runtime fails at sizes {_sizes(sample, batch)}: {one_line(error)}")
+            continue
+        results.append(found)
+        ratio = _largest(found, expected, allowed)
+        worst = max(worst, ratio)
+        if not ratio <= 1:
+            sizes = _sizes(sample, batch)
+            differences.append(f"at sizes {sizes} ONNX Runtime deviates {ratio:.1f} times as much as allowed")
+    equivariance = {}
+    if group is not None and can_act(task) and not differences:
+        trees = [_like(tree, found) for tree, found in zip(exact_trees, results, strict=True)]
+        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed)
+        differences += [
+            f"in ONNX Runtime f(g x) and g f(x) differ {ratio:.1f} times as much as allowed under {name}"
+            for name, ratio in equivariance.items()
+            if not ratio <= 1
+        ]
+    return OnnxReport(worst, equivariance, tuple(_sizes(sample, batch) for batch in batches), tuple(differences))
+
+
+def _equivariance(
+    run: Callable[[Any], list[Tensor]],
+    task: Any,
+    batches: Sequence[Any],
+    trees: Sequence[Any],
+    bounds: Sequence[Sequence[float]],
+    group: Group,
+    seed: int,
+) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed)
+    result = {}
+    for component, name in enumerate(group.component_names):
+        worst = 0.0
+        for batch, tree, allowed in zip(batches, trees, bounds, strict=True):
+            for g in group.sample(ELEMENTS, generator, component):
+                moved = tensors_in(task.act_output(g, tree))
+                # Coordinates that are turned or moved have the size of what they are turned into.
+                scaled = [max(a, RELATIVE * _size(t)) for a, t in zip(allowed, moved, strict=True)]
+                worst = max(worst, _largest(run(task.act(g, batch)), moved, scaled))
+        result[name] = worst
+    return result
+
+
+def _like(tree: Any, tensors: Sequence[Tensor]) -> Any:
+    remaining = iter(tensors)
+    return map_tensors(lambda _: next(remaining), tree)
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
+
+
+def _bound(own: Tensor, exact: Tensor) -> float:
+    return max(TIMES_ROUNDING * _size(own.double() - exact.double()), RELATIVE * _size(exact))
+
+
+def _largest(found: Sequence[Tensor], expected: Sequence[Tensor], allowed: Sequence[float]) -> float:
+    """Return the largest deviation in units of the allowed one; infinity if the outputs do not even fit."""
+    if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
+        return float("inf")
+    ratios = [0.0]
+    for a, b, bound in zip(found, expected, allowed, strict=True):
+        deviation = _size(a.double() - b.double())
+        ratios.append(deviation / bound if bound else (0.0 if deviation == 0 else float("inf")))
+    return float("inf") if any(ratio != ratio for ratio in ratios) else max(ratios)
+
+
+def _sizes(sample: Sample, batch: Any) -> tuple[int, ...]:
+    shapes = zip(tensors_in(batch), sample.dynamic, strict=True)
+    return tuple(dict.fromkeys(tensor.shape[axis] for tensor, axes in shapes for axis in axes))

@@ -1,0 +1,182 @@
+"""From a module to an ONNX graph that does not depend on the values of its weights, with their names kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.branch import branches_of
+from surgeon.errors import CheckFailedError, SurgeonError, UsageError
+from surgeon.evaluation import in_evaluation_mode
+from surgeon.export.sample import Sample
+from surgeon.imports import one_line
+from surgeon.tasks import task_forward
+from surgeon.trees import tensor_leaves, tensors_in
+from surgeon.types import Task
+
+OPSETS = range(18, 24)
+"""Versions of the ONNX operator set that torch's exporter writes."""
+
+_OWNER = "model"
+
+
+class _Positional(nn.Module):
+    """A model as a function from the tensors of a batch to those of its outputs."""
+
+    def __init__(self, model: nn.Module, task: Task, sample: Sample) -> None:
+        super().__init__()
+        self.model = model
+        self._task, self._sample = task, sample
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = task_forward(self._task, self.model, self._sample.with_tensors(tensors))
+        return tuple(tensors_in(outputs))
+
+
+def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18) -> Any:
+    """Convert a model with torch's exporter and clean the graph without looking at the values of its weights.
+
+    The exporter's own optimisation merges equal weights and removes additions of zero, so its graph says something
+    about the weights; here only nodes that read no tensor of the state dict are computed beforehand.
+
+    Args:
+        model: without branches; it is run in eval mode.
+        task: says how to call the model.
+        sample: the example batch and its dynamic axes.
+        opset: version of the operator set.
+
+    Returns:
+        ``onnx_ir.Model``, whose initializers of the state dict carry the names of the state dict.
+
+    Raises:
+        CheckFailedError: if branches are left in the model, or the exporter cannot convert it.
+        UsageError: if the operator set is not supported, or the package onnxscript is missing.
+    """
+    left = branches_of(model)
+    if left:
+        raise CheckFailedError(
+            f"expected a model without branches, but {next(iter(left))} has one ({len(left)} in all): "
+            "strip it first, with `surgeon export --drop` or `--fold`"
+        )
+    if opset not in OPSETS:
+        raise UsageError(f"expected an ONNX opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}: choose one of these")
+    _require_packages()
+    shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes} for axes in sample.dynamic)
+    wrapped = _Positional(model, task, sample)
+    with in_evaluation_mode(wrapped), _quiet():
+        try:
+            program = torch.onnx.export(
+                wrapped,
+                tuple(tensors_in(sample.batch)),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=list(sample.names),
+                dynamic_shapes={"tensors": shapes},
+            )
+        except SurgeonError:
+            raise
+        except Exception as error:
+            raise CheckFailedError(
+                f"{type(model).__name__} cannot be exported to ONNX: {_reason(error)}; nothing was written"
+            ) from error
+    assert program is not None
+    converted = program.model
+    _clean(converted, {f"{_OWNER}.{name}" for name in model.state_dict()})
+    return converted
+
+
+def _require_packages() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"ONNX needs the package {error.name}: install it with `pip install {error.name}`") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the innermost error says, in one line: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks, which are about its own insides, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _clean(model: Any, state: set[str]) -> None:
+    """Compute what reads no tensor of the state dict, drop what nothing reads, and give the tensors their own names."""
+    import onnxscript.optimizer
+
+    def foldable(node: Any) -> bool | None:
+        return False if any(value is not None and value.name in state for value in node.inputs) else None
+
+    unlimited = 2**31
+    with _quiet():
+        onnxscript.optimizer.fold_constants(
+            model, should_fold=foldable, input_size_limit=unlimited, output_size_limit=unlimited
+        )
+        _share_constants(model.graph, state)
+        onnxscript.optimizer.remove_unused_nodes(model)
+    graph = model.graph
+    for node in graph.all_nodes():  # stack traces, with paths of this machine
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+    for value in [value for value in graph.inputs if not list(value.uses()) and not value.is_graph_output()]:
+        graph.inputs.remove(value)
+    for name in [name for name in graph.initializers if name in state]:
+        value = graph.initializers.pop(name)
+        value.name = name.removeprefix(f"{_OWNER}.")
+        graph.register_initializer(value)
+
+
+def _share_constants(graph: Any, state: set[str]) -> None:
+    """Keep one of several equal constants; tensors of the state dict are left alone, equal or not."""
+    kept: dict[tuple[Any, ...], Any] = {}
+    for name, value in list(graph.initializers.items()):
+        if name in state or value.is_graph_output():
+            continue
+        tensor = value.const_value
+        key = (tuple(tensor.shape), tensor.dtype, hashlib.sha256(tensor.tobytes()).digest())
+        first = kept.setdefault(key, value)
+        if first is not value:
+            for node, index in list(value.uses()):
+                node.replace_input_with(index, first)
+            graph.initializers.pop(name)
+
+
+def output_names(task: Task, outputs: Any, taken: Collection[str]) -> list[str]:
+    """Return one name per tensor of the outputs: those of the task, else their keys.
+
+    A name that an input has already becomes ``NAME_out``.
+    """
+    paths = list(tensor_leaves(outputs))
+    given = [str(name) for name in getattr(task, "output_names", ())]
+    if len(given) != len(paths):
+        given = [".".join(map(str, path)) or "output" for path in paths]
+    return [f"{name}_out" if name in taken else name for name in given]

@@ -1,0 +1,145 @@
+"""ONNX that is checked before it is written: names, sizes, equality of graphs, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckFailedError, TaskError, UsageError
+from surgeon.export import check_onnx, compare_signatures, export_onnx, sample_of, signature, signature_hash
+from surgeon.export.convert import to_onnx
+from surgeon.groups import parse_group
+from surgeon.surgery import find, relax, strip
+from tests.commands import Surgeon
+from tests.tiny import Net, TinyTask
+
+TASK = TinyTask()
+SAMPLE = sample_of(TASK, torch.float32)
+
+
+def rows(model: nn.Module) -> Any:
+    return signature(to_onnx(model, TASK, SAMPLE), model.state_dict())
+
+
+def twin(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).double()
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture(scope="module")
+def exported(net: Net, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return path, export_onnx(path, net, copy.deepcopy(net), twin(net), TASK, parse_group("O3"))
+
+
+def test_the_file_computes_what_the_model_does_at_any_size(net: Net, exported: tuple[Path, dict[str, Any]]) -> None:
+    path, record = exported
+    session = onnxruntime.InferenceSession(str(path))
+    assert [item.name for item in session.get_inputs()] == ["scalars", "vectors"] == record["inputs"]
+    for length in (1, 2, 40):
+        scalars, vectors = torch.randn(length, 2), torch.randn(length, 2, 3)
+        (found,) = session.run(None, {"scalars": scalars.numpy(), "vectors": vectors.numpy()})
+        np.testing.assert_allclose(found, net(scalars, vectors).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert set(record["equivariance"]) == set(parse_group("O3").component_names)
+    json.dumps(record)
+
+
+def test_weights_keep_their_names_and_bytes_and_no_path_is_told(
+    net: Net, exported: tuple[Path, dict[str, Any]]
+) -> None:
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(exported[0]).graph.initializer}
+    for name, value in net.named_parameters():
+        assert value.detach().numpy().tobytes() == stored[name].tobytes()
+    assert str(Path(__file__).parents[2]).encode() not in exported[0].read_bytes()
+
+
+def test_graphs_depend_on_the_architecture_and_not_on_weights(net: Net) -> None:
+    special = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in special.parameters():
+            parameter.fill_(1.0)  # equal, and ones: what an optimiser would merge or drop
+    other = copy.deepcopy(net)
+    other.broken = True
+    before = rows(net)
+    assert compare_signatures(before, rows(special)) == []
+    assert signature_hash(before) == signature_hash(rows(special)) != signature_hash(rows(other))
+    assert compare_signatures(before, rows(other))
+
+
+def test_a_branch_is_refused_even_at_theta_zero_and_stripping_gives_the_graph_back(net: Net) -> None:
+    model = copy.deepcopy(net)
+    batch = next(iter(TASK.batches("train", 0)))
+    relaxation = relax(model, find(model, "O3", batch["scalars"], batch["vectors"]))
+    with pytest.raises(CheckFailedError, match="strip it first"):
+        to_onnx(model, TASK, SAMPLE)
+    strip(relaxation, "drop")
+    assert compare_signatures(rows(net), rows(model)) == []
+
+
+def test_another_original_is_noticed(net: Net, tmp_path: Path) -> None:
+    wider = Net(hidden=3)
+    with pytest.raises(CheckFailedError, match="not that of the original"):
+        export_onnx(tmp_path / "model.onnx", net, wider, twin(net), TASK)
+
+
+def test_a_model_that_is_not_equivariant_is_found_in_onnx_runtime(tmp_path: Path) -> None:
+    broken = Net(broken=True)
+    with pytest.raises(CheckFailedError, match="under identity"):
+        export_onnx(tmp_path / "model.onnx", broken, copy.deepcopy(broken), twin(broken), TASK, parse_group("O3"))
+
+
+def test_a_changed_weight_in_the_file_is_found(exported: tuple[Path, dict[str, Any]], net: Net, tmp_path: Path) -> None:
+    damaged = onnx.load(exported[0])
+    weight = next(tensor for tensor in damaged.graph.initializer if tensor.name == "second.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    onnx.save(damaged, tmp_path / "damaged.onnx")
+    report = check_onnx(tmp_path / "damaged.onnx", net, twin(net), TASK, SAMPLE, None)
+    assert report.deviation > 1
+    assert "deviates" in report.differences[0]
+    assert check_onnx(exported[0], net, twin(net), TASK, SAMPLE, None).differences == ()
+
+
+class Narrow(TinyTask):
+    """Batches of length one."""
+
+    def batches(self, split: str, seed: int) -> Any:
+        for batch in super().batches(split, seed):
+            yield {name: value[:1] for name, value in batch.items()}
+
+
+def test_what_cannot_be_exported_is_said(net: Net) -> None:
+    with pytest.raises(UsageError, match="opset from"):
+        to_onnx(net, TASK, SAMPLE, opset=7)
+    with pytest.raises(TaskError, match="different sizes"):
+        sample_of(Narrow(), torch.float32)
+
+    class Stuck(Net):
+        def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
+            return super().forward(scalars, vectors) * (2.0 if scalars.sum() > 0 else 1.0)
+
+    with pytest.raises(CheckFailedError, match="cannot be exported"):
+        to_onnx(Stuck(), TASK, SAMPLE)
+
+
+def test_the_command_writes_a_checked_file_or_nothing(surgeon: Surgeon, work: Path) -> None:
+    surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "-o", "relaxed")
+    assert "opset" in surgeon("export", "relaxed", "-o", "wrong", "--onnx", "--opset", "3", code=2).err
+    assert not (work / "wrong").exists()
+    surgeon("export", "relaxed", "-o", "clean", "--onnx")
+    details = json.loads((work / "clean/certificate.json").read_text())["details"]
+    assert details["onnx"]["deviation"] <= 1
+    onnxruntime.InferenceSession(str(work / "clean/model.onnx"))
