@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.branch import branches_of
+from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint.loading import _COPIED_CONSTANT
+from surgeon.files import json_compatible
 from surgeon.graph import compare_graphs, graph_hash, record
 from surgeon.modes import set_training
 from surgeon.types import Certificate
 
 SHOWN = 5
 """Differences listed per check."""
+
+FORMAT_VERSION = 1
+"""Of ``certificate.json``; it rises when a reader of the present version would misunderstand the file."""
+
+_TASK_MODULE = re.compile(r"^surgeon_task_[0-9a-f]+\.")
 
 
 @dataclass(frozen=True)
@@ -85,9 +96,73 @@ def _same(left: Tensor, right: Tensor) -> bool:
     return torch.equal(_bytes(left), _bytes(right))
 
 
+def tensor_sha256(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes in row-major order as 64 hex digits; any shape and dtype."""
+    return hashlib.sha256(_bytes(tensor.cpu()).numpy().data).hexdigest()
+
+
+def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """Return name to ``[shape, dtype]`` as JSON-compatible data, for tensors of any shape and dtype."""
+    return {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()}
+
+
+def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors under the names of a state dict.
+
+    A prefix that :func:`open_checkpoint` takes away (``module.``) can be the model's own; constants that only a deep
+    copy of a generated module has are left out unless the state dict has them, too.
+
+    Args:
+        checkpoint: as opened.
+        like: the state dict, or anything with its keys.
+    """
+    prefixed = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+    tensors = prefixed if prefixed.keys() & like.keys() else checkpoint.tensors
+    return {key: tensor for key, tensor in tensors.items() if key in like or not _COPIED_CONSTANT.search(key)}
+
+
+def classes_of(model: nn.Module) -> dict[str, str]:
+    """Return qualified name to class of every module; a class of the task file is called ``task.<class>``.
+
+    The module name under which a task file is imported depends on where the file lies, and a certificate may travel.
+    """
+    return {name: _TASK_MODULE.sub("task.", text) for name, text in Architecture.of(model).classes.items()}
+
+
+def canonical_digest(data: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON data in canonical form, its entry ``sha256`` left out, as 64 hex digits.
+
+    Canonical: keys sorted, no white space, UTF-8, non-finite numbers as null.
+    """
+    content = json_compatible({key: value for key, value in data.items() if key != "sha256"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def seal(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data with its own :func:`canonical_digest` as last entry, ``sha256``."""
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    return {**content, "sha256": canonical_digest(content)}
+
+
 def _bytes(tensor: Tensor) -> Tensor:
     # A copy, because a tensor can count as contiguous and still have a last stride that forbids the view.
     return tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models compared.
+
+    Attributes:
+        differences: name of a check to one sentence per difference; empty where the check holds.
+        buffers_written: buffers that the model's own training forward writes, to their largest change.
+        details: versions, the number of tensors and, with a run, hashes and length of the recorded graphs.
+    """
+
+    differences: Mapping[str, list[str]]
+    buffers_written: Mapping[str, float]
+    details: Mapping[str, Any]
 
 
 def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Certificate:
@@ -102,6 +177,14 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
     Returns:
         The certificate; ``identical`` is the verdict, ``differences`` say in words what is not.
     """
+    found = compare_models(before, after, run)
+    checks = {name: not sentences for name, sentences in found.differences.items()}
+    listed = tuple(text for sentences in found.differences.values() for text in sentences[:SHOWN])
+    return Certificate(all(checks.values()), checks, listed, found.buffers_written, details=found.details)
+
+
+def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Comparison:
+    """Compare two models check by check; arguments as for :func:`certify`."""
     left, right = Architecture.of(before), Architecture.of(after)
     if left.keys != right.keys:
         # A deep copy of some generated modules (e3nn's tensor products) has more keys than the original: copy both.
@@ -116,25 +199,29 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
         "forward hooks": _differing("number of hooks of", left.hooks, right.hooks),
     }
     differences["finite weights"] = _newly_non_finite(before, after)
-    written: dict[str, float] = {}
     details: dict[str, Any] = {"versions": versions(), "tensors": len(left.keys)}
     allowed = buffers_written_by_training(before, run) if run else {}
-    differences["buffers"] = _differing(
-        "presence of buffer", dict.fromkeys(left.buffers, "yes"), dict.fromkeys(right.buffers, "yes")
-    )
-    for name, value in left.buffers.items():
-        other = right.buffers.get(name)
+    differences["buffers"], written = _compare_buffers(left.buffers, right.buffers, allowed)
+    if run:
+        differences["recorded graph"] = _differing_graphs(before, after, run, details)
+    return Comparison(differences, written, details)
+
+
+def _compare_buffers(
+    left: Mapping[str, Tensor], right: Mapping[str, Tensor], allowed: Mapping[str, Tensor]
+) -> tuple[list[str], dict[str, float]]:
+    """Return what differs, and the largest change of each buffer that training may write."""
+    differences = _differing("presence of buffer", dict.fromkeys(left, "yes"), dict.fromkeys(right, "yes"))
+    written: dict[str, float] = {}
+    for name, value in left.items():
+        other = right.get(name)
         if other is None or _same(value, other):
             continue
         if name in allowed and (value.shape, value.dtype) == (other.shape, other.dtype):
             written[name] = float((other.double() - value.double()).abs().max()) if value.numel() else 0.0
         else:
-            differences["buffers"].append(f"buffer {name} changed and the model's training forward does not write it")
-    if run:
-        differences["recorded graph"] = _differing_graphs(before, after, run, details)
-    checks = {name: not found for name, found in differences.items()}
-    listed = tuple(text for found in differences.values() for text in found[:SHOWN])
-    return Certificate(all(checks.values()), checks, listed, written, details=details)
+            differences.append(f"buffer {name} changed and the model's training forward does not write it")
+    return differences, written
 
 
 def _differing_graphs(

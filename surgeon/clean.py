@@ -7,19 +7,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from surgeon.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal, tensor_sha256
+from surgeon.certificate_words import certificate_text
 from surgeon.checkpoint import Checkpoint, write_container
 from surgeon.errors import CheckFailedError
-from surgeon.files import atomic_folder, write_json, write_tensors, write_text
+from surgeon.files import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
 from surgeon.types import Certificate
 
 _CARD = """# Clean weights
 
 `model.safetensors` holds the weights of the original architecture, with the original's keys, shapes and dtypes: load
 them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. `certificate.json`
-records the comparison with the original and everything that was measured.
+records the comparison with the original, everything that was measured, and the hash of every file; `CERTIFICATE.md`
+says the same in words. `surgeon verify FOLDER --against ORIGINAL` computes it again.
 """
+
+CERTIFICATE_FILE, WORDS_FILE = "certificate.json", "CERTIFICATE.md"
 
 
 def write_clean(
@@ -62,8 +67,6 @@ def write_clean(
     with atomic_folder(folder, force=force) as temporary:
         write_tensors(temporary / "model.safetensors", tensors, _metadata(original.metadata))
         written = {name: write(temporary) for name, write in (extras or {}).items()}
-        certificate = dataclasses.replace(certificate, details={**certificate.details, **written})
-        write_json(temporary / "certificate.json", certificate.to_data())
         write_text(temporary / "README.md", _CARD)
         if config.is_file():
             (temporary / "config.json").write_bytes(config.read_bytes())
@@ -75,7 +78,39 @@ def write_clean(
             name = original.path.name
             taken = (temporary / name).exists()  # an original that is called model.safetensors itself
             write_container(original, unprefixed, temporary / (f"original-{name}" if taken else name))
+        _write_certificate(temporary, model, tensors, _completed(certificate, original, written), original)
         return sorted(path.name for path in temporary.iterdir())
+
+
+def _completed(certificate: Certificate, original: Checkpoint, extras: Mapping[str, Any]) -> Certificate:
+    source = {"file": original.path.name, "sha256": original.sha256, "entry": original.entry}
+    return dataclasses.replace(certificate, details={**certificate.details, "original": source, **extras})
+
+
+def _write_certificate(
+    folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], certificate: Certificate, original: Checkpoint
+) -> None:
+    """Write the certificate as JSON and in words, with the hashes of all files that are there already."""
+    forms = forms_of(tensors)
+    data = {
+        "format_version": FORMAT_VERSION,
+        **certificate.to_data(),
+        "architecture": {
+            "original": forms_of(named_as(original, tensors)),
+            "result": {key: [*forms[key], tensor_sha256(tensor)] for key, tensor in tensors.items()},
+            "classes": classes_of(model),
+        },
+        "files": hashes_of(folder),
+    }
+    compatible = json_compatible(data)
+    write_text(folder / WORDS_FILE, certificate_text(compatible))
+    write_json(folder / CERTIFICATE_FILE, seal({**compatible, "files": hashes_of(folder)}))
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file in a folder but ``certificate.json``, by relative name with slashes."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: sha256_of_file(folder / name) for name in names if name != CERTIFICATE_FILE}
 
 
 def _metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:

@@ -131,6 +131,7 @@ def strip_and_certify(
     checks = {**certificate.checks, **after.checks}
     details = {
         **certificate.details,
+        "group": relaxation.plan.group,
         "theta": list(theta),
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},

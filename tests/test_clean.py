@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+from surgeon.certificate import canonical_digest
 from surgeon.checkpoint import Checkpoint, open_checkpoint
 from surgeon.clean import write_clean
-from surgeon.errors import CheckFailedError
+from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.files import write_tensors
 from surgeon.types import Certificate
 from tests.commands import Surgeon
@@ -118,3 +120,30 @@ def test_a_pickled_module_goes_all_the_way(
     assert all(torch.equal(value, weights[key]) for key, value in exported.state_dict().items())
     assert not torch.equal(exported.first.weight, net.first.weight)
     assert "surgeon" not in str(Path("net-clean/net.pt").read_bytes())
+
+
+def test_extra_files_are_hashed_and_what_their_writer_says_is_kept(tmp_path: Path) -> None:
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "parts").mkdir()
+        (folder / "parts" / "more.bin").write_bytes(b"more")
+        return {"opset": 18}
+
+    original, net = saved(tmp_path, "net.ckpt", nn.Linear(2, 3)), nn.Linear(2, 3)
+    files = write_clean(tmp_path / "out", net, GOOD, original, container=True, extras={"more": write})
+    data = json.loads((tmp_path / "out" / "certificate.json").read_text())
+    assert data["details"]["more"] == {"opset": 18}
+    assert data["files"]["parts/more.bin"] == hashlib.sha256(b"more").hexdigest()
+    assert {name.split("/")[0] for name in data["files"]} == set(files) - {"certificate.json"}
+    assert data["sha256"] == canonical_digest(data)
+    assert data["details"]["original"] == {"file": "net.ckpt", "sha256": original.sha256, "entry": "module"}
+
+
+def test_an_extra_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise SurgeonError("no such operator")
+
+    original = saved(tmp_path, "net.ckpt", nn.Linear(2, 3))
+    with pytest.raises(SurgeonError, match="no such operator"):
+        write_clean(tmp_path / "out", nn.Linear(2, 3), GOOD, original, extras={"more": fail})
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]

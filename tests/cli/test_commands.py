@@ -18,7 +18,7 @@ from surgeon.checkpoint import open_checkpoint, read_relaxed
 from surgeon.tasks import load_task
 from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, dead_pid, files_in
 
-COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export"]
+COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
 
 
@@ -31,9 +31,8 @@ def test_from_checkpoint_to_checkpoint_with_default_names(surgeon: Surgeon) -> N
     told = surgeon(*TRAIN).out
     assert "wrote net-run/; next: surgeon strip net-run" in told
     told = surgeon("strip", "net-run").out
-    assert (
-        "the architecture is the original's; wrote net-clean/: README.md, certificate.json, model.safetensors" in told
-    )
+    written = "CERTIFICATE.md, README.md, certificate.json, model.safetensors"
+    assert f"the architecture is the original's; wrote net-clean/: {written}" in told
     clean, original = open_checkpoint("net-clean/model.safetensors"), open_checkpoint("net.pt")
     assert clean.tensors.keys() == original.tensors.keys()
     assert not torch.equal(clean.tensors["first.weight"], original.tensors["first.weight"])

@@ -1,0 +1,134 @@
+"""The certificate for people: ``CERTIFICATE.md`` from the data of ``certificate.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LIMITS = """This certificate finds damage, not deliberate forgery. Every figure is covered by a hash, and whoever
+changes a figure on purpose can compute the hash anew. `surgeon verify FOLDER --against ORIGINAL` computes everything
+again that follows from the two checkpoints, the model and the task: the files, the form of every tensor, the module
+classes, the recorded graphs, the equivariance errors and the metrics. What was measured on the relaxed model (norms
+per site, theta, projection error, its equivariance) cannot be computed from a clean folder and is only recorded."""
+
+
+def certificate_text(data: Mapping[str, Any]) -> str:
+    """Return the certificate as Markdown.
+
+    Args:
+        data: what ``certificate.json`` holds, all files but this text and the JSON itself included.
+    """
+    parts = [
+        "# Certificate",
+        _verdict(data),
+        LIMITS,
+        *_section("Checks", _checks(data)),
+        *_section("Files", _table(("file", "sha256"), ((f"`{k}`", f"`{v}`") for k, v in data["files"].items()))),
+        *_section("Branches", _sites(data)),
+        *_section("Equivariance", _equivariance(data)),
+        *_section("Metrics", _metrics(data)),
+        *_section("Buffers that the model's own training forward writes", _buffers(data)),
+        *_section("Recorded graphs", _graphs(data)),
+        *_section("Made with", _table(("package", "version"), data["details"].get("versions", {}).items())),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, body: str) -> list[str]:
+    return [f"## {title}", body] if body else []
+
+
+def _table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a Markdown table; nothing if it has no rows."""
+    head = list(headings)
+    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float | None, digits: str = ".1e") -> str:
+    """Return a number in words; JSON has null for one that is not finite."""
+    return "not finite" if value is None else format(value, digits)
+
+
+def _verdict(data: Mapping[str, Any]) -> str:
+    original, tensors = data["details"]["original"], data["architecture"]["result"]
+    entry = f", entry `{original['entry']}`" if original.get("entry") else ""
+    verdict = "is exactly that of the original" if data["identical"] else "is NOT that of the original"
+    return (
+        f"**The architecture of `model.safetensors` {verdict}**: {len(tensors)} tensors, compared with "
+        f"`{original['file']}`{entry}, sha256 `{original['sha256']}`."
+    )
+
+
+def _checks(data: Mapping[str, Any]) -> str:
+    rows = ((name, "yes" if holds else "**NO**") for name, holds in data["checks"].items())
+    table = _table(("check", "holds"), rows)
+    return "\n\n".join([table, *(f"Difference: {text}." for text in data["differences"])])
+
+
+def _sites(data: Mapping[str, Any]) -> str:
+    sites = data["sites"]
+    if not sites:
+        return ""
+    rows = (
+        (f"`{s['name'] or '(model)'}`", s["argument"], *(_number(s[k], ".3e") for k in ("norm", "folded", "lost")))
+        + (s["note"],)
+        for s in sites
+    )
+    table = _table(("site", "argument", "norm of W", "folded", "lost", "note"), rows)
+    told = [f"{len(sites)} branches were stripped by `{data['strip_mode']}`; sizes are Frobenius norms."]
+    theta, change = data["details"].get("theta"), data["projection_error"]
+    if theta is not None:
+        told.append(f"Theta of the relaxed model: {theta[0]:g} (foldable part {theta[1]:g}).")
+    if change is not None:
+        told.append(f"Stripping changed the outputs by {_number(change)} (relative, mean over batches).")
+    return f"{' '.join(told)}\n\n{table}"
+
+
+def _equivariance(data: Mapping[str, Any]) -> str:
+    rows = (
+        (model, dtype, component, *(_number(error[key]) for key in ("mean", "median", "maximum")), error["count"])
+        for model, dtypes in data["equivariance"].items()
+        for dtype, components in dtypes.items()
+        for component, error in components.items()
+    )
+    table = _table(("model", "dtype", "group component", "mean", "median", "max", "count"), rows)
+    if not table:
+        return ""
+    settings, group = data["details"].get("measurement", {}), data["details"].get("group")
+    how = "Relative error |f(gx) - g f(x)| / |g f(x)|" + (f" under {group}" if group else "")
+    if settings:
+        how += (
+            f" on {settings['batches']} validation batches with {settings['elements']} elements per component, "
+            f"seed {settings['seed']}"
+        )
+    return f"{how}.\n\n{table}"
+
+
+def _metrics(data: Mapping[str, Any]) -> str:
+    metrics = data["metrics"]
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    rows = (
+        (model, *(_number(values[k], ".8g") if k in values else "-" for k in names))
+        for model, values in metrics.items()
+    )
+    table = _table(("model", *names), rows)
+    split = data["details"].get("measurement", {}).get("split")
+    return f"On the {split} split.\n\n{table}" if table and split else table
+
+
+def _buffers(data: Mapping[str, Any]) -> str:
+    rows = ((f"`{name}`", _number(change)) for name, change in data["buffers_written"].items())
+    return _table(("buffer", "largest change"), rows)
+
+
+def _graphs(data: Mapping[str, Any]) -> str:
+    hashes = data["details"].get("graph_sha256")
+    if not hashes:
+        return ""
+    rows = ((model, f"`{digest}`") for model, digest in zip(("original", "result"), hashes, strict=True))
+    return f"{data['details']['graph_nodes']} nodes each.\n\n" + _table(("model", "sha256 of the graph"), rows)

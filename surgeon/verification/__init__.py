@@ -1,0 +1,108 @@
+"""Verify a clean folder: compute again what its certificate says, from the folder, the original, and the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from surgeon.certificate import named_as
+from surgeon.checkpoint import open_checkpoint
+from surgeon.errors import ModelNotFoundError, TrustError
+from surgeon.verification.reading import Recorded, read_certificate
+from surgeon.verification.rebuilt import EQUIVARIANT, GIVE_TASK, RECOMPUTED, Rebuilt, check_models
+from surgeon.verification.result import Finding, Verification, unchecked
+from surgeon.verification.stored import (
+    check_certificate,
+    check_files,
+    check_finite,
+    check_same_form,
+    check_source,
+    check_tensors,
+    onnx_findings,
+    read_result,
+)
+from surgeon.workspace import OpenOptions, Workspace, open_path
+
+__all__ = ["Finding", "Verification", "verify_clean"]
+
+_RECORDED = {
+    "sites": "norm, folded and lost part of every branch",
+    "projection_error": "projection error",
+    "theta": "theta",
+    "recalibration": "recalibration of normalisation layers",
+}
+"""Figures of the relaxed model: they do not follow from a clean folder."""
+
+
+def verify_clean(
+    folder: str | Path, against: str | Path, options: OpenOptions | None = None, group: str | None = None
+) -> Verification:
+    """Compare a clean folder with its certificate and with the original checkpoint; nothing is written.
+
+    Args:
+        folder: what ``surgeon strip`` or ``surgeon export`` wrote.
+        against: the checkpoint that was relaxed.
+        options: how to open it, and how to find model and task; without them only the files are compared.
+        group: the group, if the certificate does not name it or its code has to be run.
+
+    Returns:
+        All findings; it is the caller's to refuse a verification that does not hold.
+
+    Raises:
+        CheckFailedError: if the certificate is missing or damaged beyond reading.
+        SurgeonError: one of its subclasses, if folder, original, model or task cannot be used at all.
+    """
+    folder, against, options = Path(folder), Path(against), options or OpenOptions()
+    recorded = read_certificate(folder)
+    options = dataclasses.replace(options, entry=options.entry or recorded.original["entry"])
+    original = open_checkpoint(against, trust_pickle=options.trust_pickle, entry=options.entry)
+    files, added = check_files(folder, recorded)
+    findings = [*check_certificate(recorded), files, check_source(original, recorded)]
+    notes = [f"the certificate does not know the file {name}" for name in added]
+    result, opened = read_result(folder)
+    if not result:
+        left = unchecked("everything about the weights", "they do not open")
+        return Verification((*findings, opened, left), recorded=recorded.data, notes=tuple(notes))
+    tensors = named_as(original, result)
+    form = check_same_form(original, result)
+    findings += [form, *check_tensors(tensors, result, recorded)]
+    rebuilt, finite = Rebuilt(), True
+    if form.outcome == "differs":
+        findings.append(unchecked("classes, graphs, equivariance and metrics", "the architectures differ"))
+    else:
+        workspace, why = _workspace(against, options)
+        if workspace is None:
+            findings += _without_model(recorded, why)
+        else:
+            rebuilt, finite = check_models(workspace, result, recorded, group), False
+    if finite:  # with the model, this is one of the checks of its parameters
+        findings.append(check_finite(tensors, result))
+    findings += [*rebuilt.findings, *onnx_findings(folder, recorded.data["details"]), *_only_recorded(recorded)]
+    return Verification(tuple(findings), rebuilt.equivariance, rebuilt.metrics, recorded.data, tuple(notes))
+
+
+def _workspace(against: Path, options: OpenOptions) -> tuple[Workspace | None, str]:
+    """Open the original with its model; without one, say what is missing."""
+    try:
+        return open_path(against, options), ""
+    except ModelNotFoundError:
+        return None, GIVE_TASK + " or --model"
+    except TrustError:
+        return None, "the checkpoint names a factory: give --task, --model, or --trust-remote-code"
+
+
+def _without_model(recorded: Recorded, why: str) -> list[Finding]:
+    names = ["module classes", *(name for name in ("buffers", "recorded graph") if name in recorded.checks)]
+    names += [EQUIVARIANT] if "stripped" in recorded.equivariance else []
+    names += ["metrics"] if recorded.metrics else []
+    return [unchecked(name, why) for name in names]
+
+
+def _only_recorded(recorded: Recorded) -> list[Finding]:
+    """Name the figures that nobody can compute from a clean folder."""
+    note = "does not follow from the two checkpoints"
+    found = [Finding(name, "recorded", note) for name in recorded.checks if name not in RECOMPUTED]
+    everything = {**recorded.data, **recorded.data["details"]}
+    found += [Finding(words, "recorded", note) for key, words in _RECORDED.items() if everything.get(key)]
+    models = [model for model in recorded.equivariance if model not in ("original", "stripped")]
+    return found + [Finding(f"equivariance of the model {model}", "recorded", note) for model in models]

@@ -1,0 +1,235 @@
+"""What needs the model, and mostly the task: classes, graphs, buffers, equivariance and metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.certificate import Comparison, classes_of, compare_models, versions
+from surgeon.checkpoint import load_into
+from surgeon.errors import CheckpointError, GroupError
+from surgeon.evaluation import evaluate
+from surgeon.groups import Group, parse_group
+from surgeon.tasks import can_act, task_forward
+from surgeon.trees import to_dtype
+from surgeon.types import ErrorSummary
+from surgeon.verdict import AS_EQUIVARIANT, _less_equivariant, both_precisions, model_dtype, sample_batches
+from surgeon.verification.reading import Recorded
+from surgeon.verification.result import Equivariance, Finding, compared, unchecked
+from surgeon.workspace import Workspace
+
+METRIC_TOLERANCE = 1e-4
+"""Largest relative deviation of a metric computed again: float32 sums differ between machines and thread counts."""
+
+GIVE_TASK = "give --task"
+
+_FROM_MODEL = {"state-dict keys and order", "shapes", "dtypes", "module classes", "finite weights"}
+_FROM_TASK = {"buffers", "recorded graph"}
+EQUIVARIANT = "as equivariant as the original"
+RECOMPUTED = _FROM_MODEL | _FROM_TASK | {EQUIVARIANT}
+"""Checks of a certificate that follow from the two checkpoints, the model and the task."""
+
+
+@dataclass
+class Rebuilt:
+    """What was found on the two models."""
+
+    findings: list[Finding] = field(default_factory=list)
+    equivariance: Equivariance = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def check_models(workspace: Workspace, tensors: Mapping[str, Tensor], recorded: Recorded, group: str | None) -> Rebuilt:
+    """Build original and result, and compare them with each other and with what is recorded.
+
+    Args:
+        workspace: the opened original.
+        tensors: the result's weights, in the original's form.
+        recorded: the certificate.
+        group: the group's name, if the user gave it.
+    """
+    found = Rebuilt()
+    (original, _), (result, _) = workspace.original(), workspace.original()
+    try:
+        load_into(result, tensors, "model.safetensors")
+    except CheckpointError as error:
+        found.findings.append(compared("weights in the model", [str(error)]))
+        return found
+    _compare(found, workspace, original, result, recorded)
+    _equivariance(found, workspace, original, result, recorded, group)
+    _metrics(found, workspace, original, result, recorded)
+    return found
+
+
+def _compare(found: Rebuilt, workspace: Workspace, original: nn.Module, result: nn.Module, recorded: Recorded) -> None:
+    """Repeat the checks of the certificate that a file can carry; hooks and trainable flags it cannot."""
+    run = _run_of(workspace, original)
+    comparison = compare_models(original, result, run)
+    names = _FROM_MODEL | (_FROM_TASK if run else set())
+    for name, sentences in comparison.differences.items():
+        if name in names:
+            found.findings.append(compared(name, sentences[:5]))
+    classes = classes_of(result)
+    listed = [
+        f"module {name or '(model)'}: recorded class is {recorded.classes.get(name)}, found {classes.get(name)}"
+        for name in dict.fromkeys([*recorded.classes, *classes])
+        if not _same_class(recorded.classes.get(name, ""), classes.get(name, ""))
+    ]
+    found.findings.append(compared("recorded module classes", listed[:5], f"{len(recorded.classes)} modules"))
+    if run is None:
+        found.findings += [unchecked(name, GIVE_TASK) for name in recorded.checks if name in _FROM_TASK]
+        return
+    _buffers(found, comparison, result, recorded)
+    _graphs(found, comparison, recorded)
+
+
+def _same_class(left: str, right: str) -> bool:
+    """Compare two classes; one of a task file has no module name of its own, and ``--model`` can name another."""
+    own = [name.removeprefix("task") for name in (left, right) if name.startswith("task.")]
+    return left == right or any(left.endswith(name) and right.endswith(name) for name in own)
+
+
+def _run_of(workspace: Workspace, model: nn.Module) -> Callable[[nn.Module], Any] | None:
+    """Return the forward on the first validation batch that stripping recorded; None without a task."""
+    if workspace.task is None:
+        return None
+    task, batch = workspace.task.task, to_dtype(sample_batches(workspace.task, 1)[0], model_dtype(model))
+    return lambda model: task_forward(task, model, batch)
+
+
+def _buffers(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded: Recorded) -> None:
+    # A buffer that is not persistent is in no file.
+    stored, now = result.state_dict(), comparison.buffers_written
+    sentences = [
+        f"buffer {name}: recorded change is {recorded.buffers_written.get(name, 0.0)}, found {now.get(name, 0.0)}"
+        for name in dict.fromkeys([*recorded.buffers_written, *now])
+        if name in stored and not _same_number(recorded.buffers_written.get(name, 0.0), now.get(name, 0.0), 1e-12)
+    ]
+    found.findings.append(compared("recorded changes of buffers", sentences[:5]))
+
+
+def _graphs(found: Rebuilt, comparison: Comparison, recorded: Recorded) -> None:
+    if recorded.graphs is None:
+        return
+    now, installed = comparison.details.get("graph_sha256", ()), versions()
+    others = [name for name, version in recorded.versions.items() if installed.get(name) != version]
+    if others:
+        words = ", ".join(f"{name} {recorded.versions[name]}, here {installed.get(name, 'none')}" for name in others)
+        note = f"recorded graphs depend on versions (made with {words}): only original and result were compared"
+        found.findings.append(unchecked("recorded graph hashes", note))
+        return
+    sentences = [
+        f"graph of the {model}: recorded hash is {before}, found {after}; the certificate, the model's code or the "
+        "task's data have changed"
+        for model, before, after in zip(("original", "result"), recorded.graphs, now, strict=False)
+        if before != after
+    ]
+    found.findings.append(compared("recorded graph hashes", sentences))
+
+
+def _equivariance(
+    found: Rebuilt,
+    workspace: Workspace,
+    original: nn.Module,
+    result: nn.Module,
+    recorded: Recorded,
+    group_name: str | None,
+) -> None:
+    """Measure again with the recorded seed and counts, and judge as stripping does."""
+    if "stripped" not in recorded.equivariance or recorded.settings is None:
+        return
+    task = workspace.task
+    if task is None or not can_act(task.task):
+        found.findings.append(unchecked(EQUIVARIANT, GIVE_TASK + ("" if task is None else " with act and act_output")))
+        return
+    group = _group(found, recorded, group_name)
+    if group is None:
+        return
+    now = {
+        name: both_precisions(workspace, model, group, recorded.settings)
+        for name, model in (("original", original), ("stripped", result))
+    }
+    found.equivariance = now
+    settings = recorded.settings
+    how = f"{settings.batches} batches, {settings.elements} elements, seed {settings.seed}"
+    found.findings.append(compared(EQUIVARIANT, _less_equivariant(now), how))
+    sentences = [
+        text for model in now for text in _other_errors(model, recorded.equivariance.get(model, {}), now[model])
+    ]
+    note = "counts equal, errors within a factor of 10 or both at rounding level"
+    found.findings.append(compared("recorded equivariance", sentences, note))
+
+
+def _group(found: Rebuilt, recorded: Recorded, given: str | None) -> Group | None:
+    """Return the group; one that is code is only imported if the user names it."""
+    if given is None and (recorded.group is None or ":" in recorded.group):
+        why = "the certificate does not name it" if recorded.group is None else f"its code, {recorded.group}, is run"
+        found.findings.append(unchecked(EQUIVARIANT, f"give --group ({why})"))
+        return None
+    try:
+        named = None if recorded.group is None or ":" in recorded.group else parse_group(recorded.group)
+    except GroupError as error:
+        found.findings.append(compared("group", [f"the certificate names no group: {error}"]))
+        return None
+    group = named if given is None else parse_group(given)
+    if given is not None and recorded.group is not None:
+        same = given == recorded.group if named is None else group is not None and group.name == named.name
+        sentence = f"the group is {given} here, and {recorded.group} in the certificate"
+        found.findings.append(compared("group", [] if same else [sentence]))
+    return group
+
+
+def _other_errors(
+    model: str,
+    recorded: Mapping[str, Mapping[str, ErrorSummary]],
+    now: Mapping[str, Mapping[str, ErrorSummary]],
+) -> Iterator[str]:
+    for dtype in dict.fromkeys([*recorded, *now]):
+        for component in dict.fromkeys([*recorded.get(dtype, {}), *now.get(dtype, {})]):
+            where = f"equivariance error of the {model} under {component} in {dtype}"
+            before, after = recorded.get(dtype, {}).get(component), now.get(dtype, {}).get(component)
+            if before is None or after is None:
+                yield f"{where}: {'not recorded' if before is None else 'recorded, but not found now'}"
+                continue
+            if before.count != after.count:
+                yield f"{where}: recorded are {before.count} measurements, made now were {after.count}"
+            for name in ("mean", "median", "maximum"):
+                old, new = getattr(before, name), getattr(after, name)
+                finite = math.isfinite(old) and math.isfinite(new)
+                if (finite and not _same_size(old, new, dtype)) or math.isfinite(old) != math.isfinite(new):
+                    yield f"{where}: recorded {name} is {old:.1e}, found {new:.1e}"
+
+
+def _same_size(left: float, right: float, dtype: str) -> bool:
+    """Judge two equivariance errors by the rule for original and stripped model, in both directions."""
+    floor = 1e-5 if dtype != "float64" else 1e-10
+    return max(left, right) <= max(AS_EQUIVARIANT * min(left, right), floor)
+
+
+def _metrics(found: Rebuilt, workspace: Workspace, original: nn.Module, result: nn.Module, recorded: Recorded) -> None:
+    if not recorded.metrics:
+        return
+    task, split = workspace.task, recorded.split
+    if task is None or split is None:
+        found.findings.append(unchecked("metrics", GIVE_TASK))
+        return
+    now = {"original": evaluate(original, task.task, split), "stripped": evaluate(result, task.task, split)}
+    found.metrics = now
+    sentences = [
+        f"{name} of the {model} on the {split} split: recorded is {before}, found {after}"
+        for model, values in now.items()
+        for name in dict.fromkeys([*recorded.metrics.get(model, {}), *values])
+        for before, after in [(recorded.metrics.get(model, {}).get(name, math.nan), values.get(name, math.nan))]
+        if not _same_number(before, after, METRIC_TOLERANCE)
+    ]
+    found.findings.append(compared("metrics", sentences, f"relative tolerance {METRIC_TOLERANCE:g}, {split} split"))
+
+
+def _same_number(left: float, right: float, tolerance: float) -> bool:
+    if not (math.isfinite(left) and math.isfinite(right)):
+        return math.isfinite(left) == math.isfinite(right)
+    return abs(left - right) <= tolerance * max(abs(left), abs(right))

@@ -1,0 +1,153 @@
+"""What follows from the files alone: hashes, and names, shapes, dtypes and bytes of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.certificate import SHOWN, canonical_digest, forms_of, named_as, tensor_sha256
+from surgeon.checkpoint import Checkpoint, open_checkpoint
+from surgeon.clean import hashes_of
+from surgeon.errors import CheckpointError
+from surgeon.verification.reading import Form, Recorded
+from surgeon.verification.result import Finding, compared
+
+WEIGHTS = "model.safetensors"
+
+
+def check_certificate(recorded: Recorded) -> list[Finding]:
+    """Compare the certificate with its own digest, and its verdict with its checks."""
+    found, said = canonical_digest(recorded.data), recorded.data.get("sha256")
+    wrong = [] if found == said else [f"certificate.json was changed: its sha256 is {found}, and it says {said}"]
+    failed = [name for name, holds in recorded.checks.items() if not holds]
+    sentences = [f"the certificate itself says that the check {name!r} does not hold" for name in failed]
+    sentences += [f"the certificate itself lists the difference: {text}" for text in recorded.differences]
+    if not recorded.identical:
+        sentences.append("the certificate itself says that the architecture is not the original's")
+    return [compared("certificate's own sha256", wrong), compared("recorded verdict and checks", sentences)]
+
+
+def check_files(folder: Path, recorded: Recorded) -> tuple[Finding, list[str]]:
+    """Compare every file with its recorded hash; also return the names of files that the certificate does not list."""
+    present, sentences = hashes_of(folder), []
+    for name, digest in recorded.files.items():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            sentences.append(f"the certificate lists {name!r}, which is no file of the folder")
+        elif name not in present:
+            sentences.append(f"the file {name} is missing")
+        elif present[name] != digest:
+            sentences.append(f"the file {name} was changed: its sha256 is {present[name]}, recorded is {digest}")
+    if WEIGHTS not in recorded.files:
+        sentences.append(f"the certificate does not list {WEIGHTS}")
+    return compared("files", sentences, f"sha256 of {len(recorded.files)} files"), sorted(
+        present.keys() - recorded.files
+    )
+
+
+def check_source(original: Checkpoint, recorded: Recorded) -> Finding:
+    """Compare the original checkpoint's bytes with the recorded hash."""
+    expected, sentences = recorded.original["sha256"], []
+    if original.sha256 != expected:
+        sentences.append(
+            f"{str(original.path)!r} is not the checkpoint that was relaxed: its sha256 is {original.sha256}, "
+            f"recorded is {expected} ({recorded.original['file']})"
+        )
+    return compared("original checkpoint", sentences, "sha256 of the file")
+
+
+def read_result(folder: Path) -> tuple[dict[str, Tensor], Finding]:
+    """Open the weights; the tensors are empty if that fails."""
+    try:
+        checkpoint = open_checkpoint(folder / WEIGHTS)
+    except CheckpointError as error:
+        return {}, compared("weights", [f"{WEIGHTS} does not open: {error}"])
+    # a prefix in the file is the model's own: these are the keys of a state dict
+    return {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}, compared("weights", [])
+
+
+def check_tensors(original: Mapping[str, Tensor], result: Mapping[str, Tensor], recorded: Recorded) -> list[Finding]:
+    """Compare the tensors of both files with what is recorded of them."""
+    forms, source = _forms(result), _forms(original)
+    changed = [
+        f"the values of {key} are not those that were certified (sha256 of its bytes)"
+        for key, digest in recorded.hashes.items()
+        if key in result and tensor_sha256(result[key]) != digest
+    ]
+    return [
+        compared("recorded forms of the result", _differing(recorded.forms, forms, "the result")),
+        compared("recorded forms of the original", _differing(recorded.original_forms, source, "the original")),
+        compared("tensors", _shortened(changed, "tensors"), f"sha256 of {len(recorded.hashes)} tensors"),
+    ]
+
+
+def check_same_form(original: Checkpoint, result: Mapping[str, Tensor]) -> Finding:
+    """Compare keys, shapes and dtypes of the two files; the first differing keys are named."""
+    tensors = named_as(original, result)
+    missing, added = [key for key in tensors if key not in result], [key for key in result if key not in tensors]
+    left, right = _forms(tensors), _forms(result)
+    changed = [
+        f"{key} has shape {right[key][0]} and dtype {right[key][1]}, in the original {left[key][0]} and {left[key][1]}"
+        for key in tensors
+        if key in result and not _same_form(tensors[key], result[key])
+    ]
+    parts = [f"only the original has {', '.join(missing[:3])}"] if missing else []
+    parts += [f"only the result has {', '.join(added[:3])}"] if added else []
+    parts += changed[:3]
+    name = "keys, shapes and dtypes as in the original"
+    if not parts:
+        return compared(name, [], f"{len(result)} tensors")
+    count = len(missing) + len(added) + len(changed)
+    return compared(
+        name, [f"{str(original.path)!r} and {WEIGHTS} have different architectures, {count} keys: {'; '.join(parts)}"]
+    )
+
+
+def _same_form(original: Tensor, result: Tensor) -> bool:
+    # An integer buffer keeps the model's dtype whatever the original file has (a whole state dict cast to half, say).
+    floating = original.is_floating_point() and result.is_floating_point()
+    return original.shape == result.shape and (original.dtype == result.dtype or not floating)
+
+
+def check_finite(original: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> Finding:
+    """Name the tensors that hold NaN or infinity, unless the original's does."""
+    sentences = [
+        f"{key} holds NaN or infinity, unlike in the original"
+        for key, tensor in result.items()
+        if not torch.isfinite(tensor).all() and (key not in original or bool(torch.isfinite(original[key]).all()))
+    ]
+    return compared("finite weights", _shortened(sentences, "tensors"))
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
+    return {key: (tuple(shape), dtype) for key, (shape, dtype) in forms_of(tensors).items()}
+
+
+def _differing(recorded: Mapping[str, Form], found: Mapping[str, Form], where: str) -> list[str]:
+    def words(form: Form | None) -> str:
+        return "nothing" if form is None else f"{form[0]} {form[1]}"
+
+    sentences = [
+        f"{key} of {where}: recorded is {words(recorded.get(key))}, found {words(found.get(key))}"
+        for key in dict.fromkeys([*recorded, *found])
+        if recorded.get(key) != found.get(key)
+    ]
+    return _shortened(sentences, "keys")
+
+
+def _shortened(sentences: Sequence[str], what: str) -> list[str]:
+    rest = len(sentences) - SHOWN
+    return [*sentences[:SHOWN], *([f"and {rest} further {what} differ in the same way"] if rest > 0 else [])]
+
+
+def onnx_findings(folder: Path, details: Mapping[str, Any]) -> list[Finding]:
+    """Say what is known of ``model.onnx``; nothing if the folder has none.
+
+    This is the place to run the file and compare its outputs with those of the weights.
+    """
+    if not (folder / "model.onnx").is_file() and "onnx" not in details:
+        return []
+    return [Finding("model.onnx", "not checked", "only its sha256 is compared; the network in it was not run")]

@@ -1,0 +1,113 @@
+"""``surgeon verify`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.test_strip_recalibration import gather, relaxed, task_options
+from tests.commands import Surgeon
+from tests.tiny import Net, Plain
+
+VERIFY = ("verify", "net-clean", "--against", "net.pt", "--group", "O3")
+
+
+@pytest.fixture
+def clean(surgeon: Surgeon) -> Surgeon:
+    """The command line in a folder with ``net-clean/``."""
+    surgeon("relax", "net.pt", "--init-scale", "0.5")
+    surgeon("strip", "net-relaxed", "--elements", "1", "--batches", "1")
+    return surgeon
+
+
+def test_an_untouched_folder(clean: Surgeon) -> None:
+    told = clean(*VERIFY).out
+    assert f"running the task file {clean.path / 'task.py'}" in told
+    for words in ("original, recorded", "stripped, now", "everything that was checked holds", "(recorded "):
+        assert words in told
+    assert "difference" not in told
+    assert " NO " not in told
+
+
+def test_a_damaged_folder(clean: Surgeon) -> None:
+    Path("net-clean/README.md").write_text("other")
+    result = clean(*VERIFY, code=1)
+    assert "difference: the file README.md was changed: its sha256 is" in result.out
+    assert " NO " in result.out
+    assert "everything" not in result.out
+    assert result.err.startswith("error: 'net-clean' is not what its certificate and 'net.pt' say, 1 difference: ")
+
+
+def test_json_of_both_verdicts(clean: Surgeon) -> None:
+    result = clean(*VERIFY, "--json")
+    assert result.data["holds"] is True
+    assert result.data["differences"] == []
+    assert set(result.data["recorded"]) == {"equivariance", "metrics"}
+    assert result.err == ""
+    Path("net-clean/README.md").unlink()
+    data = json.loads(clean(*VERIFY, "--json", code=1).out)
+    assert data["holds"] is False
+    assert data["differences"] == ["the file README.md is missing"]
+
+
+def test_another_architecture(clean: Surgeon) -> None:
+    torch.save(Plain().state_dict(), "other.pt")
+    told = clean("verify", "net-clean", "--against", "other.pt", code=1).out
+    assert "have different architectures, 8 keys: only the original has layer.weight, layer.bias" in told
+
+
+def test_what_was_not_checked_is_said(clean: Surgeon) -> None:
+    Path("task.py").rename("data.py")
+    told = clean("verify", "net-clean", "--against", "net.pt").out
+    assert "give --task or --model" in told
+    assert "everything that was checked holds; 5 not checked" in told
+    assert "not checked" not in clean(*VERIFY, "--task", "data.py").out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("verify", "net-clean"), "--against"),
+        (("verify", "--against", "net.pt"), "Missing argument"),
+        (("verify", "nothing", "--against", "net.pt"), "expected a folder written by `surgeon strip`"),
+        (("verify", "net-clean", "--against", "nothing.pt"), "there is no checkpoint 'nothing.pt'"),
+        (("verify", "net-clean", "--against", "net-relaxed"), "is a folder: name a file in it"),
+        (("verify", "net-clean", "--against", "net.pt", "--group", "Q7"), "Q7"),
+        (("verify", "net-clean", "--against", "net.pt", "--task", "no.py"), "there is no task file"),
+    ],
+)
+def test_bad_usage(clean: Surgeon, arguments: tuple[str, ...], words: str) -> None:
+    assert words in clean(*arguments, code=2).err
+
+
+def test_a_pickled_original_needs_trust(surgeon: Surgeon) -> None:
+    torch.save(Net(), "net.pt")
+    surgeon("relax", "net.pt", "--trust-pickle")
+    surgeon("export", "net-relaxed", "--container", "--trust-pickle")
+    assert "--trust-pickle" in surgeon(*VERIFY, code=2).err
+    assert "everything that was checked holds" in surgeon(*VERIFY, "--trust-pickle").out
+
+
+def test_an_entry_with_a_prefix_is_remembered(surgeon: Surgeon) -> None:
+    weights = {f"module.{key}": value for key, value in torch.load("net.pt").items()}
+    torch.save({"raw": weights, "averaged": {key: value * 2 for key, value in weights.items()}}, "net.pt")
+    surgeon("relax", "net.pt", "--entry", "averaged")
+    surgeon("export", "net-relaxed", "--container")
+    assert "everything that was checked holds" in surgeon(*VERIFY).out
+    told = surgeon(*VERIFY, "--entry", "raw", code=1).out
+    assert "mse of the original on the test split" in told
+
+
+def test_buffers_that_training_wrote(surgeon: Surgeon) -> None:
+    relaxed(surgeon)
+    gather()
+    surgeon("strip", "net-relaxed")
+    data = json.loads(Path("net-clean/certificate.json").read_text())
+    assert data["buffers_written"]["norm.running_mean"] > 0
+    assert "everything that was checked holds" in surgeon(*VERIFY, *task_options()).out
+    # without a task nobody knows which buffers training writes
+    found = surgeon("verify", "net-clean", "--against", "net.pt", "--model", "norm:make_net", "--json").data["findings"]
+    assert {"buffers", "recorded graph"} <= {entry["name"] for entry in found if entry["outcome"] == "not checked"}

@@ -1,0 +1,78 @@
+"""The readable certificate says what the data say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from surgeon.certificate_words import certificate_text
+from surgeon.files import json_compatible
+from surgeon.types import Certificate, ErrorSummary, SiteRecord
+
+ERRORS = {
+    model: {"float32": {"identity": ErrorSummary(2e-7, 1e-7, maximum, 16)}}
+    for model, maximum in (("original", 3e-7), ("relaxed", float("inf")), ("stripped", 4e-7))
+}
+
+
+def data(certificate: Certificate) -> Any:
+    details = {"original": {"file": "net.pt", "sha256": "aa11", "entry": None}, **certificate.details}
+    architecture = {"result": {"weight": [[2], "torch.float32", "dd"]}}
+    files = {"model.safetensors": "bb22"}
+    return json_compatible({**certificate.to_data(), "details": details, "architecture": architecture, "files": files})
+
+
+FULL = Certificate(
+    True,
+    {"shapes": True, "dtypes": True},
+    buffers_written={"norm.running_mean": 0.25},
+    strip_mode="fold",
+    sites=(SiteRecord("", "x", 1.5, 1.25, 0.5, "folded a|b"),),
+    equivariance=ERRORS,
+    metrics={"original": {"mse": 1.25}, "stripped": {"mse": 0.5, "mae": float("nan")}},
+    projection_error=0.125,
+    details={
+        "versions": {"torch": "9.9"},
+        "graph_sha256": ["cc33", "cc33"],
+        "graph_nodes": 7,
+        "theta": [0.5, 0.25],
+        "group": "O3",
+        "measurement": {"elements": 8, "batches": 2, "seed": 5, "split": "test"},
+    },
+)
+
+
+def test_everything_is_said() -> None:
+    text = certificate_text(data(FULL))
+    for words in (
+        "is exactly that of the original**: 1 tensors, compared with `net.pt`, sha256 `aa11`",
+        "finds damage, not deliberate forgery",
+        "| shapes | yes |",
+        "| `model.safetensors` | `bb22` |",
+        "stripped by `fold`",
+        "Theta of the relaxed model: 0.5 (foldable part 0.25)",
+        "changed the outputs by 1.2e-01",
+        "| `(model)` | x | 1.500e+00 | 1.250e+00 | 5.000e-01 | folded a\\|b |",
+        "under O3 on 2 validation batches with 8 elements per component, seed 5",
+        "| stripped | float32 | identity | 2.0e-07 | 1.0e-07 | 4.0e-07 | 16 |",
+        "| relaxed | float32 | identity | 2.0e-07 | 1.0e-07 | not finite | 16 |",
+        "On the test split.",
+        "| original | 1.25 | - |",
+        "| stripped | 0.5 | not finite |",
+        "| `norm.running_mean` | 2.5e-01 |",
+        "7 nodes each.",
+        "| result | `cc33` |",
+        "| torch | 9.9 |",
+    ):
+        assert words in text, words
+
+
+def test_what_was_not_measured_has_no_section() -> None:
+    text = certificate_text(data(Certificate(True, {"shapes": True})))
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Checks", "## Files"]
+
+
+def test_a_difference_is_said() -> None:
+    text = certificate_text(data(Certificate(False, {"shapes": False}, ("shape of weight: expected a, got b",))))
+    assert "is NOT that of the original" in text
+    assert "| shapes | **NO** |" in text
+    assert "Difference: shape of weight: expected a, got b." in text
