@@ -32,6 +32,7 @@ ROWS = (
         "certificate",
         "certificate_words",
         "workspace",
+        "stripped",
         "verdict",
         "verification",
         "clean",

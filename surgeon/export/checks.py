@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgeon.evaluation import outputs_on
 from surgeon.export.sample import Sample
 from surgeon.groups import Group
 from surgeon.imports import one_line
+from surgeon.stripped import Stripped
 from surgeon.tasks import can_act
 from surgeon.trees import map_tensors, tensors_in, to_dtype
-from surgeon.types import Task
 
 TIMES_ROUNDING = 10.0
 """ONNX Runtime may differ from the model by this many times the model's own rounding error, measured in float64."""
@@ -64,11 +64,8 @@ def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
 
 def check_onnx(
     path: Path,
-    model: nn.Module,
-    double: nn.Module,
-    task: Task,
+    stripped: Stripped,
     sample: Sample,
-    group: Group | None,
     seed: int = 0,
 ) -> OnnxReport:
     """Compare an ONNX file with the model it was exported from, on batches of other sizes.
@@ -78,13 +75,11 @@ def check_onnx(
 
     Args:
         path: the file.
-        model: in its own dtype, eval mode is set.
-        double: its float64 twin, the yardstick.
-        task: how to call the model, and how the group acts.
+        stripped: the model, its float64 twin as yardstick, how it is called, and how the group acts.
         sample: whose ``others`` are compared.
-        group: None if the task does not say how the group acts.
         seed: of the group elements.
     """
+    model, double, task, group = stripped.model, stripped.double, stripped.task, stripped.group
     run = runner(path, sample)
     batches = list(sample.others)
     eager = [tensors_in(tree) for tree in outputs_on(model, task, batches)]

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from surgeon.errors import CheckFailedError
 from surgeon.evaluation import outputs_on
 from surgeon.export.checks import check_onnx
@@ -17,6 +15,7 @@ from surgeon.export.sample import sample_of
 from surgeon.export.signature import compare_signatures, signature, signature_hash
 from surgeon.groups import Group
 from surgeon.imports import one_line
+from surgeon.stripped import Stripped
 from surgeon.types import Task
 from surgeon.verdict import model_dtype
 
@@ -25,11 +24,7 @@ ONNX_FILE = "model.onnx"
 
 def export_onnx(
     path: Path,
-    model: nn.Module,
-    original: nn.Module,
-    double: nn.Module,
-    task: Task,
-    group: Group | None = None,
+    stripped: Stripped,
     *,
     opset: int = 18,
     metadata: Mapping[str, str] | None = None,
@@ -42,11 +37,7 @@ def export_onnx(
 
     Args:
         path: the file to write.
-        model: the stripped model, on the CPU.
-        original: the checkpoint's model.
-        double: the stripped model in float64.
-        task: batches, call and action of the group.
-        group: None for no equivariance check.
+        stripped: the model, on the CPU, and what it is compared with; no equivariance check without a group.
         opset: version of the ONNX operator set.
         metadata: what else the file should say about itself.
         announce: told what is being done, since it takes a while.
@@ -57,17 +48,20 @@ def export_onnx(
     Raises:
         CheckFailedError: if a check fails; it says what differs.
     """
+    model, task = stripped.model, stripped.task
     sample = sample_of(task, model_dtype(model))
     announce("converting the model to ONNX")
     converted = to_onnx(model, task, sample, opset)
     names = output_names(task, outputs_on(model, task, [sample.batch])[0], sample.names)
     announce("converting the original in the same way, to compare the graphs")
-    digest = _same_graph(converted, model, to_onnx(original, task, sample, opset), original, names)
+    digest = _same_graph(stripped, converted, to_onnx(stripped.original, task, sample, opset), names)
     converted.producer_name = "equisurgeon"
-    converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **_facts(task, group), **(metadata or {})})
+    converted.metadata_props.update(
+        {"equisurgeon.graph_sha256": digest, **_facts(task, stripped.group), **(metadata or {})}
+    )
     _save(converted, path)
     announce("comparing ONNX Runtime with the model")
-    report = check_onnx(path, model, double, task, sample, group)
+    report = check_onnx(path, stripped, sample)
     if report.differences:
         raise CheckFailedError(f"{report.differences[0]}; nothing was written")
     graph = converted.graph
@@ -82,10 +76,10 @@ def export_onnx(
     }
 
 
-def _same_graph(converted: Any, model: nn.Module, before: Any, original: nn.Module, names: list[str]) -> str:
+def _same_graph(stripped: Stripped, converted: Any, before: Any, names: list[str]) -> str:
     """Name the outputs, compare the graphs of result and original, and return the hash of the signature."""
     rows = []
-    for each, network in ((before, original), (converted, model)):
+    for each, network in ((before, stripped.original), (converted, stripped.model)):
         for value, name in zip(each.graph.outputs, names, strict=True):
             value.name = name
         rows.append(signature(each, network.state_dict()))
@@ -95,9 +89,11 @@ def _same_graph(converted: Any, model: nn.Module, before: Any, original: nn.Modu
     return signature_hash(rows[1])
 
 
-def onnx_extra(*arguments: Any, **settings: Any) -> Callable[[Path], dict[str, Any]]:
-    """Return a function that writes ``model.onnx`` into a folder; arguments are those after ``path``."""
-    return lambda folder: export_onnx(folder / ONNX_FILE, *arguments, **settings)
+def onnx_extra(
+    stripped: Stripped, *, opset: int = 18, announce: Callable[[str], None] = lambda _: None
+) -> Callable[[Path], dict[str, Any]]:
+    """Return a function that writes ``model.onnx`` into a folder; arguments are those of :func:`export_onnx`."""
+    return lambda folder: export_onnx(folder / ONNX_FILE, stripped, opset=opset, announce=announce)
 
 
 def _facts(task: Task, group: Group | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from surgeon.errors import CheckFailedError
 from surgeon.export import export_onnx
 from surgeon.groups import parse_group
+from surgeon.stripped import Stripped
 from surgeon.tasks import load_task
 from tests.tiny import Net, TinyTask
 
@@ -25,8 +26,8 @@ def test_vector_neurons_are_exported_and_equivariant_in_onnx_runtime(network: st
     task: Any = load_task(POINTS, {"network": network, "count": 60}).task
     torch.manual_seed(0)
     model = task.model().eval()
-    twin = copy.deepcopy(model)
-    record = export_onnx(tmp_path / "model.onnx", model, twin, copy.deepcopy(model).double(), task, parse_group("SO3"))
+    twin, double = copy.deepcopy(model), copy.deepcopy(model).double()
+    record = export_onnx(tmp_path / "model.onnx", Stripped(model, twin, double, task, parse_group("SO3")))
     assert record["deviation"] <= 1
     assert record["equivariance"]["identity"] <= 1
     assert record["tensors"] > 50
@@ -43,6 +44,7 @@ class Force(Net):
 
 def test_a_derivative_inside_the_forward_is_refused_in_a_sentence(tmp_path: Path) -> None:
     model = Force()
+    stripped = Stripped(model, copy.deepcopy(model), copy.deepcopy(model).double(), TinyTask())
     with pytest.raises(CheckFailedError, match="Force cannot be exported to ONNX"):
-        export_onnx(tmp_path / "model.onnx", model, copy.deepcopy(model), copy.deepcopy(model).double(), TinyTask())
+        export_onnx(tmp_path / "model.onnx", stripped)
     assert not (tmp_path / "model.onnx").exists()
