@@ -260,6 +260,10 @@ class Relaxation:
         """Return the weights of all branches: W, or its factors."""
         return [parameter for branch in self.branches.values() for parameter in branch.parameters()]
 
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that hold them."""
+        yield from self.branches.values()
+
     def base_parameters(self) -> list[nn.Parameter]:
         """Return the model's own parameters."""
         added = {id(parameter) for parameter in self.branch_parameters()}
