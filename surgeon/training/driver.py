@@ -63,8 +63,8 @@ def _wanted(name: str) -> bool:
 def _refuse_deepspeed(wanted: bool) -> None:
     if wanted:
         raise TrainingError(
-            "expected training by DDP or FSDP, but accelerate is configured for DeepSpeed, which takes its own optimiser "
-            "steps: launch with --multi_gpu, or with --use_fsdp --fsdp_version 2 to shard weights"
+            "expected training by DDP or FSDP, but accelerate is configured for DeepSpeed, which optimises by itself: "
+            "launch with --multi_gpu, or with --use_fsdp --fsdp_version 2 to shard weights"
         )
 
 

@@ -320,10 +320,11 @@ class Finetuner:
             for key, branch in self.relaxation.branches.items():
                 if branch.theta.grad is not None:
                     branch.theta.grad[0] += self.state.duals[key]
+        self.accelerator.unscale_gradients()  # all at once: a loss scaler allows it once per step
         for group in self.optimizer.param_groups:
-            norm = self.accelerator.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
             # With a loss scaler an overflow is normal: it lowers the scale and skips the step.
-            if scaler is None and norm is not None and not math.isfinite(float(whole(norm))):
+            if scaler is None and not math.isfinite(float(whole(norm))):
                 self._stop(f"the gradient of {self._broken(group['params'])} became NaN or infinite")
 
     def _not_averaged(self) -> list[Tensor]:

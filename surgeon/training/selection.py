@@ -59,9 +59,12 @@ class Selection:
 
     def evaluate(self, state: TrainingState) -> tuple[Metrics, Metrics]:
         """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
-        if shards(self._accelerator):  # DDP does so before every forward
+        driver = self._accelerator
+        if shards(driver):  # DDP does so before every forward
             share_buffers(self._model)
-        with self._ema.swapped() if self._ema is not None else nullcontext():
+        # FSDP casts weights to the lower precision in every forward, those of an evaluation included
+        precision = driver.autocast() if shards(driver) else nullcontext()
+        with precision, self._ema.swapped() if self._ema is not None else nullcontext():
             current = self._metrics()
             clean = current
             with self._clean(state):

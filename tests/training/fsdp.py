@@ -1,8 +1,8 @@
 """The command line with FSDP on CPUs: a program for test_sharding.py.
 
 accelerate switches FSDP on for accelerators only and trains on CPUs with DDP whatever it is told, but all that it then
-does for FSDP (its plugin, ``prepare`` with ``fully_shard``, accumulation, clipping, reductions) works on CPUs with gloo.
-So this one decision is reversed here, and nothing else is replaced.
+does for FSDP (its plugin, ``prepare`` with ``fully_shard``, accumulation, reductions) works on CPUs with gloo. So this
+one decision is reversed here, and nothing else is replaced.
 """
 
 from __future__ import annotations

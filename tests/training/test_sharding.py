@@ -1,0 +1,246 @@
+"""Weights sharded by FSDP over two processes (gloo) against one process that accumulates; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from surgeon.checkpoint import open_checkpoint
+from surgeon.errors import TrainingError
+from surgeon.evaluation import evaluate, metric_sums
+from surgeon.sharding import is_sharded, load_whole_state, own_part, sharded_like, whole, whole_state
+from surgeon.tasks import load_task
+from surgeon.training import Finetuner, FinetuneSettings, arm_named, read_record
+from surgeon.training.driver import make_accelerator, shards
+from surgeon.workspace import open_path
+from tests.commands import CHILD_ENVIRONMENT, Surgeon
+from tests.tiny import Net, TinyTask
+
+EXACT = 1e-5
+ONE_UNIT_PER_LAYER = {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "1"}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    folder = Surgeon.folder(tmp_path, monkeypatch)
+    Surgeon(folder, capsys)("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
+    return folder
+
+
+def run(work: Path, *arguments: str, sharded: dict[str, str] | None = None, code: int = 0) -> str:
+    """Fine-tune in one process, or in two that shard the weights; returns what was printed as an error."""
+    launcher, program, extra = [sys.executable], "surgeon_cli.main", {}
+    if sharded is not None:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        program, extra = "tests.training.fsdp", {**FSDP, **sharded}
+    environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
+    command = [*launcher, "-m", program, "finetune", "net-relaxed", "--task", "task.py", "--json", *arguments]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode == 0) == (code == 0), done.stderr
+    return done.stderr
+
+
+def tensors_of(run_folder: Path) -> dict[str, Tensor]:
+    """Return everything a run has written: weights, optimiser, average, gradients of the penalty, best weights."""
+    found: dict[str, Tensor] = {}
+    for name in ("training_state/state.safetensors", "model.safetensors", "relaxation.safetensors"):
+        for key, value in open_checkpoint(run_folder / name).tensors.items():
+            if not key.startswith("random."):
+                found[f"{name}:{key}"] = value.double()
+    return found
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[key] - other[key]).abs().max()) for key in one if one[key].numel())
+
+
+def records(run_folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / "records.jsonl").read_text().splitlines()]
+
+
+COMMON = ("--epochs", "2", "--lr", "1e-2", "--task-args", '{"batches": 8}')
+CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "drop": ({}, ("--arm", "drop", "--lambda", "0.5", "--exact-penalty", "--clip", "0.5")),
+    "rows, a unit per layer": (
+        ONE_UNIT_PER_LAYER,
+        ("--arm", "drop", "--lambda", "0.5", "--exact-penalty", "--penalty-form", "rows"),
+    ),
+    "refold with an average": (ONE_UNIT_PER_LAYER, ("--arm", "refold", "--refold-every", "2", "--ema", "0.9")),
+    "fold": ({}, ("--arm", "fold", "--ema", "0.9", "--normalisation", "block", "--lambda", "0.1")),
+    "ace": ({}, ("--arm", "ace", "--lambda", "0.3")),
+    "frozen": (ONE_UNIT_PER_LAYER, ("--arm", "overparam", "--freeze-base", "--optimizer", "sgd")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_with_sharded_weights_train_as_one(work: Path, case: str) -> None:
+    sharded, options = CASES[case]
+    run(work, *COMMON, *options, "-o", "two", "--accumulate", "2", sharded=sharded)
+    run(work, *COMMON, *options, "-o", "one", "--accumulate", "4")
+    run(work, *COMMON, *options, "-o", "other", "--accumulate", "2")
+    two, one, other = (tensors_of(work / name) for name in ("two", "one", "other"))
+    assert difference(two, one) < EXACT
+    assert difference({k: two[k] for k in two if ":model." in k}, {k: other[k] for k in two if ":model." in k}) > 1e-3
+    for left, right in zip(records(work / "two"), records(work / "one"), strict=True):
+        for name in ("loss", "penalty", "validation", "validation_relaxed"):
+            assert left[name] == (right[name] if left[name] is None else pytest.approx(right[name], rel=EXACT)), name
+    weights = open_checkpoint(work / "two" / "model.safetensors").tensors
+    assert {key: value.shape for key, value in weights.items()} == {k: v.shape for k, v in Net().state_dict().items()}
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_bit_and_is_stripped(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five batches: the last one of validation has no partner, and the last one of training is left out."""
+    options = ["--epochs", "3", "--lr", "1e-2", "--arm", "fold", "--save-every", "1", "--ema", "0.9", "--lambda", "0.1"]
+    options += ["--task-args", '{"batches": 5, "trouble": "KILL", "at": 4}']
+    run(work, *options, sharded=ONE_UNIT_PER_LAYER, code=1)
+    state = read_record(work / "net-run")["state"]
+    assert (state["step"], state["epoch_step"]) == (3, 1)
+    run(work, *options, sharded=ONE_UNIT_PER_LAYER)
+    run(work, *options, "-o", "whole", sharded=ONE_UNIT_PER_LAYER)
+    assert difference(tensors_of(work / "net-run"), tensors_of(work / "whole")) == 0
+    assert [entry["step"] for entry in records(work / "net-run")] == [0, 2, 4, 6]
+    stripped = Surgeon(work, capsys)("strip", "net-run", "--json").data
+    assert stripped["certificate"]["identical"] is True
+
+
+WITH_STATISTICS = """
+
+from e3nn.nn import BatchNorm
+
+
+class Normalised(Net):
+    def __init__(self, hidden=2):
+        super().__init__(hidden)
+        self.norm = BatchNorm("2x0e+2x1o")
+
+    def forward(self, scalars, vectors):
+        x = self.norm(torch.cat([scalars, vectors.flatten(1)], 1))
+        return super().forward(x[:, :2], x[:, 2:].unflatten(1, (2, 3)))
+
+
+class Task(TinyTask):
+    def model(self):
+        return Normalised()
+
+
+task = Task(batches=6)
+"""
+
+
+@pytest.mark.slow
+def test_every_process_evaluates_with_the_statistics_that_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each process gathers those of its own batches; the file holds those of the first one."""
+    work = Surgeon.folder(tmp_path, monkeypatch)
+    (work / "task.py").write_text((work / "task.py").read_text() + WITH_STATISTICS)
+    torch.save(load_task(work / "task.py").task.model().state_dict(), "net.pt")  # type: ignore[attr-defined]
+    Surgeon(work, capsys)("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
+    run(work, "--epochs", "3", "--lr", "1e-2", "--recalibrate", "0", sharded={})
+    state = read_record(work / "net-run")["state"]
+    assert state["best_epoch"] > 0
+    workspace = open_path("net-run")
+    assert workspace.relaxation is not None
+    with workspace.relaxation.clean():
+        alone = evaluate(workspace.model, workspace.require_task().task, "validation")
+    assert alone == pytest.approx(state["best_validation"], rel=EXACT)
+    workspace.model.norm.running_var.mul_(1.1)  # type: ignore[union-attr, operator]
+    with workspace.relaxation.clean():
+        other = evaluate(workspace.model, workspace.require_task().task, "validation")
+    assert other != pytest.approx(state["best_validation"], rel=1e-3)
+
+
+def test_all_processes_of_a_share_run_the_model_equally_often() -> None:
+    """The parts of sharded weights are put together in its forward, by all of them."""
+    net, task, calls, sums = Net(), TinyTask(batches=5), [], []
+    net.register_forward_hook(lambda *_: calls.append(number))
+    for number in range(3):
+        sums.append(metric_sums(net, task, "validation", (number, 3)))
+    assert [calls.count(number) for number in range(3)] == [2, 2, 2]
+    assert sum(part["mse"][1] for part in sums) == 5 * 8 * 3
+    whole_split = evaluate(net, task, "validation")
+    assert evaluate(net, task, "validation", (0, 3), lambda _: sums) == pytest.approx(whole_split)
+
+
+def test_whole_tensors_pass_through() -> None:
+    net = Net()
+    weight = net.first.weight
+    assert not is_sharded(weight)
+    assert whole(weight) is weight
+    assert own_part(weight).data_ptr() == weight.data_ptr()
+    assert torch.equal(sharded_like(torch.ones(3), weight), torch.ones(3))
+    state = whole_state(net)
+    assert state.keys() == net.state_dict().keys()
+    with torch.no_grad():
+        weight.add_(1)
+    assert not torch.equal(state["first.weight"], weight)
+    load_whole_state(net, state)
+    assert torch.equal(state["first.weight"], weight)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load_whole_state(net, {**state, "first.weight": torch.ones(3)})
+
+
+def start() -> Finetuner:
+    return Finetuner(Net(), TinyTask(), FinetuneSettings(epochs=1), arm_named("plain"), None)
+
+
+def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(
+        TrainingError, match="by DDP or FSDP, but accelerate is configured for DeepSpeed, .*: launch with"
+    ):
+        start()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    start()
+
+
+@pytest.mark.slow
+def test_sharding_that_accelerate_would_ignore_is_refused(work: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "surgeon_cli.main", "finetune", "net-relaxed", "--task", "task.py"]
+    environment = {**CHILD_ENVIRONMENT, **FSDP, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode != 0
+    assert "FSDP version 2 on accelerators, but accelerate does not shard on the device 'cpu'" in done.stderr
+    assert not (work / "net-run").exists()
+
+
+class Offloading:
+    """Named like torch's policy."""
+
+
+Offloading.__name__ = "CPUOffloadPolicy"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "version": ({"fsdp_version": 1}, "this is FSDP version 1: launch with --fsdp_version 2"),
+    "offloading": ({"cpu_offload": Offloading()}, "weights are to be offloaded to the CPU"),
+    "ignored": ({"ignored_modules": "first.*"}, "modules are to be ignored: leave fsdp_ignored_modules out"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_ways_of_sharding_that_are_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's state stands as on GPUs."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    settings, words = REFUSED[what]
+    plugin = SimpleNamespace(**{"fsdp_version": 2, "cpu_offload": None, "ignored_modules": None, **settings})
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)
+    with pytest.raises(TrainingError, match=f"by FSDP version 2 on accelerators, but {words}"):
+        start()
+    vars(plugin).update({"fsdp_version": 2, "cpu_offload": None, "ignored_modules": None})
+    assert shards(make_accelerator("no"))
