@@ -30,23 +30,24 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
-    folder = Surgeon.folder(tmp_path, monkeypatch)
-    Surgeon(folder, capsys)("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
-    return folder
+def surgeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Surgeon:
+    """The command in this process, in a folder with a relaxed network."""
+    command = Surgeon(Surgeon.folder(tmp_path, monkeypatch), capsys)
+    command("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
+    return command
 
 
-def run(work: Path, *arguments: str, sharded: dict[str, str] | None = None, code: int = 0) -> str:
-    """Fine-tune in one process, or in two that shard the weights; returns what was printed as an error."""
-    launcher, program, extra = [sys.executable], "surgeon_cli.main", {}
-    if sharded is not None:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        program, extra = "tests.training.fsdp", {**FSDP, **sharded}
-    environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
-    command = [*launcher, "-m", program, "finetune", "net-relaxed", "--task", "task.py", "--json", *arguments]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode == 0) == (code == 0), done.stderr
-    return done.stderr
+def launch(work: Path, *arguments: str, program: str = "tests.training.fsdp", **sharding: str) -> Any:
+    """Fine-tune in two processes that shard the weights."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", program]
+    command += ["finetune", "net-relaxed", "--task", "task.py", "--json", *arguments]
+    environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **FSDP, **sharding}
+    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def sharded(work: Path, *arguments: str, **sharding: str) -> None:
+    done = launch(work, *arguments, **sharding)
+    assert done.returncode == 0, done.stderr
 
 
 def tensors_of(run_folder: Path) -> dict[str, Tensor]:
@@ -84,14 +85,16 @@ CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_with_sharded_weights_train_as_one(work: Path, case: str) -> None:
-    sharded, options = CASES[case]
-    run(work, *COMMON, *options, "-o", "two", "--accumulate", "2", sharded=sharded)
-    run(work, *COMMON, *options, "-o", "one", "--accumulate", "4")
-    run(work, *COMMON, *options, "-o", "other", "--accumulate", "2")
+def test_two_processes_with_sharded_weights_train_as_one(surgeon: Surgeon, case: str) -> None:
+    sharding, options = CASES[case]
+    work, command = surgeon.path, ["finetune", "net-relaxed", "--task", "task.py", *COMMON, *options, "--json"]
+    sharded(work, *COMMON, *options, "-o", "two", "--accumulate", "2", **sharding)
+    surgeon(*command, "-o", "one", "--accumulate", "4")
+    surgeon(*command, "-o", "other", "--accumulate", "2")
     two, one, other = (tensors_of(work / name) for name in ("two", "one", "other"))
     assert difference(two, one) < EXACT
-    assert difference({k: two[k] for k in two if ":model." in k}, {k: other[k] for k in two if ":model." in k}) > 1e-3
+    shared = two.keys() & other.keys()
+    assert difference({key: two[key] for key in shared}, {key: other[key] for key in shared}) > 10 * EXACT
     for left, right in zip(records(work / "two"), records(work / "one"), strict=True):
         for name in ("loss", "penalty", "validation", "validation_relaxed"):
             assert left[name] == (right[name] if left[name] is None else pytest.approx(right[name], rel=EXACT)), name
@@ -100,19 +103,19 @@ def test_two_processes_with_sharded_weights_train_as_one(work: Path, case: str) 
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_bit_and_is_stripped(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_training_goes_on_to_the_bit_and_is_stripped(surgeon: Surgeon) -> None:
     """Five batches: the last one of validation has no partner, and the last one of training is left out."""
+    work = surgeon.path
     options = ["--epochs", "3", "--lr", "1e-2", "--arm", "fold", "--save-every", "1", "--ema", "0.9", "--lambda", "0.1"]
-    options += ["--task-args", '{"batches": 5, "trouble": "KILL", "at": 4}']
-    run(work, *options, sharded=ONE_UNIT_PER_LAYER, code=1)
+    options += ["--task-args", '{"batches": 5, "trouble": "KILL", "at": 4}', "--penalty-form", "rows"]
+    assert launch(work, *options, **ONE_UNIT_PER_LAYER).returncode != 0
     state = read_record(work / "net-run")["state"]
     assert (state["step"], state["epoch_step"]) == (3, 1)
-    run(work, *options, sharded=ONE_UNIT_PER_LAYER)
-    run(work, *options, "-o", "whole", sharded=ONE_UNIT_PER_LAYER)
+    sharded(work, *options, **ONE_UNIT_PER_LAYER)
+    sharded(work, *options, "-o", "whole", **ONE_UNIT_PER_LAYER)
     assert difference(tensors_of(work / "net-run"), tensors_of(work / "whole")) == 0
     assert [entry["step"] for entry in records(work / "net-run")] == [0, 2, 4, 6]
-    stripped = Surgeon(work, capsys)("strip", "net-run", "--json").data
-    assert stripped["certificate"]["identical"] is True
+    assert "identical" in surgeon("strip", "net-run").out
 
 
 WITH_STATISTICS = """
@@ -148,7 +151,7 @@ def test_every_process_evaluates_with_the_statistics_that_are_saved(
     (work / "task.py").write_text((work / "task.py").read_text() + WITH_STATISTICS)
     torch.save(load_task(work / "task.py").task.model().state_dict(), "net.pt")  # type: ignore[attr-defined]
     Surgeon(work, capsys)("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
-    run(work, "--epochs", "3", "--lr", "1e-2", "--recalibrate", "0", sharded={})
+    sharded(work, "--epochs", "3", "--lr", "1e-2", "--recalibrate", "0")
     state = read_record(work / "net-run")["state"]
     assert state["best_epoch"] > 0
     workspace = open_path("net-run")
@@ -207,14 +210,11 @@ def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_sharding_that_accelerate_would_ignore_is_refused(work: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "surgeon_cli.main", "finetune", "net-relaxed", "--task", "task.py"]
-    environment = {**CHILD_ENVIRONMENT, **FSDP, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def test_sharding_that_accelerate_would_ignore_is_refused(surgeon: Surgeon) -> None:
+    done = launch(surgeon.path, program="surgeon_cli.main")
     assert done.returncode != 0
     assert "FSDP version 2 on accelerators, but accelerate does not shard on the device 'cpu'" in done.stderr
-    assert not (work / "net-run").exists()
+    assert not (surgeon.path / "net-run").exists()
 
 
 class Offloading:
