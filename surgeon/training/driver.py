@@ -168,6 +168,12 @@ def with_advice(precision: str, where: str) -> Iterator[None]:
                 "give `--accumulate` in return, relax fewer sites (`--include`, `--max-extra-params`), or give the "
                 "branches a rank"
             ) from error
+        if "Tensor and DTensor" in str(error):
+            raise TrainingError(
+                f"expected weights sharded by FSDP to be used inside their unit's own forward, but {where} used them "
+                "elsewhere: let the task call model(...), not its methods or layers, or shard in larger units "
+                "(--fsdp_auto_wrap_policy)"
+            ) from error
         if precision != "no":
             raise TrainingError(
                 f"expected a model that runs in mixed precision {precision!r}, but it fails with {one_line(error)}: "

@@ -142,15 +142,117 @@ task = Task(batches=6)
 """
 
 
+DENSE = """
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 4, bias=False), nn.Linear(4, 1, bias=False)
+
+    def forward(self, scalars, vectors):
+        x = self.first(vectors.transpose(1, 2))
+        return self.second(x * torch.tanh(x.square().sum(1, keepdim=True))).squeeze(-1)
+
+
+class Task(TinyTask):
+    def model(self):
+        return Dense()
+
+
+task = Task(batches=8)
+"""
+FORCES = """
+
+class Potential(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = o3.Linear("2x1o", "4x1o"), o3.Linear("4x1o", "4x1o")
+
+    def forward(self, scalars, vectors):
+        with torch.enable_grad():
+            vectors = vectors.detach().requires_grad_()
+            x = self.first(vectors.flatten(1)).unflatten(1, (4, 3))
+            x = x * torch.tanh(x.square().sum(2, keepdim=True))
+            energy = torch.tanh(self.second(x.flatten(1)).unflatten(1, (4, 3)).square().sum(2)).sum()
+            (forces,) = torch.autograd.grad(energy, vectors, create_graph=True)
+        return forces[:, 0]
+
+
+class Task(TinyTask):
+    def model(self):
+        return Potential()
+
+
+task = Task(batches=8)
+"""
+
+
+def with_network(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str
+) -> Surgeon:
+    """Relax another network, whose task is written at the end of the file."""
+    work = Surgeon.folder(folder, monkeypatch)
+    (work / "task.py").write_text((work / "task.py").read_text() + code)
+    torch.manual_seed(0)
+    torch.save(load_task(work / "task.py").task.model().state_dict(), "net.pt")  # type: ignore[attr-defined]
+    surgeon = Surgeon(work, capsys)
+    surgeon("relax", "net.pt", "--group", "SO3", "--task", "task.py", "--init-scale", "0.3")
+    return surgeon
+
+
+OTHERS: dict[str, tuple[str, dict[str, str], tuple[str, ...], float]] = {
+    "layers merged with their branches": (DENSE, {}, (), EXACT),
+    "the same in half precision": (DENSE, {}, ("--precision", "bf16"), 1e-2),
+    "forces inside": (FORCES, ONE_UNIT_PER_LAYER, (), EXACT),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_networks_train_as_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    code, sharding, options, tolerance = OTHERS[case]
+    surgeon = with_network(tmp_path, monkeypatch, capsys, code)
+    common = ["--epochs", "2", "--lr", "1e-2", "--lambda", "0.1", *options]
+    sharded(surgeon.path, *common, "-o", "two", **sharding)
+    command = ["finetune", "net-relaxed", "--task", "task.py", *common, "--json"]
+    surgeon(*command, "-o", "one", "--accumulate", "2")
+    surgeon(*command, "-o", "other")
+    two, one, other = (records(surgeon.path / name)[-1] for name in ("two", "one", "other"))
+    for name in ("loss", "penalty", "validation"):
+        assert two[name] == pytest.approx(one[name], rel=tolerance)
+    assert two["loss"] != pytest.approx(other["loss"], rel=2 * tolerance)
+
+
+CALLS_A_LAYER = """
+
+class Task(TinyTask):
+    def forward(self, model, batch):
+        return model.second(model.first(torch.cat([batch["scalars"], batch["vectors"].flatten(1)], 1))[:, 2:])
+
+
+task = Task(batches=6)
+"""
+
+
+@pytest.mark.slow
+def test_a_task_that_goes_around_the_forward_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    surgeon = with_network(tmp_path, monkeypatch, capsys, CALLS_A_LAYER)
+    done = launch(surgeon.path, "--epochs", "1")
+    assert done.returncode != 0
+    assert "inside their unit's own forward, but a training step used them elsewhere: let the task call" in done.stderr
+    sharded(surgeon.path, "--epochs", "1", **ONE_UNIT_PER_LAYER)
+
+
 @pytest.mark.slow
 def test_every_process_evaluates_with_the_statistics_that_are_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each process gathers those of its own batches; the file holds those of the first one."""
-    work = Surgeon.folder(tmp_path, monkeypatch)
-    (work / "task.py").write_text((work / "task.py").read_text() + WITH_STATISTICS)
-    torch.save(load_task(work / "task.py").task.model().state_dict(), "net.pt")  # type: ignore[attr-defined]
-    Surgeon(work, capsys)("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
+    work = with_network(tmp_path, monkeypatch, capsys, WITH_STATISTICS).path
     sharded(work, "--epochs", "3", "--lr", "1e-2", "--recalibrate", "0")
     state = read_record(work / "net-run")["state"]
     assert state["best_epoch"] > 0
