@@ -71,7 +71,10 @@ BLOCK = 256
 
 
 def gram_matrix(rows: Tensor) -> Tensor:
-    """Return X^T X of rows X, shape (d, d); for large d by the blocks of its upper triangle alone."""
+    """Return X^T X of rows X, shape (d, d), in their dtype; for large d by the blocks of its upper triangle alone."""
+    if torch.is_autocast_enabled(rows.device.type):  # a forward in mixed precision records, too
+        with torch.autocast(rows.device.type, enabled=False):
+            return gram_matrix(rows)
     size = rows.shape[1]
     if size < 2 * BLOCK:
         return rows.T @ rows

@@ -19,7 +19,7 @@ FOREIGN = {
     "surgeon_cli": {"surgeon_adapters"},
 }
 ROWS = (
-    {"errors", "types", "files", "trees", "imports", "modes"},
+    {"errors", "types", "files", "trees", "imports", "modes", "sharding"},
     {"groups", "representations", "e3nn_compat"},
     {"branch", "forms", "regularizer", "schedule", "measure", "intertwiners", "moments"},
     {"graph", "inference"},
