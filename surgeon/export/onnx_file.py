@@ -59,13 +59,9 @@ def export_onnx(
     every = output_names(task, outputs_on(model, task, [sample.batch])[0])
     derived = outputs_by_derivative(model, task, sample)
     kept = selection.positions(every, derived)
-    announce("converting the model to ONNX")
-    converted = to_onnx(model, task, sample, opset, kept)
+    converted, names, digest = _converted(stripped, sample, opset, every, kept, announce)
     graph = converted.graph
     inputs = [value.name for value in graph.inputs]
-    names = apart_from([every[index] for index in kept], inputs)
-    announce("converting the original in the same way, to compare the graphs")
-    digest = _same_graph(stripped, converted, to_onnx(stripped.original, task, sample, opset, kept), names)
     about = _facts(stripped, sample, inputs, dict(zip(kept, names, strict=True)))
     converted.producer_name = "equisurgeon"
     converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **about, **(metadata or {})})
@@ -93,6 +89,23 @@ def _facts(stripped: Stripped, sample: Sample, inputs: Sequence[str], outputs: M
     task, batch = stripped.task, to_dtype(sample.batch, torch.float64)
     given: Named = (batch, {index: name for index, name in enumerate(sample.names) if name in inputs})
     return facts(task, stripped.group, given, (outputs_on(stripped.double, task, [batch])[0], outputs))
+
+
+def _converted(
+    stripped: Stripped,
+    sample: Sample,
+    opset: int,
+    every: Sequence[str],
+    kept: Sequence[int],
+    announce: Callable[[str], None],
+) -> tuple[Any, list[str], str]:
+    """Convert model and original, and return the model's graph, the names of its outputs, and the graph's hash."""
+    announce("converting the model to ONNX")
+    converted = to_onnx(stripped.model, stripped.task, sample, opset, kept)
+    names = apart_from([every[index] for index in kept], [value.name for value in converted.graph.inputs])
+    announce("converting the original in the same way, to compare the graphs")
+    before = to_onnx(stripped.original, stripped.task, sample, opset, kept)
+    return converted, names, _same_graph(stripped, converted, before, names)
 
 
 def _same_graph(stripped: Stripped, converted: Any, before: Any, names: list[str]) -> str:
