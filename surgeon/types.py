@@ -255,7 +255,8 @@ class Task(Protocol):
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.
     * ``act(g, batch) -> batch`` and ``act_output(g, outputs) -> outputs``; g is a group element in the defining
       representation, float64, shape (k, k).
-    * ``input_names``, ``output_names``, ``units``.
+    * ``input_names``, ``output_names``: of the tensors of batches and outputs, for exported files.
+    * ``units``: name of a metric, an input or an output to its unit.
 
     Nothing is modified in place.
     """

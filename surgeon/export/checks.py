@@ -45,13 +45,19 @@ class OnnxReport:
     differences: tuple[str, ...]
 
 
-def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
-    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
+def session_of(path: Path, threads: int = 0) -> Any:
+    """Open a file in ONNX Runtime on the CPU; 0 threads are as many as it likes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
+    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
+    session = session_of(path)
     wanted = {item.name for item in session.get_inputs()}
 
     def run(batch: Any) -> list[Tensor]:
@@ -67,6 +73,7 @@ def check_onnx(
     stripped: Stripped,
     sample: Sample,
     seed: int = 0,
+    kept: Sequence[int] | None = None,
 ) -> OnnxReport:
     """Compare an ONNX file with the model it was exported from, on batches of other sizes.
 
@@ -78,13 +85,14 @@ def check_onnx(
         stripped: the model, its float64 twin as yardstick, how it is called, and how the group acts.
         sample: whose ``others`` are compared.
         seed: of the group elements.
+        kept: positions of the outputs that the file has; None for all.
     """
     model, double, task, group = stripped.model, stripped.double, stripped.task, stripped.group
     run = runner(path, sample)
     batches = list(sample.others)
-    eager = [tensors_in(tree) for tree in outputs_on(model, task, batches)]
+    eager = [_chosen(tree, kept) for tree in outputs_on(model, task, batches)]
     exact_trees = outputs_on(double, task, [to_dtype(batch, torch.float64) for batch in batches])
-    exact = [tensors_in(tree) for tree in exact_trees]
+    exact = [_chosen(tree, kept) for tree in exact_trees]
     bounds = [[_bound(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(eager, exact, strict=True)]
     worst, differences = 0.0, list[str]()
     results = list[list[Tensor]]()
@@ -102,8 +110,8 @@ def check_onnx(
             differences.append(f"at sizes {sizes} ONNX Runtime deviates {ratio:.1f} times as much as allowed")
     equivariance = {}
     if group is not None and can_act(task) and not differences:
-        trees = [_like(tree, found) for tree, found in zip(exact_trees, results, strict=True)]
-        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed)
+        trees = [_like(tree, found, kept) for tree, found in zip(exact_trees, results, strict=True)]
+        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed, kept)
         differences += [
             f"in ONNX Runtime f(g x) and g f(x) differ {ratio:.1f} times as much as allowed under {name}"
             for name, ratio in equivariance.items()
@@ -120,6 +128,7 @@ def _equivariance(
     bounds: Sequence[Sequence[float]],
     group: Group,
     seed: int,
+    kept: Sequence[int] | None,
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     result = {}
@@ -127,7 +136,7 @@ def _equivariance(
         worst = 0.0
         for batch, tree, allowed in zip(batches, trees, bounds, strict=True):
             for g in group.sample(ELEMENTS, generator, component):
-                moved = tensors_in(task.act_output(g, tree))
+                moved = _chosen(task.act_output(g, tree), kept)
                 # Coordinates that are turned or moved have the size of what they are turned into.
                 scaled = [max(a, RELATIVE * _size(t)) for a, t in zip(allowed, moved, strict=True)]
                 worst = max(worst, _largest(run(task.act(g, batch)), moved, scaled))
@@ -135,7 +144,16 @@ def _equivariance(
     return result
 
 
-def _like(tree: Any, tensors: Sequence[Tensor]) -> Any:
+def _chosen(tree: Any, kept: Sequence[int] | None) -> list[Tensor]:
+    tensors = tensors_in(tree)
+    return tensors if kept is None else [tensors[index] for index in kept]
+
+
+def _like(tree: Any, found: Sequence[Tensor], kept: Sequence[int] | None) -> Any:
+    """Return the tree with the found tensors in it; those that the file does not have stay, for ``act_output``."""
+    tensors = tensors_in(tree)
+    for index, tensor in zip(range(len(tensors)) if kept is None else kept, found, strict=True):
+        tensors[index] = tensor
     remaining = iter(tensors)
     return map_tensors(lambda _: next(remaining), tree)
 

@@ -11,8 +11,8 @@ import typer
 from torch import nn
 
 from surgeon.clean import write_clean
-from surgeon.errors import CheckpointError
-from surgeon.export import onnx_extra
+from surgeon.errors import CheckpointError, UsageError
+from surgeon.export import Selection, onnx_extra
 from surgeon.files import check_writable
 from surgeon.stripped import stripped_beside_original
 from surgeon.types import Certificate, StripMode
@@ -62,6 +62,29 @@ class Formats:
         bool, typer.Option("--onnx", help="Also write model.onnx, checked in ONNX Runtime; takes a minute or two.")
     ] = False
     opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.")] = 18
+    outputs: Annotated[
+        str | None, typer.Option("--outputs", metavar="NAME,...", help="Only these outputs in model.onnx.")
+    ] = None
+    energy_only: Annotated[
+        bool,
+        typer.Option(
+            "--energy-only",
+            help="Only outputs in model.onnx that need no derivative inside the forward: energies, but no forces.",
+        ),
+    ] = False
+
+    def selection(self) -> Selection:
+        """Return which outputs ``model.onnx`` has.
+
+        Raises:
+            UsageError: if there is nothing to select from.
+        """
+        if not self.onnx and (self.outputs is not None or self.energy_only):
+            given = "--energy-only" if self.outputs is None else "--outputs"
+            raise UsageError(f"expected {given} together with --onnx, whose outputs it chooses: add --onnx")
+        if self.outputs is None:
+            return Selection(None, self.energy_only)
+        return Selection(tuple(name.strip() for name in self.outputs.split(",") if name.strip()), self.energy_only)
 
 
 @dataclass(frozen=True)
@@ -126,7 +149,10 @@ def export(
         surgeon export segnn-run -o clean/ --container
 
         surgeon export segnn-run -o clean/ --onnx
+
+        surgeon export potential-run -o clean/ --onnx --energy-only
     """
+    formats.selection()  # refused before anything is computed
     folder, options = folder_or_only(path, stripping.json_output), opening.options(stripping.json_output)
     _run(folder, options, measuring.settings(), recalibrating.batches(), stripping, formats)
 
@@ -175,7 +201,8 @@ def _extras(
     if not formats.onnx:
         return {}
     stripped = stripped_beside_original(workspace, model)
-    return {"onnx": onnx_extra(stripped, opset=formats.opset, announce=announce)}
+    selection = formats.selection()
+    return {"onnx": onnx_extra(stripped, opset=formats.opset, selection=selection, announce=announce)}
 
 
 def _show(certificate: Certificate) -> None:
