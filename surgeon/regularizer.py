@@ -227,6 +227,10 @@ def site_penalty(
     Raises:
         ShapeError: if a dimension does not match.
     """
+    device = weights[0].device.type
+    if torch.is_autocast_enabled(device):  # a caller's forward in mixed precision would round all products
+        with torch.autocast(device, enabled=False):
+            return site_penalty(weights, moments, commutator, form, count)
     if moments.dimension != weights[0].shape[1]:
         raise ShapeError(
             f"expected moments of rows of dimension {weights[0].shape[1]} for W of shape "
