@@ -122,7 +122,7 @@ class MaceTask:
         order = list(range(len(frames)))
         if split == "train":
             random.Random(seed).shuffle(order)
-        return _Batches(frames, order, self.batch_size)
+        return Batches(frames, order, self.batch_size)
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return energies of interaction, forces and stresses; MACE writes into the dict that it is given."""
@@ -199,7 +199,7 @@ class _Reference(dict[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class _Batches:
+class Batches:
     """Batches made while they are drawn."""
 
     frames: Frames
