@@ -52,7 +52,7 @@ def importable(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def unchanged_environment() -> Iterator[None]:
-    """Put back the variables of the process's environment afterwards; some libraries set some when they are imported."""
+    """Put the process's environment variables back afterwards; some libraries set some when they are imported."""
     before = dict(os.environ)
     try:
         yield

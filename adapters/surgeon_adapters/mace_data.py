@@ -61,7 +61,7 @@ def head_of(model: nn.Module, name: str | None) -> Head:
     if name is None and len(names) > 1:
         raise TaskError(
             f"the model has {len(names)} heads ({', '.join(names)}): choose the one to train with "
-            f"--task-args '{{\"head\": \"{names[0]}\"}}'"
+            f'--task-args \'{{"head": "{names[0]}"}}\''
         )
     chosen = names[0] if name is None else name
     if chosen not in names:
@@ -129,8 +129,8 @@ def frames_of(
     if "energy" not in labels and "forces" not in labels:
         names = sorted({*rest[0].info, *rest[0].arrays} - {"numbers", "positions"}) if rest else []
         raise TaskError(
-            f"expected frames with energies or forces under {DEFAULT_KEYS['energy']} and {DEFAULT_KEYS['forces']} or as "
-            f"ASE writes them, but {str(path)!r} has {', '.join(names) or 'none'}: name them as energy_key and "
+            f"expected frames with energies or forces under {DEFAULT_KEYS['energy']} and {DEFAULT_KEYS['forces']}, or "
+            f"as ASE writes them, but {str(path)!r} has {', '.join(names) or 'none'}: name them as energy_key and "
             "forces_key in --task-args"
         )
     pairs = zip(rest, values, strict=True)

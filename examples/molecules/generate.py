@@ -60,7 +60,9 @@ def dynamics(count: int, seed: int) -> list[Atoms]:
     atoms = molecule("CH3CH2OH")
     atoms.calc = calculator("GFN2-xTB")
     thermalize_momenta(atoms, TEMPERATURE, rng=rng)
-    run = Langevin(atoms, STEP * ase.units.fs, temperature_K=TEMPERATURE, friction=0.02 / ase.units.fs, rng=rng, fixcm=False)
+    run = Langevin(
+        atoms, STEP * ase.units.fs, temperature_K=TEMPERATURE, friction=0.02 / ase.units.fs, rng=rng, fixcm=False
+    )
     run.run(EQUILIBRATION)
     frames = []
     for _ in range(count):

@@ -117,14 +117,14 @@ class AdapterContract:
             assert site.verified, f"{site.key}: {site.evidence}"
 
     def test_foreign_modules_are_left_alone(self) -> None:
-        """A module of no family at all gets neither proposal nor description, and nothing is rebuilt from its tensors."""
+        """A module of no family gets neither proposal nor description, and nothing is rebuilt from its tensors."""
         adapter, foreign = self.loaded(), nn.Sequential(nn.Linear(3, 3))
         assert adapter.propose(foreign, parse_group(self.group)) is None
         assert adapter.rebuild(foreign.state_dict()) is None
         assert not isinstance(adapter, DescribesModels) or adapter.describe(foreign) is None
 
     def test_inserting_changes_nothing_and_stripping_restores_everything(self) -> None:
-        """At theta = 0 outputs are bit-identical; after stripping so are keys, their order, bytes, classes and hooks."""
+        """At theta = 0 outputs are bit-identical; after stripping, keys, their order, bytes, classes and hooks are."""
         model = self.sample()
         plan = self._plan(model)
         before, original = _outputs(model), Architecture.of(model.module)
@@ -144,7 +144,7 @@ class AdapterContract:
         check_plan(model, self._plan(model))
 
     def test_folding_is_exact_where_it_says_so(self) -> None:
-        """Where a site folds, stripping adds exactly what its branch applied; where that is exact, it is all of P(W)."""
+        """Stripping adds exactly what the branch applied; where a site says nothing is lost, that is all of P(W)."""
         model = self.sample()
         plan = self._plan(model)
         notes = {site.key: site.fold_note for site in plan.sites}

@@ -12,16 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from surgeon.errors import CheckpointError, TaskError
-from surgeon.groups import parse_group
-from surgeon.registry import adapter_with_task, installed_adapters
 from surgeon.soundness import Model
 from surgeon.testing import AdapterContract
 from surgeon.workspace import OpenOptions, Workspace, open_path
-from surgeon_adapters.mace_models import adapter, build, import_mace
 from surgeon_adapters.mace_data import frames_of, head_of
+from surgeon_adapters.mace_models import _decoded, adapter, import_mace
 from surgeon_adapters.mace_task import Batches, MaceTask
 from tests.commands import CHILD_ENVIRONMENT, ROOT, Surgeon
 
@@ -64,7 +60,7 @@ def pickled(folder: Path, scripted: bool = True, dtype: torch.dtype = torch.floa
     if scripted:
         described = adapter.describe(module)
         assert described is not None
-        settings = {key: _constructed(value) for key, value in described["args"]["settings"].items()}
+        settings = {key: _decoded(value) for key, value in described["args"]["settings"].items()}
         assert e3nn.get_optimization_defaults()["jit_script_fx"]
         again = import_mace().ScaleShiftMACE(**settings)
         again.load_state_dict(module.state_dict())
@@ -72,12 +68,6 @@ def pickled(folder: Path, scripted: bool = True, dtype: torch.dtype = torch.floa
     path = folder / "base.model"
     torch.save(module.to(dtype), path)
     return path
-
-
-def _constructed(value: Any) -> Any:
-    from surgeon_adapters.mace_models import _decoded
-
-    return _decoded(value)
 
 
 def by_the_calculator(path: Path, dtype: str) -> list[Any]:
