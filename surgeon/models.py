@@ -20,6 +20,7 @@ from surgeon.registry import DescribesModels
 from surgeon.tasks import LoadedTask, load_task
 
 STATEMENT_KEY = "surgeon.model"
+STATEMENT_SUFFIX = ".model.json"
 ENTRY_POINT_GROUP = "surgeon.models"
 
 Rebuilder = Callable[[Mapping[str, Tensor]], nn.Module | None]
@@ -205,7 +206,7 @@ def _from_module(checkpoint: Checkpoint) -> _Way | None:
 
 def _statement(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]] | None:
     """Return what the checkpoint says about its model, and where it says so."""
-    sidecar = checkpoint.path.with_name(checkpoint.path.name + ".model.json")
+    sidecar = checkpoint.path.with_name(checkpoint.path.name + STATEMENT_SUFFIX)
     if STATEMENT_KEY in checkpoint.metadata:
         where, text = f"metadata of {checkpoint.path.name}", checkpoint.metadata[STATEMENT_KEY]
     elif sidecar.is_file():
@@ -234,8 +235,7 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
         return None
     where, data = found
     factory, arguments = data["factory"], data.get("args", {})
-    known = {entry.value.replace(" ", "") for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    registered = factory in known
+    registered = is_registered(factory)
     if not (registered or trust_remote_code):
         raise TrustError(
             f"the {where} names the factory {factory!r}, which no installed package registers in the entry-point group "
@@ -247,6 +247,11 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
         return _module_of(call_with(function, arguments, factory, CheckpointError), factory, CheckpointError)
 
     return _Way(build, f"factory {factory}, named in the {where}", {"factory": factory, "args": arguments})
+
+
+def is_registered(factory: str) -> bool:
+    """Tell whether an installed package registers a factory, so that a file may name it."""
+    return factory in {entry.value.replace(" ", "") for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def _statement_factory(factory: str, registered: bool) -> Callable[..., Any]:

@@ -45,6 +45,11 @@ class LoadedTask:
     spec: str = ""
     data: Path | None = None
 
+    @property
+    def file(self) -> Path | None:
+        """The file that must not be overwritten: the task's own, or its data."""
+        return self.path or self.data
+
     def for_model(self, model: nn.Module) -> LoadedTask:
         """Return the task for an opened model; most tasks do not depend on it.
 
@@ -85,6 +90,11 @@ def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> L
             task = found
     source = getattr(sys.modules.get(text.partition(":")[0]), "__file__", None)
     return LoadedTask(_checked(task, text), None, _sha256(Path(source)) if source else "", given, text)
+
+
+def is_adapters_task(spec: str) -> bool:
+    """Tell whether a spec names the ready task of an installed adapter, so that nothing of the user's is executed."""
+    return ":" in spec and not Path(spec).is_file() and adapter_with_task(spec.partition(":")[0]) is not None
 
 
 def _task_of_adapter(spec: str, arguments: dict[str, Any]) -> LoadedTask | None:

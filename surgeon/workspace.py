@@ -33,7 +33,7 @@ from surgeon.registry import DescribesModels, installed_adapters
 from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
 from surgeon.surgery import Relaxation, relax
-from surgeon.tasks import LoadedTask, load_task
+from surgeon.tasks import LoadedTask, is_adapters_task, load_task
 from surgeon.types import StripMode
 
 
@@ -284,7 +284,7 @@ def _task_of(folder: Path, config: RelaxedConfig, options: OpenOptions) -> Loade
         )
     is_file = Path(spec).is_file()
     unchanged = not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
-    if options.announce and (unchanged or options.accept_changed_task):
+    if options.announce and not is_adapters_task(spec) and (unchanged or options.accept_changed_task):
         options.announce(spec)
     task = load_task(spec, config.task["args"]) if unchanged or options.accept_changed_task else None
     if task is None or (task.sha256 != recorded and not options.accept_changed_task):

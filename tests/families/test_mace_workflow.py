@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import warnings
@@ -133,7 +132,6 @@ def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str], dtype
 
 def _require_equal_predictions(container: Path, weights: Path, dtype: str) -> None:
     """Compare MACE's calculator on the container with this package's forward on the clean weights."""
-    shutil.copy(f"{WEIGHTS}.model.json", f"{weights}.model.json")
     workspace = opened(weights)
     head = head_of(workspace.model, None)
     task: Any = workspace.require_task().task
