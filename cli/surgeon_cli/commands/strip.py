@@ -176,7 +176,7 @@ def _run(
     own_mode = workspace.relaxation.mode
     mode: StripMode = own_mode if how.fold is None else ("fold" if how.fold else "drop")
     _, source = workspace.original()
-    refuse_overwriting(target, source.path, workspace.task.path if workspace.task else None)
+    refuse_overwriting(target, source.path, workspace.task.file if workspace.task else None)
     split = None if how.metrics == "none" else how.metrics
     model, certificate = strip_and_certify(workspace, mode, settings, split, recalibration_batches)
     if not how.json_output and mode != own_mode:
@@ -186,7 +186,16 @@ def _run(
     if not certificate.identical and not how.json_output:
         _show(certificate)
     extras = _extras(workspace, model, formats, (lambda _: None) if how.json_output else say)
-    files = write_clean(target, model, certificate, source, container=formats.container, extras=extras, force=how.force)
+    files = write_clean(
+        target,
+        model,
+        certificate,
+        source,
+        container=formats.container,
+        extras=extras,
+        statement=workspace.found.factory,
+        force=how.force,
+    )
     if how.json_output:
         print_json({"written": str(target), "files": files, "certificate": certificate.to_data()})
         return
