@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
+from pathlib import Path as FilePath
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -95,6 +96,17 @@ class Adapter(Protocol):
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return the architecture that a state dict belongs to, or None if keys and shapes do not tell."""
+        ...
+
+
+class Reopener(Protocol):
+    """An adapter whose library has a loader for files; optional, looked up by name."""
+
+    def reopen(self, path: FilePath) -> nn.Module | None:
+        """Open a checkpoint file as the library does for its users; None if it is not one of this family.
+
+        It is called only for files that open without running code, or that the user trusts.
+        """
         ...
 
 

@@ -18,6 +18,7 @@ from surgeon.certificate import canonical_digest, seal, tensor_sha256
 from surgeon.clean import write_clean
 from surgeon.errors import CheckFailedError, CheckpointError
 from surgeon.files import sha256_of_file
+from surgeon.reopening import container_extra
 from surgeon.verdict import MeasureSettings, strip_and_certify
 from surgeon.verification import Verification, verify_clean
 from surgeon.workspace import OpenOptions, open_path
@@ -34,7 +35,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (work / "config.json").write_text("{}")
         workspace = open_path(make_relaxed(work), mode="fold")
         model, certificate = strip_and_certify(workspace, "fold", MeasureSettings(2, 1))
-        write_clean(work / "clean", model, certificate, workspace.original()[1], container=True)
+        original = workspace.original()[1]
+        extras = {"container": container_extra(workspace, model, original)}
+        write_clean(work / "clean", model, certificate, original, extras=extras)
         yield work
 
 

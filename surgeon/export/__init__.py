@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from surgeon.export.checks import OnnxReport, check_onnx
+from surgeon.export.checks import Report, check_onnx, check_run
 from surgeon.export.onnx_file import ONNX_FILE, export_onnx, onnx_extra
 from surgeon.export.sample import Sample, sample_of
 from surgeon.export.signature import compare_signatures, signature, signature_hash
 
 __all__ = [
     "ONNX_FILE",
-    "OnnxReport",
+    "Report",
     "Sample",
     "check_onnx",
+    "check_run",
     "compare_signatures",
     "export_onnx",
     "onnx_extra",

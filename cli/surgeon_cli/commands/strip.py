@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 import typer
 from torch import nn
 
-from surgeon.clean import write_clean
+from surgeon.checkpoint import Checkpoint
+from surgeon.clean import CERTIFICATE_FILE, write_clean
 from surgeon.errors import CheckpointError
 from surgeon.export import onnx_extra
-from surgeon.files import check_writable
+from surgeon.files import check_writable, read_json
+from surgeon.reopening import container_extra
 from surgeon.stripped import stripped_beside_original
 from surgeon.types import Certificate, StripMode
 from surgeon.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
@@ -159,23 +161,26 @@ def _run(
         say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
     if not certificate.identical and not how.json_output:
         _show(certificate)
-    extras = _extras(workspace, model, formats, (lambda _: None) if how.json_output else say)
-    files = write_clean(target, model, certificate, source, container=formats.container, extras=extras, force=how.force)
+    extras = _extras(workspace, model, source, formats, (lambda _: None) if how.json_output else say)
+    files = write_clean(target, model, certificate, source, extras=extras, force=how.force)
     if how.json_output:
-        print_json({"written": str(target), "files": files, "certificate": certificate.to_data()})
+        print_json({"written": str(target), "files": files, "certificate": read_json(target / CERTIFICATE_FILE)})
         return
     _show(certificate)
     say(f"the architecture is the original's; wrote {target}/: {', '.join(files)}")
 
 
 def _extras(
-    workspace: Workspace, model: nn.Module, formats: Formats, announce: Callable[[str], None]
+    workspace: Workspace, model: nn.Module, source: Checkpoint, formats: Formats, announce: Callable[[str], None]
 ) -> dict[str, Callable[[Path], Any]]:
     """Return what writes and checks each further format."""
-    if not formats.onnx:
-        return {}
-    stripped = stripped_beside_original(workspace, model)
-    return {"onnx": onnx_extra(stripped, opset=formats.opset, announce=announce)}
+    found: dict[str, Callable[[Path], Any]] = {}
+    if formats.container:
+        found["container"] = container_extra(workspace, model, source)
+    if formats.onnx:
+        stripped = stripped_beside_original(workspace, model)
+        found["onnx"] = onnx_extra(stripped, opset=formats.opset, announce=announce)
+    return found
 
 
 def _show(certificate: Certificate) -> None:
