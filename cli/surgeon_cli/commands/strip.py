@@ -13,7 +13,7 @@ from torch import nn
 from surgeon.checkpoint import Checkpoint
 from surgeon.clean import CERTIFICATE_FILE, write_clean
 from surgeon.errors import CheckpointError
-from surgeon.export import onnx_extra
+from surgeon.export import onnx_extra, pt2_extra
 from surgeon.files import check_writable, read_json
 from surgeon.reopening import container_extra
 from surgeon.stripped import stripped_beside_original
@@ -62,6 +62,9 @@ class Formats:
     ] = False
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write model.onnx, checked in ONNX Runtime; takes a minute or two.")
+    ] = False
+    pt2: Annotated[
+        bool, typer.Option("--pt2", help="Also write model.pt2, an archive of torch.export, checked after loading.")
     ] = False
     opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.")] = 18
 
@@ -121,13 +124,13 @@ def export(
     formats: Formats,
     stripping: Stripping,
 ) -> None:
-    """Do what `strip` does, and write ONNX or the file format that came in as well.
+    """Do what `strip` does, and write ONNX, a torch.export archive, or the file format that came in as well.
 
     Examples:
 
         surgeon export segnn-run -o clean/ --container
 
-        surgeon export segnn-run -o clean/ --onnx
+        surgeon export segnn-run -o clean/ --onnx --pt2
     """
     folder, options = folder_or_only(path, stripping.json_output), opening.options(stripping.json_output)
     _run(folder, options, measuring.settings(), recalibrating.batches(), stripping, formats)
@@ -177,8 +180,12 @@ def _extras(
     found: dict[str, Callable[[Path], Any]] = {}
     if formats.container:
         found["container"] = container_extra(workspace, model, source)
+    if not (formats.onnx or formats.pt2):
+        return found
+    stripped = stripped_beside_original(workspace, model)
+    if formats.pt2:
+        found["pt2"] = pt2_extra(stripped, announce=announce)
     if formats.onnx:
-        stripped = stripped_beside_original(workspace, model)
         found["onnx"] = onnx_extra(stripped, opset=formats.opset, announce=announce)
     return found
 
