@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from surgeon.certificate import package_versions
 from surgeon.errors import CheckFailedError
 from surgeon.evaluation import outputs_on
 from surgeon.export.checks import check_onnx
@@ -20,6 +21,9 @@ from surgeon.types import Task
 from surgeon.verdict import model_dtype
 
 ONNX_FILE = "model.onnx"
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What has to be installed, and what a certificate records the versions of."""
 
 
 def export_onnx(
@@ -93,7 +97,12 @@ def onnx_extra(
     stripped: Stripped, *, opset: int = 18, announce: Callable[[str], None] = lambda _: None
 ) -> Callable[[Path], dict[str, Any]]:
     """Return a function that writes ``model.onnx`` into a folder; arguments are those of :func:`export_onnx`."""
-    return lambda folder: export_onnx(folder / ONNX_FILE, stripped, opset=opset, announce=announce)
+
+    def write(folder: Path) -> dict[str, Any]:
+        record = export_onnx(folder / ONNX_FILE, stripped, opset=opset, announce=announce)
+        return {**record, "versions": package_versions(PACKAGES)}
+
+    return write
 
 
 def _facts(task: Task, group: Group | None) -> dict[str, str]:
