@@ -162,6 +162,8 @@ def _run(
         change = certificate.projection_error
         amount = "an unknown amount, without a task" if change is None else f"{change:.1e} (relative)"
         say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
+    elif not how.json_output:
+        _tell_theta(certificate, mode)
     if not certificate.identical and not how.json_output:
         _show(certificate)
     extras = _extras(workspace, model, source, formats, (lambda _: None) if how.json_output else say)
@@ -171,6 +173,19 @@ def _run(
         return
     _show(certificate)
     say(f"the architecture is the original's; wrote {target}/: {', '.join(files)}")
+
+
+def _tell_theta(certificate: Certificate, mode: StripMode) -> None:
+    """Say it if the branches were still at work, so that stripping changes what the model computes."""
+    perpendicular, parallel = certificate.details["theta"]
+    lost = max(perpendicular, parallel) if mode == "drop" else perpendicular
+    if lost > 0:
+        change, other = certificate.projection_error, "--fold" if mode == "drop" else "--drop"
+        amount = "by an unknown amount, without a task" if change is None else f"by {change:.1e} (relative)"
+        say(
+            f"note: the branches are still at theta {lost:g}; stripped by {mode}, the outputs change {amount}; "
+            f"train on until theta is 0, or compare with {other}"
+        )
 
 
 def _extras(
