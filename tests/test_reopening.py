@@ -60,6 +60,11 @@ CONTAINERS: dict[str, tuple[Content, bool, str]] = {
     "state dict": (lambda net: net.state_dict(), False, "model() of the task"),
     "extra entries": (lambda net: {"step": 3, "model": net.state_dict()}, False, "model() of the task"),
     "Lightning": (lambda net: {**LIGHTNING, "state_dict": net.state_dict()}, False, "model() of the task"),
+    "Lightning with objects": (
+        lambda net: {**LIGHTNING, "hyper_parameters": {"data": Path("data")}, "state_dict": net.state_dict()},
+        True,
+        "model() of the task",
+    ),
     "module": (lambda net: net, True, "unpickling the module"),
     "module in a dict": (lambda net: {"step": 3, "model": net}, True, "unpickling the module"),
 }
