@@ -119,6 +119,15 @@ class Stuck(Net):
         return super().forward(scalars, vectors) * (2.0 if scalars.sum() > 0 else 1.0)
 
 
+class Force(Net):
+    """The derivative of a scalar with respect to the vectors."""
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
+        vectors = vectors.detach().requires_grad_(True)
+        energy = super().forward(scalars, vectors).square().sum()
+        return -torch.autograd.grad(energy, vectors)[0]
+
+
 def test_what_differs_or_cannot_be_exported_is_said(net: Net, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     with pytest.raises(CheckFailedError, match="the exported program is not the original's"):
@@ -128,6 +137,8 @@ def test_what_differs_or_cannot_be_exported_is_said(net: Net, tmp_path: Path) ->
         export_pt2(path, beside(broken, group="O3"))
     with pytest.raises(CheckFailedError, match="Stuck cannot be exported by torch.export: "):
         export_pt2(path, beside(Stuck()))
+    with pytest.raises(CheckFailedError, match="Force cannot be exported by torch.export: "):
+        export_pt2(path, beside(Force()))
 
 
 def rewritten(path: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
