@@ -14,6 +14,7 @@ from surgeon.certificate_words import certificate_text
 from surgeon.checkpoint import Checkpoint
 from surgeon.errors import CheckFailedError
 from surgeon.files import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
+from surgeon.models import STATEMENT_SUFFIX, is_registered
 from surgeon.types import Certificate
 
 _CARD = """# Clean weights
@@ -24,6 +25,7 @@ records the comparison with the original, everything that was measured, and the 
 says the same in words. `surgeon verify FOLDER --against ORIGINAL` computes it again.
 """
 
+WEIGHTS_FILE = "model.safetensors"
 CERTIFICATE_FILE, WORDS_FILE = "certificate.json", "CERTIFICATE.md"
 
 
@@ -34,6 +36,7 @@ def write_clean(
     original: Checkpoint,
     *,
     extras: Mapping[str, Callable[[Path], Any]] | None = None,
+    statement: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> list[str]:
     """Write a folder with the stripped model, completely or not at all.
@@ -45,6 +48,8 @@ def write_clean(
         original: the checkpoint that was relaxed; its metadata, and the ``config.json`` beside it, are kept.
         extras: more formats; each function writes into the folder it is given and returns JSON-compatible data, which
             the certificate keeps in its details under the function's name.
+        statement: factory and arguments that build the architecture; kept beside the weights if an installed package
+            registers the factory, so that they can be opened without saying more.
         force: replace an existing folder.
 
     Returns:
@@ -63,7 +68,9 @@ def write_clean(
     tensors = model.state_dict()
     config = original.path.parent / "config.json"
     with atomic_folder(folder, force=force) as temporary:
-        write_tensors(temporary / "model.safetensors", tensors, _metadata(original.metadata))
+        write_tensors(temporary / WEIGHTS_FILE, tensors, _metadata(original.metadata))
+        if statement is not None and is_registered(statement.get("factory", "")):
+            write_json(temporary / f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}", dict(statement))
         written = {name: write(temporary) for name, write in (extras or {}).items()}
         write_text(temporary / "README.md", _CARD)
         if config.is_file():

@@ -20,7 +20,7 @@ from surgeon.deviation import allowed_deviation, largest_deviation
 from surgeon.errors import CheckFailedError
 from surgeon.evaluation import outputs_on
 from surgeon.imports import one_line
-from surgeon.registry import installed_adapters
+from surgeon.registry import Reopener, installed_adapters
 from surgeon.stripped import Stripped, stripped_beside_original
 from surgeon.trees import tensors_in, to_dtype
 from surgeon.verdict import model_dtype, sample_batches
@@ -142,8 +142,8 @@ def reopen(path: Path, workspace: Workspace) -> tuple[nn.Module, str]:
     if callable(own):
         return _opened(own, path, "load_model() of the task"), "load_model() of the task"
     for name, adapter in installed_adapters().items():
-        loader, source = getattr(adapter, "reopen", None), f"the loader of the adapter {name}"
-        model = None if loader is None else _opened(loader, path, source, optional=True)
+        source = f"the loader of the adapter {name}"
+        model = _opened(adapter.reopen, path, source, optional=True) if isinstance(adapter, Reopener) else None
         if model is not None:
             return model, source
     try:

@@ -251,12 +251,14 @@ class Task(Protocol):
 
     * ``model() -> Module``: builds the architecture.
     * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader.
+    * ``for_model(model) -> Task``: the task for one opened model, for tasks whose batches depend on it.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.
     * ``act(g, batch) -> batch`` and ``act_output(g, outputs) -> outputs``; g is a group element in the defining
       representation, float64, shape (k, k).
-    * ``input_names``, ``output_names``, ``units``.
+    * ``input_names``, ``output_names``: of the tensors of batches and outputs, for exported files.
+    * ``units``: name of a metric, an input or an output to its unit.
 
     Nothing is modified in place.
     """

@@ -21,7 +21,7 @@ FOREIGN = {
 ROWS = (
     {"errors", "types", "files", "trees", "imports", "modes", "sharding"},
     {"groups", "representations", "e3nn_compat"},
-    {"branch", "forms", "regularizer", "schedule", "measure", "intertwiners", "moments"},
+    {"branch", "forms", "regularizer", "gram_form", "schedule", "measure", "intertwiners", "moments"},
     {"graph", "inference"},
     {"surgery", "registry"},
     {

@@ -55,7 +55,7 @@ def run_training(
             f"expected a relaxed folder, got the plain checkpoint {str(folder)!r}: run `surgeon relax {folder}` first"
         )
     base, task = workspace.files.config.base["file"] if workspace.files else None, workspace.require_task()
-    refuse_overwriting(target, base, task.path)
+    refuse_overwriting(target, base, task.file)
     arm = arm or arm_named(workspace.relaxation.mode)
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
     trackers = keeping.track or []

@@ -40,13 +40,19 @@ class Report:
     differences: tuple[str, ...]
 
 
-def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
-    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
+def session_of(path: Path, threads: int = 0) -> Any:
+    """Open a file in ONNX Runtime on the CPU; 0 threads are as many as it likes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
+    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
+    session = session_of(path)
     wanted = {item.name for item in session.get_inputs()}
 
     def run(batch: Any) -> list[Tensor]:
@@ -57,13 +63,20 @@ def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
     return run
 
 
-def check_onnx(path: Path, stripped: Stripped, sample: Sample, seed: int = 0) -> Report:
+def check_onnx(
+    path: Path, stripped: Stripped, sample: Sample, seed: int = 0, kept: Sequence[int] | None = None
+) -> Report:
     """Compare an ONNX file in ONNX Runtime with the model; arguments as for :func:`check_run`."""
-    return check_run(runner(path, sample), "ONNX Runtime", stripped, sample, seed)
+    return check_run(runner(path, sample), "ONNX Runtime", stripped, sample, seed, kept)
 
 
 def check_run(
-    run: Callable[[Any], list[Tensor]], where: str, stripped: Stripped, sample: Sample, seed: int = 0
+    run: Callable[[Any], list[Tensor]],
+    where: str,
+    stripped: Stripped,
+    sample: Sample,
+    seed: int = 0,
+    kept: Sequence[int] | None = None,
 ) -> Report:
     """Compare an exported program with the model it was exported from, on batches of other sizes.
 
@@ -76,12 +89,13 @@ def check_run(
         stripped: the model, its float64 twin as yardstick, how it is called, and how the group acts.
         sample: whose ``others`` are compared.
         seed: of the group elements.
+        kept: positions of the outputs that the file has; None for all.
     """
     model, double, task, group = stripped.model, stripped.double, stripped.task, stripped.group
     batches = list(sample.others)
-    eager = [tensors_in(tree) for tree in outputs_on(model, task, batches)]
+    eager = [_chosen(tree, kept) for tree in outputs_on(model, task, batches)]
     exact_trees = outputs_on(double, task, [to_dtype(batch, torch.float64) for batch in batches])
-    exact = [tensors_in(tree) for tree in exact_trees]
+    exact = [_chosen(tree, kept) for tree in exact_trees]
     bounds = [[allowed_deviation(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(eager, exact, strict=True)]
     worst, differences = 0.0, list[str]()
     results = list[list[Tensor]]()
@@ -99,8 +113,8 @@ def check_run(
             differences.append(f"at sizes {sizes} {where} deviates {ratio:.1f} times as much as allowed")
     equivariance = {}
     if group is not None and can_act(task) and not differences:
-        trees = [_like(tree, found) for tree, found in zip(exact_trees, results, strict=True)]
-        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed)
+        trees = [_like(tree, found, kept) for tree, found in zip(exact_trees, results, strict=True)]
+        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed, kept)
         differences += [
             f"in {where} f(g x) and g f(x) differ {ratio:.1f} times as much as allowed under {name}"
             for name, ratio in equivariance.items()
@@ -117,6 +131,7 @@ def _equivariance(
     bounds: Sequence[Sequence[float]],
     group: Group,
     seed: int,
+    kept: Sequence[int] | None,
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     result = {}
@@ -124,7 +139,7 @@ def _equivariance(
         worst = 0.0
         for batch, tree, allowed in zip(batches, trees, bounds, strict=True):
             for g in group.sample(ELEMENTS, generator, component):
-                moved = tensors_in(task.act_output(g, tree))
+                moved = _chosen(task.act_output(g, tree), kept)
                 # Coordinates that are turned or moved have the size of what they are turned into.
                 scaled = [max(a, RELATIVE * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
                 worst = max(worst, largest_deviation(run(task.act(g, batch)), moved, scaled))
@@ -132,7 +147,16 @@ def _equivariance(
     return result
 
 
-def _like(tree: Any, tensors: Sequence[Tensor]) -> Any:
+def _chosen(tree: Any, kept: Sequence[int] | None) -> list[Tensor]:
+    tensors = tensors_in(tree)
+    return tensors if kept is None else [tensors[index] for index in kept]
+
+
+def _like(tree: Any, found: Sequence[Tensor], kept: Sequence[int] | None) -> Any:
+    """Return the tree with the found tensors in it; those that the file does not have stay, for ``act_output``."""
+    tensors = tensors_in(tree)
+    for index, tensor in zip(range(len(tensors)) if kept is None else kept, found, strict=True):
+        tensors[index] = tensor
     remaining = iter(tensors)
     return map_tensors(lambda _: next(remaining), tree)
 

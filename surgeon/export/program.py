@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surgeon.branch import branches_of
 from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.evaluation import in_evaluation_mode
-from surgeon.export.convert import output_names
+from surgeon.export.outputs import output_names
 from surgeon.export.sample import Sample
 from surgeon.imports import one_line
 from surgeon.tasks import task_forward
@@ -35,7 +35,7 @@ class _Named(nn.Module):
         example = zip(self._sample.names, tensors_in(self._sample.batch), strict=True)
         given = [tensors.get(name, tensor) for name, tensor in example]
         outputs = task_forward(self._task, self.model, self._sample.with_tensors(given))
-        return dict(zip(output_names(self._task, outputs, ()), tensors_in(outputs), strict=True))
+        return dict(zip(output_names(self._task, outputs), tensors_in(outputs), strict=True))
 
 
 def to_program(model: nn.Module, task: Task, sample: Sample, inputs: Sequence[str] | None = None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,22 @@ from surgeon.certificate import SHOWN, named_as, package_versions
 from surgeon.checkpoint import open_checkpoint
 from surgeon.checkpoint.loading import same_bytes
 from surgeon.errors import CheckFailedError, CheckpointError, SurgeonError, TrustError
-from surgeon.export import ONNX_FILE, PT2_FILE, check_onnx, compare_signatures, export_onnx, sample_of, signature
+from surgeon.evaluation import outputs_on
+from surgeon.export import (
+    ONNX_FILE,
+    PT2_FILE,
+    Sample,
+    Selection,
+    check_onnx,
+    compare_signatures,
+    export_onnx,
+    sample_of,
+    signature,
+)
 from surgeon.export.archive import Archive, compare_archives, read_archive
 from surgeon.export.convert import OPSETS
 from surgeon.export.onnx_file import PACKAGES
+from surgeon.export.outputs import output_names
 from surgeon.export.program import OWNER
 from surgeon.export.pt2_file import export_pt2
 from surgeon.files import json_compatible
@@ -127,7 +139,11 @@ def _same_as_onnx(tensor: Tensor, stored: Any) -> bool:
 def _onnx_again(clean: Clean, path: Path, graph: Any, stripped: Stripped) -> list[Finding]:
     """Export the certified weights once more, and compare the two files; run the one in the folder."""
     record = dict(clean.record("onnx") or {})
-    findings = [_onnx_run(path, stripped)]
+    sample = sample_of(stripped.task, model_dtype(stripped.model))
+    names = output_names(stripped.task, outputs_on(stripped.model, stripped.task, [sample.batch])[0])
+    left = record.get("left_out") or ()
+    wanted = Selection(tuple(name for name in names if name not in left) if left else None)
+    findings = [_onnx_run(path, stripped, sample, [place for place, name in enumerate(names) if name not in left])]
     others = _other_versions(clean, record, ("torch", "onnx", "onnxscript"))
     if others:
         return [*findings, unchecked(f"{ONNX_FILE}: graph", f"the exporter's graphs depend on versions ({others})")]
@@ -135,7 +151,7 @@ def _onnx_again(clean: Clean, path: Path, graph: Any, stripped: Stripped) -> lis
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder) / ONNX_FILE
         try:
-            figures = export_onnx(again, stripped, opset=opset)
+            figures = export_onnx(again, stripped, opset=opset, selection=wanted)
         except SurgeonError as error:
             return [*findings, compared(f"{ONNX_FILE}: graph", [f"it cannot be exported again: {error}"])]
         expected = _loaded(again)
@@ -146,6 +162,7 @@ def _onnx_again(clean: Clean, path: Path, graph: Any, stripped: Stripped) -> lis
         facts = [{key: known.get(key) for key in facts[0]} for known in facts]
         for known in (figures, record):
             known.pop("equivariance", None)
+            known.pop("metadata", None)
     if facts[0] != facts[1]:
         sentences.append(f"metadata of {ONNX_FILE}: expected {facts[0]}, got {facts[1]}")
     findings.append(compared(f"{ONNX_FILE}: graph", sentences, f"{len(rows[1])} rows, exported again"))
@@ -157,10 +174,10 @@ def _onnx_again(clean: Clean, path: Path, graph: Any, stripped: Stripped) -> lis
     return findings
 
 
-def _onnx_run(path: Path, stripped: Stripped) -> Finding:
-    name, sample = f"{ONNX_FILE}: outputs and equivariance", sample_of(stripped.task, model_dtype(stripped.model))
+def _onnx_run(path: Path, stripped: Stripped, sample: Sample, kept: Sequence[int]) -> Finding:
+    name = f"{ONNX_FILE}: outputs and equivariance"
     try:
-        report = check_onnx(path, stripped, sample)
+        report = check_onnx(path, stripped, sample, kept=kept)
     except SurgeonError:
         raise
     except Exception as error:  # ONNX Runtime has its own exceptions, without a common class

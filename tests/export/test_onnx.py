@@ -142,8 +142,10 @@ def test_what_cannot_be_exported_is_said(net: Net) -> None:
 def test_the_command_writes_a_checked_file_or_nothing(surgeon: Surgeon, work: Path) -> None:
     surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "-o", "relaxed")
     assert "opset" in surgeon("export", "relaxed", "-o", "wrong", "--onnx", "--opset", "3", code=2).err
+    assert "got 'stress'" in surgeon("export", "relaxed", "-o", "wrong", "--onnx", "--outputs", "stress", code=2).err
+    assert "no derivative" in surgeon("export", "relaxed", "-o", "wrong", "--onnx", "--energy-only", code=2).err
     assert not (work / "wrong").exists()
-    surgeon("export", "relaxed", "-o", "clean", "--onnx")
+    surgeon("export", "relaxed", "-o", "clean", "--onnx", "--outputs", "output")
     details = json.loads((work / "clean/certificate.json").read_text())["details"]
     assert details["onnx"]["deviation"] <= 1
     onnxruntime.InferenceSession(str(work / "clean/model.onnx"))

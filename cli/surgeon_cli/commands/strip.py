@@ -12,8 +12,8 @@ from torch import nn
 
 from surgeon.checkpoint import Checkpoint
 from surgeon.clean import CERTIFICATE_FILE, write_clean
-from surgeon.errors import CheckpointError
-from surgeon.export import onnx_extra, pt2_extra
+from surgeon.errors import CheckpointError, UsageError
+from surgeon.export import Selection, onnx_extra, pt2_extra
 from surgeon.files import check_writable, read_json
 from surgeon.reopening import container_extra
 from surgeon.stripped import stripped_beside_original
@@ -67,6 +67,29 @@ class Formats:
         bool, typer.Option("--pt2", help="Also write model.pt2, an archive of torch.export, checked after loading.")
     ] = False
     opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.")] = 18
+    outputs: Annotated[
+        str | None, typer.Option("--outputs", metavar="NAME,...", help="Only these outputs in model.onnx.")
+    ] = None
+    energy_only: Annotated[
+        bool,
+        typer.Option(
+            "--energy-only",
+            help="Only outputs in model.onnx that need no derivative inside the forward: energies, but no forces.",
+        ),
+    ] = False
+
+    def selection(self) -> Selection:
+        """Return which outputs ``model.onnx`` has.
+
+        Raises:
+            UsageError: if there is nothing to select from.
+        """
+        if not self.onnx and (self.outputs is not None or self.energy_only):
+            given = "--energy-only" if self.outputs is None else "--outputs"
+            raise UsageError(f"expected {given} together with --onnx, whose outputs it chooses: add --onnx")
+        if self.outputs is None:
+            return Selection(None, self.energy_only)
+        return Selection(tuple(name.strip() for name in self.outputs.split(",") if name.strip()), self.energy_only)
 
 
 @dataclass(frozen=True)
@@ -131,7 +154,10 @@ def export(
         surgeon export segnn-run -o clean/ --container
 
         surgeon export segnn-run -o clean/ --onnx --pt2
+
+        surgeon export potential-run -o clean/ --onnx --energy-only
     """
+    formats.selection()  # refused before anything is computed
     folder, options = folder_or_only(path, stripping.json_output), opening.options(stripping.json_output)
     _run(folder, options, measuring.settings(), recalibrating.batches(), stripping, formats)
 
@@ -155,7 +181,7 @@ def _run(
     own_mode = workspace.relaxation.mode
     mode: StripMode = own_mode if how.fold is None else ("fold" if how.fold else "drop")
     _, source = workspace.original()
-    refuse_overwriting(target, source.path, workspace.task.path if workspace.task else None)
+    refuse_overwriting(target, source.path, workspace.task.file if workspace.task else None)
     split = None if how.metrics == "none" else how.metrics
     model, certificate = strip_and_certify(workspace, mode, settings, split, recalibration_batches)
     if not how.json_output and mode != own_mode:
@@ -167,7 +193,8 @@ def _run(
     if not certificate.identical and not how.json_output:
         _show(certificate)
     extras = _extras(workspace, model, source, formats, (lambda _: None) if how.json_output else say)
-    files = write_clean(target, model, certificate, source, extras=extras, force=how.force)
+    statement = workspace.found.factory
+    files = write_clean(target, model, certificate, source, extras=extras, statement=statement, force=how.force)
     if how.json_output:
         print_json({"written": str(target), "files": files, "certificate": read_json(target / CERTIFICATE_FILE)})
         return
@@ -201,7 +228,8 @@ def _extras(
     if formats.pt2:
         found["pt2"] = pt2_extra(stripped, announce=announce)
     if formats.onnx:
-        found["onnx"] = onnx_extra(stripped, opset=formats.opset, announce=announce)
+        selection = formats.selection()
+        found["onnx"] = onnx_extra(stripped, opset=formats.opset, selection=selection, announce=announce)
     return found
 
 
