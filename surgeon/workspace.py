@@ -120,11 +120,26 @@ class Workspace:
                 f"expected the original checkpoint with sha256 {base['sha256'][:12]}, but {str(path)!r} has "
                 f"{checkpoint.sha256[:12]}: it has changed since, give the right one as `--original FILE`"
             )
+        return self._with_weights_of(checkpoint), checkpoint
+
+    def reopened(self, path: str | Path) -> tuple[nn.Module, str]:
+        """Open a container like the original's as that was opened; return its model, and where that comes from.
+
+        A whole module is its own model, even if the original was loaded into one that was built.
+        """
+        entry = self.files.config.base["entry"] if self.files is not None else self.checkpoint.entry
+        checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle, entry=entry)
+        if checkpoint.module is not None:
+            return checkpoint.module, "unpickling the module"
+        return self._with_weights_of(checkpoint), self.found.words
+
+    def _with_weights_of(self, checkpoint: Checkpoint) -> nn.Module:
+        """Build the architecture anew and load a checkpoint into it."""
         model = self.found.rebuild()
         tensors = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
         own = tensors.keys() == model.state_dict().keys()
-        load_into(model, tensors if own else checkpoint.tensors, str(path))
-        return model, checkpoint
+        load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.path))
+        return model
 
     def double(self, model: nn.Module) -> nn.Module:
         """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.

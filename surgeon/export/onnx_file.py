@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from surgeon.certificate import package_versions
 from surgeon.errors import CheckFailedError
 from surgeon.evaluation import outputs_on
 from surgeon.export.checks import check_onnx
@@ -23,6 +24,9 @@ from surgeon.trees import to_dtype
 from surgeon.verdict import model_dtype
 
 ONNX_FILE = "model.onnx"
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What has to be installed, and what a certificate records the versions of."""
 
 
 def export_onnx(
@@ -129,7 +133,12 @@ def onnx_extra(
     announce: Callable[[str], None] = lambda _: None,
 ) -> Callable[[Path], dict[str, Any]]:
     """Return a function that writes ``model.onnx`` into a folder; arguments are those of :func:`export_onnx`."""
-    return lambda folder: export_onnx(folder / ONNX_FILE, stripped, opset=opset, selection=selection, announce=announce)
+
+    def write(folder: Path) -> dict[str, Any]:
+        record = export_onnx(folder / ONNX_FILE, stripped, opset=opset, selection=selection, announce=announce)
+        return {**record, "versions": package_versions(PACKAGES)}
+
+    return write
 
 
 def _save(model: Any, path: Path) -> None:
