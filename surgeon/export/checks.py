@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surgeon.evaluation import outputs_on
+from surgeon.export.outputs import output_names, positions_in_file
 from surgeon.export.sample import Sample
 from surgeon.groups import Group
 from surgeon.imports import one_line
@@ -55,9 +56,8 @@ def session_of(path: Path, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
-    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
-    session = session_of(path)
+def runner(session: Any, sample: Sample) -> Callable[[Any], list[Tensor]]:
+    """Return a function from a batch to the outputs of a file that ONNX Runtime has opened."""
     wanted = {item.name for item in session.get_inputs()}
 
     def run(batch: Any) -> list[Tensor]:
@@ -73,7 +73,6 @@ def check_onnx(
     stripped: Stripped,
     sample: Sample,
     seed: int = 0,
-    kept: Sequence[int] | None = None,
 ) -> OnnxReport:
     """Compare an ONNX file with the model it was exported from, on batches of other sizes.
 
@@ -85,11 +84,11 @@ def check_onnx(
         stripped: the model, its float64 twin as yardstick, how it is called, and how the group acts.
         sample: whose ``others`` are compared.
         seed: of the group elements.
-        kept: positions of the outputs that the file has; None for all.
     """
     model, double, task, group = stripped.model, stripped.double, stripped.task, stripped.group
-    run = runner(path, sample)
-    batches = list(sample.others)
+    session, batches = session_of(path), list(sample.others)
+    run, stored = runner(session, sample), [item.name for item in session.get_outputs()]
+    kept = positions_in_file(stored, output_names(task, outputs_on(model, task, batches[:1])[0]))
     eager = [_chosen(tree, kept) for tree in outputs_on(model, task, batches)]
     exact_trees = outputs_on(double, task, [to_dtype(batch, torch.float64) for batch in batches])
     exact = [_chosen(tree, kept) for tree in exact_trees]

@@ -67,7 +67,7 @@ def export_onnx(
     converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **about, **(metadata or {})})
     _save(converted, path)
     announce("comparing ONNX Runtime with the model")
-    report = check_onnx(path, stripped, sample, kept=kept)
+    report = check_onnx(path, stripped, sample)
     if report.differences:
         raise CheckFailedError(f"{report.differences[0]}; nothing was written")
     return {
@@ -76,6 +76,7 @@ def export_onnx(
         "graph_sha256": digest,
         "inputs": inputs,
         "outputs": names,
+        "selection": [every[index] for index in kept],
         "left_out": [name for index, name in enumerate(every) if index not in kept],
         "derivatives": [every[index] for index in sorted(derived or ())],
         "tensors": sum(name in model.state_dict() for name in graph.initializers),

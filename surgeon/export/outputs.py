@@ -69,3 +69,14 @@ def output_names(task: Task, outputs: Any) -> list[str]:
 def apart_from(names: Sequence[str], taken: Collection[str]) -> list[str]:
     """Return the names, with ``_out`` behind those that are taken."""
     return [f"{name}_out" if name in taken else name for name in names]
+
+
+def positions_in_file(stored: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the positions of the outputs that a file has; None, which stands for all, if it has others.
+
+    Args:
+        stored: names of the file's outputs.
+        names: of all outputs.
+    """
+    kept = tuple(index for index, name in enumerate(names) if name in stored or f"{name}_out" in stored)
+    return kept if len(kept) == len(stored) else None

@@ -26,6 +26,7 @@ from surgeon.export import (
 )
 from surgeon.export.convert import Positional, outputs_by_derivative, to_onnx
 from surgeon.export.derivative import record_derivatives
+from surgeon.export.outputs import positions_in_file
 from surgeon.groups import parse_group
 from surgeon.stripped import Stripped
 from surgeon.surgery import find, relax, strip
@@ -258,6 +259,7 @@ def test_energies_alone_need_no_derivative(
     assert record["equivariance"]["identity"] <= 1
     batch = molecules((2, 5), 3)
     (energy,) = run(tmp_path / "model.onnx", batch)
+    assert record["selection"] == ["energy"]
     np.testing.assert_array_almost_equal_nulp(energy, run(exported[0], batch)[0], nulp=64)
 
 
@@ -280,6 +282,13 @@ def test_outputs_are_selected_by_name_or_by_derivative() -> None:
     assert Selection().positions(names, {1}) == (0, 1, 2)
     assert Selection(energy_only=True).positions(names, {1}) == (0, 2)
     assert Selection(("charges", "forces")).positions(names, {1}) == (1, 2)
+
+
+def test_outputs_of_a_file_are_found_by_their_names() -> None:
+    names = ("energy", "forces", "positions")
+    assert positions_in_file(["forces", "positions_out"], names) == (1, 2)
+    assert positions_in_file(["energy"], names) == (0,)
+    assert positions_in_file(["energy", "stress"], names) is None
 
 
 def test_outputs_are_chosen_with_onnx_only(surgeon: Callable[..., Any], work: Path) -> None:
