@@ -80,6 +80,7 @@ def export_onnx(
         "graph_sha256": digest,
         "inputs": inputs,
         "outputs": names,
+        "selection": [every[index] for index in kept],
         "left_out": [name for index, name in enumerate(every) if index not in kept],
         "derivatives": [every[index] for index in sorted(derived or ())],
         "tensors": sum(name in model.state_dict() for name in graph.initializers),
