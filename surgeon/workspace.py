@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from surgeon.checkpoint import (
     read_relaxed,
     split_state,
 )
-from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
+from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.registry import DescribesModels, installed_adapters
@@ -150,7 +151,7 @@ class Workspace:
         base, branches = split_state(model.state_dict())
         casted = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in base.items()}
         with default_dtype(torch.float64):
-            twin = self.found.rebuild(casted)
+            twin = self._built_in_double(casted)
             if branches:
                 assert self.relaxation is not None
                 copied = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
@@ -159,6 +160,19 @@ class Workspace:
                 for key, branch in copied.branches.items():
                     branch.clean = self.relaxation.branches[key].clean
         return twin.train(model.training)
+
+    def _built_in_double(self, casted: Mapping[str, Tensor]) -> nn.Module:
+        """Build the architecture under the default dtype; that of a library which insists on float32 is cast instead.
+
+        Such a library may share constants between models (escnn does): the cast one is a copy.
+        """
+        try:
+            return self.found.rebuild(casted)
+        except SurgeonError:
+            with default_dtype(torch.float32):
+                twin = copy.deepcopy(self.found.rebuild())
+            load_into(twin, casted, str(self.path))
+            return twin
 
 
 @contextmanager
