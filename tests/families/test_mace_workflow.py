@@ -107,6 +107,7 @@ class TestContract(AdapterContract):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str], dtype: str) -> None:
     surgeon = Surgeon(work, capsys)
