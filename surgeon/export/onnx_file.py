@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.certificate import package_versions
 from surgeon.errors import CheckFailedError
@@ -19,11 +19,11 @@ from surgeon.export.facts import Named, facts
 from surgeon.export.outputs import ALL_OUTPUTS, Selection, apart_from, output_names
 from surgeon.export.sample import Sample, sample_of
 from surgeon.export.signature import compare_signatures, signature, signature_hash
-from surgeon.export.unscript import unscripted
+from surgeon.export.unscript import eager
 from surgeon.imports import one_line
 from surgeon.modes import set_training
 from surgeon.stripped import Stripped
-from surgeon.trees import tensors_in, to_dtype
+from surgeon.trees import to_dtype
 from surgeon.verdict import model_dtype
 
 ONNX_FILE = "model.onnx"
@@ -63,7 +63,7 @@ def export_onnx(
     """
     task = stripped.task
     sample = sample_of(task, model_dtype(stripped.model))
-    stripped = _eager(stripped, sample.batch)
+    stripped = eager(stripped, sample.batch)
     model = stripped.model
     every = output_names(task, outputs_on(model, task, [sample.batch])[0])
     derived = outputs_by_derivative(model, task, sample)
@@ -119,16 +119,6 @@ def _converted(
     announce("converting the original in the same way, to compare the graphs")
     before = to_onnx(stripped.original, stripped.task, sample, opset, kept)
     return converted, names, _same_graph(stripped, converted, before, names)
-
-
-def _eager(stripped: Stripped, batch: Any) -> Stripped:
-    """Return model and original without TorchScript, which torch.export does not see through."""
-
-    def run(model: nn.Module) -> list[Tensor]:
-        return tensors_in(outputs_on(model, stripped.task, [batch])[0])
-
-    model, original = unscripted([stripped.model, stripped.original], run)
-    return dataclasses.replace(stripped, model=model, original=original)
 
 
 def _computed_in_eval_mode(model: nn.Module, names: Sequence[str]) -> list[str]:

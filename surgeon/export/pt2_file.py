@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
+from surgeon.evaluation import in_evaluation_mode
 from surgeon.export.archive import Archive, compare_archives, read_archive
 from surgeon.export.checks import check_run
 from surgeon.export.program import OWNER, to_program
 from surgeon.export.sample import Sample, sample_of
+from surgeon.export.unscript import eager
 from surgeon.stripped import Stripped
 from surgeon.trees import tensors_in
 from surgeon.verdict import model_dtype
@@ -42,8 +44,9 @@ def export_pt2(path: Path, stripped: Stripped, *, announce: Callable[[str], None
     Raises:
         CheckFailedError: if a check fails; it says what differs.
     """
+    sample = sample_of(stripped.task, model_dtype(stripped.model))
+    stripped = eager(stripped, sample.batch)
     model, task = stripped.model, stripped.task
-    sample = sample_of(task, model_dtype(model))
     announce("exporting the model with torch.export")
     program = to_program(model, task, sample)
     inputs = inputs_of(program)
@@ -97,7 +100,8 @@ def save_program(program: Any, path: Path) -> None:
 
 def differing_tensors(archive: Archive, model: nn.Module) -> list[str]:
     """Say which tensors of an archive are not, bit by bit, those of a model under the same names."""
-    state = model.state_dict()
+    with in_evaluation_mode(model):  # some libraries compute tensors from the parameters for it
+        state = model.state_dict()
     found = []
     for key, stored in archive.weights.items():
         name = key.removeprefix(OWNER)

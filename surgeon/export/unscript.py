@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
+from surgeon.evaluation import outputs_on
 from surgeon.export.torchscript import Unscripted
+from surgeon.stripped import Stripped
+from surgeon.trees import tensors_in
 
 
 def find_scripted(model: nn.Module) -> dict[str, nn.Module]:
@@ -92,3 +96,13 @@ def _check(
 
 def _class_of(module: Any) -> str:
     return str(getattr(module, "original_name", type(module).__name__))
+
+
+def eager(stripped: Stripped, batch: Any) -> Stripped:
+    """Return model and original without TorchScript, which torch.export does not see through."""
+
+    def run(model: nn.Module) -> list[Tensor]:
+        return tensors_in(outputs_on(model, stripped.task, [batch])[0])
+
+    model, original = unscripted([stripped.model, stripped.original], run)
+    return dataclasses.replace(stripped, model=model, original=original)

@@ -202,9 +202,8 @@ def _pt2(clean: Clean, stripped: Stripped | None) -> list[Finding]:
     except CheckFailedError as error:
         return [compared(PT2_FILE, [str(error)])]
     names = {key: key.removeprefix(OWNER) for key in archive.weights}
-    same = {
-        name: name in clean.tensors and archive.weights[key].equals(clean.tensors[name]) for key, name in names.items()
-    }
+    known = {key: name for key, name in names.items() if name in clean.tensors}  # others are computed in eval mode
+    same = {name: archive.weights[key].equals(clean.tensors[name]) for key, name in known.items()}
     findings = [compared(f"{PT2_FILE}: tensors", _differing_tensors(same, PT2_FILE), f"{len(same)} by value")]
     if stripped is None:
         return [*findings, unchecked(f"{PT2_FILE}: graph, outputs and equivariance", GIVE_TASK)]
@@ -223,7 +222,11 @@ def _pt2_again(clean: Clean, archive: Archive, stripped: Stripped) -> list[Findi
             figures = export_pt2(again, stripped)
         except SurgeonError as error:
             return [compared(name, [f"it cannot be exported again: {error}"])]
-        sentences = compare_archives(read_archive(again), archive)
+        fresh = read_archive(again)
+    sentences = compare_archives(fresh, archive)
+    computed = [key for key in fresh.weights if key.removeprefix(OWNER) not in clean.tensors and key in archive.weights]
+    other = [key for key in computed if fresh.weights[key].content != archive.weights[key].content]
+    sentences += [f"{key} in {PT2_FILE} is not what follows from the weights" for key in other[:SHOWN]]
     if stripped.group is None:
         for known in (figures, record):
             known.pop("equivariance", None)
