@@ -69,17 +69,18 @@ def segnn() -> Network:
 
 def pointnet() -> Network:
     """Vector-neuron PointNet as in the example."""
-    return _example("pointcloud", "SO3", {"network": "pointnet", "count": 60})
+    return _example("pointcloud", "SO3", {"network": "pointnet", "count": 60, "held_out": 100})
 
 
 def pointnet_wide() -> Network:
     """Vector-neuron PointNet with the published widths."""
-    return _example("pointcloud", "SO3", {"network": "pointnet", "count": 60, "base": 64, "neighbours": 20})
+    arguments = {"network": "pointnet", "count": 60, "held_out": 16, "base": 64, "neighbours": 20}
+    return _example("pointcloud", "SO3", arguments)
 
 
 def dgcnn() -> Network:
     """Vector-neuron DGCNN as in the example."""
-    return _example("pointcloud", "SO3", {"network": "dgcnn", "count": 60})
+    return _example("pointcloud", "SO3", {"network": "dgcnn", "count": 60, "held_out": 16})
 
 
 def potential() -> Network:

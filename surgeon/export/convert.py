@@ -82,12 +82,13 @@ def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18, kept:
         raise UsageError(f"expected an ONNX opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}: choose one of these")
     _require_packages()
     wrapped: nn.Module = Positional(model, task, sample, kept)
+    packages = packages_of(model, task)
     with in_evaluation_mode(wrapped), _quiet():
         try:
             if outputs_by_derivative(model, task, sample) is not None:
-                wrapped = record_derivatives(wrapped, model, sample)
+                wrapped = record_derivatives(wrapped, model, sample, packages)
             program = torch.onnx.export(
-                captured(wrapped, sample, packages_of(model, task)),
+                captured(wrapped, sample, packages),
                 dynamo=True,
                 optimize=False,
                 verbose=False,

@@ -7,7 +7,7 @@ left of a derivative are the operations that compute it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import CheckFailedError
+from surgeon.export.capture import symbolic_sizes
 from surgeon.export.sample import Sample
 from surgeon.trees import map_tensors, tensors_in
 
@@ -104,13 +105,14 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def record_derivatives(function: nn.Module, model: nn.Module, sample: Sample) -> Recorded:
+def record_derivatives(function: nn.Module, model: nn.Module, sample: Sample, packages: Iterable[str] = ()) -> Recorded:
     """Record a function that takes derivatives as one graph of operations, for any size of the dynamic axes.
 
     Args:
         function: from the tensors of a batch to a tuple of tensors; it holds the model under the name ``model``.
         model: the model.
         sample: the example batch and its dynamic axes.
+        packages: in whose modules ``int(n)`` and ``len(x)`` leave sizes what they are, symbols.
 
     Returns:
         A module that computes the same without autograd.
@@ -131,7 +133,7 @@ def record_derivatives(function: nn.Module, model: nn.Module, sample: Sample) ->
     def run(*flat: Tensor) -> Any:
         return functional_call(function, dict(zip(state, flat, strict=False)), flat[len(state) :])
 
-    with _attributes_kept(function), mode, torch.enable_grad():
+    with _attributes_kept(function), symbolic_sizes(packages), mode, torch.enable_grad():
         graph = make_fx(run, decomposition_table=_backward_decompositions())(*weights, *inputs)
     _check_still_dynamic(shapes, inputs, sample)
     graph.graph.eliminate_dead_code()
@@ -175,7 +177,7 @@ def _check_still_dynamic(shapes: Any, inputs: Sequence[Tensor], sample: Sample) 
             if fixed.is_number:
                 raise CheckFailedError(
                     f"the forward gives axis {axis} of {name} the fixed size {fixed}{_place(shapes, fixed)}: "
-                    "write x.shape[0] for len(x), and use no size as a plain number"
+                    "use no size as a plain number"
                 )
 
 

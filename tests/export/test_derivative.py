@@ -142,11 +142,25 @@ def test_recording_leaves_nothing_behind_in_the_model() -> None:
     assert isinstance(model(molecules((2, 3), 0))["forces"], Tensor)
 
 
+class Measuring(Potential):
+    """It asks for the number of atoms in the ways of Python."""
+
+    def forces(self, gradient: Tensor) -> Tensor:
+        return -gradient * len(gradient) / int(gradient.shape[0])
+
+
+def test_len_and_int_leave_sizes_dynamic() -> None:
+    model = Measuring().eval()
+    graph = record_derivatives(Positional(model, TASK, SAMPLE).eval(), model, SAMPLE, {"tests"})
+    batch = molecules((2, 5, 4), 1)
+    torch.testing.assert_close(graph(*tensors_in(batch))[1], model(batch)["forces"], rtol=1e-5, atol=1e-6)
+
+
 class Counting(Potential):
     """It uses the number of atoms as a plain number."""
 
     def forces(self, gradient: Tensor) -> Tensor:
-        return -gradient * len(gradient)
+        return -gradient * len(list(range(gradient.shape[0])))
 
 
 def test_a_size_that_becomes_a_number_is_said_with_its_place() -> None:
