@@ -87,7 +87,7 @@ def _require_same_start(target: Path, workspace: Workspace) -> None:
     different = [name for name, equal in same.items() if not equal]
     if different:
         raise UsageError(
-            f"expected the run in {str(target)!r} to have started from {str(workspace.path)!r}, but its "
+            f"expected the run in {str(target)!r} to have started from {workspace.name!r}, but its "
             f"{' and '.join(different)} differ: choose another `-o`, or start anew with `--force`"
         )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files import sha256_of_file
+from surgeon.hub.address import HubPath
 from surgeon.imports import close_names, importable, one_line
 
 Container = Literal["safetensors", "state_dict", "nested", "module"]
@@ -45,6 +46,7 @@ class Checkpoint:
         module: the module itself, if the file holds one and was trusted.
         needs_trust: True if the file could only be opened by running the code inside.
         content: the object as it was loaded, from which the container is rebuilt; None for safetensors.
+        origin: where it was downloaded from, with repository, commit and file; None for a local file.
     """
 
     path: Path
@@ -58,15 +60,19 @@ class Checkpoint:
     module: nn.Module | None = field(default=None, repr=False)
     needs_trust: bool = False
     content: Any = field(default=None, repr=False)
+    origin: HubPath | None = None
 
 
-def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, trust_pickle: bool = False, entry: str | None = None, sha256: str | None = None
+) -> Checkpoint:
     """Open a checkpoint; its content, not its file name, decides what it is.
 
     Args:
         path: a safetensors file or anything that ``torch.save`` wrote.
         trust_pickle: allow a file that can only be opened by running the code inside (whole modules).
         entry: which entry of a nested dict holds the weights, if there are several.
+        sha256: of the file's bytes, if the caller knows it; else it is computed.
 
     Returns:
         The tensors and everything needed to write the same container again.
@@ -88,7 +94,7 @@ def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str 
         checkpoint = _from_content(path, content, entry, needs_trust)
     if not checkpoint.tensors:
         raise CheckpointError(f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file")
-    return replace(checkpoint, sha256=sha256_of_file(path))
+    return replace(checkpoint, sha256=sha256_of_file(path) if sha256 is None else sha256)
 
 
 def _kind_of_file(path: Path) -> Literal["safetensors", "zip", "pickle"]:

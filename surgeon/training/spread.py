@@ -51,7 +51,8 @@ class Source:
             factory_arguments=dict(workspace.options.factory_arguments),
             announce=None,
         )
-        return cls(str(Path(workspace.path).absolute()), options, settings, os.getcwd())
+        path = workspace.path.absolute() if workspace.origin is None else workspace.origin
+        return cls(str(path), options, settings, os.getcwd())
 
 
 def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Comparison:
@@ -64,7 +65,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Compariso
         TaskError: if no task is known.
     """
     if workspace.relaxation is None or workspace.files is None:
-        path = str(workspace.path)
+        path = workspace.name
         raise CheckpointError(
             f"expected a relaxed folder, got the plain checkpoint {path!r}: run `surgeon relax {path}` first"
         )

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from surgeon.certificate import named_as
-from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import ModelNotFoundError, TrustError
+from surgeon.hub.fetch import open_anywhere
 from surgeon.verification.reading import Recorded, read_certificate
 from surgeon.verification.rebuilt import EQUIVARIANT, GIVE_TASK, RECOMPUTED, Rebuilt, check_models
 from surgeon.verification.result import Finding, Verification, unchecked
@@ -55,7 +55,7 @@ def verify_clean(
     folder, against, options = Path(folder), Path(against), options or OpenOptions()
     recorded = read_certificate(folder)
     options = dataclasses.replace(options, entry=options.entry or recorded.original["entry"])
-    original = open_checkpoint(against, trust_pickle=options.trust_pickle, entry=options.entry)
+    original = open_anywhere(against, trust_pickle=options.trust_pickle, entry=options.entry)
     files, added = check_files(folder, recorded)
     findings = [*check_certificate(recorded), files, check_source(original, recorded)]
     notes = [f"the certificate does not know the file {name}" for name in added]
