@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from surgeon.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal, tensor_sha256
 from surgeon.certificate_words import certificate_text
-from surgeon.checkpoint.card import BEGIN, END
 from surgeon.checkpoint import Checkpoint, write_container
+from surgeon.checkpoint.card import BEGIN, END
 from surgeon.errors import CheckFailedError
 from surgeon.files import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
 from surgeon.types import Certificate

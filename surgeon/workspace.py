@@ -27,11 +27,13 @@ from surgeon.checkpoint import (
     read_relaxed,
     split_state,
 )
+from surgeon.checkpoint.stored import streamed
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import list_files
 from surgeon.hub.fetch import fetch_relaxed, open_anywhere, open_listed
+from surgeon.hub.safety import check_config, refuse_nonfinite
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.registry import installed_adapters
 from surgeon.regularizer import PenaltyForm
@@ -249,7 +251,7 @@ def original_source(base: Mapping[str, Any], options: OpenOptions, origin: HubPa
         return HubPath(base["repo"], base["revision"], base["file"])
     if origin is not None:
         raise CheckpointError(
-            f"{str(origin)!r} was made from a file {base['file']!r} that is not on the Hub: give it as `--original FILE`"
+            f"{str(origin)!r} was made from {base['file']!r}, which is not on the Hub: give it as `--original FILE`"
         )
     return str(base["file"])
 
@@ -278,8 +280,10 @@ def _find_for_folder(
         ) from error
     except ModelNotFoundError as error:
         # The original may be a whole module, which is its own architecture.
-        path = None if origin is not None and options.original is None else original_source(
-            files.config.base, options, origin
+        path = (
+            None
+            if origin is not None and options.original is None
+            else original_source(files.config.base, options, origin)
         )
         if path is None or (not isinstance(path, HubPath) and not is_hub_path(path) and not Path(path).is_file()):
             where = "" if path is None else f"and its original {str(path)!r} is not there"
@@ -302,6 +306,8 @@ def _open_relaxed(
 ) -> Workspace:
     files = read_relaxed(folder)
     config = files.config
+    if origin is not None:
+        check_stranger(files, options, origin)
     task = _task_of(folder, config, options, origin)
     checkpoint, found = _find_for_folder(files, task, options, origin)
     schedule, form = _training_form(config, folder)
@@ -311,6 +317,28 @@ def _open_relaxed(
     if config.thetas is not None:
         relaxation.set_thetas(config.thetas)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
+
+
+def check_stranger(files: RelaxedFiles, options: OpenOptions, origin: HubPath) -> None:
+    """Refuse what a relaxed folder from the Hub must not say or hold.
+
+    Raises:
+        TrustError: if it names code that the user has not allowed.
+        CheckpointError: if it names files outside, or holds NaN where the base has none.
+    """
+
+    def base() -> Mapping[str, Tensor]:
+        checkpoint = open_anywhere(
+            original_source(files.config.base, options, origin), entry=files.config.base["entry"]
+        )
+        if checkpoint.sha256 != files.config.base["sha256"]:
+            raise CheckpointError(f"the base of {str(origin)!r} has changed: give the right one as `--original FILE`")
+        return {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()} | dict(
+            checkpoint.tensors
+        )
+
+    check_config(files.config, str(origin), options.trust_remote_code)
+    refuse_nonfinite(files, str(origin), base)
 
 
 def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, PenaltyForm]:
@@ -326,9 +354,7 @@ def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, Penal
         raise CheckpointError(f"the schedule in {str(folder)!r} is unusable ({error}): correct it") from error
 
 
-def _task_of(
-    folder: Path, config: RelaxedConfig, options: OpenOptions, origin: HubPath | None
-) -> LoadedTask | None:
+def _task_of(folder: Path, config: RelaxedConfig, options: OpenOptions, origin: HubPath | None) -> LoadedTask | None:
     """Return the task the user gives, else the one that the folder was made with, if it is still the same.
 
     A task is code, so what a folder from the Hub says about one does not count.
@@ -374,8 +400,8 @@ def load_branches(relaxation: Relaxation, tensors: Mapping[str, Tensor]) -> None
             "the folder was made with another plan"
         )
     with torch.no_grad():
-        for key, value in own.items():
-            value.copy_(tensors[key])
+        for key, value in streamed(tensors):
+            own[key].copy_(value)
 
 
 def relaxed_config(

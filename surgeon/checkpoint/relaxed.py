@@ -12,7 +12,8 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from surgeon.checkpoint.card import model_card
-from surgeon.checkpoint.reading import keys_hash, open_checkpoint
+from surgeon.checkpoint.reading import Checkpoint, keys_hash, open_checkpoint
+from surgeon.checkpoint.stored import unique_names
 from surgeon.errors import CheckpointError, PlanError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
 from surgeon.hub.address import check_name, check_repo, is_commit
@@ -196,6 +197,7 @@ def _site_of(key: str) -> tuple[str, str]:
 
 def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None:
     sites = {(site.name, site.slot): site.key for site in plan.sites}
+    _check_names(plan, where)
     for key in branches:
         if BRANCH_MODULE not in key.split(".") or _site_of(key) not in sites:
             raise CheckpointError(
@@ -209,6 +211,32 @@ def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> N
             f"expected a branch for each of the {len(sites)} sites in {where}, but {len(absent)} have none, "
             f"first {absent[0]}: plan and branches come from different runs"
         )
+
+
+def _check_names(plan: Plan, where: str) -> None:
+    """Refuse names that no module and no argument has: they become attributes and, inside forwards, source text."""
+    for site in plan.sites:
+        for name in (site.name, site.slot, *site.parameters):
+            parts = name.split(".") if name else []
+            if not all(part.isprintable() and part.strip() for part in parts) or set(name) & set("\"'\\"):
+                raise CheckpointError(
+                    f"expected names of modules and arguments in {where}, got {name[:80]!r}: it is not used, make "
+                    "another plan"
+                )
+
+
+def _check_sizes(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None:
+    """Compare the plan's shapes with the tensors that are there, before branches of these shapes are allocated."""
+    stored: dict[tuple[str, str], int] = {}
+    for key, tensor in branches.items():
+        place = _site_of(key)
+        stored[place] = stored.get(place, 0) + tensor.numel()
+    for site in plan.sites:
+        if stored[site.name, site.slot] != site.extra_parameters:
+            raise CheckpointError(
+                f"expected {site.extra_parameters:,} parameters of the branch {site.key} in {where}, as its plan says, "
+                f"got {stored[site.name, site.slot]:,}: the folder was made with another plan"
+            )
 
 
 def _first_names(branches: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -278,19 +306,26 @@ def read_relaxed(folder: str | Path) -> RelaxedFiles:
         )
     config = RelaxedConfig.from_data(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     base = open_checkpoint(folder / BASE_FILE, sha256="")  # nobody asks for the hash of these two
-    # keys are taken as they are: a prefix would be the model's own here
-    tensors = {base.prefix + key: tensor for key, tensor in base.tensors.items()}
+    tensors = _as_they_are(base)
     branches = open_checkpoint(folder / BRANCH_FILE, sha256="")
-    branch_tensors = {branches.prefix + key: tensor for key, tensor in branches.tensors.items()}
+    branch_tensors = _as_they_are(branches)
     _check_base(tensors, config, str(folder / BASE_FILE))
     _check_branches(branch_tensors, config.plan, str(folder / BRANCH_FILE))
+    _check_sizes(branch_tensors, config.plan, str(folder / BRANCH_FILE))
     return RelaxedFiles(config, tensors, branch_tensors, base.metadata, folder)
+
+
+def _as_they_are(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """Return the tensors by their keys in the file: a prefix is the model's own here."""
+    if not checkpoint.prefix:
+        return checkpoint.tensors
+    return {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_names)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"could not read {str(path)!r} as JSON ({error}): write the folder again") from error
 
 

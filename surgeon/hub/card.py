@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from surgeon.certificate_words import equivariance_section, table
+from surgeon.certificate_words import equivariance_section, markdown_table
 from surgeon.checkpoint.card import BEGIN, END
 from surgeon.checkpoint.relaxed import RelaxedConfig
 from surgeon.errors import HubError
@@ -15,7 +15,17 @@ from surgeon.hub.content import Content
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-_SETTINGS = ("epochs", "learning_rate", "branch_factor", "optimizer", "weight_decay", "decay", "clip", "ema", "accumulate")
+_SETTINGS = (
+    "epochs",
+    "learning_rate",
+    "branch_factor",
+    "optimizer",
+    "weight_decay",
+    "decay",
+    "clip",
+    "ema",
+    "accumulate",
+)
 
 
 def card_text(content: Content, repo: str, own: str) -> str:
@@ -33,7 +43,7 @@ def card_text(content: Content, repo: str, own: str) -> str:
 
     try:
         before = ModelCard(own if own.lstrip().startswith("---") else f"---\n---\n{own}", ignore_metadata_errors=True)
-        data = _merged(before.data.to_dict(), _data(content, repo))
+        data = _merged(_as_dict(before.data), _data(content, repo))
         text = _with_block(before.text, _block(content, repo))
         return f"---\n{data.to_yaml()}\n---\n{text}"
     except Exception as error:
@@ -48,9 +58,14 @@ def _merged(before: Mapping[str, Any], ours: ModelCardData) -> ModelCardData:
     """Return the keys of both; ours win, and tags are united."""
     from huggingface_hub import ModelCardData
 
-    mine = ours.to_dict()
+    mine = _as_dict(ours)
     tags = list(dict.fromkeys([*(before.get("tags") or ()), *(mine.get("tags") or ())]))
     return ModelCardData(**{**before, **mine, "tags": tags}, ignore_metadata_errors=True)
+
+
+def _as_dict(data: Any) -> dict[str, Any]:
+    result: dict[str, Any] = data.to_dict()
+    return result
 
 
 def _with_block(text: str, block: str) -> str:
@@ -102,7 +117,9 @@ def _evaluated(content: Content) -> tuple[str, dict[str, float], dict[str, float
         metrics = certificate["metrics"]
         split = certificate["details"].get("measurement", {}).get("split") or "unknown"
         return split, metrics.get("original", {}), metrics.get("stripped", {})
-    history: Sequence[Mapping[str, Any]] = [entry for entry in content.records.get("history", ()) if entry["validation"]]
+    history: Sequence[Mapping[str, Any]] = [
+        entry for entry in content.records.get("history", ()) if entry["validation"]
+    ]
     chosen = [entry for entry in history if entry["epoch"] == content.records.get("best_epoch")]
     if not chosen:
         return "validation", {}, {}
@@ -148,8 +165,8 @@ def _block(content: Content, repo: str) -> str:
     return "\n\n".join(parts) + f"\n{END}"
 
 
-_RELAXED = """`model.safetensors` holds the weights of an equivariant network under their original names and loads without
-equisurgeon. `relaxation.safetensors` holds branches that relax its equivariance while it is trained, and
+_RELAXED = """`model.safetensors` holds the weights of an equivariant network under their original names and loads
+without equisurgeon. `relaxation.safetensors` holds branches that relax its equivariance while it is trained, and
 `surgeon_config.json` says where they belong. They are removed again by dropping or folding them."""
 
 _CLEAN = """`model.safetensors` holds weights of exactly the original architecture, with the original's keys, shapes and
@@ -162,7 +179,7 @@ opened = surgeon.from_hub("{repo}", model=make_model)  # opened.model with opene
 model = surgeon.from_hub("{repo}", model=make_model, mode="fold").model  # without branches; or mode="drop"
 ```
 
-Without equisurgeon: `model.load_state_dict(safetensors.torch.load_file("model.safetensors"))` into the original class."""
+Without equisurgeon, `load_file("model.safetensors")` of safetensors loads strictly into the original class."""
 
 _CLEAN_LOADING = """```python
 from huggingface_hub import hf_hub_download
@@ -190,7 +207,7 @@ def _facts(content: Content) -> str:
             ("theta (perpendicular, foldable part)", f"{config.theta[0]:g}, {config.theta[1]:g}"),
             ("optimiser steps", config.step),
         ]
-    return table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def _sites(content: Content) -> str:
@@ -200,9 +217,11 @@ def _sites(content: Content) -> str:
             (f"`{s.name or '(model)'}`", s.kind, s.slot, " x ".join(map(str, s.shape)), f"{s.extra_parameters:,}")
             for s in sites
         )
-        return table(("op", "kind", "input", "W", "parameters added in training"), rows)
+        return markdown_table(("op", "kind", "input", "W", "parameters added in training"), rows)
     records = content.records["certificate"]["sites"]
-    return table(("op", "input"), ((f"`{record['name'] or '(model)'}`", record["argument"]) for record in records))
+    return markdown_table(
+        ("op", "input"), ((f"`{record['name'] or '(model)'}`", record["argument"]) for record in records)
+    )
 
 
 def _training(content: Content) -> str:
@@ -214,14 +233,14 @@ def _training(content: Content) -> str:
     rows = [("schedule of theta", config.schedule["name"])]
     rows += [("penalty", ", ".join(f"{name} {value}" for name, value in config.penalty.items()))]
     rows += [(name.replace("_", " "), settings[name]) for name in _SETTINGS if settings.get(name) is not None]
-    return table(("setting", "value"), rows)
+    return markdown_table(("setting", "value"), rows)
 
 
 def _metrics(content: Content) -> str:
     split, before, after = _evaluated(content)
     names = [name for name in after if _is_number(after[name])]
     rows = ((name, _number(before.get(name)), _number(after[name])) for name in names)
-    shown = table(("metric", "before", "after"), rows)
+    shown = markdown_table(("metric", "before", "after"), rows)
     how = "without branches, " if content.kind == "relaxed" else ""
     return shown and f"On the {split} split of the task's own data, {how}from one run, so without a spread.\n\n{shown}"
 
@@ -240,4 +259,4 @@ def _certificate(content: Content) -> str:
     certificate = content.records["certificate"]
     rows = ((name, "yes" if holds else "**NO**") for name, holds in certificate["checks"].items())
     advice = "`surgeon verify FOLDER --against ORIGINAL` computes it again."
-    return f"{table(('check', 'holds'), rows)}\n\n{advice}"
+    return f"{markdown_table(('check', 'holds'), rows)}\n\n{advice}"

@@ -156,7 +156,9 @@ def _reason(error: Exception) -> str:
         return "the network is switched off (HF_HUB_OFFLINE): unset it"
     if isinstance(error, errors.LocalEntryNotFoundError):
         if is_offline():
-            return "the network is switched off (HF_HUB_OFFLINE) and the cache does not hold it: unset it, or open it once"
+            return (
+                "the network is switched off (HF_HUB_OFFLINE) and the cache does not hold it: unset it, or open it once"
+            )
         return "the Hub cannot be reached or broke off: check the network and give the same command again"
     if isinstance(error, errors.EntryNotFoundError):
         return "the repository has no such file at this commit: check the name"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from surgeon.checkpoint.reading import open_checkpoint
 from surgeon.checkpoint.relaxed import (
     BASE_FILE,
     BRANCH_FILE,
@@ -72,7 +73,7 @@ def content_of(folder: str | Path, with_training_state: bool = False) -> Content
     wanted = [*(RELAXED if kind == "relaxed" else CLEAN), *(STATE if with_training_state else ())]
     files: dict[str, Path | bytes] = {name: folder / name for name in wanted if (folder / name).is_file()}
     _check_links(folder, files)
-    records = _relaxed_records(folder) if kind == "relaxed" else _clean_records(folder)
+    records = _relaxed_records(folder) if kind == "relaxed" else read_clean(folder)
     if kind == "relaxed":
         files[CONFIG_FILE] = json_text(published(records["config"]).to_data()).encode()
     present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
@@ -121,11 +122,17 @@ def _relaxed_records(folder: Path) -> dict[str, Any]:
     return records
 
 
-def _clean_records(folder: Path) -> dict[str, Any]:
+def read_clean(folder: Path) -> dict[str, Any]:
+    """Return the certificate of a clean folder, whose weights have to be those it was written for.
+
+    Raises:
+        CheckpointError: if they are not, or the weights cannot be read.
+    """
     certificate = read_json(folder / CERTIFICATE_FILE)
     recorded = certificate.get("files", {}).get(BASE_FILE) if isinstance(certificate, Mapping) else None
     if recorded != sha256_of_file(folder / BASE_FILE):
         raise CheckpointError(
             f"expected {BASE_FILE} in {str(folder)!r} as its certificate says, but its sha256 is another: strip again"
         )
+    open_checkpoint(folder / BASE_FILE, sha256=recorded)
     return {"certificate": certificate}

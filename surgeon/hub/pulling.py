@@ -13,8 +13,9 @@ from surgeon.errors import CheckpointError
 from surgeon.files import atomic_folder, write_json
 from surgeon.hub.address import HubPath
 from surgeon.hub.client import Listing, list_files
-from surgeon.hub.content import CARD, CLEAN, RELAXED, STATE
+from surgeon.hub.content import CARD, CLEAN, RELAXED, STATE, read_clean
 from surgeon.hub.fetch import download
+from surgeon.workspace import OpenOptions, check_stranger
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def pull(path: str | HubPath, folder: str | Path | None = None, *, force: bool =
             (temporary / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, temporary / name)
         if CONFIG_FILE in names:
-            _forget_task(temporary)
+            _check_and_forget_task(temporary, listing.pinned)
+        else:
+            read_clean(temporary)
     left_out = tuple(name for name in listing.files if name not in names)
     return Pulled(target, listing.pinned, tuple(names), left_out)
 
@@ -75,8 +78,10 @@ def _wanted(listing: Listing) -> list[str]:
     return [name for name in chosen if name in listing.files]
 
 
-def _forget_task(folder: Path) -> None:
+def _check_and_forget_task(folder: Path, origin: HubPath) -> None:
     """Leave out what the configuration says of a task: it is code, and names files of another machine."""
-    config = read_relaxed(folder).config
+    files = read_relaxed(folder)
+    check_stranger(files, OpenOptions(), origin)
+    config = files.config
     if config.task is not None:
         write_json(folder / CONFIG_FILE, dataclasses.replace(config, task=None).to_data(), force=True)

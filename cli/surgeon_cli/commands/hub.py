@@ -21,16 +21,12 @@ from surgeon_cli.screen import print_json, say
 class Pushing:
     """Where and how to upload."""
 
-    private: Annotated[
-        bool, typer.Option("--private", help="Create the repository for its owner only.")
-    ] = False
+    private: Annotated[bool, typer.Option("--private", help="Create the repository for its owner only.")] = False
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to write to; created if there is none.")
     ] = None
     tag: Annotated[str | None, typer.Option("--tag", help="Also mark the new state with a tag.")] = None
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Propose the change as a pull request.")
-    ] = False
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the change as a pull request.")] = False
     message: Annotated[str | None, typer.Option("--message", "-m", help="Message of the commit.")] = None
     with_training_state: Annotated[
         bool, typer.Option("--with-training-state", help="Also upload what a resume elsewhere needs.")
@@ -113,7 +109,12 @@ def pull(
     pulled = pull_repo(address, out, force=force)
     if json_output:
         print_json(
-            {"written": str(pulled.folder), "from": str(pulled.path), "files": pulled.files, "left_out": pulled.left_out}
+            {
+                "written": str(pulled.folder),
+                "from": str(pulled.path),
+                "files": pulled.files,
+                "left_out": pulled.left_out,
+            }
         )
         return
     say(f"wrote {pulled.folder}/ from {pulled.path}: {', '.join(pulled.files)}")
