@@ -159,6 +159,9 @@ def bound_socket(port: int = 0) -> socket.socket:
 class Listener(ThreadingHTTPServer):
     """One origin on 127.0.0.1, in threads of its own, on a socket from ``bound_socket``."""
 
+    # So that closing the server waits for the requests that it is answering.
+    daemon_threads = False
+
     def __init__(self, origin: str, log: list[Request], answer: Answer, watch: Watch, bound: socket.socket) -> None:
         self.origin, self.log, self.answer, self.watch = origin, log, answer, watch
         super().__init__(bound.getsockname(), Handler, bind_and_activate=False)
