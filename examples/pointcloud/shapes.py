@@ -1,4 +1,4 @@
-"""Point clouds on the surfaces of five solids with random proportions, all quantities dimensionless."""
+"""Point clouds on ten surfaces with random proportions, all quantities dimensionless."""
 
 from __future__ import annotations
 
@@ -109,6 +109,51 @@ def _torus(count: int, points: int, generator: torch.Generator) -> Tensor:
     return torch.stack([x, y, height], dim=-1)
 
 
+def _bowl(count: int, points: int, generator: torch.Generator) -> Tensor:
+    """A paraboloid, open at the top: z = x^2 + y^2 over the unit disc, uniform in the disc."""
+    x, y = _on_circle(_uniform((count, points), generator).sqrt(), generator)
+    return torch.stack([x, y, x.square() + y.square()], dim=-1)
+
+
+def _saddle(count: int, points: int, generator: torch.Generator) -> Tensor:
+    """A hyperbolic paraboloid: z = x^2 - y^2 over the unit disc, uniform in the disc."""
+    x, y = _on_circle(_uniform((count, points), generator).sqrt(), generator)
+    return torch.stack([x, y, x.square() - y.square()], dim=-1)
+
+
+def _octahedron(count: int, points: int, generator: torch.Generator) -> Tensor:
+    """Sum of absolute values 1; the gaps between sorted uniform numbers are uniform on a face."""
+    cuts = _uniform((count, points, 2), generator).sort(dim=-1).values
+    weights = torch.stack([cuts[..., 0], cuts[..., 1] - cuts[..., 0], 1 - cuts[..., 1]], dim=-1)
+    return weights * (2.0 * torch.randint(2, (count, points, 3), generator=generator) - 1)
+
+
+def _helix(count: int, points: int, generator: torch.Generator) -> Tensor:
+    """Two turns of a right-handed spiral ramp, as wide as half its radius: its mirror image is no rotation of it."""
+    turn, width = _uniform((2, count, points), generator)
+    angle, radius = 4 * math.pi * turn, 0.5 + 0.5 * width
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), 2 * turn - 1], dim=-1)
+
+
+def _moebius(count: int, points: int, generator: torch.Generator) -> Tensor:
+    """A Moebius band of radius 1 and width 0.8, uniform in angle and width."""
+    turn, width = _uniform((2, count, points), generator)
+    angle, offset = 2 * math.pi * turn, 0.8 * (width - 0.5)
+    radius = 1 + offset * (angle / 2).cos()
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), offset * (angle / 2).sin()], dim=-1)
+
+
 SHAPES: Mapping[str, Callable[[int, int, torch.Generator], Tensor]] = MappingProxyType(
-    {"sphere": _sphere, "box": _box, "cylinder": _cylinder, "cone": _cone, "torus": _torus}
+    {
+        "sphere": _sphere,
+        "box": _box,
+        "cylinder": _cylinder,
+        "cone": _cone,
+        "torus": _torus,
+        "bowl": _bowl,
+        "saddle": _saddle,
+        "octahedron": _octahedron,
+        "helix": _helix,
+        "moebius": _moebius,
+    }
 )

@@ -1,4 +1,4 @@
-"""Fine-tuning task: tell five kinds of surfaces from the points on them.
+"""Fine-tuning task: tell ten kinds of surfaces from the points on them.
 
 Clouds are generated, so that nothing has to be downloaded. By default all stand upright, as scanned objects mostly do:
 the labels are invariant under rotations, but the distribution of the data is not.
@@ -34,7 +34,8 @@ class PointCloudTask:
 
     Attributes:
         points: number of points per cloud.
-        count: number of training clouds; the two other splits have half as many each.
+        count: number of training clouds.
+        held_out: number of clouds in each of the two other splits.
         network: "pointnet" or "dgcnn".
         base: width of the network; 64 gives the published shapes.
         neighbours: nearest neighbours that the network looks at.
@@ -48,6 +49,7 @@ class PointCloudTask:
 
     points: int = 64
     count: int = 400
+    held_out: int = 200
     network: str = "pointnet"
     base: int = 24
     neighbours: int = 10
@@ -136,7 +138,7 @@ class PointCloudTask:
         if split not in SPLITS:
             raise UsageError(f"expected a split out of {', '.join(SPLITS)}, got {split!r}: choose one of these")
         if split not in self._cache:
-            count = self.count if split == "train" else max(1, self.count // 2)
+            count = self.count if split == "train" else self.held_out
             seed = (self.data_seed, SPLITS.index(split))
             clouds = sample_clouds(count, self.points, self.noise, self.rotate, seed)
             self._cache[split] = {"points": clouds.points.to(self.dtype), "labels": clouds.labels}
@@ -146,6 +148,7 @@ class PointCloudTask:
 def make_task(
     points: int = 64,
     count: int = 400,
+    held_out: int = 200,
     network: str = "pointnet",
     base: int = 24,
     neighbours: int = 10,
@@ -168,6 +171,8 @@ def make_task(
     """
     if min(count, batch_size) < 2:
         raise UsageError(f"expected at least 2 clouds per batch, got {min(count, batch_size)}: give larger numbers")
+    if held_out < 1:
+        raise UsageError(f"expected at least 1 held-out cloud, got {held_out}: give a larger number")
     if base < 3:
         raise UsageError(f"expected a base width of at least 3, got {base}: give a larger one")
     if not 1 <= neighbours <= points:
@@ -181,5 +186,5 @@ def make_task(
         if name not in known:
             raise UsageError(f"expected {what} to be {' or '.join(known)}, got {name!r}: choose one of these")
     return PointCloudTask(
-        points, count, network, base, neighbours, pooling, batch_size, noise, rotate, data_seed, dtypes[dtype]
+        points, count, held_out, network, base, neighbours, pooling, batch_size, noise, rotate, data_seed, dtypes[dtype]
     )

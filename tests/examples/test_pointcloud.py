@@ -25,6 +25,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
 MODULES = ("vn_layers", "vn_pointnet", "vn_dgcnn", "shapes", "task")
 NETWORKS = ("pointnet", "dgcnn")
 POOLINGS = ("mean", "max")
+CLASSES = 10
 # Relative errors in float64.
 TOLERANCE = 1e-9
 BROKEN = 1e-5
@@ -54,7 +55,15 @@ def task() -> Any:
 
 
 def small_task(**arguments: Any) -> Any:
-    settings = {"points": 12, "count": 10, "base": 6, "neighbours": 4, "batch_size": 4, "dtype": "float64"}
+    settings = {
+        "points": 12,
+        "count": 10,
+        "held_out": 5,
+        "base": 6,
+        "neighbours": 4,
+        "batch_size": 4,
+        "dtype": "float64",
+    }
     return import_module("task").make_task(**{**settings, **arguments})
 
 
@@ -346,7 +355,7 @@ def test_task_has_the_protocol(task: Any) -> None:
     batch = next(iter(task.batches("validation", 0)))
     assert isinstance(task, Task)
     assert set(task.input_names) < set(batch)
-    metrics = task.metrics(torch.zeros(len(batch["labels"]), 5), batch)
+    metrics = task.metrics(torch.zeros(len(batch["labels"]), CLASSES), batch)
     assert task.primary_metric in metrics
     assert set(metrics) == set(task.units)
 
@@ -373,15 +382,16 @@ def test_batches_are_fresh_objects(task: Any) -> None:
 
 
 def test_a_single_cloud_is_no_training_batch() -> None:
-    sizes = {split: [len(b["labels"]) for b in small_task(count=9).batches(split, 0)] for split in ("train", "test")}
-    assert sizes == {"train": [4, 4], "test": [4]}
+    task = small_task(count=9, held_out=1)
+    sizes = {split: [len(b["labels"]) for b in task.batches(split, 0)] for split in ("train", "test")}
+    assert sizes == {"train": [4, 4], "test": [1]}
 
 
 @pytest.mark.parametrize("rotate", [False, True])
 def test_clouds_are_centred_scaled_and_balanced(rotate: bool) -> None:
     shapes = import_module("shapes")
     clouds = shapes.sample_clouds(500, 32, 0.02, rotate, (0, 0))
-    assert torch.bincount(clouds.labels).tolist() == [100] * len(shapes.SHAPES)
+    assert torch.bincount(clouds.labels).tolist() == [50] * CLASSES == [50] * len(shapes.SHAPES)
     torch.testing.assert_close(clouds.points.mean(-1), torch.zeros(500, 3, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(clouds.points.norm(dim=1).amax(-1), torch.ones(500, dtype=torch.float64))
     # Upright cones have more points below their middle than above; turned ones on average do not.
@@ -395,12 +405,19 @@ def test_points_lie_on_their_surfaces() -> None:
     x = {name: draw(20, 50, torch.Generator().manual_seed(0)) for name, draw in shapes.SHAPES.items()}
     radius = {name: points[..., :2].norm(dim=-1) for name, points in x.items()}
     height = {name: points[..., 2] for name, points in x.items()}
+    angle = {name: torch.atan2(points[..., 1], points[..., 0]) % (2 * math.pi) for name, points in x.items()}
     distances = {
         "sphere": x["sphere"].norm(dim=-1) - 1,
         "box": x["box"].abs().amax(-1) - 1,
         "cylinder": torch.maximum(radius["cylinder"], height["cylinder"].abs()) - 1,
         "cone": torch.minimum(height["cone"] + 1, (height["cone"] - 1 + 2 * radius["cone"]).abs()),
         "torus": torch.hypot(radius["torus"] - 1, height["torus"]) - shapes.TUBE,
+        "bowl": height["bowl"] - radius["bowl"].square(),
+        "saddle": height["saddle"] - x["saddle"][..., 0].square() + x["saddle"][..., 1].square(),
+        "octahedron": x["octahedron"].abs().sum(-1) - 1,
+        "helix": angle["helix"].sub(2 * math.pi * (height["helix"] + 1)).div(2).sin(),
+        "moebius": (radius["moebius"] - 1) * (angle["moebius"] / 2).sin()
+        - height["moebius"] * (angle["moebius"] / 2).cos(),
     }
     assert set(distances) == set(shapes.SHAPES)
     for name, distance in distances.items():
@@ -425,11 +442,11 @@ def test_action_turns_points_and_leaves_its_input_alone(dtype: str) -> None:
 
 def test_loss_and_metrics_agree(task: Any) -> None:
     batch = next(iter(task.batches("test", 0)))
-    outputs = normal(len(batch["labels"]), 5)
+    outputs = normal(len(batch["labels"]), CLASSES)
     total, count = task.metrics(outputs, batch)["cross_entropy"]
     assert count == len(batch["labels"])
     assert total / count == pytest.approx(task.loss(outputs, batch).item())
-    right = torch.nn.functional.one_hot(batch["labels"], 5).double()
+    right = torch.nn.functional.one_hot(batch["labels"], CLASSES).double()
     assert task.metrics(right, batch)["accuracy"] == (count, count)
     assert task.metrics(-right, batch)["accuracy"] == (0.0, count)
 
@@ -452,9 +469,9 @@ def test_training_uses_the_points(name: str) -> None:
     """Balanced labels: an answer that ignores the points has a cross-entropy of at least that of equal odds."""
     task = small_task(network=name, count=20, batch_size=20)
     batch = next(iter(task.batches("train", 0)))
-    assert trained_loss(task, batch) < math.log(5) - 0.1
+    assert trained_loss(task, batch) < math.log(CLASSES) - 0.1
     same = {**batch, "points": batch["points"][:1].expand_as(batch["points"]).contiguous()}
-    assert trained_loss(task, same) > math.log(5) - 1e-6
+    assert trained_loss(task, same) > math.log(CLASSES) - 1e-6
 
 
 def trained_loss(task: Any, batch: dict[str, Tensor]) -> float:
@@ -483,6 +500,7 @@ def test_errors_say_what_to_do(task: Any) -> None:
         ({"pooling": "median"}, "mean or max, got 'median'"),
         ({"dtype": "half"}, "float32 or float64, got 'half'"),
         ({"neighbours": 13}, "1 to 12 neighbours, got 13"),
+        ({"held_out": 0}, "at least 1 held-out cloud, got 0"),
         ({"batch_size": 1}, "at least 2 clouds per batch, got 1"),
         ({"base": 2}, "at least 3, got 2"),
     ):

@@ -59,7 +59,8 @@ def move_repo(hub: Hub, request: Request) -> Response:
     new = request.data["toRepo"]
     if new in hub.store.repos:
         raise HubError(409, f"A model named {new} exists already")
-    hub.store.repos[new] = hub.store.repos.pop(repo.id)
+    hub.store.repos[new], hub.store.moved[repo.id] = hub.store.repos.pop(repo.id), new
+    hub.store.moved.pop(new, None)
     repo.id = new
     return Response.json({})
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +20,6 @@ OWNER_TOKEN, READER_TOKEN, STRANGER_TOKEN = "hf_of_alice_for_tests", "hf_of_alic
 USERS = {OWNER_TOKEN: User("alice"), READER_TOKEN: User("alice", "read"), STRANGER_TOKEN: User("bob")}
 # Variables that would lead the client elsewhere, and whose being empty means something.
 MISLEADING = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ASSETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE")
-# Settings that older clients do not have.
-NEWER = ("AGENT_HARNESSES_PATH", "HF_STORED_TOKENS_PATH", "HF_HUB_DISABLE_XET")
 
 
 def child_environment(hub: Hub, home: Path, token: str | None) -> dict[str, str]:
@@ -41,7 +43,11 @@ def client_variables(hub: Hub, home: Path, token: str | None) -> dict[str, str]:
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), hub.endpoint),
+        **dict.fromkeys(("ALL_PROXY", "all_proxy"), ""),
         **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
+        # The Hub speaks no TLS, and a client that reads no authorities starts ten times as fast.
+        "SSL_CERT_FILE": "",
+        "SSL_CERT_DIR": str(home),
     }
 
 
@@ -49,7 +55,7 @@ def client_variables(hub: Hub, home: Path, token: str | None) -> dict[str, str]:
 def point_client_at(hub: Hub, home: Path, token: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make the client inside this process talk to the Hub.
 
-    It reads its settings when it is imported, so what it has made of them is replaced.
+    It reads its settings when it is imported, so what it has made of them is replaced, wherever it has copied them to.
     """
     from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import _http
@@ -69,11 +75,28 @@ def point_client_at(hub: Hub, home: Path, token: str | None, monkeypatch: pytest
         "AGENT_HARNESSES_PATH": str(home / ".agent_harnesses.json"),
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_DISABLE_TELEMETRY": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
         "HF_HUB_OFFLINE": False,
     }
-    for setting, new in settings.items():
-        monkeypatch.setattr(constants, setting, new, raising=setting not in NEWER)
+    for name in ("ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
+        assert hasattr(constants, name), f"this client keeps its setting {name} somewhere else"
+    # They copy settings when they are imported, which must not happen while a test has replaced them.
+    for name in ("_cache_manager", "_git_credential", "tqdm"):
+        import_module(f"huggingface_hub.utils.{name}")
+    for module in [module for name, module in sys.modules.items() if name.split(".")[0] == "huggingface_hub"]:
+        for setting in settings.keys() & vars(module).keys():
+            monkeypatch.setattr(module, setting, settings[setting])
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
     _http.close_session()
     yield
     _http.close_session()
+
+
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client inside this process repeat failed requests without waiting; nothing else about it changes."""
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
+
+    hurried = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    for module in (file_download, _http):
+        monkeypatch.setattr(module, "time", hurried)

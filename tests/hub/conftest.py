@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
-from tests.hub.client import OWNER_TOKEN, USERS, child_environment, point_client_at
+from tests.hub.client import OWNER_TOKEN, USERS, child_environment, no_pauses, point_client_at
+from tests.hub.samples import FILES, NAME
 from tests.hub.server import Hub
 
 
@@ -30,4 +32,28 @@ def logged_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The Hub, with the client inside this process talking to it as alice, with the same cache as ``environment``."""
     with point_client_at(hub, tmp_path / "hf-home", OWNER_TOKEN, monkeypatch):
         yield hub
-    assert not hub.asked("^CONNECT "), "the client has tried to reach another host"
+    assert not hub.asked("", "elsewhere"), "the client has tried to reach another host"
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client inside this process repeat what failed at once, not after seconds."""
+    no_pauses(monkeypatch)
+
+
+@pytest.fixture
+def api(logged_in: Hub) -> HfApi:
+    """The plain client, logged in as alice, who has an empty repository."""
+    api = HfApi()
+    api.create_repo(NAME)
+    return api
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a file that git keeps and one for large file storage."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    return folder

@@ -49,7 +49,7 @@ class Faults:
         return self._add(Fault("download", file, after, times))
 
     def die_in_upload(self, sha256: str, after: int = 0, times: float = 1) -> Fault:
-        """Close the connection when ``after`` bytes of a large file's content have been received."""
+        """Close the connection as soon as more than ``after`` bytes of a large file's content have been received."""
         return self._add(Fault("upload", sha256, after, times))
 
     def die_before_commit(self, times: float = 1) -> Fault:
@@ -71,6 +71,10 @@ class Faults:
     def answer(self, status: int, request: str, times: float = 1) -> Fault:
         """Answer requests whose line (``GET /api/models/...``) contains the pattern with an error."""
         return self._add(Fault("answer", request, times=times, status=status))
+
+    def refuse_everything(self) -> Fault:
+        """Forbid whatever is asked; what was asked is in the log."""
+        return self.answer(403, "", inf)
 
     def find(self, kind: str, text: str) -> Fault | None:
         """Return the first switch that concerns this, counting the hit."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 from tests.hub import api, files
 from tests.hub.faults import Faults
 from tests.hub.store import HubError, Repo, Store
-from tests.hub.web import Listener, Request, Response
+from tests.hub.web import Listener, Request, Response, bound_socket
 
 ID = r"([^/]+/[^/]+)"
 ONE = r"([^/]+)"
@@ -78,37 +77,32 @@ class Hub:
         self.requests: list[Request] = []
         self.page_size = 1000
         self._lock = threading.Lock()
-        self._hub = Listener("hub", self.requests, self._answer, self._watch)
-        self._storage = Listener("storage", self.requests, self._answer, self._watch)
-        self._dead: list[socket.socket] = []
-        self.endpoint, self.storage_endpoint = self._hub.url, self._storage.url
+        self._sockets = {"hub": bound_socket(), "storage": bound_socket()}
+        self.endpoint, self.storage_endpoint = (
+            f"http://127.0.0.1:{bound.getsockname()[1]}" for bound in self._sockets.values()
+        )
+        self._listeners: list[Listener] = []
+        self.plug_in()
 
-    def close(self) -> None:
-        if not self._dead:
-            self._hub.stop()
-            self._storage.stop()
-        for held in self._dead:
-            held.close()
+    def plug_in(self) -> None:
+        """Start to answer, or answer again under the same addresses."""
+        self._listeners = [
+            Listener(origin, self.requests, self._answer, self._watch, bound) for origin, bound in self._sockets.items()
+        ]
 
     def unplug(self) -> None:
         """Refuse every connection from now on, as if there were no network; the ports stay reserved."""
-        for listener in (self._hub, self._storage):
+        for listener in self._listeners:
             listener.stop()
-            held = socket.socket()
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.bind(("127.0.0.1", listener.server_port))
-            self._dead.append(held)
+            self._sockets[listener.origin] = bound_socket(listener.server_address[1])
+        self._listeners.clear()
 
-    def plug_in(self) -> None:
-        """Answer again, under the same addresses."""
-        ports = [held.getsockname()[1] for held in self._dead]
-        for held in self._dead:
-            held.close()
-        self._dead.clear()
-        self._hub = Listener("hub", self.requests, self._answer, self._watch, ports[0])
-        self._storage = Listener("storage", self.requests, self._answer, self._watch, ports[1])
+    def close(self) -> None:
+        self.unplug()
+        for bound in self._sockets.values():
+            bound.close()
 
-    def asked(self, line: str, origin: str = "hub|storage") -> list[Request]:
+    def asked(self, line: str, origin: str = ".*") -> list[Request]:
         """Return the requests so far whose line (``GET /api/models/...``) contains a pattern."""
         return [it for it in self.requests if re.search(line, it.line) and re.fullmatch(origin, it.origin)]
 
@@ -140,6 +134,9 @@ class Hub:
         """
         user = self.user(request)
         repo = self.store.repos.get(id)
+        if id in self.store.moved:
+            address = self.endpoint + request.path.replace(id, self.store.moved[id], 1)
+            raise HubError(307, "Moved", headers={"Location": f"{address}?{urlencode(request.query, doseq=True)}"})
         if repo is None or not repo.may_read(user):
             if user is None:
                 raise HubError(401, "Invalid username or password.", "RepoNotFound")
@@ -173,6 +170,8 @@ class Hub:
             return Response.json({"error": error.message}, error.status, headers)
 
     def _route(self, request: Request) -> Response:
+        if request.origin == "elsewhere":
+            raise HubError(403, f"Tests may not reach {request.path}")
         for methods, pattern, action in ROUTES:
             found = re.fullmatch(pattern, request.path)
             if found is not None and re.fullmatch(methods, request.method):

@@ -162,6 +162,7 @@ class Store:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.moved: dict[str, str] = {}
         self._seconds = 0
 
     def now(self) -> str:
@@ -169,6 +170,7 @@ class Store:
         return (FIRST_SECOND + timedelta(seconds=self._seconds)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
     def create(self, id: str, author: str, private: bool = False) -> Repo:
+        self.moved.pop(id, None)
         repo = self.repos[id] = Repo(id, private, self.now())
         repo.branches[MAIN] = self.write(repo, None, {".gitattributes": Blob(ATTRIBUTES)}, "initial commit", "", author)
         return repo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ class Request:
     """One request, and what became of it: this is the entry of the log.
 
     Attributes:
-        origin: ``"hub"`` or ``"storage"``.
-        path: as it was sent, without the query.
+        origin: ``"hub"``, ``"storage"``, or ``"elsewhere"`` if another host was meant and this one taken for a proxy.
+        path: as it was sent, without the query; for another host, the whole address.
         received: bytes of the body that have arrived.
         sent: bytes of the answer's body that have been sent.
         status: of the answer; 0 if the connection died without one.
@@ -83,10 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         self.close_connection = True
-        url = urlsplit(self.path)
-        headers = {name.title(): value for name, value in self.headers.items()}
-        query = parse_qs(url.query, keep_blank_values=True)
-        request = Request(self.server.origin, self.command, url.path, query, headers)
+        request = self.parse()
         self.server.log.append(request)
         try:
             self.read_body(request)
@@ -97,6 +95,14 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_WR)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_CONNECT = handle_request
+
+    def parse(self) -> Request:
+        headers = {name.title(): value for name, value in self.headers.items()}
+        if not self.path.startswith("/"):
+            return Request("elsewhere", self.command, self.path, {}, headers)
+        url = urlsplit(self.path)
+        query = parse_qs(url.query, keep_blank_values=True)
+        return Request(self.server.origin, self.command, url.path, query, headers)
 
     def read_body(self, request: Request) -> None:
         pieces = []
@@ -142,18 +148,28 @@ def pieces_of(size: int) -> list[int]:
     return [PIECE] * (size // PIECE) + ([size % PIECE] if size % PIECE else [])
 
 
-class Listener(ThreadingHTTPServer):
-    """One origin on 127.0.0.1, in threads of its own."""
+def bound_socket(port: int = 0) -> socket.socket:
+    """Return a socket that has a port on 127.0.0.1 and refuses connections until it listens."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
 
-    def __init__(self, origin: str, log: list[Request], answer: Answer, watch: Watch, port: int = 0) -> None:
+
+class Listener(ThreadingHTTPServer):
+    """One origin on 127.0.0.1, in threads of its own, on a socket from ``bound_socket``."""
+
+    # So that closing the server waits for the requests that it is answering.
+    daemon_threads = False
+
+    def __init__(self, origin: str, log: list[Request], answer: Answer, watch: Watch, bound: socket.socket) -> None:
         self.origin, self.log, self.answer, self.watch = origin, log, answer, watch
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(bound.getsockname(), Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = bound
+        self.server_activate()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), name=f"{origin} of the loopback Hub")
         self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
     def stop(self) -> None:
         self.shutdown()
@@ -162,7 +178,5 @@ class Listener(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Pass over clients that have gone; errors of our own must not be silent."""
-        import sys
-
         if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
