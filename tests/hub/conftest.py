@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
+from tests.cli.conftest import surgeon, work
 from tests.hub.client import OWNER_TOKEN, USERS, child_environment, no_pauses, point_client_at
 from tests.hub.samples import FILES, NAME
 from tests.hub.server import Hub
+
+__all__ = ["surgeon", "work"]
 
 
 @pytest.fixture

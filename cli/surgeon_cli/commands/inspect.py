@@ -42,7 +42,7 @@ class Showing:
 
 @unbundled
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file or relaxed folder.")],
+    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, relaxed folder or hf:// path.")],
     *,
     opening: Reopening,
     showing: Showing,

@@ -28,7 +28,9 @@ from surgeon_cli.options import (
     JsonOption,
     OptionalGroupOption,
     OutOption,
+    output_stem,
     refuse_overwriting,
+    shown,
 )
 from surgeon_cli.plan_screen import show_plan
 from surgeon_cli.planning import apply_action, plan_for, read_plan
@@ -70,7 +72,9 @@ class Inserting:
 
 @unbundled
 def relax(
-    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or hf://owner/name[@revision][/file].")
+    ],
     *,
     opening: Finding,
     inserting: Inserting,
@@ -93,8 +97,10 @@ def relax(
         surgeon relax model.pt --task task.py --plan plan.json
 
         surgeon relax model.pt --task task.py --rank 8 --max-extra-params 30%
+
+        surgeon relax hf://owner/name --group O3 --task task.py
     """
-    target = out or Path(f"{path.stem}-relaxed")
+    target = out or Path(f"{output_stem(path)}-relaxed")
     if not math.isfinite(inserting.init_scale):
         raise UsageError(f"expected a finite --init-scale, got {inserting.init_scale}")
     if not dry_run:
@@ -104,7 +110,9 @@ def relax(
     workspace = open_path(path, opening.options(json_output))
     apply_action(workspace, action)
     if workspace.relaxation is not None:
-        raise PlanError(f"expected a checkpoint without branches, got the relaxed folder {str(path)!r}: strip it first")
+        raise PlanError(
+            f"expected a checkpoint without branches, got the relaxed folder {shown(path)!r}: strip it first"
+        )
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     plan = narrowed(_plan(workspace, inserting, group), narrowing, own)
