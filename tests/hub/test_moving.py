@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from surgeon.surgery import strip
 from surgeon.workspace import open_path
 from tests import tiny
 from tests.commands import PYTHON_PATH, Surgeon, child
@@ -21,28 +22,25 @@ REPO = "alice/net-relaxed"
 STATES = ("model.safetensors", "relaxation.safetensors", "training_state/state.safetensors")
 LOAD = """
 import json, sys, torch, surgeon
-from tests import tiny
-opened = surgeon.from_hub("alice/net-relaxed", model=tiny.make_net, mode=sys.argv[1] if len(sys.argv) > 1 else None)
-batch = next(iter(tiny.TinyTask().batches("test", 0)))
-if opened.relaxation:
-    opened.relaxation.set_theta(0.7)
-print(json.dumps({
-    "outputs": opened.model(batch["scalars"], batch["vectors"]).tolist(),
-    "origin": str(opened.origin),
-    "keys": list(opened.model.state_dict()),
-}))
-"""
-STRICT = """
-import json
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from tests import tiny
-model = tiny.Net()
-model.load_state_dict(load_file(hf_hub_download("alice/net-relaxed", "model.safetensors")), strict=True)
-import sys
-assert not [name for name in sys.modules if name.split(".")[0] in ("surgeon_cli", "surgeon_adapters")]
+
 batch = next(iter(tiny.TinyTask().batches("test", 0)))
-print(json.dumps(model(batch["scalars"], batch["vectors"]).tolist()))
+found = {}
+strict = tiny.Net()
+strict.load_state_dict(load_file(hf_hub_download("alice/net-relaxed", "model.safetensors")), strict=True)
+found["strict"] = strict(batch["scalars"], batch["vectors"]).tolist()
+for mode in (None, "drop", "fold"):
+    opened = surgeon.from_hub("alice/net-relaxed", model=tiny.make_net, mode=mode)
+    if mode is None:
+        opened.relaxation.set_theta(0.7)
+    else:
+        assert opened.relaxation is None
+        assert list(opened.model.state_dict()) == list(strict.state_dict())
+    found[str(mode)] = opened.model(batch["scalars"], batch["vectors"]).tolist()
+    found["origin"] = str(opened.origin)
+print(json.dumps(found))
 """
 
 
@@ -75,22 +73,23 @@ def elsewhere(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_three_ways_to_load(logged_in: Hub, environment: dict[str, str], surgeon: Surgeon, elsewhere: Path) -> None:
     surgeon("relax", "net.pt", "--task", "task.py", "--init-scale", "0.1")
     commit = surgeon("push", "net-relaxed", REPO, "--json").data["commit"]
-    local = open_path(surgeon.path / "net-relaxed")
-    assert local.relaxation is not None
-    local.relaxation.set_theta(0.7)
-    relaxed = json.loads(run_python(environment, elsewhere, LOAD))
-    assert relaxed["origin"] == f"hf://{REPO}@{commit}"
-    assert relaxed["outputs"] == outputs_of(local.model)
+    found = json.loads(run_python(environment, elsewhere, LOAD))
+    assert found["origin"] == f"hf://{REPO}@{commit}"
     original = tiny.Net()
     original.load_state_dict(torch.load(surgeon.path / "net.pt", weights_only=True))
-    assert relaxed["outputs"] != outputs_of(original)
-    dropped = json.loads(run_python(environment, elsewhere, LOAD, "drop"))
-    assert dropped["keys"] == list(original.state_dict())
-    assert dropped["outputs"] == outputs_of(original)
-    assert json.loads(run_python(environment, elsewhere, STRICT)) == outputs_of(original)
+    assert found["strict"] == found["drop"] == outputs_of(original)
+    local = open_path(surgeon.path / "net-relaxed")
+    assert local.relaxation is not None
+    folded = open_path(surgeon.path / "net-relaxed")
+    assert folded.relaxation is not None
+    strip(folded.relaxation, "fold")
+    local.relaxation.set_theta(0.7)
+    assert found["None"] == outputs_of(local.model) != outputs_of(original)
+    assert found["fold"] == outputs_of(folded.model)
 
 
 @pytest.mark.slow
