@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9_]{4,}|(?<=Bearer )\S+|(?<=://)[^/\s@]+@")
+_SHORTENED = re.compile(r"\(…\)\S*")  # the client's way to write the end of a long URL
 _URL = re.compile(r"(https?://[^\s?#'\"]+)[?#][^\s'\"]*")
 
 
@@ -117,7 +118,7 @@ def _list_cached(path: HubPath) -> Listing:
 
 def scrubbed(text: str) -> str:
     """Return one line without tokens and without the query part of URLs, where storage servers put signatures."""
-    return _URL.sub(r"\1", _TOKEN.sub("***", " ".join(text.split())))
+    return _SHORTENED.sub("...", _URL.sub(r"\1", _TOKEN.sub("***", " ".join(text.split()))))
 
 
 @contextmanager
@@ -166,6 +167,8 @@ def _reason(error: Exception) -> str:
         return _status(error)
     if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in _TRANSPORTS:
         return f"the Hub cannot be reached or broke off ({type(error).__name__}): give the same command again to go on"
+    if "Consistency check failed" in str(error):
+        return "a file arrived with another size than the Hub announced: give the same command again"
     return f"{type(error).__name__}: {scrubbed(str(error))[:200] or 'no message'}"
 
 
