@@ -18,7 +18,7 @@ from surgeon.checkpoint import open_checkpoint, read_relaxed
 from surgeon.tasks import load_task
 from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, dead_pid, files_in
 
-COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify"]
+COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
 
 

@@ -30,7 +30,6 @@ from surgeon_cli.options import (
     OutOption,
     output_stem,
     refuse_overwriting,
-    shown,
 )
 from surgeon_cli.plan_screen import show_plan
 from surgeon_cli.planning import apply_action, plan_for, read_plan
@@ -73,7 +72,7 @@ class Inserting:
 @unbundled
 def relax(
     path: Annotated[
-        Path, typer.Argument(metavar="CKPT", help="Checkpoint file, or hf://owner/name[@revision][/file].")
+        Path, typer.Argument(metavar="CKPT", help="Checkpoint file or hf:// path.")
     ],
     *,
     opening: Finding,
@@ -109,10 +108,7 @@ def relax(
     started = time.perf_counter()
     workspace = open_path(path, opening.options(json_output))
     apply_action(workspace, action)
-    if workspace.relaxation is not None:
-        raise PlanError(
-            f"expected a checkpoint without branches, got the relaxed folder {shown(path)!r}: strip it first"
-        )
+    _refuse_relaxed(workspace)
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     plan = narrowed(_plan(workspace, inserting, group), narrowing, own)
@@ -134,6 +130,13 @@ def relax(
     show_plan(plan, workspace.model, own)
     took = f"(opened in {seconds['open']:.1f} s, relaxed in {seconds['relax']:.1f} s)"
     say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: surgeon finetune {target}")
+
+
+def _refuse_relaxed(workspace: Workspace) -> None:
+    if workspace.relaxation is not None:
+        raise PlanError(
+            f"expected a checkpoint without branches, got the relaxed model {workspace.name!r}: strip it first"
+        )
 
 
 def _plan(workspace: Workspace, inserting: Inserting, group: str | None) -> Plan:
