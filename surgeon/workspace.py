@@ -27,7 +27,7 @@ from surgeon.checkpoint import (
     read_relaxed,
     split_state,
 )
-from surgeon.checkpoint.stored import streamed
+from surgeon.checkpoint.stored import pieces
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath, is_hub_path
@@ -307,7 +307,7 @@ def _open_relaxed(
     files = read_relaxed(folder)
     config = files.config
     if origin is not None:
-        check_stranger(files, options, origin)
+        check_config(config, str(origin), options.trust_remote_code)
     task = _task_of(folder, config, options, origin)
     checkpoint, found = _find_for_folder(files, task, options, origin)
     schedule, form = _training_form(config, folder)
@@ -316,29 +316,40 @@ def _open_relaxed(
     relaxation.set_theta(*config.theta)
     if config.thetas is not None:
         relaxation.set_thetas(config.thetas)
+    if origin is not None:
+        check_values(*split_state(found.model.state_dict()), config, origin, options)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
 
 
-def check_stranger(files: RelaxedFiles, options: OpenOptions, origin: HubPath) -> None:
-    """Refuse what a relaxed folder from the Hub must not say or hold.
+def check_values(
+    base: Mapping[str, Tensor],
+    branches: Mapping[str, Tensor],
+    config: RelaxedConfig,
+    origin: HubPath,
+    options: OpenOptions | None = None,
+) -> None:
+    """Refuse a relaxed model from the Hub with weights that are not finite where those of its base are.
+
+    Args:
+        base: its base weights.
+        branches: weights of its branches.
+        config: its configuration, which says where the base is; that is opened only if something is not finite.
+        origin: where it was downloaded from.
+        options: what the user gave.
 
     Raises:
-        TrustError: if it names code that the user has not allowed.
-        CheckpointError: if it names files outside, or holds NaN where the base has none.
+        CheckpointError: if there are such weights.
     """
 
-    def base() -> Mapping[str, Tensor]:
-        checkpoint = open_anywhere(
-            original_source(files.config.base, options, origin), entry=files.config.base["entry"]
-        )
-        if checkpoint.sha256 != files.config.base["sha256"]:
+    def original() -> Mapping[str, Tensor]:
+        source = original_source(config.base, options or OpenOptions(), origin)
+        checkpoint = open_anywhere(source, entry=config.base["entry"])
+        if checkpoint.sha256 != config.base["sha256"]:
             raise CheckpointError(f"the base of {str(origin)!r} has changed: give the right one as `--original FILE`")
-        return {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()} | dict(
-            checkpoint.tensors
-        )
+        prefixed = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+        return {**checkpoint.tensors, **prefixed}
 
-    check_config(files.config, str(origin), options.trust_remote_code)
-    refuse_nonfinite(files, str(origin), base)
+    refuse_nonfinite(base, branches, str(origin), original)
 
 
 def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, PenaltyForm]:
@@ -400,8 +411,8 @@ def load_branches(relaxation: Relaxation, tensors: Mapping[str, Tensor]) -> None
             "the folder was made with another plan"
         )
     with torch.no_grad():
-        for key, value in streamed(tensors):
-            own[key].copy_(value)
+        for key, index, piece in pieces(tensors):
+            own[key][index].copy_(piece)
 
 
 def relaxed_config(

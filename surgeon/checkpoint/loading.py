@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from surgeon.checkpoint.stored import streamed
+from surgeon.checkpoint.stored import pieces
 from surgeon.errors import CheckpointError
 
 # What torch.fx adds to a generated module (e3nn's tensor products) when it is deep-copied, as for an averaged model.
@@ -71,8 +71,8 @@ def _loads_plainly(model: nn.Module) -> bool:
 def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy value by value, so that the file's are not in memory together with the model's."""
     state = model.state_dict()
-    for key, value in streamed(tensors):
-        state[key].copy_(value)
+    for key, index, piece in pieces(tensors):
+        state[key][index].copy_(piece)
 
 
 def _listed(names: list[str]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from torch import Tensor
@@ -17,13 +18,18 @@ from surgeon.imports import one_line
 LARGEST_HEADER = 100 * 2**20
 """Of the safetensors format itself."""
 
-_GROUP_BYTES = 8 * 2**20
+_PIECE_BYTES = 4 * 2**20
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 _BITS: Mapping[str, int] = {
     **{"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32},
     **{"F16": 16, "BF16": 16, "I16": 16, "U16": 16, "BOOL": 8, "I8": 8, "U8": 8},
     **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
+
+
+Index = slice | EllipsisType
+Piece = tuple[str, Index, Tensor]
+"""A tensor's name, what part of it this is, and the values."""
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -55,38 +61,49 @@ class StoredTensors(Mapping[str, Tensor]):
         """Return the same tensors with ``prefix`` removed from every name."""
         return StoredTensors(self.path, {name.removeprefix(prefix): stored for name, stored in self._names.items()})
 
-    def streamed(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield names and values; memory of those that the caller has let go of is given back a few at a time.
+    def pieces(self) -> Iterator[Piece]:
+        """Yield all values piece by piece; memory of those that the caller has let go of is given back.
 
-        Pages of a mapped file count as memory of the process for as long as the mapping exists, so every few values get
+        Pages of a mapped file count as memory of the process for as long as the mapping exists, so every few pieces get
         a mapping of their own. If the file was replaced meanwhile, the old one is read.
         """
         from safetensors import safe_open
 
         if _identity(self.path) != self._file:
-            yield from self.items()
+            yield from _whole(self)
             return
-        for names in self._groups():
+        for group in self._groups():
             with safe_open(self.path, framework="pt", device="cpu") as handle:
-                for name in names:
-                    yield name, handle.get_tensor(self._names[name])
+                for name, index in group:
+                    stored = self._names[name]
+                    whole = index is ...
+                    yield name, index, handle.get_tensor(stored) if whole else handle.get_slice(stored)[index]
 
-    def _groups(self) -> Iterator[list[str]]:
-        group: list[str] = []
+    def _groups(self) -> Iterator[Sequence[tuple[str, Index]]]:
+        """Yield small tensors together, and large ones cut along their first axis."""
+        group: list[tuple[str, Index]] = []
         size = 0
         for name, view in self._views.items():
-            group.append(name)
+            if view.nbytes > _PIECE_BYTES and view.shape[0] > 1:
+                rows = max(1, _PIECE_BYTES * view.shape[0] // view.nbytes)
+                yield from ([(name, slice(start, start + rows))] for start in range(0, view.shape[0], rows))
+                continue
+            group.append((name, ...))
             size += view.nbytes
-            if size >= _GROUP_BYTES:
+            if size >= _PIECE_BYTES:
                 yield group
                 group, size = [], 0
         if group:
             yield group
 
 
-def streamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and values, in a way that keeps little memory if they are in a file."""
-    yield from tensors.streamed() if isinstance(tensors, StoredTensors) else tensors.items()
+def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
+    """Yield all values as ``name, index, piece``, in a way that keeps little memory if they are in a file."""
+    yield from tensors.pieces() if isinstance(tensors, StoredTensors) else _whole(tensors)
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
+    return ((name, ..., tensor) for name, tensor in tensors.items())
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:

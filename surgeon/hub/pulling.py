@@ -11,11 +11,12 @@ from surgeon.checkpoint.relaxed import CONFIG_FILE, read_relaxed
 from surgeon.clean import CERTIFICATE_FILE
 from surgeon.errors import CheckpointError
 from surgeon.files import atomic_folder, write_json
-from surgeon.hub.address import HubPath
+from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import Listing, list_files
 from surgeon.hub.content import CARD, CLEAN, RELAXED, STATE, read_clean
 from surgeon.hub.fetch import download
-from surgeon.workspace import OpenOptions, check_stranger
+from surgeon.hub.safety import check_config
+from surgeon.workspace import check_values
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,19 @@ def pull(path: str | HubPath, folder: str | Path | None = None, *, force: bool =
     return Pulled(target, listing.pinned, tuple(names), left_out)
 
 
+def fetch_model(path: str | Path) -> Path:
+    """Return a folder: a local one as it is, a repository on the Hub from the cache.
+
+    Raises:
+        CheckpointError: if the repository holds no model that ``surgeon push`` uploaded.
+        HubError: if it cannot be downloaded.
+    """
+    if not is_hub_path(path):
+        return Path(path)
+    listing = list_files(HubPath.parse(path))
+    return download(listing, _wanted(listing))
+
+
 def _wanted(listing: Listing) -> list[str]:
     relaxed = CONFIG_FILE in listing.files
     if not relaxed and CERTIFICATE_FILE not in listing.files:
@@ -81,7 +95,8 @@ def _wanted(listing: Listing) -> list[str]:
 def _check_and_forget_task(folder: Path, origin: HubPath) -> None:
     """Leave out what the configuration says of a task: it is code, and names files of another machine."""
     files = read_relaxed(folder)
-    check_stranger(files, OpenOptions(), origin)
     config = files.config
+    check_config(config, str(origin))
+    check_values(files.base, files.branches, config, origin)
     if config.task is not None:
         write_json(folder / CONFIG_FILE, dataclasses.replace(config, task=None).to_data(), force=True)

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint.relaxed import RelaxedConfig, RelaxedFiles
-from surgeon.checkpoint.stored import streamed
+from surgeon.checkpoint.relaxed import RelaxedConfig
+from surgeon.checkpoint.stored import pieces
 from surgeon.errors import CheckpointError, SurgeonError, TrustError
 
 
@@ -44,7 +44,7 @@ def check_config(config: RelaxedConfig, where: str, trust_remote_code: bool = Fa
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of tensors that hold NaN or infinity."""
-    return [name for name, value in streamed(tensors) if not _is_finite(value)]
+    return list(dict.fromkeys(name for name, _, piece in pieces(tensors) if not _is_finite(piece)))
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -57,25 +57,27 @@ def _is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(smallest) and torch.isfinite(largest))
 
 
-def refuse_nonfinite(files: RelaxedFiles, where: str, base: Callable[[], Mapping[str, Tensor]]) -> None:
-    """Refuse weights that are not finite where those of the base are.
+def refuse_nonfinite(
+    base: Mapping[str, Tensor], branches: Mapping[str, Tensor], where: str, original: Callable[[], Mapping[str, Tensor]]
+) -> None:
+    """Refuse weights that are not finite where those of the original are.
 
     Args:
-        files: the relaxed model.
+        base: the relaxed model's base weights.
+        branches: weights of its branches.
         where: what the message calls it.
-        base: opens the base's tensors; it is asked only if something is not finite.
+        original: opens the tensors of the checkpoint that was relaxed; asked only if something is not finite.
 
     Raises:
-        CheckpointError: if there are such weights, or if there may be because the base cannot be had.
+        CheckpointError: if there are such weights, or if there may be because the original cannot be had.
     """
-    found = nonfinite(files.branches)
-    suspect = nonfinite(files.base)
+    found, suspect = nonfinite(branches), nonfinite(base)
     if suspect:
         try:
-            original: Mapping[str, Tensor] = base()
+            known: Mapping[str, Tensor] = original()
         except SurgeonError:
-            original = {}
-        found += [name for name in suspect if name not in original or _is_finite(original[name])]
+            known = {}
+        found += [name for name in suspect if name not in known or _is_finite(known[name])]
     if found:
         raise CheckpointError(
             f"expected finite weights in {where}, but {found[0]} holds NaN or infinity, which that of the base does "

@@ -145,6 +145,7 @@ def test_clean_weights(logged_in: Hub, made: Path, tmp_path: Path, surgeon: Surg
     found = files_of(tmp_path / "pulled")
     assert {name for name in found if found[name] != (made / "clean" / name).read_bytes()} == {"README.md"}
     surgeon("verify", str(tmp_path / "pulled"), "--against", str(made / "net.pt"))
+    surgeon("verify", f"hf://{REPO}", "--against", str(made / "net.pt"))
     push_to_hub(made / "relaxed", "alice/relaxed")
     with pytest.raises(UsageError, match="holds one: nothing was uploaded"):
         push_to_hub(made / "clean", "alice/relaxed")

@@ -71,9 +71,7 @@ class Inserting:
 
 @unbundled
 def relax(
-    path: Annotated[
-        Path, typer.Argument(metavar="CKPT", help="Checkpoint file or hf:// path.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file or hf:// path.")],
     *,
     opening: Finding,
     inserting: Inserting,

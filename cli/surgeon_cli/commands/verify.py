@@ -18,7 +18,9 @@ from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, shown
 from surgeon_cli.screen import console, equivariance_table, print_json, say
 
-CleanArgument = Annotated[Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`.")]
+CleanArgument = Annotated[
+    Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`, or hf:// path.")
+]
 AgainstOption = Annotated[
     Path, typer.Option("--against", metavar="ORIGINAL", help="The checkpoint that was relaxed, before everything.")
 ]
@@ -53,7 +55,7 @@ def verify(
     if not verification.holds:
         count = len(verification.differences)
         raise CheckFailedError(
-            f"{str(path)!r} is not what its certificate and {shown(against)!r} say, {count} "
+            f"{shown(path)!r} is not what its certificate and {shown(against)!r} say, {count} "
             f"difference{'' if count == 1 else 's'}: do not use it, strip again"
         )
     if not json_output:
