@@ -6,8 +6,11 @@ every variant takes one step, in random order, and its time is divided by that o
     python benchmarks/overhead.py
     python benchmarks/overhead.py --memory
 
-Peak memory is that of the tensors that live at once: counted by torch on a GPU; on a CPU the resident size of a process
-of its own for each variant, less that before the first step.
+With one thread on a CPU it is the processor's time that is taken, so that other work on the machine counts for less.
+
+Peak memory is that of the tensors that live at once, beyond those before the first step: on a GPU as torch counts them,
+on a CPU the sum of torch's own records of allocations, which is the same every time. Beside it stands the resident size
+of a process of its own for each variant, which varies, but also contains what torch does not record.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))  # run as a script or imported by its test
 
@@ -167,9 +172,11 @@ def plan_of(case: Case) -> Plan:
     return select(plan, case.include) if case.include else plan
 
 
-def synchronise(device: str) -> None:
+def clock(device: str) -> float:
+    """Return seconds: of this process alone where nothing runs beside it."""
     if device == "cuda":
         torch.cuda.synchronize()
+    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def times(case: Case, names: list[str], rounds: int, device: str) -> dict[str, Any]:
@@ -182,11 +189,9 @@ def times(case: Case, names: list[str], rounds: int, device: str) -> dict[str, A
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in order.sample(names, len(names)):
-            synchronise(device)
-            start = time.perf_counter()
+            start = clock(device)
             steps[name]()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock(device) - start)
     # the default renews a quarter of the sites at each step: four rounds together see each of them once
     window = 4
     groups = range(0, rounds - rounds % window, window)
@@ -229,26 +234,49 @@ def resident_mebibytes() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def peak_memory(case: Case, plan: Plan, name: str, device: str) -> float:
-    """Return the mebibytes that three steps need beyond the network itself."""
+def allocated_mebibytes(step: Step, steps: int) -> float:
+    """Return the largest sum of what torch allocated and did not free yet, while these steps are taken on a CPU."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(steps):
+            step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events)) / 2**20
+
+
+def peak_memory(case: Case, plan: Plan, name: str, device: str, measure: str) -> float:
+    """Return the mebibytes that a few steps need beyond the network itself, gradients and optimiser included."""
     step = stepper(case, plan, VARIANTS[name])
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    else:
-        before_rss = resident_mebibytes()
+        for _ in range(3):
+            step()
+        return float(torch.cuda.max_memory_allocated() - before) / 2**20
+    if measure == "allocated":
+        return allocated_mebibytes(step, 2)
+    resident = resident_mebibytes()
     for _ in range(3):
         step()
-    if device == "cuda":
-        return float(torch.cuda.max_memory_allocated() - before) / 2**20
-    return resident_mebibytes() - before_rss
+    return resident_mebibytes() - resident
 
 
-def memory_apart(network: str, plan: Plan, name: str, arguments: list[str]) -> float:
+def memory_apart(network: str, plan: Plan, name: str, measure: str, arguments: list[str]) -> float:
     """Measure in a fresh process that neither looks for sites nor ran before, so that the peak is its own."""
-    command = [sys.executable, __file__, "--one", network, name, *arguments]
+    command = [sys.executable, __file__, "--one", network, name, measure, *arguments]
     output = subprocess.run(command, check=True, capture_output=True, text=True, input=plan.to_json()).stdout
     return float(output.splitlines()[-1])
+
+
+def memory(network: str, names: list[str], device: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the ratios of peak memory to the plain step's, by each measure that there is on this device."""
+    plan = plan_of(NETWORKS[network](device))
+    row: dict[str, Any] = {}
+    for measure in ("allocated",) if device == "cuda" else ("allocated", "resident"):
+        found = {name: memory_apart(network, plan, name, measure, arguments) for name in names}
+        ratios = {name: round(value / found["plain"], 3) for name, value in found.items()}
+        row[measure] = {"plain_mib": round(found["plain"], 1), "ratios": ratios}
+    return row
 
 
 def main() -> None:
@@ -260,14 +288,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--one", nargs=2, metavar=("NETWORK", "VARIANT"), help="print the memory of one; plan on stdin")
+    metavar = ("NETWORK", "VARIANT", "MEASURE")
+    parser.add_argument("--one", nargs=3, metavar=metavar, help="print the memory of one; the plan on stdin")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if options.one:
-        network, variant = options.one
+        network, variant, measure = options.one
         plan = Plan.from_data(json.load(sys.stdin))
-        print(peak_memory(NETWORKS[network](options.device), plan, variant, options.device))
+        print(peak_memory(NETWORKS[network](options.device), plan, variant, options.device, measure))
         return
     chosen = options.only.split(",") if options.only else list(NETWORKS)
     names = options.variants.split(",")
@@ -281,10 +310,7 @@ def main() -> None:
     for network in chosen:
         if options.memory:
             arguments = ["--device", options.device, "--threads", str(options.threads)]
-            plan = plan_of(NETWORKS[network](options.device))
-            found = {name: memory_apart(network, plan, name, arguments) for name in names}
-            row = {"plain_mib": round(found["plain"], 1)}
-            row |= {"ratios": {name: round(value / found["plain"], 3) for name, value in found.items()}}
+            row = memory(network, names, options.device, arguments)
         else:
             row = times(NETWORKS[network](options.device), names, options.rounds, options.device)
         # rows are measured in several runs, and each keeps its own command

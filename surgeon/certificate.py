@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from surgeon.branch import branches_of
 from surgeon.checkpoint import Checkpoint
-from surgeon.checkpoint.loading import _COPIED_CONSTANT
+from surgeon.checkpoint.loading import COPIED_CONSTANT
 from surgeon.files import json_compatible
 from surgeon.graph import compare_graphs, graph_hash, record
 from surgeon.modes import set_training
@@ -118,7 +118,7 @@ def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> dict[str, Tenso
     """
     prefixed = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
     tensors = prefixed if prefixed.keys() & like.keys() else checkpoint.tensors
-    return {key: tensor for key, tensor in tensors.items() if key in like or not _COPIED_CONSTANT.search(key)}
+    return {key: tensor for key, tensor in tensors.items() if key in like or not COPIED_CONSTANT.search(key)}
 
 
 def classes_of(model: nn.Module) -> dict[str, str]:

@@ -15,6 +15,7 @@ from surgeon.checkpoint import Checkpoint, write_container
 from surgeon.checkpoint.card import BEGIN, END
 from surgeon.errors import CheckFailedError
 from surgeon.files import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
+from surgeon.models import STATEMENT_SUFFIX, is_registered
 from surgeon.types import Certificate
 
 _CARD = f"""{BEGIN}
@@ -27,6 +28,7 @@ says the same in words. `surgeon verify FOLDER --against ORIGINAL` computes it a
 {END}
 """
 
+WEIGHTS_FILE = "model.safetensors"
 CERTIFICATE_FILE, WORDS_FILE, CARD_FILE = "certificate.json", "CERTIFICATE.md", "README.md"
 
 
@@ -38,6 +40,7 @@ def write_clean(
     *,
     container: bool = False,
     extras: Mapping[str, Callable[[Path], Any]] | None = None,
+    statement: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> list[str]:
     """Write a folder with the stripped model, completely or not at all.
@@ -50,6 +53,8 @@ def write_clean(
         container: also write the weights into a copy of the original file.
         extras: more formats; each function writes into the folder it is given and returns JSON-compatible data, which
             the certificate keeps in its details under the function's name.
+        statement: factory and arguments that build the architecture; kept beside the weights if an installed package
+            registers the factory, so that they can be opened without saying more.
         force: replace an existing folder.
 
     Returns:
@@ -68,7 +73,9 @@ def write_clean(
     tensors = model.state_dict()
     config = original.path.parent / "config.json"
     with atomic_folder(folder, force=force) as temporary:
-        write_tensors(temporary / "model.safetensors", tensors, _metadata(original.metadata))
+        write_tensors(temporary / WEIGHTS_FILE, tensors, _metadata(original.metadata))
+        if statement is not None and is_registered(statement.get("factory", "")):
+            write_json(temporary / f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}", dict(statement))
         written = {name: write(temporary) for name, write in (extras or {}).items()}
         write_text(temporary / CARD_FILE, _CARD)
         if config.is_file():

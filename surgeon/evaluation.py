@@ -76,14 +76,22 @@ def evaluate(
 
 
 def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, int] = (0, 1)) -> Sums:
-    """Return metric name to (sum, count) over every n-th batch of a split, in eval mode."""
+    """Return metric name to (sum, count) over every n-th batch of a split, in eval mode.
+
+    Every process of a share runs the model equally often, because the parts of sharded weights are put together in its
+    forward: one that has no batch left runs another's, and does not count it.
+    """
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
     device = device_of(model)
     with in_evaluation_mode(model):
-        for batch in itertools.islice(task_batches(task, split, 0), share[0], None, share[1]):
-            moved = to_device(batch, device)
+        batches = task_batches(task, split, 0)
+        while group := list(itertools.islice(batches, share[1])):
+            own = share[0] < len(group)
+            moved = to_device(group[share[0] if own else 0], device)
             outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
+            if not own:
+                continue
             for name, (total, count) in task_metrics(task, outputs, moved).items():
                 sums[name] += float(total)
                 counts[name] += float(count)

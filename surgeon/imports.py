@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,18 @@ def importable(folder: str | Path) -> Iterator[None]:
     finally:
         with suppress(ValueError):
             sys.path.remove(entry)
+
+
+@contextmanager
+def unchanged_environment() -> Iterator[None]:
+    """Put the process's environment variables back afterwards; some libraries set some when they are imported."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
 def import_attribute(spec: str, what: str, error_class: type[SurgeonError]) -> Any:

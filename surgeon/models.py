@@ -16,9 +16,11 @@ from surgeon.checkpoint.loading import load_into
 from surgeon.checkpoint.reading import Checkpoint
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
 from surgeon.imports import call_with, import_attribute, importable
+from surgeon.registry import DescribesModels
 from surgeon.tasks import LoadedTask, load_task
 
 STATEMENT_KEY = "surgeon.model"
+STATEMENT_SUFFIX = ".model.json"
 ENTRY_POINT_GROUP = "surgeon.models"
 
 Rebuilder = Callable[[Mapping[str, Tensor]], nn.Module | None]
@@ -33,14 +35,14 @@ class FoundModel:
         model: the module, in the mode in which its factory left it.
         source: how it was found, in words for the screen.
         factory: JSON data from which it can be found again; None if only the checkpoint itself can tell.
-        rebuild: builds the same model with the same weights once more.
+        rebuild: builds the same model once more, with the same weights or with those it is given.
         task: the task file beside the checkpoint, if the model came from it.
     """
 
     model: nn.Module
     source: str
     factory: dict[str, Any] | None
-    rebuild: Callable[[], nn.Module] = field(repr=False)
+    rebuild: Callable[..., nn.Module] = field(repr=False)
     task: LoadedTask | None = None
 
 
@@ -63,12 +65,14 @@ def find_model(
     build: Callable[[], nn.Module] | None = None,
     trust_remote_code: bool = False,
     rebuilders: Sequence[Rebuilder] = (),
+    describers: Sequence[DescribesModels] = (),
     local: bool = True,
     announce: Announce | None = None,
 ) -> FoundModel:
     """Build the model of a checkpoint and load its weights strictly; the first way that applies is taken.
 
-    1. ``build`` or ``factory``, or the ``model()`` of ``task``; a whole module that was trusted is its own model;
+    1. ``build`` or ``factory``, or the ``model()`` of ``task``; a whole module that was opened with trust is its own
+       model, rebuilt from plain data if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
     3. the first rebuilder that recognises keys and shapes;
     4. ``task.py`` in the checkpoint's folder, if the user gave a local path.
@@ -82,6 +86,7 @@ def find_model(
         trust_remote_code: import a factory that is named inside the checkpoint even if no installed package registers
             it in the entry-point group ``surgeon.models``.
         rebuilders: each returns a model for the tensors it recognises, else None.
+        describers: adapters that turn a whole module into plain data.
         local: False for a checkpoint from the Hub or a cache, whose folder must not be executed.
         announce: told the path of ``task.py`` before it is executed.
 
@@ -95,6 +100,7 @@ def find_model(
     ways: tuple[Callable[[], _Way | None], ...] = (
         lambda: None if build is None else _from_function(build),
         lambda: _from_user(task, factory, arguments),
+        lambda: _from_description(checkpoint, describers),
         lambda: _from_module(checkpoint),
         lambda: _from_statement(checkpoint, trust_remote_code),
         lambda: _from_rebuilders(checkpoint, rebuilders),
@@ -114,15 +120,15 @@ def find_model(
 
 
 def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
-    def rebuild() -> nn.Module:
+    def rebuild(tensors: Mapping[str, Tensor] = checkpoint.tensors) -> nn.Module:
         model = way.build()
         if not isinstance(model, nn.Module):
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")
         where = str(checkpoint.path)
-        prefixed = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+        prefixed = {checkpoint.prefix + key: tensor for key, tensor in tensors.items()}
         # a prefix can also be the model's own: a child that is called "module"
         own = checkpoint.prefix and model.state_dict().keys() == prefixed.keys()
-        load_into(model, prefixed if own else checkpoint.tensors, where)
+        load_into(model, prefixed if own else tensors, where)
         return model
 
     return FoundModel(rebuild(), way.source, way.factory, rebuild, way.task)
@@ -179,6 +185,25 @@ def _from_task(task: LoadedTask, what: str) -> _Way | None:
     return _Way(build, f"{what} {name}", {"task": name, "args": dict(task.arguments)}, task)
 
 
+def _from_description(checkpoint: Checkpoint, describers: Sequence[DescribesModels]) -> _Way | None:
+    if checkpoint.module is None:
+        return None
+    for adapter in describers:
+        described = adapter.describe(checkpoint.module)
+        if described is None:
+            continue
+        factory, arguments = described["factory"], dict(described["args"])
+        function = _callable(factory, CheckpointError)
+
+        def build(
+            function: Callable[..., Any] = function, factory: str = factory, arguments: dict[str, Any] = arguments
+        ) -> nn.Module:
+            return _module_of(call_with(function, arguments, factory, CheckpointError), factory, CheckpointError)
+
+        return _Way(build, f"factory {factory}, as the module says", {"factory": factory, "args": arguments})
+    return None
+
+
 def _from_module(checkpoint: Checkpoint) -> _Way | None:
     module = checkpoint.module
     if module is None:
@@ -189,7 +214,7 @@ def _from_module(checkpoint: Checkpoint) -> _Way | None:
 
 def _statement(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]] | None:
     """Return what the checkpoint says about its model, and where it says so."""
-    sidecar = checkpoint.path.with_name(checkpoint.path.name + ".model.json")
+    sidecar = checkpoint.path.with_name(checkpoint.path.name + STATEMENT_SUFFIX)
     if STATEMENT_KEY in checkpoint.metadata:
         where, text = f"metadata of {checkpoint.path.name}", checkpoint.metadata[STATEMENT_KEY]
     elif sidecar.is_file():
@@ -218,8 +243,7 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
         return None
     where, data = found
     factory, arguments = data["factory"], data.get("args", {})
-    known = {entry.value.replace(" ", "") for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
-    registered = factory in known
+    registered = is_registered(factory)
     if not (registered or trust_remote_code):
         raise TrustError(
             f"the {where} names the factory {factory!r}, which no installed package registers in the entry-point group "
@@ -231,6 +255,11 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
         return _module_of(call_with(function, arguments, factory, CheckpointError), factory, CheckpointError)
 
     return _Way(build, f"factory {factory}, named in the {where}", {"factory": factory, "args": arguments})
+
+
+def is_registered(factory: str) -> bool:
+    """Tell whether an installed package registers a factory, so that a file may name it."""
+    return factory in {entry.value.replace(" ", "") for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def _statement_factory(factory: str, registered: bool) -> Callable[..., Any]:

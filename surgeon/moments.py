@@ -66,18 +66,20 @@ class SecondMoment:
         self._rows, self._gram, self.count = [], gram, count
 
 
-BLOCK = 256
-"""Columns from which on only one triangle of a Gram matrix is multiplied out, block by block."""
+BLOCK = 128
+"""Columns of a Gram matrix that are multiplied out together."""
 
 
 def gram_matrix(rows: Tensor) -> Tensor:
-    """Return X^T X of rows X, shape (d, d); for large d by the blocks of its upper triangle alone."""
+    """Return X^T X of rows X, shape (d, d), in their dtype, by the blocks of its upper triangle alone."""
+    if torch.is_autocast_enabled(rows.device.type):  # a forward in mixed precision records, too
+        with torch.autocast(rows.device.type, enabled=False):
+            return gram_matrix(rows)
     size = rows.shape[1]
-    if size < 2 * BLOCK:
-        return rows.T @ rows
+    parts = -(-size // BLOCK)
     gram = rows.new_empty(size, size)
-    for start in range(0, size, BLOCK):
-        end = min(start + BLOCK, size)
+    for part in range(parts):
+        start, end = size * part // parts, size * (part + 1) // parts
         torch.mm(rows[:, start:end].T, rows[:, start:], out=gram[start:end, start:])
         gram[end:, start:end] = gram[start:end, end:].T
     return gram

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from pathlib import Path as FilePath
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from surgeon.errors import PlanError
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
 from surgeon.representations import Representation
-from surgeon.types import Convolution, Coverage, Path, Site
+from surgeon.types import Convolution, Coverage, Path, Site, Task
 
 ENTRY_POINTS = "surgeon.adapters"
 
@@ -98,6 +99,63 @@ class Adapter(Protocol):
         ...
 
 
+class BaseAdapter:
+    """An adapter that knows nothing yet: subclass it and override what the family has."""
+
+    name = ""
+    groups: tuple[str, ...] = ()
+
+    def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | Mapping[str, Proposal | Refusal] | None:
+        """Return None: the module is left to other adapters and to measurement."""
+        return None
+
+    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
+        """Say that nothing folds."""
+        return None, f"not foldable: the adapter {self.name!r} does not say how"
+
+    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
+        """Never called, since no site has fold data."""
+        raise NotImplementedError
+
+    def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+        """Return None: keys and shapes do not tell."""
+        return None
+
+
+@runtime_checkable
+class DescribesModels(Protocol):
+    """An adapter that turns a whole module, as its library pickles it, into plain data."""
+
+    def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
+        """Return ``{"factory": "package.module:function", "args": {...}}`` for a module of this family, else None.
+
+        The factory, called with these JSON-compatible arguments, builds the same architecture with any weights, under
+        the default dtype. It should be registered in the entry-point group ``surgeon.models``, so that files may name
+        it.
+
+        Raises:
+            CheckpointError: if the module is of this family and cannot be rebuilt, although it should be.
+        """
+        ...
+
+
+@runtime_checkable
+class OffersTask(Protocol):
+    """An adapter with a ready task: ``--task NAME:FILE`` names it and a file in its library's usual data format."""
+
+    def task(self, data: FilePath, arguments: Mapping[str, Any]) -> Task:
+        """Return the task on a data file; what it needs of the model it gets by its ``for_model``.
+
+        Args:
+            data: the file.
+            arguments: what the user gave as ``--task-args``.
+
+        Raises:
+            TaskError: if the arguments are unknown or unusable.
+        """
+        ...
+
+
 def resolved(proposal: Proposal, axes_of_input: int | None, axes_of_output: int | None) -> Proposal:
     """Return a proposal whose axes are positions.
 
@@ -136,6 +194,12 @@ def proposal_for(model: nn.Module, name: str, adapter: Adapter, group: Group) ->
 def installed_adapters() -> dict[str, Adapter]:
     """Return all registered adapters by name, those of third parties included."""
     return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)}
+
+
+def adapter_with_task(name: str) -> OffersTask | None:
+    """Return the adapter of this name if it is installed and has a ready task; no other adapter is imported."""
+    found = [point.load() for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    return next((adapter for adapter in found if isinstance(adapter, OffersTask)), None)
 
 
 def adapter_named(name: str, adapters: Mapping[str, Adapter]) -> Adapter:

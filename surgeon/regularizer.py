@@ -12,19 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from surgeon.errors import ShapeError
+from surgeon.gram_form import GramForm
 from surgeon.moments import SecondMoment
 from surgeon.representations import BlockOperator, Representation
 
 PenaltyForm = Literal["gram", "rows", "square"]
-
-FEW = 0.8
-"""Share of rows of rho_in(A) that are not empty, up to which the empty ones are left out of products."""
 
 EPSILON = 1e-12
 """Added under every root, so that the gradient at W = 0 is finite; the square of a norm."""
@@ -45,7 +44,6 @@ class Commutator:
             (rho_out.element_actions(), rho_in.element_actions()),
         )
         self._pairs: list[tuple[BlockOperator, BlockOperator]] = [pair for pair in pairs if pair[0].count]
-        self._moving: list[list[Tensor]] | None = None
         self._cast: dict[tuple[torch.dtype, torch.device], list[tuple[BlockOperator, BlockOperator]]] = {}
 
     def __call__(self, weight: Tensor) -> Tensor:
@@ -59,6 +57,11 @@ class Commutator:
             return weight.new_zeros((0, *weight.shape))
         return torch.cat([out.left(weight) - into.right(weight) for out, into in self.operators(weight)])
 
+    @cached_property
+    def gram_form(self) -> GramForm:
+        """The same maps with coordinates sorted, for second moments."""
+        return GramForm(self.rho_out, self.rho_in)
+
     def operators(self, like: Tensor) -> list[tuple[BlockOperator, BlockOperator]]:
         """Return pairs of operators of output and input, in the dtype and on the device of ``like``."""
         # Always cast from float64: operators that went through float32 would stay rounded.
@@ -66,43 +69,6 @@ class Commutator:
         if key not in self._cast:
             self._cast = {key: [(out.to(like), into.to(like)) for out, into in self._pairs]}
         return self._cast[key]
-
-    def on_products(self, weight: Tensor, product: Tensor, moments: Tensor) -> Tensor:
-        """Return ``L_A(W) C`` for all defects from ``Y = W C``, as ``rho_out(A) Y - W (rho_in(A) C)``.
-
-        A generator of rotations leaves some coordinates alone; where rho_in(A) has empty rows, they are left out of the
-        product with W.
-
-        Args:
-            weight: shape (d_out, d_in).
-            product: W C, shape (d_out, d_in).
-            moments: C, shape (d_in, d_in).
-
-        Returns:
-            Shape (n_generators + n_elements, d_out, d_in).
-        """
-        found = []
-        for (out, into), moving in zip(self.operators(weight), self._moving_rows(), strict=True):
-            moved = into.left(moments)
-            parts = []
-            for matrix, rows in zip(moved, moving, strict=True):
-                if len(rows) > FEW * len(matrix):
-                    parts.append(weight @ matrix)
-                else:
-                    parts.append(weight[:, rows.to(weight.device)] @ matrix[rows.to(weight.device)])
-            found.append(out.left(product) - torch.stack(parts))
-        return torch.cat(found) if found else weight.new_zeros((0, *weight.shape))
-
-    def _moving_rows(self) -> list[list[Tensor]]:
-        """Return, for every operator, the rows of rho_in that are not empty."""
-        if self._moving is None:
-            probe = torch.randn(
-                self.rho_in.dimension, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-            )
-            self._moving = [
-                [moved.abs().sum(1).nonzero().flatten() for moved in into.left(probe)] for _, into in self._pairs
-            ]
-        return self._moving
 
     def adjoint(self, defects: Tensor) -> Tensor:
         """Return the adjoint of the map applied to a stack: ``sum_A rho_out(A)^T M_A - M_A rho_in(A)^T``.
@@ -261,6 +227,10 @@ def site_penalty(
     Raises:
         ShapeError: if a dimension does not match.
     """
+    device = weights[0].device.type
+    if torch.is_autocast_enabled(device):  # a caller's forward in mixed precision would round all products
+        with torch.autocast(device, enabled=False):
+            return site_penalty(weights, moments, commutator, form, count)
     if moments.dimension != weights[0].shape[1]:
         raise ShapeError(
             f"expected moments of rows of dimension {weights[0].shape[1]} for W of shape "
@@ -274,17 +244,7 @@ def site_penalty(
 
 def _from_gram(weights: Sequence[Tensor], moments: Tensor, commutator: Commutator, form: PenaltyForm) -> SitePenalty:
     weight = weights[0] if len(weights) == 1 else weights[1] @ weights[0]
-    maps = torch.cat([weight.unsqueeze(0), commutator(weight)])
-    product = weight @ moments
-    products = torch.cat([product.unsqueeze(0), commutator.on_products(weight, product, moments)])
-    terms = (products * maps).sum(dim=(1, 2))
-    # d tr(M C M^T) = 2 tr(dM C M^T) for symmetric C
-    if form == "square":
-        directions = 2 * products
-    else:
-        terms = _root(terms)
-        directions = products / terms[:, None, None]
-    gradient = directions[0] + commutator.adjoint(directions[1:])
+    terms, gradient = commutator.gram_form(weight, moments, None if form == "square" else _root)
     gradients = (gradient,) if len(weights) == 1 else (weights[1].T @ gradient, gradient @ weights[0].T)
     return SitePenalty(terms[0], terms[1:].sum(), gradients)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from surgeon.errors import CheckpointError, SurgeonError, TaskError
 from surgeon.files import sha256_of_file
 from surgeon.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
+from surgeon.registry import adapter_with_task
 from surgeon.types import Split, Task
 
 Direction = Literal["min", "max"]
@@ -33,7 +34,8 @@ class LoadedTask:
         path: the file it was read from; None for ``module:attribute``.
         sha256: of the file's bytes; empty if there is no file.
         arguments: what ``make_task`` was called with.
-        spec: what the user wrote.
+        spec: what the user wrote, with the data's absolute path if an adapter's task was named.
+        data: the file that an adapter's task reads; its hash is ``sha256``.
     """
 
     task: Task
@@ -41,16 +43,31 @@ class LoadedTask:
     sha256: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     spec: str = ""
+    data: Path | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The file that must not be overwritten: the task's own, or its data."""
+        return self.path or self.data
+
+    def for_model(self, model: nn.Module) -> LoadedTask:
+        """Return the task for an opened model; most tasks do not depend on it.
+
+        Raises:
+            TaskError: if the task is for other models than this one.
+        """
+        bind = getattr(self.task, "for_model", None)
+        return self if bind is None else replace(self, task=_checked(bind(model), self.spec))
 
 
 def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> LoadedTask:
-    """Load a task from a Python file or from ``module:attribute``.
+    """Load a task from a Python file, from ``module:attribute``, or an adapter's own from ``adapter:datafile``.
 
     A file defines ``task`` (an object) or ``make_task(**arguments)``; its folder is importable meanwhile. An attribute
     is a task object, or a class or function that makes one; the current folder is importable meanwhile.
 
     Args:
-        spec: the file or ``module:attribute``.
+        spec: the file, ``module:attribute``, or ``adapter:datafile`` if an installed adapter of that name has a task.
         arguments: what to call ``make_task`` with, JSON-compatible.
 
     Raises:
@@ -58,6 +75,9 @@ def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> L
     """
     given = dict(arguments or {})
     text = str(spec)
+    offered = None if isinstance(spec, Path) else _task_of_adapter(text, given)
+    if offered is not None:
+        return offered
     if isinstance(spec, Path) or text.endswith(".py") or ":" not in text or Path(text).is_file():
         path = Path(text).absolute()
         return LoadedTask(_task_of_file(path, given), path, _sha256(path), given, text)
@@ -70,6 +90,28 @@ def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> L
             task = found
     source = getattr(sys.modules.get(text.partition(":")[0]), "__file__", None)
     return LoadedTask(_checked(task, text), None, _sha256(Path(source)) if source else "", given, text)
+
+
+def is_adapters_task(spec: str) -> bool:
+    """Tell whether a spec names the ready task of an installed adapter, so that nothing of the user's is executed."""
+    return ":" in spec and not Path(spec).is_file() and adapter_with_task(spec.partition(":")[0]) is not None
+
+
+def _task_of_adapter(spec: str, arguments: dict[str, Any]) -> LoadedTask | None:
+    """Return the ready task of the adapter that is named before the colon; None if there is none."""
+    name, colon, data = spec.partition(":")
+    adapter = adapter_with_task(name) if colon and not Path(spec).is_file() else None
+    if adapter is None:
+        return None
+    path = Path(data).absolute()
+    if not path.is_file():
+        names = sorted(other.name for other in path.parent.glob("*" + path.suffix))
+        raise TaskError(
+            f"there is no data file {str(path)!r} for the task of {name}: its folder holds "
+            f"{close_names(path.name, names)}; give `--task {name}:FILE`"
+        )
+    task = _checked(adapter.task(path, arguments), spec)
+    return LoadedTask(task, None, _sha256(path), arguments, f"{name}:{path}", path)
 
 
 def _sha256(path: Path) -> str:

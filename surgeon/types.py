@@ -250,12 +250,14 @@ class Task(Protocol):
     Only ``batches`` and ``loss`` are required. The optional members, looked up by name:
 
     * ``model() -> Module``: builds the architecture.
+    * ``for_model(model) -> Task``: the task for one opened model, for tasks whose batches depend on it.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.
     * ``act(g, batch) -> batch`` and ``act_output(g, outputs) -> outputs``; g is a group element in the defining
       representation, float64, shape (k, k).
-    * ``input_names``, ``output_names``, ``units``.
+    * ``input_names``, ``output_names``: of the tensors of batches and outputs, for exported files.
+    * ``units``: name of a metric, an input or an output to its unit.
 
     Nothing is modified in place.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from surgeon.recalibration import gathered_layers, layers_with_statistics, recal
 from surgeon.surgery import Relaxation, strip
 from surgeon.tasks import LoadedTask, can_act, primary_metric, task_batches, task_forward
 from surgeon.trees import to_device, to_dtype
-from surgeon.types import Certificate, ErrorSummary, Split, StripMode
+from surgeon.types import Certificate, ErrorSummary, Split, StripMode, Task
 from surgeon.workspace import Workspace
 
 SAME_FUNCTION = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -127,7 +128,7 @@ def strip_and_certify(
     after = _compare_function(workspace, before)
     recalibration = _recalibrate(workspace, original, recalibration_batches, settings.seed)
     certificate = certify(original, workspace.model, before.run)
-    _judge(workspace, original, before, after, settings, split)
+    _judge(workspace, before, after, split)
     checks = {**certificate.checks, **after.checks}
     details = {
         **certificate.details,
@@ -156,8 +157,10 @@ _Equivariance = dict[str, Mapping[str, Mapping[str, ErrorSummary]]]
 
 @dataclass(frozen=True)
 class _Before:
-    """What is known of a model while its branches are still in place; empty without a task."""
+    """What is known of a model while its branches are still in place; without a task only the original."""
 
+    original: nn.Module
+    settings: MeasureSettings
     batches: list[Any]
     relaxed: list[Any]
     clean: list[Any]
@@ -180,7 +183,7 @@ def _observe(workspace: Workspace, original: nn.Module, mode: StripMode, setting
     task, model, relaxation = workspace.task, workspace.model, workspace.relaxation
     assert relaxation is not None
     if task is None:
-        return _Before([], [], [], {}, None)
+        return _Before(original, settings, [], [], [], {}, None)
     batches = [to_dtype(batch, model_dtype(model)) for batch in sample_batches(task, settings.batches)]
     relaxed, clean = outputs_on(model, task.task, batches), []
     if mode == relaxation.mode:
@@ -194,7 +197,12 @@ def _observe(workspace: Workspace, original: nn.Module, mode: StripMode, setting
         with at_full_relaxation(relaxation):
             own = str(model_dtype(model)).removeprefix("torch.")
             equivariance["relaxed, theta 1"] = {own: task_equivariance(model, task, group, settings)}
-    return _Before(batches, relaxed, clean, equivariance, lambda m: task_forward(task.task, m, batches[0]))
+    run = functools.partial(_forward, task.task, batches[0])
+    return _Before(original, settings, batches, relaxed, clean, equivariance, run)
+
+
+def _forward(task: Task, batch: Any, model: nn.Module) -> Any:
+    return task_forward(task, model, batch)
 
 
 def _compare_function(workspace: Workspace, before: _Before) -> _After:
@@ -268,14 +276,7 @@ def _recalibrate(workspace: Workspace, original: nn.Module, at_most: int, seed: 
     }
 
 
-def _judge(
-    workspace: Workspace,
-    original: nn.Module,
-    before: _Before,
-    after: _After,
-    settings: MeasureSettings,
-    split: Split | None,
-) -> None:
+def _judge(workspace: Workspace, before: _Before, after: _After, split: Split | None) -> None:
     """Add equivariance and metrics of the stripped model to what is known after stripping."""
     task, model, relaxation = workspace.task, workspace.model, workspace.relaxation
     assert relaxation is not None
@@ -283,18 +284,19 @@ def _judge(
         return
     if before.equivariance:
         group = parse_group(relaxation.plan.group)
-        after.equivariance["stripped"] = both_precisions(workspace, model, group, settings)
-        worse = _less_equivariant(after.equivariance)
+        after.equivariance["stripped"] = both_precisions(workspace, model, group, before.settings)
+        worse = less_equivariant(after.equivariance)
         after.checks["as equivariant as the original"] = not worse
         after.differences += worse
     if split is not None:
         after.metrics = {
-            "original": evaluate(original, task.task, split),
+            "original": evaluate(before.original, task.task, split),
             "stripped": evaluate(model, task.task, split),
         }
 
 
-def _less_equivariant(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> list[str]:
+def less_equivariant(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> list[str]:
+    """Say where the error of "stripped" is above the original's: dtype by dtype, component by component."""
     found = []
     for dtype, components in equivariance["original"].items():
         for component, before in components.items():

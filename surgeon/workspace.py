@@ -35,11 +35,11 @@ from surgeon.hub.client import list_files
 from surgeon.hub.fetch import fetch_relaxed, open_anywhere, open_listed
 from surgeon.hub.safety import check_config, refuse_nonfinite
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
-from surgeon.registry import installed_adapters
+from surgeon.registry import DescribesModels, installed_adapters
 from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
 from surgeon.surgery import Relaxation, relax
-from surgeon.tasks import LoadedTask, load_task
+from surgeon.tasks import LoadedTask, is_adapters_task, load_task
 from surgeon.types import StripMode
 
 
@@ -48,7 +48,7 @@ class OpenOptions:
     """What the user may add to a path: how to find model and task, and what is trusted.
 
     Attributes:
-        task: a task file or ``module:attribute``.
+        task: a task file, ``module:attribute``, or ``adapter:datafile``.
         task_arguments: for ``make_task``.
         accept_changed_task: use a task file although it is not the one that a relaxed folder was made with.
         factory: ``module:function`` that builds the model.
@@ -149,13 +149,8 @@ class Workspace:
         """
         base, branches = split_state(model.state_dict())
         casted = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in base.items()}
-        checkpoint = dataclasses.replace(self.checkpoint, tensors=casted, prefix="", module=None)
         with default_dtype(torch.float64):
-            if self.checkpoint.module is not None:
-                twin = self.found.rebuild().double()
-                load_into(twin, casted, str(self.path))
-            else:
-                twin = _find(checkpoint, self.task, self.options).model
+            twin = self.found.rebuild(casted)
             if branches:
                 assert self.relaxation is not None
                 copied = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
@@ -204,9 +199,12 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
 def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
     task = load_task(options.task, options.task_arguments) if options.task else None
     found = _find(checkpoint, task, options)
-    return Workspace(
-        checkpoint.path, found.model, found, checkpoint, options, task or found.task, origin=checkpoint.origin
-    )
+    task = _bound(task or found.task, found.model)
+    return Workspace(checkpoint.path, found.model, found, checkpoint, options, task, origin=checkpoint.origin)
+
+
+def _bound(task: LoadedTask | None, model: nn.Module) -> LoadedTask | None:
+    return None if task is None else task.for_model(model)
 
 
 def _open_hub(path: HubPath, options: OpenOptions, mode: StripMode | None) -> Workspace:
@@ -221,6 +219,7 @@ def _open_hub(path: HubPath, options: OpenOptions, mode: StripMode | None) -> Wo
 
 
 def _find(checkpoint: Checkpoint, task: LoadedTask | None, options: OpenOptions) -> FoundModel:
+    adapters = installed_adapters().values()
     return find_model(
         checkpoint,
         task=task,
@@ -228,7 +227,8 @@ def _find(checkpoint: Checkpoint, task: LoadedTask | None, options: OpenOptions)
         arguments=options.factory_arguments,
         build=options.build,
         trust_remote_code=options.trust_remote_code,
-        rebuilders=[adapter.rebuild for adapter in installed_adapters().values()],
+        rebuilders=[adapter.rebuild for adapter in adapters],
+        describers=[adapter for adapter in adapters if isinstance(adapter, DescribesModels)],
         local=checkpoint.origin is None,
         announce=options.announce,
     )
@@ -316,6 +316,7 @@ def _open_relaxed(
     relaxation.set_theta(*config.theta)
     if config.thetas is not None:
         relaxation.set_thetas(config.thetas)
+    task = _bound(task, found.model)
     if origin is not None:
         check_values(*split_state(found.model.state_dict()), config, origin, options)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
@@ -384,7 +385,7 @@ def _task_of(folder: Path, config: RelaxedConfig, options: OpenOptions, origin: 
         )
     is_file = Path(spec).is_file()
     unchanged = not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
-    if options.announce and (unchanged or options.accept_changed_task):
+    if options.announce and not is_adapters_task(spec) and (unchanged or options.accept_changed_task):
         options.announce(spec)
     task = load_task(spec, config.task["args"]) if unchanged or options.accept_changed_task else None
     if task is None or (task.sha256 != recorded and not options.accept_changed_task):

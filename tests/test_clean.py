@@ -20,6 +20,7 @@ from surgeon.checkpoint import Checkpoint, open_checkpoint
 from surgeon.clean import write_clean
 from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.files import write_tensors
+from surgeon.models import find_model
 from surgeon.types import Certificate
 from tests.commands import Surgeon
 from tests.tiny import Net
@@ -52,6 +53,20 @@ def test_a_clean_folder(tmp_path: Path, name: str) -> None:
         assert torch.equal(copy.tensors[key], value)
     assert (copy.container, copy.prefix, copy.extras) == (original.container, original.prefix, original.extras)
     assert clean.metadata == (original.metadata or {"format": "pt"})
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_how_to_build_the_model_is_kept_if_a_file_may_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registered: bool
+) -> None:
+    monkeypatch.setattr("surgeon.clean.is_registered", lambda factory: registered and factory == "torch.nn:Linear")
+    statement = {"factory": "torch.nn:Linear", "args": {"in_features": 2, "out_features": 3}}
+    original = saved(tmp_path, "net.safetensors", nn.Linear(2, 3))
+    files = write_clean(tmp_path / "out", nn.Linear(2, 3), GOOD, original, statement=statement)
+    assert ("model.safetensors.model.json" in files) == registered
+    if registered:
+        opened = open_checkpoint(tmp_path / "out" / "model.safetensors")
+        assert isinstance(find_model(opened, trust_remote_code=True).model, nn.Linear)
 
 
 def test_a_certificate_that_does_not_hold_is_refused(tmp_path: Path) -> None:

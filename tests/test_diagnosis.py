@@ -15,7 +15,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.diagnosis import Curvature, Diagnosis, DiagnosisSettings, Estimate, diagnose, result, work
+from surgeon.diagnosis import Curvature, Diagnosis, DiagnosisSettings, Estimate, budget, diagnose, result, work
 from surgeon.diagnosis.curvature import BranchLoss, smallest_eigenvalue, transverse_projection
 from surgeon.errors import PlanError, TaskError, UsageError
 from surgeon.files import json_compatible
@@ -478,3 +478,39 @@ def test_what_cannot_be_diagnosed() -> None:
 
     with pytest.raises(TaskError, match="loss other than 0"):
         diagnose(model, plan, Nothing())
+
+
+def test_a_time_that_suffices_changes_nothing() -> None:
+    torch.manual_seed(0)
+    found = planted(-0.5, -0.5, seconds=3600.0)
+    torch.manual_seed(0)
+    unlimited = planted(-0.5, -0.5)
+    assert found.notes == unlimited.notes == ()
+    assert found.settings == dataclasses.replace(unlimited.settings, seconds=3600.0)
+    assert found.curvature == unlimited.curvature
+
+
+def test_a_short_time_takes_fewer_batches_and_says_so() -> None:
+    found = planted(-0.5, -0.5, seconds=1e-9, train_batches=6, held_out_batches=4)
+    assert found.settings.train_batches == 1
+    assert found.settings.held_out_batches == 4
+    assert found.settings.products < DiagnosisSettings().products
+    assert any("1 training batches and 4 held-out batches" in note for note in found.notes)
+    assert found.verdict == "real"
+    assert len(found.curvature.held_out.values) == 4
+
+
+@pytest.mark.parametrize("product", [0.01, 0.1, 0.5, 2.0])
+def test_what_is_affordable_is_expected_to_fit(product: float) -> None:
+    settings = DiagnosisSettings()
+    smaller = budget.affordable(settings, 60.0, product / 4, product)
+    assert (smaller == settings) == (budget.expected(settings, product / 4, product) <= budget.MARGIN * 60)
+    least = budget.affordable(settings, 1e-9, 1.0, 1.0)
+    assert smaller == least or budget.expected(smaller, product / 4, product) <= budget.MARGIN * 60
+    assert least.held_out_batches == budget.FEWEST_HELD_OUT
+    assert least.train_batches == 1
+
+
+def test_no_time_is_refused() -> None:
+    with pytest.raises(UsageError, match="more than 0 seconds"):
+        DiagnosisSettings(seconds=0.0)

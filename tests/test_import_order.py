@@ -19,9 +19,9 @@ FOREIGN = {
     "surgeon_cli": {"surgeon_adapters"},
 }
 ROWS = (
-    {"errors", "types", "files", "trees", "imports", "modes"},
+    {"errors", "types", "files", "trees", "imports", "modes", "sharding"},
     {"groups", "representations", "e3nn_compat"},
-    {"branch", "forms", "regularizer", "schedule", "measure", "intertwiners", "moments"},
+    {"branch", "forms", "regularizer", "gram_form", "schedule", "measure", "intertwiners", "moments"},
     {"graph", "inference"},
     {"surgery", "registry"},
     {
@@ -32,6 +32,7 @@ ROWS = (
         "certificate",
         "certificate_words",
         "workspace",
+        "stripped",
         "verdict",
         "verification",
         "clean",

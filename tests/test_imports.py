@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from surgeon.errors import TaskError, UsageError
-from surgeon.imports import call_with, close_names, import_attribute, importable, one_line
+from surgeon.imports import call_with, close_names, import_attribute, importable, one_line, unchanged_environment
 
 
 def test_a_folder_is_importable_only_meanwhile(tmp_path: Path) -> None:
@@ -68,3 +69,15 @@ def test_messages_are_one_line_and_names_are_near() -> None:
     assert close_names("modle.pt", ["a.txt", "model.pt"]) == "model.pt"
     assert close_names("zzz", ["b", "c"]) == "b, c"
     assert close_names("zzz", []) == "nothing"
+
+
+def test_the_environment_is_put_back() -> None:
+    os.environ["SURGEON_KEPT"] = "before"
+    before = dict(os.environ)
+    with unchanged_environment():
+        os.environ["SURGEON_KEPT"] = "changed"
+        os.environ["SURGEON_NEW"] = "1"
+    assert dict(os.environ) == before
+    with unchanged_environment():
+        del os.environ["SURGEON_KEPT"]
+    assert os.environ.pop("SURGEON_KEPT") == "before"

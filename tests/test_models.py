@@ -281,3 +281,32 @@ def test_a_prefix_can_be_the_models_own(here: Path) -> None:
 def test_the_mode_of_the_factory_is_kept(here: Path) -> None:
     assert find_model(checkpoint(here), rebuilders=[recognise_linear]).model.training
     assert not find_model(checkpoint(here), rebuilders=[lambda tensors: nn.Linear(3, 2).eval()]).model.training
+
+
+class Describing:
+    """An adapter that knows linear layers as whole modules."""
+
+    def describe(self, module: nn.Module) -> dict[str, Any] | None:
+        if not isinstance(module, nn.Linear):
+            return None
+        sizes = {"in_features": module.in_features, "out_features": module.out_features}
+        return {"factory": "torch.nn:Linear", "args": sizes}
+
+
+def test_a_whole_module_is_described_as_plain_data(here: Path) -> None:
+    torch.save(nn.Linear(3, 2).double(), here / "whole.pt")
+    opened = open_checkpoint(here / "whole.pt", trust_pickle=True)
+    found = find_model(opened, describers=[Describing()])
+    assert found.factory == {"factory": "torch.nn:Linear", "args": {"in_features": 3, "out_features": 2}}
+    assert found.model is not opened.module
+    assert same(found.model.state_dict(), opened.tensors)
+    doubled = {key: 2 * value for key, value in opened.tensors.items()}
+    assert same(found.rebuild(doubled).state_dict(), doubled)
+    assert same(found.rebuild().state_dict(), opened.tensors)
+
+
+def test_a_module_that_no_adapter_describes_is_its_own_model(here: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(3, 2)), here / "whole.pt")
+    found = find_model(open_checkpoint(here / "whole.pt", trust_pickle=True), describers=[Describing()])
+    assert found.factory is None
+    assert "module inside" in found.source

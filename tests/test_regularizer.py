@@ -127,6 +127,19 @@ def test_the_closed_form_gradient_is_that_of_autograd(name: str, form: Any, few:
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["rows kept", "gram"])
+def test_mixed_precision_does_not_round_the_penalty(few: bool) -> None:
+    rho_out, rho_in = PAIRS["O3"]()
+    weight, rows = random_weight(rho_out, rho_in).float(), torch.randn(2 if few else 100, rho_in.dimension)
+    commutator, moments = Commutator(rho_out, rho_in), recorded("gram", rows)
+    expected = site_penalty((weight,), moments, commutator)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, rounded = site_penalty((weight,), moments, commutator), weight @ weight.T
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(found.gradients[0], expected.gradients[0])
+    assert torch.equal(found.defect, expected.defect)
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["rows kept", "gram"])
 @pytest.mark.parametrize("form", ["gram", "rows", "square"])
 def test_low_rank_gradients_are_those_of_the_product(form: Any, few: bool) -> None:
     rho_out, rho_in = PAIRS["O3"]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -225,3 +226,47 @@ def test_a_bad_direction() -> None:
     task.primary_direction = "down"
     with pytest.raises(TaskError, match="'min' or 'max', got 'mae' and 'down'"):
         primary_metric(task)
+
+
+class Bound:
+    """A task for models of one width."""
+
+    def __init__(self, data: Path, width: int = 0) -> None:
+        self.data, self.width = data, width
+
+    def for_model(self, model: nn.Module) -> Bound:
+        return Bound(self.data, sum(1 for _ in model.parameters()))
+
+    def batches(self, split: str, seed: int) -> list[torch.Tensor]:
+        return [torch.zeros(self.width)]
+
+    def loss(self, outputs: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        return outputs.sum()
+
+
+class Offering:
+    def task(self, data: Path, arguments: dict[str, int]) -> Bound:
+        return Bound(data, **arguments)
+
+
+def test_an_adapters_task_is_named_with_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"mine": Offering()}
+    monkeypatch.setattr("surgeon.tasks.adapter_with_task", found.get)
+    data = tmp_path / "frames.xyz"
+    data.write_text("1\n")
+    monkeypatch.chdir(tmp_path)
+    loaded = load_task("mine:frames.xyz", {"width": 4})
+    assert (loaded.data, loaded.path, loaded.spec) == (data, None, f"mine:{data}")
+    assert loaded.sha256 == hashlib.sha256(b"1\n").hexdigest()
+    assert next(task_batches(loaded.task, "train", 0)).shape == (4,)
+    bound = loaded.for_model(nn.Linear(2, 2))
+    assert next(task_batches(bound.task, "train", 0)).shape == (2,)
+    with pytest.raises(TaskError, match=r"no data file .*frames.xy' for the task of mine.*holds .*`--task mine:FILE`"):
+        load_task("mine:frames.xy")
+    with pytest.raises(TaskError, match="could not import a task 'other:frames.xyz'"):
+        load_task("other:frames.xyz")
+
+
+def test_most_tasks_do_not_depend_on_the_model(tmp_path: Path) -> None:
+    loaded = load_task(write(tmp_path, CLASS + "task = T(3)\n"))
+    assert loaded.for_model(nn.Linear(1, 1)) is loaded

@@ -106,6 +106,7 @@ def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any
     for name, tensor in sorted(workspace.files.branches.items()):
         branches.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return {
+        "versions": {name: versions().get(name) for name in ("python", "equisurgeon", "torch", "e3nn")},
         "checkpoint sha256": config.base["sha256"],
         "plan": {"sites": len(config.plan.sites), "sha256": hashlib.sha256(plan.encode()).hexdigest()},
         "initial branches sha256": branches.hexdigest() if config.step == 0 else None,

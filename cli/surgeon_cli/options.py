@@ -54,7 +54,7 @@ class Finding:
         typer.Option(
             "--task",
             metavar="FILE",
-            help="Task file (or module:attribute): data, loss, group action, model.",
+            help="Task file, module:attribute, or ADAPTER:DATAFILE: data, loss, group action, model.",
             rich_help_panel=MODEL,
         ),
     ] = None

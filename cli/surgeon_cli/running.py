@@ -56,11 +56,9 @@ def run_training(
             f"expected a relaxed folder, got the plain checkpoint {shown(folder)!r}: run `surgeon relax "
             f"{shown(folder)}` first"
         )
-    base, task = (
-        workspace.files.config.base if workspace.files else {"repo": None, "file": None},
-        workspace.require_task(),
-    )
-    refuse_overwriting(target, base["file"] if base["repo"] is None else None, task.path)
+    base = workspace.files.config.base if workspace.files else {}
+    task = workspace.require_task()
+    refuse_overwriting(target, None if base.get("repo") else base.get("file"), task.file)
     arm = arm or arm_named(workspace.relaxation.mode)
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
     trackers = keeping.track or []

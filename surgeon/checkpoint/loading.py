@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from surgeon.checkpoint.stored import pieces
 from surgeon.errors import CheckpointError
 
-# What torch.fx adds to a generated module (e3nn's tensor products) when it is deep-copied, as for an averaged model.
-_COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
+COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
+"""What torch.fx adds to a generated module (a tensor product of e3nn) when that is deep-copied, as for an average."""
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -32,8 +32,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         CheckpointError: if keys or shapes differ, or tensors that the model ties have different values in the file.
     """
     state = model.state_dict()
-    if any(key not in state and _COPIED_CONSTANT.search(key) for key in tensors):
-        tensors = {key: value for key, value in tensors.items() if key in state or not _COPIED_CONSTANT.search(key)}
+    if any(key not in state and COPIED_CONSTANT.search(key) for key in tensors):
+        tensors = {key: value for key, value in tensors.items() if key in state or not COPIED_CONSTANT.search(key)}
     own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     _check_keys(model, own, tensors, where)
     _check_shapes(model, own, tensors, where)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from surgeon.checkpoint.stored import StoredTensors, check_header
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath
-from surgeon.imports import close_names, importable, one_line
+from surgeon.imports import close_names, importable, one_line, unchanged_environment
 
 Container = Literal["safetensors", "state_dict", "nested", "module"]
 
@@ -209,8 +211,8 @@ def _refused_code(error: Exception, sound: bool) -> str | None:
 
 def _read_trusted(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), importable(Path.cwd()):
-            warnings.simplefilter("ignore")  # of the libraries whose code is run
+        with warnings.catch_warnings(), importable(Path.cwd()), unchanged_environment(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of the libraries whose code is run, as is what they print
             return torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
         raise CheckpointError(

@@ -31,6 +31,8 @@ class DiagnosisSettings:
         held_out_batches: validation batches on which it is judged.
         per_site: also seek a direction for every site alone.
         seed: of the order of the training batches and of the first direction.
+        seconds: about how long it may take, ops alone apart; fewer batches and products are used if it would take
+            longer. None for as long as it takes.
 
     Raises:
         UsageError: if a number is too small.
@@ -41,8 +43,11 @@ class DiagnosisSettings:
     held_out_batches: int = 32
     per_site: bool = False
     seed: int = 0
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0:
+            raise UsageError(f"expected more than 0 seconds for a diagnosis, got {self.seconds}: give more")
         if self.products < FEWEST or min(self.train_batches, self.held_out_batches) < 1:
             raise UsageError(
                 f"expected at least {FEWEST} products and 1 batch of each split, got {self.products} products, "

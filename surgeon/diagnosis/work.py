@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.diagnosis.budget import affordable
 from surgeon.diagnosis.curvature import (
     BranchLoss,
     Coordinates,
@@ -89,7 +90,7 @@ def diagnose(
             work.losses,
             work.loss.method,
             sum(parameter.numel() for parameter in work.loss.coordinates.parameters),
-            settings,
+            work.settings,
             time.perf_counter() - started,
             per_site,
             tuple(work.notes),
@@ -174,6 +175,8 @@ class _Work:
         self.on_product, self.done = on_product, 0
         self.notes: list[str] = []
         self.loss = BranchLoss(self._run, self._coordinates())
+        if settings.seconds is not None:
+            self._fit(settings.seconds)
         found = {split: [self.loss.gradient(batch) for batch in some] for split, some in batches.items()}
         self.losses = {split: statistics.fmean(loss for loss, _ in pairs) for split, pairs in found.items()}
         self.gradients = {split: [gradient for _, gradient in pairs] for split, pairs in found.items()}
@@ -183,6 +186,27 @@ class _Work:
                     f"expected a finite loss other than 0 on the {split} split, to which curvatures are relative, got "
                     f"{loss}: check the loss of the task"
                 )
+
+    def _fit(self, seconds: float) -> None:
+        """Take fewer batches and products if all of them are expected to need more time."""
+        coordinates, batch = self.loss.coordinates, self.batches["train"][0]
+        start = time.perf_counter()
+        self.loss.gradient(batch)
+        middle = time.perf_counter()
+        self.loss.curvature(batch, coordinates.random(self.settings.seed))
+        smaller = affordable(self.settings, seconds, middle - start, time.perf_counter() - middle)
+        counts = {"train": smaller.train_batches, "validation": smaller.held_out_batches}
+        if smaller == self.settings:
+            return
+        self.settings = smaller
+        self.batches = {split: self.batches[split][:count] for split, count in counts.items()}
+        # movements are relative to sizes on the same batches
+        sizes = measure_sizes(coordinates.branches, self._run_train)
+        self.loss = BranchLoss(self._run, dataclasses.replace(coordinates, sizes=sizes))
+        self.notes.append(
+            f"to take about {seconds:g} s, at most {smaller.products} products over {len(self.batches['train'])} "
+            f"training batches and {len(self.batches['validation'])} held-out batches were used"
+        )
 
     def _run(self, batch: Any) -> Tensor:
         fresh = map_tensors(fresh_copy, batch)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgeon.evaluation import outputs_on
 from surgeon.export.sample import Sample
 from surgeon.groups import Group
 from surgeon.imports import one_line
+from surgeon.stripped import Stripped
 from surgeon.tasks import can_act
 from surgeon.trees import map_tensors, tensors_in, to_dtype
-from surgeon.types import Task
 
 TIMES_ROUNDING = 10.0
 """ONNX Runtime may differ from the model by this many times the model's own rounding error, measured in float64."""
@@ -45,13 +45,19 @@ class OnnxReport:
     differences: tuple[str, ...]
 
 
-def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
-    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
+def session_of(path: Path, threads: int = 0) -> Any:
+    """Open a file in ONNX Runtime on the CPU; 0 threads are as many as it likes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
+    """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
+    session = session_of(path)
     wanted = {item.name for item in session.get_inputs()}
 
     def run(batch: Any) -> list[Tensor]:
@@ -64,12 +70,10 @@ def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
 
 def check_onnx(
     path: Path,
-    model: nn.Module,
-    double: nn.Module,
-    task: Task,
+    stripped: Stripped,
     sample: Sample,
-    group: Group | None,
     seed: int = 0,
+    kept: Sequence[int] | None = None,
 ) -> OnnxReport:
     """Compare an ONNX file with the model it was exported from, on batches of other sizes.
 
@@ -78,18 +82,17 @@ def check_onnx(
 
     Args:
         path: the file.
-        model: in its own dtype, eval mode is set.
-        double: its float64 twin, the yardstick.
-        task: how to call the model, and how the group acts.
+        stripped: the model, its float64 twin as yardstick, how it is called, and how the group acts.
         sample: whose ``others`` are compared.
-        group: None if the task does not say how the group acts.
         seed: of the group elements.
+        kept: positions of the outputs that the file has; None for all.
     """
+    model, double, task, group = stripped.model, stripped.double, stripped.task, stripped.group
     run = runner(path, sample)
     batches = list(sample.others)
-    eager = [tensors_in(tree) for tree in outputs_on(model, task, batches)]
+    eager = [_chosen(tree, kept) for tree in outputs_on(model, task, batches)]
     exact_trees = outputs_on(double, task, [to_dtype(batch, torch.float64) for batch in batches])
-    exact = [tensors_in(tree) for tree in exact_trees]
+    exact = [_chosen(tree, kept) for tree in exact_trees]
     bounds = [[_bound(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(eager, exact, strict=True)]
     worst, differences = 0.0, list[str]()
     results = list[list[Tensor]]()
@@ -107,8 +110,8 @@ def check_onnx(
             differences.append(f"at sizes {sizes} ONNX Runtime deviates {ratio:.1f} times as much as allowed")
     equivariance = {}
     if group is not None and can_act(task) and not differences:
-        trees = [_like(tree, found) for tree, found in zip(exact_trees, results, strict=True)]
-        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed)
+        trees = [_like(tree, found, kept) for tree, found in zip(exact_trees, results, strict=True)]
+        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed, kept)
         differences += [
             f"in ONNX Runtime f(g x) and g f(x) differ {ratio:.1f} times as much as allowed under {name}"
             for name, ratio in equivariance.items()
@@ -125,6 +128,7 @@ def _equivariance(
     bounds: Sequence[Sequence[float]],
     group: Group,
     seed: int,
+    kept: Sequence[int] | None,
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     result = {}
@@ -132,7 +136,7 @@ def _equivariance(
         worst = 0.0
         for batch, tree, allowed in zip(batches, trees, bounds, strict=True):
             for g in group.sample(ELEMENTS, generator, component):
-                moved = tensors_in(task.act_output(g, tree))
+                moved = _chosen(task.act_output(g, tree), kept)
                 # Coordinates that are turned or moved have the size of what they are turned into.
                 scaled = [max(a, RELATIVE * _size(t)) for a, t in zip(allowed, moved, strict=True)]
                 worst = max(worst, _largest(run(task.act(g, batch)), moved, scaled))
@@ -140,7 +144,16 @@ def _equivariance(
     return result
 
 
-def _like(tree: Any, tensors: Sequence[Tensor]) -> Any:
+def _chosen(tree: Any, kept: Sequence[int] | None) -> list[Tensor]:
+    tensors = tensors_in(tree)
+    return tensors if kept is None else [tensors[index] for index in kept]
+
+
+def _like(tree: Any, found: Sequence[Tensor], kept: Sequence[int] | None) -> Any:
+    """Return the tree with the found tensors in it; those that the file does not have stay, for ``act_output``."""
+    tensors = tensors_in(tree)
+    for index, tensor in zip(range(len(tensors)) if kept is None else kept, found, strict=True):
+        tensors[index] = tensor
     remaining = iter(tensors)
     return map_tensors(lambda _: next(remaining), tree)
 

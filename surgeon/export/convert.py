@@ -7,7 +7,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from surgeon.branch import branches_of
 from surgeon.errors import CheckFailedError, SurgeonError, UsageError
 from surgeon.evaluation import in_evaluation_mode
+from surgeon.export.derivative import derived_outputs, record_derivatives
 from surgeon.export.sample import Sample
 from surgeon.imports import one_line
 from surgeon.tasks import task_forward
-from surgeon.trees import tensor_leaves, tensors_in
+from surgeon.trees import tensors_in
 from surgeon.types import Task
 
 OPSETS = range(18, 24)
@@ -28,20 +29,29 @@ OPSETS = range(18, 24)
 _OWNER = "model"
 
 
-class _Positional(nn.Module):
-    """A model as a function from the tensors of a batch to those of its outputs."""
+class Positional(nn.Module):
+    """A model as a function from the tensors of a batch to those of its outputs, or to some of these by position."""
 
-    def __init__(self, model: nn.Module, task: Task, sample: Sample) -> None:
+    def __init__(self, model: nn.Module, task: Task, sample: Sample, kept: Sequence[int] | None = None) -> None:
         super().__init__()
         self.model = model
-        self._task, self._sample = task, sample
+        self._task, self._sample, self._kept = task, sample, kept
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the chosen outputs for the tensors of a batch, in the order of ``tensors_in``."""
         outputs = task_forward(self._task, self.model, self._sample.with_tensors(tensors))
-        return tuple(tensors_in(outputs))
+        found = tensors_in(outputs)
+        return tuple(found if self._kept is None else [found[index] for index in self._kept])
 
 
-def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18) -> Any:
+def outputs_by_derivative(model: nn.Module, task: Task, sample: Sample) -> frozenset[int] | None:
+    """Return the positions of the outputs that need a derivative inside the forward; None if none is taken."""
+    function = Positional(model, task, sample)
+    with in_evaluation_mode(function):
+        return derived_outputs(function, tensors_in(sample.batch))
+
+
+def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18, kept: Sequence[int] | None = None) -> Any:
     """Convert a model with torch's exporter and clean the graph without looking at the values of its weights.
 
     The exporter's own optimisation merges equal weights and removes additions of zero, so its graph says something
@@ -52,6 +62,7 @@ def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18) -> An
         task: says how to call the model.
         sample: the example batch and its dynamic axes.
         opset: version of the operator set.
+        kept: positions of the outputs that are wanted, all if None; what only the others need is not exported.
 
     Returns:
         ``onnx_ir.Model``, whose initializers of the state dict carry the names of the state dict.
@@ -70,9 +81,11 @@ def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18) -> An
         raise UsageError(f"expected an ONNX opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}: choose one of these")
     _require_packages()
     shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes} for axes in sample.dynamic)
-    wrapped = _Positional(model, task, sample)
+    wrapped: nn.Module = Positional(model, task, sample, kept)
     with in_evaluation_mode(wrapped), _quiet():
         try:
+            if outputs_by_derivative(model, task, sample) is not None:
+                wrapped = record_derivatives(wrapped, model, sample)
             program = torch.onnx.export(
                 wrapped,
                 tuple(tensors_in(sample.batch)),
@@ -168,15 +181,3 @@ def _share_constants(graph: Any, state: set[str]) -> None:
             for node, index in list(value.uses()):
                 node.replace_input_with(index, first)
             graph.initializers.pop(name)
-
-
-def output_names(task: Task, outputs: Any, taken: Collection[str]) -> list[str]:
-    """Return one name per tensor of the outputs: those of the task, else their keys.
-
-    A name that an input has already becomes ``NAME_out``.
-    """
-    paths = list(tensor_leaves(outputs))
-    given = [str(name) for name in getattr(task, "output_names", ())]
-    if len(given) != len(paths):
-        given = [".".join(map(str, path)) or "output" for path in paths]
-    return [f"{name}_out" if name in taken else name for name in given]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from surgeon.errors import CheckFailedError
 from surgeon.evaluation import outputs_on
 from surgeon.export.checks import check_onnx
-from surgeon.export.convert import output_names, to_onnx
-from surgeon.export.sample import sample_of
+from surgeon.export.convert import outputs_by_derivative, to_onnx
+from surgeon.export.facts import Named, facts
+from surgeon.export.outputs import ALL_OUTPUTS, Selection, apart_from, output_names
+from surgeon.export.sample import Sample, sample_of
 from surgeon.export.signature import compare_signatures, signature, signature_hash
-from surgeon.groups import Group
 from surgeon.imports import one_line
-from surgeon.types import Task
+from surgeon.stripped import Stripped
+from surgeon.trees import to_dtype
 from surgeon.verdict import model_dtype
 
 ONNX_FILE = "model.onnx"
@@ -25,13 +27,10 @@ ONNX_FILE = "model.onnx"
 
 def export_onnx(
     path: Path,
-    model: nn.Module,
-    original: nn.Module,
-    double: nn.Module,
-    task: Task,
-    group: Group | None = None,
+    stripped: Stripped,
     *,
     opset: int = 18,
+    selection: Selection = ALL_OUTPUTS,
     metadata: Mapping[str, str] | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -42,12 +41,9 @@ def export_onnx(
 
     Args:
         path: the file to write.
-        model: the stripped model, on the CPU.
-        original: the checkpoint's model.
-        double: the stripped model in float64.
-        task: batches, call and action of the group.
-        group: None for no equivariance check.
+        stripped: the model, on the CPU, and what it is compared with; no equivariance check without a group.
         opset: version of the ONNX operator set.
+        selection: which outputs the file has.
         metadata: what else the file should say about itself.
         announce: told what is being done, since it takes a while.
 
@@ -56,36 +52,66 @@ def export_onnx(
 
     Raises:
         CheckFailedError: if a check fails; it says what differs.
+        UsageError: if the selected outputs do not exist.
     """
+    model, task = stripped.model, stripped.task
     sample = sample_of(task, model_dtype(model))
-    announce("converting the model to ONNX")
-    converted = to_onnx(model, task, sample, opset)
-    names = output_names(task, outputs_on(model, task, [sample.batch])[0], sample.names)
-    announce("converting the original in the same way, to compare the graphs")
-    digest = _same_graph(converted, model, to_onnx(original, task, sample, opset), original, names)
+    every = output_names(task, outputs_on(model, task, [sample.batch])[0])
+    derived = outputs_by_derivative(model, task, sample)
+    kept = selection.positions(every, derived)
+    converted, names, digest = _converted(stripped, sample, opset, every, kept, announce)
+    graph = converted.graph
+    inputs = [value.name for value in graph.inputs]
+    about = _facts(stripped, sample, inputs, dict(zip(kept, names, strict=True)))
     converted.producer_name = "equisurgeon"
-    converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **_facts(task, group), **(metadata or {})})
+    converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **about, **(metadata or {})})
     _save(converted, path)
     announce("comparing ONNX Runtime with the model")
-    report = check_onnx(path, model, double, task, sample, group)
+    report = check_onnx(path, stripped, sample, kept=kept)
     if report.differences:
         raise CheckFailedError(f"{report.differences[0]}; nothing was written")
-    graph = converted.graph
     return {
         "opset": opset,
         "nodes": len(list(graph)),
         "graph_sha256": digest,
-        "inputs": [value.name for value in graph.inputs],
+        "inputs": inputs,
         "outputs": names,
+        "left_out": [name for index, name in enumerate(every) if index not in kept],
+        "derivatives": [every[index] for index in sorted(derived or ())],
         "tensors": sum(name in model.state_dict() for name in graph.initializers),
+        "metadata": about,
         **{key: value for key, value in dataclasses.asdict(report).items() if key != "differences"},
     }
 
 
-def _same_graph(converted: Any, model: nn.Module, before: Any, original: nn.Module, names: list[str]) -> str:
+def _facts(stripped: Stripped, sample: Sample, inputs: Sequence[str], outputs: Mapping[int, str]) -> dict[str, str]:
+    """Return the metadata, measured in float64 on the example and its outputs."""
+    task, batch = stripped.task, to_dtype(sample.batch, torch.float64)
+    given: Named = (batch, {index: name for index, name in enumerate(sample.names) if name in inputs})
+    return facts(task, stripped.group, given, (outputs_on(stripped.double, task, [batch])[0], outputs))
+
+
+def _converted(
+    stripped: Stripped,
+    sample: Sample,
+    opset: int,
+    every: Sequence[str],
+    kept: Sequence[int],
+    announce: Callable[[str], None],
+) -> tuple[Any, list[str], str]:
+    """Convert model and original, and return the model's graph, the names of its outputs, and the graph's hash."""
+    announce("converting the model to ONNX")
+    converted = to_onnx(stripped.model, stripped.task, sample, opset, kept)
+    names = apart_from([every[index] for index in kept], [value.name for value in converted.graph.inputs])
+    announce("converting the original in the same way, to compare the graphs")
+    before = to_onnx(stripped.original, stripped.task, sample, opset, kept)
+    return converted, names, _same_graph(stripped, converted, before, names)
+
+
+def _same_graph(stripped: Stripped, converted: Any, before: Any, names: list[str]) -> str:
     """Name the outputs, compare the graphs of result and original, and return the hash of the signature."""
     rows = []
-    for each, network in ((before, original), (converted, model)):
+    for each, network in ((before, stripped.original), (converted, stripped.model)):
         for value, name in zip(each.graph.outputs, names, strict=True):
             value.name = name
         rows.append(signature(each, network.state_dict()))
@@ -95,15 +121,15 @@ def _same_graph(converted: Any, model: nn.Module, before: Any, original: nn.Modu
     return signature_hash(rows[1])
 
 
-def onnx_extra(*arguments: Any, **settings: Any) -> Callable[[Path], dict[str, Any]]:
-    """Return a function that writes ``model.onnx`` into a folder; arguments are those after ``path``."""
-    return lambda folder: export_onnx(folder / ONNX_FILE, *arguments, **settings)
-
-
-def _facts(task: Task, group: Group | None) -> dict[str, str]:
-    units = getattr(task, "units", None) or {}
-    found = {f"units.{name}": str(unit) for name, unit in units.items()}
-    return {**({"group": group.name} if group is not None else {}), **found}
+def onnx_extra(
+    stripped: Stripped,
+    *,
+    opset: int = 18,
+    selection: Selection = ALL_OUTPUTS,
+    announce: Callable[[str], None] = lambda _: None,
+) -> Callable[[Path], dict[str, Any]]:
+    """Return a function that writes ``model.onnx`` into a folder; arguments are those of :func:`export_onnx`."""
+    return lambda folder: export_onnx(folder / ONNX_FILE, stripped, opset=opset, selection=selection, announce=announce)
 
 
 def _save(model: Any, path: Path) -> None:

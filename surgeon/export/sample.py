@@ -74,7 +74,7 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
         dynamic: tuple[tuple[int, ...], ...] = tuple((0,) for _ in paths)
     else:
         dynamic = tuple(_changing([entry[path] for entry in same_form]) for path in paths)
-        order = sorted(range(len(batches)), key=lambda index: sum(leaf.numel() for leaf in leaves[index].values()))
+        order = sorted(range(len(batches)), key=lambda index: _too_small_and_size(batches[index], dynamic))
         example = batches[order[0]]
         others = tuple(batches[index] for index in order[1:] if _shapes(batches[index]) != _shapes(example))
     if not any(dynamic) or not others:
@@ -82,7 +82,7 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
             "expected batches of different sizes, so that the axes without a fixed size are known, but all batches of "
             "the task have the same: yield a smaller last batch"
         )
-    small = min(tensor.shape[axis] for tensor, axes in zip(tensors_in(example), dynamic, strict=True) for axis in axes)
+    small = _shortest(example, dynamic)
     if small < 2:
         raise TaskError(f"expected an example batch of length 2 at least, got {small}: let the task yield larger ones")
     return Sample(example, others, tuple(_name(path, task) for path in paths), dynamic)
@@ -115,6 +115,16 @@ def _sliceable(leaves: Mapping[Path, Tensor]) -> bool:
 
 def _sliced(batch: Any, length: int) -> Any:
     return map_tensors(lambda tensor: tensor[:length].clone(), batch)
+
+
+def _shortest(batch: Any, dynamic: Sequence[Sequence[int]]) -> int:
+    """Return the smallest size of a dynamic axis."""
+    return min(tensor.shape[axis] for tensor, axes in zip(tensors_in(batch), dynamic, strict=True) for axis in axes)
+
+
+def _too_small_and_size(batch: Any, dynamic: Sequence[Sequence[int]]) -> tuple[bool, int]:
+    """Sort key of examples: those with an axis of length 1, which would be fixed, last; then the fewest entries."""
+    return any(dynamic) and _shortest(batch, dynamic) < 2, sum(tensor.numel() for tensor in tensors_in(batch))
 
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:

@@ -19,15 +19,17 @@ from surgeon.checkpoint.relaxed import (
     is_relaxed_folder,
     read_relaxed,
 )
-from surgeon.clean import CERTIFICATE_FILE, WORDS_FILE
+from surgeon.clean import CARD_FILE as CARD
+from surgeon.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files import json_text, read_json, sha256_of_file
+from surgeon.models import STATEMENT_SUFFIX
 
-CARD = "README.md"
 RECORDS = ("records.jsonl", "steps.jsonl")
 STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")
 RELAXED = (CONFIG_FILE, BASE_FILE, BRANCH_FILE, *RECORDS)
-CLEAN = (BASE_FILE, CERTIFICATE_FILE, WORDS_FILE, "config.json", "model.onnx", "model.onnx.data")
+STATEMENT_FILE = f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}"
+CLEAN = (WEIGHTS_FILE, STATEMENT_FILE, CERTIFICATE_FILE, WORDS_FILE, "config.json", "model.onnx", "model.onnx.data")
 
 Kind = Literal["relaxed", "clean"]
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.checkpoint.relaxed import CONFIG_FILE, read_relaxed
+from surgeon.clean import CARD_FILE as CARD
 from surgeon.clean import CERTIFICATE_FILE
 from surgeon.errors import CheckpointError
 from surgeon.files import atomic_folder, write_json
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import Listing, list_files
-from surgeon.hub.content import CARD, CLEAN, RELAXED, STATE, read_clean
+from surgeon.hub.content import CLEAN, RELAXED, STATE, read_clean
 from surgeon.hub.fetch import download
 from surgeon.hub.safety import check_config
 from surgeon.workspace import check_values

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from surgeon.checkpoint.relaxed import CONFIG_FILE
+from surgeon.clean import CARD_FILE as CARD
 from surgeon.errors import HubError, UsageError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath, check_repo, check_revision, is_commit, is_hub_path
@@ -23,7 +24,7 @@ from surgeon.hub.client import (
     is_offline,
     list_files,
 )
-from surgeon.hub.content import CARD, Content, content_of
+from surgeon.hub.content import Content, content_of
 from surgeon.hub.fetch import download, git_hash
 
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,6 +119,27 @@ class RelaxationDriver:
         for parameter, part in zip(parameters, parts, strict=True):
             part = part.view_as(parameter)
             parameter.grad = part.clone() if parameter.grad is None else parameter.grad.add_(part)
+
+    @contextmanager
+    def gradients_of(self, branches: bool) -> Iterator[None]:
+        """While the context is open only the branches, or only all other weights of the owner, have gradients.
+
+        Whatever clips gradients in it treats the two as groups of their own: a large gradient of W then does not
+        shorten the step of the base.
+        """
+        added = {id(parameter) for parameter in self.relaxation.branch_parameters()}
+        hidden = {p: p.grad for p in self._owner.parameters() if (id(p) in added) != branches}
+        for parameter in hidden:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in hidden.items():
+                parameter.grad = gradient
+
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """Have something called by :meth:`finish`."""
+        self._undo.append(undo)
 
     def attend(self, optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
         """Give W its own learning rate, and return the optimiser that holds it.

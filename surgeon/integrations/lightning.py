@@ -23,6 +23,7 @@ from surgeon.training.weighting import PenaltyScale
 from surgeon.types import Plan, SiteRecord, StripMode
 
 _Callback: Any = base_class("lightning.pytorch", "Callback")
+_SHARDING_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _AVERAGING_CALLBACKS = ("WeightAveraging", "StochasticWeightAveraging")
 
 
@@ -103,6 +104,7 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         if stage != "fit":
             return
         _require_no_averaging(trainer)
+        _require_whole_weights(trainer)
         if self._driver is not None:  # an earlier training was interrupted
             self._driver.finish()
         vars(pl_module).pop("configure_model", None)
@@ -128,9 +130,10 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
             self._driver = RelaxationDriver(pl_module, self.settings, step)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the optimiser of the branches and give them their learning rate."""
+        """Find the optimiser of the branches, give them their learning rate, and have them clipped by themselves."""
         assert self._driver is not None
         self._optimizer = self._driver.attend(trainer.optimizers)
+        _clip_apart(pl_module, self._driver)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the steps of the training and set theta."""
@@ -262,6 +265,38 @@ def _first_batch(trainer: Any) -> Any:
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
     return batch
+
+
+def _clip_apart(pl_module: Any, driver: RelaxationDriver) -> None:
+    """Let the module's own way of clipping gradients treat branches and everything else as groups of their own."""
+    original = pl_module.configure_gradient_clipping
+
+    def clip(
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        for branches in (False, True):
+            with driver.gradients_of(branches):
+                original(
+                    optimizer,
+                    gradient_clip_val=gradient_clip_val,
+                    gradient_clip_algorithm=gradient_clip_algorithm,
+                )
+
+    pl_module.configure_gradient_clipping = clip
+    driver.at_end(lambda: vars(pl_module).pop("configure_gradient_clipping"))
+
+
+def _require_whole_weights(trainer: Any) -> None:
+    from lightning.pytorch import strategies
+
+    kinds = tuple(getattr(strategies, name) for name in _SHARDING_STRATEGIES if hasattr(strategies, name))
+    if isinstance(trainer.strategy, kinds):
+        raise UsageError(
+            "expected a strategy with the whole network in every process, but "
+            f"{type(trainer.strategy).__name__} shards it: use 'ddp', or `surgeon finetune`, which trains with FSDP"
+        )
 
 
 def _require_no_averaging(trainer: Any) -> None:

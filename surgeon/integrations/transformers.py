@@ -45,6 +45,18 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
         self._driver: RelaxationDriver | None = None
         self._theta = 0.0
         super().__init__(*args, **kwargs)
+        self._require_whole_weights()
+
+    def _require_whole_weights(self) -> None:
+        for name, used in {
+            "DeepSpeed": self.is_deepspeed_enabled,
+            "FSDP": self.is_fsdp_enabled or self.args.fsdp,
+        }.items():
+            if used:
+                raise UsageError(
+                    f"expected the whole network in every process, but the arguments ask for {name}: leave it out, or "
+                    "use `surgeon finetune`, which trains with FSDP"
+                )
 
     @property
     def relaxation(self) -> Relaxation | None:
@@ -115,6 +127,17 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
         if not self.accelerator.sync_gradients:
             return loss.new_zeros(())
         return parts * driver.weighted_penalty(lambda tensor: self.accelerator.reduce(tensor, reduction="mean"))
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip base and branches by themselves; the norm of the base's gradient is returned and logged."""
+        if self._driver is None:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()  # all at once: a scaler allows it once per step
+        norms = []
+        for branches in (False, True):
+            with self._driver.gradients_of(branches):
+                norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm))
+        return norms[0]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._set_progress()

@@ -80,8 +80,13 @@ class LowRankUpdates:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the factors A and B of all updates."""
+        for module in self.modules():
+            yield from module.parameters()
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that hold them."""
         for name, parameter in self._places:
-            yield from named_module(self.model, name).parametrizations[parameter][0].parameters()  # type: ignore[union-attr, index]
+            yield named_module(self.model, name).get_submodule(f"parametrizations.{parameter}.0")
 
     def merge(self) -> None:
         """Add the updates to the base weights, in place, and take everything else off again."""

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -199,7 +199,7 @@ class Relaxation:
         together = processes() > 1
         counts: Sequence[float | None] = [None] * len(keys)
         if together and settings.form == "rows":
-            # a mean over rows: local sums over the rows per process, whose gradients the trainer averages
+            # a mean over rows is the mean over processes of local sums over the rows per process
             counts = rows_per_process([moment.count for moment in moments])
         elif together:
             average_over_processes(moments)
@@ -208,9 +208,7 @@ class Relaxation:
             for key, moment, count in zip(keys, moments, counts, strict=True)
         }
         if together and settings.form == "rows":
-            values = mean_over_processes(torch.stack([torch.stack([t.norm, t.defect]) for t in terms.values()]))
-            pairs = zip(terms.items(), values, strict=True)
-            terms = {key: replace(term, norm=norm, defect=defect) for (key, term), (norm, defect) in pairs}
+            return _averaged(terms)
         return terms
 
     def penalty_terms(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -260,6 +258,10 @@ class Relaxation:
         """Return the weights of all branches: W, or its factors."""
         return [parameter for branch in self.branches.values() for parameter in branch.parameters()]
 
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that hold them."""
+        yield from self.branches.values()
+
     def base_parameters(self) -> list[nn.Parameter]:
         """Return the model's own parameters."""
         added = {id(parameter) for parameter in self.branch_parameters()}
@@ -273,6 +275,19 @@ class Relaxation:
                 norm = float(branch.weight.norm())
                 result[key] = float(self._commutators[key](branch.matrix).norm()) / norm if norm else 0.0
         return result
+
+
+def _averaged(terms: Mapping[str, SitePenalty]) -> dict[str, SitePenalty]:
+    """Return the mean over processes; gradients too, so that every process keeps the same until a site's next turn."""
+    parts = {key: (term.norm, term.defect, *term.gradients) for key, term in terms.items()}
+    flat = [part for of_site in parts.values() for part in of_site]
+    means = mean_over_processes(torch.cat([part.flatten() for part in flat]))
+    split = iter(torch.split_with_sizes(means, [part.numel() for part in flat]))
+    result = {}
+    for key, of_site in parts.items():
+        norm, defect, *gradients = (next(split).view(part.shape).to(part) for part in of_site)
+        result[key] = SitePenalty(norm, defect, tuple(gradients))
+    return result
 
 
 class _WithGradients(torch.autograd.Function):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from surgeon.branch import Branch, branches_child, branches_of
 from surgeon.errors import SurgeryError, UsageError
+from surgeon.sharding import sharded_like
 from surgeon.surgery.insert import detach
 from surgeon.surgery.relaxation import Relaxation
 from surgeon.types import SiteRecord, StripMode
@@ -82,7 +83,8 @@ def refold(relaxed: nn.Module | Relaxation) -> None:
                 continue
             part = branch.foldable_part()
             parameter = op.get_parameter(branch.fold_map.parameter)
-            parameter.add_(branch.fold_map.weight_change(theta * part, parameter.numel()).reshape(parameter.shape))
+            change = branch.fold_map.weight_change(theta * part, parameter.numel()).reshape(parameter.shape)
+            parameter.add_(sharded_like(change, parameter))
             branch.subtract(part)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from surgeon.errors import SurgeonError, TrainingError, UsageError
 from surgeon.imports import one_line
@@ -20,7 +23,8 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path 
     """Return accelerate's driver; its state is one per process, and an earlier run may have had another precision.
 
     Raises:
-        TrainingError: if the machine cannot train with this precision.
+        TrainingError: if the machine cannot train with this precision, or accelerate is told to distribute the training
+            in a way that is not supported.
         UsageError: if a tracker's package is not installed.
     """
     from accelerate import Accelerator
@@ -30,6 +34,7 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path 
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     _require_trackers(trackers)
+    _refuse_deepspeed(_wanted("DEEPSPEED"))
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
@@ -45,12 +50,93 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path 
         raise TrainingError(
             f"expected a machine that can train with precision {precision!r}, but {error}: choose 'no' or 'bf16'"
         ) from error
-    if "FSDP" in str(accelerator.distributed_type) or "DEEPSPEED" in str(accelerator.distributed_type):
-        raise TrainingError(
-            f"expected processes that each hold the whole network, but accelerate is configured for "
-            f"{accelerator.distributed_type.value}: the penalty needs whole weights, launch with --multi_gpu instead"
-        )
+    _refuse_deepspeed(accelerator.distributed_type == "DEEPSPEED")
+    _require_supported_sharding(accelerator)
     return accelerator
+
+
+def _wanted(name: str) -> bool:
+    """Tell whether `accelerate launch` was told to use something."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1", "yes")
+
+
+def _refuse_deepspeed(wanted: bool) -> None:
+    if wanted:
+        raise TrainingError(
+            "expected training by DDP or FSDP, but accelerate is configured for DeepSpeed, which optimises by itself: "
+            "launch with --multi_gpu, or with --use_fsdp --fsdp_version 2 to shard weights"
+        )
+
+
+def _require_supported_sharding(accelerator: Accelerator) -> None:
+    """Refuse ways of sharding that would fail, or be ignored, later on."""
+    sharding = accelerator.distributed_type == "FSDP"
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    found = ""
+    if not sharding:
+        if _wanted("FSDP") and accelerator.num_processes > 1:
+            found = f"accelerate does not shard on the device {accelerator.device.type!r}: launch without FSDP there"
+    elif getattr(plugin, "fsdp_version", 1) != 2:
+        found = "this is FSDP version 1: launch with --fsdp_version 2 (accelerate 1.6 or newer)"
+    elif "ignored_params" not in inspect.signature(_fully_shard()).parameters:
+        found = f"torch {torch.__version__} cannot leave the branches whole: install torch 2.7 or newer"
+    elif type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy":
+        found = "weights are to be offloaded to the CPU: launch with --fsdp_offload_params false"
+    elif isinstance(plugin.ignored_modules, str):
+        found = "modules are to be ignored: leave fsdp_ignored_modules out"
+    elif parallelism is not None and parallelism.non_data_parallel_size > 1:
+        found = "tensor, context or sequence parallelism is asked for as well: leave it out"
+    if found:
+        raise TrainingError(f"expected sharding over processes by FSDP version 2 on accelerators, but {found}")
+
+
+def _fully_shard() -> Callable[..., Any]:
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard
+
+
+def shards(accelerator: Accelerator) -> bool:
+    """Tell whether weights are sharded over the processes."""
+    return bool(accelerator.distributed_type == "FSDP")
+
+
+def keep_whole(accelerator: Accelerator, modules: Sequence[nn.Module]) -> None:
+    """Let FSDP leave some modules alone: every process holds their weights whole, on its device, from now on.
+
+    Every process has read the checkpoint by itself, so that nothing needs to be sent to begin with.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    plugin.ignored_modules = [module.to(accelerator.device) for module in modules]
+    plugin.cpu_ram_efficient_loading = False
+
+
+def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
+    """Average gradients over processes, in place, in one message; parameters without any on all processes keep none.
+
+    Args:
+        accelerator: the driver.
+        parameters: the same on all processes, not sharded.
+    """
+    if not parameters or accelerator.num_processes == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    present = torch.tensor([float(p.grad is not None) for p in parameters]).to(gradients[0])
+    means = accelerator.reduce(torch.cat([present, *(gradient.flatten() for gradient in gradients)]), "mean")
+    used, *parts = torch.split_with_sizes(means, [len(present), *(gradient.numel() for gradient in gradients)])
+    for parameter, seen, part in zip(parameters, used.tolist(), parts, strict=True):
+        if seen:
+            parameter.grad = part.view(parameter.shape).to(parameter)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the first one, in place: statistics that each gathers from its own batches."""
+    from accelerate.utils import broadcast
+
+    for buffer in model.buffers():
+        if buffer.numel() and buffer.is_floating_point():
+            broadcast(buffer)
 
 
 def _require_trackers(trackers: Sequence[str]) -> None:
@@ -81,6 +167,12 @@ def with_advice(precision: str, where: str) -> Iterator[None]:
                 f"expected enough memory for {where}, but it ran out ({one_line(error)}): make the batches smaller and "
                 "give `--accumulate` in return, relax fewer sites (`--include`, `--max-extra-params`), or give the "
                 "branches a rank"
+            ) from error
+        if "Tensor and DTensor" in str(error):
+            raise TrainingError(
+                f"expected weights sharded by FSDP to be used inside their unit's own forward, but {where} used them "
+                "elsewhere: let the task call model(...), not its methods or layers, or shard in larger units "
+                "(--fsdp_auto_wrap_policy)"
             ) from error
         if precision != "no":
             raise TrainingError(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from surgeon.sharding import own_part, sharded_like
+
 
 class Ema:
     """Exponential moving average of all parameters, in the parameters' dtype and on their device.
@@ -28,7 +30,8 @@ class Ema:
     def update(self, step: int) -> None:
         """Take up the weights after optimiser step ``step`` (1 is the first)."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self._parameters.values()], weight)
+        shadows = [own_part(shadow) for shadow in self.shadow.values()]
+        torch._foreach_lerp_(shadows, [own_part(p) for p in self._parameters.values()], weight)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -53,4 +56,4 @@ class Ema:
             KeyError: if a parameter is missing.
         """
         for name, value in self.shadow.items():
-            value.copy_(shadow[name])
+            value.copy_(sharded_like(shadow[name], value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +16,22 @@ from torch import Tensor, nn
 
 from surgeon.errors import TrainingError, UsageError
 from surgeon.modes import set_training
+from surgeon.sharding import is_sharded, whole
 from surgeon.surgery import LowRankUpdates, PenaltySettings, Relaxation, merge, refold, unmerge
 from surgeon.tasks import task_forward, task_loss
 from surgeon.training.arms import Arm
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
-from surgeon.training.driver import deterministic, gathered, make_accelerator, with_advice
+from surgeon.training.driver import (
+    average_gradients,
+    deterministic,
+    gathered,
+    keep_whole,
+    make_accelerator,
+    shards,
+    with_advice,
+)
 from surgeon.training.ema import Ema
-from surgeon.training.groups import parameter_groups
+from surgeon.training.groups import parameter_groups, theta_group
 from surgeon.training.optimizers import make_optimizer, rate_scale
 from surgeon.training.selection import Selection
 from surgeon.training.settings import FinetuneSettings
@@ -64,6 +74,9 @@ class FinetuneResult:
 class Finetuner:
     """One run: model, task, arm and settings, with the state that a resume restores.
 
+    Where FSDP shards the weights, a copy is trained, and the network itself gets the best weights at the end; branches,
+    or updates, stay whole in every process.
+
     Args:
         model: the network, with branches or updates if the arm has any; trained in place.
         task: the user's task.
@@ -86,8 +99,7 @@ class Finetuner:
     ) -> None:
         from accelerate.utils import set_seed
 
-        self.relaxation = added if isinstance(added, Relaxation) else None
-        if (self.relaxation is None) != (arm.mode is None) or isinstance(added, LowRankUpdates) != arm.low_rank:
+        if isinstance(added, Relaxation) != (arm.mode is not None) or isinstance(added, LowRankUpdates) != arm.low_rank:
             raise TrainingError(f"expected what the arm {arm.name!r} adds to the network, got {type(added).__name__}")
         if settings.freeze_base and (added is None or arm.mode == "drop" and not arm.refolds):
             raise UsageError(
@@ -97,6 +109,11 @@ class Finetuner:
         self.task, self.settings, self.arm = task, settings, arm
         self.accelerator = make_accelerator(settings.precision, trackers, folder)
         self.sharing = Sharing(settings.accumulate, self.accelerator.num_processes, self.accelerator.process_index)
+        self._sharded = shards(self.accelerator)
+        self.given_model, given = model, added
+        if self._sharded:
+            model, added = copy.deepcopy((model, added))
+        self.relaxation = added if isinstance(added, Relaxation) else None
         self.plain_model = model
         self._own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
         weight = arm.penalty_weight if settings.penalty_weight is None else settings.penalty_weight
@@ -105,12 +122,18 @@ class Finetuner:
         set_seed(settings.seed)
         self._start_branches()
         self._frozen = self._freeze(added)
-        groups = parameter_groups(model, added, arm, settings)
-        optimizer = make_optimizer(groups, settings)
+        optimizer = make_optimizer(parameter_groups(model, added, arm, settings), settings)
+        if self._sharded:
+            keep_whole(self.accelerator, [] if added is None else list(added.modules()))
         set_seed(settings.seed, device_specific=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.relaxation is not None and arm.learns_theta:  # buffers: not moved and sharded like parameters
+            self.relaxation.learn_theta(True)
+            self.optimizer.add_param_group(theta_group(self.relaxation, settings))
         self.ema = None if settings.ema is None else Ema(model, settings.ema)
         self.selection = Selection(model, task, settings, self.relaxation, self.ema, self.accelerator)
+        if self._sharded:
+            self.selection.give_to(self.given_model, given if isinstance(given, Relaxation) else None)
         self.epoch_start: dict[str, Tensor] = {}
         self.resume_random: dict[str, Tensor] = {}
         if trackers:
@@ -123,7 +146,6 @@ class Finetuner:
         penalty = PenaltySettings(settings.penalty_form, settings.penalty_rows, settings.penalty_every)
         self.relaxation.set_penalty(penalty if self.penalty_weight.value > 0 else None)
         if self.arm.learns_theta:
-            self.relaxation.learn_theta(True)
             self.state.duals = dict.fromkeys(self.relaxation.branches, 0.0)
             generator = torch.Generator().manual_seed(settings.seed)
             for branch in self.relaxation.branches.values():
@@ -293,22 +315,27 @@ class Finetuner:
     def _finish_gradients(self) -> None:
         """Clip each group by itself: the gradient of W must not shorten the base's step in some arms only."""
         scaler = getattr(self.accelerator, "scaler", None)
+        average_gradients(self.accelerator, self._not_averaged())
         if self.relaxation is not None and self.arm.learns_theta:
             for key, branch in self.relaxation.branches.items():
-                gradient = branch.theta.grad
-                if gradient is not None:  # a buffer: not among the parameters whose gradients are averaged
-                    gradient.copy_(self.accelerator.reduce(gradient, "mean"))
-                    gradient[0] += self.state.duals[key]
+                if branch.theta.grad is not None:
+                    branch.theta.grad[0] += self.state.duals[key]
+        self.accelerator.unscale_gradients()  # all at once: a loss scaler allows it once per step
         for group in self.optimizer.param_groups:
-            norm = self.accelerator.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
             # With a loss scaler an overflow is normal: it lowers the scale and skips the step.
-            if scaler is None and norm is not None and not math.isfinite(float(norm)):
+            if scaler is None and not math.isfinite(float(whole(norm))):
                 self._stop(f"the gradient of {self._broken(group['params'])} became NaN or infinite")
+
+    def _not_averaged(self) -> list[Tensor]:
+        """Return what neither DDP nor FSDP averages: coefficients, which are buffers, and what FSDP leaves whole."""
+        groups = [group for group in self.optimizer.param_groups if self._sharded or group["name"] == "theta"]
+        return [parameter for group in groups for parameter in group["params"] if not is_sharded(parameter)]
 
     def _broken(self, parameters: Sequence[Tensor]) -> str:
         names = {id(parameter): name for name, parameter in self.plain_model.named_parameters()}
         for parameter in parameters:
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            if parameter.grad is not None and not bool(torch.isfinite(whole(parameter.grad)).all()):
                 return repr(names.get(id(parameter), "theta"))
         return "the weights together"
 

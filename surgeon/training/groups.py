@@ -21,7 +21,7 @@ def parameter_groups(
     """Return the optimiser's groups, each with its ``name`` and ``base_rate``.
 
     "base" are the model's own weights; "branch" the weights of branches; "gauge" added weights that can only do what
-    the base weights could do themselves; "theta" the coefficients, if they are learned.
+    the base weights could do themselves.
 
     Raises:
         TrainingError: if there is nothing to train.
@@ -44,10 +44,13 @@ def parameter_groups(
         if settings.normalisation == "block" and isinstance(added, Relaxation):
             group["blocks"] = _blocks(added)
         groups.append(group)
-    if arm.learns_theta and isinstance(added, Relaxation):
-        thetas = [branch.theta for branch in added.branches.values()]
-        groups.append({"params": thetas, "name": "theta", "base_rate": rate, "weight_decay": 0.0})
     return groups
+
+
+def theta_group(relaxation: Relaxation, settings: FinetuneSettings) -> dict[str, Any]:
+    """Return the group of the coefficients that are learned, called "theta"."""
+    thetas = [branch.theta for branch in relaxation.branches.values()]
+    return {"params": thetas, "name": "theta", "base_rate": settings.learning_rate, "weight_decay": 0.0}
 
 
 def _blocks(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:

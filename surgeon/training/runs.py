@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from surgeon.checkpoint import STATE_FOLDER, open_checkpoint, read_relaxed, write_relaxed
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
+from surgeon.sharding import load_whole_state, sharded_like, whole, whole_state
+from surgeon.training.driver import shards
 from surgeon.training.engine import Finetuner
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState
@@ -34,13 +36,29 @@ def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace) -> None:
     Raises:
         WriteError: if the system refuses; the folder of the save before is still there.
     """
-    random_states = finetuner.gathered_random_states()
-    if finetuner.accelerator.is_main_process:
-        _write_run(folder, finetuner, workspace, random_states)
+    tensors = {f"random.{key}": value for key, value in finetuner.gathered_random_states().items()}
+    main = finetuner.accelerator.is_main_process
+    if main or shards(finetuner.accelerator):  # the parts of sharded weights are put together by all processes
+        tensors |= _state_tensors(finetuner)
+    if main:
+        _write_run(folder, finetuner, workspace, tensors)
     finetuner.accelerator.wait_for_everyone()
 
 
-def _write_run(folder: Path, finetuner: Finetuner, workspace: Workspace, random_states: Mapping[str, Tensor]) -> None:
+def _state_tensors(finetuner: Finetuner) -> dict[str, Tensor]:
+    """Return weights, the optimiser's tensors under the names of their parameters, and the average; all whole."""
+    names = _named_trainable(finetuner)
+    tensors = {f"model.{key}": value for key, value in whole_state(finetuner.plain_model).items()}
+    for parameter, slots in finetuner.optimizer.state.items():
+        for slot, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{slot}.{names[id(parameter)]}"] = whole(value).detach().clone()
+    if finetuner.ema is not None:
+        tensors |= {f"ema.{key}": whole(value) for key, value in finetuner.ema.shadow.items()}
+    return tensors
+
+
+def _write_run(folder: Path, finetuner: Finetuner, workspace: Workspace, tensors: dict[str, Tensor]) -> None:
     relaxation, state, settings = finetuner.relaxation, finetuner.state, finetuner.settings
     assert relaxation is not None
     config = relaxed_config(
@@ -52,23 +70,18 @@ def _write_run(folder: Path, finetuner: Finetuner, workspace: Workspace, random_
         step=state.step,
         thetas=state.best_theta,
     )
-    current = {key: value.detach().clone() for key, value in finetuner.plain_model.state_dict().items()}
     metadata = workspace.files.base_metadata if workspace.files else workspace.checkpoint.metadata
+    model = finetuner.given_model
     with atomic_folder(folder, force=True) as temporary:
-        finetuner.plain_model.load_state_dict(finetuner.selection.best_weights)
+        model.load_state_dict(finetuner.selection.best_weights)
         try:
-            write_relaxed(temporary / "relaxed", finetuner.plain_model, config, metadata)
+            write_relaxed(temporary / "relaxed", model, config, metadata)
         finally:
-            finetuner.plain_model.load_state_dict(current)
+            model.load_state_dict(_under("model.", tensors))
         for path in (temporary / "relaxed").iterdir():
             path.rename(temporary / path.name)
         (temporary / "relaxed").rmdir()
         (temporary / STATE_FOLDER).mkdir()
-        tensors = {f"model.{key}": value for key, value in current.items()}
-        tensors |= _optimizer_tensors(finetuner)
-        tensors |= {f"random.{key}": value for key, value in random_states.items()}
-        if finetuner.ema is not None:
-            tensors |= {f"ema.{key}": value for key, value in finetuner.ema.shadow.items()}
         branches = relaxation.state_dict()
         tensors |= {f"penalty.{key}": value for key, value in branches.pop("penalty").items()}
         write_tensors(temporary / STATE_FOLDER / "state.safetensors", tensors)
@@ -101,17 +114,6 @@ def _named_trainable(finetuner: Finetuner) -> dict[int, str]:
     return names
 
 
-def _optimizer_tensors(finetuner: Finetuner) -> dict[str, Tensor]:
-    """Return the optimiser's tensors under the names of their parameters."""
-    names = _named_trainable(finetuner)
-    return {
-        f"optimizer.{slot}.{names[id(parameter)]}": value.detach().clone()
-        for parameter, slots in finetuner.optimizer.state.items()
-        for slot, value in slots.items()
-        if isinstance(value, Tensor)
-    }
-
-
 def has_run(folder: Path) -> bool:
     """Tell whether a folder holds a run that can be resumed."""
     return (folder / STATE_FOLDER / "state.json").is_file()
@@ -137,7 +139,7 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
     best = _with_all_names(finetuner.plain_model, {**files.base, **files.branches})
     current = _under("model.", tensors)
     try:
-        finetuner.plain_model.load_state_dict(current, strict=True)
+        load_whole_state(finetuner.plain_model, current)
         finetuner.selection.best_weights = {key: best[key].clone() for key in current}
         _restore_optimizer(finetuner, tensors)
         if finetuner.ema is not None:
@@ -193,5 +195,5 @@ def _restore_optimizer(finetuner: Finetuner, tensors: Mapping[str, Tensor]) -> N
                 if key.startswith("optimizer.") and key.split(".", 2)[2] == name
             }
             if slots:
-                moved = {k: v.to(parameter.device) if k != "step" else v for k, v in slots.items()}
-                finetuner.optimizer.state[parameter] = moved
+                fitted = {k: sharded_like(v, parameter) if k != "step" else v for k, v in slots.items()}
+                finetuner.optimizer.state[parameter] = fitted

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.evaluation import device_of, evaluate, is_better
 from surgeon.recalibration import normalisation_layers, recalibrated
+from surgeon.sharding import reshard, whole_state
 from surgeon.surgery import Relaxation
 from surgeon.tasks import primary_metric, task_batches, task_forward
-from surgeon.training.driver import gathered
+from surgeon.training.driver import gathered, shards, share_buffers
 from surgeon.training.ema import Ema
 from surgeon.training.settings import PATIENCE_THETA, FinetuneSettings
 from surgeon.training.state import TrainingState
@@ -49,11 +50,21 @@ class Selection:
         self.best_weights: dict[str, Tensor] = {}
         self._model, self._task, self._settings = model, task, settings
         self._relaxation, self._ema, self._accelerator = relaxation, ema, accelerator
+        self._given, self._given_relaxation = model, relaxation
         self._recalibrates = relaxation is not None and settings.recalibrate > 0 and bool(normalisation_layers(model))
+
+    def give_to(self, model: nn.Module, relaxation: Relaxation | None) -> None:
+        """Let :meth:`load_best` put the weights into another instance of the model, which is not sharded."""
+        self._given, self._given_relaxation = model, relaxation
 
     def evaluate(self, state: TrainingState) -> tuple[Metrics, Metrics]:
         """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
-        with self._ema.swapped() if self._ema is not None else nullcontext():
+        driver = self._accelerator
+        if shards(driver):  # DDP does so before every forward
+            share_buffers(self._model)
+        # FSDP casts weights to the lower precision in every forward, those of an evaluation included
+        precision = driver.autocast() if shards(driver) else nullcontext()
+        with precision, self._ema.swapped() if self._ema is not None else nullcontext():
             current = self._metrics()
             clean = current
             with self._clean(state):
@@ -67,7 +78,11 @@ class Selection:
     def _metrics(self) -> Metrics:
         driver = self._accelerator
         share = (driver.process_index, driver.num_processes)
-        return evaluate(self._model, self._task, "validation", share, lambda sums: gathered(driver, sums))
+        try:
+            return evaluate(self._model, self._task, "validation", share, lambda sums: gathered(driver, sums))
+        finally:
+            if shards(driver):
+                reshard(self._model)
 
     @contextmanager
     def _clean(self, state: TrainingState) -> Iterator[None]:
@@ -99,7 +114,7 @@ class Selection:
         state.since_best = 0
         state.best_epoch, state.best_value, state.best_validation = state.epoch, clean[self.metric], clean
         state.best_theta = self._relaxation.thetas if self._relaxation is not None else {}
-        self.best_weights = {key: value.detach().cpu().clone() for key, value in self._model.state_dict().items()}
+        self.best_weights = whole_state(self._model)
 
     def _watch_theta(self, state: TrainingState, clean: Metrics, current: Metrics) -> None:
         """Count how long the relaxed model has been the worse one, and lower theta if the user wants that."""
@@ -112,6 +127,6 @@ class Selection:
 
     def load_best(self, state: TrainingState) -> None:
         """Put the best weights, and the coefficients that they had, back into the model."""
-        self._model.load_state_dict(self.best_weights)
-        if self._relaxation is not None:
-            self._relaxation.set_thetas(state.best_theta)
+        self._given.load_state_dict(self.best_weights)
+        if self._given_relaxation is not None:
+            self._given_relaxation.set_thetas(state.best_theta)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
+import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -109,8 +112,47 @@ def work(source: Source, point: Point, threads: int) -> tuple[Point, Outcome]:
         return outcome_of(comparison_of(workspace, source.settings), point)
 
 
+def work_beside_others(source: Source, point: Point, threads: int, parent: int) -> tuple[Point, Outcome]:
+    """Carry out one run in one of several processes of this machine, on a GPU of its own as far as there are enough.
+
+    Args:
+        source: what to open.
+        point: which run.
+        threads: of torch.
+        parent: process id of the one that asked; the run ends with it.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        torch.cuda.set_device(worker_number() % gpus)
+    with ending_with(parent):
+        return work(source, point, threads)
+
+
+def worker_number() -> int:
+    """Return the number of this process among those of joblib, which counts them one by one; 0 in any other process."""
+    number = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
+    return int(number[1]) if number else 0
+
+
+@contextlib.contextmanager
+def ending_with(parent: int) -> Iterator[None]:
+    """End this process if its parent is killed while the context is open: nobody waits for the run any more."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            if os.getppid() != parent:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 def local_processes(source: Source, jobs: int) -> Execute:
-    """Return how to carry runs out in ``jobs`` processes of this machine, which share its threads.
+    """Return how to carry runs out in ``jobs`` processes of this machine, which share its threads and its GPUs.
 
     Raises:
         TrainingError: by the returned function, if a process dies.
@@ -126,7 +168,7 @@ def local_processes(source: Source, jobs: int) -> Execute:
         threads = max(1, torch.get_num_threads() // jobs)
         with parallel_config("loky", inner_max_num_threads=threads):
             parallel = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
-            outcomes = parallel(delayed(work)(source, point, threads) for point in points)
+            outcomes = parallel(delayed(work_beside_others)(source, point, threads, os.getpid()) for point in points)
         finished = False
         try:
             yield from outcomes

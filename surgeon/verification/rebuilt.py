@@ -17,7 +17,7 @@ from surgeon.groups import Group, parse_group
 from surgeon.tasks import can_act, task_forward
 from surgeon.trees import to_dtype
 from surgeon.types import ErrorSummary
-from surgeon.verdict import AS_EQUIVARIANT, _less_equivariant, both_precisions, model_dtype, sample_batches
+from surgeon.verdict import AS_EQUIVARIANT, both_precisions, less_equivariant, model_dtype, sample_batches
 from surgeon.verification.reading import Recorded
 from surgeon.verification.result import Equivariance, Finding, compared, unchecked
 from surgeon.workspace import Workspace
@@ -156,7 +156,7 @@ def _equivariance(
     found.equivariance = now
     settings = recorded.settings
     how = f"{settings.batches} batches, {settings.elements} elements, seed {settings.seed}"
-    found.findings.append(compared(EQUIVARIANT, _less_equivariant(now), how))
+    found.findings.append(compared(EQUIVARIANT, less_equivariant(now), how))
     sentences = [
         text for model in now for text in _other_errors(model, recorded.equivariance.get(model, {}), now[model])
     ]

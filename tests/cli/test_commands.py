@@ -266,7 +266,7 @@ def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pyt
 
     surgeon("relax", "net.pt")
     before = files_in(surgeon.path)
-    monkeypatch.setattr(verdict, "_less_equivariant", lambda errors: ["worse than the original"])
+    monkeypatch.setattr(verdict, "less_equivariant", lambda errors: ["worse than the original"])
     result = surgeon("strip", "net-relaxed", code=1)
     assert result.err.startswith("error: the stripped model is not the original architecture (as equivariant")
     assert "difference: worse than the original" in result.out

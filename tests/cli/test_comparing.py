@@ -175,6 +175,18 @@ def test_another_checkpoint_plan_or_task_is_refused(surgeon: Surgeon) -> None:
     assert "task.sha256" in surgeon(*COMPARE, "plain", "--accept-changed-task", code=2).err
 
 
+def test_runs_of_other_versions_are_not_mixed_in(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain")
+    description = Path("net-compare.runs/comparison.json")
+    identity = json.loads(description.read_text())
+    assert identity["versions"].keys() == {"python", "equisurgeon", "torch", "e3nn"}
+    identity["versions"]["e3nn"] = "0.1.0"
+    description.write_text(json.dumps(identity))
+    assert 'differs in versions.e3nn ("0.1.0" there, ' in surgeon(*COMPARE, "plain", code=2).err
+    surgeon(*COMPARE, "plain", "--force")
+
+
 @pytest.mark.parametrize("damage", ["", "{}", '{"point": 1}', "cut"])
 def test_a_damaged_run_is_repeated(surgeon: Surgeon, damage: str) -> None:
     surgeon("relax", "net.pt")

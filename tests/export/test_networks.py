@@ -1,4 +1,4 @@
-"""Networks with neighbour searches inside go through ONNX; a derivative inside the forward ends in a sentence."""
+"""Networks with neighbour searches inside go through ONNX."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from surgeon.errors import CheckFailedError
 from surgeon.export import export_onnx
 from surgeon.groups import parse_group
+from surgeon.stripped import Stripped
 from surgeon.tasks import load_task
-from tests.tiny import Net, TinyTask
 
 POINTS = Path(__file__).parents[2] / "examples/pointcloud/task.py"
 
@@ -25,24 +23,8 @@ def test_vector_neurons_are_exported_and_equivariant_in_onnx_runtime(network: st
     task: Any = load_task(POINTS, {"network": network, "count": 60}).task
     torch.manual_seed(0)
     model = task.model().eval()
-    twin = copy.deepcopy(model)
-    record = export_onnx(tmp_path / "model.onnx", model, twin, copy.deepcopy(model).double(), task, parse_group("SO3"))
+    twin, double = copy.deepcopy(model), copy.deepcopy(model).double()
+    record = export_onnx(tmp_path / "model.onnx", Stripped(model, twin, double, task, parse_group("SO3")))
     assert record["deviation"] <= 1
     assert record["equivariance"]["identity"] <= 1
     assert record["tensors"] > 50
-
-
-class Force(Net):
-    """The derivative of a scalar with respect to the vectors."""
-
-    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        vectors = vectors.detach().requires_grad_(True)
-        energy = super().forward(scalars, vectors).square().sum()
-        return -torch.autograd.grad(energy, vectors)[0]
-
-
-def test_a_derivative_inside_the_forward_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    model = Force()
-    with pytest.raises(CheckFailedError, match="Force cannot be exported to ONNX"):
-        export_onnx(tmp_path / "model.onnx", model, copy.deepcopy(model), copy.deepcopy(model).double(), TinyTask())
-    assert not (tmp_path / "model.onnx").exists()

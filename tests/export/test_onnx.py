@@ -18,6 +18,7 @@ from surgeon.errors import CheckFailedError, TaskError, UsageError
 from surgeon.export import check_onnx, compare_signatures, export_onnx, sample_of, signature, signature_hash
 from surgeon.export.convert import to_onnx
 from surgeon.groups import parse_group
+from surgeon.stripped import Stripped
 from surgeon.surgery import find, relax, strip
 from tests.commands import Surgeon
 from tests.tiny import Net, TinyTask
@@ -30,8 +31,11 @@ def rows(model: nn.Module) -> Any:
     return signature(to_onnx(model, TASK, SAMPLE), model.state_dict())
 
 
-def twin(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).double()
+def beside(model: nn.Module, original: nn.Module | None = None, group: str | None = None) -> Stripped:
+    """Return a model beside another one, or a copy of itself."""
+    named = None if group is None else parse_group(group)
+    double = copy.deepcopy(model).double()
+    return Stripped(model, copy.deepcopy(model) if original is None else original, double, TASK, named)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def net() -> Net:
 @pytest.fixture(scope="module")
 def exported(net: Net, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    return path, export_onnx(path, net, copy.deepcopy(net), twin(net), TASK, parse_group("O3"))
+    return path, export_onnx(path, beside(net, group="O3"))
 
 
 def test_the_file_computes_what_the_model_does_at_any_size(net: Net, exported: tuple[Path, dict[str, Any]]) -> None:
@@ -93,13 +97,13 @@ def test_a_branch_is_refused_even_at_theta_zero_and_stripping_gives_the_graph_ba
 def test_another_original_is_noticed(net: Net, tmp_path: Path) -> None:
     wider = Net(hidden=3)
     with pytest.raises(CheckFailedError, match="not that of the original"):
-        export_onnx(tmp_path / "model.onnx", net, wider, twin(net), TASK)
+        export_onnx(tmp_path / "model.onnx", beside(net, wider))
 
 
 def test_a_model_that_is_not_equivariant_is_found_in_onnx_runtime(tmp_path: Path) -> None:
     broken = Net(broken=True)
     with pytest.raises(CheckFailedError, match="under identity"):
-        export_onnx(tmp_path / "model.onnx", broken, copy.deepcopy(broken), twin(broken), TASK, parse_group("O3"))
+        export_onnx(tmp_path / "model.onnx", beside(broken, group="O3"))
 
 
 def test_a_changed_weight_in_the_file_is_found(exported: tuple[Path, dict[str, Any]], net: Net, tmp_path: Path) -> None:
@@ -107,10 +111,10 @@ def test_a_changed_weight_in_the_file_is_found(exported: tuple[Path, dict[str, A
     weight = next(tensor for tensor in damaged.graph.initializer if tensor.name == "second.weight")
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
     onnx.save(damaged, tmp_path / "damaged.onnx")
-    report = check_onnx(tmp_path / "damaged.onnx", net, twin(net), TASK, SAMPLE, None)
+    report = check_onnx(tmp_path / "damaged.onnx", beside(net), SAMPLE)
     assert report.deviation > 1
     assert "deviates" in report.differences[0]
-    assert check_onnx(exported[0], net, twin(net), TASK, SAMPLE, None).differences == ()
+    assert check_onnx(exported[0], beside(net), SAMPLE).differences == ()
 
 
 class Narrow(TinyTask):
@@ -138,8 +142,10 @@ def test_what_cannot_be_exported_is_said(net: Net) -> None:
 def test_the_command_writes_a_checked_file_or_nothing(surgeon: Surgeon, work: Path) -> None:
     surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "-o", "relaxed")
     assert "opset" in surgeon("export", "relaxed", "-o", "wrong", "--onnx", "--opset", "3", code=2).err
+    assert "got 'stress'" in surgeon("export", "relaxed", "-o", "wrong", "--onnx", "--outputs", "stress", code=2).err
+    assert "no derivative" in surgeon("export", "relaxed", "-o", "wrong", "--onnx", "--energy-only", code=2).err
     assert not (work / "wrong").exists()
-    surgeon("export", "relaxed", "-o", "clean", "--onnx")
+    surgeon("export", "relaxed", "-o", "clean", "--onnx", "--outputs", "output")
     details = json.loads((work / "clean/certificate.json").read_text())["details"]
     assert details["onnx"]["deviation"] <= 1
     onnxruntime.InferenceSession(str(work / "clean/model.onnx"))

@@ -29,11 +29,11 @@ def import_mace() -> Any:
     return mace.modules
 
 
-def molecules(seed: int = 0) -> dict[str, Tensor]:
-    """Two molecules as MACE takes them; float64."""
+def molecules(seed: int = 0, counts: list[int] = COUNTS) -> dict[str, Tensor]:
+    """Molecules of so many atoms as MACE takes them; float64."""
     generator = torch.Generator().manual_seed(seed)
-    atoms = sum(COUNTS)
-    edges = all_pairs(COUNTS)
+    atoms = sum(counts)
+    edges = all_pairs(counts)
     species = torch.randint(3, (atoms,), generator=generator)
     species[:3] = torch.arange(3)
     return {
@@ -42,10 +42,10 @@ def molecules(seed: int = 0) -> dict[str, Tensor]:
         "edge_index": edges,
         "shifts": torch.zeros(edges.shape[1], 3, dtype=torch.float64),
         "unit_shifts": torch.zeros(edges.shape[1], 3, dtype=torch.float64),
-        "cell": torch.zeros(3 * len(COUNTS), 3, dtype=torch.float64),
-        "batch": torch.repeat_interleave(torch.arange(len(COUNTS)), torch.tensor(COUNTS)),
-        "ptr": torch.tensor([0, *torch.tensor(COUNTS).cumsum(0).tolist()]),
-        "head": torch.zeros(len(COUNTS), dtype=torch.long),
+        "cell": torch.zeros(3 * len(counts), 3, dtype=torch.float64),
+        "batch": torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+        "ptr": torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()]),
+        "head": torch.zeros(len(counts), dtype=torch.long),
     }
 
 

@@ -70,7 +70,8 @@ def plain_loop(
         if weight:
             (lam(total) * relaxation.penalty()).backward()
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            torch.nn.utils.clip_grad_norm_(relaxation.base_parameters(), clip)
+            torch.nn.utils.clip_grad_norm_(relaxation.branch_parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
     relaxation.set_progress(1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,12 @@ with warnings.catch_warnings():
     pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed: make test-integrations")
 
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.strategies import (  # noqa: E402
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 
 from surgeon.integrations.lightning import RelaxationCallback, RelaxedModule  # noqa: E402
 from tests.integrations.modules import (  # noqa: E402
@@ -131,6 +138,20 @@ def test_a_mixin_without_callback() -> None:
 def test_averaging_callbacks() -> None:
     with pytest.raises(UsageError, match="averages copies of the module, but EMAWeightAveraging does"):
         trainer(RelaxationCallback("O3"), EMAWeightAveraging()).fit(Module(), loader(batches(2)))
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
+def test_sharding_strategies(kind: type[pl.strategies.Strategy]) -> None:
+    """They need GPUs or a package that may be missing, so that no Trainer can be made with them here."""
+    module, callback = Module(), RelaxationCallback("O3")
+    asked = SimpleNamespace(strategy=kind.__new__(kind), callbacks=[callback])
+    with pytest.raises(
+        UsageError, match=f"the whole network in every process, but {kind.__name__} shards it: use 'ddp'"
+    ):
+        callback.setup(asked, module, "fit")
+    assert "configure_model" not in vars(module)
+    callback.setup(SimpleNamespace(strategy=DDPStrategy(), callbacks=[callback]), module, "fit")
+    assert "configure_model" in vars(module)
 
 
 def test_a_plan_from_a_file_and_one_for_another_group(tmp_path: Path) -> None:

@@ -245,6 +245,23 @@ def test_bad_input(settings: Any, model: Any, error: Any, words: str, tmp_path: 
         train(tmp_path, settings, model())
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
+def test_sharded_training_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP needs several processes and DeepSpeed a package, so the Trainer is told that it has them."""
+    usual = transformers.Trainer.create_accelerator_and_postprocess
+
+    def sharded(self: Any) -> None:
+        usual(self)
+        setattr(self, f"is_{name.lower()}_enabled", True)
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(
+        UsageError, match=f"the whole network in every process, but the arguments ask for {name}: leave"
+    ):
+        trainer(tmp_path, {})
+    trainer(tmp_path, None)
+
+
 def test_an_optimiser_made_before(tmp_path: Path) -> None:
     running = trainer(tmp_path, {})
     running.optimizer = torch.optim.AdamW(running.model.parameters(), lr=RATE)

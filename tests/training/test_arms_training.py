@@ -347,17 +347,6 @@ def test_a_missing_tracker_is_named(make: Make, task: TinyTask) -> None:
         Finetuner(net, task, FinetuneSettings(), arm_named("plain"), None, trackers=["papyrus"])
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_sharded_weights_are_refused(make: Make, task: TinyTask, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedType
-
-    monkeypatch.setattr(Accelerator, "distributed_type", getattr(DistributedType, kind))
-    net, _ = make("plain")
-    with pytest.raises(TrainingError, match=f"hold the whole network, but accelerate is configured for {kind}"):
-        Finetuner(net, task, FinetuneSettings(), arm_named("plain"), None)
-
-
 def test_determinism_is_switched_off_again(make: Make, task: TinyTask) -> None:
     net, _ = make("plain")
     seen = []

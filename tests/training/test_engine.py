@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -180,18 +181,37 @@ class Scaled:
     def __init__(self, scaler: object | None) -> None:
         self.scaler = scaler
 
-    def clip_grad_norm_(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
-        return torch.tensor(math.inf)
+    num_processes = 1
+
+    def unscale_gradients(self) -> None:
+        pass
 
 
 def test_an_overflow_stops_only_without_a_loss_scaler(make: Make, task: TinyTask) -> None:
     net, relaxation = make("drop")
     run = Finetuner(net, task, RATE, arm_named("drop"), relaxation)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
     run.accelerator = Scaled(scaler=object())  # type: ignore[assignment]
     run._finish_gradients()
     run.accelerator = Scaled(scaler=None)  # type: ignore[assignment]
     with pytest.raises(TrainingError, match="the gradient of .* became NaN or infinite"):
         run._finish_gradients()
+
+
+def test_scaled_gradients_of_all_groups_are_unscaled_once(
+    make: Make, task: TinyTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, relaxation = make("drop")
+    run = Finetuner(net, task, replace(RATE, clip=100.0), arm_named("drop"), relaxation)
+    assert len(run.optimizer.param_groups) == 2
+    run.accelerator.native_amp, run.accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=8.0)
+    monkeypatch.setattr(type(run.accelerator), "mixed_precision", "fp16")
+    run.accelerator.scaler.scale(torch.zeros(()))
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 8.0)
+    run._finish_gradients()
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in net.parameters() if p.grad is not None)
 
 
 def penalty_scale_after_one_step(make: Make, scale: str) -> tuple[float, float]:

@@ -41,6 +41,9 @@ from surgeon_cli.screen import console, print_json, say
 
 MOST_SITES = 8
 
+SECONDS = 60.0
+"""Time for the overall figure."""
+
 SMALLEST_SHARE = 0.01
 """Sites with less of the direction's squared norm are not named on screen."""
 
@@ -65,9 +68,20 @@ class Diagnosing:
     per_site: Annotated[bool, typer.Option("--per-site", help="Also seek a direction for every op alone.")] = False
     seed: Annotated[int, typer.Option("--seed", help="Of the training batches and of the first direction.")] = 0
 
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            help="About how long it may take: fewer batches and products are used if need be. "
+            f"Default: {SECONDS:g}, with --per-site as long as it takes.",
+        ),
+    ] = None
+
     def settings(self) -> DiagnosisSettings:
         """Return the engine's settings."""
-        return DiagnosisSettings(self.products, self.train_batches, self.held_out_batches, self.per_site, self.seed)
+        seconds = SECONDS if self.seconds is None and not self.per_site else self.seconds
+        counts = (self.products, self.train_batches, self.held_out_batches)
+        return DiagnosisSettings(*counts, self.per_site, self.seed, seconds)
 
 
 @unbundled

@@ -11,11 +11,10 @@ import typer
 from torch import nn
 
 from surgeon.clean import write_clean
-from surgeon.errors import CheckpointError
-from surgeon.export import onnx_extra
+from surgeon.errors import CheckpointError, UsageError
+from surgeon.export import Selection, onnx_extra
 from surgeon.files import check_writable
-from surgeon.groups import parse_group
-from surgeon.tasks import can_act
+from surgeon.stripped import stripped_beside_original
 from surgeon.types import Certificate, StripMode
 from surgeon.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
 from surgeon.workspace import OpenOptions, Workspace, open_path
@@ -44,11 +43,50 @@ SplitOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Formats:
-    """What is written beside safetensors: the original container, and ONNX of an operator set, if one is given."""
+class Stripping:
+    """How to strip, where to write, and what is told."""
 
-    container: bool = False
-    opset: int | None = None
+    out: OutOption = None
+    fold: DropOrFold = None
+    metrics: SplitOption = "test"
+    force: ForceOption = False
+    json_output: JsonOption = False
+
+
+@dataclass(frozen=True)
+class Formats:
+    """What is written beside safetensors."""
+
+    container: Annotated[
+        bool, typer.Option("--container", help="Also write a copy of the original file with only the weights replaced.")
+    ] = False
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write model.onnx, checked in ONNX Runtime; takes a minute or two.")
+    ] = False
+    opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.")] = 18
+    outputs: Annotated[
+        str | None, typer.Option("--outputs", metavar="NAME,...", help="Only these outputs in model.onnx.")
+    ] = None
+    energy_only: Annotated[
+        bool,
+        typer.Option(
+            "--energy-only",
+            help="Only outputs in model.onnx that need no derivative inside the forward: energies, but no forces.",
+        ),
+    ] = False
+
+    def selection(self) -> Selection:
+        """Return which outputs ``model.onnx`` has.
+
+        Raises:
+            UsageError: if there is nothing to select from.
+        """
+        if not self.onnx and (self.outputs is not None or self.energy_only):
+            given = "--energy-only" if self.outputs is None else "--outputs"
+            raise UsageError(f"expected {given} together with --onnx, whose outputs it chooses: add --onnx")
+        if self.outputs is None:
+            return Selection(None, self.energy_only)
+        return Selection(tuple(name.strip() for name in self.outputs.split(",") if name.strip()), self.energy_only)
 
 
 @dataclass(frozen=True)
@@ -80,11 +118,7 @@ def strip(
     opening: Reopening,
     measuring: Measuring,
     recalibrating: Recalibrating,
-    out: OutOption = None,
-    fold: DropOrFold = None,
-    metrics: SplitOption = "test",
-    force: ForceOption = False,
-    json_output: JsonOption = False,
+    stripping: Stripping,
 ) -> None:
     """Remove the branches and write clean safetensors with a certificate; the relaxed folder stays as it is.
 
@@ -96,9 +130,8 @@ def strip(
 
         surgeon strip pointnet-run --recalibrate 200
     """
-    settings, options = measuring.settings(), opening.options(json_output)
-    folder, batches = folder_or_only(path, json_output), recalibrating.batches()
-    _run(folder, out, fold, metrics, settings, batches, options, Formats(), force, json_output)
+    folder, options = folder_or_only(path, stripping.json_output), opening.options(stripping.json_output)
+    _run(folder, options, measuring.settings(), recalibrating.batches(), stripping, Formats())
 
 
 @unbundled
@@ -108,18 +141,8 @@ def export(
     opening: Reopening,
     measuring: Measuring,
     recalibrating: Recalibrating,
-    out: OutOption = None,
-    fold: DropOrFold = None,
-    container: Annotated[
-        bool, typer.Option("--container", help="Also write a copy of the original file with only the weights replaced.")
-    ] = False,
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also write model.onnx, checked in ONNX Runtime; takes a minute or two.")
-    ] = False,
-    opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.")] = 18,
-    metrics: SplitOption = "test",
-    force: ForceOption = False,
-    json_output: JsonOption = False,
+    formats: Formats,
+    stripping: Stripping,
 ) -> None:
     """Do what `strip` does, and write ONNX or the file format that came in as well.
 
@@ -128,62 +151,69 @@ def export(
         surgeon export segnn-run -o clean/ --container
 
         surgeon export segnn-run -o clean/ --onnx
+
+        surgeon export potential-run -o clean/ --onnx --energy-only
     """
-    settings, options = measuring.settings(), opening.options(json_output)
-    folder, batches = folder_or_only(path, json_output), recalibrating.batches()
-    formats = Formats(container, opset if onnx else None)
-    _run(folder, out, fold, metrics, settings, batches, options, formats, force, json_output)
+    formats.selection()  # refused before anything is computed
+    folder, options = folder_or_only(path, stripping.json_output), opening.options(stripping.json_output)
+    _run(folder, options, measuring.settings(), recalibrating.batches(), stripping, formats)
 
 
 def _run(
     path: Path,
-    out: Path | None,
-    fold: bool | None,
-    metrics: Literal["validation", "test", "none"],
+    options: OpenOptions,
     settings: MeasureSettings,
     recalibration_batches: int,
-    options: OpenOptions,
+    how: Stripping,
     formats: Formats,
-    force: bool,
-    json_output: bool,
 ) -> None:
-    target = out or Path(f"{output_stem(path).removesuffix('-run').removesuffix('-relaxed')}-clean")
+    target = how.out or Path(f"{output_stem(path).removesuffix('-run').removesuffix('-relaxed')}-clean")
     refuse_overwriting(target, path, options.task, options.original)
-    check_writable(target, force)
+    check_writable(target, how.force)
     workspace = open_path(path, options)
     if workspace.relaxation is None:
         raise CheckpointError(
             f"expected a relaxed folder, got the plain checkpoint {shown(path)!r}: it has no branches, nothing to strip"
         )
     own_mode = workspace.relaxation.mode
-    mode: StripMode = own_mode if fold is None else ("fold" if fold else "drop")
+    mode: StripMode = own_mode if how.fold is None else ("fold" if how.fold else "drop")
     _, source = workspace.original()
-    refuse_overwriting(target, source.path, workspace.task.path if workspace.task else None)
-    split = None if metrics == "none" else metrics
-    stripped, certificate = strip_and_certify(workspace, mode, settings, split, recalibration_batches)
-    if not json_output and mode != own_mode:
+    refuse_overwriting(target, source.path, workspace.task.file if workspace.task else None)
+    split = None if how.metrics == "none" else how.metrics
+    model, certificate = strip_and_certify(workspace, mode, settings, split, recalibration_batches)
+    if not how.json_output and mode != own_mode:
         change = certificate.projection_error
         amount = "an unknown amount, without a task" if change is None else f"{change:.1e} (relative)"
         say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
-    if not certificate.identical and not json_output:
+    if not certificate.identical and not how.json_output:
         _show(certificate)
-    extras = {} if formats.opset is None else {"onnx": _onnx(workspace, stripped, formats.opset, json_output)}
-    files = write_clean(target, stripped, certificate, source, container=formats.container, extras=extras, force=force)
-    if json_output:
+    extras = _extras(workspace, model, formats, (lambda _: None) if how.json_output else say)
+    files = write_clean(
+        target,
+        model,
+        certificate,
+        source,
+        container=formats.container,
+        extras=extras,
+        statement=workspace.found.factory,
+        force=how.force,
+    )
+    if how.json_output:
         print_json({"written": str(target), "files": files, "certificate": certificate.to_data()})
         return
     _show(certificate)
     say(f"the architecture is the original's; wrote {target}/: {', '.join(files)}")
 
 
-def _onnx(workspace: Workspace, stripped: nn.Module, opset: int, json_output: bool) -> Callable[[Path], Any]:
-    """Return what writes and checks ``model.onnx``."""
-    task, relaxation = workspace.require_task().task, workspace.relaxation
-    assert relaxation is not None
-    original, _ = workspace.original()
-    group = parse_group(relaxation.plan.group) if can_act(task) else None
-    announce = (lambda _: None) if json_output else say
-    return onnx_extra(stripped, original, workspace.double(stripped), task, group, opset=opset, announce=announce)
+def _extras(
+    workspace: Workspace, model: nn.Module, formats: Formats, announce: Callable[[str], None]
+) -> dict[str, Callable[[Path], Any]]:
+    """Return what writes and checks each further format."""
+    if not formats.onnx:
+        return {}
+    stripped = stripped_beside_original(workspace, model)
+    selection = formats.selection()
+    return {"onnx": onnx_extra(stripped, opset=formats.opset, selection=selection, announce=announce)}
 
 
 def _show(certificate: Certificate) -> None:

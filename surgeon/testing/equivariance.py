@@ -1,4 +1,4 @@
-"""Assertions for the tests of networks and adapters."""
+"""Whether a function is equivariant."""
 
 from __future__ import annotations
 

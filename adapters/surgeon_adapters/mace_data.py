@@ -1,0 +1,201 @@
+"""Frames of extended-XYZ files as MACE reads them, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import TaskError
+from surgeon.imports import close_names, one_line
+from surgeon.workspace import default_dtype
+from surgeon_adapters.mace_models import import_mace
+
+DEFAULT_KEYS = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
+ISOLATED = "IsolatedAtom"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model says about its data.
+
+    Attributes:
+        numbers: atomic numbers of its elements.
+        cutoff: radius of the neighbour list, in angstrom.
+        names: of all heads.
+        name: of the head in use.
+        isolated: atomic number to the energy of the isolated atom in that head, in eV.
+        dtype: of its weights.
+    """
+
+    numbers: tuple[int, ...]
+    cutoff: float
+    names: tuple[str, ...]
+    name: str
+    isolated: Mapping[int, float]
+    dtype: torch.dtype
+
+
+def head_of(model: nn.Module, name: str | None) -> Head:
+    """Read a model.
+
+    Args:
+        model: a MACE potential.
+        name: of the head; None if it has only one.
+
+    Raises:
+        TaskError: if it is no MACE potential, or has several heads or none of this name.
+    """
+    potential: Any = model
+    missing = [part for part in ("atomic_numbers", "r_max", "atomic_energies_fn") if not hasattr(model, part)]
+    if missing:
+        raise TaskError(
+            f"expected a MACE potential for the task of mace, got {type(model).__name__} without {missing[0]}: "
+            "give a task file of your own"
+        )
+    names = tuple(getattr(model, "heads", None) or ("Default",))
+    if name is None and len(names) > 1:
+        raise TaskError(
+            f"the model has {len(names)} heads ({', '.join(names)}): choose the one to train with "
+            f'--task-args \'{{"head": "{names[0]}"}}\''
+        )
+    chosen = names[0] if name is None else name
+    if chosen not in names:
+        raise TaskError(f"expected a head among {', '.join(names)}, got {chosen!r}: correct `head` in --task-args")
+    numbers = tuple(int(number) for number in potential.atomic_numbers)
+    energies = potential.atomic_energies_fn.atomic_energies.detach().double().reshape(len(names), len(numbers))
+    isolated = dict(zip(numbers, energies[names.index(chosen)].tolist(), strict=True))
+    return Head(numbers, float(potential.r_max), names, chosen, isolated, next(model.parameters()).dtype)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of one file as graphs in float64, which become batches of the model's dtype.
+
+    Attributes:
+        graphs: MACE's own data objects.
+        labels: which of energy, forces and stress at least one frame has.
+        isolated: the energies that were taken off the labels, by atomic number.
+        dtype: of the batches.
+    """
+
+    graphs: Sequence[Any] = field(repr=False)
+    labels: tuple[str, ...]
+    isolated: Mapping[int, float]
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    def chosen(self, indices: Sequence[int]) -> Frames:
+        """Return some of the frames."""
+        return replace(self, graphs=[self.graphs[index] for index in indices])
+
+    def batch(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, Tensor]:
+        """Return a fresh batch as a dict; without stress if no frame has one."""
+        batch = import_mace("tools.torch_geometric").Batch.from_data_list([self.graphs[index] for index in indices])
+        skipped = () if "stress" in self.labels else ("stress", "stress_weight")
+        chosen = {key: batch[key].clone() for key in keys if key not in skipped}
+        return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in chosen.items()}
+
+
+def frames_of(
+    path: Path, head: Head, keys: Mapping[str, str | None], isolated: Mapping[int, float] | None = None
+) -> Frames:
+    """Read an extended-XYZ file.
+
+    Args:
+        path: the file.
+        head: what the model says.
+        keys: label to its name in the file, or None for the usual ones.
+        isolated: energies of isolated atoms by atomic number, if the file has no frames of type IsolatedAtom.
+
+    Raises:
+        TaskError: if it cannot be read, has no labels, or has elements that the model does not know.
+    """
+    frames = _read(path)
+    atoms = [frame for frame in frames if len(frame) == 1 and frame.info.get("config_type") == ISOLATED]
+    found = {int(frame.numbers[0]): _label(frame, "energy", keys) for frame in atoms}
+    energies = {number: float(value) for number, value in found.items() if value is not None}
+    energies = energies or dict(isolated or head.isolated)
+    rest = [frame for frame in frames if frame.info.get("config_type") != ISOLATED]
+    _require_known(path, rest, head, energies)
+    values = [{label: _label(frame, label, keys) for label in DEFAULT_KEYS} for frame in rest]
+    labels = tuple(label for label in DEFAULT_KEYS if any(value[label] is not None for value in values))
+    if "energy" not in labels and "forces" not in labels:
+        names = sorted({*rest[0].info, *rest[0].arrays} - {"numbers", "positions"}) if rest else []
+        raise TaskError(
+            f"expected frames with energies or forces under {DEFAULT_KEYS['energy']} and {DEFAULT_KEYS['forces']}, or "
+            f"as ASE writes them, but {str(path)!r} has {', '.join(names) or 'none'}: name them as energy_key and "
+            "forces_key in --task-args"
+        )
+    pairs = zip(rest, values, strict=True)
+    return Frames([_graph(frame, value, head, energies) for frame, value in pairs], labels, energies, head.dtype)
+
+
+def _read(path: Path) -> list[Any]:
+    import ase.io
+
+    try:
+        frames: list[Any] = ase.io.read(path, index=":")
+    except FileNotFoundError as error:
+        names = sorted(other.name for other in path.parent.glob("*"))
+        raise TaskError(
+            f"there is no data file {str(path)!r}: its folder holds {close_names(path.name, names)}"
+        ) from error
+    except Exception as error:
+        raise TaskError(
+            f"could not read {str(path)!r} as extended XYZ ({one_line(error)}): correct or write it again"
+        ) from error
+    return frames
+
+
+def _label(frame: Any, label: str, keys: Mapping[str, str | None]) -> Any:
+    """Return a label of a frame: under the given name, or under MACE's usual one, or as a result of ASE's reader."""
+    results = {} if frame.calc is None else frame.calc.results
+    name = keys.get(label)
+    places = [frame.info, frame.arrays]
+    if name is not None:
+        return next((place[name] for place in (*places, results) if name in place), None)
+    return next((place[DEFAULT_KEYS[label]] for place in places if DEFAULT_KEYS[label] in place), results.get(label))
+
+
+def _require_known(path: Path, frames: Sequence[Any], head: Head, energies: Mapping[int, float]) -> None:
+    present = {int(number) for frame in frames for number in frame.numbers}
+    for numbers, what in ((set(head.numbers), "the model"), (set(energies), "the set of isolated atoms")):
+        unknown = sorted(present - numbers)
+        if unknown:
+            from ase.data import chemical_symbols
+
+            names, known = (", ".join(chemical_symbols[n] for n in group) for group in (unknown, sorted(numbers)))
+            raise TaskError(
+                f"{str(path)!r} has atoms of {names}, which {what} lacks (it has {known}): leave these frames out"
+            )
+
+
+def _graph(frame: Any, values: Mapping[str, Any], head: Head, energies: Mapping[int, float]) -> Any:
+    """Return a frame with its neighbour list as MACE's data object; its energy is that of interaction."""
+    data, tools = import_mace("data"), import_mace("tools")
+    copied = frame.copy()
+    for label, value in values.items():
+        if value is not None:
+            place = copied.arrays if label == "forces" else copied.info
+            place[DEFAULT_KEYS[label]] = value
+    if values["energy"] is not None:
+        copied.info[DEFAULT_KEYS["energy"]] = float(values["energy"]) - sum(energies[int(n)] for n in frame.numbers)
+    specification = data.KeySpecification(
+        info_keys={label: DEFAULT_KEYS[label] for label in ("energy", "stress")},
+        arrays_keys={"forces": DEFAULT_KEYS["forces"]},
+    )
+    configuration = data.config_from_atoms(copied, key_specification=specification, head_name=head.name)
+    with default_dtype(torch.float64):
+        return data.AtomicData.from_config(
+            configuration,
+            z_table=tools.AtomicNumberTable(list(head.numbers)),
+            cutoff=head.cutoff,
+            heads=list(head.names),
+        )

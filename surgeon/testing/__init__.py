@@ -1,0 +1,6 @@
+"""Shipped for the tests of networks and adapters: assertions, and the contract of an adapter."""
+
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.equivariance import TOLERANCE, assert_equivariant
+
+__all__ = ["TOLERANCE", "AdapterContract", "assert_equivariant"]

@@ -1,0 +1,237 @@
+"""What every adapter has to satisfy, as a base class for its tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import unittest
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.branch import Branch
+from surgeon.certificate import Architecture
+from surgeon.checkpoint import load_into
+from surgeon.errors import CheckFailedError, GroupError, SurgeonError
+from surgeon.groups import parse_group
+from surgeon.imports import import_attribute
+from surgeon.intertwiners import average
+from surgeon.measure import relative_difference
+from surgeon.registry import Adapter, DescribesModels, OffersTask, installed_adapters
+from surgeon.representations import Representation
+from surgeon.soundness import Model, check_plan
+from surgeon.surgery import Relaxation, find, relax, strip
+from surgeon.tasks import task_batches, task_forward, task_loss
+from surgeon.trees import map_tensors, tensors_in
+from surgeon.types import Plan, Task
+
+ROUNDING = 1e-9
+"""Largest relative deviation that counts as rounding in float64."""
+
+BROKEN = 1e-3
+"""Smallest relative deviation that counts as a broken symmetry when a group element is applied to one end only."""
+
+
+class AdapterContract:
+    """Subclass it as ``TestMyAdapter(AdapterContract)``, name the adapter, and return a sample; pytest does the rest.
+
+    Attributes:
+        adapter: ``package.module:attribute``, as it is registered.
+        libraries: import names of the libraries that importing the adapter must not import.
+        group: name of the sample's group.
+        annotates: False for an adapter that leaves all annotations to others.
+        folds: False for a family in which no op's own weights can hold a branch.
+        tolerance: largest relative deviation, in float64, of what only rounding may change.
+
+    Example::
+
+        class TestE3nn(AdapterContract):
+            adapter = "surgeon_adapters.e3nn_ops:adapter"
+            libraries = ("e3nn",)
+            group = "O3"
+
+            def sample(self) -> Model:
+                return Model(Net().double(), (batch,), forward, act, act_output)
+    """
+
+    adapter: ClassVar[str]
+    libraries: ClassVar[tuple[str, ...]] = ()
+    group: ClassVar[str]
+    annotates: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
+    tolerance: ClassVar[float] = ROUNDING
+
+    def sample(self) -> Model:
+        """Return a network of the family in float64, an input, and how the group acts on both ends.
+
+        At least one op has to be proposed. Each call returns a new network with the same random weights.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to define sample()")
+
+    def data(self) -> Path | None:
+        """Return a data file for the adapter's task, if it has one; it has to fit the sample."""
+        return None
+
+    def loaded(self) -> Adapter:
+        """Return the adapter."""
+        found: Adapter = import_attribute(self.adapter, "an adapter", SurgeonError)
+        return found
+
+    def test_it_is_registered_under_its_name(self) -> None:
+        """The entry point of its name gives this very object."""
+        adapter, installed = self.loaded(), installed_adapters()
+        assert installed.get(adapter.name) is adapter, f"installed are {list(installed)}"
+        assert adapter.groups
+
+    def test_importing_it_imports_no_library(self) -> None:
+        """Its library is imported inside of functions only, so that everybody else does not wait for it."""
+        module = self.adapter.partition(":")[0]
+        code = f"import sys; sys.path[:] = {sys.path!r}; import {module}; print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        found = {name.partition(".")[0] for name in done.stdout.split()} & set(self.libraries)
+        assert not found, f"importing {module} imports {', '.join(sorted(found))}"
+
+    def test_the_sample_is_equivariant(self) -> None:
+        """Otherwise nothing that follows means anything; and the group really acts on its inputs."""
+        model, group = self.sample(), parse_group(self.group)
+        elements = torch.cat(
+            [group.sample(2, torch.Generator().manual_seed(0), part) for part in range(len(group.component_names))]
+        )
+        assert model.error(elements) <= self.tolerance
+        changes = [relative_difference(model.act(g, *model.inputs), model.inputs) for g in elements]
+        assert max(changes) > BROKEN, "the group does not act on the sample's inputs"
+
+    def test_proposals_are_found_and_verified(self) -> None:
+        """Each site of this adapter holds on what its op really receives."""
+        model = self.sample()
+        plan = self._plan(model)
+        own = [site for site in plan.sites if site.adapter == self.loaded().name]
+        assert bool(own) == self.annotates, [site.adapter for site in plan.sites]
+        for site in plan.sites:
+            assert site.verified, f"{site.key}: {site.evidence}"
+
+    def test_foreign_modules_are_left_alone(self) -> None:
+        """A module of no family gets neither proposal nor description, and nothing is rebuilt from its tensors."""
+        adapter, foreign = self.loaded(), nn.Sequential(nn.Linear(3, 3))
+        assert adapter.propose(foreign, parse_group(self.group)) is None
+        assert adapter.rebuild(foreign.state_dict()) is None
+        assert not isinstance(adapter, DescribesModels) or adapter.describe(foreign) is None
+
+    def test_inserting_changes_nothing_and_stripping_restores_everything(self) -> None:
+        """At theta = 0 outputs are bit-identical; after stripping, keys, their order, bytes, classes and hooks are."""
+        model = self.sample()
+        plan = self._plan(model)
+        before, original = _outputs(model), Architecture.of(model.module)
+        state = {key: value.clone() for key, value in model.module.state_dict().items()}
+        relax(model.module, plan, init_scale=1.0)
+        assert all(map(torch.equal, _outputs(model), before)), "outputs differ at theta = 0"
+        strip(model.module, "drop")
+        stripped, after = Architecture.of(model.module), model.module.state_dict()
+        for part in ("keys", "shapes", "dtypes", "classes", "trainable", "hooks"):
+            assert getattr(stripped, part) == getattr(original, part), f"{part} differ after stripping"
+        assert list(after) == list(state)
+        assert all(torch.equal(after[key], value) for key, value in state.items())
+
+    def test_each_branch_breaks_equivariance(self) -> None:
+        """At theta = 0.1 a random W is seen at the output, through every site separately; gradients reach every W."""
+        model = self.sample()
+        check_plan(model, self._plan(model))
+
+    def test_folding_is_exact_where_it_says_so(self) -> None:
+        """Stripping adds exactly what the branch applied; where a site says nothing is lost, that is all of P(W)."""
+        model = self.sample()
+        plan = self._plan(model)
+        notes = {site.key: site.fold_note for site in plan.sites}
+        assert any(site.fold is not None for site in plan.sites) == self.folds, notes
+        if not self.folds:
+            return
+        relaxation = relax(model.module, plan, mode="fold", init_scale=1.0, adapters=self._adapters())
+        for site in plan.sites:
+            if site.fold is not None and not site.fold_note:
+                _require_whole_average(relaxation, site.key)
+        relaxation.set_theta(0.0, 1.0)
+        before = _outputs(model)
+        records = strip(model.module, "fold")
+        assert any(record.folded for record in records)
+        after = _outputs(model)
+        assert max(map(relative_difference, after, before)) <= self.tolerance
+
+    def test_a_described_model_is_rebuilt_from_plain_data(self) -> None:
+        """What ``describe`` returns survives JSON, and its factory builds the same function once the weights are in."""
+        adapter, model = self.loaded(), self.sample()
+        if not isinstance(adapter, DescribesModels):
+            raise unittest.SkipTest(f"the adapter {adapter.name} does not describe whole modules")
+        described = adapter.describe(model.module)
+        assert described is not None
+        data = json.loads(json.dumps(described))
+        rebuilt = import_attribute(data["factory"], "a factory", SurgeonError)(**data["args"])
+        load_into(rebuilt, model.module.state_dict(), "the sample")
+        assert list(rebuilt.state_dict()) == list(model.module.state_dict())
+        again = dataclasses.replace(model, module=rebuilt.train(model.module.training))
+        assert max(map(relative_difference, _outputs(again), _outputs(model))) <= self.tolerance
+
+    def test_the_ready_task_trains_and_acts(self) -> None:
+        """All splits have batches, the loss has a gradient, and the model is equivariant as the task says."""
+        adapter, model, data = self.loaded(), self.sample(), self.data()
+        if not isinstance(adapter, OffersTask):
+            raise unittest.SkipTest(f"the adapter {adapter.name} has no task")
+        assert data is not None, f"{type(self).__name__} has to define data()"
+        task: Any = adapter.task(data, {})
+        task = task.for_model(model.module) if hasattr(task, "for_model") else task
+        for split in ("train", "validation", "test"):
+            batch = next(iter(task_batches(task, split, 0)))
+            assert torch.isfinite(task_loss(task, task_forward(task, model.module, batch), batch))
+        self._check_training(task, model.module, batch)
+        own = Model(
+            model.module,
+            (batch,),
+            lambda module, x: task_forward(task, module, x),
+            lambda g, x: (task.act(g, x),),
+            task.act_output,
+        )
+        group = parse_group(self.group)
+        assert own.error(group.sample(2, torch.Generator().manual_seed(1), 0)) <= self.tolerance
+
+    def _check_training(self, task: Task, module: nn.Module, batch: Mapping[str, Any]) -> None:
+        module.train()
+        module.zero_grad()
+        task_loss(task, task_forward(task, module, batch), batch).backward()  # type: ignore[no-untyped-call]
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+        module.eval()
+
+    def _plan(self, model: Model) -> Plan:
+        return find(model.module, self.group, *model.inputs, forward=model.forward, adapters=self._adapters())
+
+    def _adapters(self) -> dict[str, Adapter]:
+        return {**installed_adapters(), self.loaded().name: self.loaded()}
+
+
+def _outputs(model: Model) -> list[Tensor]:
+    return tensors_in(map_tensors(Tensor.detach, model.run()))
+
+
+def _require_whole_average(relaxation: Relaxation, key: str) -> None:
+    """Compare P_op(W) of a site that claims to fold exactly with P(W)."""
+    branch: Branch = relaxation.branches[key]
+    site = next(site for site in relaxation.plan.sites if site.key == key)
+    group = parse_group(relaxation.plan.group)
+    rho_out, rho_in = (Representation.from_data(group, data) for data in (site.rho_out, site.rho_in))
+    weight = branch.weight.detach()
+    if weight.dim() != 2:
+        return
+    try:
+        expected = average(weight, rho_out, rho_in)
+    except GroupError:  # not a sum of irreps
+        return
+    error = relative_difference(branch.foldable_part().detach(), expected)
+    if not error <= ROUNDING:
+        raise CheckFailedError(
+            f"the site {key} claims that its weights produce every intertwiner, but P_op(W) deviates from P(W) by "
+            f"{error:.1e}: say in fold_data's note what they cannot produce"
+        )

@@ -1,0 +1,124 @@
+"""The adapters of e3nn and of vector neurons keep the contract, and one that lies does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgeon_adapters.vector_neurons as vector_neurons
+from surgeon.errors import PlanError
+from surgeon.groups import Group, parse_group
+from surgeon.intertwiners import FoldMap
+from surgeon.registry import BaseAdapter, Proposal, Refusal
+from surgeon.representations import irreps
+from surgeon.soundness import Model
+from surgeon.testing import AdapterContract
+from surgeon.types import Site
+from tests import nets
+
+
+def _act(rho: str, g: Tensor, x: Tensor) -> Tensor:
+    return irreps(parse_group("O3"), rho).action(g).to(x).apply(x)[0]
+
+
+class TestE3nn(AdapterContract):
+    adapter = "surgeon_adapters.e3nn_ops:adapter"
+    libraries = ("e3nn", "scipy")
+    group = "O3"
+
+    def sample(self) -> Model:
+        torch.manual_seed(0)
+        net = nets.Linears().double().eval()
+        x = torch.randn(6, irreps(parse_group("O3"), net.rho_in).dimension, dtype=torch.float64)
+        return Model(
+            net,
+            (x,),
+            lambda module, features: module(features),
+            lambda g, features: (_act(net.rho_in, g, features),),
+            lambda g, output: _act(net.rho_out, g, output),
+        )
+
+
+class VNLayer(nn.Module):
+    """Linear in vectors, scaled by an invariant; features are (b, c, 3, n)."""
+
+    def __init__(self, channels: int, into: int) -> None:
+        super().__init__()
+        self.map_to_feat = nn.Linear(channels, into, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.map_to_feat(x.transpose(1, -1)).transpose(1, -1)
+        return y * torch.tanh(y.square().sum(2, keepdim=True))
+
+
+class TestVectorNeurons(AdapterContract):
+    adapter = "surgeon_adapters.vector_neurons:adapter"
+    group = "SO3"
+
+    def sample(self) -> Model:
+        torch.manual_seed(0)
+        net = nn.Sequential(VNLayer(2, 5), VNLayer(5, 3)).double().eval()
+        x = torch.randn(2, 2, 3, 7, dtype=torch.float64)
+        return Model(net, (x,), lambda module, points: module(points), _turned, lambda g, output: _turned(g, output)[0])
+
+
+def _turned(g: Tensor, points: Tensor) -> tuple[Tensor]:
+    return (torch.einsum("xy,bcyn->bcxn", g.to(points), points),)
+
+
+class Lying(BaseAdapter):
+    """Takes every linear layer on channels for one that mixes vectors along its last axis."""
+
+    name, groups = "lying", ("SO3",)
+
+    def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | Mapping[str, Proposal | Refusal] | None:
+        if not isinstance(module, nn.Linear) or module.in_features != 3:
+            return None
+        return Proposal("input", "linear", irreps(group, "1x1o"), irreps(group, f"{module.out_features}x0e"))
+
+
+class Halving(vector_neurons.VectorNeuronAdapter):
+    """Folds twice as much as it should, because it says that each weight counts half."""
+
+    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
+        whole = super().fold_map(module, site, group)
+        part = whole.entries["1"]
+        return FoldMap("weight", {"1": dataclasses.replace(part, coefficient=part.coefficient / 2)}, whole.shape)
+
+
+class _Broken(TestVectorNeurons):
+    __test__ = False
+
+    def __init__(self, adapter: Any) -> None:
+        self._adapter = adapter
+
+    def loaded(self) -> Any:
+        return self._adapter
+
+
+def test_an_adapter_that_is_not_registered_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="installed are"):
+        _Broken(Lying()).test_it_is_registered_under_its_name()
+
+
+def test_wrong_representations_are_noticed() -> None:
+    with pytest.raises((AssertionError, PlanError)):
+        _Broken(Lying()).test_proposals_are_found_and_verified()
+
+
+def test_a_fold_by_wrong_coefficients_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        _Broken(Halving()).test_folding_is_exact_where_it_says_so()
+    _Broken(vector_neurons.adapter).test_folding_is_exact_where_it_says_so()
+
+
+def test_a_library_that_is_imported_at_once_is_noticed() -> None:
+    broken = _Broken(vector_neurons.adapter)
+    broken.libraries = ("torch",)  # type: ignore[misc]
+    with pytest.raises(AssertionError, match="imports torch"):
+        broken.test_importing_it_imports_no_library()

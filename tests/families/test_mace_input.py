@@ -1,0 +1,285 @@
+"""What MACE users bring: heads, stresses, other keys and elements; and what the adapter refuses, in one sentence."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckpointError, TaskError, TrustError
+from surgeon.groups import parse_group
+from surgeon.measure import relative_difference
+from surgeon.tasks import load_task
+from surgeon.workspace import OpenOptions, open_path
+from surgeon_adapters.mace_models import adapter, build
+from surgeon_adapters.mace_task import MaceTask
+from tests.commands import CHILD_ENVIRONMENT, ROOT
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("mace", reason="mace-torch is not installed: make test-mace")
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+MOLECULES = ROOT / "examples" / "molecules"
+DATA = MOLECULES / "ethanol_gfn2.xyz"
+HEADS = ["tight-binding", "other"]
+
+
+@functools.cache
+def small(heads: int = 1) -> nn.Module:
+    """A potential for H, C, O with random weights in float64; not to be changed."""
+    block = {"class": "RealAgnosticInteractionBlock"}
+    settings = {
+        "r_max": 3.0,
+        "num_bessel": 3,
+        "num_polynomial_cutoff": 5,
+        "max_ell": 1,
+        "interaction_cls": {"class": "RealAgnosticResidualInteractionBlock"},
+        "interaction_cls_first": block,
+        "num_interactions": 2,
+        "num_elements": 3,
+        "hidden_irreps": {"irreps": "4x0e+4x1o"},
+        "MLP_irreps": {"irreps": "4x0e"},
+        "gate": {"gate": "silu"},
+        "atomic_energies": {"array": [[1.0 + head, 2.0, 3.0] for head in range(heads)]},
+        "avg_num_neighbors": 8.0,
+        "atomic_numbers": [1, 6, 8],
+        "correlation": 2,
+        "radial_MLP": [8],
+        "atomic_inter_scale": {"array": [1.0] * heads},
+        "atomic_inter_shift": {"array": [0.0] * heads},
+        "heads": HEADS[:heads],
+    }
+    torch.manual_seed(0)
+    return build("ScaleShiftMACE", "float64", settings)
+
+
+def frame(**info: Any) -> Any:
+    import ase
+
+    atoms = ase.Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.2, 0.93, 0]], cell=4 * torch.eye(3).numpy(), pbc=True)
+    atoms.info.update(info)
+    return atoms
+
+
+def write(path: Path, frames: list[Any]) -> Path:
+    import ase.io
+
+    ase.io.write(path, frames, format="extxyz")
+    return path
+
+
+def crystal(folder: Path, count: int = 6) -> Path:
+    """Frames as ASE's calculators label them: energy, forces and stress without MACE's names."""
+    import numpy as np
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    rng, frames = np.random.default_rng(0), []
+    for _ in range(count):
+        atoms = frame()
+        atoms.rattle(0.1, rng=rng)
+        labels = {"energy": rng.normal(), "forces": rng.normal(size=(3, 3)), "stress": rng.normal(size=6)}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        frames.append(atoms)
+    return write(folder / "crystal.xyz", frames)
+
+
+def test_stresses_and_results_of_ase(tmp_path: Path) -> None:
+    task = MaceTask(crystal(tmp_path), batch_size=2, fraction=0.2).for_model(small())
+    assert task.labels == ("energy", "forces", "stress")
+    batch = next(iter(task.batches("train", 0)))
+    outputs = task.forward(small(), batch)
+    assert set(task.metrics(outputs, batch)) == {"energy_mae", "force_mae", "stress_mae"}
+    g = parse_group("O3").sample(1, torch.Generator().manual_seed(0), 1)[0]
+    moved, before = task.forward(small(), task.act(g, batch)), {key: value.detach() for key, value in outputs.items()}
+    assert relative_difference(detached(moved), task.act_output(g, before)) < 1e-9
+    assert relative_difference(detached(moved), before) > 1e-3
+    assert float(task.loss(outputs, batch).detach()) == pytest.approx(
+        float(task.loss(moved, task.act(g, batch)).detach())
+    )
+
+
+def detached(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach() for key, value in outputs.items()}
+
+
+def test_the_loss_is_that_of_mace_on_energies_of_interaction(tmp_path: Path) -> None:
+    """Weights: squared error per atom, mean over frames; squared errors of forces, mean over components."""
+    task = MaceTask(DATA, batch_size=3, energy_weight=2.0, forces_weight=5.0).for_model(small())
+    batch = next(iter(task.batches("train", 0)))
+    outputs = detached(task.forward(small(), batch))
+    energy = ((outputs["energy"] - batch["energy"]) / 9).square().mean()
+    forces = (outputs["forces"] - batch["forces"]).square().mean()
+    assert float(task.loss(outputs, batch)) == pytest.approx(float(2 * energy + 5 * forces))
+    import ase.io
+
+    frames = ase.io.read(DATA, ":")
+    isolated = {atoms.symbols[0]: atoms.info["REF_energy"] for atoms in frames[:3]}
+    labels = [atoms.info["REF_energy"] - sum(isolated[symbol] for symbol in atoms.symbols) for atoms in frames[3:]]
+    assert all(min(abs(float(value) - label) for label in labels) < 1e-9 for value in batch["energy"])
+
+
+def test_an_isolated_atom_of_the_model_is_taken_if_the_file_has_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "water.xyz", [frame(REF_energy=7.5 + i) for i in range(4)])
+    task = MaceTask(path, fraction=0.25).for_model(small())
+    assert sorted(task.frames["train"].batch([0, 1], ["energy"])["energy"].tolist())[0] >= 7.5 - (3.0 + 2 * 1.0)
+    assert task.labels == ("energy",)
+    assert task.primary_metric == "energy_mae"
+    batch = next(iter(task.batches("test", 0)))
+    assert set(task.metrics(task.forward(small(), batch), batch)) == {"energy_mae"}
+
+
+def test_the_model_may_not_write_into_the_batch() -> None:
+    task = MaceTask(DATA).for_model(small())
+    batch = next(iter(task.batches("train", 0)))
+    before = {key: value.clone() for key, value in batch.items()}
+    task.forward(small(), batch)
+    assert batch.keys() == before.keys()
+    assert all(torch.equal(batch[key], value) and not batch[key].requires_grad for key, value in before.items())
+
+
+def test_one_of_several_heads_has_to_be_chosen() -> None:
+    with pytest.raises(TaskError, match=re.escape("2 heads (tight-binding, other): choose the one to train")):
+        MaceTask(DATA).for_model(small(2))
+    with pytest.raises(TaskError, match="among tight-binding, other, got 'pbe'"):
+        MaceTask(DATA, head="pbe").for_model(small(2))
+    task = MaceTask(DATA, head="other").for_model(small(2))
+    assert next(iter(task.batches("train", 0)))["head"].unique().tolist() == [1]
+
+
+def test_several_heads_are_described_and_rebuilt() -> None:
+    described = adapter.describe(small(2))
+    assert described is not None
+    assert described["args"]["settings"]["heads"] == HEADS
+    assert list(build(**described["args"]).state_dict()) == list(small(2).state_dict())
+
+
+def test_a_whole_module_needs_trust(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "small.model")
+    with pytest.raises(TrustError, match=r"it names mace\..*allow it with `--trust-pickle`"):
+        open_path(tmp_path / "small.model")
+    found = open_path(tmp_path / "small.model", OpenOptions(trust_pickle=True)).found
+    assert found.factory is not None
+
+
+def test_a_class_that_is_not_installed(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "small.model")
+    content = (tmp_path / "small.model").read_bytes()
+    (tmp_path / "custom.model").write_bytes(content)
+    path = _renamed(tmp_path / "small.model", tmp_path / "other.model", b"mace.modules.models", b"mace.modules.absent")
+    with pytest.raises(CheckpointError, match="needs the module 'mace.modules.absent', which is not installed"):
+        open_path(path, OpenOptions(trust_pickle=True))
+    path = _renamed(tmp_path / "small.model", tmp_path / "more.model", b"ScaleShiftBlock", b"ScaleShiftBlack")
+    with pytest.raises(CheckpointError, match=r"ScaleShiftBlack.*needs another version of its library"):
+        open_path(path, OpenOptions(trust_pickle=True))
+
+
+def _renamed(source: Path, target: Path, old: bytes, new: bytes) -> Path:
+    """Copy a file of torch.save with a name in its pickle replaced by one of the same length."""
+    import zipfile
+
+    assert len(old) == len(new)
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
+        for entry in archive.infolist():
+            data = archive.read(entry)
+            copy.writestr(entry.filename, data.replace(old, new) if entry.filename.endswith("data.pkl") else data)
+    return target
+
+
+def pickled(folder: Path, module: nn.Module) -> Any:
+    torch.save(module, folder / "one.model")
+    return torch.load(folder / "one.model", weights_only=False)
+
+
+def test_a_module_of_another_version_is_refused(tmp_path: Path) -> None:
+    module = pickled(tmp_path, small())
+    del module.interactions[0].avg_num_neighbors
+    with pytest.raises(CheckpointError, match=r"cannot read the settings.*avg_num_neighbors.*version of mace-torch"):
+        adapter.describe(module)
+    module = pickled(tmp_path, small())
+    del module.use_reduced_cg, module.spherical_harmonics._lmax
+    with pytest.raises(CheckpointError, match="install the version of mace-torch that wrote it"):
+        adapter.describe(module)
+
+
+def test_a_variant_that_the_settings_do_not_tell_is_refused(tmp_path: Path) -> None:
+    """Equal keys and a strict load prove nothing: only the outputs show it."""
+    module = pickled(tmp_path, small())
+    module.interactions[1].avg_num_neighbors = 3.0
+    with pytest.raises(CheckpointError, match=r"compute the same forces, but they deviate by .* variant"):
+        adapter.describe(module)
+
+
+def test_a_class_of_somebodys_own_is_refused(tmp_path: Path) -> None:
+    module = pickled(tmp_path, small())
+    block = type(module.interactions[1])
+    module.interactions[1].__class__ = type("MyInteraction", (block,), {})
+    with pytest.raises(CheckpointError, match=r"interaction_cls.*MyInteraction.*--model module:function"):
+        adapter.describe(module)
+
+
+def test_other_libraries_modules_are_left_alone() -> None:
+    class ScaleShiftMACE(nn.Module):
+        pass
+
+    assert adapter.describe(ScaleShiftMACE()) is None
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([("He", {"REF_energy": 1.0})], r"atoms of He, which the model lacks \(it has H, C, O\)"),
+        ([("H", {"my_energy": 1.0})], "expected frames with energies or forces under REF_energy.*has my_energy"),
+        ([("H", {"REF_energy": 1.0})], "enough frames for training, validation and test"),
+    ],
+)
+def test_unusable_data(tmp_path: Path, frames: list[tuple[str, dict[str, Any]]], words: str) -> None:
+    import ase
+
+    path = write(tmp_path / "data.xyz", [ase.Atoms(symbol, info=info) for symbol, info in frames])
+    with pytest.raises(TaskError, match=words):
+        MaceTask(path).for_model(small())
+
+
+def test_other_keys_can_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.xyz", [frame(my_energy=float(i)) for i in range(4)])
+    assert MaceTask(path, energy_key="my_energy").for_model(small()).labels == ("energy",)
+
+
+def test_a_broken_file_and_a_wrong_model(tmp_path: Path) -> None:
+    (tmp_path / "broken.xyz").write_text("3\nProperties=species:S:1:pos:R:3\nH 0 0 zero\n")
+    with pytest.raises(TaskError, match="could not read .*broken.xyz.* as extended XYZ"):
+        MaceTask(tmp_path / "broken.xyz").for_model(small())
+    with pytest.raises(TaskError, match="expected a MACE potential for the task of mace, got Linear"):
+        MaceTask(DATA).for_model(nn.Linear(2, 2))
+
+
+def test_the_command_line_names_the_task(tmp_path: Path) -> None:
+    loaded = load_task(f"mace:{DATA}", {"batch_size": 4})
+    assert (loaded.data, loaded.spec) == (DATA, f"mace:{DATA}")
+    assert len(loaded.sha256) == 64
+    assert loaded.for_model(small()).task.labels == ("energy", "forces")  # type: ignore[attr-defined]
+    with pytest.raises(TaskError, match=r"no data file .*ethanol_gfn3.xyz.*holds ethanol_gfn"):
+        load_task(f"mace:{MOLECULES / 'ethanol_gfn3.xyz'}")
+    with pytest.raises(TaskError, match="the task of mace cannot be called like this.*batchsize"):
+        load_task(f"mace:{DATA}", {"batchsize": 4})
+
+
+def test_importing_mace_leaves_the_environment_alone() -> None:
+    """MACE switches off the safe reader of torch for the whole process; nor is anything printed."""
+    code = "import os; from surgeon_adapters.mace_models import import_mace; import_mace(); print(dict(os.environ))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=CHILD_ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in done.stdout
+    assert done.stdout.startswith("{")
