@@ -71,8 +71,7 @@ def find_model(
 ) -> FoundModel:
     """Build the model of a checkpoint and load its weights strictly; the first way that applies is taken.
 
-    1. ``build`` or ``factory``, or the ``model()`` of ``task``; a whole module that was opened with trust is its own
-       model, rebuilt from plain data if an adapter describes it;
+    1. ``build``, ``factory`` or ``task.model()``; a trusted module itself, from plain data if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
     3. the first rebuilder that recognises keys and shapes;
     4. ``task.py`` in the checkpoint's folder, if the user gave a local path.
