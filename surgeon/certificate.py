@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +199,7 @@ def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module
         "forward hooks": _differing("number of hooks of", left.hooks, right.hooks),
     }
     differences["finite weights"] = _newly_non_finite(before, after)
-    details: dict[str, Any] = {"versions": versions(), "tensors": len(left.keys)}
+    details: dict[str, Any] = {"versions": versions(before), "tensors": len(left.keys)}
     allowed = buffers_written_by_training(before, run) if run else {}
     differences["buffers"], written = _compare_buffers(left.buffers, right.buffers, allowed)
     if run:
@@ -271,17 +271,37 @@ def _differing(what: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> 
     ]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
+def versions(model: nn.Module | None = None) -> dict[str, str]:
+    """Return the versions that results depend on: of Python, of our own libraries, and of those that define a model.
+
+    Args:
+        model: the packages in which the classes of its modules are defined count, too.
+    """
+    own = ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors")
+    return {"python": platform.python_version(), **package_versions([*own, *_packages_of(model)])}
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
-    for package in ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors"):
+    found = {}
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
     return found
+
+
+def _packages_of(model: nn.Module | None) -> list[str]:
+    """Return the installed packages to which the classes of a model's modules belong."""
+    from importlib.metadata import packages_distributions
+
+    modules = () if model is None else model.modules()
+    roots = {type(module).__module__.partition(".")[0] for module in modules} - {"torch", "builtins"}
+    owners = packages_distributions() if roots else {}
+    return sorted({package for root in roots for package in owners.get(root, ())})
 
 
 def machine() -> dict[str, Any]:

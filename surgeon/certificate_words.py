@@ -8,8 +8,9 @@ from typing import Any
 LIMITS = """This certificate finds damage, not deliberate forgery. Every figure is covered by a hash, and whoever
 changes a figure on purpose can compute the hash anew. `surgeon verify FOLDER --against ORIGINAL` computes everything
 again that follows from the two checkpoints, the model and the task: the files, the form of every tensor, the module
-classes, the recorded graphs, the equivariance errors and the metrics. What was measured on the relaxed model (norms
-per site, theta, projection error, its equivariance) cannot be computed from a clean folder and is only recorded."""
+classes, the recorded graphs, the equivariance errors, the metrics, and every further format. What was measured on the
+relaxed model (norms per site, theta, projection error, its equivariance) cannot be computed from a clean folder and is
+only recorded."""
 
 
 def certificate_text(data: Mapping[str, Any]) -> str:
@@ -31,6 +32,7 @@ def certificate_text(data: Mapping[str, Any]) -> str:
         *_section("Metrics", _metrics(data)),
         *_section("Buffers that the model's own training forward writes", _buffers(data)),
         *_section("Recorded graphs", _graphs(data)),
+        *_section("Written beside the weights", _formats(data["details"])),
         *_section("Made with", markdown_table(("package", "version"), data["details"].get("versions", {}).items())),
     ]
     return "\n\n".join(parts) + "\n"
@@ -139,3 +141,34 @@ def _graphs(data: Mapping[str, Any]) -> str:
         return ""
     rows = ((model, f"`{digest}`") for model, digest in zip(("original", "result"), hashes, strict=True))
     return f"{data['details']['graph_nodes']} nodes each.\n\n" + markdown_table(("model", "sha256 of the graph"), rows)
+
+
+_FORMATS = {
+    "onnx": ("model.onnx", "ONNX Runtime"),
+    "pt2": ("model.pt2", "the archive after `torch.export.load`"),
+}
+
+
+def _formats(details: Mapping[str, Any]) -> str:
+    """Return a paragraph on each further format."""
+    told = []
+    for key, (name, runtime) in _FORMATS.items():
+        record = details.get(key)
+        if record is None:
+            continue
+        symmetric = (f"{_number(value, '.2g')} under {part}" for part, value in record["equivariance"].items())
+        told.append(
+            f"`{name}`: {record['nodes']} nodes, the same as for the original (sha256 `{record['graph_sha256']}`). "
+            f"In units of the allowed deviation, {runtime} deviates from the model by "
+            f"{_number(record['deviation'], '.2g')}, and f(gx) from g f(x) by {', '.join(symmetric) or 'not measured'}."
+        )
+    container = details.get("container")
+    if container is not None:
+        result = (
+            f"gives the model's outputs on {container['batches']} batches"
+            f"{', bit by bit' if container['bit_equal'] else ''}"
+            if container["batches"]
+            else "gives the weights back; its outputs were not compared, for lack of a task"
+        )
+        told.append(f"`{container['file']}`, the original container: opened by {container['opened_by']}, it {result}.")
+    return "\n\n".join(told)

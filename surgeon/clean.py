@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surgeon.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal, tensor_sha256
 from surgeon.certificate_words import certificate_text
-from surgeon.checkpoint import Checkpoint, write_container
+from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.card import BEGIN, END
 from surgeon.errors import CheckFailedError
 from surgeon.files import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
@@ -38,7 +38,6 @@ def write_clean(
     certificate: Certificate,
     original: Checkpoint,
     *,
-    container: bool = False,
     extras: Mapping[str, Callable[[Path], Any]] | None = None,
     statement: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -50,7 +49,6 @@ def write_clean(
         model: the stripped model.
         certificate: its certificate; one that is not ``identical`` is refused.
         original: the checkpoint that was relaxed; its metadata, and the ``config.json`` beside it, are kept.
-        container: also write the weights into a copy of the original file.
         extras: more formats; each function writes into the folder it is given and returns JSON-compatible data, which
             the certificate keeps in its details under the function's name.
         statement: factory and arguments that build the architecture; kept beside the weights if an installed package
@@ -80,14 +78,6 @@ def write_clean(
         write_text(temporary / CARD_FILE, _CARD)
         if config.is_file():
             (temporary / "config.json").write_bytes(config.read_bytes())
-        if container:
-            unprefixed = {
-                key.removeprefix(original.prefix) if key not in original.tensors else key: value
-                for key, value in tensors.items()
-            }
-            name = original.path.name
-            taken = (temporary / name).exists()  # an original that is called model.safetensors itself
-            write_container(original, unprefixed, temporary / (f"original-{name}" if taken else name))
         _write_certificate(temporary, model, tensors, _completed(certificate, original, written), original)
         return sorted(path.name for path in temporary.iterdir())
 

@@ -27,8 +27,15 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        set_training(model, modes[model])  # what a module computes for eval mode alone, it drops when it is told
         for module, mode in modes.items():
             module.training = mode
+
+
+def names_in_evaluation(model: nn.Module) -> set[str]:
+    """Return the names of the state dict in eval mode, for which some libraries compute tensors of their own."""
+    with in_evaluation_mode(model):
+        return set(model.state_dict())
 
 
 def device_of(model: nn.Module) -> torch.device:

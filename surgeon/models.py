@@ -45,6 +45,13 @@ class FoundModel:
     rebuild: Callable[..., nn.Module] = field(repr=False)
     task: LoadedTask | None = None
 
+    @property
+    def words(self) -> str:
+        """How it was found, without any path of this machine."""
+        if self.factory is None:
+            return self.source
+        return "model() of the task" if "task" in self.factory else f"the factory {self.factory['factory']}"
+
 
 @dataclass(frozen=True)
 class _Way:

@@ -156,6 +156,18 @@ class OffersTask(Protocol):
         ...
 
 
+@runtime_checkable
+class Reopener(Protocol):
+    """An adapter whose library has a loader for files: what it makes of an exported container is compared."""
+
+    def reopen(self, path: FilePath) -> nn.Module | None:
+        """Open a checkpoint file as the library does for its users; None if it is not one of this family.
+
+        It is called only for files that open without running code, or that the user trusts.
+        """
+        ...
+
+
 def resolved(proposal: Proposal, axes_of_input: int | None, axes_of_output: int | None) -> Proposal:
     """Return a proposal whose axes are positions.
 

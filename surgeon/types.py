@@ -250,6 +250,7 @@ class Task(Protocol):
     Only ``batches`` and ``loss`` are required. The optional members, looked up by name:
 
     * ``model() -> Module``: builds the architecture.
+    * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader.
     * ``for_model(model) -> Task``: the task for one opened model, for tasks whose batches depend on it.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
@@ -258,6 +259,7 @@ class Task(Protocol):
       representation, float64, shape (k, k).
     * ``input_names``, ``output_names``: of the tensors of batches and outputs, for exported files.
     * ``units``: name of a metric, an input or an output to its unit.
+    * ``dynamic_axes``: name of an input to its axes that have no fixed size in exported files.
 
     Nothing is modified in place.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from surgeon.checkpoint import (
     split_state,
 )
 from surgeon.checkpoint.stored import pieces
-from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
+from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import list_files
@@ -135,11 +136,26 @@ class Workspace:
                 f"expected the original checkpoint with sha256 {str(base['sha256'])[:12]}, but {str(source)!r} has "
                 f"{checkpoint.sha256[:12]}: it has changed since, give the right one as `--original FILE`"
             )
+        return self._with_weights_of(checkpoint), checkpoint
+
+    def reopened(self, path: str | Path) -> tuple[nn.Module, str]:
+        """Open a container like the original's as that was opened; return its model, and where that comes from.
+
+        A whole module is its own model, even if the original was loaded into one that was built.
+        """
+        entry = self.files.config.base["entry"] if self.files is not None else self.checkpoint.entry
+        checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle, entry=entry)
+        if checkpoint.module is not None:
+            return checkpoint.module, "unpickling the module"
+        return self._with_weights_of(checkpoint), self.found.words
+
+    def _with_weights_of(self, checkpoint: Checkpoint) -> nn.Module:
+        """Build the architecture anew and load a checkpoint into it."""
         model = self.found.rebuild()
         tensors = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
         own = tensors.keys() == model.state_dict().keys()
-        load_into(model, tensors if own else checkpoint.tensors, str(source))
-        return model, checkpoint
+        load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.origin or checkpoint.path))
+        return model
 
     def double(self, model: nn.Module) -> nn.Module:
         """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.
@@ -150,7 +166,7 @@ class Workspace:
         base, branches = split_state(model.state_dict())
         casted = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in base.items()}
         with default_dtype(torch.float64):
-            twin = self.found.rebuild(casted)
+            twin = self._built_in_double(casted)
             if branches:
                 assert self.relaxation is not None
                 copied = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
@@ -159,6 +175,19 @@ class Workspace:
                 for key, branch in copied.branches.items():
                     branch.clean = self.relaxation.branches[key].clean
         return twin.train(model.training)
+
+    def _built_in_double(self, casted: Mapping[str, Tensor]) -> nn.Module:
+        """Build the architecture under the default dtype; that of a library which insists on float32 is cast instead.
+
+        Such a library may share constants between models (escnn does): the cast one is a copy.
+        """
+        try:
+            return self.found.rebuild(casted)
+        except SurgeonError:
+            with default_dtype(torch.float32):
+                twin = copy.deepcopy(self.found.rebuild())
+            load_into(twin, casted, str(self.path))
+            return twin
 
 
 @contextmanager

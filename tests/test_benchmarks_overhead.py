@@ -139,3 +139,17 @@ def test_what_merging_saves_is_not_the_penaltys(overhead: ModuleType) -> None:
     medians = {"plain": 1.0, "branch": 2.0, "branch merged": 1.5, "naive rows": 6.0, "exact": 2.5, "default": 1.5}
     assert overhead.cheaper_by(medians) == {"exact": 4.0, "default": None}
     assert overhead.cheaper_by(medians | {"branch merged": 2.0}) == {"exact": 8.0, "default": None}
+
+
+def test_what_lives_at_once_is_counted(overhead: ModuleType) -> None:
+    mebibyte = 2**20 // 4
+
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            torch.ones(8 * mebibyte)
+
+    def together() -> None:
+        [torch.ones(8 * mebibyte) for _ in range(3)]
+
+    assert overhead.allocated_mebibytes(one_after_the_other, 2) == pytest.approx(8, rel=0.01)
+    assert overhead.allocated_mebibytes(together, 2) == pytest.approx(24, rel=0.01)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.branch import Branch
-from surgeon.certificate import _HOOKS, Architecture, buffers_written_by_training, certify
+from surgeon.certificate import _HOOKS, Architecture, buffers_written_by_training, certify, versions
 from surgeon.surgery.insert import attach
 from surgeon.types import Site
 from tests import nets
@@ -244,3 +244,17 @@ def test_a_deep_copy_of_tensor_products_equals_the_stripped_original() -> None:
     assert certificate.identical
     net.register_buffer("_tensor_constant9", torch.ones(1))
     assert not surgeon.certify(twin, net).checks["state-dict keys and order"]
+
+
+def test_versions_of_the_packages_that_define_a_model_are_recorded() -> None:
+    from importlib.metadata import version
+
+    from rich.text import Text  # any class of an installed package does
+
+    class Foreign(nn.Module):
+        pass
+
+    Foreign.__module__ = Text.__module__
+    assert "rich" not in versions()
+    assert "rich" not in versions(nn.Linear(1, 1))
+    assert versions(nn.Sequential(Foreign()))["rich"] == version("rich")

@@ -76,3 +76,17 @@ def test_a_difference_is_said() -> None:
     assert "is NOT that of the original" in text
     assert "| shapes | **NO** |" in text
     assert "Difference: shape of weight: expected a, got b." in text
+
+
+def test_further_formats_are_described() -> None:
+    program = {"nodes": 12, "graph_sha256": "ee55", "deviation": 0.05, "equivariance": {"identity": 0.25}}
+    container = {"file": "net.pt", "opened_by": "somebody", "batches": 2, "bit_equal": True, "deviation": 0.0}
+    text = certificate_text(data(Certificate(True, {}, details={"onnx": program, "container": container})))
+    assert "`model.onnx`: 12 nodes, the same as for the original (sha256 `ee55`)" in text
+    assert "ONNX Runtime deviates from the model by 0.05, and f(gx) from g f(x) by 0.25 under identity" in text
+    assert "opened by somebody, it gives the model's outputs on 2 batches, bit by bit." in text
+    assert "model.pt2" not in text
+    bare = {"pt2": {**program, "equivariance": {}}, "container": {**container, "batches": 0}}
+    text = certificate_text(data(Certificate(True, {}, details=bare)))
+    assert "`torch.export.load` deviates from the model by 0.05, and f(gx) from g f(x) by not measured" in text
+    assert "its outputs were not compared, for lack of a task" in text

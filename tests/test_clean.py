@@ -21,6 +21,7 @@ from surgeon.clean import write_clean
 from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.files import write_tensors
 from surgeon.models import find_model
+from surgeon.reopening import write_beside
 from surgeon.types import Certificate
 from tests.commands import Surgeon
 from tests.tiny import Net
@@ -39,10 +40,15 @@ def saved(folder: Path, name: str, net: nn.Module) -> Checkpoint:
     return open_checkpoint(path)
 
 
+def beside(net: nn.Module, original: Checkpoint) -> dict[str, Callable[[Path], Any]]:
+    """The original container, not opened again."""
+    return {"copy": lambda folder: write_beside(folder, net, original).name}
+
+
 @pytest.mark.parametrize("name", ["net.safetensors", "model.safetensors", "net.ckpt"])
 def test_a_clean_folder(tmp_path: Path, name: str) -> None:
     original, net = saved(tmp_path, name, nn.Linear(2, 3)), nn.Linear(2, 3)
-    files = write_clean(tmp_path / "out", net, GOOD, original, container=True)
+    files = write_clean(tmp_path / "out", net, GOOD, original, extras=beside(net, original))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     assert (tmp_path / "out" / "config.json").read_bytes() == b'{"a":  1}'
     assert json.loads((tmp_path / "out" / "certificate.json").read_text())["identical"] is True
@@ -144,7 +150,8 @@ def test_extra_files_are_hashed_and_what_their_writer_says_is_kept(tmp_path: Pat
         return {"opset": 18}
 
     original, net = saved(tmp_path, "net.ckpt", nn.Linear(2, 3)), nn.Linear(2, 3)
-    files = write_clean(tmp_path / "out", net, GOOD, original, container=True, extras={"more": write})
+    extras = {**beside(net, original), "more": write}
+    files = write_clean(tmp_path / "out", net, GOOD, original, extras=extras)
     data = json.loads((tmp_path / "out" / "certificate.json").read_text())
     assert data["details"]["more"] == {"opset": 18}
     assert data["files"]["parts/more.bin"] == hashlib.sha256(b"more").hexdigest()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.evaluation import evaluate, in_evaluation_mode, is_better, outputs_on
+from surgeon.evaluation import evaluate, in_evaluation_mode, is_better, names_in_evaluation, outputs_on
 
 
 class Uneven:
@@ -52,6 +52,25 @@ def test_the_model_is_evaluated_in_eval_mode_and_put_back_module_by_module() -> 
         1 / 0  # noqa: B018
     assert model[0].training
     assert not torch.equal(model(torch.ones(100)), model(torch.ones(100)))
+
+
+class Caching(nn.Module):
+    """Keeps a tensor for eval mode alone, as some libraries of steerable convolutions do."""
+
+    def train(self, mode: bool = True) -> Caching:
+        self._buffers.pop("filter", None)
+        if not mode:
+            self.register_buffer("filter", torch.ones(1))
+        return super().train(mode)
+
+
+def test_what_is_kept_for_eval_mode_alone_goes_when_it_is_left() -> None:
+    model = nn.Sequential(Caching())
+    with in_evaluation_mode(model):
+        assert list(model.state_dict()) == ["0.filter"]
+    assert names_in_evaluation(model) == {"0.filter"}
+    assert list(model.state_dict()) == []
+    assert model[0].training
 
 
 def test_gradients_inside_the_model_are_possible() -> None:

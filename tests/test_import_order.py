@@ -33,6 +33,8 @@ ROWS = (
         "certificate_words",
         "workspace",
         "stripped",
+        "reopening",
+        "deviation",
         "verdict",
         "verification",
         "clean",

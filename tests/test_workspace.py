@@ -167,6 +167,26 @@ def test_the_double_twin_computes_the_same_in_float64(work: Path, relaxed: bool)
     assert next(workspace.model.parameters()).dtype == torch.float32
 
 
+def test_a_library_that_cannot_be_built_in_float64_is_cast(work: Path) -> None:
+    refusing = """
+class Single(Net):
+    def __init__(self):
+        super().__init__()
+        torch.zeros(2) @ torch.zeros(2, dtype=torch.float32)
+
+TinyTask.model = lambda self: Single()
+task = TinyTask()
+"""
+    with open(work / "task.py", "a") as file:
+        file.write(refusing)
+    workspace = open_path(work / "net.pt")
+    own = run(workspace.model)
+    double = run(workspace.double(workspace.model))
+    assert double.dtype == torch.float64
+    assert torch.allclose(own.double(), double, rtol=1e-4, atol=1e-5)
+    assert torch.equal(run(workspace.model), own)
+
+
 def test_a_task_must_be_known_where_data_are_needed(work: Path) -> None:
     (work / "task.py").rename(work / "nets.py")
     workspace = open_path(work / "net.pt", OpenOptions(factory="nets:make_net"))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint.loading import load_into
+from surgeon.checkpoint.loading import load_into, same_bytes
 from surgeon.checkpoint.reading import Checkpoint, open_checkpoint
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.files import atomic_file, write_tensors
@@ -108,19 +108,12 @@ def _save(content: Any, path: Path) -> None:
         raise WriteError(f"could not write {str(path)!r}: its content cannot be pickled ({error})") from error
 
 
-def _same_bytes(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
-    return torch.equal(flat[0], flat[1])
-
-
 def _compare(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], written: Path, target: Path) -> None:
     try:
         again = open_checkpoint(written, trust_pickle=checkpoint.needs_trust, entry=checkpoint.entry)
     except SurgeonError as error:
         raise WriteError(f"could not write {str(target)!r}: the new file does not open again ({error})") from error
-    wrong = [key for key in tensors if key not in again.tensors or not _same_bytes(tensors[key], again.tensors[key])]
+    wrong = [key for key in tensors if key not in again.tensors or not same_bytes(tensors[key], again.tensors[key])]
     ordered = checkpoint.container == "safetensors" or list(again.tensors) == list(checkpoint.tensors)
     if wrong or not ordered or again.prefix != checkpoint.prefix:
         detail = f"{len(wrong)} tensors differ, first {wrong[0]}" if wrong else "the keys are in another order"

@@ -49,6 +49,18 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
             f"{type(model).__name__} refuses the tensors of {where} ({' '.join(str(error).split())}): "
             "its own loading code changes keys or values, save the checkpoint again with the current version"
         ) from error
+    _check_loaded(model, tensors, where)
+
+
+def _check_loaded(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a model whose own loading code gave some tensor another value: it would do so at every load."""
+    state = model.state_dict()
+    changed = [key for key, value in tensors.items() if not same_bytes(state[key].to(value), value)]
+    if changed:
+        raise CheckpointError(
+            f"{type(model).__name__} changes the values of {_listed(changed)} tensors while it loads {where}: "
+            "save the checkpoint again with the current version of its library"
+        )
 
 
 def _loads_plainly(model: nn.Module) -> bool:
@@ -120,6 +132,14 @@ def _check_ties(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where:
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
     return left.dtype == right.dtype and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
+
+
+def same_bytes(left: Tensor, right: Tensor) -> bool:
+    """Tell whether two dense tensors of any dtype have the same shape and the same bits, NaN included."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+    return torch.equal(flat[0], flat[1])
 
 
 def _match_dtypes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from surgeon.diagnosis.result import FEWEST, DiagnosisSettings
+from surgeon.diagnosis.curvature import FEWEST
+from surgeon.diagnosis.result import DiagnosisSettings
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 """Of the batches, tried one after the other."""

@@ -1,4 +1,4 @@
-"""Run an ONNX file in ONNX Runtime and compare it with the model: outputs at other sizes, equivariance."""
+"""Run an exported program and compare it with the model: outputs at other sizes, equivariance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.deviation import RELATIVE, allowed_deviation, largest_deviation, largest_entry
 from surgeon.evaluation import outputs_on
 from surgeon.export.sample import Sample
 from surgeon.groups import Group
@@ -18,23 +19,17 @@ from surgeon.stripped import Stripped
 from surgeon.tasks import can_act
 from surgeon.trees import map_tensors, tensors_in, to_dtype
 
-TIMES_ROUNDING = 10.0
-"""ONNX Runtime may differ from the model by this many times the model's own rounding error, measured in float64."""
-
-RELATIVE = 1e-5
-"""... and always by this share of the largest entry of an output."""
-
 ELEMENTS = 2
 """Group elements per component and batch."""
 
 
 @dataclass(frozen=True)
-class OnnxReport:
+class Report:
     """What was compared, and what differs.
 
     Attributes:
-        deviation: largest deviation of ONNX Runtime from the model in units of the allowed one.
-        equivariance: component of the group to the same for f(g x) against g f(x), both in ONNX Runtime.
+        deviation: largest deviation of the program from the model in units of the allowed one.
+        equivariance: component of the group to the same for f(g x) against g f(x), both by the program.
         sizes: the sizes of the dynamic axes of the batches compared.
         differences: one sentence each; empty if the file does what the model does.
     """
@@ -69,55 +64,63 @@ def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
 
 
 def check_onnx(
-    path: Path,
+    path: Path, stripped: Stripped, sample: Sample, seed: int = 0, kept: Sequence[int] | None = None
+) -> Report:
+    """Compare an ONNX file in ONNX Runtime with the model; arguments as for :func:`check_run`."""
+    return check_run(runner(path, sample), "ONNX Runtime", stripped, sample, seed, kept)
+
+
+def check_run(
+    run: Callable[[Any], list[Tensor]],
+    where: str,
     stripped: Stripped,
     sample: Sample,
     seed: int = 0,
     kept: Sequence[int] | None = None,
-) -> OnnxReport:
-    """Compare an ONNX file with the model it was exported from, on batches of other sizes.
+) -> Report:
+    """Compare an exported program with the model it was exported from, on batches of other sizes.
 
-    Per output, ``max|ort - f32|`` may be ``max(10 max|f32 - f64|, 1e-5 max|f64|)``; the same bound holds for
-    ``max|ort(g x) - g ort(x)|``.
+    Per output, ``max|run - f32|`` may be ``max(10 max|f32 - f64|, 1e-5 max|f64|)``; the same bound holds for
+    ``max|run(g x) - g run(x)|``.
 
     Args:
-        path: the file.
+        run: from a batch to the output tensors of the program.
+        where: what runs it, in words.
         stripped: the model, its float64 twin as yardstick, how it is called, and how the group acts.
         sample: whose ``others`` are compared.
         seed: of the group elements.
         kept: positions of the outputs that the file has; None for all.
     """
     model, double, task, group = stripped.model, stripped.double, stripped.task, stripped.group
-    run = runner(path, sample)
     batches = list(sample.others)
     eager = [_chosen(tree, kept) for tree in outputs_on(model, task, batches)]
     exact_trees = outputs_on(double, task, [to_dtype(batch, torch.float64) for batch in batches])
     exact = [_chosen(tree, kept) for tree in exact_trees]
-    bounds = [[_bound(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(eager, exact, strict=True)]
+    bounds = [[allowed_deviation(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(eager, exact, strict=True)]
     worst, differences = 0.0, list[str]()
     results = list[list[Tensor]]()
     for batch, expected, allowed in zip(batches, eager, bounds, strict=True):
         try:
             found = run(batch)
-        except Exception as error:  # ONNX Runtime has its own exceptions, without a common class
-            differences.append(f"ONNX Runtime fails at sizes {_sizes(sample, batch)}: {one_line(error)}")
+        except Exception as error:  # every runtime has its own exceptions, without a common class
+            differences.append(f"{where} fails at sizes {_sizes(sample, batch)}: {one_line(error)}")
             continue
         results.append(found)
-        ratio = _largest(found, expected, allowed)
+        ratio = largest_deviation(found, expected, allowed)
         worst = max(worst, ratio)
         if not ratio <= 1:
             sizes = _sizes(sample, batch)
-            differences.append(f"at sizes {sizes} ONNX Runtime deviates {ratio:.1f} times as much as allowed")
+            differences.append(f"at sizes {sizes} {where} deviates {ratio:.1f} times as much as allowed")
     equivariance = {}
     if group is not None and can_act(task) and not differences:
         trees = [_like(tree, found, kept) for tree, found in zip(exact_trees, results, strict=True)]
         equivariance = _equivariance(run, task, batches, trees, bounds, group, seed, kept)
         differences += [
-            f"in ONNX Runtime f(g x) and g f(x) differ {ratio:.1f} times as much as allowed under {name}"
+            f"in {where} f(g x) and g f(x) differ {ratio:.1f} times as much as allowed under {name}"
             for name, ratio in equivariance.items()
             if not ratio <= 1
         ]
-    return OnnxReport(worst, equivariance, tuple(_sizes(sample, batch) for batch in batches), tuple(differences))
+    return Report(worst, equivariance, tuple(_sizes(sample, batch) for batch in batches), tuple(differences))
 
 
 def _equivariance(
@@ -138,8 +141,8 @@ def _equivariance(
             for g in group.sample(ELEMENTS, generator, component):
                 moved = _chosen(task.act_output(g, tree), kept)
                 # Coordinates that are turned or moved have the size of what they are turned into.
-                scaled = [max(a, RELATIVE * _size(t)) for a, t in zip(allowed, moved, strict=True)]
-                worst = max(worst, _largest(run(task.act(g, batch)), moved, scaled))
+                scaled = [max(a, RELATIVE * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
+                worst = max(worst, largest_deviation(run(task.act(g, batch)), moved, scaled))
         result[name] = worst
     return result
 
@@ -156,25 +159,6 @@ def _like(tree: Any, found: Sequence[Tensor], kept: Sequence[int] | None) -> Any
         tensors[index] = tensor
     remaining = iter(tensors)
     return map_tensors(lambda _: next(remaining), tree)
-
-
-def _size(tensor: Tensor) -> float:
-    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
-
-
-def _bound(own: Tensor, exact: Tensor) -> float:
-    return max(TIMES_ROUNDING * _size(own.double() - exact.double()), RELATIVE * _size(exact))
-
-
-def _largest(found: Sequence[Tensor], expected: Sequence[Tensor], allowed: Sequence[float]) -> float:
-    """Return the largest deviation in units of the allowed one; infinity if the outputs do not even fit."""
-    if [tuple(t.shape) for t in found] != [tuple(t.shape) for t in expected]:
-        return float("inf")
-    ratios = [0.0]
-    for a, b, bound in zip(found, expected, allowed, strict=True):
-        deviation = _size(a.double() - b.double())
-        ratios.append(deviation / bound if bound else (0.0 if deviation == 0 else float("inf")))
-    return float("inf") if any(ratio != ratio for ratio in ratios) else max(ratios)
 
 
 def _sizes(sample: Sample, batch: Any) -> tuple[int, ...]:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from surgeon.branch import branches_of
 from surgeon.errors import CheckFailedError, SurgeonError, UsageError
-from surgeon.evaluation import in_evaluation_mode
+from surgeon.evaluation import in_evaluation_mode, names_in_evaluation
+from surgeon.export.capture import captured, packages_of
 from surgeon.export.derivative import derived_outputs, record_derivatives
+from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
-from surgeon.imports import one_line
 from surgeon.tasks import task_forward
 from surgeon.trees import tensors_in
 from surgeon.types import Task
@@ -80,63 +81,54 @@ def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18, kept:
     if opset not in OPSETS:
         raise UsageError(f"expected an ONNX opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}: choose one of these")
     _require_packages()
-    shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes} for axes in sample.dynamic)
     wrapped: nn.Module = Positional(model, task, sample, kept)
     with in_evaluation_mode(wrapped), _quiet():
         try:
             if outputs_by_derivative(model, task, sample) is not None:
                 wrapped = record_derivatives(wrapped, model, sample)
             program = torch.onnx.export(
-                wrapped,
-                tuple(tensors_in(sample.batch)),
+                captured(wrapped, sample, packages_of(model, task)),
                 dynamo=True,
                 optimize=False,
                 verbose=False,
                 opset_version=opset,
                 input_names=list(sample.names),
-                dynamic_shapes={"tensors": shapes},
             )
         except SurgeonError:
             raise
         except Exception as error:
+            why = reason(error, model, sample)
             raise CheckFailedError(
-                f"{type(model).__name__} cannot be exported to ONNX: {_reason(error)}; nothing was written"
+                f"{type(model).__name__} cannot be exported to ONNX: {why}; nothing was written"
             ) from error
     assert program is not None
     converted = program.model
-    _clean(converted, {f"{_OWNER}.{name}" for name in model.state_dict()})
+    _clean(converted, {f"{_OWNER}.{name}" for name in names_in_evaluation(model)})
     return converted
 
 
 def _require_packages() -> None:
     try:
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"ONNX needs the package {error.name}: install it with `pip install {error.name}`") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return what the innermost error says, in one line: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error)
+        name = (error.name or "onnxscript").partition(".")[0]
+        raise UsageError(f"ONNX needs the package {name}: install it with `pip install {name}`") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's remarks, which are about its own insides, off the screen."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 def _clean(model: Any, state: set[str]) -> None:

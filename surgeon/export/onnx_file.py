@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from surgeon.certificate import package_versions
 from surgeon.errors import CheckFailedError
-from surgeon.evaluation import outputs_on
+from surgeon.evaluation import in_evaluation_mode, names_in_evaluation, outputs_on
 from surgeon.export.checks import check_onnx
 from surgeon.export.convert import outputs_by_derivative, to_onnx
 from surgeon.export.facts import Named, facts
 from surgeon.export.outputs import ALL_OUTPUTS, Selection, apart_from, output_names
 from surgeon.export.sample import Sample, sample_of
 from surgeon.export.signature import compare_signatures, signature, signature_hash
+from surgeon.export.unscript import unscripted
 from surgeon.imports import one_line
+from surgeon.modes import set_training
 from surgeon.stripped import Stripped
-from surgeon.trees import to_dtype
+from surgeon.trees import tensors_in, to_dtype
 from surgeon.verdict import model_dtype
 
 ONNX_FILE = "model.onnx"
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What has to be installed, and what a certificate records the versions of."""
 
 
 def export_onnx(
@@ -54,8 +61,10 @@ def export_onnx(
         CheckFailedError: if a check fails; it says what differs.
         UsageError: if the selected outputs do not exist.
     """
-    model, task = stripped.model, stripped.task
-    sample = sample_of(task, model_dtype(model))
+    task = stripped.task
+    sample = sample_of(task, model_dtype(stripped.model))
+    stripped = _eager(stripped, sample.batch)
+    model = stripped.model
     every = output_names(task, outputs_on(model, task, [sample.batch])[0])
     derived = outputs_by_derivative(model, task, sample)
     kept = selection.positions(every, derived)
@@ -70,15 +79,19 @@ def export_onnx(
     report = check_onnx(path, stripped, sample, kept=kept)
     if report.differences:
         raise CheckFailedError(f"{report.differences[0]}; nothing was written")
+    names_of_state = names_in_evaluation(model)
+    tensors = [name for name in graph.initializers if name in names_of_state]
     return {
         "opset": opset,
         "nodes": len(list(graph)),
         "graph_sha256": digest,
         "inputs": inputs,
         "outputs": names,
+        "selection": [every[index] for index in kept],
         "left_out": [name for index, name in enumerate(every) if index not in kept],
         "derivatives": [every[index] for index in sorted(derived or ())],
-        "tensors": sum(name in model.state_dict() for name in graph.initializers),
+        "tensors": len(tensors),
+        "computed_in_eval_mode": _computed_in_eval_mode(model, tensors),
         "metadata": about,
         **{key: value for key, value in dataclasses.asdict(report).items() if key != "differences"},
     }
@@ -108,13 +121,31 @@ def _converted(
     return converted, names, _same_graph(stripped, converted, before, names)
 
 
+def _eager(stripped: Stripped, batch: Any) -> Stripped:
+    """Return model and original without TorchScript, which torch.export does not see through."""
+
+    def run(model: nn.Module) -> list[Tensor]:
+        return tensors_in(outputs_on(model, stripped.task, [batch])[0])
+
+    model, original = unscripted([stripped.model, stripped.original], run)
+    return dataclasses.replace(stripped, model=model, original=original)
+
+
+def _computed_in_eval_mode(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the tensors that exist in eval mode only, which some libraries compute from the parameters beforehand."""
+    with in_evaluation_mode(model):  # which puts the modes back
+        set_training(model, True)
+        kept = model.state_dict()
+    return [name for name in names if name not in kept]
+
+
 def _same_graph(stripped: Stripped, converted: Any, before: Any, names: list[str]) -> str:
     """Name the outputs, compare the graphs of result and original, and return the hash of the signature."""
     rows = []
     for each, network in ((before, stripped.original), (converted, stripped.model)):
         for value, name in zip(each.graph.outputs, names, strict=True):
             value.name = name
-        rows.append(signature(each, network.state_dict()))
+        rows.append(signature(each, names_in_evaluation(network)))
     differences = compare_signatures(rows[0], rows[1])
     if differences:
         raise CheckFailedError(f"the ONNX graph is not that of the original: {differences[0]}; nothing was written")
@@ -129,7 +160,12 @@ def onnx_extra(
     announce: Callable[[str], None] = lambda _: None,
 ) -> Callable[[Path], dict[str, Any]]:
     """Return a function that writes ``model.onnx`` into a folder; arguments are those of :func:`export_onnx`."""
-    return lambda folder: export_onnx(folder / ONNX_FILE, stripped, opset=opset, selection=selection, announce=announce)
+
+    def write(folder: Path) -> dict[str, Any]:
+        record = export_onnx(folder / ONNX_FILE, stripped, opset=opset, selection=selection, announce=announce)
+        return {**record, "versions": package_versions(PACKAGES)}
+
+    return write
 
 
 def _save(model: Any, path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import SurgeonError, TaskError
+from surgeon.imports import close_names
 from surgeon.tasks import task_batches
 from surgeon.trees import map_tensors, tensor_leaves, tensors_in, to_dtype
 from surgeon.types import Path, Split, Task
@@ -49,16 +50,19 @@ class Sample:
 def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
     """Choose an example batch and find out which axes change from batch to batch.
 
-    An axis is dynamic if its size differs between batches of the task. Batches whose tensors share their first axis,
-    and of which a slice can be taken, are sliced; others are taken as they are.
+    An axis is dynamic if its size differs between batches of the task, or if the task's ``dynamic_axes`` say so.
+    Batches whose tensors share their first axis, and of which a slice can be taken, are sliced; others are taken as
+    they are.
 
     Args:
-        task: its batches may have several sizes; the last one of a split often is smaller.
+        task: its batches may have several sizes; the last one of a split often is smaller. ``dynamic_axes``, if it has
+            them, map the name of an input to its axes without a fixed size; an input that is not named there has none.
         dtype: of floating tensors.
         per_split: batches that are looked at from each split, besides the last one.
 
     Raises:
-        TaskError: if all batches have the same sizes and cannot be sliced, or the example is too small.
+        TaskError: if all batches have the same sizes and cannot be sliced, the example is too small, or the task's
+            ``dynamic_axes`` do not fit its batches.
     """
     batches = [to_dtype(batch, dtype) for batch in _collect(task, per_split)]
     leaves = [tensor_leaves(batch) for batch in batches]
@@ -66,17 +70,15 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
     if len(paths) != len(tensors_in(batches[0])):
         raise TaskError("expected every tensor of a batch once, but one appears twice in it: give copies")
     same_form = [entry for entry in leaves if list(entry) == paths]
-    if _sliceable(leaves[0]):
-        length = len(next(iter(leaves[0].values())))
-        sizes = [size for size in OTHER_SIZES if size <= length]
-        example = _sliced(batches[0], min(EXAMPLE_SIZE, length))
-        others = tuple(_sliced(batches[0], size) for size in sizes)
-        dynamic: tuple[tuple[int, ...], ...] = tuple((0,) for _ in paths)
+    names = tuple(_name(path, task) for path in paths)
+    given = _given_axes(task, names, leaves[0])
+    changing = tuple(_changing([entry[path] for entry in same_form]) for path in paths)
+    if _sliceable(leaves[0]) and (given is None or all(0 in axes for axes in given)):
+        changing = tuple((0, *(axis for axis in axes if axis)) for axes in changing)
+        example, others = _slices(batches)
     else:
-        dynamic = tuple(_changing([entry[path] for entry in same_form]) for path in paths)
-        order = sorted(range(len(batches)), key=lambda index: _too_small_and_size(batches[index], dynamic))
-        example = batches[order[0]]
-        others = tuple(batches[index] for index in order[1:] if _shapes(batches[index]) != _shapes(example))
+        example, others = _as_they_are(batches, changing if given is None else given)
+    dynamic = _checked(given, changing, names)
     if not any(dynamic) or not others:
         raise TaskError(
             "expected batches of different sizes, so that the axes without a fixed size are known, but all batches of "
@@ -85,7 +87,54 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
     small = _shortest(example, dynamic)
     if small < 2:
         raise TaskError(f"expected an example batch of length 2 at least, got {small}: let the task yield larger ones")
-    return Sample(example, others, tuple(_name(path, task) for path in paths), dynamic)
+    return Sample(example, others, names, dynamic)
+
+
+Axes = tuple[tuple[int, ...], ...]
+"""Per tensor, the axes without a fixed size."""
+
+
+def _given_axes(task: Task, names: Sequence[str], leaves: Mapping[Path, Tensor]) -> Axes | None:
+    """Return the axes that the task's ``dynamic_axes`` name; None if it has none."""
+    given = getattr(task, "dynamic_axes", None)
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise TaskError(f"expected dynamic_axes as a mapping from input names to axes, got {type(given).__name__}")
+    unknown = [str(name) for name in given if name not in names]
+    if unknown:
+        raise TaskError(
+            f"expected inputs out of {', '.join(names)} in the task's dynamic_axes, got {unknown[0]!r}: "
+            f"the nearest is {close_names(unknown[0], list(names))}"
+        )
+    ranks = {name: tensor.dim() for name, tensor in zip(names, leaves.values(), strict=True)}
+    return tuple(_axes_of(name, given.get(name, ()), ranks[name]) for name in names)
+
+
+def _axes_of(name: str, axes: Any, rank: int) -> tuple[int, ...]:
+    """Return the axes of one input, counted from the front; a mapping from axes to names of sizes gives its keys."""
+    listed = [axes] if isinstance(axes, int) else list(axes)
+    wrong = [axis for axis in listed if not isinstance(axis, int) or not -rank <= axis < rank]
+    if wrong:
+        raise TaskError(
+            f"expected axes of {name} from {-rank} to {rank - 1} in the task's dynamic_axes, got {wrong[0]!r}: "
+            "correct them"
+        )
+    return tuple(sorted({axis % rank for axis in listed}))
+
+
+def _checked(given: Axes | None, found: Axes, names: Sequence[str]) -> Axes:
+    """Return what the task says, which has to cover all axes that were seen to change."""
+    if given is None:
+        return found
+    for name, own, changing in zip(names, given, found, strict=True):
+        missing = [axis for axis in changing if axis not in own]
+        if missing:
+            raise TaskError(
+                f"the task's dynamic_axes give axis {missing[0]} of {name} a fixed size, but it changes from batch to "
+                "batch: name it there"
+            )
+    return given
 
 
 def _collect(task: Task, per_split: int) -> list[Any]:
@@ -111,6 +160,25 @@ def _sliceable(leaves: Mapping[Path, Tensor]) -> bool:
     lengths = {tensor.shape[0] if tensor.dim() else -1 for tensor in leaves.values()}
     indices = any(not tensor.is_floating_point() and tensor.dim() > 1 for tensor in leaves.values())
     return len(lengths) == 1 and min(lengths) > 1 and not indices and any(t.dim() > 2 for t in leaves.values())
+
+
+def _slices(batches: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+    """Return slices of the first batch, and of those that differ from it in more than their length."""
+    length = min(len(tensor) for tensor in tensors_in(batches[0]))
+    example = _sliced(batches[0], min(EXAMPLE_SIZE, length))
+    others = [_sliced(batches[0], size) for size in OTHER_SIZES if size <= length]
+    further = [_sliced(batch, min(EXAMPLE_SIZE, length)) for batch in batches[1:]]
+    return example, (*others, *(batch for batch in further if _inner(batch) != _inner(example)))
+
+
+def _inner(batch: Any) -> list[tuple[int, ...]]:
+    return [shape[1:] for shape in _shapes(batch)]
+
+
+def _as_they_are(batches: Sequence[Any], dynamic: Axes) -> tuple[Any, tuple[Any, ...]]:
+    """Return the smallest batch, which is traced the fastest, and those of other sizes."""
+    order = sorted(batches, key=lambda batch: _too_small_and_size(batch, dynamic))
+    return order[0], tuple(batch for batch in order[1:] if _shapes(batch) != _shapes(order[0]))
 
 
 def _sliced(batch: Any, length: int) -> Any:

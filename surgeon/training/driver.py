@@ -85,6 +85,11 @@ def _require_supported_sharding(accelerator: Accelerator) -> None:
         found = "weights are to be offloaded to the CPU: launch with --fsdp_offload_params false"
     elif isinstance(plugin.ignored_modules, str):
         found = "modules are to be ignored: leave fsdp_ignored_modules out"
+    elif plugin.activation_checkpointing:
+        found = (
+            "modules are to be wrapped for activation checkpointing, branches among them: leave "
+            "fsdp_activation_checkpointing out, and let the network do it by itself, with use_reentrant=False"
+        )
     elif parallelism is not None and parallelism.non_data_parallel_size > 1:
         found = "tensor, context or sequence parallelism is asked for as well: leave it out"
     if found:

@@ -9,8 +9,9 @@ from surgeon.certificate import named_as
 from surgeon.errors import ModelNotFoundError, TrustError
 from surgeon.hub.fetch import open_anywhere
 from surgeon.hub.pulling import fetch_model
+from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded, read_certificate
-from surgeon.verification.rebuilt import EQUIVARIANT, GIVE_TASK, RECOMPUTED, Rebuilt, check_models
+from surgeon.verification.rebuilt import EQUIVARIANT, RECOMPUTED, Rebuilt, check_models
 from surgeon.verification.result import Finding, Verification, unchecked
 from surgeon.verification.stored import (
     check_certificate,
@@ -19,7 +20,6 @@ from surgeon.verification.stored import (
     check_same_form,
     check_source,
     check_tensors,
-    onnx_findings,
     read_result,
 )
 from surgeon.workspace import OpenOptions, Workspace, open_path
@@ -67,18 +67,18 @@ def verify_clean(
     tensors = named_as(original, result)
     form = check_same_form(original, result)
     findings += [form, *check_tensors(tensors, result, recorded)]
-    rebuilt, finite = Rebuilt(), True
+    rebuilt, finite, clean = Rebuilt(), True, Clean(folder, result, recorded, options.trust_pickle)
     if form.outcome == "differs":
         findings.append(unchecked("classes, graphs, equivariance and metrics", "the architectures differ"))
     else:
         workspace, why = _workspace(against, options)
         if workspace is None:
-            findings += _without_model(recorded, why)
+            findings += [*_without_model(recorded, why), *format_findings(clean, None, None)]
         else:
-            rebuilt, finite = check_models(workspace, result, recorded, group), False
+            rebuilt, finite = check_models(workspace, clean, group), False
     if finite:  # with the model, this is one of the checks of its parameters
         findings.append(check_finite(tensors, result))
-    findings += [*rebuilt.findings, *onnx_findings(folder, recorded.data["details"]), *_only_recorded(recorded)]
+    findings += [*rebuilt.findings, *_only_recorded(recorded)]
     return Verification(tuple(findings), rebuilt.equivariance, rebuilt.metrics, recorded.data, tuple(notes))
 
 

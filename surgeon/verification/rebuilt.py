@@ -7,25 +7,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.certificate import Comparison, classes_of, compare_models, versions
 from surgeon.checkpoint import load_into
 from surgeon.errors import CheckpointError, GroupError
 from surgeon.evaluation import evaluate
 from surgeon.groups import Group, parse_group
+from surgeon.stripped import Stripped
 from surgeon.tasks import can_act, task_forward
 from surgeon.trees import to_dtype
 from surgeon.types import ErrorSummary
-from surgeon.verdict import AS_EQUIVARIANT, both_precisions, less_equivariant, model_dtype, sample_batches
+from surgeon.verdict import both_precisions, less_equivariant, model_dtype, sample_batches
+from surgeon.verification.agreement import NOISE, SIGNAL, same_error
+from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded
 from surgeon.verification.result import Equivariance, Finding, compared, unchecked
 from surgeon.workspace import Workspace
 
 METRIC_TOLERANCE = 1e-4
 """Largest relative deviation of a metric computed again: float32 sums differ between machines and thread counts."""
-
-GIVE_TASK = "give --task"
 
 _FROM_MODEL = {"state-dict keys and order", "shapes", "dtypes", "module classes", "finite weights"}
 _FROM_TASK = {"buffers", "recorded graph"}
@@ -43,25 +44,28 @@ class Rebuilt:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def check_models(workspace: Workspace, tensors: Mapping[str, Tensor], recorded: Recorded, group: str | None) -> Rebuilt:
+def check_models(workspace: Workspace, clean: Clean, group: str | None) -> Rebuilt:
     """Build original and result, and compare them with each other and with what is recorded.
 
     Args:
         workspace: the opened original.
-        tensors: the result's weights, in the original's form.
-        recorded: the certificate.
+        clean: the folder, whose weights have the original's form.
         group: the group's name, if the user gave it.
     """
-    found = Rebuilt()
+    found, recorded = Rebuilt(), clean.recorded
     (original, _), (result, _) = workspace.original(), workspace.original()
     try:
-        load_into(result, tensors, "model.safetensors")
+        load_into(result, clean.tensors, "model.safetensors")
     except CheckpointError as error:
         found.findings.append(compared("weights in the model", [str(error)]))
         return found
     _compare(found, workspace, original, result, recorded)
-    _equivariance(found, workspace, original, result, recorded, group)
+    acting = _equivariance(found, workspace, original, result, recorded, group)
     _metrics(found, workspace, original, result, recorded)
+    task, stripped = workspace.task, None
+    if task is not None and clean.has_formats:
+        stripped = Stripped(result, original, workspace.double(result), task.task, acting)
+    found.findings += format_findings(clean, workspace, stripped)
     return found
 
 
@@ -84,7 +88,7 @@ def _compare(found: Rebuilt, workspace: Workspace, original: nn.Module, result: 
         found.findings += [unchecked(name, GIVE_TASK) for name in recorded.checks if name in _FROM_TASK]
         return
     _buffers(found, comparison, result, recorded)
-    _graphs(found, comparison, recorded)
+    _graphs(found, comparison, result, recorded)
 
 
 def _same_class(left: str, right: str) -> bool:
@@ -112,10 +116,10 @@ def _buffers(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded
     found.findings.append(compared("recorded changes of buffers", sentences[:5]))
 
 
-def _graphs(found: Rebuilt, comparison: Comparison, recorded: Recorded) -> None:
+def _graphs(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded: Recorded) -> None:
     if recorded.graphs is None:
         return
-    now, installed = comparison.details.get("graph_sha256", ()), versions()
+    now, installed = comparison.details.get("graph_sha256", ()), versions(result)
     others = [name for name, version in recorded.versions.items() if installed.get(name) != version]
     if others:
         words = ", ".join(f"{name} {recorded.versions[name]}, here {installed.get(name, 'none')}" for name in others)
@@ -138,17 +142,17 @@ def _equivariance(
     result: nn.Module,
     recorded: Recorded,
     group_name: str | None,
-) -> None:
-    """Measure again with the recorded seed and counts, and judge as stripping does."""
+) -> Group | None:
+    """Measure again with the recorded seed and counts, and judge as stripping does; return the group if it is known."""
     if "stripped" not in recorded.equivariance or recorded.settings is None:
-        return
+        return None
     task = workspace.task
     if task is None or not can_act(task.task):
         found.findings.append(unchecked(EQUIVARIANT, GIVE_TASK + ("" if task is None else " with act and act_output")))
-        return
+        return None
     group = _group(found, recorded, group_name)
     if group is None:
-        return
+        return None
     now = {
         name: both_precisions(workspace, model, group, recorded.settings)
         for name, model in (("original", original), ("stripped", result))
@@ -160,8 +164,9 @@ def _equivariance(
     sentences = [
         text for model in now for text in _other_errors(model, recorded.equivariance.get(model, {}), now[model])
     ]
-    note = "counts equal, errors within a factor of 10 or both at rounding level"
+    note = f"counts equal, errors within {SIGNAL:.0%}, or a factor of {NOISE:g} at rounding level"
     found.findings.append(compared("recorded equivariance", sentences, note))
+    return group
 
 
 def _group(found: Rebuilt, recorded: Recorded, given: str | None) -> Group | None:
@@ -199,15 +204,8 @@ def _other_errors(
                 yield f"{where}: recorded are {before.count} measurements, made now were {after.count}"
             for name in ("mean", "median", "maximum"):
                 old, new = getattr(before, name), getattr(after, name)
-                finite = math.isfinite(old) and math.isfinite(new)
-                if (finite and not _same_size(old, new, dtype)) or math.isfinite(old) != math.isfinite(new):
+                if not same_error(old, new, dtype):
                     yield f"{where}: recorded {name} is {old:.1e}, found {new:.1e}"
-
-
-def _same_size(left: float, right: float, dtype: str) -> bool:
-    """Judge two equivariance errors by the rule for original and stripped model, in both directions."""
-    floor = 1e-5 if dtype != "float64" else 1e-10
-    return max(left, right) <= max(AS_EQUIVARIANT * min(left, right), floor)
 
 
 def _metrics(found: Rebuilt, workspace: Workspace, original: nn.Module, result: nn.Module, recorded: Recorded) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,13 +142,3 @@ def _differing(recorded: Mapping[str, Form], found: Mapping[str, Form], where: s
 def _shortened(sentences: Sequence[str], what: str) -> list[str]:
     rest = len(sentences) - SHOWN
     return [*sentences[:SHOWN], *([f"and {rest} further {what} differ in the same way"] if rest > 0 else [])]
-
-
-def onnx_findings(folder: Path, details: Mapping[str, Any]) -> list[Finding]:
-    """Say what is known of ``model.onnx``; nothing if the folder has none.
-
-    This is the place to run the file and compare its outputs with those of the weights.
-    """
-    if not (folder / "model.onnx").is_file() and "onnx" not in details:
-        return []
-    return [Finding("model.onnx", "not checked", "only its sha256 is compared; the network in it was not run")]

@@ -17,6 +17,7 @@ from surgeon import files
 from surgeon.checkpoint import open_checkpoint, read_relaxed
 from surgeon.tasks import load_task
 from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, dead_pid, files_in
+from tests.test_workspace import make_relaxed
 
 COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
@@ -312,6 +313,23 @@ def test_metrics_of_a_split_or_of_none(surgeon: Surgeon) -> None:
     assert surgeon("strip", "net-relaxed", "--metrics", "none", "--json").data["certificate"]["metrics"] == {}
     data = surgeon("strip", "net-relaxed", "--metrics", "validation", "--force", "--json").data
     assert set(data["certificate"]["metrics"]) == {"original", "stripped"}
+
+
+def test_branches_still_at_work_are_told_with_the_other_way_of_stripping(surgeon: Surgeon) -> None:
+    make_relaxed(surgeon.path)
+    told = surgeon("strip", "net-relaxed", "--drop", "--metrics", "none").out
+    assert "note: the branches are still at theta 0.5; stripped by drop, the outputs change by" in told
+    assert "or compare with --fold" in told
+    assert "still at theta" not in surgeon("strip", "net-relaxed", "--fold", "--json", "--force").out
+    surgeon("relax", "net.pt", "-o", "fresh-relaxed")
+    assert "still at theta" not in surgeon("strip", "fresh-relaxed", "-o", "fresh").out
+
+
+def test_the_certificate_is_printed_as_it_is_written(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    data = surgeon("strip", "net-relaxed", "--json").data
+    assert data["certificate"] == json.loads(Path("net-clean/certificate.json").read_text())
+    assert data["certificate"]["sha256"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

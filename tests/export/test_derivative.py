@@ -258,6 +258,7 @@ def test_energies_alone_need_no_derivative(
     assert record["equivariance"]["identity"] <= 1
     batch = molecules((2, 5), 3)
     (energy,) = run(tmp_path / "model.onnx", batch)
+    assert record["selection"] == ["energy"]
     np.testing.assert_array_almost_equal_nulp(energy, run(exported[0], batch)[0], nulp=64)
 
 

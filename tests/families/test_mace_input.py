@@ -19,8 +19,8 @@ from surgeon.errors import CheckpointError, TaskError, TrustError
 from surgeon.groups import parse_group
 from surgeon.measure import relative_difference
 from surgeon.tasks import load_task
-from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.mace_models import adapter, build
+from surgeon.workspace import OpenOptions, default_dtype, open_path
+from surgeon_adapters.mace_models import _decoded, adapter, build, import_mace
 from surgeon_adapters.mace_task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, ROOT
 
@@ -226,6 +226,25 @@ def test_a_class_of_somebodys_own_is_refused(tmp_path: Path) -> None:
     module.interactions[1].__class__ = type("MyInteraction", (block,), {})
     with pytest.raises(CheckpointError, match=r"interaction_cls.*MyInteraction.*--model module:function"):
         adapter.describe(module)
+
+
+def test_a_plain_mace_is_its_own_model(tmp_path: Path) -> None:
+    """It has no settings that MACE itself could read off; the task works all the same."""
+    described = adapter.describe(small())
+    assert described is not None
+    settings = {key: _decoded(value) for key, value in described["args"]["settings"].items()}
+    del settings["atomic_inter_scale"], settings["atomic_inter_shift"]
+    with default_dtype(torch.float64):
+        torch.save(import_mace().MACE(**settings), tmp_path / "plain.model")
+    workspace = open_path(tmp_path / "plain.model", OpenOptions(task=f"mace:{DATA}", trust_pickle=True))
+    assert workspace.found.factory is None
+    task: Any = workspace.require_task().task
+    batch = next(iter(task.batches("test", 0)))
+    outputs = task.forward(workspace.model, batch)
+    isolated = batch["node_attrs"] @ torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    whole = workspace.model({**batch, "positions": batch["positions"].clone()})["energy"].detach()
+    counts = torch.zeros_like(whole).index_add(0, batch["batch"], isolated)
+    assert torch.allclose(outputs["energy"].detach(), whole - counts)
 
 
 def test_other_libraries_modules_are_left_alone() -> None:

@@ -18,7 +18,7 @@ from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_adapters.mace_data import frames_of, head_of
 from surgeon_adapters.mace_models import _decoded, adapter, import_mace
 from surgeon_adapters.mace_task import Batches, MaceTask
-from tests.commands import CHILD_ENVIRONMENT, ROOT, Surgeon
+from tests.commands import CHILD_ENVIRONMENT, ROOT, Surgeon, child
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -127,6 +127,9 @@ def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str], dtype
     # the negative twin: while the branches act, the same check sees them
     broken = next(iter(report["equivariance"]["relaxed, theta 1"].values()))
     assert broken["identity"]["median"] > 1e-3
+    # in another process: nothing recorded may depend on what ran before
+    verified = child(work, "verify", "clean", "--against", "base.model", "--trust-pickle", *TASK)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
     _require_equal_predictions(work / "clean" / "base.model", work / "clean" / "model.safetensors", dtype)
 
 

@@ -364,6 +364,7 @@ def failing(number: int) -> Callable[..., Any]:
 
 
 COMMANDS = ["relax net.pt -o new", f"finetune net-relaxed {QUICK} -o new", "strip net-relaxed -o new"]
+COMMANDS += ["export net-relaxed --container -o new"]
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,7 @@ Offloading.__name__ = "CPUOffloadPolicy"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "version": ({"fsdp_version": 1}, "this is FSDP version 1: launch with --fsdp_version 2"),
     "offloading": ({"cpu_offload": Offloading()}, "weights are to be offloaded to the CPU"),
+    "checkpointing": ({"activation_checkpointing": True}, "modules are to be wrapped for activation checkpointing"),
     "ignored": ({"ignored_modules": "first.*"}, "modules are to be ignored: leave fsdp_ignored_modules out"),
 }
 
@@ -339,10 +340,11 @@ def test_ways_of_sharding_that_are_refused(what: str, monkeypatch: pytest.Monkey
     from accelerate.utils import DistributedType
 
     settings, words = REFUSED[what]
-    plugin = SimpleNamespace(**{"fsdp_version": 2, "cpu_offload": None, "ignored_modules": None, **settings})
+    supported = {"fsdp_version": 2, "cpu_offload": None, "ignored_modules": None, "activation_checkpointing": False}
+    plugin = SimpleNamespace(**{**supported, **settings})
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)
     with pytest.raises(TrainingError, match=f"by FSDP version 2 on accelerators, but {words}"):
         start()
-    vars(plugin).update({"fsdp_version": 2, "cpu_offload": None, "ignored_modules": None})
+    vars(plugin).update(supported)
     assert shards(make_accelerator("no"))

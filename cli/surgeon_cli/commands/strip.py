@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 import typer
 from torch import nn
 
-from surgeon.clean import write_clean
+from surgeon.checkpoint import Checkpoint
+from surgeon.clean import CERTIFICATE_FILE, write_clean
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.export import Selection, onnx_extra
-from surgeon.files import check_writable
+from surgeon.export import Selection, onnx_extra, pt2_extra
+from surgeon.files import check_writable, read_json
+from surgeon.reopening import container_extra
 from surgeon.stripped import stripped_beside_original
 from surgeon.types import Certificate, StripMode
 from surgeon.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
@@ -62,6 +64,9 @@ class Formats:
     ] = False
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write model.onnx, checked in ONNX Runtime; takes a minute or two.")
+    ] = False
+    pt2: Annotated[
+        bool, typer.Option("--pt2", help="Also write model.pt2, an archive of torch.export, checked after loading.")
     ] = False
     opset: Annotated[int, typer.Option("--opset", help="Version of the ONNX operator set.")] = 18
     outputs: Annotated[
@@ -144,13 +149,13 @@ def export(
     formats: Formats,
     stripping: Stripping,
 ) -> None:
-    """Do what `strip` does, and write ONNX or the file format that came in as well.
+    """Do what `strip` does, and write ONNX, a torch.export archive, or the file format that came in as well.
 
     Examples:
 
         surgeon export segnn-run -o clean/ --container
 
-        surgeon export segnn-run -o clean/ --onnx
+        surgeon export segnn-run -o clean/ --onnx --pt2
 
         surgeon export potential-run -o clean/ --onnx --energy-only
     """
@@ -185,35 +190,49 @@ def _run(
         change = certificate.projection_error
         amount = "an unknown amount, without a task" if change is None else f"{change:.1e} (relative)"
         say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
+    elif not how.json_output:
+        _tell_theta(certificate, mode)
     if not certificate.identical and not how.json_output:
         _show(certificate)
-    extras = _extras(workspace, model, formats, (lambda _: None) if how.json_output else say)
-    files = write_clean(
-        target,
-        model,
-        certificate,
-        source,
-        container=formats.container,
-        extras=extras,
-        statement=workspace.found.factory,
-        force=how.force,
-    )
+    extras = _extras(workspace, model, source, formats, (lambda _: None) if how.json_output else say)
+    statement = workspace.found.factory
+    files = write_clean(target, model, certificate, source, extras=extras, statement=statement, force=how.force)
     if how.json_output:
-        print_json({"written": str(target), "files": files, "certificate": certificate.to_data()})
+        print_json({"written": str(target), "files": files, "certificate": read_json(target / CERTIFICATE_FILE)})
         return
     _show(certificate)
     say(f"the architecture is the original's; wrote {target}/: {', '.join(files)}")
 
 
+def _tell_theta(certificate: Certificate, mode: StripMode) -> None:
+    """Say it if the branches were still at work, so that stripping changes what the model computes."""
+    perpendicular, parallel = certificate.details["theta"]
+    lost = max(perpendicular, parallel) if mode == "drop" else perpendicular
+    if lost > 0:
+        change, other = certificate.projection_error, "--fold" if mode == "drop" else "--drop"
+        amount = "by an unknown amount, without a task" if change is None else f"by {change:.1e} (relative)"
+        say(
+            f"note: the branches are still at theta {lost:g}; stripped by {mode}, the outputs change {amount}; "
+            f"train on until theta is 0, or compare with {other}"
+        )
+
+
 def _extras(
-    workspace: Workspace, model: nn.Module, formats: Formats, announce: Callable[[str], None]
+    workspace: Workspace, model: nn.Module, source: Checkpoint, formats: Formats, announce: Callable[[str], None]
 ) -> dict[str, Callable[[Path], Any]]:
     """Return what writes and checks each further format."""
-    if not formats.onnx:
-        return {}
+    found: dict[str, Callable[[Path], Any]] = {}
+    if formats.container:
+        found["container"] = container_extra(workspace, model, source)
+    if not (formats.onnx or formats.pt2):
+        return found
     stripped = stripped_beside_original(workspace, model)
-    selection = formats.selection()
-    return {"onnx": onnx_extra(stripped, opset=formats.opset, selection=selection, announce=announce)}
+    if formats.pt2:
+        found["pt2"] = pt2_extra(stripped, announce=announce)
+    if formats.onnx:
+        selection = formats.selection()
+        found["onnx"] = onnx_extra(stripped, opset=formats.opset, selection=selection, announce=announce)
+    return found
 
 
 def _show(certificate: Certificate) -> None:

@@ -1,0 +1,128 @@
+"""Write ``model.pt2``, a ``torch.export`` archive, but only after it was shown to do what the model does."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckFailedError
+from surgeon.export.archive import Archive, compare_archives, read_archive
+from surgeon.export.checks import check_run
+from surgeon.export.program import OWNER, to_program
+from surgeon.export.sample import Sample, sample_of
+from surgeon.stripped import Stripped
+from surgeon.trees import tensors_in
+from surgeon.verdict import model_dtype
+
+PT2_FILE = "model.pt2"
+
+
+def export_pt2(path: Path, stripped: Stripped, *, announce: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Export a stripped model and prove the file; the caller removes it if this raises.
+
+    Checked are: the graph against that of the original exported in the same way, node by node, constants by value and
+    tensors of the state dict by name; every tensor by its bits; and what ``torch.export.load`` makes of the file, by
+    its outputs and its equivariance on batches of other sizes.
+
+    Args:
+        path: the file to write; its name ends in ``.pt2``.
+        stripped: the model, on the CPU, and what it is compared with; no equivariance check without a group.
+        announce: told what is being done, since it takes a while.
+
+    Returns:
+        JSON-compatible: names, sizes, hashes and what was measured.
+
+    Raises:
+        CheckFailedError: if a check fails; it says what differs.
+    """
+    model, task = stripped.model, stripped.task
+    sample = sample_of(task, model_dtype(model))
+    announce("exporting the model with torch.export")
+    program = to_program(model, task, sample)
+    inputs = inputs_of(program)
+    save_program(program, path)
+    written = read_archive(path)
+    announce("exporting the original in the same way, to compare the graphs")
+    differences = compare_archives(archive_of(stripped.original, stripped, sample, inputs), written)
+    differences += differing_tensors(written, model)
+    if differences:
+        raise CheckFailedError(f"the exported program is not the original's: {differences[0]}; nothing was written")
+    announce("comparing the archive with the model")
+    report = check_run(runner(path, sample, inputs), "the torch.export archive", stripped, sample)
+    if report.differences:
+        raise CheckFailedError(f"{report.differences[0]}; nothing was written")
+    return {
+        **describe(written, inputs),
+        **{key: value for key, value in dataclasses.asdict(report).items() if key != "differences"},
+    }
+
+
+def describe(archive: Archive, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return what a certificate says of an archive, apart from what was measured."""
+    return {
+        "nodes": len(archive.nodes),
+        "graph_sha256": archive.digest,
+        "inputs": list(inputs),
+        "tensors": len(archive.weights),
+    }
+
+
+def inputs_of(program: Any) -> list[str]:
+    """Return the names of a program's inputs."""
+    (arguments, _) = program.call_spec.in_spec.unflatten(program.graph_signature.user_inputs)
+    return list(arguments[0])
+
+
+def archive_of(model: nn.Module, stripped: Stripped, sample: Sample, inputs: Sequence[str]) -> Archive:
+    """Export a model with the task of another one, as an archive that nobody keeps."""
+    program = to_program(model, stripped.task, sample, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        save_program(program, Path(folder) / PT2_FILE)
+        return read_archive(Path(folder) / PT2_FILE)
+
+
+def save_program(program: Any, path: Path) -> None:
+    """Write a program as an archive."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, path)
+
+
+def differing_tensors(archive: Archive, model: nn.Module) -> list[str]:
+    """Say which tensors of an archive are not, bit by bit, those of a model under the same names."""
+    state = model.state_dict()
+    found = []
+    for key, stored in archive.weights.items():
+        name = key.removeprefix(OWNER)
+        if name not in state:
+            found.append(f"{name} is no tensor of the model")
+        elif not stored.equals(state[name]):
+            found.append(f"{name} has not the values of the model")
+    return found
+
+
+def runner(path: Path, sample: Sample, inputs: Sequence[str]) -> Callable[[Any], list[Tensor]]:
+    """Return a function from a batch to the outputs of an archive, which must be trusted: loading can run code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.export.load(path).module()
+
+    def run(batch: Any) -> list[Tensor]:
+        named = dict(zip(sample.names, tensors_in(batch), strict=True))
+        return [tensor.detach() for tensor in tensors_in(module({name: named[name] for name in inputs}))]
+
+    return run
+
+
+def pt2_extra(
+    stripped: Stripped, *, announce: Callable[[str], None] = lambda _: None
+) -> Callable[[Path], dict[str, Any]]:
+    """Return a function that writes ``model.pt2`` into a folder; arguments are those of :func:`export_pt2`."""
+    return lambda folder: export_pt2(folder / PT2_FILE, stripped, announce=announce)

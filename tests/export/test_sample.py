@@ -1,0 +1,95 @@
+"""The example batch, its names and its axes without a fixed size; and what a task may say about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from surgeon.errors import TaskError
+from surgeon.export import Sample, sample_of
+from tests.export.graphs import GraphTask
+
+
+class Given:
+    """A task that yields what it is given."""
+
+    def __init__(self, batches: Sequence[Any], axes: Any = None) -> None:
+        self._batches = batches
+        if axes is not None:
+            self.dynamic_axes = axes
+
+    def batches(self, split: str, seed: int) -> Sequence[Any]:
+        return self._batches
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
+        return torch.zeros(())
+
+
+def sample(task: Any) -> Sample:
+    return sample_of(task, torch.float32)
+
+
+def shapes(batch: dict[str, Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in batch.values()]
+
+
+def graph_task(sizes: Sequence[Sequence[int]], axes: Any) -> GraphTask:
+    task: Any = GraphTask(sizes)
+    task.dynamic_axes = axes
+    return task  # type: ignore[no-any-return]
+
+
+def test_images_are_sliced() -> None:
+    found = sample(Given([torch.zeros(12, 2, 5, 5, dtype=torch.float64)]))
+    assert found.dynamic == ((0,),)
+    assert found.names == ("input_0",)
+    assert found.batch.dtype == torch.float32
+    assert [len(batch) for batch in (found.batch, *found.others)] == [7, 3, 5, 11]
+
+
+def test_clouds_of_several_sizes_are_sliced_and_keep_both_axes() -> None:
+    found = sample(Given([{"points": torch.zeros(8, 3, count)} for count in (10, 12)]))
+    assert found.dynamic == ((0, 2),)
+    assert {tuple(batch["points"].shape) for batch in found.others} == {(3, 3, 10), (5, 3, 10), (7, 3, 12)}
+
+
+def test_graphs_stay_whole_and_the_smallest_is_the_example() -> None:
+    found = sample(GraphTask(((6, 2, 3), (4, 3))))
+    assert found.names == ("features", "positions", "edge_index", "batch", "ptr")
+    assert found.dynamic == ((0,), (0,), (1,), (0,), (0,))
+    assert shapes(found.batch) == [(7, 2), (7, 3), (2, 18), (7,), (3,)]
+    assert {len(batch["batch"]) for batch in found.others} == {11}
+
+
+def test_axes_that_never_change_are_fixed_unless_the_task_names_them() -> None:
+    sizes = ((4, 3, 5), (3, 3, 6))
+    assert sample(GraphTask(sizes)).dynamic == ((), (), (1,), (), ())
+    axes = {"features": 0, "positions": [0], "edge_index": {-1: "edges"}, "batch": (0,), "ptr": [0]}
+    assert sample(graph_task(sizes, axes)).dynamic == ((0,), (0,), (1,), (0,), (0,))
+
+
+IMAGES = [torch.zeros(12, 2, 5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (graph_task(((4, 3), (2, 2, 3)), {"node": [0]}), "inputs out of features, .*, got 'node'"),
+        (graph_task(((4, 3), (2, 2, 3)), {"positions": [2]}), "axes of positions from -2 to 1 .*, got 2"),
+        (graph_task(((4, 3), (2, 3, 3)), {"positions": [0]}), "give axis 0 of features a fixed size, but it changes"),
+        (Given(IMAGES, ["input_0"]), "dynamic_axes as a mapping .*, got list"),
+        (Given(IMAGES, {"input_0": [2, 3]}), "all batches of the task have the same"),
+        (Given([torch.zeros(1, 2, 5, 5)]), "all batches of the task have the same"),
+        (Given([torch.zeros(1, 4), torch.zeros(3, 4)]), "example batch of length 2 at least, got 1"),
+        (Given([]), "at least one batch"),
+    ],
+)
+def test_what_does_not_fit_is_said(task: Any, words: str) -> None:
+    with pytest.raises(TaskError, match=words) as caught:
+        sample(task)
+    assert not re.search(r"\n", str(caught.value))

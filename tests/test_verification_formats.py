@@ -1,0 +1,232 @@
+"""ONNX file, torch.export archive and container of a clean folder are computed again, whatever the hashes say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from surgeon.certificate import seal, tensor_sha256
+from surgeon.clean import hashes_of, write_clean
+from surgeon.export import onnx_extra, pt2_extra
+from surgeon.reopening import container_extra
+from surgeon.stripped import stripped_beside_original
+from surgeon.verdict import MeasureSettings, strip_and_certify
+from surgeon.verification import Verification, formats, verify_clean
+from surgeon.workspace import open_path
+from tests.commands import Surgeon
+from tests.export.test_pt2 import other_node, other_weight, rewritten
+from tests.test_workspace import make_relaxed
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with ``net.pt``, ``task.py`` and ``clean/`` in all formats."""
+    with pytest.MonkeyPatch.context() as patch:
+        work = Surgeon.folder(tmp_path_factory.mktemp("formats"), patch)
+        workspace = open_path(make_relaxed(work), mode="fold")
+        model, certificate = strip_and_certify(workspace, "fold", MeasureSettings(1, 1))
+        original, stripped = workspace.original()[1], stripped_beside_original(workspace, model)
+        extras = {
+            "container": container_extra(workspace, model, original),
+            "pt2": pt2_extra(stripped),
+            "onnx": onnx_extra(stripped),
+        }
+        write_clean(work / "clean", model, certificate, original, extras=extras)
+        yield work
+
+
+@pytest.fixture
+def work(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "work"))
+
+
+def resealed(work: Path, change: Callable[[dict[str, Any]], None] = lambda data: None) -> None:
+    """Compute every hash of the certificate anew, as a forger would."""
+    path = work / "clean/certificate.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(seal({**data, "files": hashes_of(work / "clean")})))
+
+
+def verified(work: Path) -> Verification:
+    return verify_clean(work / "clean", work / "net.pt", group="O3")
+
+
+def failed(verification: Verification) -> dict[str, str]:
+    return {entry.name: entry.differences[0] for entry in verification.findings if entry.outcome == "differs"}
+
+
+NAMES = {
+    "container net.pt: tensors",
+    "container net.pt: outputs of its model",
+    "container net.pt: recorded figures",
+    *(f"model.onnx: {part}" for part in ("tensors", "graph", "outputs and equivariance", "recorded figures")),
+    *(f"model.pt2: {part}" for part in ("tensors", "graph", "recorded figures")),
+}
+
+
+def test_an_untouched_folder_passes_from_another_place(work: Path) -> None:
+    verification = verified(work)
+    assert verification.holds, verification.differences
+    found = {entry.name: entry.outcome for entry in verification.findings}
+    assert found.keys() >= NAMES
+    assert {found[name] for name in NAMES} == {"holds"}
+    assert "not checked" not in found.values()
+
+
+def onnx_weight(model: Any) -> None:
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "second.weight")
+    changed = onnx.numpy_helper.to_array(weight) * np.float32(1 + 1e-6)
+    weight.CopyFrom(onnx.numpy_helper.from_array(changed.astype(np.float32), weight.name))
+
+
+def onnx_node(model: Any) -> None:
+    (node,) = (node for node in model.graph.node if node.op_type == "Tanh")
+    node.op_type = "Atan"
+
+
+def onnx_constant(model: Any) -> None:
+    names = [tensor.name for tensor in model.graph.initializer]
+    place = next(i for i, name in enumerate(names) if "." not in name and model.graph.initializer[i].data_type == 1)
+    tensor = model.graph.initializer[place]
+    changed = onnx.numpy_helper.to_array(tensor) * np.float32(1 + 1e-6)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(changed.astype(np.float32), tensor.name))
+
+
+def onnx_metadata(model: Any) -> None:
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "group")
+    entry.value = "SE(3)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "onnx_fails", "archive", "pt2_fails"),
+    [
+        (onnx_weight, {"tensors": "second.weight in model.onnx has not the values"}, other_node, {"graph": "node "}),
+        (
+            onnx_node,
+            {"graph": "Tanh", "outputs and equivariance": "deviates"},
+            other_weight,
+            {"tensors": "in model.pt2 has not the values of model.safetensors"},
+        ),
+        (onnx_constant, {"graph": "constant"}, None, {}),
+        (onnx_metadata, {"graph": "metadata of model.onnx"}, None, {}),
+    ],
+)
+def test_a_changed_file_is_found_with_all_hashes_recomputed(
+    work: Path, change: Any, onnx_fails: dict[str, str], archive: Any, pt2_fails: dict[str, str]
+) -> None:
+    model = onnx.load(work / "clean/model.onnx")
+    change(model)
+    onnx.save(model, work / "clean/model.onnx")
+    if archive is not None:
+        rewritten(work / "clean/model.pt2", work / "changed.pt2", archive).replace(work / "clean/model.pt2")
+    resealed(work)
+    found = failed(verified(work))
+    wanted = {f"model.onnx: {part}": words for part, words in onnx_fails.items()}
+    wanted |= {f"model.pt2: {part}": words for part, words in pt2_fails.items()}
+    assert found.keys() - {"model.onnx: recorded figures", "model.pt2: recorded figures"} == wanted.keys()
+    assert all(words in found[name] for name, words in wanted.items()), found
+
+
+def figures(data: dict[str, Any]) -> None:
+    details = data["details"]
+    details["onnx"]["deviation"] = 0.9
+    details["onnx"]["equivariance"]["inversion"] = 0.8
+    details["onnx"]["nodes"] += 1
+    details["pt2"]["graph_sha256"] = "0" * 64
+    details["pt2"]["inputs"] = ["scalars"]
+    details["container"]["batches"] = 7
+    details["container"]["opened_by"] = "nobody"
+
+
+@pytest.mark.slow
+def test_a_changed_figure_is_found_with_the_seal_renewed(work: Path) -> None:
+    resealed(work, figures)
+    verification = verified(work)
+    assert set(failed(verification)) == {f"{name}: recorded figures" for name in ("model.onnx", "model.pt2")} | {
+        "container net.pt: recorded figures"
+    }
+    told = " ".join(verification.differences)
+    for words in (
+        "model.onnx: recorded deviation is 0.9, found",
+        "model.onnx, equivariance: recorded inversion is 0.8, found",
+        "model.onnx: recorded nodes is",
+        "model.pt2: recorded graph_sha256 is 000",
+        "model.pt2: recorded inputs is ['scalars'], found ['scalars', 'vectors']",
+        "container net.pt: recorded batches is 7, found 2",
+        "container net.pt: recorded opened_by is nobody",
+    ):
+        assert words in told, words
+
+
+@pytest.mark.slow
+def test_a_changed_byte_of_the_weights_is_found_in_every_format(work: Path) -> None:
+    path = work / "clean/model.safetensors"
+    weights = load_file(path)
+    weights["first.weight"][0] *= 1 + 1e-6
+    save_file(weights, path, {"format": "pt"})
+
+    def forge(data: dict[str, Any]) -> None:
+        data["architecture"]["result"]["first.weight"][2] = tensor_sha256(weights["first.weight"])
+
+    resealed(work, forge)
+    found = failed(verified(work))
+    assert {f"{name}: tensors" for name in ("model.onnx", "model.pt2", "container net.pt")} <= found.keys()
+
+
+@pytest.mark.slow
+def test_a_changed_container_is_found(work: Path) -> None:
+    weights = torch.load(work / "clean/net.pt", weights_only=True)
+    weights["second.weight"] = -weights["second.weight"]
+    torch.save(weights, work / "clean/net.pt")
+    resealed(work)
+    found = failed(verified(work))
+    assert found.keys() == {"container net.pt: tensors", "container net.pt: outputs of its model"}
+    assert "does not give the trained model back" in found["container net.pt: outputs of its model"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_checked_is_listed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = formats.package_versions
+    monkeypatch.setattr(
+        formats, "package_versions", lambda names: {k: v for k, v in honest(names).items() if k != "onnxruntime"}
+    )
+    verification = verified(work)
+    assert verification.holds, verification.differences
+    notes = {entry.name: entry.note for entry in verification.findings if entry.outcome == "not checked"}
+    assert notes == {"model.onnx": "needs the package onnxruntime: install it with `pip install onnxruntime`"}
+
+
+def test_without_a_task_the_tensors_are_compared(work: Path) -> None:
+    (work / "task.py").unlink()
+    model = onnx.load(work / "clean/model.onnx")
+    onnx_weight(model)
+    onnx.save(model, work / "clean/model.onnx")
+    resealed(work)
+    verification = verified(work)
+    assert set(failed(verification)) == {"model.onnx: tensors"}
+    outcomes = {entry.name: entry.outcome for entry in verification.findings}
+    assert outcomes["model.onnx: graph, outputs and equivariance"] == "not checked"
+    assert outcomes["model.pt2: tensors"] == outcomes["container net.pt: tensors"] == "holds"
+
+
+def test_files_that_are_missing_or_do_not_open(work: Path) -> None:
+    (work / "task.py").unlink()
+    (work / "clean/model.onnx").write_bytes(b"no graph")
+    (work / "clean/model.pt2").unlink()
+    (work / "clean/net.pt").write_bytes(b"PK\x03\x04")
+    resealed(work)
+    found = failed(verified(work))
+    assert "model.onnx does not open" in found["model.onnx"]
+    assert found["model.pt2"] == "the certificate describes it, but it is not there"
+    assert "it does not open" in found["container net.pt"]
