@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgeon.certificate import certify
+    from surgeon.hub.loading import from_hub, from_pretrained, save_pretrained
+    from surgeon.hub.pushing import PushOptions, push_to_hub
     from surgeon.surgery import Relaxation, find, relax, select, strip
     from surgeon.types import Certificate, Plan, Site, Task
     from surgeon.workspace import open_path
@@ -23,13 +25,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Certificate": "surgeon.types",
     "Plan": "surgeon.types",
+    "PushOptions": "surgeon.hub.pushing",
     "Relaxation": "surgeon.surgery",
     "Site": "surgeon.types",
     "Task": "surgeon.types",
     "certify": "surgeon.certificate",
     "find": "surgeon.surgery",
+    "from_hub": "surgeon.hub.loading",
+    "from_pretrained": "surgeon.hub.loading",
     "open_path": "surgeon.workspace",
+    "push_to_hub": "surgeon.hub.pushing",
     "relax": "surgeon.surgery",
+    "save_pretrained": "surgeon.hub.loading",
     "select": "surgeon.surgery",
     "strip": "surgeon.surgery",
 }
@@ -37,13 +44,18 @@ _HOMES = {
 __all__ = [
     "Certificate",
     "Plan",
+    "PushOptions",
     "Relaxation",
     "Site",
     "Task",
     "certify",
     "find",
+    "from_hub",
+    "from_pretrained",
     "open_path",
+    "push_to_hub",
     "relax",
+    "save_pretrained",
     "select",
     "strip",
 ]

@@ -24,14 +24,16 @@ def certificate_text(data: Mapping[str, Any]) -> str:
         _verdict(data),
         LIMITS,
         *_section("Checks", _checks(data)),
-        *_section("Files", _table(("file", "sha256"), ((f"`{k}`", f"`{v}`") for k, v in data["files"].items()))),
+        *_section(
+            "Files", markdown_table(("file", "sha256"), ((f"`{k}`", f"`{v}`") for k, v in data["files"].items()))
+        ),
         *_section("Branches", _sites(data)),
-        *_section("Equivariance", _equivariance(data)),
+        *_section("Equivariance", equivariance_section(data)),
         *_section("Metrics", _metrics(data)),
         *_section("Buffers that the model's own training forward writes", _buffers(data)),
         *_section("Recorded graphs", _graphs(data)),
         *_section("Written beside the weights", _formats(data["details"])),
-        *_section("Made with", _table(("package", "version"), data["details"].get("versions", {}).items())),
+        *_section("Made with", markdown_table(("package", "version"), data["details"].get("versions", {}).items())),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -40,7 +42,7 @@ def _section(title: str, body: str) -> list[str]:
     return [f"## {title}", body] if body else []
 
 
-def _table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """Return a Markdown table; nothing if it has no rows."""
     head = list(headings)
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
@@ -66,9 +68,13 @@ def _verdict(data: Mapping[str, Any]) -> str:
     )
 
 
+def _files(data: Mapping[str, Any]) -> str:
+    return markdown_table(("file", "sha256"), ((f"`{name}`", f"`{digest}`") for name, digest in data["files"].items()))
+
+
 def _checks(data: Mapping[str, Any]) -> str:
     rows = ((name, "yes" if holds else "**NO**") for name, holds in data["checks"].items())
-    table = _table(("check", "holds"), rows)
+    table = markdown_table(("check", "holds"), rows)
     return "\n\n".join([table, *(f"Difference: {text}." for text in data["differences"])])
 
 
@@ -81,7 +87,7 @@ def _sites(data: Mapping[str, Any]) -> str:
         + (s["note"],)
         for s in sites
     )
-    table = _table(("site", "argument", "norm of W", "folded", "lost", "note"), rows)
+    table = markdown_table(("site", "argument", "norm of W", "folded", "lost", "note"), rows)
     told = [f"{len(sites)} branches were stripped by `{data['strip_mode']}`; sizes are Frobenius norms."]
     theta, change = data["details"].get("theta"), data["projection_error"]
     if theta is not None:
@@ -91,14 +97,15 @@ def _sites(data: Mapping[str, Any]) -> str:
     return f"{' '.join(told)}\n\n{table}"
 
 
-def _equivariance(data: Mapping[str, Any]) -> str:
+def equivariance_section(data: Mapping[str, Any]) -> str:
+    """Return the equivariance errors as Markdown; nothing if none were measured."""
     rows = (
         (model, dtype, component, *(_number(error[key]) for key in ("mean", "median", "maximum")), error["count"])
         for model, dtypes in data["equivariance"].items()
         for dtype, components in dtypes.items()
         for component, error in components.items()
     )
-    table = _table(("model", "dtype", "group component", "mean", "median", "max", "count"), rows)
+    table = markdown_table(("model", "dtype", "group component", "mean", "median", "max", "count"), rows)
     if not table:
         return ""
     settings, group = data["details"].get("measurement", {}), data["details"].get("group")
@@ -118,14 +125,14 @@ def _metrics(data: Mapping[str, Any]) -> str:
         (model, *(_number(values[k], ".8g") if k in values else "-" for k in names))
         for model, values in metrics.items()
     )
-    table = _table(("model", *names), rows)
+    table = markdown_table(("model", *names), rows)
     split = data["details"].get("measurement", {}).get("split")
     return f"On the {split} split.\n\n{table}" if table and split else table
 
 
 def _buffers(data: Mapping[str, Any]) -> str:
     rows = ((f"`{name}`", _number(change)) for name, change in data["buffers_written"].items())
-    return _table(("buffer", "largest change"), rows)
+    return markdown_table(("buffer", "largest change"), rows)
 
 
 def _graphs(data: Mapping[str, Any]) -> str:
@@ -133,7 +140,7 @@ def _graphs(data: Mapping[str, Any]) -> str:
     if not hashes:
         return ""
     rows = ((model, f"`{digest}`") for model, digest in zip(("original", "result"), hashes, strict=True))
-    return f"{data['details']['graph_nodes']} nodes each.\n\n" + _table(("model", "sha256 of the graph"), rows)
+    return f"{data['details']['graph_nodes']} nodes each.\n\n" + markdown_table(("model", "sha256 of the graph"), rows)
 
 
 _FORMATS = {

@@ -12,21 +12,24 @@ from torch import Tensor, nn
 from surgeon.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal, tensor_sha256
 from surgeon.certificate_words import certificate_text
 from surgeon.checkpoint import Checkpoint
+from surgeon.checkpoint.card import BEGIN, END
 from surgeon.errors import CheckFailedError
 from surgeon.files import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
 from surgeon.models import STATEMENT_SUFFIX, is_registered
 from surgeon.types import Certificate
 
-_CARD = """# Clean weights
+_CARD = f"""{BEGIN}
+# Clean weights
 
 `model.safetensors` holds the weights of the original architecture, with the original's keys, shapes and dtypes: load
 them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. `certificate.json`
 records the comparison with the original, everything that was measured, and the hash of every file; `CERTIFICATE.md`
 says the same in words. `surgeon verify FOLDER --against ORIGINAL` computes it again.
+{END}
 """
 
 WEIGHTS_FILE = "model.safetensors"
-CERTIFICATE_FILE, WORDS_FILE = "certificate.json", "CERTIFICATE.md"
+CERTIFICATE_FILE, WORDS_FILE, CARD_FILE = "certificate.json", "CERTIFICATE.md", "README.md"
 
 
 def write_clean(
@@ -72,7 +75,7 @@ def write_clean(
         if statement is not None and is_registered(statement.get("factory", "")):
             write_json(temporary / f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}", dict(statement))
         written = {name: write(temporary) for name, write in (extras or {}).items()}
-        write_text(temporary / "README.md", _CARD)
+        write_text(temporary / CARD_FILE, _CARD)
         if config.is_file():
             (temporary / "config.json").write_bytes(config.read_bytes())
         _write_certificate(temporary, model, tensors, _completed(certificate, original, written), original)
@@ -81,6 +84,8 @@ def write_clean(
 
 def _completed(certificate: Certificate, original: Checkpoint, extras: Mapping[str, Any]) -> Certificate:
     source = {"file": original.path.name, "sha256": original.sha256, "entry": original.entry}
+    if original.origin is not None:
+        source |= {"repo": original.origin.repo, "revision": original.origin.revision, "file": original.origin.file}
     return dataclasses.replace(certificate, details={**certificate.details, "original": source, **extras})
 
 
@@ -105,9 +110,12 @@ def _write_certificate(
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file in a folder but ``certificate.json``, by relative name with slashes."""
+    """Return the sha256 of every file in a folder, by relative name with slashes.
+
+    ``certificate.json``, which holds them, and the model card, to which anybody may add, are left out.
+    """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: sha256_of_file(folder / name) for name in names if name != CERTIFICATE_FILE}
+    return {name: sha256_of_file(folder / name) for name in names if name not in (CERTIFICATE_FILE, CARD_FILE)}
 
 
 def _metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:

@@ -40,6 +40,10 @@ class TrustError(CheckpointError):
     """Opening the file would execute code that the user has not allowed."""
 
 
+class HubError(SurgeonError, OSError):
+    """The Hub cannot be reached, has no such thing, refuses, or sent something else than it announced."""
+
+
 class ModelNotFoundError(SurgeonError, LookupError):
     """No rule says how to build the model of a checkpoint."""
 

@@ -265,9 +265,13 @@ def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
 
 
 def write_json(path: str | Path, data: Any, *, force: bool = False) -> None:
-    """Write ``data`` as indented JSON in its own key order; numbers that JSON does not have become null."""
-    text = json.dumps(json_compatible(data), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n", force=force)
+    """Write :func:`json_text` of ``data``; errors as in :func:`atomic_file`."""
+    write_text(path, json_text(data), force=force)
+
+
+def json_text(data: Any) -> str:
+    """Return ``data`` as indented JSON in its own key order; numbers that JSON does not have become null."""
+    return json.dumps(json_compatible(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:

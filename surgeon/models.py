@@ -69,6 +69,7 @@ def find_model(
     task: LoadedTask | None = None,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    build: Callable[[], nn.Module] | None = None,
     trust_remote_code: bool = False,
     rebuilders: Sequence[Rebuilder] = (),
     describers: Sequence[DescribesModels] = (),
@@ -77,8 +78,7 @@ def find_model(
 ) -> FoundModel:
     """Build the model of a checkpoint and load its weights strictly; the first way that applies is taken.
 
-    1. ``factory``, or the ``model()`` of ``task``; a whole module that was opened with trust is its own model, rebuilt
-       from plain data if an adapter describes it;
+    1. ``build``, ``factory`` or ``task.model()``; a trusted module itself, from plain data if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
     3. the first rebuilder that recognises keys and shapes;
     4. ``task.py`` in the checkpoint's folder, if the user gave a local path.
@@ -88,6 +88,7 @@ def find_model(
         task: what the user gave as task.
         factory: what the user gave as ``module:function``; the current folder is importable meanwhile.
         arguments: what to call ``factory`` with.
+        build: what the user gave as a function, in Python.
         trust_remote_code: import a factory that is named inside the checkpoint even if no installed package registers
             it in the entry-point group ``surgeon.models``.
         rebuilders: each returns a model for the tensors it recognises, else None.
@@ -103,6 +104,7 @@ def find_model(
         TaskError: if the task's ``model`` does not build a module.
     """
     ways: tuple[Callable[[], _Way | None], ...] = (
+        lambda: None if build is None else _from_function(build),
         lambda: _from_user(task, factory, arguments),
         lambda: _from_description(checkpoint, describers),
         lambda: _from_module(checkpoint),
@@ -142,6 +144,11 @@ def _module_of(result: Any, name: str, error_class: type[SurgeonError]) -> nn.Mo
     if not isinstance(result, nn.Module):
         raise error_class(f"expected {name} to return a torch.nn.Module, got {type(result).__name__}: return the model")
     return result
+
+
+def _from_function(build: Callable[[], nn.Module]) -> _Way:
+    name = getattr(build, "__qualname__", type(build).__name__)
+    return _Way(lambda: _module_of(call_with(build, {}, name, UsageError), name, UsageError), f"the function {name}")
 
 
 def _from_user(task: LoadedTask | None, factory: str | None, arguments: Mapping[str, Any] | None) -> _Way | None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from surgeon.branch import CHILD
 from surgeon.checkpoint import (
     BASE_FILE,
+    CONFIG_FILE,
     Checkpoint,
     RelaxedConfig,
     RelaxedFiles,
@@ -27,8 +28,13 @@ from surgeon.checkpoint import (
     read_relaxed,
     split_state,
 )
+from surgeon.checkpoint.stored import pieces
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError
 from surgeon.files import sha256_of_file
+from surgeon.hub.address import HubPath, is_hub_path
+from surgeon.hub.client import list_files
+from surgeon.hub.fetch import fetch_relaxed, open_anywhere, open_listed
+from surgeon.hub.safety import check_config, refuse_nonfinite
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.registry import DescribesModels, installed_adapters
 from surgeon.regularizer import PenaltyForm
@@ -48,6 +54,7 @@ class OpenOptions:
         accept_changed_task: use a task file although it is not the one that a relaxed folder was made with.
         factory: ``module:function`` that builds the model.
         factory_arguments: for the factory.
+        build: in Python, a function that builds the model, instead of ``factory``.
         entry: which entry of a nested checkpoint holds the weights.
         original: where the original checkpoint is now, if it was moved since it was relaxed.
         trust_pickle: open files that run code.
@@ -60,6 +67,7 @@ class OpenOptions:
     accept_changed_task: bool = False
     factory: str | None = None
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)
+    build: Callable[[], nn.Module] | None = None
     entry: str | None = None
     original: str | None = None
     trust_pickle: bool = False
@@ -72,7 +80,7 @@ class Workspace:
     """An opened model.
 
     Attributes:
-        path: what was opened.
+        path: what was opened; for the Hub, where it lies in the cache.
         model: the network, with branches if ``relaxation`` is set.
         found: how the architecture was found.
         checkpoint: the file that holds the base weights in use.
@@ -80,6 +88,7 @@ class Workspace:
         task: the task, if any is known.
         relaxation: handle on the branches; None for a plain checkpoint.
         files: the relaxed folder; None for a plain checkpoint.
+        origin: repository and commit, if it came from the Hub.
     """
 
     path: Path
@@ -90,6 +99,12 @@ class Workspace:
     task: LoadedTask | None = None
     relaxation: Relaxation | None = None
     files: RelaxedFiles | None = None
+    origin: HubPath | None = None
+
+    @property
+    def name(self) -> str:
+        """The path as a user would write it."""
+        return str(self.path if self.origin is None else self.origin)
 
     def require_task(self) -> LoadedTask:
         """Return the task.
@@ -98,7 +113,7 @@ class Workspace:
             TaskError: if none is known.
         """
         if self.task is None:
-            raise TaskError(f"expected a task with data for {str(self.path)!r}, none is known: give `--task FILE`")
+            raise TaskError(f"expected a task with data for {self.name!r}, none is known: give `--task FILE`")
         return self.task
 
     def original(self) -> tuple[nn.Module, Checkpoint]:
@@ -110,15 +125,15 @@ class Workspace:
         if self.files is None:
             return self.found.rebuild(), self.checkpoint
         base = self.files.config.base
-        path = Path(self.options.original or base["file"])
-        if not path.is_file():
+        source = original_source(base, self.options, self.origin)
+        if not isinstance(source, HubPath) and not is_hub_path(source) and not Path(source).is_file():
             raise CheckpointError(
-                f"expected the original checkpoint at {str(path)!r}, but it is not there: give `--original FILE`"
+                f"expected the original checkpoint at {str(source)!r}, but it is not there: give `--original FILE`"
             )
-        checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle, entry=base["entry"])
+        checkpoint = open_anywhere(source, trust_pickle=self.options.trust_pickle, entry=base["entry"])
         if checkpoint.sha256 != base["sha256"]:
             raise CheckpointError(
-                f"expected the original checkpoint with sha256 {base['sha256'][:12]}, but {str(path)!r} has "
+                f"expected the original checkpoint with sha256 {str(base['sha256'])[:12]}, but {str(source)!r} has "
                 f"{checkpoint.sha256[:12]}: it has changed since, give the right one as `--original FILE`"
             )
         return self._with_weights_of(checkpoint), checkpoint
@@ -139,7 +154,7 @@ class Workspace:
         model = self.found.rebuild()
         tensors = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
         own = tensors.keys() == model.state_dict().keys()
-        load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.path))
+        load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.origin or checkpoint.path))
         return model
 
     def double(self, model: nn.Module) -> nn.Module:
@@ -198,6 +213,8 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
         SurgeonError: one of its subclasses, saying what is wrong with the file, the model, or the task.
     """
     options = options or OpenOptions()
+    if is_hub_path(path):
+        return _open_hub(HubPath.parse(path), options, mode)
     if is_relaxed_folder(path):
         return _open_relaxed(Path(path), options, mode)
     if Path(path).is_dir():
@@ -205,14 +222,29 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
             f"expected a checkpoint file or a folder made by `surgeon relax`, got the folder {str(path)!r}: "
             "name the file inside it"
         )
-    checkpoint = open_checkpoint(path, trust_pickle=options.trust_pickle, entry=options.entry)
+    return _open_plain(open_checkpoint(path, trust_pickle=options.trust_pickle, entry=options.entry), options)
+
+
+def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
     task = load_task(options.task, options.task_arguments) if options.task else None
     found = _find(checkpoint, task, options)
-    return Workspace(Path(path), found.model, found, checkpoint, options, _bound(task or found.task, found.model))
+    task = _bound(task or found.task, found.model)
+    return Workspace(checkpoint.path, found.model, found, checkpoint, options, task, origin=checkpoint.origin)
 
 
 def _bound(task: LoadedTask | None, model: nn.Module) -> LoadedTask | None:
     return None if task is None else task.for_model(model)
+
+
+def _open_hub(path: HubPath, options: OpenOptions, mode: StripMode | None) -> Workspace:
+    """Open what is on the Hub: a relaxed model if the repository holds one and no file is named."""
+    for flag, trusted in (("--trust-pickle", options.trust_pickle), ("--trust-remote-code", options.trust_remote_code)):
+        if trusted:
+            path.require_pinned(flag)
+    listing = list_files(path)
+    if path.file is None and CONFIG_FILE in listing.files:
+        return _open_relaxed(fetch_relaxed(listing), options, mode, listing.pinned)
+    return _open_plain(open_listed(listing, trust_pickle=options.trust_pickle, entry=options.entry), options)
 
 
 def _find(checkpoint: Checkpoint, task: LoadedTask | None, options: OpenOptions) -> FoundModel:
@@ -222,58 +254,91 @@ def _find(checkpoint: Checkpoint, task: LoadedTask | None, options: OpenOptions)
         task=task,
         factory=options.factory,
         arguments=options.factory_arguments,
+        build=options.build,
         trust_remote_code=options.trust_remote_code,
         rebuilders=[adapter.rebuild for adapter in adapters],
         describers=[adapter for adapter in adapters if isinstance(adapter, DescribesModels)],
+        local=checkpoint.origin is None,
         announce=options.announce,
     )
 
 
-def _weights_of(files: RelaxedFiles) -> Checkpoint:
+def original_source(base: Mapping[str, Any], options: OpenOptions, origin: HubPath | None) -> str | HubPath:
+    """Return where the checkpoint that was relaxed is: as the user says, on the Hub, or where it was.
+
+    Args:
+        base: of the relaxed folder's configuration.
+        options: what the user gave.
+        origin: where the relaxed folder was downloaded from; what it says of local files holds elsewhere.
+
+    Raises:
+        CheckpointError: if only another machine knows.
+    """
+    if options.original is not None:
+        return options.original
+    if base["repo"] is not None:
+        return HubPath(base["repo"], base["revision"], base["file"])
+    if origin is not None:
+        raise CheckpointError(
+            f"{str(origin)!r} was made from {base['file']!r}, which is not on the Hub: give it as `--original FILE`"
+        )
+    return str(base["file"])
+
+
+def _weights_of(files: RelaxedFiles, origin: HubPath | None) -> Checkpoint:
     """Return the folder's base weights; the factory that the folder names is a statement like any other in a file."""
-    checkpoint = open_checkpoint(files.folder / BASE_FILE)
     metadata = dict(files.base_metadata)
     if files.config.model is not None:
         statement = {"factory": files.config.model["factory"], "args": files.config.model["args"] or {}}
         metadata[STATEMENT_KEY] = json.dumps(statement)
-    return dataclasses.replace(checkpoint, tensors=files.base, prefix="", metadata=metadata)
+    path = files.folder / BASE_FILE
+    return Checkpoint(path, files.base, "safetensors", metadata=metadata, origin=origin)
 
 
 def _find_for_folder(
-    files: RelaxedFiles, task: LoadedTask | None, options: OpenOptions
+    files: RelaxedFiles, task: LoadedTask | None, options: OpenOptions, origin: HubPath | None
 ) -> tuple[Checkpoint, FoundModel]:
-    checkpoint = _weights_of(files)
+    checkpoint, name = _weights_of(files, origin), str(origin or files.folder)
     try:
         return checkpoint, _find(checkpoint, task, options)
     except TrustError as error:
         factory = (files.config.model or {}).get("factory")
         raise TrustError(
-            f"the relaxed folder {str(files.folder)!r} names the factory {factory!r}, which no installed package "
+            f"the relaxed folder {name!r} names the factory {factory!r}, which no installed package "
             f"registers: give it again as `--model {factory}`, or import it with `--trust-remote-code` if you trust it"
         ) from error
     except ModelNotFoundError as error:
         # The original may be a whole module, which is its own architecture.
-        path = Path(options.original or files.config.base["file"])
-        if not path.is_file():
+        path = (
+            None
+            if origin is not None and options.original is None
+            else original_source(files.config.base, options, origin)
+        )
+        if path is None or (not isinstance(path, HubPath) and not is_hub_path(path) and not Path(path).is_file()):
+            where = "" if path is None else f"and its original {str(path)!r} is not there"
             raise ModelNotFoundError(
-                f"nothing says how to build the model of {str(files.folder)!r}, and its original {str(path)!r} is not "
-                "there: give `--task FILE`, `--model module:function`, or `--original FILE`"
+                f"nothing says how to build the model of {name!r}{', ' if where else ''}{where}: give `--task FILE`, "
+                "`--model module:function`, or `--original FILE`"
             ) from error
         if not options.trust_pickle:
             raise ModelNotFoundError(
-                f"nothing says how to build the model of {str(files.folder)!r}: give `--task FILE` or "
-                f"`--model module:function`, or `--trust-pickle` if its original {path.name} is a whole pickled module"
+                f"nothing says how to build the model of {name!r}: give `--task FILE` or `--model module:function`, "
+                f"or `--trust-pickle` if its original {PurePath(str(path)).name} is a whole pickled module"
             ) from error
-        original = open_checkpoint(path, trust_pickle=True)
+        original = open_anywhere(path, trust_pickle=True)
         checkpoint = dataclasses.replace(original, tensors=files.base, prefix="")
         return checkpoint, _find(checkpoint, task, options)
 
 
-def _open_relaxed(folder: Path, options: OpenOptions, mode: StripMode | None) -> Workspace:
+def _open_relaxed(
+    folder: Path, options: OpenOptions, mode: StripMode | None, origin: HubPath | None = None
+) -> Workspace:
     files = read_relaxed(folder)
     config = files.config
-    task = _task_of(folder, config, options)
-    checkpoint, found = _find_for_folder(files, task, options)
+    if origin is not None:
+        check_config(config, str(origin), options.trust_remote_code)
+    task = _task_of(folder, config, options, origin)
+    checkpoint, found = _find_for_folder(files, task, options, origin)
     schedule, form = _training_form(config, folder)
     relaxation = relax(found.model, config.plan, mode=mode or config.strip_mode, schedule=schedule, penalty_form=form)
     load_branches(relaxation, files.branches)
@@ -281,7 +346,40 @@ def _open_relaxed(folder: Path, options: OpenOptions, mode: StripMode | None) ->
     if config.thetas is not None:
         relaxation.set_thetas(config.thetas)
     task = _bound(task, found.model)
-    return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files)
+    if origin is not None:
+        check_values(*split_state(found.model.state_dict()), config, origin, options)
+    return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
+
+
+def check_values(
+    base: Mapping[str, Tensor],
+    branches: Mapping[str, Tensor],
+    config: RelaxedConfig,
+    origin: HubPath,
+    options: OpenOptions | None = None,
+) -> None:
+    """Refuse a relaxed model from the Hub with weights that are not finite where those of its base are.
+
+    Args:
+        base: its base weights.
+        branches: weights of its branches.
+        config: its configuration, which says where the base is; that is opened only if something is not finite.
+        origin: where it was downloaded from.
+        options: what the user gave.
+
+    Raises:
+        CheckpointError: if there are such weights.
+    """
+
+    def original() -> Mapping[str, Tensor]:
+        source = original_source(config.base, options or OpenOptions(), origin)
+        checkpoint = open_anywhere(source, entry=config.base["entry"])
+        if checkpoint.sha256 != config.base["sha256"]:
+            raise CheckpointError(f"the base of {str(origin)!r} has changed: give the right one as `--original FILE`")
+        prefixed = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+        return {**checkpoint.tensors, **prefixed}
+
+    refuse_nonfinite(base, branches, str(origin), original)
 
 
 def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, PenaltyForm]:
@@ -297,11 +395,14 @@ def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, Penal
         raise CheckpointError(f"the schedule in {str(folder)!r} is unusable ({error}): correct it") from error
 
 
-def _task_of(folder: Path, config: RelaxedConfig, options: OpenOptions) -> LoadedTask | None:
-    """Return the task the user gives, else the one that the folder was made with, if it is still the same."""
+def _task_of(folder: Path, config: RelaxedConfig, options: OpenOptions, origin: HubPath | None) -> LoadedTask | None:
+    """Return the task the user gives, else the one that the folder was made with, if it is still the same.
+
+    A task is code, so what a folder from the Hub says about one does not count.
+    """
     if options.task:
         return load_task(options.task, options.task_arguments)
-    if config.task is None:
+    if config.task is None or origin is not None:
         return None
     spec, recorded = config.task["path"], config.task["sha256"]
     if spec.endswith(".py") and not Path(spec).is_file():
@@ -340,8 +441,8 @@ def load_branches(relaxation: Relaxation, tensors: Mapping[str, Tensor]) -> None
             "the folder was made with another plan"
         )
     with torch.no_grad():
-        for key, value in own.items():
-            value.copy_(tensors[key])
+        for key, index, piece in pieces(tensors):
+            own[key][index].copy_(piece)
 
 
 def relaxed_config(
@@ -361,10 +462,12 @@ def relaxed_config(
         base, model = workspace.files.config.base, workspace.files.config.model
     else:
         checkpoint = workspace.checkpoint
+        origin = checkpoint.origin
         base = {
-            "file": str(checkpoint.path.absolute()),
+            "repo": origin.repo if origin else None,
+            "file": origin.file if origin else str(checkpoint.path.absolute()),
             "entry": checkpoint.entry,
-            "revision": None,
+            "revision": origin.revision if origin else None,
             "sha256": checkpoint.sha256,
             "keys_hash": keys_hash(split_state(relaxation.model.state_dict())[0]),
         }

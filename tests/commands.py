@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from surgeon_cli.main import main
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
-CHILD_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "adapters", "cli"))}
+PYTHON_PATH = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "adapters", "cli"))}
+CHILD_ENVIRONMENT = {**os.environ, **PYTHON_PATH}
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,15 @@ class Surgeon:
         return Result(int(caught.value.code), out, err)
 
 
-def child(folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command as a process of its own, after a few statements."""
+def child(
+    folder: Path, *arguments: str, before: str = "", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process of its own, after a few statements and with further variables."""
     code = f"import sys\n{before}\nfrom surgeon_cli.main import main\nmain(sys.argv[1:])"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env=CHILD_ENVIRONMENT,
+        env={**CHILD_ENVIRONMENT, **(environment or {}), **PYTHON_PATH},
         capture_output=True,
         text=True,
         timeout=120,

@@ -155,7 +155,7 @@ def test_extra_files_are_hashed_and_what_their_writer_says_is_kept(tmp_path: Pat
     data = json.loads((tmp_path / "out" / "certificate.json").read_text())
     assert data["details"]["more"] == {"opset": 18}
     assert data["files"]["parts/more.bin"] == hashlib.sha256(b"more").hexdigest()
-    assert {name.split("/")[0] for name in data["files"]} == set(files) - {"certificate.json"}
+    assert {name.split("/")[0] for name in data["files"]} == set(files) - {"certificate.json", "README.md"}
     assert data["sha256"] == canonical_digest(data)
     assert data["details"]["original"] == {"file": "net.ckpt", "sha256": original.sha256, "entry": "module"}
 

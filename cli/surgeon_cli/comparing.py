@@ -22,6 +22,7 @@ from surgeon.training.statistics import edges_of_grid
 from surgeon.training.store import RunStore
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.comparison_words import budget, read_sweep, sentences
+from surgeon_cli.options import output_stem
 from surgeon_cli.progress import TrainingBar, training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
 from surgeon_cli.training_options import Comparing
@@ -37,7 +38,7 @@ def run_comparison(
     json_output: bool,
 ) -> None:
     """Train all arms from the original checkpoint, print one table, and write one record."""
-    target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-compare.json")
+    target = out or Path(f"{output_stem(folder).removesuffix('-relaxed')}-compare.json")
     runs_folder = target.with_name(target.stem + ".runs")
     if target.exists() and not force and not runs_folder.is_dir():
         raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")

@@ -12,6 +12,7 @@ import typer
 
 from surgeon.checkpoint import find_only_folder, is_relaxed_folder
 from surgeon.errors import UsageError
+from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.training import has_run
 from surgeon.verdict import MeasureSettings
 from surgeon.workspace import OpenOptions
@@ -28,7 +29,8 @@ _GROUP = typer.Option(
 GroupOption = Annotated[str, _GROUP]
 OptionalGroupOption = Annotated[str | None, _GROUP]
 PathArgument = Annotated[
-    Path | None, typer.Argument(metavar="[PATH]", help="Checkpoint or relaxed folder; default: the only one here.")
+    Path | None,
+    typer.Argument(metavar="[PATH]", help="Checkpoint, relaxed folder or hf:// path; default: the only one here."),
 ]
 ActionOption = Annotated[
     str | None,
@@ -175,6 +177,18 @@ def as_object(text: str | None, flag: str) -> dict[str, Any]:
     return value
 
 
+def shown(path: str | Path) -> str:
+    """Return a path as the user wrote it; ``pathlib`` makes one slash of the two in ``hf://``."""
+    return str(HubPath.parse(path)) if is_hub_path(path) else str(path)
+
+
+def output_stem(path: Path) -> str:
+    """Return what outputs made from a path are named after: the file, the folder, or the repository."""
+    if is_hub_path(path):
+        return HubPath.parse(path).stem
+    return path.resolve().name if path.is_dir() else path.stem
+
+
 def refuse_overwriting(target: Path, *inputs: str | Path | None) -> None:
     """Refuse an output folder in which an input of the command lies, which `--force` would delete.
 
@@ -182,7 +196,7 @@ def refuse_overwriting(target: Path, *inputs: str | Path | None) -> None:
         UsageError: naming the input.
     """
     for given in inputs:
-        if given is not None and Path(given).resolve().is_relative_to(target.resolve()):
+        if given is not None and not is_hub_path(given) and Path(given).resolve().is_relative_to(target.resolve()):
             raise UsageError(
                 f"expected an output apart from the input, but {str(given)!r} lies in {str(target)!r}: "
                 "choose another `-o`"

@@ -21,7 +21,7 @@ from surgeon.training import (
     training_costs,
 )
 from surgeon.workspace import OpenOptions, Workspace, open_path
-from surgeon_cli.options import refuse_overwriting
+from surgeon_cli.options import output_stem, refuse_overwriting, shown
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import print_json, say
 from surgeon_cli.training_options import Keeping
@@ -38,10 +38,11 @@ def run_training(
     json_output: bool,
 ) -> None:
     """Train, saving after every epoch, and say what came out."""
-    target = out or Path(f"{folder.resolve().name.removesuffix('-relaxed')}-run")
+    target = out or Path(f"{output_stem(folder).removesuffix('-relaxed')}-run")
     check_writable(target, True)  # first of all: it also puts back a run that a killed process had moved aside
     resuming = has_run(target) and not force
-    refuse_overwriting(target, folder, options.task, options.original)
+    in_place = resuming and folder.resolve() == target.resolve()  # a run that was pulled goes on where it lies
+    refuse_overwriting(target, None if in_place else folder, options.task, options.original)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not (resuming or force):
         raise ExistsError(
             f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
@@ -52,10 +53,12 @@ def run_training(
     workspace = open_path(folder, options, arm.mode if arm else None)
     if workspace.relaxation is None:
         raise CheckpointError(
-            f"expected a relaxed folder, got the plain checkpoint {str(folder)!r}: run `surgeon relax {folder}` first"
+            f"expected a relaxed folder, got the plain checkpoint {shown(folder)!r}: run `surgeon relax "
+            f"{shown(folder)}` first"
         )
-    base, task = workspace.files.config.base["file"] if workspace.files else None, workspace.require_task()
-    refuse_overwriting(target, base, task.file)
+    base = workspace.files.config.base if workspace.files else {}
+    task = workspace.require_task()
+    refuse_overwriting(target, None if base.get("repo") else base.get("file"), task.file)
     arm = arm or arm_named(workspace.relaxation.mode)
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
     trackers = keeping.track or []
@@ -87,7 +90,7 @@ def _require_same_start(target: Path, workspace: Workspace) -> None:
     different = [name for name, equal in same.items() if not equal]
     if different:
         raise UsageError(
-            f"expected the run in {str(target)!r} to have started from {str(workspace.path)!r}, but its "
+            f"expected the run in {str(target)!r} to have started from {workspace.name!r}, but its "
             f"{' and '.join(different)} differ: choose another `-o`, or start anew with `--force`"
         )
 

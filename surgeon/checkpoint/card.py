@@ -8,30 +8,35 @@ from typing import Any
 
 from surgeon.types import Plan
 
-_CARD = """---
+BEGIN, END = "<!-- surgeon:begin -->", "<!-- surgeon:end -->"
+"""Around what is written anew when a folder is pushed; text of the user's stands outside."""
+
+_CARD = f"""---
 library_name: equisurgeon
 tags:
 - equivariance
 - constraint-relaxation
 ---
 
+{BEGIN}
 # Relaxed model
 
 `model.safetensors` holds the weights of the equivariant network under their original names; it loads without
-equisurgeon. `relaxation.safetensors` holds {count} relaxation branches ({parameters} parameters) for the group
-{group}, and `surgeon_config.json` says where they belong.
+equisurgeon. `relaxation.safetensors` holds {{count}} relaxation branches ({{parameters}} parameters) for the group
+{{group}}, and `surgeon_config.json` says where they belong.
 
 | | |
 | --- | --- |
-| base | {base} |
-| base sha256 | `{sha256}` |
-| branch coefficient theta (perpendicular, parallel) | {perpendicular:g}, {parallel:g} |
+| base | {{base}} |
+| base sha256 | `{{sha256}}` |
+| branch coefficient theta (perpendicular, parallel) | {{perpendicular:g}}, {{parallel:g}} |
 
 | site | input | W |
 | --- | --- | --- |
-{sites}
+{{sites}}
 
 Train it with `surgeon finetune FOLDER --task task.py`; remove the branches with `surgeon strip FOLDER`.
+{END}
 """
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from surgeon.checkpoint.stored import pieces
 from surgeon.errors import CheckpointError
 
 COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
@@ -31,12 +32,16 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         CheckpointError: if keys or shapes differ, or tensors that the model ties have different values in the file.
     """
     state = model.state_dict()
-    tensors = {key: value for key, value in tensors.items() if key in state or not COPIED_CONSTANT.search(key)}
+    if any(key not in state and COPIED_CONSTANT.search(key) for key in tensors):
+        tensors = {key: value for key, value in tensors.items() if key in state or not COPIED_CONSTANT.search(key)}
     own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     _check_keys(model, own, tensors, where)
     _check_shapes(model, own, tensors, where)
     _check_ties(own, tensors, where)
     _match_dtypes(model, own, tensors)
+    if _loads_plainly(model) and len(own) == len(state):
+        _copy(model, tensors)
+        return
     try:
         model.load_state_dict(dict(tensors), strict=len(own) == len(state))  # extra state that is no tensor is kept
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -56,6 +61,30 @@ def _check_loaded(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
             f"{type(model).__name__} changes the values of {_listed(changed)} tensors while it loads {where}: "
             "save the checkpoint again with the current version of its library"
         )
+
+
+def _loads_plainly(model: nn.Module) -> bool:
+    """Tell whether loading a state dict of the right keys and shapes only copies values."""
+    if type(model).load_state_dict is not nn.Module.load_state_dict:
+        return False
+    for module in model.modules():
+        kind = type(module)
+        own_code = kind._load_from_state_dict is not nn.Module._load_from_state_dict
+        if own_code and not kind._load_from_state_dict.__module__.startswith("torch.nn.modules."):
+            return False
+        if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+            return False
+        if kind.set_extra_state is not nn.Module.set_extra_state:
+            return False
+    return not any(is_lazy(value) for value in (*model.parameters(), *model.buffers()))
+
+
+@torch.no_grad()
+def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy value by value, so that the file's are not in memory together with the model's."""
+    state = model.state_dict()
+    for key, index, piece in pieces(tensors):
+        state[key][index].copy_(piece)
 
 
 def _listed(names: list[str]) -> str:

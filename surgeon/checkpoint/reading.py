@@ -8,7 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint.stored import StoredTensors, check_header
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files import sha256_of_file
+from surgeon.hub.address import HubPath
 from surgeon.imports import close_names, importable, one_line, unchanged_environment
 
 Container = Literal["safetensors", "state_dict", "nested", "module"]
@@ -47,6 +49,7 @@ class Checkpoint:
         module: the module itself, if the file holds one and was trusted.
         needs_trust: True if the file could only be opened by running the code inside.
         content: the object as it was loaded, from which the container is rebuilt; None for safetensors.
+        origin: where it was downloaded from, with repository, commit and file; None for a local file.
     """
 
     path: Path
@@ -60,15 +63,19 @@ class Checkpoint:
     module: nn.Module | None = field(default=None, repr=False)
     needs_trust: bool = False
     content: Any = field(default=None, repr=False)
+    origin: HubPath | None = None
 
 
-def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, trust_pickle: bool = False, entry: str | None = None, sha256: str | None = None
+) -> Checkpoint:
     """Open a checkpoint; its content, not its file name, decides what it is.
 
     Args:
         path: a safetensors file or anything that ``torch.save`` wrote.
         trust_pickle: allow a file that can only be opened by running the code inside (whole modules).
         entry: which entry of a nested dict holds the weights, if there are several.
+        sha256: of the file's bytes, if the caller knows it; else it is computed.
 
     Returns:
         The tensors and everything needed to write the same container again.
@@ -80,8 +87,9 @@ def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str 
     path = Path(path)
     kind = _kind_of_file(path)
     if kind == "safetensors":
-        tensors, metadata = _read_safetensors(path)
-        tensors, prefix = _without_prefix(tensors)
+        stored, metadata = _read_safetensors(path)
+        prefix = _prefix_of(stored)
+        tensors = stored.without_prefix(prefix) if prefix else stored
         checkpoint = Checkpoint(path, tensors, "safetensors", prefix=prefix, metadata=metadata)
     else:
         if kind == "zip":
@@ -90,7 +98,7 @@ def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str 
         checkpoint = _from_content(path, content, entry, needs_trust)
     if not checkpoint.tensors:
         raise CheckpointError(f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file")
-    return replace(checkpoint, sha256=sha256_of_file(path))
+    return replace(checkpoint, sha256=sha256_of_file(path) if sha256 is None else sha256)
 
 
 def _kind_of_file(path: Path) -> Literal["safetensors", "zip", "pickle"]:
@@ -130,13 +138,12 @@ def _missing(path: Path) -> str:
     return f"there is no checkpoint {str(path)!r}: check the name, its folder holds {close_names(path.name, names)}"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def _read_safetensors(path: Path) -> tuple[StoredTensors, dict[str, str]]:
+    from safetensors import SafetensorError
 
+    metadata = check_header(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, dict(handle.metadata() or {})
+        return StoredTensors(path), metadata
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"could not read {str(path)!r} as safetensors ({one_line(error)}): {_ADVICE}") from error
 
@@ -244,7 +251,9 @@ def _from_content(path: Path, content: Any, entry: str | None, needs_trust: bool
     chosen = _choose_entry(path, content, entry) if isinstance(content, Mapping) else None
     inner = content if chosen is None or isinstance(content, nn.Module) else content[chosen]
     module = inner if isinstance(inner, nn.Module) else None
-    tensors, prefix = _without_prefix(_named_tensors(inner if module is None else module.state_dict()))
+    named = _named_tensors(inner if module is None else module.state_dict())
+    prefix = _prefix_of(named)
+    tensors = {name.removeprefix(prefix): value for name, value in named.items()}
     container: Container = "nested" if chosen is not None else "state_dict" if module is None else "module"
     extras: dict[str, Any] = {}
     if isinstance(content, Mapping):
@@ -277,16 +286,16 @@ def _choose_entry(path: Path, content: Mapping[Any, Any], entry: str | None) -> 
     return None
 
 
-def _without_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Remove ``module.`` and ``_orig_mod.`` while all keys start with one of them."""
-    result, prefix = dict(tensors), ""
-    while result:
-        wrapper = next((w for w in _WRAPPERS if all(key.startswith(w) for key in result)), None)
+def _prefix_of(names: Iterable[str]) -> str:
+    """Return the ``module.`` and ``_orig_mod.`` with which all names start."""
+    rest, prefix = list(names), ""
+    while rest:
+        wrapper = next((w for w in _WRAPPERS if all(name.startswith(w) for name in rest)), None)
         if wrapper is None:
             break
-        result = {key.removeprefix(wrapper): value for key, value in result.items()}
+        rest = [name.removeprefix(wrapper) for name in rest]
         prefix += wrapper
-    return result, prefix
+    return prefix
 
 
 def keys_hash(state_dict: Mapping[str, Tensor]) -> str:

@@ -12,21 +12,26 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from surgeon.checkpoint.card import model_card
-from surgeon.checkpoint.reading import keys_hash, open_checkpoint
+from surgeon.checkpoint.reading import Checkpoint, keys_hash, open_checkpoint
+from surgeon.checkpoint.stored import unique_names
 from surgeon.errors import CheckpointError, PlanError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
+from surgeon.hub.address import check_name, check_repo, is_commit
 from surgeon.types import Plan, StripMode
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 could not say that the base is on the Hub."""
+
 BRANCH_MODULE = "_relaxation"
 CONFIG_FILE = "surgeon_config.json"
 BASE_FILE = "model.safetensors"
 BRANCH_FILE = "relaxation.safetensors"
+STATE_FOLDER = "training_state"
 
 _PARTS = {
     "schedule": {"name", "settings"},
     "penalty": {"lambda", "form", "scale"},
-    "base": {"file", "entry", "revision", "sha256", "keys_hash"},
+    "base": {"repo", "file", "entry", "revision", "sha256", "keys_hash"},
     "model": {"factory", "args"},
     "task": {"path", "sha256", "args"},
 }
@@ -45,8 +50,8 @@ class RelaxedConfig:
         theta: (perpendicular, parallel) of the first branch, dimensionless.
         thetas: the same of every branch by key, if they are not all equal; else None.
         step: optimiser steps done.
-        base: ``file``, ``entry`` (of a nested dict, or None), ``revision``, ``sha256`` and ``keys_hash`` of the
-            checkpoint that was relaxed.
+        base: ``repo`` and ``revision`` (a commit) if it is on the Hub, else None; ``file``, ``entry`` (of a nested
+            dict, or None), ``sha256`` and ``keys_hash`` of the checkpoint that was relaxed.
         model: ``factory`` and ``args``, or None if the file itself or an adapter says how to build the model.
         task: ``path``, ``sha256`` and ``args``, or None.
         format_version: of the folder.
@@ -85,6 +90,7 @@ class RelaxedConfig:
             CheckpointError: if the version is newer, or a field is missing, unknown or of the wrong kind.
         """
         _check_fields(data, {item.name for item in dataclasses.fields(cls)}, where)
+        data = _upgraded(data)
         for name, expected in _PARTS.items():
             if data[name] is not None or name not in ("model", "task"):
                 _check_fields(data[name], expected, f"{name} of {where}")
@@ -94,6 +100,7 @@ class RelaxedConfig:
             fields["step"], fields["group"] = int(data["step"]), str(data["group"])
         except (PlanError, TypeError, ValueError) as error:
             raise CheckpointError(f"a field of {where} is unusable ({error}): write the folder again") from error
+        _check_base_address(data["base"], where)
         mode = data["strip_mode"]
         if mode not in get_args(StripMode):
             raise CheckpointError(f"expected strip_mode 'drop' or 'fold' in {where}, got {mode!r}: correct it")
@@ -115,6 +122,30 @@ def _check_fields(data: Any, expected: set[str], where: str) -> None:
         found += [f"unknown: {', '.join(map(str, unknown))}"] if unknown else []
         raise CheckpointError(
             f"expected the fields {', '.join(sorted(expected))} in {where}, found {'; '.join(found)}: write it again"
+        )
+
+
+def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return version 1 as version 2, in which the base has a repository."""
+    base = data["base"]
+    if data["format_version"] == 1 and isinstance(base, Mapping):
+        base = {"repo": None, **base}
+    return {**data, "base": base, "format_version": FORMAT_VERSION}
+
+
+def _check_base_address(base: Mapping[str, Any], where: str) -> None:
+    """Refuse a base on the Hub that is not pinned, or that is not a file in a repository."""
+    if base["repo"] is None:
+        return
+    try:
+        check_repo(base["repo"])
+        check_name(base["file"], where)
+    except UsageError as error:
+        raise CheckpointError(f"the base in {where} is unusable: {error}") from error
+    if not is_commit(base["revision"]):
+        raise CheckpointError(
+            f"expected a commit of 40 hex digits as revision of the base in {where}, got {base['revision']!r}: "
+            "relax the base again"
         )
 
 
@@ -166,6 +197,7 @@ def _site_of(key: str) -> tuple[str, str]:
 
 def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None:
     sites = {(site.name, site.slot): site.key for site in plan.sites}
+    _check_names(plan, where)
     for key in branches:
         if BRANCH_MODULE not in key.split(".") or _site_of(key) not in sites:
             raise CheckpointError(
@@ -179,6 +211,32 @@ def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> N
             f"expected a branch for each of the {len(sites)} sites in {where}, but {len(absent)} have none, "
             f"first {absent[0]}: plan and branches come from different runs"
         )
+
+
+def _check_names(plan: Plan, where: str) -> None:
+    """Refuse names that no module and no argument has: they become attributes and, inside forwards, source text."""
+    for site in plan.sites:
+        for name in (site.name, site.slot, *site.parameters):
+            parts = name.split(".") if name else []
+            if not all(part.isprintable() and part.strip() for part in parts) or set(name) & set("\"'\\"):
+                raise CheckpointError(
+                    f"expected names of modules and arguments in {where}, got {name[:80]!r}: it is not used, make "
+                    "another plan"
+                )
+
+
+def _check_sizes(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None:
+    """Compare the plan's shapes with the tensors that are there, before branches of these shapes are allocated."""
+    stored: dict[tuple[str, str], int] = {}
+    for key, tensor in branches.items():
+        place = _site_of(key)
+        stored[place] = stored.get(place, 0) + tensor.numel()
+    for site in plan.sites:
+        if stored[site.name, site.slot] != site.extra_parameters:
+            raise CheckpointError(
+                f"expected {site.extra_parameters:,} parameters of the branch {site.key} in {where}, as its plan says, "
+                f"got {stored[site.name, site.slot]:,}: the folder was made with another plan"
+            )
 
 
 def _first_names(branches: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -247,20 +305,27 @@ def read_relaxed(folder: str | Path) -> RelaxedFiles:
             f"it holds {', '.join(present[:10]) or 'nothing'}"
         )
     config = RelaxedConfig.from_data(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-    base = open_checkpoint(folder / BASE_FILE)
-    # keys are taken as they are: a prefix would be the model's own here
-    tensors = {base.prefix + key: tensor for key, tensor in base.tensors.items()}
-    branches = open_checkpoint(folder / BRANCH_FILE)
-    branch_tensors = {branches.prefix + key: tensor for key, tensor in branches.tensors.items()}
+    base = open_checkpoint(folder / BASE_FILE, sha256="")  # nobody asks for the hash of these two
+    tensors = _as_they_are(base)
+    branches = open_checkpoint(folder / BRANCH_FILE, sha256="")
+    branch_tensors = _as_they_are(branches)
     _check_base(tensors, config, str(folder / BASE_FILE))
     _check_branches(branch_tensors, config.plan, str(folder / BRANCH_FILE))
+    _check_sizes(branch_tensors, config.plan, str(folder / BRANCH_FILE))
     return RelaxedFiles(config, tensors, branch_tensors, base.metadata, folder)
+
+
+def _as_they_are(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """Return the tensors by their keys in the file: a prefix is the model's own here."""
+    if not checkpoint.prefix:
+        return checkpoint.tensors
+    return {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_names)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"could not read {str(path)!r} as JSON ({error}): write the folder again") from error
 
 

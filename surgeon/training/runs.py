@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.checkpoint import open_checkpoint, read_relaxed, write_relaxed
+from surgeon.checkpoint import STATE_FOLDER, open_checkpoint, read_relaxed, write_relaxed
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
 from surgeon.sharding import load_whole_state, sharded_like, whole, whole_state
@@ -20,7 +20,6 @@ from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState
 from surgeon.workspace import Workspace, relaxed_config
 
-STATE_FOLDER = "training_state"
 RECORDS_FILE, STEPS_FILE = "records.jsonl", "steps.jsonl"
 
 

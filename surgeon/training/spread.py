@@ -13,7 +13,6 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,8 @@ class Source:
             factory_arguments=dict(workspace.options.factory_arguments),
             announce=None,
         )
-        return cls(str(Path(workspace.path).absolute()), options, settings, os.getcwd())
+        path = workspace.path.absolute() if workspace.origin is None else workspace.origin
+        return cls(str(path), options, settings, os.getcwd())
 
 
 def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Comparison:
@@ -67,7 +67,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Compariso
         TaskError: if no task is known.
     """
     if workspace.relaxation is None or workspace.files is None:
-        path = str(workspace.path)
+        path = workspace.name
         raise CheckpointError(
             f"expected a relaxed folder, got the plain checkpoint {path!r}: run `surgeon relax {path}` first"
         )

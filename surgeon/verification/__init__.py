@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from surgeon.certificate import named_as
-from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import ModelNotFoundError, TrustError
+from surgeon.hub.fetch import open_anywhere
+from surgeon.hub.pulling import fetch_model
 from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded, read_certificate
 from surgeon.verification.rebuilt import EQUIVARIANT, RECOMPUTED, Rebuilt, check_models
@@ -40,8 +41,8 @@ def verify_clean(
     """Compare a clean folder with its certificate and with the original checkpoint; nothing is written.
 
     Args:
-        folder: what ``surgeon strip`` or ``surgeon export`` wrote.
-        against: the checkpoint that was relaxed.
+        folder: what ``surgeon strip`` or ``surgeon export`` wrote, here or on the Hub.
+        against: the checkpoint that was relaxed, here or on the Hub.
         options: how to open it, and how to find model and task; without them only the files are compared.
         group: the group, if the certificate does not name it or its code has to be run.
 
@@ -52,10 +53,10 @@ def verify_clean(
         CheckFailedError: if the certificate is missing or damaged beyond reading.
         SurgeonError: one of its subclasses, if folder, original, model or task cannot be used at all.
     """
-    folder, against, options = Path(folder), Path(against), options or OpenOptions()
+    folder, against, options = fetch_model(folder), Path(against), options or OpenOptions()
     recorded = read_certificate(folder)
     options = dataclasses.replace(options, entry=options.entry or recorded.original["entry"])
-    original = open_checkpoint(against, trust_pickle=options.trust_pickle, entry=options.entry)
+    original = open_anywhere(against, trust_pickle=options.trust_pickle, entry=options.entry)
     files, added = check_files(folder, recorded)
     findings = [*check_certificate(recorded), files, check_source(original, recorded)]
     notes = [f"the certificate does not know the file {name}" for name in added]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from surgeon.certificate import SHOWN, canonical_digest, forms_of, named_as, tensor_sha256
 from surgeon.checkpoint import Checkpoint, open_checkpoint
-from surgeon.clean import hashes_of
+from surgeon.clean import CARD_FILE, hashes_of
 from surgeon.errors import CheckpointError
 from surgeon.verification.reading import Form, Recorded
 from surgeon.verification.result import Finding, compared
@@ -34,6 +34,8 @@ def check_files(folder: Path, recorded: Recorded) -> tuple[Finding, list[str]]:
     """Compare every file with its recorded hash; also return the names of files that the certificate does not list."""
     present, sentences = hashes_of(folder), []
     for name, digest in recorded.files.items():
+        if name == CARD_FILE:  # older certificates list it, too
+            continue
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             sentences.append(f"the certificate lists {name!r}, which is no file of the folder")
         elif name not in present:

@@ -19,7 +19,7 @@ from surgeon.tasks import load_task
 from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, dead_pid, files_in
 from tests.test_workspace import make_relaxed
 
-COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify"]
+COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
 
 

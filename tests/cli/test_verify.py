@@ -33,9 +33,9 @@ def test_an_untouched_folder(clean: Surgeon) -> None:
 
 
 def test_a_damaged_folder(clean: Surgeon) -> None:
-    Path("net-clean/README.md").write_text("other")
+    Path("net-clean/CERTIFICATE.md").write_text("other")
     result = clean(*VERIFY, code=1)
-    assert "difference: the file README.md was changed: its sha256 is" in result.out
+    assert "difference: the file CERTIFICATE.md was changed: its sha256 is" in result.out
     assert " NO " in result.out
     assert "everything" not in result.out
     assert result.err.startswith("error: 'net-clean' is not what its certificate and 'net.pt' say, 1 difference: ")
@@ -47,10 +47,10 @@ def test_json_of_both_verdicts(clean: Surgeon) -> None:
     assert result.data["differences"] == []
     assert set(result.data["recorded"]) == {"equivariance", "metrics"}
     assert result.err == ""
-    Path("net-clean/README.md").unlink()
+    Path("net-clean/CERTIFICATE.md").unlink()
     data = json.loads(clean(*VERIFY, "--json", code=1).out)
     assert data["holds"] is False
-    assert data["differences"] == ["the file README.md is missing"]
+    assert data["differences"] == ["the file CERTIFICATE.md is missing"]
 
 
 def test_another_architecture(clean: Surgeon) -> None:

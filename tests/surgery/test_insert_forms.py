@@ -350,7 +350,7 @@ def test_copies_and_pickles_have_branches_of_their_own(name: str) -> None:
 
 
 def config(plan: Plan, net: nn.Module) -> RelaxedConfig:
-    base = {"file": "base.pt", "revision": None, "sha256": "0" * 64, "entry": None}
+    base = {"repo": None, "file": "base.pt", "revision": None, "sha256": "0" * 64, "entry": None}
     return RelaxedConfig(
         plan.group,
         plan,

@@ -6,6 +6,7 @@ import typer
 
 from surgeon_cli.commands.diagnose import diagnose
 from surgeon_cli.commands.finetune import finetune
+from surgeon_cli.commands.hub import pull, push
 from surgeon_cli.commands.inspect import inspect
 from surgeon_cli.commands.measure import measure
 from surgeon_cli.commands.relax import relax
@@ -15,5 +16,5 @@ from surgeon_cli.commands.verify import verify
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
-    for command in (inspect, diagnose, relax, finetune, measure, strip, export, verify):
+    for command in (inspect, diagnose, relax, finetune, measure, strip, export, verify, push, pull):
         app.command(command.__name__)(command)

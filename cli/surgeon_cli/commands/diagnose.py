@@ -140,7 +140,7 @@ def _plan(workspace: Workspace, diagnosing: Diagnosing, group: str | None) -> Pl
     plan = workspace.relaxation.plan
     if group is not None and parse_group(group).name != parse_group(plan.group).name:
         raise UsageError(
-            f"expected the group {plan.group} that {str(workspace.path)!r} was relaxed with, got {group}: leave out "
+            f"expected the group {plan.group} that {workspace.name!r} was relaxed with, got {group}: leave out "
             "--group, or give the checkpoint"
         )
     return select(plan, include, exclude)
@@ -160,7 +160,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
 
 def _record(diagnosis: Diagnosis, workspace: Workspace, plan: Plan) -> dict[str, Any]:
     return {
-        "path": str(workspace.path),
+        "path": workspace.name,
         "model": type(workspace.model).__name__,
         **diagnosis.to_data(),
         "sites": [dataclasses.asdict(site) for site in plan.sites],

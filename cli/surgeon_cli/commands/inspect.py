@@ -42,7 +42,7 @@ class Showing:
 
 @unbundled
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file or relaxed folder.")],
+    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, relaxed folder or hf:// path.")],
     *,
     opening: Reopening,
     showing: Showing,
@@ -77,7 +77,7 @@ def inspect(
         plan, errors = plan_for(workspace, group, [], [])
         own = sum(parameter.numel() for parameter in workspace.model.parameters())
     if json_output:
-        report = {"path": str(path), "model": type(workspace.model).__name__, "found_by": workspace.found.source}
+        report = {"path": workspace.name, "model": type(workspace.model).__name__, "found_by": workspace.found.source}
         symmetry = {name: dataclasses.asdict(error) for name, error in errors.items()}
         print_json({**report, "parameters": own, "equivariance_error": symmetry, "plan": plan.to_data()})
     else:
@@ -114,7 +114,7 @@ def _find_breaks(workspace: Workspace, group: str, json_output: bool) -> None:
 
 def _describe(workspace: Workspace, parameters: int) -> None:
     container = workspace.checkpoint.container
-    say(f"{workspace.path}: {type(workspace.model).__name__}, {parameters:,} parameters, {container}")
+    say(f"{workspace.name}: {type(workspace.model).__name__}, {parameters:,} parameters, {container}")
     say(f"model found by {workspace.found.source}")
     if workspace.relaxation is not None:
         perpendicular, parallel = workspace.relaxation.theta

@@ -28,6 +28,7 @@ from surgeon_cli.options import (
     JsonOption,
     OptionalGroupOption,
     OutOption,
+    output_stem,
     refuse_overwriting,
 )
 from surgeon_cli.plan_screen import show_plan
@@ -70,7 +71,7 @@ class Inserting:
 
 @unbundled
 def relax(
-    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file.")],
+    path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file or hf:// path.")],
     *,
     opening: Finding,
     inserting: Inserting,
@@ -93,8 +94,10 @@ def relax(
         surgeon relax model.pt --task task.py --plan plan.json
 
         surgeon relax model.pt --task task.py --rank 8 --max-extra-params 30%
+
+        surgeon relax hf://owner/name --group O3 --task task.py
     """
-    target = out or Path(f"{path.stem}-relaxed")
+    target = out or Path(f"{output_stem(path)}-relaxed")
     if not math.isfinite(inserting.init_scale):
         raise UsageError(f"expected a finite --init-scale, got {inserting.init_scale}")
     if not dry_run:
@@ -103,8 +106,7 @@ def relax(
     started = time.perf_counter()
     workspace = open_path(path, opening.options(json_output))
     apply_action(workspace, action)
-    if workspace.relaxation is not None:
-        raise PlanError(f"expected a checkpoint without branches, got the relaxed folder {str(path)!r}: strip it first")
+    _refuse_relaxed(workspace)
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     plan = narrowed(_plan(workspace, inserting, group), narrowing, own)
@@ -126,6 +128,13 @@ def relax(
     show_plan(plan, workspace.model, own)
     took = f"(opened in {seconds['open']:.1f} s, relaxed in {seconds['relax']:.1f} s)"
     say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: surgeon finetune {target}")
+
+
+def _refuse_relaxed(workspace: Workspace) -> None:
+    if workspace.relaxation is not None:
+        raise PlanError(
+            f"expected a checkpoint without branches, got the relaxed model {workspace.name!r}: strip it first"
+        )
 
 
 def _plan(workspace: Workspace, inserting: Inserting, group: str | None) -> Plan:

@@ -29,7 +29,9 @@ from surgeon_cli.options import (
     PathArgument,
     Reopening,
     folder_or_only,
+    output_stem,
     refuse_overwriting,
+    shown,
 )
 from surgeon_cli.screen import print_json, say, show_certificate
 
@@ -170,13 +172,13 @@ def _run(
     how: Stripping,
     formats: Formats,
 ) -> None:
-    target = how.out or Path(f"{path.resolve().name.removesuffix('-run').removesuffix('-relaxed')}-clean")
+    target = how.out or Path(f"{output_stem(path).removesuffix('-run').removesuffix('-relaxed')}-clean")
     refuse_overwriting(target, path, options.task, options.original)
     check_writable(target, how.force)
     workspace = open_path(path, options)
     if workspace.relaxation is None:
         raise CheckpointError(
-            f"expected a relaxed folder, got the plain checkpoint {str(path)!r}: it has no branches, nothing to strip"
+            f"expected a relaxed folder, got the plain checkpoint {shown(path)!r}: it has no branches, nothing to strip"
         )
     own_mode = workspace.relaxation.mode
     mode: StripMode = own_mode if how.fold is None else ("fold" if how.fold else "drop")

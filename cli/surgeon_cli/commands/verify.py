@@ -15,10 +15,12 @@ from surgeon.errors import CheckFailedError
 from surgeon.types import ErrorSummary
 from surgeon.verification import Verification, verify_clean
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption
+from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, shown
 from surgeon_cli.screen import console, equivariance_table, print_json, say
 
-CleanArgument = Annotated[Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`.")]
+CleanArgument = Annotated[
+    Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`, or hf:// path.")
+]
 AgainstOption = Annotated[
     Path, typer.Option("--against", metavar="ORIGINAL", help="The checkpoint that was relaxed, before everything.")
 ]
@@ -53,7 +55,7 @@ def verify(
     if not verification.holds:
         count = len(verification.differences)
         raise CheckFailedError(
-            f"{str(path)!r} is not what its certificate and {str(against)!r} say, {count} "
+            f"{shown(path)!r} is not what its certificate and {shown(against)!r} say, {count} "
             f"difference{'' if count == 1 else 's'}: do not use it, strip again"
         )
     if not json_output:
@@ -64,7 +66,7 @@ def verify(
 def _data(path: Path, against: Path, verification: Verification) -> dict[str, Any]:
     data = verification.to_data()
     recorded = {key: verification.recorded[key] for key in ("equivariance", "metrics")}
-    return {"folder": str(path), "against": str(against), **data, "recorded": recorded}
+    return {"folder": shown(path), "against": shown(against), **data, "recorded": recorded}
 
 
 def _show(verification: Verification) -> None:

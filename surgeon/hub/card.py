@@ -1,0 +1,262 @@
+"""The model card on the Hub, written from the records of a folder; the user's own text in it stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgeon.certificate_words import equivariance_section, markdown_table
+from surgeon.checkpoint.card import BEGIN, END
+from surgeon.checkpoint.relaxed import RelaxedConfig
+from surgeon.errors import HubError
+from surgeon.hub.content import Content
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+_SETTINGS = (
+    "epochs",
+    "learning_rate",
+    "branch_factor",
+    "optimizer",
+    "weight_decay",
+    "decay",
+    "clip",
+    "ema",
+    "accumulate",
+)
+
+
+def card_text(content: Content, repo: str, own: str) -> str:
+    """Return the whole card: YAML, what is generated, and the user's own text.
+
+    Args:
+        content: what is uploaded.
+        repo: ``owner/name``.
+        own: the card so far; between its marks it is written anew, and its YAML keeps all other keys.
+
+    Raises:
+        HubError: if the YAML of the card so far is not valid.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        before = ModelCard(own if own.lstrip().startswith("---") else f"---\n---\n{own}", ignore_metadata_errors=True)
+        data = _merged(_as_dict(before.data), _data(content, repo))
+        text = _with_block(before.text, _block(content, repo))
+        return f"---\n{data.to_yaml()}\n---\n{text}"
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise HubError(
+            f"could not write the card of {repo}: the YAML at the top of the card so far is unusable ({reason}): "
+            "correct it"
+        ) from None
+
+
+def _merged(before: Mapping[str, Any], ours: ModelCardData) -> ModelCardData:
+    """Return the keys of both; ours win, and tags are united."""
+    from huggingface_hub import ModelCardData
+
+    mine = _as_dict(ours)
+    tags = list(dict.fromkeys([*(before.get("tags") or ()), *(mine.get("tags") or ())]))
+    return ModelCardData(**{**before, **mine, "tags": tags}, ignore_metadata_errors=True)
+
+
+def _as_dict(data: Any) -> dict[str, Any]:
+    result: dict[str, Any] = data.to_dict()
+    return result
+
+
+def _with_block(text: str, block: str) -> str:
+    """Replace what stands between the marks, or put it in front of a text without marks."""
+    start, end = text.find(BEGIN), text.find(END)
+    if 0 <= start < end:
+        return text[:start] + block + text[end + len(END) :]
+    rest = text.strip()
+    return f"\n{block}\n" + (f"\n{rest}\n" if rest else "")
+
+
+def _data(content: Content, repo: str) -> ModelCardData:
+    from huggingface_hub import ModelCardData
+
+    base, group = _base(content), _group(content)
+    more: dict[str, Any] = {}
+    if base.get("repo"):
+        more["base_model_relation"] = "adapter" if content.kind == "relaxed" else "finetune"
+    tags = ["equivariance", "constraint-relaxation", content.kind]
+    results = _results(content)
+    return ModelCardData(
+        library_name="equisurgeon",
+        base_model=base.get("repo"),
+        tags=[*tags, group.lower()] if group else tags,
+        model_name=repo.split("/")[1] if results else None,
+        eval_results=results or None,
+        **more,
+    )
+
+
+def _base(content: Content) -> Mapping[str, Any]:
+    if content.kind == "relaxed":
+        config: RelaxedConfig = content.records["config"]
+        return config.base
+    original: Mapping[str, Any] = content.records["certificate"]["details"]["original"]
+    return original
+
+
+def _group(content: Content) -> str:
+    if content.kind == "relaxed":
+        return str(content.records["config"].group)
+    return str(content.records["certificate"]["details"].get("group") or "")
+
+
+def _evaluated(content: Content) -> tuple[str, dict[str, float], dict[str, float]]:
+    """Return the split, and the metrics before and after on it."""
+    if content.kind == "clean":
+        certificate = content.records["certificate"]
+        metrics = certificate["metrics"]
+        split = certificate["details"].get("measurement", {}).get("split") or "unknown"
+        return split, metrics.get("original", {}), metrics.get("stripped", {})
+    history: Sequence[Mapping[str, Any]] = [
+        entry for entry in content.records.get("history", ()) if entry["validation"]
+    ]
+    chosen = [entry for entry in history if entry["epoch"] == content.records.get("best_epoch")]
+    if not chosen:
+        return "validation", {}, {}
+    return "validation", dict(history[0]["validation"]), dict(chosen[0]["validation"])
+
+
+def _results(content: Content) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    split, before, after = _evaluated(content)
+    return [
+        EvalResult(
+            task_type="other",
+            dataset_type="custom",
+            dataset_name=f"{split} split of the task's own data",
+            dataset_split=split,
+            metric_type=name,
+            metric_value=value,
+            metric_name=name if name not in before else f"{name} ({before[name]:.6g} before)",
+        )
+        for name, value in after.items()
+        if _is_number(value)
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _block(content: Content, repo: str) -> str:
+    relaxed = content.kind == "relaxed"
+    parts = [
+        f"{BEGIN}\n# {repo.split('/')[1]}",
+        _RELAXED if relaxed else _CLEAN,
+        _facts(content),
+        *_section("How to load", _RELAXED_LOADING.format(repo=repo) if relaxed else _CLEAN_LOADING.format(repo=repo)),
+        *_section("What was relaxed", _sites(content)),
+        *_section("Training", _training(content)),
+        *_section("Metrics", _metrics(content)),
+        *_section("Equivariance", _equivariance(content)),
+        *_section("Certificate", _certificate(content)),
+    ]
+    return "\n\n".join(parts) + f"\n{END}"
+
+
+_RELAXED = """`model.safetensors` holds the weights of an equivariant network under their original names and loads
+without equisurgeon. `relaxation.safetensors` holds branches that relax its equivariance while it is trained, and
+`surgeon_config.json` says where they belong. They are removed again by dropping or folding them."""
+
+_CLEAN = """`model.safetensors` holds weights of exactly the original architecture, with the original's keys, shapes and
+dtypes. They were fine-tuned with relaxed equivariance; `certificate.json` records the comparison with the original, and
+`CERTIFICATE.md` says the same in words."""
+
+_RELAXED_LOADING = """```python
+import surgeon
+opened = surgeon.from_hub("{repo}", model=make_model)  # opened.model with opened.relaxation, to train on
+model = surgeon.from_hub("{repo}", model=make_model, mode="fold").model  # without branches; or mode="drop"
+```
+
+Without equisurgeon, `load_file("model.safetensors")` of safetensors loads strictly into the original class."""
+
+_CLEAN_LOADING = """```python
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+model.load_state_dict(load_file(hf_hub_download("{repo}", "model.safetensors")))  # the original class
+```"""
+
+
+def _section(title: str, body: str) -> list[str]:
+    return [f"## {title}", body] if body else []
+
+
+def _facts(content: Content) -> str:
+    base = _base(content)
+    rows: list[tuple[str, Any]] = [("group", _group(content) or "not recorded")]
+    if base.get("repo"):
+        place = f"[{base['repo']}](https://huggingface.co/{base['repo']}), `{base['file']}` at `{base['revision']}`"
+    else:
+        place = f"`{str(base['file']).replace(chr(92), '/').rsplit('/', 1)[-1]}`, not on the Hub"
+    rows += [("base", place), ("base sha256", f"`{base['sha256']}`")]
+    if content.kind == "relaxed":
+        config: RelaxedConfig = content.records["config"]
+        rows += [
+            ("stripped by", config.strip_mode),
+            ("theta (perpendicular, foldable part)", f"{config.theta[0]:g}, {config.theta[1]:g}"),
+            ("optimiser steps", config.step),
+        ]
+    return markdown_table(("", ""), rows)
+
+
+def _sites(content: Content) -> str:
+    if content.kind == "relaxed":
+        sites = content.records["config"].plan.sites
+        rows: Iterable[Iterable[Any]] = (
+            (f"`{s.name or '(model)'}`", s.kind, s.slot, " x ".join(map(str, s.shape)), f"{s.extra_parameters:,}")
+            for s in sites
+        )
+        return markdown_table(("op", "kind", "input", "W", "parameters added in training"), rows)
+    records = content.records["certificate"]["sites"]
+    return markdown_table(
+        ("op", "input"), ((f"`{record['name'] or '(model)'}`", record["argument"]) for record in records)
+    )
+
+
+def _training(content: Content) -> str:
+    if content.kind != "relaxed":
+        return ""
+    config, settings = content.records["config"], content.records.get("settings", {})
+    if not config.step:
+        return "Not trained yet: the function is that of the base."
+    rows = [("schedule of theta", config.schedule["name"])]
+    rows += [("penalty", ", ".join(f"{name} {value}" for name, value in config.penalty.items()))]
+    rows += [(name.replace("_", " "), settings[name]) for name in _SETTINGS if settings.get(name) is not None]
+    return markdown_table(("setting", "value"), rows)
+
+
+def _metrics(content: Content) -> str:
+    split, before, after = _evaluated(content)
+    names = [name for name in after if _is_number(after[name])]
+    rows = ((name, _number(before.get(name)), _number(after[name])) for name in names)
+    shown = markdown_table(("metric", "before", "after"), rows)
+    how = "without branches, " if content.kind == "relaxed" else ""
+    return shown and f"On the {split} split of the task's own data, {how}from one run, so without a spread.\n\n{shown}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if _is_number(value) else "-"
+
+
+def _equivariance(content: Content) -> str:
+    return equivariance_section(content.records["certificate"]) if content.kind == "clean" else ""
+
+
+def _certificate(content: Content) -> str:
+    if content.kind == "relaxed":
+        return ""
+    certificate = content.records["certificate"]
+    rows = ((name, "yes" if holds else "**NO**") for name, holds in certificate["checks"].items())
+    advice = "`surgeon verify FOLDER --against ORIGINAL` computes it again."
+    return f"{markdown_table(('check', 'holds'), rows)}\n\n{advice}"

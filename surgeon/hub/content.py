@@ -1,0 +1,140 @@
+"""Which files of a folder belong on the Hub, and what they say there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from surgeon.checkpoint.reading import open_checkpoint
+from surgeon.checkpoint.relaxed import (
+    BASE_FILE,
+    BRANCH_FILE,
+    CONFIG_FILE,
+    STATE_FOLDER,
+    RelaxedConfig,
+    is_relaxed_folder,
+    read_relaxed,
+)
+from surgeon.clean import CARD_FILE as CARD
+from surgeon.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
+from surgeon.errors import CheckpointError, UsageError
+from surgeon.files import json_text, read_json, sha256_of_file
+from surgeon.models import STATEMENT_SUFFIX
+
+RECORDS = ("records.jsonl", "steps.jsonl")
+STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")
+RELAXED = (CONFIG_FILE, BASE_FILE, BRANCH_FILE, *RECORDS)
+STATEMENT_FILE = f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}"
+CLEAN = (WEIGHTS_FILE, STATEMENT_FILE, CERTIFICATE_FILE, WORDS_FILE, "config.json", "model.onnx", "model.onnx.data")
+
+Kind = Literal["relaxed", "clean"]
+
+
+@dataclass(frozen=True)
+class Content:
+    """A folder as it goes to the Hub, without its card.
+
+    Attributes:
+        kind: what the folder holds.
+        files: name to a file, or to bytes that are not in the folder as they stand.
+        left_out: names of the folder's other files.
+        records: what the card is written from: ``config``, ``certificate``, ``history``, ``settings``,
+            ``best_epoch``; those there are.
+        card: the text of the folder's own README.md, or an empty string.
+    """
+
+    kind: Kind
+    files: Mapping[str, Path | bytes]
+    left_out: tuple[str, ...]
+    records: Mapping[str, Any]
+    card: str = ""
+
+
+def content_of(folder: str | Path, with_training_state: bool = False) -> Content:
+    """Read a folder that ``surgeon`` wrote and choose what belongs on the Hub.
+
+    Args:
+        folder: a relaxed folder, a run folder or a clean folder.
+        with_training_state: also what a resume needs: optimiser, random states, counters.
+
+    Raises:
+        CheckpointError: if it is no such folder, damaged, or links to files outside.
+        UsageError: if a training state is wanted and there is none.
+    """
+    folder = Path(folder)
+    kind = _kind(folder)
+    if with_training_state and not all((folder / name).is_file() for name in STATE):
+        raise UsageError(
+            f"expected a run folder with a training state, but {str(folder)!r} has none: leave out "
+            "--with-training-state, or push the folder that `surgeon finetune` wrote"
+        )
+    wanted = [*(RELAXED if kind == "relaxed" else CLEAN), *(STATE if with_training_state else ())]
+    files: dict[str, Path | bytes] = {name: folder / name for name in wanted if (folder / name).is_file()}
+    _check_links(folder, files)
+    records = _relaxed_records(folder) if kind == "relaxed" else read_clean(folder)
+    if kind == "relaxed":
+        files[CONFIG_FILE] = json_text(published(records["config"]).to_data()).encode()
+    present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return Content(kind, files, tuple(name for name in present if name not in files and name != CARD), records, text)
+
+
+def _kind(folder: Path) -> Kind:
+    if is_relaxed_folder(folder):
+        return "relaxed"
+    if (folder / CERTIFICATE_FILE).is_file() and (folder / BASE_FILE).is_file():
+        return "clean"
+    raise CheckpointError(
+        f"expected a folder written by `surgeon relax`, `finetune`, `strip` or `export`, got {str(folder)!r}: name one"
+    )
+
+
+def _check_links(folder: Path, files: Mapping[str, Path | bytes]) -> None:
+    root = folder.resolve()
+    for name in files:
+        if not (folder / name).resolve().is_relative_to(root):
+            raise CheckpointError(
+                f"expected files inside {str(folder)!r}, but {name} is a link to somewhere else: it is not uploaded, "
+                "put the file itself there"
+            )
+
+
+def published(config: RelaxedConfig) -> RelaxedConfig:
+    """Return the configuration without paths of this machine: they mean nothing elsewhere and are nobody's business."""
+    base = dict(config.base)
+    if base["repo"] is None:
+        base["file"] = PurePath(str(base["file"])).name
+    return dataclasses.replace(config, base=base, task=None)
+
+
+def _relaxed_records(folder: Path) -> dict[str, Any]:
+    records: dict[str, Any] = {"config": read_relaxed(folder).config}
+    state, history = folder / STATE[0], folder / RECORDS[0]
+    if state.is_file():
+        data = read_json(state)
+        records |= {"settings": data["settings"], "best_epoch": data["state"]["best_epoch"]}
+    if history.is_file():
+        lines = history.read_text(encoding="utf-8").splitlines()
+        records["history"] = [json.loads(line) for line in lines if line.strip()]
+    return records
+
+
+def read_clean(folder: Path) -> dict[str, Any]:
+    """Return the certificate of a clean folder, whose weights have to be those it was written for.
+
+    Raises:
+        CheckpointError: if they are not, or the weights cannot be read.
+    """
+    certificate = read_json(folder / CERTIFICATE_FILE)
+    recorded = certificate.get("files", {}).get(BASE_FILE) if isinstance(certificate, Mapping) else None
+    if recorded != sha256_of_file(folder / BASE_FILE):
+        raise CheckpointError(
+            f"expected {BASE_FILE} in {str(folder)!r} as its certificate says, but its sha256 is another: strip again"
+        )
+    open_checkpoint(folder / BASE_FILE, sha256=recorded)
+    return {"certificate": certificate}

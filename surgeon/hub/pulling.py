@@ -1,0 +1,103 @@
+"""Bring a repository into a folder of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgeon.checkpoint.relaxed import CONFIG_FILE, read_relaxed
+from surgeon.clean import CARD_FILE as CARD
+from surgeon.clean import CERTIFICATE_FILE
+from surgeon.errors import CheckpointError
+from surgeon.files import atomic_folder, write_json
+from surgeon.hub.address import HubPath, is_hub_path
+from surgeon.hub.client import Listing, list_files
+from surgeon.hub.content import CLEAN, RELAXED, STATE, read_clean
+from surgeon.hub.fetch import download
+from surgeon.hub.safety import check_config
+from surgeon.workspace import check_values
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull wrote.
+
+    Attributes:
+        folder: where.
+        path: repository and commit.
+        files: names of the files.
+        left_out: files of the repository that are not read: code, pickles, and whatever else lies there.
+    """
+
+    folder: Path
+    path: HubPath
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def pull(path: str | HubPath, folder: str | Path | None = None, *, force: bool = False) -> Pulled:
+    """Download a relaxed model, with its training state if it has one, or clean weights, into a folder.
+
+    Args:
+        path: ``hf://owner/name[@revision]``.
+        folder: where to write; default: the repository's name, in the current folder.
+        force: replace an existing folder.
+
+    Raises:
+        CheckpointError: if the repository holds no such model, or one that is damaged or unsafe.
+        HubError: if it cannot be downloaded.
+        WriteError: if the system refuses; nothing half-written is left.
+    """
+    address = path if isinstance(path, HubPath) else HubPath.parse(path)
+    if address.file is not None:
+        raise CheckpointError(f"expected a repository, got {str(address)!r}: leave out the file")
+    target = Path(folder) if folder is not None else Path(address.stem)
+    with atomic_folder(target, force=force) as temporary:
+        listing = list_files(address)
+        names = _wanted(listing)
+        source = download(listing, names)
+        for name in names:
+            (temporary / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, temporary / name)
+        if CONFIG_FILE in names:
+            _check_and_forget_task(temporary, listing.pinned)
+        else:
+            read_clean(temporary)
+    left_out = tuple(name for name in listing.files if name not in names)
+    return Pulled(target, listing.pinned, tuple(names), left_out)
+
+
+def fetch_model(path: str | Path) -> Path:
+    """Return a folder: a local one as it is, a repository on the Hub from the cache.
+
+    Raises:
+        CheckpointError: if the repository holds no model that ``surgeon push`` uploaded.
+        HubError: if it cannot be downloaded.
+    """
+    if not is_hub_path(path):
+        return Path(path)
+    listing = list_files(HubPath.parse(path))
+    return download(listing, _wanted(listing))
+
+
+def _wanted(listing: Listing) -> list[str]:
+    relaxed = CONFIG_FILE in listing.files
+    if not relaxed and CERTIFICATE_FILE not in listing.files:
+        raise CheckpointError(
+            f"expected a model that was pushed by `surgeon push` in {listing.path}, it holds "
+            f"{', '.join(list(listing.files)[:10]) or 'nothing'}: give its path to `surgeon relax` as it is"
+        )
+    chosen = (*RELAXED, *STATE, CARD) if relaxed else (*CLEAN, CARD)
+    return [name for name in chosen if name in listing.files]
+
+
+def _check_and_forget_task(folder: Path, origin: HubPath) -> None:
+    """Leave out what the configuration says of a task: it is code, and names files of another machine."""
+    files = read_relaxed(folder)
+    config = files.config
+    check_config(config, str(origin))
+    check_values(files.base, files.branches, config, origin)
+    if config.task is not None:
+        write_json(folder / CONFIG_FILE, dataclasses.replace(config, task=None).to_data(), force=True)
