@@ -27,9 +27,9 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        set_training(model, modes[model])  # what a module computes for eval mode alone, it drops when it is told
-        for module, mode in modes.items():
-            module.training = mode
+        for module, mode in modes.items():  # from the outside in
+            if module.training != mode:
+                set_training(module, mode)  # told, not only set: some modules keep tensors for eval mode alone
 
 
 def names_in_evaluation(model: nn.Module) -> set[str]:

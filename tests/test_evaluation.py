@@ -71,6 +71,12 @@ def test_what_is_kept_for_eval_mode_alone_goes_when_it_is_left() -> None:
     assert names_in_evaluation(model) == {"0.filter"}
     assert list(model.state_dict()) == []
     assert model[0].training
+    wrapped = nn.Sequential(model.eval())  # itself in training mode
+    with in_evaluation_mode(wrapped):
+        pass
+    assert wrapped.training
+    assert not model.training
+    assert list(model.state_dict()) == ["0.filter"]
 
 
 def test_gradients_inside_the_model_are_possible() -> None:

@@ -79,8 +79,6 @@ def export_onnx(
     report = check_onnx(path, stripped, sample, kept=kept)
     if report.differences:
         raise CheckFailedError(f"{report.differences[0]}; nothing was written")
-    names_of_state = names_in_evaluation(model)
-    tensors = [name for name in graph.initializers if name in names_of_state]
     return {
         "opset": opset,
         "nodes": len(list(graph)),
@@ -90,8 +88,7 @@ def export_onnx(
         "selection": [every[index] for index in kept],
         "left_out": [name for index, name in enumerate(every) if index not in kept],
         "derivatives": [every[index] for index in sorted(derived or ())],
-        "tensors": len(tensors),
-        "computed_in_eval_mode": _computed_in_eval_mode(model, tensors),
+        **_tensors(model, graph),
         "metadata": about,
         **{key: value for key, value in dataclasses.asdict(report).items() if key != "differences"},
     }
@@ -121,12 +118,14 @@ def _converted(
     return converted, names, _same_graph(stripped, converted, before, names)
 
 
-def _computed_in_eval_mode(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return the tensors that exist in eval mode only, which some libraries compute from the parameters beforehand."""
+def _tensors(model: nn.Module, graph: Any) -> dict[str, Any]:
+    """Count the tensors of the state dict, and list those that some libraries compute from parameters in eval mode."""
+    state = names_in_evaluation(model)
+    names = [name for name in graph.initializers if name in state]
     with in_evaluation_mode(model):  # which puts the modes back
         set_training(model, True)
         kept = model.state_dict()
-    return [name for name in names if name not in kept]
+    return {"tensors": len(names), "computed_in_eval_mode": [name for name in names if name not in kept]}
 
 
 def _same_graph(stripped: Stripped, converted: Any, before: Any, names: list[str]) -> str:

@@ -85,7 +85,7 @@ IMAGES = [torch.zeros(12, 2, 5, 5)]
         (Given(IMAGES, ["input_0"]), "dynamic_axes as a mapping .*, got list"),
         (Given(IMAGES, {"input_0": [2, 3]}), "all batches of the task have the same"),
         (Given([torch.zeros(1, 2, 5, 5)]), "all batches of the task have the same"),
-        (Given([torch.zeros(1, 4), torch.zeros(3, 4)]), "example batch of length 2 at least, got 1"),
+        (Given([(torch.zeros(a, 4), torch.zeros(b)) for a, b in ((1, 3), (2, 1))]), "length 2 at least, got 1"),
         (Given([]), "at least one batch"),
     ],
 )
