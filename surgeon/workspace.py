@@ -34,7 +34,7 @@ from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import list_files
 from surgeon.hub.fetch import fetch_relaxed, open_anywhere, open_listed
-from surgeon.hub.safety import check_config, refuse_nonfinite
+from surgeon.hub.safety import check_config, refuse_code, refuse_nonfinite
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.registry import DescribesModels, installed_adapters
 from surgeon.regularizer import PenaltyForm
@@ -58,7 +58,7 @@ class OpenOptions:
         entry: which entry of a nested checkpoint holds the weights.
         original: where the original checkpoint is now, if it was moved since it was relaxed.
         trust_pickle: open files that run code.
-        trust_remote_code: import a factory that is named inside a file.
+        trust_remote_code: import a factory, group or task that is named inside a file.
         announce: told what is about to be executed.
     """
 
@@ -335,7 +335,9 @@ def _open_relaxed(
 ) -> Workspace:
     files = read_relaxed(folder)
     config = files.config
-    if origin is not None:
+    if origin is None:
+        refuse_code(config, repr(str(folder)), options.trust_remote_code)
+    else:
         check_config(config, str(origin), options.trust_remote_code)
     task = _task_of(folder, config, options, origin)
     checkpoint, found = _find_for_folder(files, task, options, origin)
@@ -413,6 +415,11 @@ def _task_of(folder: Path, config: RelaxedConfig, options: OpenOptions, origin: 
             "check it and give it as `--task FILE`"
         )
     is_file = Path(spec).is_file()
+    if not (is_file or is_adapters_task(spec) or options.trust_remote_code):
+        raise TrustError(
+            f"{str(folder)!r} names the task {spec!r}, which is code: give it again as `--task {spec}`, or import it "
+            "with `--trust-remote-code` if you trust it"
+        )
     unchanged = not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
     if options.announce and not is_adapters_task(spec) and (unchanged or options.accept_changed_task):
         options.announce(spec)

@@ -125,6 +125,24 @@ def test_a_factory_that_a_folder_names_needs_trust_or_the_user(work: Path) -> No
     assert torch.equal(run(open_path(folder, OpenOptions(trust_remote_code=True)).model), expected)
 
 
+@pytest.mark.parametrize("what", ["task", "group"])
+def test_code_that_a_folder_names_needs_trust(work: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A folder may have come from anywhere, in an archive for example."""
+    folder = make_relaxed(work)
+    monkeypatch.syspath_prepend(str(work))
+    (work / "their_code.py").write_text("raise SystemExit('this code was run')\n")
+    config = json.loads((folder / "surgeon_config.json").read_text())
+    if what == "task":
+        config["task"] = {"path": "their_code:task", "sha256": None, "args": {}}
+    else:
+        config["group"] = config["plan"]["group"] = "their_code:group"
+    (folder / "surgeon_config.json").write_text(json.dumps(config))
+    with pytest.raises(TrustError, match="names .*their_code.*, which is code: .*`--trust-remote-code`"):
+        open_path(folder)
+    with pytest.raises(SystemExit, match="this code was run"):
+        open_path(folder, OpenOptions(trust_remote_code=True))
+
+
 def test_a_whole_module_needs_trust_again(work: Path) -> None:
     torch.save(Net(), work / "net.pt")
     (work / "task.py").unlink()

@@ -94,7 +94,9 @@ class Finding:
     trust_remote_code: Annotated[
         bool,
         typer.Option(
-            "--trust-remote-code", help="Import a factory that is named inside a file.", rich_help_panel=TRUST
+            "--trust-remote-code",
+            help="Import a factory, group or task that is named inside a file.",
+            rich_help_panel=TRUST,
         ),
     ] = False
 

@@ -19,8 +19,7 @@ from surgeon.files import atomic_folder, write_json, write_tensors, write_text
 from surgeon.hub.address import check_name, check_repo, is_commit
 from surgeon.types import Plan, StripMode
 
-FORMAT_VERSION = 2
-"""Version 1 could not say that the base is on the Hub."""
+FORMAT_VERSION = 1
 
 BRANCH_MODULE = "_relaxation"
 CONFIG_FILE = "surgeon_config.json"
@@ -90,7 +89,6 @@ class RelaxedConfig:
             CheckpointError: if the version is newer, or a field is missing, unknown or of the wrong kind.
         """
         _check_fields(data, {item.name for item in dataclasses.fields(cls)}, where)
-        data = _upgraded(data)
         for name, expected in _PARTS.items():
             if data[name] is not None or name not in ("model", "task"):
                 _check_fields(data[name], expected, f"{name} of {where}")
@@ -123,14 +121,6 @@ def _check_fields(data: Any, expected: set[str], where: str) -> None:
         raise CheckpointError(
             f"expected the fields {', '.join(sorted(expected))} in {where}, found {'; '.join(found)}: write it again"
         )
-
-
-def _upgraded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return version 1 as version 2, in which the base has a repository."""
-    base = data["base"]
-    if data["format_version"] == 1 and isinstance(base, Mapping):
-        base = {"repo": None, **base}
-    return {**data, "base": base, "format_version": FORMAT_VERSION}
 
 
 def _check_base_address(base: Mapping[str, Any], where: str) -> None:

@@ -25,12 +25,7 @@ def check_config(config: RelaxedConfig, where: str, trust_remote_code: bool = Fa
         TrustError: if the group is code.
         CheckpointError: if the base's file is not a plain name.
     """
-    for group in (config.group, config.plan.group):
-        if ":" in group and not trust_remote_code:
-            raise TrustError(
-                f"{where} names {group!r} as its group, which is code: import it with `--trust-remote-code` and a "
-                "commit after the @ if you trust it"
-            )
+    refuse_code(config, where, trust_remote_code, "`--trust-remote-code` and a commit after the @")
     if config.group != config.plan.group:
         raise CheckpointError(
             f"expected one group in {where}, got {config.group!r}, and {config.plan.group!r} in its plan: do not use it"
@@ -40,6 +35,25 @@ def check_config(config: RelaxedConfig, where: str, trust_remote_code: bool = Fa
         raise CheckpointError(
             f"expected the plain name of the base's file in {where}, got {name!r}, which is a path: do not use it"
         )
+
+
+def refuse_code(config: RelaxedConfig, where: str, trust_remote_code: bool, how: str = "`--trust-remote-code`") -> None:
+    """Refuse a group that is code, unless the user allows it.
+
+    Args:
+        config: as read.
+        where: what the message calls the source.
+        trust_remote_code: whether the user allows code that is named inside files.
+        how: the user can allow it.
+
+    Raises:
+        TrustError: if the group is code.
+    """
+    for group in (config.group, config.plan.group):
+        if ":" in group and not trust_remote_code:
+            raise TrustError(
+                f"{where} names {group!r} as its group, which is code: import it with {how} if you trust it"
+            )
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:

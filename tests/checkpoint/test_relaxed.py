@@ -182,7 +182,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 3}, "expected format version 2 or older in .* got 3: update equisurgeon"),
+        ({"format_version": 3}, "expected format version 1 or older in .* got 3: update equisurgeon"),
         ({"format_version": "x"}, "got x"),
         ({"extra": 1}, "unknown: extra"),
         ({"theta": [0.0]}, "a field of .* is unusable"),
