@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from escnn import gspaces
-from escnn import nn as enn
 from torch import Tensor, nn
 
 
@@ -15,7 +13,11 @@ class Images(nn.Module):
     """Two steerable convolutions with regular fields, and an invariant."""
 
     def __init__(self) -> None:
+        from escnn import gspaces
+        from escnn import nn as enn
+
         super().__init__()
+        self.geometric = enn.GeometricTensor
         space = gspaces.rot2dOnR2(4)
         self.type_in = enn.FieldType(space, 2 * [space.trivial_repr])
         hidden = enn.FieldType(space, 2 * [space.regular_repr])
@@ -25,7 +27,7 @@ class Images(nn.Module):
         self.head = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.activation(self.first(enn.GeometricTensor(x, self.type_in)))
+        hidden = self.activation(self.first(self.geometric(x, self.type_in)))
         result: Tensor = self.head(torch.tanh(self.second(hidden).tensor).mean(dim=(2, 3)))
         return result
 
