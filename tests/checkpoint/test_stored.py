@@ -80,11 +80,12 @@ class Doubling(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def test_loading_code_of_a_module_is_respected(tmp_path: Path) -> None:
+def test_loading_code_of_a_module_is_run_and_must_not_change_values(tmp_path: Path) -> None:
     plain = nn.Linear(2, 3)
     save_file(plain.state_dict(), tmp_path / "x.safetensors")
     loaded = Doubling(2, 3)
-    load_into(loaded, open_checkpoint(tmp_path / "x.safetensors").tensors, "x")
+    with pytest.raises(CheckpointError, match=r"Doubling changes the values of 2 \(bias, weight\) tensors"):
+        load_into(loaded, open_checkpoint(tmp_path / "x.safetensors").tensors, "x")
     assert torch.equal(loaded.weight, 2 * plain.weight)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -32,7 +33,8 @@ def _perturbed(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return module.double().eval()
+    # a copy: escnn shares bases between the models of a process, and a cast would reach them all
+    return copy.deepcopy(module).double().eval()
 
 
 class Images(nn.Module):

@@ -90,7 +90,7 @@ def test_the_calculator_of_mace_opens_what_was_exported(tmp_path: Path, scripted
     weights = open_checkpoint(path, trust_pickle=True).tensors
     assert any(not torch.equal(value, original.tensors[key]) for key, value in weights.items())
     workspace.task = None
-    assert reopen(path, workspace)[1] == "unpickling the module"
+    assert reopen(path, workspace)[1] == "the loader of the adapter mace"
 
 
 def test_a_loader_that_scales_weights_is_refused(tmp_path: Path) -> None:

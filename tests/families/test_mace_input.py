@@ -297,8 +297,7 @@ def test_the_command_line_names_the_task(tmp_path: Path) -> None:
 def test_importing_mace_leaves_the_environment_alone() -> None:
     """MACE switches off the safe reader of torch for the whole process; nor is anything printed."""
     code = "import os; from surgeon_adapters.mace_models import import_mace; import_mace(); print(dict(os.environ))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=CHILD_ENVIRONMENT, capture_output=True, text=True, check=True
-    )
+    clean = {name: value for name, value in CHILD_ENVIRONMENT.items() if not name.startswith("TORCH_FORCE")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in done.stdout
     assert done.stdout.startswith("{")
