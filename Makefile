@@ -1,13 +1,18 @@
 # Everything here sets itself up: a machine with make and Python >= 3.11 is enough, and after the first call no network
-# is needed. Options: PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest or the demo.
+# is needed. Options: PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest or the demo, JOBS
+# is the number of processes that share the tests.
 
 PYTHONS := python3.11 python3.12 python3.13 python3 python3.14 python
 VENV := .venv
 EXTRAS := dev,plots
+JOBS := 2
 OLD_VENV := .venv-e3nn044
 FAMILIES := mace nequip escnn
 IN_VENV := $(VENV)/bin/python
 IN_OLD_VENV := $(OLD_VENV)/bin/python
+# The processes that share the tests would otherwise each take a thread per core.
+ONE_THREAD := OMP_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -57,18 +62,18 @@ demo-short: $(VENV)/.stamp  ## the same in a minute, to see that everything work
 	$(IN_VENV) examples/demo.py --short $(ARGS)
 
 test: $(VENV)/.stamp  ## run all tests
-	$(IN_VENV) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.stamp  ## run the tests that take seconds
-	$(IN_VENV) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-e3nn044: $(OLD_VENV)/.stamp  ## run the tests that touch e3nn with the oldest supported e3nn
-	$(IN_OLD_VENV) -m pytest -p no:cacheprovider -m e3nn $(ARGS)
+	$(ONE_THREAD) $(IN_OLD_VENV) -m pytest -n $(JOBS) -p no:cacheprovider -m e3nn $(ARGS)
 
 test-families: $(FAMILIES:%=test-%)  ## run the tests of the model families of other libraries, each in its own environment
 
 $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
-	.venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(wildcard tests/families/test_$*_*.py) $(ARGS)
+	$(ONE_THREAD) .venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(wildcard tests/families/test_$*_*.py) $(ARGS)
 
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
 	.venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
