@@ -42,7 +42,6 @@ def run_alone(file: Path, blocked: list[str]) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
-@pytest.mark.e3nn
 @pytest.mark.timeout(1200)
 def test_numpy_and_onnxruntime_alone_reproduce_the_test_error(tmp_path: Path) -> None:
     task: Any = load_task(EXAMPLE / "task.py").task
