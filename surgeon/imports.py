@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from surgeon.errors import SurgeonError
@@ -60,6 +61,15 @@ def unchanged_environment() -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
+def import_onnxruntime() -> ModuleType:
+    """Return ONNX Runtime; its reports to its maker are off, unless ``ORT_DISABLE_TELEMETRY`` already says something.
+
+    It reads the variable when it is imported; its function for the same purpose does not stop the connection.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module("onnxruntime")
 
 
 def import_attribute(spec: str, what: str, error_class: type[SurgeonError]) -> Any:

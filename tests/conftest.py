@@ -13,6 +13,7 @@ from typing import Any
 
 # Before torch is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import hypothesis
 import numpy as np

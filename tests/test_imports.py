@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import TaskError, UsageError
-from surgeon.imports import call_with, close_names, import_attribute, importable, one_line, unchanged_environment
+from surgeon.imports import (
+    call_with,
+    close_names,
+    import_attribute,
+    import_onnxruntime,
+    importable,
+    one_line,
+    unchanged_environment,
+)
 
 
 def test_a_folder_is_importable_only_meanwhile(tmp_path: Path) -> None:
@@ -81,3 +89,12 @@ def test_the_environment_is_put_back() -> None:
     with unchanged_environment():
         del os.environ["SURGEON_KEPT"]
     assert os.environ.pop("SURGEON_KEPT") == "before"
+
+
+def test_onnx_runtime_reports_nothing_unless_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    assert import_onnxruntime().__name__ == "onnxruntime"
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    import_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"

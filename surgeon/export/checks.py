@@ -14,7 +14,7 @@ from surgeon.deviation import RELATIVE, allowed_deviation, largest_deviation, la
 from surgeon.evaluation import outputs_on
 from surgeon.export.sample import Sample
 from surgeon.groups import Group
-from surgeon.imports import one_line
+from surgeon.imports import import_onnxruntime, one_line
 from surgeon.stripped import Stripped
 from surgeon.tasks import can_act
 from surgeon.trees import map_tensors, tensors_in, to_dtype
@@ -42,8 +42,7 @@ class Report:
 
 def session_of(path: Path, threads: int = 0) -> Any:
     """Open a file in ONNX Runtime on the CPU; 0 threads are as many as it likes."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -20,6 +20,7 @@ from surgeon.export.capture import captured, packages_of
 from surgeon.export.derivative import derived_outputs, record_derivatives
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
+from surgeon.imports import import_onnxruntime
 from surgeon.tasks import task_forward
 from surgeon.trees import tensors_in
 from surgeon.types import Task
@@ -111,8 +112,9 @@ def to_onnx(model: nn.Module, task: Task, sample: Sample, opset: int = 18, kept:
 def _require_packages() -> None:
     try:
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
+
+        import_onnxruntime()
     except ImportError as error:
         name = (error.name or "onnxscript").partition(".")[0]
         raise UsageError(f"ONNX needs the package {name}: install it with `pip install {name}`") from error

@@ -19,8 +19,10 @@ from surgeon.types import Path, Split, Task
 EXAMPLE_SIZE = 7
 """Length of a sliced batch: torch.export takes sizes 0 and 1 for fixed, and a small one is traced quickly."""
 
-OTHER_SIZES = (3, 5, 11)
-"""Lengths of the batches with which an exported file is compared with the model."""
+OTHER_SIZES = (3, 5, 11, 2, 4, 6, 8)
+"""Lengths of the batches with which an exported file is compared: the first ``COMPARED`` that there are rows for."""
+
+COMPARED = 3
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -166,7 +168,8 @@ def _slices(batches: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
     """Return slices of the first batch, and of those that differ from it in more than their length."""
     length = min(len(tensor) for tensor in tensors_in(batches[0]))
     example = _sliced(batches[0], min(EXAMPLE_SIZE, length))
-    others = [_sliced(batches[0], size) for size in OTHER_SIZES if size <= length]
+    sizes = [size for size in OTHER_SIZES if size <= length and size != min(EXAMPLE_SIZE, length)]
+    others = [_sliced(batches[0], size) for size in sizes[:COMPARED]]
     further = [_sliced(batch, min(EXAMPLE_SIZE, length)) for batch in batches[1:]]
     return example, (*others, *(batch for batch in further if _inner(batch) != _inner(example)))
 
