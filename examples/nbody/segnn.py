@@ -215,8 +215,8 @@ def dense_edges(graphs: int, particles: int, device: torch.device) -> Tensor:
         >>> dense_edges(1, 3, torch.device("cpu")).tolist()
         [[1, 2, 0, 2, 0, 1], [0, 0, 1, 1, 2, 2]]
     """
-    pair = torch.arange(particles * (particles - 1), device=device)
-    target, rank = pair // (particles - 1), pair % (particles - 1)
+    target = torch.arange(particles, device=device).unsqueeze(-1).expand(-1, particles - 1).flatten()
+    rank = torch.arange(particles - 1, device=device).expand(particles, -1).flatten()
     source = rank + (rank >= target)
-    offsets = particles * torch.arange(graphs, device=device).unsqueeze(-1)
+    offsets = torch.arange(0, particles * graphs, particles, device=device).unsqueeze(-1)
     return torch.stack(((source + offsets).flatten(), (target + offsets).flatten()))

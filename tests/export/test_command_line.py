@@ -23,6 +23,7 @@ CASES = {
     "points": (POINTS, "SO3", {**SMALL, "network": "pointnet"}, ["logits"]),
     "points and neighbours": (POINTS, "SO3", {**SMALL, "network": "dgcnn"}, ["logits"]),
 }
+VERIFIED = ("points",)
 
 
 @pytest.mark.slow
@@ -46,6 +47,8 @@ def test_checkpoint_onnx_and_certificate_agree(surgeon: Surgeon, work: Path, cas
     assert set(record["equivariance"]) == set(certificate["equivariance"]["stripped"]["float64"])
     assert max(record["equivariance"].values()) <= 1
     assert len({tuple(size) for size in record["sizes"]}) >= 3
+    if case not in VERIFIED:  # each verification is one more export
+        return
     surgeon("verify", "clean", "--against", "model.pt", *task)
     weights = Path("clean/model.safetensors")
     damaged = bytearray(weights.read_bytes())
