@@ -112,8 +112,10 @@ class _FamilyTask:
 
 def mace() -> Network:
     """MACE, 2 interactions, 16x0e+16x1o, energy and forces."""
+    from surgeon_adapters.mace_models import import_mace
     from tests.families.mace_models import molecules, potential
 
+    import_mace()  # with spherical harmonics that are not scripted
     case = potential(True, "16x0e+16x1o")
     sizes = {"train": [[4, 3], [2, 3, 4]], "validation": [[6]], "test": [[9, 12, 9, 12]]}
     batches = {split: [molecules(i, counts) for i, counts in enumerate(each)] for split, each in sizes.items()}
