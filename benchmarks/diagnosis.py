@@ -24,19 +24,18 @@ from surgeon.certificate import machine, versions
 from surgeon.diagnosis import DiagnosisSettings, diagnose
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
-BATCH = 50
 
 
 class Particles:
-    """Random batches, as large as the example's own, of systems of five charged particles."""
+    """Random batches of 100 systems of five charged particles."""
 
     def batches(self, split: str, seed: int) -> Iterator[dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(len(split))
         for _ in range(32):
             vectors = {
-                name: torch.randn(BATCH, 5, 3, generator=generator) for name in ("positions", "velocities", "targets")
+                name: torch.randn(100, 5, 3, generator=generator) for name in ("positions", "velocities", "targets")
             }
-            yield {**vectors, "charges": torch.randint(0, 2, (BATCH, 5), generator=generator).float() * 2 - 1}
+            yield {**vectors, "charges": torch.randint(0, 2, (100, 5), generator=generator).float() * 2 - 1}
 
     def forward(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         found: Tensor = model(batch["positions"], batch["velocities"], batch["charges"])
@@ -70,7 +69,6 @@ def main() -> None:
         "processor_seconds": round(time.process_time() - processor, 1),
         "products": found.curvature.products,
         "converged": found.curvature.converged,
-        "batch": BATCH,
         "train_batches": found.settings.train_batches,
         "held_out_batches": found.settings.held_out_batches,
         "verdict": found.verdict,
