@@ -91,7 +91,8 @@ def find_model(
         build: what the user gave as a function, in Python.
         trust_remote_code: import a factory that is named inside the checkpoint even if no installed package registers
             it in the entry-point group ``surgeon.models``.
-        rebuilders: each returns a model for the tensors it recognises, else None.
+        rebuilders: each returns a model for the tensors it recognises, else None; one that nearly recognises them
+            raises CheckpointError, whose message is passed on if no other way applies.
         describers: adapters that turn a whole module into plain data.
         local: False for a checkpoint from the Hub or a cache, whose folder must not be executed.
         announce: told the path of ``task.py`` before it is executed.
@@ -103,19 +104,22 @@ def find_model(
         UsageError: if ``factory`` cannot be imported or called.
         TaskError: if the task's ``model`` does not build a module.
     """
+    refusals: list[str] = []
     ways: tuple[Callable[[], _Way | None], ...] = (
         lambda: None if build is None else _from_function(build),
         lambda: _from_user(task, factory, arguments),
         lambda: _from_description(checkpoint, describers),
         lambda: _from_module(checkpoint),
         lambda: _from_statement(checkpoint, trust_remote_code),
-        lambda: _from_rebuilders(checkpoint, rebuilders),
+        lambda: _from_rebuilders(checkpoint, rebuilders, refusals),
         lambda: _from_neighbour(checkpoint, local, announce),
     )
     for find in ways:
         way = find()
         if way is not None:
             return _finished(checkpoint, way)
+    if refusals:
+        raise ModelNotFoundError(f"{str(checkpoint.path)!r} is not quite recognised: {'; '.join(refusals)}")
     keys = list(checkpoint.tensors)
     raise ModelNotFoundError(
         f"nothing says how to build the model of {str(checkpoint.path)!r}: give `--task FILE` or "
@@ -275,9 +279,14 @@ def _statement_factory(factory: str, registered: bool) -> Callable[..., Any]:
         return _callable(factory, CheckpointError)
 
 
-def _from_rebuilders(checkpoint: Checkpoint, rebuilders: Sequence[Rebuilder]) -> _Way | None:
+def _from_rebuilders(checkpoint: Checkpoint, rebuilders: Sequence[Rebuilder], refusals: list[str]) -> _Way | None:
     for rebuilder in rebuilders:
-        if rebuilder(checkpoint.tensors) is not None:
+        try:
+            model = rebuilder(checkpoint.tensors)
+        except CheckpointError as error:
+            refusals.append(str(error))
+            continue
+        if model is not None:
             name = getattr(rebuilder, "__qualname__", type(rebuilder).__name__)
 
             def build(chosen: Rebuilder = rebuilder) -> nn.Module | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint.scalars import stand_ins
 from surgeon.checkpoint.stored import StoredTensors, check_header
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files import sha256_of_file
@@ -179,7 +180,7 @@ def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:
 def _read_torch(path: Path, kind: str, trust_pickle: bool) -> tuple[Any, bool]:
     """Return the object in the file, and whether code had to be run to get it."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
             warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported below
             return torch.load(path, map_location="cpu", weights_only=True), False
     except Exception as error:
