@@ -80,8 +80,8 @@ def find_model(
 
     1. ``build``, ``factory`` or ``task.model()``; a trusted module itself, from plain data if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
-    3. the first rebuilder that recognises keys and shapes;
-    4. ``task.py`` in the checkpoint's folder, if the user gave a local path.
+    3. without a task of the user's, ``task.py`` in the checkpoint's folder, if the user gave a local path;
+    4. the first rebuilder that recognises keys and shapes; and then that ``task.py``.
 
     Args:
         checkpoint: as opened.
@@ -91,8 +91,8 @@ def find_model(
         build: what the user gave as a function, in Python.
         trust_remote_code: import a factory that is named inside the checkpoint even if no installed package registers
             it in the entry-point group ``surgeon.models``.
-        rebuilders: each returns a model for the tensors it recognises, else None; one that nearly recognises them
-            raises CheckpointError, whose message is passed on if no other way applies.
+        rebuilders: each returns a model for the tensors it recognises, else None, or says in a CheckpointError what it
+            nearly recognises, which is passed on if no other way applies.
         describers: adapters that turn a whole module into plain data.
         local: False for a checkpoint from the Hub or a cache, whose folder must not be executed.
         announce: told the path of ``task.py`` before it is executed.
@@ -105,23 +105,32 @@ def find_model(
         TaskError: if the task's ``model`` does not build a module.
     """
     refusals: list[str] = []
+
+    def neighbour() -> _Way | None:
+        return _from_neighbour(checkpoint, local, announce)
+
     ways: tuple[Callable[[], _Way | None], ...] = (
         lambda: None if build is None else _from_function(build),
         lambda: _from_user(task, factory, arguments),
         lambda: _from_description(checkpoint, describers),
         lambda: _from_module(checkpoint),
         lambda: _from_statement(checkpoint, trust_remote_code),
+        lambda: neighbour() if task is None else None,
         lambda: _from_rebuilders(checkpoint, rebuilders, refusals),
-        lambda: _from_neighbour(checkpoint, local, announce),
+        neighbour,
     )
     for find in ways:
         way = find()
         if way is not None:
             return _finished(checkpoint, way)
+    raise _not_found(checkpoint, refusals)
+
+
+def _not_found(checkpoint: Checkpoint, refusals: Sequence[str]) -> ModelNotFoundError:
     if refusals:
-        raise ModelNotFoundError(f"{str(checkpoint.path)!r} is not quite recognised: {'; '.join(refusals)}")
+        return ModelNotFoundError(f"{str(checkpoint.path)!r} is not quite recognised: {'; '.join(refusals)}")
     keys = list(checkpoint.tensors)
-    raise ModelNotFoundError(
+    return ModelNotFoundError(
         f"nothing says how to build the model of {str(checkpoint.path)!r}: give `--task FILE` or "
         f"`--model module:function`, store a statement in the metadata key {STATEMENT_KEY} or in "
         f"{checkpoint.path.name}.model.json, install an adapter that recognises it, or put a task.py with `model` "

@@ -192,6 +192,15 @@ def test_3_rebuilders(here: Path) -> None:
     assert found.rebuild() is not found.model
 
 
+def test_3_what_is_nearly_recognised_is_said_if_nothing_else_applies(here: Path) -> None:
+    def nearly(tensors: Mapping[str, Tensor]) -> nn.Module | None:
+        raise CheckpointError("the weights look like those of a Linear, but it lacks bias")
+
+    with pytest.raises(ModelNotFoundError, match="not quite recognised: the weights look like those of a Linear"):
+        find_model(checkpoint(here), rebuilders=[nearly])
+    assert "recognise_linear" in find_model(checkpoint(here), rebuilders=[nearly, recognise_linear]).source
+
+
 def test_a_whole_module_is_its_own_model(here: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(3, 2)).eval(), here / "a.model")
     opened = open_checkpoint(here / "a.model", trust_pickle=True)
@@ -249,8 +258,10 @@ def test_the_first_way_that_applies_wins(here: Path) -> None:
     assert "user_factory_e" in find_model(stated, factory=user, task=mine, **others).source  # type: ignore[arg-type]
     assert "mine.py" in find_model(stated, task=mine, **others).source  # type: ignore[arg-type]
     assert "stated_factory_e" in find_model(stated, **others).source  # type: ignore[arg-type]
-    assert "recognise_linear" in find_model(checkpoint(here), rebuilders=[recognise_linear]).source
-    assert "task.py" in find_model(checkpoint(here)).source
+    assert "task.py" in find_model(checkpoint(here), rebuilders=[recognise_linear]).source
+    without = load_task(task_file(here, "", name="without_model.py"))
+    assert "recognise_linear" in find_model(checkpoint(here), task=without, rebuilders=[recognise_linear]).source
+    assert "task.py" in find_model(checkpoint(here), task=without).source
 
 
 def test_nothing_found_lists_the_ways_and_the_keys(here: Path) -> None:

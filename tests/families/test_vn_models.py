@@ -108,8 +108,10 @@ def test_variants_are_named_and_left_to_the_user(tmp_path: Path) -> None:
             open_path(tmp_path / "variant.pt")
     # a task beside the file, which is asked later, still builds the user's own variant
     (tmp_path / "task.py").write_text(
-        "import torch\n\n\nclass Task:\n    def model(self):\n        return torch.nn.ParameterDict(\n"
-        f"            torch.load({str(tmp_path / 'variant.pt')!r})\n        )\n\n"
+        "from surgeon_adapters.vn.models import build\n\n\nclass Task:\n    def model(self):\n"
+        "        model = build('pointnet', 10, base=6)\n"
+        "        model.fc1.weight = __import__('torch').nn.Parameter(__import__('torch').ones(5, 192))\n"
+        "        return model\n\n"
         "    def batches(self, split, seed):\n        return []\n\n    def loss(self, outputs, batch):\n"
         "        return outputs\n\n\ntask = Task()\n"
     )

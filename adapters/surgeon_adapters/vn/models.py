@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError
+from surgeon_adapters.recognition import require_same_form
 from surgeon_adapters.vn.dgcnn import VNDGCNN
 from surgeon_adapters.vn.layers import Pooling
 from surgeon_adapters.vn.pointnet import VNPointNet
@@ -19,8 +20,6 @@ from surgeon_adapters.vn.segmentation import VNDGCNNPartSeg, VNPointNetPartSeg
 FACTORY = "surgeon_adapters.vn.models:build"
 Kind = Literal["pointnet", "dgcnn", "pointnet_partseg", "dgcnn_partseg"]
 Network = VNPointNet | VNDGCNN | VNPointNetPartSeg | VNDGCNNPartSeg
-LISTED = 3
-"""So many names are listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def recognised(tensors: Mapping[str, Tensor]) -> Settings | None:
     settings = Settings(kind, outputs, rows // marks.factor, pooling)
     if settings.segments:
         settings = replace(settings, categories=_categories(settings, tensors))
-    _require_same_form(settings, tensors)
+    require_same_form(settings.words, _shapes(settings) if settings.base >= 3 else {}, tensors)
     return settings
 
 
@@ -173,22 +172,3 @@ def _shapes(settings: Settings) -> dict[str, torch.Size]:
     with torch.device("meta"):
         module = build(**asdict(settings))
     return {key: value.shape for key, value in module.state_dict().items()}
-
-
-def _require_same_form(settings: Settings, tensors: Mapping[str, Tensor]) -> None:
-    expected = _shapes(settings) if settings.base >= 3 else {}
-    differences = {
-        "it lacks": [key for key in expected if key not in tensors],
-        "it has more": [key for key in tensors if key not in expected],
-        "of another shape": [key for key in expected if key in tensors and expected[key] != tensors[key].shape],
-    }
-    found = [f"{what} {_listed(keys)}" for what, keys in differences.items() if keys]
-    if found:
-        raise CheckpointError(
-            f"the weights look like those of a {settings.words}, but {'; '.join(found)}: "
-            f"give `--model module:function` that builds this variant"
-        )
-
-
-def _listed(keys: list[str]) -> str:
-    return f"{', '.join(keys[:LISTED])}{f' and {len(keys) - LISTED} more' if len(keys) > LISTED else ''}"
