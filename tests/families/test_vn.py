@@ -26,22 +26,20 @@ pytest.importorskip("h5py", reason="h5py is not installed: make test")
 SMALL = {"batch_size": 10, "metric": "cross_entropy"}
 
 
-class Contract(AdapterContract):
-    """One of the four networks; the files lie in the test's own folder."""
+class TestContract(AdapterContract):
+    """With part segmentation; the other networks are examined with the example."""
 
-    __test__ = False
     adapter = "surgeon_adapters.vn.adapter:adapter"
     libraries = ("h5py",)
     group = "SO3"
-    kind = ""
-    pooling = "mean"
+    kind = "dgcnn_partseg"
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
         self.folder = tmp_path
 
     def sample(self) -> Model:
-        module = network(self.kind, pooling=self.pooling, neighbours=4).double()
+        module = network(self.kind, neighbours=4).double()
         points = shapes().sample_clouds(4, 12, 0.02, False, (2, 0)).points
         return Model(
             module,
@@ -53,16 +51,6 @@ class Contract(AdapterContract):
 
     def data(self) -> Path:
         return write_clouds(self.folder / "clouds.h5", count=20, points=12, parts=self.kind.endswith("partseg"))
-
-
-class TestPointNet(Contract):
-    __test__ = True
-    kind, pooling = "pointnet", "max"
-
-
-class TestDGCNNPartSeg(Contract):
-    __test__ = True
-    kind = "dgcnn_partseg"
 
 
 @pytest.fixture
