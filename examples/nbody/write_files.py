@@ -9,12 +9,14 @@ import numpy as np
 from simulate import FRAME_INTERVAL, TRAJECTORY_FRAMES, initial_conditions, simulate
 
 SUFFIX = "charged5_initvel1small"
+STEPS = TRAJECTORY_FRAMES * FRAME_INTERVAL
 
 
-def write_split(folder: Path, split: str, count: int, seed: tuple[int, int], strength: float) -> None:
+def write_split(
+    folder: Path, split: str, count: int, seed: tuple[int, int], strength: float, steps: int = STEPS
+) -> None:
     """Write the four arrays of a split: (count, frames, 3, n), the same, (count, n, 1) and (count, n, n)."""
     start = initial_conditions(count, seed)
-    steps = TRAJECTORY_FRAMES * FRAME_INTERVAL
     found = simulate(*start, steps=steps, strength=strength)
     charges = start[2][..., None]
     arrays = {

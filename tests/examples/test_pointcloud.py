@@ -19,10 +19,11 @@ from surgeon.errors import ShapeError, UsageError
 from surgeon.measure import relative_difference
 from surgeon.soundness import Model, check_plan
 from surgeon.types import Task
+from surgeon.workspace import OpenOptions, open_path
 from surgeon_adapters.vn import layers
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
-MODULES = ("shapes", "task")
+MODULES = ("shapes", "task", "pretrain")
 NETWORKS = ("pointnet", "dgcnn")
 POOLINGS = ("mean", "max")
 CLASSES = 10
@@ -369,6 +370,16 @@ def trained_loss(task: Any, batch: dict[str, Tensor]) -> float:
         optimizer.step()
     with torch.no_grad():
         return float(task.loss(task.forward(model, batch), batch))
+
+
+def test_pretraining_writes_the_published_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("h5py", reason="h5py is not installed: make test")
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--epochs", "0", "--output", str(tmp_path)])
+    import_module("pretrain").main()
+    workspace = open_path(tmp_path / "vn_pointnet.pth", OpenOptions(task=f"vn:{tmp_path / 'ply_data_train0.h5'}"))
+    batch = next(iter(workspace.require_task().task.batches("validation", 0)))
+    assert batch["points"].shape == (32, 3, 64)
+    assert workspace.model(batch["points"]).shape == (32, CLASSES)
 
 
 def test_errors_say_what_to_do(task: Any) -> None:

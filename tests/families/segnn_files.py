@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -31,30 +30,24 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def example_module(name: str) -> ModuleType:
-    """A module of the example, which is not left behind among the imported ones."""
+    """A module of the example; neither it nor what it imports beside it is left behind among the imported ones."""
+    before = dict(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(sys.modules, name, raising=False)
         patch.syspath_prepend(str(EXAMPLE))
         module = importlib.import_module(name)
-        patch.delitem(sys.modules, name)
+    for other in [key for key in sys.modules if key not in before]:
+        if str(EXAMPLE) in (getattr(sys.modules[other], "__file__", None) or ""):
+            del sys.modules[other]
     return module
 
 
 def write_motions(folder: Path, sizes: tuple[int, int, int] = (20, 6, 6), frames: int = 5) -> Path:
     """Write positions, velocities, charges and edges of each split; return the file of the training positions."""
-    simulate = example_module("simulate")
+    simulate, writer = example_module("simulate"), example_module("write_files")
+    assert writer.SUFFIX == SUFFIX
     for index, (split, count) in enumerate(zip(("train", "valid", "test"), sizes, strict=True)):
-        start = simulate.initial_conditions(count, index)
-        found = simulate.simulate(*start, steps=100 * frames, frame_interval=100)
-        charges = start[2][..., None]
-        arrays = {
-            "loc": found.positions.transpose(0, 1, 3, 2),
-            "vel": found.velocities.transpose(0, 1, 3, 2),
-            "charges": charges,
-            "edges": charges @ charges.transpose(0, 2, 1),
-        }
-        for name, array in arrays.items():
-            np.save(folder / f"{name}_{split}_{SUFFIX}.npy", array)
+        writer.write_split(folder, split, count, (index, 0), 1.0, frames * simulate.FRAME_INTERVAL)
     return folder / f"loc_train_{SUFFIX}.npy"
 
 
