@@ -76,7 +76,7 @@ $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
 	$(ONE_THREAD) .venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(wildcard tests/families/test_$*_*.py) $(ARGS)
 
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
-	.venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
+	$(ONE_THREAD) .venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
 
 lint: $(VENV)/.stamp  ## check style and formatting
 	$(IN_VENV) -m ruff check .
