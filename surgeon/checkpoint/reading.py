@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint.library import open_by_library
 from surgeon.checkpoint.stored import StoredTensors, check_header
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files import sha256_of_file
@@ -50,6 +51,7 @@ class Checkpoint:
         needs_trust: True if the file could only be opened by running the code inside.
         content: the object as it was loaded, from which the container is rebuilt; None for safetensors.
         origin: where it was downloaded from, with repository, commit and file; None for a local file.
+        library: name of the adapter that opened the file and writes it again; empty for the usual containers.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Checkpoint:
     needs_trust: bool = False
     content: Any = field(default=None, repr=False)
     origin: HubPath | None = None
+    library: str = ""
 
 
 def open_checkpoint(
@@ -94,8 +97,8 @@ def open_checkpoint(
     else:
         if kind == "zip":
             _check_zip(path)
-        content, needs_trust = _read_torch(path, kind, trust_pickle)
-        checkpoint = _from_content(path, content, entry, needs_trust)
+        known = open_by_library(path, trust_pickle)
+        checkpoint = known or _from_content(path, *read_torch(path, trust_pickle, kind), entry)
     if not checkpoint.tensors:
         raise CheckpointError(f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file")
     return replace(checkpoint, sha256=sha256_of_file(path) if sha256 is None else sha256)
@@ -176,8 +179,13 @@ def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:
     return True
 
 
-def _read_torch(path: Path, kind: str, trust_pickle: bool) -> tuple[Any, bool]:
-    """Return the object in the file, and whether code had to be run to get it."""
+def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, bool]:
+    """Return the object in a file of torch.save, and whether code had to be run to get it.
+
+    Raises:
+        TrustError: if code would have to be run and ``trust_pickle`` is False.
+        CheckpointError: if the file is damaged, or its code fails.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported below
@@ -243,7 +251,7 @@ def _is_state_dict(content: Any) -> bool:
     return bool(_named_tensors(content)) and len(_named_tensors(content)) == len(content)
 
 
-def _from_content(path: Path, content: Any, entry: str | None, needs_trust: bool) -> Checkpoint:
+def _from_content(path: Path, content: Any, needs_trust: bool, entry: str | None) -> Checkpoint:
     if not isinstance(content, Mapping | nn.Module):
         raise CheckpointError(
             f"expected a dict of named tensors in {str(path)!r}, got {type(content).__name__}: save a state_dict"
