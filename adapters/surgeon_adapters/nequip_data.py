@@ -15,6 +15,9 @@ from surgeon.workspace import default_dtype
 from surgeon_adapters.nequip_models import import_nequip
 from surgeon_adapters.xyz_frames import DEFAULT_KEYS, label_of, no_labels, read_frames, require_known, without_isolated
 
+INPUTS = ("pos", "atom_types", "edge_index", "cell", "edge_cell_shift")
+"""What a model is given of a frame; the cell of one that is not periodic is 0."""
+
 
 @dataclass(frozen=True)
 class Potential:
@@ -136,12 +139,9 @@ def frames_of(
     require_known(path, frames, energies, "the set of isolated atoms")
     values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in frames]
     labels = _labels(path, frames, values)
-    periodic = any(frame.pbc.any() for frame in frames)
     transforms = _transforms(potential)
     pairs = zip(frames, values, strict=True)
-    graphs = [
-        _graph(frame, {key: value[key] for key in labels}, transforms, energies, periodic) for frame, value in pairs
-    ]
+    graphs = [_graph(frame, {key: value[key] for key in labels}, transforms, energies) for frame, value in pairs]
     return Frames(graphs, labels, energies, potential.dtype)
 
 
@@ -170,7 +170,7 @@ def _transforms(potential: Potential) -> Sequence[Any]:
 
 
 def _graph(
-    frame: Any, values: Mapping[str, Any], transforms: Sequence[Any], energies: Mapping[int, float], periodic: bool
+    frame: Any, values: Mapping[str, Any], transforms: Sequence[Any], energies: Mapping[int, float]
 ) -> dict[str, Tensor]:
     """Return a frame with its neighbour list as a dict of tensors; its energy is that of interaction."""
     from ase.stress import voigt_6_to_full_3x3_stress
@@ -180,12 +180,7 @@ def _graph(
         data: dict[str, Tensor] = import_nequip("data").from_ase(copied)
         for transform in transforms:
             data = transform(data)
-    names = ("pos", "atom_types", "edge_index", "cell", "edge_cell_shift")
-    kept: dict[str, Tensor] = {name: data[name] for name in names if name in data}
-    if periodic and "cell" not in kept:
-        kept["cell"] = torch.zeros(1, 3, 3, dtype=torch.float64)
-    if periodic and "edge_cell_shift" not in kept:
-        kept["edge_cell_shift"] = torch.zeros(kept["edge_index"].shape[1], 3, dtype=torch.float64)
+    kept = {name: data[name] for name in INPUTS}
     if "energy" in values:
         interaction = float(values["energy"]) - sum(energies[int(number)] for number in frame.numbers)
         kept["total_energy"] = torch.tensor([[interaction]], dtype=torch.float64)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.types import Split
-from surgeon_adapters.nequip_data import Frames, Potential, frames_of, potential_of
+from surgeon_adapters.nequip_data import INPUTS, Frames, Potential, frames_of, potential_of
 
 MILLI = 1000.0
 EXACT = ("pos", "cell", "edge_cell_shift")
 """Inputs that NequIP takes in float64, whatever the dtype of the weights."""
 
-_INPUTS = (*EXACT, "atom_types", "edge_index", "batch", "num_atoms")
+_INPUTS = (*INPUTS, "batch", "num_atoms")
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class NequipTask:
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return energies of interaction, forces and, if they are labelled, stresses."""
-        given = {key: batch[key].detach().clone() for key in _INPUTS if key in batch}
-        given |= {key: given[key].double() for key in EXACT if key in given}
+        given = {key: batch[key].detach().clone() for key in _INPUTS}
+        given |= {key: given[key].double() for key in EXACT}
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             result = model(given)
