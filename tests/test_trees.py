@@ -157,7 +157,7 @@ CONTAINERS: list[Any] = [
     lambda x: Plain(x),
     lambda x: GraphLike(x),
     lambda x: LibraryGraph(x),
-    lambda x: StoresByKind(atom={"x": x, "y": x + 0}, site={"x": x + 0}),
+    lambda x: StoresByKind(atom={"x": x, "y": x}, site={"x": x}),
     lambda x: UserDict(a=x),
     lambda x: OwnMapping(a=x, b=2),
     lambda x: {"deep": [Pair(Frozen(x), {"y": Plain([x])})]},
