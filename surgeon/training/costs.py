@@ -67,7 +67,7 @@ class _Counter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(
@@ -82,6 +82,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _flops(model: nn.Module, task: Task, batch: object) -> int:
-    with _Counter() as counter:
+    counter = _Counter()
+    with counter:
         task_forward(task, model, batch)
     return counter.total
