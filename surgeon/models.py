@@ -16,7 +16,7 @@ from surgeon.checkpoint.loading import load_into
 from surgeon.checkpoint.reading import Checkpoint
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
 from surgeon.imports import call_with, import_attribute, importable
-from surgeon.registry import DescribesModels
+from surgeon.registry import DescribesModels, RecognisesWeights
 from surgeon.tasks import LoadedTask, load_task
 
 STATEMENT_KEY = "surgeon.model"
@@ -73,6 +73,7 @@ def find_model(
     trust_remote_code: bool = False,
     rebuilders: Sequence[Rebuilder] = (),
     describers: Sequence[DescribesModels] = (),
+    recognisers: Sequence[RecognisesWeights] = (),
     local: bool = True,
     announce: Announce | None = None,
 ) -> FoundModel:
@@ -93,6 +94,7 @@ def find_model(
             it in the entry-point group ``surgeon.models``.
         rebuilders: each returns a model for the tensors it recognises, else None.
         describers: adapters that turn a whole module into plain data.
+        recognisers: adapters that say what a state dict is that nothing can build.
         local: False for a checkpoint from the Hub or a cache, whose folder must not be executed.
         announce: told the path of ``task.py`` before it is executed.
 
@@ -116,8 +118,16 @@ def find_model(
         way = find()
         if way is not None:
             return _finished(checkpoint, way)
+    raise _not_found(checkpoint, recognisers)
+
+
+def _not_found(checkpoint: Checkpoint, recognisers: Sequence[RecognisesWeights]) -> ModelNotFoundError:
+    """Return the error that says what the checkpoint is, if an adapter knows, or lists all ways."""
+    said = next(filter(None, (adapter.recognise(checkpoint.tensors) for adapter in recognisers)), None)
+    if said is not None:
+        return ModelNotFoundError(f"{str(checkpoint.path)!r} does not say how to build its model: {said}")
     keys = list(checkpoint.tensors)
-    raise ModelNotFoundError(
+    return ModelNotFoundError(
         f"nothing says how to build the model of {str(checkpoint.path)!r}: give `--task FILE` or "
         f"`--model module:function`, store a statement in the metadata key {STATEMENT_KEY} or in "
         f"{checkpoint.path.name}.model.json, install an adapter that recognises it, or put a task.py with `model` "

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.workspace import default_dtype
-from surgeon_adapters.mace_models import import_mace
+from surgeon_adapters.mace_checks import further_inputs
+from surgeon_adapters.mace_models import KINDS, import_mace
 from surgeon_adapters.xyz_frames import DEFAULT_KEYS, label_of, no_labels, read_frames, require_known, without_isolated
 
 
@@ -48,6 +49,7 @@ def head_of(model: nn.Module, name: str | None) -> Head:
         TaskError: if it is no MACE potential, or has several heads or none of this name.
     """
     potential: Any = model
+    _require_potential(model)
     missing = [part for part in ("atomic_numbers", "r_max", "atomic_energies_fn") if not hasattr(model, part)]
     if missing:
         raise TaskError(
@@ -67,6 +69,22 @@ def head_of(model: nn.Module, name: str | None) -> Head:
     energies = potential.atomic_energies_fn.atomic_energies.detach().double().reshape(len(names), len(numbers))
     isolated = dict(zip(numbers, energies[names.index(chosen)].tolist(), strict=True))
     return Head(numbers, float(potential.r_max), names, chosen, isolated, next(model.parameters()).dtype)
+
+
+def _require_potential(model: nn.Module) -> None:
+    """Refuse what has no ready task: other classes of the library, and inputs besides atoms."""
+    own = next((base for base in type(model).__mro__ if base.__module__.startswith("mace.")), None)
+    if own is not None and own.__name__ not in KINDS:
+        raise TaskError(
+            f"expected a MACE potential of energies and forces ({' or '.join(KINDS)}) for the task of mace, got "
+            f"{own.__name__}: give a task file of your own, which knows its other outputs"
+        )
+    inputs = further_inputs(model)
+    if inputs:
+        raise TaskError(
+            f"expected a MACE potential that takes only atoms for the task of mace, got one that takes "
+            f"{', '.join(inputs)} as well: give a task file of your own"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -219,7 +220,13 @@ def _refused_code(error: Exception, sound: bool) -> str | None:
 
 def _read_trusted(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), importable(Path.cwd()), unchanged_environment(), redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            importable(Path.cwd()),
+            unchanged_environment(),
+            redirect_stdout(io.StringIO()),
+            scripts_on_the_cpu(),
+        ):
             warnings.simplefilter("ignore")  # of the libraries whose code is run, as is what they print
             return torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
@@ -230,6 +237,21 @@ def _read_trusted(path: Path) -> Any:
         raise CheckpointError(
             f"could not open {str(path)!r} ({one_line(error)}): it is damaged, or needs another version of its library"
         ) from error
+
+
+@contextmanager
+def scripts_on_the_cpu() -> Iterator[None]:
+    """Open TorchScript on the CPU that a pickled module holds as bytes, as those of e3nn do.
+
+    Such a module opens it by itself and does not know of ``torch.load``'s ``map_location``, so that a file written on a
+    GPU would open on machines with one only.
+    """
+    before = torch.jit.load
+    torch.jit.load = functools.partial(before, map_location="cpu")
+    try:
+        yield
+    finally:
+        torch.jit.load = before
 
 
 def _detail(error: BaseException) -> str:
