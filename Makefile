@@ -7,7 +7,7 @@ VENV := .venv
 EXTRAS := dev,plots
 JOBS := 2
 OLD_VENV := .venv-e3nn044
-FAMILIES := mace nequip escnn
+FAMILIES := mace nequip escnn pyg
 IN_VENV := $(VENV)/bin/python
 IN_OLD_VENV := $(OLD_VENV)/bin/python
 # The processes that share the tests would otherwise each take a thread per core.
@@ -16,7 +16,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn test-integrations lint format types setup clean clean-all
+.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn test-pyg test-integrations lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -76,7 +76,7 @@ $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
 	$(ONE_THREAD) .venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(wildcard tests/families/test_$*_*.py) $(ARGS)
 
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
-	.venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
+	$(ONE_THREAD) .venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
 
 lint: $(VENV)/.stamp  ## check style and formatting
 	$(IN_VENV) -m ruff check .

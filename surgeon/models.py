@@ -16,7 +16,7 @@ from surgeon.checkpoint.loading import load_into
 from surgeon.checkpoint.reading import Checkpoint
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
 from surgeon.imports import call_with, import_attribute, importable
-from surgeon.registry import DescribesModels
+from surgeon.registry import DescribesModels, RecognisesWeights
 from surgeon.tasks import LoadedTask, load_task
 
 STATEMENT_KEY = "surgeon.model"
@@ -73,6 +73,7 @@ def find_model(
     trust_remote_code: bool = False,
     rebuilders: Sequence[Rebuilder] = (),
     describers: Sequence[DescribesModels] = (),
+    recognisers: Sequence[RecognisesWeights] = (),
     local: bool = True,
     announce: Announce | None = None,
 ) -> FoundModel:
@@ -91,9 +92,9 @@ def find_model(
         build: what the user gave as a function, in Python.
         trust_remote_code: import a factory that is named inside the checkpoint even if no installed package registers
             it in the entry-point group ``surgeon.models``.
-        rebuilders: each returns a model for the tensors it recognises, else None, or says in a CheckpointError what it
-            nearly recognises, which is passed on if no other way applies.
+        rebuilders: each returns a model for the tensors it recognises, else None.
         describers: adapters that turn a whole module into plain data.
+        recognisers: adapters that say what a state dict is that nothing can build.
         local: False for a checkpoint from the Hub or a cache, whose folder must not be executed.
         announce: told the path of ``task.py`` before it is executed.
 
@@ -104,7 +105,6 @@ def find_model(
         UsageError: if ``factory`` cannot be imported or called.
         TaskError: if the task's ``model`` does not build a module.
     """
-    refusals: list[str] = []
 
     def neighbour() -> _Way | None:
         return _from_neighbour(checkpoint, local, announce)
@@ -116,19 +116,21 @@ def find_model(
         lambda: _from_module(checkpoint),
         lambda: _from_statement(checkpoint, trust_remote_code),
         lambda: neighbour() if task is None else None,
-        lambda: _from_rebuilders(checkpoint, rebuilders, refusals),
+        lambda: _from_rebuilders(checkpoint, rebuilders),
         neighbour,
     )
     for find in ways:
         way = find()
         if way is not None:
             return _finished(checkpoint, way)
-    raise _not_found(checkpoint, refusals)
+    raise _not_found(checkpoint, recognisers)
 
 
-def _not_found(checkpoint: Checkpoint, refusals: Sequence[str]) -> ModelNotFoundError:
-    if refusals:
-        return ModelNotFoundError(f"{str(checkpoint.path)!r} is not quite recognised: {'; '.join(refusals)}")
+def _not_found(checkpoint: Checkpoint, recognisers: Sequence[RecognisesWeights]) -> ModelNotFoundError:
+    """Return the error that says what the checkpoint is, if an adapter knows, or lists all ways."""
+    said = next(filter(None, (adapter.recognise(checkpoint.tensors) for adapter in recognisers)), None)
+    if said is not None:
+        return ModelNotFoundError(f"{str(checkpoint.path)!r} does not say how to build its model: {said}")
     keys = list(checkpoint.tensors)
     return ModelNotFoundError(
         f"nothing says how to build the model of {str(checkpoint.path)!r}: give `--task FILE` or "
@@ -288,14 +290,9 @@ def _statement_factory(factory: str, registered: bool) -> Callable[..., Any]:
         return _callable(factory, CheckpointError)
 
 
-def _from_rebuilders(checkpoint: Checkpoint, rebuilders: Sequence[Rebuilder], refusals: list[str]) -> _Way | None:
+def _from_rebuilders(checkpoint: Checkpoint, rebuilders: Sequence[Rebuilder]) -> _Way | None:
     for rebuilder in rebuilders:
-        try:
-            model = rebuilder(checkpoint.tensors)
-        except CheckpointError as error:
-            refusals.append(str(error))
-            continue
-        if model is not None:
+        if rebuilder(checkpoint.tensors) is not None:
             name = getattr(rebuilder, "__qualname__", type(rebuilder).__name__)
 
             def build(chosen: Rebuilder = rebuilder) -> nn.Module | None:

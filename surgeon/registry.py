@@ -140,6 +140,32 @@ class DescribesModels(Protocol):
 
 
 @runtime_checkable
+class RecognisesWeights(Protocol):
+    """An adapter that knows its family's weights even where it cannot tell the architecture from them."""
+
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Say what a state dict is and which file or flag its model needs; None if it is not of this family.
+
+        It is asked only for a checkpoint whose model nothing else could build; the answer ends the error message.
+        """
+        ...
+
+
+@runtime_checkable
+class FindsData(Protocol):
+    """An adapter with a ready task that knows where the data of a checkpoint is, so that no task has to be named."""
+
+    def data_of(self, module: nn.Module, checkpoint: FilePath) -> FilePath | None:
+        """Return the data file for :meth:`OffersTask.task`; None if there is none, or the module is of another family.
+
+        Args:
+            module: the opened model.
+            checkpoint: the local file that it was opened from.
+        """
+        ...
+
+
+@runtime_checkable
 class OffersTask(Protocol):
     """An adapter with a ready task: ``--task NAME:FILE`` names it and a file in its library's usual data format."""
 

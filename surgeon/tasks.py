@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from surgeon.errors import CheckpointError, SurgeonError, TaskError
 from surgeon.files import sha256_of_file
 from surgeon.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
-from surgeon.registry import adapter_with_task
+from surgeon.registry import FindsData, adapter_with_task, installed_adapters
 from surgeon.types import Split, Task
 
 Direction = Literal["min", "max"]
@@ -112,6 +112,33 @@ def _task_of_adapter(spec: str, arguments: dict[str, Any]) -> LoadedTask | None:
         )
     task = _checked(adapter.task(path, arguments), spec)
     return LoadedTask(task, None, _sha256(path), arguments, f"{name}:{path}", path)
+
+
+def task_beside(
+    model: nn.Module,
+    checkpoint: Path,
+    arguments: Mapping[str, Any] | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> LoadedTask | None:
+    """Return the ready task on the data that an adapter finds for a local checkpoint of its family, else None.
+
+    Args:
+        model: the opened model.
+        checkpoint: the file that it was opened from.
+        arguments: for the task.
+        announce: told which task was taken.
+
+    Raises:
+        TaskError: if the adapter has no task, or its task refuses the data or the arguments.
+    """
+    for name, adapter in installed_adapters().items():
+        data = adapter.data_of(model, checkpoint) if isinstance(adapter, FindsData) else None
+        if data is not None:
+            loaded = load_task(f"{name}:{data}", arguments)
+            if announce is not None:
+                announce(loaded.spec)
+            return loaded
+    return None
 
 
 def _sha256(path: Path) -> str:

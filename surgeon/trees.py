@@ -214,6 +214,8 @@ def _replaced(tree: Any, path: Path, depth: int, tensor: Tensor) -> Any:
     if depth == len(path):
         return tensor
     key = path[depth]
+    if len(path) > depth + 1 and _is_graph_like(tree) and not isinstance(tree, Mapping | list | tuple):
+        return _replaced_in_stores(tree, path[depth:], tensor)
     value = _replaced(_child(tree, key, path[:depth]), path, depth + 1, tensor)
     if isinstance(tree, Mapping):
         return _with_item(tree, key, value)
@@ -226,6 +228,20 @@ def _replaced(tree: Any, path: Path, depth: int, tensor: Tensor) -> Any:
     except dataclasses.FrozenInstanceError:
         object.__setattr__(result, str(key), value)
     return result
+
+
+def _replaced_in_stores(tree: Any, path: Path, tensor: Tensor) -> Any:
+    """Replace a tensor in an object that maps its own tensors, and whose stores cannot be set as attributes."""
+    marks: list[tuple[Tensor, Tensor]] = []  # one for each place, for one tensor can be at several
+
+    def mark(original: Tensor) -> Tensor:
+        marks.append((original.detach(), original))
+        return marks[-1][0]
+
+    result = copy.copy(tree).apply(mark)
+    chosen = tensor_at(result, path)
+    originals = {id(marked): tensor if marked is chosen else original for marked, original in marks}
+    return result.apply(lambda marked: originals[id(marked)])
 
 
 def _with_item(tree: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:

@@ -36,11 +36,11 @@ from surgeon.hub.client import list_files
 from surgeon.hub.fetch import fetch_relaxed, open_anywhere, open_listed
 from surgeon.hub.safety import check_config, refuse_code, refuse_nonfinite
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
-from surgeon.registry import DescribesModels, installed_adapters
+from surgeon.registry import DescribesModels, RecognisesWeights, installed_adapters
 from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
 from surgeon.surgery import Relaxation, relax
-from surgeon.tasks import LoadedTask, is_adapters_task, load_task
+from surgeon.tasks import LoadedTask, is_adapters_task, load_task, task_beside
 from surgeon.types import StripMode
 
 
@@ -228,6 +228,8 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
 def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
     task = load_task(options.task, options.task_arguments) if options.task else None
     found = _find(checkpoint, task, options)
+    if task is None and found.task is None and checkpoint.origin is None:
+        task = task_beside(found.model, checkpoint.path, options.task_arguments, options.announce)
     task = _bound(task or found.task, found.model)
     return Workspace(checkpoint.path, found.model, found, checkpoint, options, task, origin=checkpoint.origin)
 
@@ -258,6 +260,7 @@ def _find(checkpoint: Checkpoint, task: LoadedTask | None, options: OpenOptions)
         trust_remote_code=options.trust_remote_code,
         rebuilders=[adapter.rebuild for adapter in adapters],
         describers=[adapter for adapter in adapters if isinstance(adapter, DescribesModels)],
+        recognisers=[adapter for adapter in adapters if isinstance(adapter, RecognisesWeights)],
         local=checkpoint.origin is None,
         announce=options.announce,
     )

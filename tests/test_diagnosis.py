@@ -478,23 +478,3 @@ def test_what_cannot_be_diagnosed() -> None:
 
     with pytest.raises(TaskError, match="loss other than 0"):
         diagnose(model, plan, Nothing())
-
-
-def test_a_time_that_suffices_changes_nothing() -> None:
-    torch.manual_seed(0)
-    found = planted(-0.5, -0.5, seconds=3600.0)
-    torch.manual_seed(0)
-    unlimited = planted(-0.5, -0.5)
-    assert found.notes == unlimited.notes == ()
-    assert found.settings == dataclasses.replace(unlimited.settings, seconds=3600.0)
-    assert found.curvature == unlimited.curvature
-
-
-def test_a_short_time_takes_fewer_batches_and_says_so() -> None:
-    found = planted(-0.5, -0.5, seconds=1e-9, train_batches=6, held_out_batches=4)
-    assert found.settings.train_batches == 1
-    assert found.settings.held_out_batches == 4
-    assert found.settings.products < DiagnosisSettings().products
-    assert any("1 training batches and 4 held-out batches" in note for note in found.notes)
-    assert found.verdict == "real"
-    assert len(found.curvature.held_out.values) == 4

@@ -192,15 +192,6 @@ def test_3_rebuilders(here: Path) -> None:
     assert found.rebuild() is not found.model
 
 
-def test_3_what_is_nearly_recognised_is_said_if_nothing_else_applies(here: Path) -> None:
-    def nearly(tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        raise CheckpointError("the weights look like those of a Linear, but it lacks bias")
-
-    with pytest.raises(ModelNotFoundError, match="not quite recognised: the weights look like those of a Linear"):
-        find_model(checkpoint(here), rebuilders=[nearly])
-    assert "recognise_linear" in find_model(checkpoint(here), rebuilders=[nearly, recognise_linear]).source
-
-
 def test_a_whole_module_is_its_own_model(here: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(3, 2)).eval(), here / "a.model")
     opened = open_checkpoint(here / "a.model", trust_pickle=True)
@@ -321,3 +312,21 @@ def test_a_module_that_no_adapter_describes_is_its_own_model(here: Path) -> None
     found = find_model(open_checkpoint(here / "whole.pt", trust_pickle=True), describers=[Describing()])
     assert found.factory is None
     assert "module inside" in found.source
+
+
+class Recognising:
+    """An adapter that knows the weights of linear layers, but not what to build of them."""
+
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        return "these are the weights of a line: give its file" if "weight" in tensors else None
+
+
+def test_weights_that_are_only_recognised_are_named(here: Path) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match="does not say how to build its model: these are the weights of a line"
+    ):
+        find_model(checkpoint(here), recognisers=[Recognising()])
+    assert find_model(checkpoint(here), recognisers=[Recognising()], rebuilders=[recognise_linear]).factory is None
+    torch.save({"other": torch.zeros(2)}, here / "other.pt")
+    with pytest.raises(ModelNotFoundError, match="nothing says how to build the model"):
+        find_model(open_checkpoint(here / "other.pt"), recognisers=[Recognising()])

@@ -100,6 +100,30 @@ class LibraryGraph(GraphLike):
             self._store[name] = value
 
 
+class StoresByKind:
+    """Stores of several kinds, which are no attributes and cannot be set as such."""
+
+    def __init__(self, **stores: dict[str, Tensor]) -> None:
+        self.__dict__["_stores"] = stores
+
+    def __copy__(self) -> StoresByKind:
+        return StoresByKind(**self._stores)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name} is a kind")
+
+    def apply(self, function: Any) -> StoresByKind:
+        mapped = {kind: {key: function(x) for key, x in store.items()} for kind, store in self._stores.items()}
+        self.__dict__["_stores"] = mapped
+        return self
+
+    def to(self, device: Any) -> StoresByKind:
+        return self.apply(lambda tensor: tensor.to(device))
+
+    def to_dict(self) -> dict[str, dict[str, Tensor]]:
+        return dict(self._stores)
+
+
 class OwnMapping(MutableMapping[str, Any]):
     """A mapping that is no dict and does not say how it is copied."""
 
@@ -133,6 +157,7 @@ CONTAINERS: list[Any] = [
     lambda x: Plain(x),
     lambda x: GraphLike(x),
     lambda x: LibraryGraph(x),
+    lambda x: StoresByKind(atom={"x": x, "y": x}, site={"x": x}),
     lambda x: UserDict(a=x),
     lambda x: OwnMapping(a=x, b=2),
     lambda x: {"deep": [Pair(Frozen(x), {"y": Plain([x])})]},
@@ -256,6 +281,7 @@ PATHS: list[Any] = [
     (lambda x: Slotted(x), ("x",)),
     (lambda x: Plain(x), ("x",)),
     (lambda x: LibraryGraph(x), ("pos",)),
+    (lambda x: StoresByKind(atom={"x": x, "y": x}, site={"x": x}), ("site", "x")),
     (lambda x: {"deep": [Pair(Frozen({"y": Plain((x, x))}), x)]}, ("deep", 0, 0, "x", "y", "x", 1)),
 ]
 

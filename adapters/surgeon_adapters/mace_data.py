@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.imports import close_names, one_line
 from surgeon.workspace import default_dtype
-from surgeon_adapters.mace_models import import_mace
-
-DEFAULT_KEYS = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
-ISOLATED = "IsolatedAtom"
+from surgeon_adapters.mace_checks import further_inputs
+from surgeon_adapters.mace_models import KINDS, import_mace
+from surgeon_adapters.xyz_frames import DEFAULT_KEYS, label_of, no_labels, read_frames, require_known, without_isolated
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ def head_of(model: nn.Module, name: str | None) -> Head:
         TaskError: if it is no MACE potential, or has several heads or none of this name.
     """
     potential: Any = model
+    _require_potential(model)
     missing = [part for part in ("atomic_numbers", "r_max", "atomic_energies_fn") if not hasattr(model, part)]
     if missing:
         raise TaskError(
@@ -70,6 +69,22 @@ def head_of(model: nn.Module, name: str | None) -> Head:
     energies = potential.atomic_energies_fn.atomic_energies.detach().double().reshape(len(names), len(numbers))
     isolated = dict(zip(numbers, energies[names.index(chosen)].tolist(), strict=True))
     return Head(numbers, float(potential.r_max), names, chosen, isolated, next(model.parameters()).dtype)
+
+
+def _require_potential(model: nn.Module) -> None:
+    """Refuse what has no ready task: other classes of the library, and inputs besides atoms."""
+    own = next((base for base in type(model).__mro__ if base.__module__.startswith("mace.")), None)
+    if own is not None and own.__name__ not in KINDS:
+        raise TaskError(
+            f"expected a MACE potential of energies and forces ({' or '.join(KINDS)}) for the task of mace, got "
+            f"{own.__name__}: give a task file of your own, which knows its other outputs"
+        )
+    inputs = further_inputs(model)
+    if inputs:
+        raise TaskError(
+            f"expected a MACE potential that takes only atoms for the task of mace, got one that takes "
+            f"{', '.join(inputs)} as well: give a task file of your own"
+        )
 
 
 @dataclass(frozen=True)
@@ -117,64 +132,16 @@ def frames_of(
     Raises:
         TaskError: if it cannot be read, has no labels, or has elements that the model does not know.
     """
-    frames = _read(path)
-    atoms = [frame for frame in frames if len(frame) == 1 and frame.info.get("config_type") == ISOLATED]
-    found = {int(frame.numbers[0]): _label(frame, "energy", keys) for frame in atoms}
-    energies = {number: float(value) for number, value in found.items() if value is not None}
+    rest, energies = without_isolated(read_frames(path), keys)
     energies = energies or dict(isolated or head.isolated)
-    rest = [frame for frame in frames if frame.info.get("config_type") != ISOLATED]
-    _require_known(path, rest, head, energies)
-    values = [{label: _label(frame, label, keys) for label in DEFAULT_KEYS} for frame in rest]
+    require_known(path, rest, head.numbers, "the model")
+    require_known(path, rest, energies, "the set of isolated atoms")
+    values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in rest]
     labels = tuple(label for label in DEFAULT_KEYS if any(value[label] is not None for value in values))
     if "energy" not in labels and "forces" not in labels:
-        names = sorted({*rest[0].info, *rest[0].arrays} - {"numbers", "positions"}) if rest else []
-        raise TaskError(
-            f"expected frames with energies or forces under {DEFAULT_KEYS['energy']} and {DEFAULT_KEYS['forces']}, or "
-            f"as ASE writes them, but {str(path)!r} has {', '.join(names) or 'none'}: name them as energy_key and "
-            "forces_key in --task-args"
-        )
+        raise no_labels(path, rest)
     pairs = zip(rest, values, strict=True)
     return Frames([_graph(frame, value, head, energies) for frame, value in pairs], labels, energies, head.dtype)
-
-
-def _read(path: Path) -> list[Any]:
-    import ase.io
-
-    try:
-        frames: list[Any] = ase.io.read(path, index=":")
-    except FileNotFoundError as error:
-        names = sorted(other.name for other in path.parent.glob("*"))
-        raise TaskError(
-            f"there is no data file {str(path)!r}: its folder holds {close_names(path.name, names)}"
-        ) from error
-    except Exception as error:
-        raise TaskError(
-            f"could not read {str(path)!r} as extended XYZ ({one_line(error)}): correct or write it again"
-        ) from error
-    return frames
-
-
-def _label(frame: Any, label: str, keys: Mapping[str, str | None]) -> Any:
-    """Return a label of a frame: under the given name, or under MACE's usual one, or as a result of ASE's reader."""
-    results = {} if frame.calc is None else frame.calc.results
-    name = keys.get(label)
-    places = [frame.info, frame.arrays]
-    if name is not None:
-        return next((place[name] for place in (*places, results) if name in place), None)
-    return next((place[DEFAULT_KEYS[label]] for place in places if DEFAULT_KEYS[label] in place), results.get(label))
-
-
-def _require_known(path: Path, frames: Sequence[Any], head: Head, energies: Mapping[int, float]) -> None:
-    present = {int(number) for frame in frames for number in frame.numbers}
-    for numbers, what in ((set(head.numbers), "the model"), (set(energies), "the set of isolated atoms")):
-        unknown = sorted(present - numbers)
-        if unknown:
-            from ase.data import chemical_symbols
-
-            names, known = (", ".join(chemical_symbols[n] for n in group) for group in (unknown, sorted(numbers)))
-            raise TaskError(
-                f"{str(path)!r} has atoms of {names}, which {what} lacks (it has {known}): leave these frames out"
-            )
 
 
 def _graph(frame: Any, values: Mapping[str, Any], head: Head, energies: Mapping[int, float]) -> Any:

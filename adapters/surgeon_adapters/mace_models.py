@@ -13,25 +13,26 @@ import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint.reading import scripts_on_the_cpu
 from surgeon.e3nn_compat import import_e3nn
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.imports import call_with, one_line, unchanged_environment
-from surgeon.measure import relative_difference
 from surgeon.registry import BaseAdapter
 from surgeon.types import Task
+from surgeon_adapters.mace_checks import further_inputs, recognised, require_no_other_layers, require_same
+from surgeon_adapters.mace_checks import version as installed_version
 
 FACTORY = "surgeon_adapters.mace_models:build"
-KINDS = ("ScaleShiftMACE",)
-"""Classes that MACE itself can take apart into settings and that have energies and forces."""
+KINDS = ("MACE", "ScaleShiftMACE")
+"""Classes with energies and forces that can be taken apart into settings."""
 
-AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Largest relative deviation of the rebuilt model's forces that counts as rounding."""
+_OF_THE_SCALE = ("atomic_inter_scale", "atomic_inter_shift")
 
 
 def import_mace(name: str = "modules") -> ModuleType:
@@ -64,27 +65,30 @@ class MaceAdapter(BaseAdapter):
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a MACE potential, having checked that a rebuilt one computes the same.
 
+        Other classes of the library, and potentials with inputs besides atoms, are left as the modules that they are.
+
         Raises:
-            CheckpointError: if it runs on cuEquivariance, was written by another version, or cannot be rebuilt.
+            CheckpointError: if it has other layers than e3nn's, was written by another version, or cannot be rebuilt.
         """
         kind = type(module).__name__
-        if not type(module).__module__.startswith("mace.") or kind not in KINDS:
+        if not type(module).__module__.startswith("mace.") or kind not in KINDS or further_inputs(module):
             return None
-        if getattr(getattr(module, "cueq_config", None), "enabled", False):
-            raise CheckpointError(
-                f"expected a {kind} whose layers are e3nn's, got one for cuEquivariance: convert it with "
-                "`mace_cueq_to_e3nn` first"
-            )
+        require_no_other_layers(module)
         arguments = _arguments(module, kind)
-        _require_same(module, build(**arguments))
+        require_same(module, build(**arguments))
         return {"factory": FACTORY, "args": arguments}
+
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Say which potential the weights of a training checkpoint belong to, and which file is needed."""
+        return recognised(tensors)
 
     def reopen(self, path: Path) -> nn.Module | None:
         """Open a ``.model`` as MACE's own calculator does; None for other files."""
         if path.suffix != ".model":
             return None
         import_mace()
-        module = torch.load(path, map_location="cpu", weights_only=False)
+        with scripts_on_the_cpu():
+            module = torch.load(path, map_location="cpu", weights_only=False)
         return module if type(module).__module__.startswith("mace.") else None
 
     def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
@@ -124,7 +128,7 @@ def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "")
             return module
     except Exception as error:
         raise CheckpointError(
-            f"mace {_version()} refuses the settings of a {kind} that mace {version or '(unknown)'} wrote "
+            f"mace {installed_version()} refuses the settings of a {kind} that mace {version or '(unknown)'} wrote "
             f"({one_line(error)}): install that version"
         ) from error
     finally:
@@ -132,23 +136,50 @@ def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "")
         e3nn.set_optimization_defaults(**before)
 
 
-def _version() -> str:
-    return str(getattr(sys.modules.get("mace"), "__version__", "(unknown)"))
-
-
 def _arguments(module: nn.Module, kind: str) -> dict[str, Any]:
+    """Read the settings off a potential by MACE's own function, and what that leaves out."""
     scripts = import_mace("tools.scripts_utils")
     try:
-        settings = {key: _encoded(key, value) for key, value in scripts.extract_config_mace_model(module).items()}
+        found = scripts.extract_config_mace_model(module if kind == "ScaleShiftMACE" else _as_scaled(module))
+        settings = {key: _encoded(key, value) for key, value in found.items() if not _left_out(kind, key)}
+        if _keeps_last_irreps(module):
+            settings["keep_last_layer_irreps"] = True
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"mace {_version()} cannot read the settings off this {kind} ({one_line(error)}): "
+            f"mace {installed_version()} cannot read the settings off this {kind} ({one_line(error)}): "
             "install the version of mace-torch that wrote it"
         ) from error
     dtype = next(module.parameters()).dtype
-    return {"kind": kind, "dtype": str(dtype).removeprefix("torch."), "settings": settings, "version": _version()}
+    return {
+        "kind": kind,
+        "dtype": str(dtype).removeprefix("torch."),
+        "settings": settings,
+        "version": installed_version(),
+    }
+
+
+def _as_scaled(module: nn.Module) -> Any:
+    """Show a plain MACE to the library's function, which takes scaled ones only, as one of them."""
+
+    class ScaleShiftMACE:
+        scale_shift = SimpleNamespace(scale=torch.ones(()), shift=torch.zeros(()))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(module, name)
+
+    return ScaleShiftMACE()
+
+
+def _left_out(kind: str, key: str) -> bool:
+    return kind == "MACE" and key in _OF_THE_SCALE
+
+
+def _keeps_last_irreps(module: Any) -> bool:
+    """Tell whether the last layer has the irreps of the others: MACE's function does not look."""
+    first, last = (str(module.products[index].linear.irreps_out) for index in (0, -1))
+    return len(module.products) > 1 and first == last and last != str(import_e3nn().Irreps(first)[0])
 
 
 def _encoded(key: str, value: Any) -> Any:
@@ -172,8 +203,8 @@ def _encoded(key: str, value: Any) -> Any:
 def _looked_up(names: Mapping[Any, str], value: Any, key: str) -> str:
     if value not in names:
         raise CheckpointError(
-            f"expected the setting {key} of the MACE potential to be one that mace {_version()} has, got {value!r}: "
-            "it is a class or function of somebody's own; give `--model module:function` that builds the model"
+            f"expected the setting {key} of the MACE potential to be one of mace {installed_version()}, got "
+            f"{value!r}, a class or function of somebody's own: give `--model module:function` that builds the model"
         )
     return names[value]
 
@@ -194,59 +225,6 @@ def _decoded(value: Any) -> Any:
             return {**mace.interaction_classes, **mace.readout_classes}[name]
         case _:
             return value
-
-
-def _require_same(module: nn.Module, rebuilt: nn.Module) -> None:
-    """Compare the energies and forces of a pickled model and its rebuilt twin on a few atoms of every element."""
-    kind = type(module).__name__
-    try:
-        rebuilt.load_state_dict(module.state_dict())
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"this {kind} has other keys or shapes than mace {_version()} gives it ({one_line(error)[:300]}): "
-            "install the version of mace-torch that wrote it"
-        ) from error
-    rebuilt.to(next(module.parameters()).dtype)
-    try:
-        expected = _probe(module)
-    except Exception as error:
-        raise CheckpointError(
-            f"this {kind} does not run with mace {_version()} ({one_line(error)[:300]}): "
-            "install the version of mace-torch that wrote it"
-        ) from error
-    deviation = relative_difference(_probe(rebuilt), expected)
-    if not deviation <= AGREEMENT[expected.dtype]:
-        raise CheckpointError(
-            f"expected this {kind}, rebuilt from its settings, to compute the same forces, but they deviate by "
-            f"{deviation:.1e}: it is a variant that mace {_version()} does not describe, give `--model module:function`"
-        )
-
-
-def _probe(module: Any) -> Tensor:
-    """Return the forces on four atoms at random, for each element and head in turn."""
-    dtype, elements = next(module.parameters()).dtype, len(module.atomic_numbers)
-    generator = torch.Generator().manual_seed(0)
-    species = torch.arange(max(4, elements)) % elements
-    count = len(species)
-    unit = 0.3 * float(module.r_max) * torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    edges = torch.cartesian_prod(torch.arange(count), torch.arange(count)).T
-    edges = edges[:, edges[0] != edges[1]]
-    zeros = torch.zeros(edges.shape[1], 3, dtype=dtype)
-    results = []
-    for head in range(len(getattr(module, "heads", ["default"]))):
-        batch = {
-            "positions": unit.to(dtype).clone(),
-            "node_attrs": nn.functional.one_hot(species, elements).to(dtype),
-            "edge_index": edges,
-            "shifts": zeros,
-            "unit_shifts": zeros,
-            "cell": torch.zeros(3, 3, dtype=dtype),
-            "batch": torch.zeros(count, dtype=torch.long),
-            "ptr": torch.tensor([0, count]),
-            "head": torch.tensor([head]),
-        }
-        results.append(module(batch, training=False, compute_force=True)["forces"].detach())
-    return torch.stack(results)
 
 
 adapter = MaceAdapter()

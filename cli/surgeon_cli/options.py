@@ -114,8 +114,12 @@ class Finding:
             entry=self.entry,
             trust_pickle=self.trust_pickle,
             trust_remote_code=self.trust_remote_code,
-            announce=None if quiet else lambda path: say(f"running the task file {path}"),
+            announce=None if quiet else _say_task,
         )
+
+
+def _say_task(spec: str) -> None:
+    say(f"running the task file {spec}" if spec.endswith(".py") else f"taking the task {spec}")
 
 
 @dataclass(frozen=True)

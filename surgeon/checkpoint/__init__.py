@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.checkpoint.container import write_container
+from surgeon.checkpoint.library import KeepsFiles
 from surgeon.checkpoint.loading import load_into
 from surgeon.checkpoint.reading import Checkpoint, keys_hash, open_checkpoint
 from surgeon.checkpoint.relaxed import (
@@ -25,6 +26,7 @@ __all__ = [
     "CONFIG_FILE",
     "STATE_FOLDER",
     "Checkpoint",
+    "KeepsFiles",
     "RelaxedConfig",
     "RelaxedFiles",
     "find_only_folder",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint.library import write_by_library
 from surgeon.checkpoint.loading import load_into, same_bytes
 from surgeon.checkpoint.reading import Checkpoint, open_checkpoint
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
@@ -41,8 +42,10 @@ def write_container(
     with atomic_file(path, force=force) as temporary:
         if checkpoint.container == "safetensors":
             write_tensors(temporary, prefixed, checkpoint.metadata, force=True)
+        elif checkpoint.library:
+            write_by_library(checkpoint, tensors, temporary)
         else:
-            _save(_new_content(checkpoint, prefixed), temporary)
+            save_content(_new_content(checkpoint, prefixed), temporary)
         _compare(checkpoint, tensors, temporary, Path(path))
 
 
@@ -91,7 +94,13 @@ def _replaced(holder: Any, prefixed: Mapping[str, Tensor]) -> Any:
     return result
 
 
-def _save(content: Any, path: Path) -> None:
+def save_content(content: Any, path: Path) -> None:
+    """Write an object with torch.save.
+
+    Raises:
+        OSError: if the system refuses.
+        WriteError: if it cannot be pickled.
+    """
     try:
         with open(path, "wb") as handle:
             torch.save(content, handle)

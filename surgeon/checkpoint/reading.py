@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint.library import open_by_library
 from surgeon.checkpoint.scalars import stand_ins
 from surgeon.checkpoint.stored import StoredTensors, check_header
 from surgeon.errors import CheckpointError, TrustError
@@ -51,6 +53,7 @@ class Checkpoint:
         needs_trust: True if the file could only be opened by running the code inside.
         content: the object as it was loaded, from which the container is rebuilt; None for safetensors.
         origin: where it was downloaded from, with repository, commit and file; None for a local file.
+        library: name of the adapter that opened the file and writes it again; empty for the usual containers.
     """
 
     path: Path
@@ -65,6 +68,7 @@ class Checkpoint:
     needs_trust: bool = False
     content: Any = field(default=None, repr=False)
     origin: HubPath | None = None
+    library: str = ""
 
 
 def open_checkpoint(
@@ -95,8 +99,8 @@ def open_checkpoint(
     else:
         if kind == "zip":
             _check_zip(path)
-        content, needs_trust = _read_torch(path, kind, trust_pickle)
-        checkpoint = _from_content(path, content, entry, needs_trust)
+        known = open_by_library(path, trust_pickle)
+        checkpoint = known or _from_content(path, *read_torch(path, trust_pickle, kind), entry)
     if not checkpoint.tensors:
         raise CheckpointError(f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file")
     return replace(checkpoint, sha256=sha256_of_file(path) if sha256 is None else sha256)
@@ -177,8 +181,13 @@ def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:
     return True
 
 
-def _read_torch(path: Path, kind: str, trust_pickle: bool) -> tuple[Any, bool]:
-    """Return the object in the file, and whether code had to be run to get it."""
+def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, bool]:
+    """Return the object in a file of torch.save, and whether code had to be run to get it.
+
+    Raises:
+        TrustError: if code would have to be run and ``trust_pickle`` is False.
+        CheckpointError: if the file is damaged, or its code fails.
+    """
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
             warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported below
@@ -212,7 +221,13 @@ def _refused_code(error: Exception, sound: bool) -> str | None:
 
 def _read_trusted(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), importable(Path.cwd()), unchanged_environment(), redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            importable(Path.cwd()),
+            unchanged_environment(),
+            redirect_stdout(io.StringIO()),
+            scripts_on_the_cpu(),
+        ):
             warnings.simplefilter("ignore")  # of the libraries whose code is run, as is what they print
             return torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
@@ -223,6 +238,21 @@ def _read_trusted(path: Path) -> Any:
         raise CheckpointError(
             f"could not open {str(path)!r} ({one_line(error)}): it is damaged, or needs another version of its library"
         ) from error
+
+
+@contextmanager
+def scripts_on_the_cpu() -> Iterator[None]:
+    """Open TorchScript on the CPU that a pickled module holds as bytes, as those of e3nn do.
+
+    Such a module opens it by itself and does not know of ``torch.load``'s ``map_location``, so that a file written on a
+    GPU would open on machines with one only.
+    """
+    before = torch.jit.load
+    torch.jit.load = functools.partial(before, map_location="cpu")
+    try:
+        yield
+    finally:
+        torch.jit.load = before
 
 
 def _detail(error: BaseException) -> str:
@@ -244,7 +274,7 @@ def _is_state_dict(content: Any) -> bool:
     return bool(_named_tensors(content)) and len(_named_tensors(content)) == len(content)
 
 
-def _from_content(path: Path, content: Any, entry: str | None, needs_trust: bool) -> Checkpoint:
+def _from_content(path: Path, content: Any, needs_trust: bool, entry: str | None) -> Checkpoint:
     if not isinstance(content, Mapping | nn.Module):
         raise CheckpointError(
             f"expected a dict of named tensors in {str(path)!r}, got {type(content).__name__}: save a state_dict"

@@ -17,6 +17,9 @@ Verdict = Literal["real", "noise", "none", "undecided"]
 MOVEMENT = 0.01
 """Movement of the ops' outputs to which curvatures and slopes refer: 1 %."""
 
+MOVEMENTS = (1e-3, MOVEMENT, 1e-1)
+"""Movements at which the loss along the direction is really computed."""
+
 NEGLIGIBLE = 1e-5
 """A curvature above -NEGLIGIBLE counts as not negative: outputs moved by 1 % lower the loss by less than 0.001 %."""
 
@@ -31,8 +34,9 @@ class DiagnosisSettings:
         held_out_batches: validation batches on which it is judged.
         per_site: also seek a direction for every site alone.
         seed: of the order of the training batches and of the first direction.
-        seconds: about how long it may take, ops alone apart; fewer batches and products are used if it would take
-            longer. None for as long as it takes.
+        seconds: about how long it may take, ops alone apart; fewer batches, products and movements are used if it would
+            take longer. None for as long as it takes.
+        movements: of the ops' outputs at which the loss along the direction is really computed.
 
     Raises:
         UsageError: if a number is too small.
@@ -44,6 +48,7 @@ class DiagnosisSettings:
     per_site: bool = False
     seed: int = 0
     seconds: float | None = None
+    movements: tuple[float, ...] = MOVEMENTS
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:

@@ -37,9 +37,6 @@ from surgeon.types import Plan, Split, Task
 TOLERANCE = 0.05
 """Residual, relative to the eigenvalue, below which it has converged."""
 
-MOVEMENTS = (1e-3, MOVEMENT, 1e-1)
-"""Movements at which the loss along the direction is really computed."""
-
 SAME_LOSS = 1e-5
 """Relative difference of the losses in two modes of a model that counts as none."""
 
@@ -174,10 +171,10 @@ class _Work:
         self.relaxation, self.task, self.batches, self.settings = relaxation, task, batches, settings
         self.on_product, self.done = on_product, 0
         self.notes: list[str] = []
-        self.loss = BranchLoss(self._run, self._coordinates())
         if settings.seconds is not None:
             self._fit(settings.seconds)
-        found = {split: [self.loss.gradient(batch) for batch in some] for split, some in batches.items()}
+        self.loss = BranchLoss(self._run, self._coordinates(self.batches["train"]))
+        found = {split: [self.loss.gradient(batch) for batch in some] for split, some in self.batches.items()}
         self.losses = {split: statistics.fmean(loss for loss, _ in pairs) for split, pairs in found.items()}
         self.gradients = {split: [gradient for _, gradient in pairs] for split, pairs in found.items()}
         for split, loss in self.losses.items():
@@ -189,20 +186,19 @@ class _Work:
 
     def _fit(self, seconds: float) -> None:
         """Take fewer batches and products if all of them are expected to need more time."""
-        coordinates, batch = self.loss.coordinates, self.batches["train"][0]
+        batch = self.batches["train"][0]
+        loss = BranchLoss(self._run, self._coordinates([batch]))
         start = time.perf_counter()
-        self.loss.gradient(batch)
+        loss.gradient(batch)
         middle = time.perf_counter()
-        self.loss.curvature(batch, coordinates.random(self.settings.seed))
+        loss.curvature(batch, loss.coordinates.random(self.settings.seed))
         smaller = affordable(self.settings, seconds, middle - start, time.perf_counter() - middle)
-        counts = {"train": smaller.train_batches, "validation": smaller.held_out_batches}
+        self.notes.clear()  # those of the first batch alone
         if smaller == self.settings:
             return
         self.settings = smaller
+        counts = {"train": smaller.train_batches, "validation": smaller.held_out_batches}
         self.batches = {split: self.batches[split][:count] for split, count in counts.items()}
-        # movements are relative to sizes on the same batches
-        sizes = measure_sizes(coordinates.branches, self._run_train)
-        self.loss = BranchLoss(self._run, dataclasses.replace(coordinates, sizes=sizes))
         self.notes.append(
             f"to take about {seconds:g} s, at most {smaller.products} products over {len(self.batches['train'])} "
             f"training batches and {len(self.batches['validation'])} held-out batches were used"
@@ -212,14 +208,17 @@ class _Work:
         fresh = map_tensors(fresh_copy, batch)
         return task_loss(self.task, task_forward(self.task, self.relaxation.model, fresh), fresh)
 
-    def _run_train(self) -> None:
-        for batch in self.batches["train"]:
+    def _run_all(self, batches: Sequence[Any]) -> None:
+        for batch in batches:
             self._run(batch)
 
-    def _coordinates(self) -> Coordinates:
+    def _run_train(self) -> None:
+        self._run_all(self.batches["train"])
+
+    def _coordinates(self, batches: Sequence[Any]) -> Coordinates:
         group, plan = parse_group(self.relaxation.plan.group), self.relaxation.plan
         branches = {site.key: self.relaxation.branches[site.key] for site in plan.sites}
-        sizes = measure_sizes(branches, self._run_train)
+        sizes = measure_sizes(branches, lambda: self._run_all(batches))
         projections = {}
         for site in plan.sites:
             projections[site.key], note = transverse_projection(site, group)
@@ -255,7 +254,7 @@ class _Work:
     def _steps(self, loss: BranchLoss, direction: Tensor) -> tuple[Step, ...]:
         """Compute the loss along a direction that moves the outputs by 100 %."""
         steps = []
-        for size in MOVEMENTS:
+        for size in self.settings.movements:
             total = dict.fromkeys(self.batches, 0.0)
             for sign in (1, -1):
                 with loss.moved(sign * size * direction):

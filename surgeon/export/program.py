@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 
 from surgeon.branch import branches_of
 from surgeon.errors import CheckFailedError, SurgeonError
-from surgeon.evaluation import in_evaluation_mode
+from surgeon.evaluation import in_evaluation_mode, outputs_on
+from surgeon.export.capture import packages_of
+from surgeon.export.convert import Positional, outputs_by_derivative
+from surgeon.export.derivative import record_derivatives
 from surgeon.export.outputs import output_names
 from surgeon.export.sample import Sample
 from surgeon.imports import one_line
@@ -32,10 +36,27 @@ class _Named(nn.Module):
         self._task, self._sample = task, sample
 
     def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        example = zip(self._sample.names, tensors_in(self._sample.batch), strict=True)
-        given = [tensors.get(name, tensor) for name, tensor in example]
-        outputs = task_forward(self._task, self.model, self._sample.with_tensors(given))
+        outputs = task_forward(self._task, self.model, self._sample.with_tensors(self.given(tensors)))
         return dict(zip(output_names(self._task, outputs), tensors_in(outputs), strict=True))
+
+    def given(self, tensors: dict[str, Tensor]) -> list[Tensor]:
+        """Return all tensors of a batch in order."""
+        example = zip(self._sample.names, tensors_in(self._sample.batch), strict=True)
+        return [tensors.get(name, tensor) for name, tensor in example]
+
+
+class _Recorded(_Named):
+    """The same for a model that takes derivatives, which are recorded as operations."""
+
+    def __init__(self, model: nn.Module, task: Task, sample: Sample) -> None:
+        super().__init__(model, task, sample)
+        self._outputs = output_names(task, outputs_on(model, task, [sample.batch])[0])
+        function = Positional(model, task, sample)
+        # out of sight of the exporter, which would name the tensors of the model after it
+        self._recorded = (record_derivatives(function, model, sample, packages_of(model, task)),)
+
+    def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self._outputs, self._recorded[0](*self.given(tensors)), strict=True))
 
 
 def to_program(model: nn.Module, task: Task, sample: Sample, inputs: Sequence[str] | None = None) -> Any:
@@ -72,18 +93,30 @@ def _program(model: nn.Module, task: Task, sample: Sample, inputs: Sequence[str]
     named = dict(zip(sample.names, tensors_in(sample.batch), strict=True))
     axes = dict(zip(sample.names, sample.dynamic, strict=True))
     shapes = {name: dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in inputs}
-    wrapped = _Named(model, task, sample)
-    with in_evaluation_mode(wrapped), warnings.catch_warnings():
+    with in_evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own insides
         try:
+            derived = outputs_by_derivative(model, task, sample) is not None
+            wrapped = (_Recorded if derived else _Named)(model, task, sample).eval()
             given = {name: named[name] for name in inputs}
-            return torch.export.export(wrapped, (given,), dynamic_shapes={"tensors": shapes})
+            with _any_size() if derived else nullcontext():
+                return torch.export.export(wrapped, (given,), dynamic_shapes={"tensors": shapes})
         except SurgeonError:
             raise
         except Exception as error:
             raise CheckFailedError(
                 f"{type(model).__name__} cannot be exported by torch.export: {_reason(error)}; nothing was written"
             ) from error
+
+
+def _any_size() -> AbstractContextManager[Any]:
+    """Let torch.export not conclude from an example that sizes are not 1.
+
+    A recorded derivative broadcasts by sizes such as the number of graphs, which is one less than that of an input.
+    """
+    from torch.fx.experimental import _config
+
+    return _config.patch("backed_size_oblivious", True)  # type: ignore[attr-defined, no-any-return]
 
 
 def _reason(error: BaseException) -> str:

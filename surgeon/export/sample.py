@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +21,16 @@ from surgeon.types import Path, Split, Task
 EXAMPLE_SIZE = 7
 """Length of a sliced batch: torch.export takes sizes 0 and 1 for fixed, and a small one is traced quickly."""
 
-OTHER_SIZES = (3, 5, 11, 2, 4, 6, 8)
-"""Lengths of the batches with which an exported file is compared: the first ``COMPARED`` that there are rows for."""
+OTHER_SIZES = (3, 5, 11, 2)
+"""Lengths of the sliced batches with which an exported file is compared, less that of the example."""
 
 COMPARED = 3
+"""Batches of other sizes that an exported file has to be compared with at least."""
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+SEEDS = (0, 1, 2, 3)
+"""Orders of a task's batches that are tried: batches of graphs have other sizes in another order."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +59,18 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
     """Choose an example batch and find out which axes change from batch to batch.
 
     An axis is dynamic if its size differs between batches of the task, or if the task's ``dynamic_axes`` say so.
-    Batches whose tensors share their first axis, and of which a slice can be taken, are sliced; others are taken as
-    they are.
+    Batches whose tensors share their first axis, and of which a slice can be taken, are sliced, or their rows repeated;
+    others are taken as they are.
 
     Args:
         task: its batches may have several sizes; the last one of a split often is smaller. ``dynamic_axes``, if it has
             them, map the name of an input to its axes without a fixed size; an input that is not named there has none.
         dtype: of floating tensors.
-        per_split: batches that are looked at from each split, besides the last one.
+        per_split: batches that are looked at from each split, besides the last one and those of new sizes.
 
     Raises:
-        TaskError: if all batches have the same sizes and cannot be sliced, the example is too small, or the task's
-            ``dynamic_axes`` do not fit its batches.
+        TaskError: if the batches cannot be sliced and have fewer than four sizes, the example is too small, or the
+            task's ``dynamic_axes`` do not fit its batches.
     """
     batches = [to_dtype(batch, dtype) for batch in _collect(task, per_split)]
     leaves = [tensor_leaves(batch) for batch in batches]
@@ -86,6 +92,11 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
             "expected batches of different sizes, so that the axes without a fixed size are known, but all batches of "
             "the task have the same: yield a smaller last batch"
         )
+    if len(others) < COMPARED:
+        raise TaskError(
+            f"expected batches of {1 + COMPARED} sizes at least, one to export with and {COMPARED} to compare the file "
+            f"at, but those of the task have {1 + len(others)}: let it yield some smaller ones"
+        )
     small = _shortest(example, dynamic)
     if small < 2:
         raise TaskError(f"expected an example batch of length 2 at least, got {small}: let the task yield larger ones")
@@ -94,6 +105,8 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
 
 Axes = tuple[tuple[int, ...], ...]
 """Per tensor, the axes without a fixed size."""
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 def _given_axes(task: Task, names: Sequence[str], leaves: Mapping[Path, Tensor]) -> Axes | None:
@@ -140,21 +153,28 @@ def _checked(given: Axes | None, found: Axes, names: Sequence[str]) -> Axes:
 
 
 def _collect(task: Task, per_split: int) -> list[Any]:
-    found = []
-    for split in SPLITS:
-        try:
-            batches = task_batches(task, split, 0)
-            first = list(itertools.islice(batches, per_split))
-        except SurgeonError:  # a task need not have all splits
-            continue
-        found += first
-        last = None
-        for last in batches:  # noqa: B007 - the last one is wanted
-            pass
-        found += [] if last is None else [last]
+    found = [batch for split in SPLITS for batch in _ends(_batches(task, split, 0), per_split)]
     if not found:
         raise TaskError("expected at least one batch to export the model with, got none: check batches() of the task")
+    sizes = {_shapes(batch) for batch in found}
+    for seed, split in itertools.product(SEEDS, SPLITS):
+        if len(sizes) > COMPARED or _sliceable(tensor_leaves(found[0])):
+            break
+        for batch in _batches(task, split, seed):
+            if _shapes(batch) not in sizes and len(sizes) <= COMPARED:
+                sizes.add(_shapes(batch))
+                found.append(batch)
     return found
+
+
+def _batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
+    with suppress(SurgeonError):  # a task need not have all splits
+        yield from task_batches(task, split, seed)
+
+
+def _ends(batches: Iterator[Any], count: int) -> list[Any]:
+    """Return the first few batches and the last one."""
+    return [*itertools.islice(batches, count), *deque(batches, maxlen=1)]
 
 
 def _sliceable(leaves: Mapping[Path, Tensor]) -> bool:
@@ -165,13 +185,12 @@ def _sliceable(leaves: Mapping[Path, Tensor]) -> bool:
 
 
 def _slices(batches: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """Return slices of the first batch, and of those that differ from it in more than their length."""
-    length = min(len(tensor) for tensor in tensors_in(batches[0]))
-    example = _sliced(batches[0], min(EXAMPLE_SIZE, length))
-    sizes = [size for size in OTHER_SIZES if size <= length and size != min(EXAMPLE_SIZE, length)]
-    others = [_sliced(batches[0], size) for size in sizes[:COMPARED]]
-    further = [_sliced(batch, min(EXAMPLE_SIZE, length)) for batch in batches[1:]]
-    return example, (*others, *(batch for batch in further if _inner(batch) != _inner(example)))
+    """Return some rows of the first batch, other numbers of them, and those of batches that differ in more."""
+    length = min(EXAMPLE_SIZE, *(len(tensor) for tensor in tensors_in(batches[0])))
+    example = _sliced(batches[0], length)
+    others = [_sliced(batches[0], size) for size in OTHER_SIZES if size != length]
+    further = [_sliced(batch, length) for batch in batches[1:]]
+    return example, (*others[:COMPARED], *(batch for batch in further if _inner(batch) != _inner(example)))
 
 
 def _inner(batch: Any) -> list[tuple[int, ...]]:
@@ -179,13 +198,17 @@ def _inner(batch: Any) -> list[tuple[int, ...]]:
 
 
 def _as_they_are(batches: Sequence[Any], dynamic: Axes) -> tuple[Any, tuple[Any, ...]]:
-    """Return the smallest batch, which is traced the fastest, and those of other sizes."""
-    order = sorted(batches, key=lambda batch: _too_small_and_size(batch, dynamic))
-    return order[0], tuple(batch for batch in order[1:] if _shapes(batch) != _shapes(order[0]))
+    """Return the smallest batch, which is traced the fastest, and one of every other size."""
+    one_each = dict[Shapes, Any]()
+    for batch in sorted(batches, key=lambda batch: _too_small_and_size(batch, dynamic)):
+        one_each.setdefault(_shapes(batch), batch)
+    example, *others = one_each.values()
+    return example, tuple(others)
 
 
 def _sliced(batch: Any, length: int) -> Any:
-    return map_tensors(lambda tensor: tensor[:length].clone(), batch)
+    """Return the first rows of a batch, from the beginning again if there are not enough."""
+    return map_tensors(lambda tensor: tensor[torch.arange(length) % len(tensor)], batch)
 
 
 def _shortest(batch: Any, dynamic: Sequence[Sequence[int]]) -> int:
@@ -198,8 +221,8 @@ def _too_small_and_size(batch: Any, dynamic: Sequence[Sequence[int]]) -> tuple[b
     return any(dynamic) and _shortest(batch, dynamic) < 2, sum(tensor.numel() for tensor in tensors_in(batch))
 
 
-def _shapes(batch: Any) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in tensors_in(batch)]
+def _shapes(batch: Any) -> Shapes:
+    return tuple(tuple(tensor.shape) for tensor in tensors_in(batch))
 
 
 def _changing(tensors: Sequence[Tensor]) -> tuple[int, ...]:

@@ -28,13 +28,14 @@ _SETTINGS = (
 )
 
 
-def card_text(content: Content, repo: str, own: str) -> str:
+def card_text(content: Content, repo: str, own: str, compared: str | None = None) -> str:
     """Return the whole card: YAML, what is generated, and the user's own text.
 
     Args:
         content: what is uploaded.
         repo: ``owner/name``.
         own: the card so far; between its marks it is written anew, and its YAML keeps all other keys.
+        compared: the body of a section on a comparison with other ways to fine-tune.
 
     Raises:
         HubError: if the YAML of the card so far is not valid.
@@ -44,7 +45,7 @@ def card_text(content: Content, repo: str, own: str) -> str:
     try:
         before = ModelCard(own if own.lstrip().startswith("---") else f"---\n---\n{own}", ignore_metadata_errors=True)
         data = _merged(_as_dict(before.data), _data(content, repo))
-        text = _with_block(before.text, _block(content, repo))
+        text = _with_block(before.text, _block(content, repo, compared or ""))
         return f"---\n{data.to_yaml()}\n---\n{text}"
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -149,7 +150,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _block(content: Content, repo: str) -> str:
+def _block(content: Content, repo: str, compared: str) -> str:
     relaxed = content.kind == "relaxed"
     parts = [
         f"{BEGIN}\n# {repo.split('/')[1]}",
@@ -159,6 +160,7 @@ def _block(content: Content, repo: str) -> str:
         *_section("What was relaxed", _sites(content)),
         *_section("Training", _training(content)),
         *_section("Metrics", _metrics(content)),
+        *_section("Comparison", compared),
         *_section("Equivariance", _equivariance(content)),
         *_section("Certificate", _certificate(content)),
     ]
@@ -242,7 +244,7 @@ def _metrics(content: Content) -> str:
     rows = ((name, _number(before.get(name)), _number(after[name])) for name in names)
     shown = markdown_table(("metric", "before", "after"), rows)
     how = "without branches, " if content.kind == "relaxed" else ""
-    return shown and f"On the {split} split of the task's own data, {how}from one run, so without a spread.\n\n{shown}"
+    return shown and f"On the {split} split of the task's own data, {how}from one run.\n\n{shown}"
 
 
 def _number(value: Any) -> str:

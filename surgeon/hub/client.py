@@ -95,8 +95,11 @@ def list_files(path: HubPath) -> Listing:
     """
     if is_offline():
         return _list_cached(path)
-    with hub_errors(f"look up {path}"):
-        info = api().model_info(path.repo, revision=path.revision, files_metadata=True)
+    try:
+        with hub_errors(f"look up {path}"):
+            info = api().model_info(path.repo, revision=path.revision, files_metadata=True)
+    except RevisionMissing as error:
+        raise RevisionMissing(f"{error}; {_revisions(path)}") from None
     if not is_commit(info.sha):
         raise HubError(f"expected a commit of 40 hex digits from the Hub for {path}, got {info.sha!r}: try again")
     files = {}
@@ -105,6 +108,14 @@ def list_files(path: HubPath) -> Listing:
         lfs = sibling.lfs
         files[name] = HubFile(name, sibling.size, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id)
     return Listing(path, str(info.sha), files, info.private)
+
+
+def _revisions(path: HubPath) -> str:
+    """Say which branches and tags a repository has."""
+    with hub_errors(f"list the branches of {path}"):
+        refs = api().list_repo_refs(path.repo)
+    kinds = (("branches", refs.branches), ("tags", refs.tags))
+    return " and ".join(f"{kind} are {', '.join(ref.name for ref in some[:10])}" for kind, some in kinds if some)
 
 
 def _list_cached(path: HubPath) -> Listing:

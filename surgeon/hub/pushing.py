@@ -24,6 +24,7 @@ from surgeon.hub.client import (
     is_offline,
     list_files,
 )
+from surgeon.hub.compared import read_comparison
 from surgeon.hub.content import Content, content_of
 from surgeon.hub.fetch import download, git_hash
 
@@ -55,6 +56,7 @@ class PushOptions:
         message: of the commit.
         with_training_state: also upload what a resume needs.
         parent_commit: refuse if the branch has moved on from this commit; default: from where it is now.
+        comparison: what ``surgeon finetune --compare`` wrote; the card shows its arms with their spread.
         dry_run: look only.
     """
 
@@ -65,6 +67,7 @@ class PushOptions:
     message: str | None = None
     with_training_state: bool = False
     parent_commit: str | None = None
+    comparison: str | Path | None = None
     dry_run: bool = False
 
 
@@ -99,7 +102,7 @@ def push_to_hub(folder: str | Path, repo: str, options: PushOptions | None = Non
         options: where and how.
 
     Raises:
-        CheckpointError: if the folder cannot be uploaded.
+        CheckpointError: if the folder cannot be uploaded, or the comparison cannot be read.
         HubError: if the Hub refuses, or somebody has changed the repository meanwhile.
         UsageError: if the options contradict each other or the repository.
 
@@ -109,11 +112,12 @@ def push_to_hub(folder: str | Path, repo: str, options: PushOptions | None = Non
     options = options or PushOptions()
     target = _target(repo, options)
     content = content_of(folder, options.with_training_state)
+    compared = None if options.comparison is None else read_comparison(options.comparison)
     if is_offline():
         raise HubError("could not push: the network is switched off (HF_HUB_OFFLINE): unset it")
     remote, branch_exists = _remote(target)
     _check_remote(target, remote, content, options)
-    text = card_text(content, target.repo, _remote_card(remote) or content.card)
+    text = card_text(content, target.repo, _remote_card(remote) or content.card, compared)
     files = {**content.files, CARD: text.encode()}
     uploads = tuple(_upload(name, value, remote) for name, value in files.items())
     pushed = Pushed(target.repo, None, uploads, content.left_out)

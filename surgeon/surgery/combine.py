@@ -14,7 +14,7 @@ from surgeon.graph import Candidate, Recording, reaches_output
 from surgeon.groups import Group
 from surgeon.registry import Refusal
 from surgeon.regularizer import Commutator
-from surgeon.representations import Representation
+from surgeon.representations import Representation, axes
 from surgeon.surgery.annotated import INVARIANT
 from surgeon.surgery.effect import without_effect
 from surgeon.surgery.kernels import kernels_of
@@ -202,9 +202,10 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
         (Representation.from_data(group, left), Representation.from_data(group, right))
         for left, right in ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
     ]
-    axes_agree = (site.axes_in, site.axes_out) == (measured.axes_in, measured.axes_out)
+    orders = ((site.axes_in, measured.axes_in), (site.axes_out, measured.axes_out))
     position = result.sites.index(site)
-    if axes_agree and all(same_action(left, right, elements) for left, right in pairs):
+    reordered = [(left, _in_order(right, *order)) for (left, right), order in zip(pairs, orders, strict=True)]
+    if all(right is not None and same_action(left, right, elements) for left, right in reordered):
         residual = max(site.residual or 0.0, same.residual)
         result.sites[position] = dataclasses.replace(site, source="both", residual=residual)
         return
@@ -219,6 +220,17 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
         return
     note = "its annotation does not agree with the measurement"
     result.sites[position] = dataclasses.replace(measured, calls=site.calls, fold_note=note)
+
+
+def _in_order(rho: Representation, wanted: tuple[int, ...], order: tuple[int, ...]) -> Representation | None:
+    """Return a representation of axes in ``order`` for the same axes in the order that is wanted; None for others."""
+    if wanted == order:
+        return rho
+    data = rho.to_data()
+    if sorted(wanted) != sorted(order) or "axes" not in data:
+        return None
+    names = dict(zip(order, data["axes"].split(), strict=True))
+    return axes(rho.group, " ".join(names[axis] for axis in wanted), data["sizes"])
 
 
 def _discretisation(site: Site, evidence: Evidence) -> list[str]:

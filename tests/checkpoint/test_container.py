@@ -121,12 +121,12 @@ def test_an_existing_file_needs_force(tmp_path: Path) -> None:
 
 def test_what_does_not_read_back_equal_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = opened(tmp_path, TENSORS)
-    honest = container_module._save
+    honest = container_module.save_content
 
     def corrupt(content: Any, path: Path) -> None:
         honest({**content, "a": content["a"] * 2}, path)
 
-    monkeypatch.setattr(container_module, "_save", corrupt)
+    monkeypatch.setattr(container_module, "save_content", corrupt)
     with pytest.raises(WriteError, match="read back, 1 tensors differ, first a"):
         write_container(checkpoint, TENSORS, tmp_path / "out.pt")
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.pt"]

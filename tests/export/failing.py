@@ -53,7 +53,7 @@ class RowsTask:
     input_names = ("rows",)
 
     def batches(self, split: str, seed: int) -> list[Tensor]:
-        return [torch.randn(size, 3) for size in (7, 9, 12)]
+        return [torch.randn(size, 3) for size in (7, 9, 12, 15)]
 
     def loss(self, outputs: Tensor, batch: Tensor) -> Tensor:
         return outputs.mean()

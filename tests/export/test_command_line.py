@@ -25,6 +25,7 @@ VERIFIED = ("points",)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("case", CASES)
 def test_checkpoint_onnx_and_certificate_agree(surgeon: Surgeon, work: Path, case: str) -> None:
     files, group, arguments, outputs = CASES[case]

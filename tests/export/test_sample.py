@@ -58,21 +58,41 @@ def test_clouds_of_several_sizes_are_sliced_and_keep_both_axes() -> None:
     assert {tuple(batch["points"].shape) for batch in found.others} == {
         (3, 3, 10),
         (5, 3, 10),
-        (2, 3, 10),
+        (11, 3, 10),
         (7, 3, 12),
     }
 
 
 def test_graphs_stay_whole_and_the_smallest_is_the_example() -> None:
-    found = sample(GraphTask(((6, 2, 3), (4, 3))))
+    found = sample(GraphTask(((6, 2, 3), (4, 3), (4, 4), (2, 5))))
     assert found.names == ("features", "positions", "edge_index", "batch", "ptr")
     assert found.dynamic == ((0,), (0,), (1,), (0,), (0,))
     assert shapes(found.batch) == [(7, 2), (7, 3), (2, 18), (7,), (3,)]
-    assert {len(batch["batch"]) for batch in found.others} == {11}
+    assert [len(batch["batch"]) for batch in found.others] == [7, 8, 11]
+
+
+def test_short_batches_are_repeated_to_compare_three_other_sizes() -> None:
+    rows = torch.arange(2.0).reshape(2, 1, 1).expand(2, 3, 4)
+    found = sample(Given([rows.clone()]))
+    assert [batch[:, 0, 0].tolist() for batch in (found.batch, *found.others)] == [
+        [0, 1],
+        [0, 1, 0],
+        [0, 1, 0, 1, 0],
+        [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0],
+    ]
+
+
+def test_other_orders_are_tried_for_batches_of_other_sizes() -> None:
+    class Shuffled(Given):
+        def batches(self, split: str, seed: int) -> Sequence[Any]:
+            return [self._batches[seed]]
+
+    pairs = [(torch.zeros(nodes, 4), torch.zeros(edges)) for nodes, edges in ((3, 5), (4, 6), (5, 9), (6, 7))]
+    assert [len(batch[0]) for batch in (sample(Shuffled(pairs)).batch, *sample(Shuffled(pairs)).others)] == [3, 4, 5, 6]
 
 
 def test_axes_that_never_change_are_fixed_unless_the_task_names_them() -> None:
-    sizes = ((4, 3, 5), (3, 3, 6))
+    sizes = ((4, 3, 5), (3, 3, 6), (2, 4, 6), (2, 2, 8))
     assert sample(GraphTask(sizes)).dynamic == ((), (), (1,), (), ())
     axes = {"features": 0, "positions": [0], "edge_index": {-1: "edges"}, "batch": (0,), "ptr": [0]}
     assert sample(graph_task(sizes, axes)).dynamic == ((0,), (0,), (1,), (0,), (0,))
@@ -90,7 +110,11 @@ IMAGES = [torch.zeros(12, 2, 5, 5)]
         (Given(IMAGES, ["input_0"]), "dynamic_axes as a mapping .*, got list"),
         (Given(IMAGES, {"input_0": [2, 3]}), "all batches of the task have the same"),
         (Given([torch.zeros(1, 2, 5, 5)]), "all batches of the task have the same"),
-        (Given([(torch.zeros(a, 4), torch.zeros(b)) for a, b in ((1, 3), (2, 1))]), "length 2 at least, got 1"),
+        (
+            Given([(torch.zeros(a, 4), torch.zeros(b)) for a, b in ((1, 3), (1, 4), (1, 5), (2, 1))]),
+            "length 2 .*, got 1",
+        ),
+        (Given([(torch.zeros(a, 4), torch.zeros(b)) for a, b in ((2, 3), (3, 4), (4, 5))]), "4 sizes .* have 3"),
         (Given([]), "at least one batch"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from surgeon.errors import CheckpointError, TaskError, TrustError
 from surgeon.groups import parse_group
 from surgeon.measure import relative_difference
 from surgeon.tasks import load_task
-from surgeon.workspace import OpenOptions, default_dtype, open_path
-from surgeon_adapters.mace_models import _decoded, adapter, build, import_mace
+from surgeon.workspace import OpenOptions, open_path
+from surgeon_adapters.mace_models import adapter, build
 from surgeon_adapters.mace_task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, ROOT
 
@@ -28,70 +27,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("mace", reason="mace-torch is not installed: make test-mace")
 
+from tests.families.mace_small import ENERGIES, HEADS, crystal, frame, reopened, saved, small, write
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 MOLECULES = ROOT / "examples" / "molecules"
 DATA = MOLECULES / "ethanol_gfn2.xyz"
-HEADS = ["tight-binding", "other"]
-
-
-@functools.cache
-def small(heads: int = 1) -> nn.Module:
-    """A potential for H, C, O with random weights in float64; not to be changed."""
-    block = {"class": "RealAgnosticInteractionBlock"}
-    settings = {
-        "r_max": 3.0,
-        "num_bessel": 3,
-        "num_polynomial_cutoff": 5,
-        "max_ell": 1,
-        "interaction_cls": {"class": "RealAgnosticResidualInteractionBlock"},
-        "interaction_cls_first": block,
-        "num_interactions": 2,
-        "num_elements": 3,
-        "hidden_irreps": {"irreps": "4x0e+4x1o"},
-        "MLP_irreps": {"irreps": "4x0e"},
-        "gate": {"gate": "silu"},
-        "atomic_energies": {"array": [[1.0 + head, 2.0, 3.0] for head in range(heads)]},
-        "avg_num_neighbors": 8.0,
-        "atomic_numbers": [1, 6, 8],
-        "correlation": 2,
-        "radial_MLP": [8],
-        "atomic_inter_scale": {"array": [1.0] * heads},
-        "atomic_inter_shift": {"array": [0.0] * heads},
-        "heads": HEADS[:heads],
-    }
-    torch.manual_seed(0)
-    return build("ScaleShiftMACE", "float64", settings)
-
-
-def frame(**info: Any) -> Any:
-    import ase
-
-    atoms = ase.Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.2, 0.93, 0]], cell=4 * torch.eye(3).numpy(), pbc=True)
-    atoms.info.update(info)
-    return atoms
-
-
-def write(path: Path, frames: list[Any]) -> Path:
-    import ase.io
-
-    ase.io.write(path, frames, format="extxyz")
-    return path
-
-
-def crystal(folder: Path, count: int = 6) -> Path:
-    """Frames as ASE's calculators label them: energy, forces and stress without MACE's names."""
-    import numpy as np
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    rng, frames = np.random.default_rng(0), []
-    for _ in range(count):
-        atoms = frame()
-        atoms.rattle(0.1, rng=rng)
-        labels = {"energy": rng.normal(), "forces": rng.normal(size=(3, 3)), "stress": rng.normal(size=6)}
-        atoms.calc = SinglePointCalculator(atoms, **labels)
-        frames.append(atoms)
-    return write(folder / "crystal.xyz", frames)
 
 
 def test_stresses_and_results_of_ase(tmp_path: Path) -> None:
@@ -197,8 +138,7 @@ def _renamed(source: Path, target: Path, old: bytes, new: bytes) -> Path:
 
 
 def pickled(folder: Path, module: nn.Module) -> Any:
-    torch.save(module, folder / "one.model")
-    return torch.load(folder / "one.model", weights_only=False)
+    return reopened(saved(folder / "one.model", module))
 
 
 def test_a_module_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -228,20 +168,16 @@ def test_a_class_of_somebodys_own_is_refused(tmp_path: Path) -> None:
         adapter.describe(module)
 
 
-def test_a_plain_mace_is_its_own_model(tmp_path: Path) -> None:
-    """It has no settings that MACE itself could read off; the task works all the same."""
-    described = adapter.describe(small())
-    assert described is not None
-    settings = {key: _decoded(value) for key, value in described["args"]["settings"].items()}
-    del settings["atomic_inter_scale"], settings["atomic_inter_shift"]
-    with default_dtype(torch.float64):
-        torch.save(import_mace().MACE(**settings), tmp_path / "plain.model")
-    workspace = open_path(tmp_path / "plain.model", OpenOptions(task=f"mace:{DATA}", trust_pickle=True))
-    assert workspace.found.factory is None
+def test_a_plain_mace_is_described_and_its_energies_lose_the_isolated_atoms(tmp_path: Path) -> None:
+    """MACE's own function reads the settings of scaled potentials only."""
+    path = saved(tmp_path / "plain.model", small(1, "MACE"))
+    workspace = open_path(path, OpenOptions(task=f"mace:{DATA}", trust_pickle=True))
+    assert workspace.found.factory is not None
+    assert not [name for name in workspace.found.factory["args"]["settings"] if name.startswith("atomic_inter")]
     task: Any = workspace.require_task().task
     batch = next(iter(task.batches("test", 0)))
     outputs = task.forward(workspace.model, batch)
-    isolated = batch["node_attrs"] @ torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    isolated = batch["node_attrs"] @ torch.tensor(ENERGIES, dtype=torch.float64)
     whole = workspace.model({**batch, "positions": batch["positions"].clone()})["energy"].detach()
     counts = torch.zeros_like(whole).index_add(0, batch["batch"], isolated)
     assert torch.allclose(outputs["energy"].detach(), whole - counts)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from surgeon.checkpoint import write_container
+from surgeon.workspace import open_path
 from tests.families.cases import double
 
 with warnings.catch_warnings():
@@ -168,6 +170,17 @@ def test_nequip_loads_the_model_without_its_branches(run: Callable[[str], Path])
     seen, loaded = noted(run("relaxed")), potential(run("relaxed"))
     assert same(loaded.state_dict(), seen["clean weights"])
     assert not same(loaded.state_dict(), potential(run("plain")).state_dict())
+
+
+@pytest.mark.parametrize("name", ["relaxed", "averaged"])
+def test_its_checkpoints_are_opened_and_written_again(name: str, run: Callable[[str], Path], tmp_path: Path) -> None:
+    """What NequIP makes of a training with branches is what this package opens, and the other way round."""
+    workspace = open_path(run(name) / "last.ckpt")
+    assert not workspace.checkpoint.needs_trust
+    opened = workspace.model.state_dict()
+    assert same(opened, potential(run(name)).state_dict())
+    write_container(workspace.checkpoint, {key: 2 * value for key, value in opened.items()}, tmp_path / "last.ckpt")
+    assert same(potential(tmp_path).state_dict(), {key: 2 * value for key, value in opened.items()})
 
 
 def test_nequip_resumes(run: Callable[[str], Path]) -> None:

@@ -71,14 +71,15 @@ def test_published_names_shapes_and_order() -> None:
 
 def test_variants_are_named(tmp_path: Path) -> None:
     state = network().state_dict()
-    with pytest.raises(
-        CheckpointError, match=r"a SEGNN of 1 layers with 4x0e\+3x1o for each node, but it has more head"
-    ):
-        adapter.rebuild({**state, "head.weight": torch.ones(2)})
+    other = {**state, "head.weight": torch.ones(2)}
+    assert adapter.rebuild(other) is None
+    assert "a SEGNN of 1 layers with 4x0e+3x1o for each node, but it has more head" in (adapter.recognise(other) or "")
     torch.save({**state, "embedding_layer.tp.weight": torch.ones(5)}, tmp_path / "variant.pt")
     with pytest.raises(ModelNotFoundError, match="a SEGNN, but their sizes are not .* --model-args"):
         open_path(tmp_path / "variant.pt")
-    assert adapter.rebuild({"embedding_layer.tp.weight": torch.ones(3)}) is None
+    foreign = {"embedding_layer.tp.weight": torch.ones(3)}
+    assert adapter.rebuild(foreign) is None
+    assert adapter.recognise(foreign) is None
     wrong = (({"norm": "layer"}, "expected norm"), ({"hidden_irreps": "4x"}, "could not build a SEGNN"))
     for settings, message in wrong:
         with pytest.raises(CheckpointError, match=message):

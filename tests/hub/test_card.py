@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from surgeon.checkpoint.card import BEGIN, END
-from surgeon.errors import HubError
+from surgeon.errors import CheckpointError, HubError
 from surgeon.hub.card import card_text
 from surgeon.hub.content import content_of
-from surgeon.hub.pushing import push_to_hub
+from surgeon.hub.pushing import PushOptions, push_to_hub
 from tests.hub.folders import made, make_relaxed
 from tests.hub.server import Hub
 from tests.hub.test_fetching import weights
@@ -97,3 +98,37 @@ def test_text_in_the_folders_card_goes_along(made: Path) -> None:
 def test_a_card_with_broken_yaml(made: Path) -> None:
     with pytest.raises(HubError, match="YAML at the top of the card so far is unusable"):
         card_text(content_of(made / "relaxed"), REPO, "---\na: [\n---\n")
+
+
+def card_of(hub: Hub) -> str:
+    return hub.store.repos[REPO].head.files["README.md"].data.decode()
+
+
+def comparison(tmp_path: Path, **changed: Any) -> Path:
+    rows = [
+        {"arm": "plain", "runs": 3, "mean": 0.02, "spread": 0.001, "difference": 0.0, "half_width": 0.0},
+        {"arm": "drop", "runs": 3, "mean": 0.018, "spread": 0.002, "difference": -0.002, "half_width": 0.001},
+        {"arm": "fold", "runs": 1, "mean": 0.019, "spread": None, "difference": -0.001, "half_width": None},
+    ]
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps({"metric": "mse", "rows": rows, "sentences": ["drop: better than plain"], **changed}))
+    return path
+
+
+def test_a_comparison_shows_its_spread(logged_in: Hub, made: Path, tmp_path: Path) -> None:
+    push_to_hub(made / "run", REPO, PushOptions(comparison=comparison(tmp_path)))
+    text = card_of(logged_in)
+    assert "| drop | 3 | 1.8000e-02 ± 2.0e-03 | -2.0e-03 ± 1.0e-03 |" in text
+    assert "| plain | 3 | 2.0000e-02 ± 1.0e-03 | - |" in text
+    assert "| fold | 1 | 1.9000e-02 | -1.0e-03 |" in text
+    assert "drop: better than plain" in text
+    push_to_hub(made / "run", REPO)
+    assert "drop: better" not in logged_in.store.repos[REPO].head.files["README.md"].data.decode(), (
+        "it was not given again"
+    )
+
+
+def test_another_file_is_no_comparison(logged_in: Hub, made: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="`surgeon finetune --compare` wrote .* name that file"):
+        push_to_hub(made / "run", REPO, PushOptions(comparison=comparison(tmp_path, rows=[{"arm": "plain"}])))
+    assert not logged_in.requests

@@ -176,7 +176,7 @@ def test_a_private_repository(logged_in: Hub, made: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        (f"hf://{REPO}@nowhere", "no such branch, tag or commit"),
+        (f"hf://{REPO}@nowhere", "no such branch, tag or commit: check what follows the @; branches are main"),
         ("hf://alice/unknown", "no such repository"),
         (f"hf://{REPO}@" + "0" * 40, "no such branch, tag or commit"),
     ],

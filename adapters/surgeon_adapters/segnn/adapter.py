@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.errors import TaskError
+from surgeon.errors import CheckpointError, TaskError
 from surgeon.imports import call_with
 from surgeon.registry import BaseAdapter
 from surgeon.types import Task
@@ -29,12 +29,19 @@ class SEGNNAdapter(BaseAdapter):
     groups = ("O3", "SO3", "E3", "SE3")
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        """Return the network whose keys and shapes these are, with the irreps of the published script.
+        """Return the network whose keys and shapes these are, with the irreps of the published script."""
+        try:
+            return rebuilt(tensors)
+        except CheckpointError:
+            return None
 
-        Raises:
-            CheckpointError: if it is a SEGNN of another form: what was recognised, and what differs.
-        """
-        return rebuilt(tensors)
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Say what of a SEGNN differs from those of the published script."""
+        try:
+            rebuilt(tensors)
+        except CheckpointError as error:
+            return str(error)
+        return None
 
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a network of this package."""

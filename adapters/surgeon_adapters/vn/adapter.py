@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import TaskError
+from surgeon.errors import CheckpointError, TaskError
 from surgeon.groups import Group
 from surgeon.imports import call_with
 from surgeon.intertwiners import FoldMap, WeightEntries
@@ -61,13 +61,20 @@ class VectorNeuronAdapter:
         return FoldMap("weight", {"1": entries}, (d * n_out, d * n_in))
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        """Return the published network whose keys and shapes these are, with the published number of neighbours.
-
-        Raises:
-            CheckpointError: if it is a variant of one: what was recognised, and what differs.
-        """
-        settings = recognised(tensors)
+        """Return the published network whose keys and shapes these are, with the published number of neighbours."""
+        try:
+            settings = recognised(tensors)
+        except CheckpointError:
+            return None
         return None if settings is None else build(**asdict(settings))
+
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Say which network a state dict nearly is, and what differs."""
+        try:
+            recognised(tensors)
+        except CheckpointError as error:
+            return str(error)
+        return None
 
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a network of this package."""

@@ -35,6 +35,10 @@ class Pushing:
         str | None,
         typer.Option("--parent-commit", metavar="COMMIT", help="Refuse if the branch has moved on from this commit."),
     ] = None
+    comparison: Annotated[
+        Path | None,
+        typer.Option("--comparison", metavar="FILE", help="What --compare wrote: its table goes into the card."),
+    ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; write nothing.")] = False
 
     def options(self) -> PushOptions:

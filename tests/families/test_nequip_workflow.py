@@ -1,0 +1,164 @@
+"""NequIP from its file to its file: every command, and NequIP's own calculator on what comes out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgeon.soundness import Model
+from surgeon.testing import AdapterContract
+from surgeon.workspace import OpenOptions, default_dtype, open_path
+from surgeon_adapters.nequip_data import frames_of, potential_of
+from surgeon_adapters.nequip_models import build
+from surgeon_adapters.nequip_task import NequipTask
+from tests.commands import CHILD_ENVIRONMENT, Surgeon, child
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("nequip", reason="nequip is not installed: make test-nequip")
+pytest.importorskip("typer", reason="the command line is not installed: make test-nequip")
+
+from tests.families.nequip_checkpoints import DATA, SETTINGS, write  # noqa: E402 (it needs nequip)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+TASK = ("--task", f"nequip:{DATA}", "--task-args", '{"fraction": 0.2, "batch_size": 4, "forces_weight": 100}')
+COMPILE = ("-m", "nequip.scripts.compile", "--mode", "aotinductor", "--device", "cpu", "--target", "ase")
+CALCULATOR = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import ase.io
+from nequip.integrations.ase import NequIPCalculator
+path, data = sys.argv[1:]
+load = NequIPCalculator.from_compiled_model if path.endswith(".pt2") else NequIPCalculator._from_saved_model
+calculator = load(path)
+results = []
+for frame in ase.io.read(data, ":")[3:6]:
+    frame.calc = calculator
+    results.append([frame.get_potential_energy(), frame.get_forces().tolist()])
+print(json.dumps(results))
+"""
+
+
+def run(*command: str) -> str:
+    """Run Python in a process of its own: NequIP's commands and its calculator change the state of theirs."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *command],
+        env=CHILD_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def require_equal_predictions(opened_by_nequip: Path, weights: Path, dtype: str) -> None:
+    """Compare NequIP's calculator on a file with this package's forward on the clean weights."""
+    results = json.loads(run("-c", CALCULATOR, str(opened_by_nequip), str(DATA)).splitlines()[-1])
+    workspace = open_path(weights, OpenOptions(task=f"nequip:{DATA}"))
+    task: Any = workspace.require_task().task
+    batch = frames_of(DATA, potential_of(workspace.model, None), {}).batch(range(3))
+    outputs = task.forward(workspace.model.eval(), batch)
+    energies, forces = (torch.tensor(column, dtype=torch.float64) for column in zip(*results, strict=True))
+    shifts = dict(zip(SETTINGS["type_names"], potential_of(workspace.model, None).shifts, strict=True))
+    own = outputs["energy"][:, 0] + 2 * shifts["C"] + shifts["O"] + 6 * shifts["H"]
+    assert (energies - own).abs().max() < {"float32": 1e-4, "float64": 1e-10}[dtype]
+    deviation = (forces.reshape(-1, 3) - outputs["forces"]).abs().max() / forces.abs().max()
+    assert deviation < {"float32": 1e-5, "float64": 1e-10}[dtype]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class TestContract(AdapterContract):
+    adapter = "surgeon_adapters.nequip_models:adapter"
+    libraries = ("nequip", "e3nn", "ase", "lightning", "hydra")
+    group = "O3"
+    annotates = False  # its layers are e3nn's
+
+    def sample(self) -> Model:
+        with default_dtype(torch.float64):
+            module = build(SETTINGS).eval()
+        task = NequipTask(DATA, batch_size=3).for_model(module)
+        batch = next(iter(task.batches("validation", 0)))
+        return Model(module, (batch,), task.forward, lambda g, x: (task.act(g, x),), task.act_output)
+
+    def data(self) -> Path:
+        return DATA
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("dtype", "average"), [("float32", True), ("float64", False)])
+def test_from_checkpoint_to_checkpoint(
+    work: Path, capsys: pytest.CaptureFixture[str], dtype: str, average: bool
+) -> None:
+    surgeon = Surgeon(work, capsys)
+    write(work / "base.ckpt", {**SETTINGS, "model_dtype": dtype}, average)
+    inspected = surgeon("inspect", "base.ckpt", "--group", "O3", *TASK, "--json").data
+    assert inspected["model"] == "GraphModel"
+    assert "nequip_models:build" in inspected["found_by"]
+    assert len(inspected["plan"]["sites"]) == 3
+    surgeon("relax", "base.ckpt", *TASK, "--strip-mode", "fold", "-o", "relaxed")
+    surgeon("finetune", "relaxed", "--epochs", "2", "--lr", "1e-2", "-o", "run")
+    report = surgeon("export", "run", "--container", "-o", "clean", "--json").data["certificate"]
+    assert report["identical"]
+    assert report["details"]["container"]["opened_by"] == "the loader of the adapter nequip"
+    assert report["metrics"]["stripped"]["force_mae"] < report["metrics"]["original"]["force_mae"]
+    for part in ("identity", "inversion"):
+        errors = {name: report["equivariance"][name]["float64"][part]["maximum"] for name in ("original", "stripped")}
+        assert errors["stripped"] < 3 * errors["original"] + 1e-12
+    # the negative twin: while the branches act, the same check sees them
+    broken = next(iter(report["equivariance"]["relaxed, theta 1"].values()))
+    assert broken["identity"]["median"] > 1e-3
+    # in another process: nothing recorded may depend on what ran before
+    verified = child(work, "verify", "clean", "--against", "base.ckpt", *TASK)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    require_equal_predictions(work / "clean" / "base.ckpt", work / "clean" / "model.safetensors", dtype)
+    before, after = (torch.load(folder / "base.ckpt", weights_only=True) for folder in (work, work / "clean"))
+    assert list(after) == list(before)
+    assert list(after["state_dict"]) == list(before["state_dict"])
+    assert after["hyper_parameters"] == before["hyper_parameters"]
+    if average:
+        run(*COMPILE, "clean/base.ckpt", "clean/base.nequip.pt2")
+        require_equal_predictions(work / "clean" / "base.nequip.pt2", work / "clean" / "model.safetensors", dtype)
+
+
+@pytest.mark.slow
+def test_from_package_to_package(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    surgeon = Surgeon(work, capsys)
+    write(work / "base.ckpt")
+    run("-m", "nequip.scripts.package", "build", "base.ckpt", "base.nequip.zip")
+    refused = surgeon("inspect", "base.nequip.zip", code=2)
+    assert "--trust-pickle" in refused.err
+    surgeon("relax", "base.nequip.zip", "--trust-pickle", *TASK, "-o", "relaxed")
+    surgeon("finetune", "relaxed", "--epochs", "2", "--lr", "1e-2", "-o", "run")
+    report = surgeon("export", "run", "--container", "--trust-pickle", "-o", "clean", "--json").data["certificate"]
+    assert report["identical"]
+    assert report["metrics"]["stripped"]["force_mae"] < report["metrics"]["original"]["force_mae"]
+    assert report["details"]["container"]["opened_by"] == "the loader of the adapter nequip"
+    package = work / "clean" / "base.nequip.zip"
+    require_equal_predictions(package, work / "clean" / "model.safetensors", "float32")
+    _require_weights_in_all(package, open_path(work / "clean" / "model.safetensors").model.state_dict())
+
+
+def _require_weights_in_all(path: Path, expected: dict[str, torch.Tensor]) -> None:
+    """A package holds one model to run and another to compile."""
+    from torch.package.package_importer import PackageImporter
+
+    for kind in ("eager", "compile"):
+        models = PackageImporter(path).load_pickle("model", f"{kind}_model.pkl", map_location="cpu")
+        found = models["sole_model"].state_dict()
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), kind
