@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,10 +106,7 @@ def find_model(
         UsageError: if ``factory`` cannot be imported or called.
         TaskError: if the task's ``model`` does not build a module.
     """
-
-    def neighbour() -> _Way | None:
-        return _from_neighbour(checkpoint, local, announce)
-
+    neighbour = functools.partial(_from_neighbour, checkpoint, local, announce)
     ways: tuple[Callable[[], _Way | None], ...] = (
         lambda: None if build is None else _from_function(build),
         lambda: _from_user(task, factory, arguments),
