@@ -188,7 +188,6 @@ def test_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert errors["stripped"] < 3 * errors["original"] + 1e-12
     # the negative twin: while the branches act, the same check sees them
     assert next(iter(report["equivariance"]["relaxed, theta 1"].values()))["identity"]["median"] > 1e-4
-    surgeon("verify", "clean", "--against", "segnn.pt", *task)
     _require_equal_predictions(tmp_path / "clean")
 
 

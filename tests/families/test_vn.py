@@ -80,7 +80,8 @@ def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str], kind:
     assert errors["stripped"] < 3 * errors["original"] + 1e-12
     # the negative twin: while the branches act, the same check sees them
     assert next(iter(report["equivariance"]["relaxed, theta 1"].values()))["identity"]["median"] > 1e-5
-    surgeon("verify", "clean", "--against", "best_model.pth", *task)
+    if kind == "pointnet":  # once is enough
+        surgeon("verify", "clean", "--against", "best_model.pth", *task)
     _require_equal_predictions(work, kind)
 
 
