@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,11 +120,7 @@ def write_file(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path
 
 def _is_checkpoint(path: Path) -> bool:
     """Look for what nequip's Lightning modules keep, without reading any tensor."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-        text = archive.read(pickles[0]) if pickles else b""
+    text = nequip_packages.record_in(path, "data.pkl") or b""
     return all(word in text for word in (b"hyper_parameters", b"info_dict", b"training_module", b"nequip"))
 
 
