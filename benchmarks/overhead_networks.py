@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-for folder in ("nbody", "pointcloud"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "nbody"))
 
 from segnn import SEGNN, SEGNNConfig
-from vn_dgcnn import VNDGCNN
-from vn_pointnet import VNPointNet
 
 from surgeon.e3nn_compat import import_e3nn
+from surgeon_adapters.vn.dgcnn import VNDGCNN
+from surgeon_adapters.vn.pointnet import VNPointNet
 
 CLASSES = 40
 

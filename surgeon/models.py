@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,8 +82,8 @@ def find_model(
 
     1. ``build``, ``factory`` or ``task.model()``; a trusted module itself, from plain data if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
-    3. the first rebuilder that recognises keys and shapes;
-    4. ``task.py`` in the checkpoint's folder, if the user gave a local path.
+    3. without a task of the user's, ``task.py`` in the checkpoint's folder, if the user gave a local path;
+    4. the first rebuilder that recognises keys and shapes; and then that ``task.py``.
 
     Args:
         checkpoint: as opened.
@@ -105,14 +106,16 @@ def find_model(
         UsageError: if ``factory`` cannot be imported or called.
         TaskError: if the task's ``model`` does not build a module.
     """
+    neighbour = functools.partial(_from_neighbour, checkpoint, local, announce)
     ways: tuple[Callable[[], _Way | None], ...] = (
         lambda: None if build is None else _from_function(build),
         lambda: _from_user(task, factory, arguments),
         lambda: _from_description(checkpoint, describers),
         lambda: _from_module(checkpoint),
         lambda: _from_statement(checkpoint, trust_remote_code),
+        lambda: neighbour() if task is None else None,
         lambda: _from_rebuilders(checkpoint, rebuilders),
-        lambda: _from_neighbour(checkpoint, local, announce),
+        neighbour,
     )
     for find in ways:
         way = find()

@@ -125,7 +125,7 @@ def test_low_ranks_are_given_only_where_they_save(overhead: ModuleType) -> None:
 
 def test_dense_layers_are_merged_on_request_alone(overhead: ModuleType) -> None:
     networks = sys.modules["overhead_networks"]
-    kind = sys.modules["vn_pointnet"].VNPointNet
+    kind = networks.VNPointNet
     case = networks.point_cloud("cpu", lambda classes: kind(classes, base=3, neighbours=4), 2, 8)
     relaxation = surgeon.relax(copy.deepcopy(case.model).train(), overhead.plan_of(case))
     assert not any(branch.merged for branch in relaxation.branches.values())

@@ -249,8 +249,10 @@ def test_the_first_way_that_applies_wins(here: Path) -> None:
     assert "user_factory_e" in find_model(stated, factory=user, task=mine, **others).source  # type: ignore[arg-type]
     assert "mine.py" in find_model(stated, task=mine, **others).source  # type: ignore[arg-type]
     assert "stated_factory_e" in find_model(stated, **others).source  # type: ignore[arg-type]
-    assert "recognise_linear" in find_model(checkpoint(here), rebuilders=[recognise_linear]).source
-    assert "task.py" in find_model(checkpoint(here)).source
+    assert "task.py" in find_model(checkpoint(here), rebuilders=[recognise_linear]).source
+    without = load_task(task_file(here, "", name="without_model.py"))
+    assert "recognise_linear" in find_model(checkpoint(here), task=without, rebuilders=[recognise_linear]).source
+    assert "task.py" in find_model(checkpoint(here), task=without).source
 
 
 def test_nothing_found_lists_the_ways_and_the_keys(here: Path) -> None:

@@ -367,7 +367,7 @@ def test_the_statistics_of_before_come_back_after_an_exception(inside: bool) -> 
 
 @pytest.fixture
 def vector_neurons(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    names = ("vn_layers", "vn_pointnet", "vn_dgcnn", "shapes", "task")
+    names = ("shapes", "task")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(str(EXAMPLE))

@@ -14,12 +14,12 @@ import torch
 from shapes import SHAPES, sample_clouds
 from torch import Tensor, nn
 from torch.nn import functional
-from vn_dgcnn import VNDGCNN
-from vn_layers import Pooling
-from vn_pointnet import VNPointNet
 
 from surgeon.errors import ShapeError, UsageError
 from surgeon.types import Split
+from surgeon_adapters.vn.dgcnn import VNDGCNN
+from surgeon_adapters.vn.layers import Pooling
+from surgeon_adapters.vn.pointnet import VNPointNet
 
 Batch = Mapping[str, Tensor]
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoint.library import open_by_library
+from surgeon.checkpoint.scalars import stand_ins
 from surgeon.checkpoint.stored import StoredTensors, check_header
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files import sha256_of_file
@@ -188,7 +189,7 @@ def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, 
         CheckpointError: if the file is damaged, or its code fails.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
             warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported below
             return torch.load(path, map_location="cpu", weights_only=True), False
     except Exception as error:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import surgeon_adapters.vector_neurons as vector_neurons
+import surgeon_adapters.vn.adapter as vector_neurons
 from surgeon.errors import PlanError
 from surgeon.groups import Group, parse_group
 from surgeon.intertwiners import FoldMap
@@ -56,8 +56,11 @@ class VNLayer(nn.Module):
         return y * torch.tanh(y.square().sum(2, keepdim=True))
 
 
-class TestVectorNeurons(AdapterContract):
-    adapter = "surgeon_adapters.vector_neurons:adapter"
+class VectorNeurons(AdapterContract):
+    """Copies of the published layers in somebody's own network; tests/families has the published networks."""
+
+    __test__ = False
+    adapter = "surgeon_adapters.vn.adapter:adapter"
     group = "SO3"
 
     def sample(self) -> Model:
@@ -91,14 +94,19 @@ class Halving(vector_neurons.VectorNeuronAdapter):
         return FoldMap("weight", {"1": dataclasses.replace(part, coefficient=part.coefficient / 2)}, whole.shape)
 
 
-class _Broken(TestVectorNeurons):
-    __test__ = False
-
+class _Broken(VectorNeurons):
     def __init__(self, adapter: Any) -> None:
         self._adapter = adapter
 
     def loaded(self) -> Any:
         return self._adapter
+
+
+def test_copies_of_the_published_layers_are_annotated() -> None:
+    copies = VectorNeurons()
+    copies.test_proposals_are_found_and_verified()
+    copies.test_each_branch_breaks_equivariance()
+    copies.test_folding_is_exact_where_it_says_so()
 
 
 def test_an_adapter_that_is_not_registered_is_noticed() -> None:

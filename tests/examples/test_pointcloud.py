@@ -1,4 +1,4 @@
-"""The point cloud example: layers, networks with the published parameter names, clouds and task."""
+"""The point cloud example: the layers and classifiers of vector neurons, clouds and task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,16 +19,17 @@ from surgeon.errors import ShapeError, UsageError
 from surgeon.measure import relative_difference
 from surgeon.soundness import Model, check_plan
 from surgeon.types import Task
+from surgeon.workspace import OpenOptions, open_path
+from surgeon_adapters.vn import layers
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
-MODULES = ("vn_layers", "vn_pointnet", "vn_dgcnn", "shapes", "task")
+MODULES = ("shapes", "task", "pretrain")
 NETWORKS = ("pointnet", "dgcnn")
 POOLINGS = ("mean", "max")
 CLASSES = 10
 # Relative errors in float64.
 TOLERANCE = 1e-9
 BROKEN = 1e-5
-Shapes = dict[str, tuple[int, ...]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,11 +42,6 @@ def example() -> Iterator[None]:
         yield
         for name in MODULES:
             sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def layers() -> ModuleType:
-    return import_module("vn_layers")
 
 
 @pytest.fixture
@@ -95,91 +90,10 @@ def relative_error(model: nn.Module, g: Tensor) -> float:
         return relative_difference(task.forward(model, task.act(g, batch)), outputs)
 
 
-# Parameter names and shapes, as the published code has them
-
-
-def normalisation(name: str, channels: int) -> Shapes:
-    sizes = {"weight": (channels,), "bias": (channels,), "running_mean": (channels,), "running_var": (channels,)}
-    return {f"{name}.{key}": size for key, size in {**sizes, "num_batches_tracked": ()}.items()}
-
-
-def linear(name: str, channels: int, into: int) -> Shapes:
-    return {f"{name}.weight": (into, channels), f"{name}.bias": (into,)}
-
-
-def layer(name: str, channels: int, into: int, directions: int = 0) -> Shapes:
-    return {
-        f"{name}.map_to_feat.weight": (into, channels),
-        **normalisation(f"{name}.batchnorm.bn", into),
-        f"{name}.map_to_dir.weight": (directions or into, channels),
-    }
-
-
-def pooling_of(name: str, channels: int, pooling: str) -> Shapes:
-    return {f"{name}.map_to_dir.weight": (channels, channels)} if pooling == "max" else {}
-
-
-def invariants(name: str) -> Shapes:
-    return {**layer(f"{name}.vn1", 682, 341), **layer(f"{name}.vn2", 341, 170), f"{name}.vn_lin.weight": (3, 170)}
-
-
-def published_pointnet(pooling: str) -> Shapes:
-    return {
-        **layer("feat.conv_pos", 3, 21),
-        **layer("feat.conv1", 21, 21),
-        **layer("feat.conv2", 42, 42),
-        "feat.conv3.map_to_feat.weight": (341, 42),
-        **normalisation("feat.bn3.bn", 341),
-        **invariants("feat.std_feature"),
-        **pooling_of("feat.pool", 21, pooling),
-        **layer("feat.fstn.conv1", 21, 21),
-        **layer("feat.fstn.conv2", 21, 42),
-        **layer("feat.fstn.conv3", 42, 341),
-        **layer("feat.fstn.fc1", 341, 170),
-        **layer("feat.fstn.fc2", 170, 85),
-        **pooling_of("feat.fstn.pool", 341, pooling),
-        "feat.fstn.fc3.map_to_feat.weight": (21, 85),
-        **linear("fc1", 2046, 512),
-        **linear("fc2", 512, 256),
-        **linear("fc3", 256, 40),
-        **normalisation("bn1", 512),
-        **normalisation("bn2", 256),
-    }
-
-
-def published_dgcnn(pooling: str) -> Shapes:
-    pools = [pooling_of(f"pool{index + 1}", channels, pooling) for index, channels in enumerate((21, 21, 42, 85))]
-    return {
-        **layer("conv1", 2, 21),
-        **layer("conv2", 42, 21),
-        **layer("conv3", 42, 42),
-        **layer("conv4", 84, 85),
-        **layer("conv5", 169, 341, directions=1),
-        **invariants("std_feature"),
-        **linear("linear1", 4092, 512),
-        **normalisation("bn1", 512),
-        **linear("linear2", 512, 256),
-        **normalisation("bn2", 256),
-        **linear("linear3", 256, 40),
-        **{name: shape for shapes in pools for name, shape in shapes.items()},
-    }
-
-
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_defaults_have_the_published_names_shapes_and_order(pooling: str) -> None:
-    networks = {
-        import_module("vn_pointnet").VNPointNet(pooling=pooling): published_pointnet(pooling),
-        import_module("vn_dgcnn").VNDGCNN(pooling=pooling): published_dgcnn(pooling),
-    }
-    for model, expected in networks.items():
-        found = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-        assert found == list(expected.items())
-
-
 # Layers against their definitions
 
 
-def test_leaky_relu_shrinks_what_points_against_the_direction(layers: ModuleType) -> None:
+def test_leaky_relu_shrinks_what_points_against_the_direction() -> None:
     x, direction = normal(2, 4, 3, 5), normal(2, 1, 3, 5, seed=1)
     bent = layers.bend(x, direction, 0.2)
     unit = direction / direction.norm(dim=2, keepdim=True)
@@ -192,7 +106,7 @@ def test_leaky_relu_shrinks_what_points_against_the_direction(layers: ModuleType
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3), (2, 4, 3, 5), (2, 4, 3, 5, 6)])
-def test_layers_mix_channels_only(layers: ModuleType, shape: tuple[int, ...]) -> None:
+def test_layers_mix_channels_only(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     x = normal(*shape)
     linear = layers.VNLinear(4, 7).double()
@@ -205,12 +119,18 @@ def test_layers_mix_channels_only(layers: ModuleType, shape: tuple[int, ...]) ->
         moves = not isinstance(module, layers.VNStdFeature)
         with torch.no_grad():
             turned, result = module(torch.einsum("ij,bcj...->bci...", g, x)), module(x)
+        if not moves:
+            frames = turned[1], result[1]
+            torch.testing.assert_close(
+                frames[0], torch.einsum("ij,bcj...->bci...", g, frames[1]), rtol=0, atol=TOLERANCE
+            )
+            turned, result = turned[0], result[0]
         expected = torch.einsum("ij,bcj...->bci...", g, result) if moves else result
         torch.testing.assert_close(turned, expected, rtol=0, atol=TOLERANCE)
         assert not moves or float((turned - result).detach().norm()) > 0.1 * float(result.detach().norm())
 
 
-def test_batch_normalisation_changes_lengths_only(layers: ModuleType) -> None:
+def test_batch_normalisation_changes_lengths_only() -> None:
     norm = layers.VNBatchNorm(4, dim=4).double()
     x = normal(3, 4, 3, 5)
     y = norm(x)
@@ -219,7 +139,7 @@ def test_batch_normalisation_changes_lengths_only(layers: ModuleType) -> None:
     torch.testing.assert_close(lengths, norm.bn(x.norm(dim=2)), rtol=0, atol=1e-4)
 
 
-def test_max_pooling_takes_the_furthest_vector(layers: ModuleType) -> None:
+def test_max_pooling_takes_the_furthest_vector() -> None:
     torch.manual_seed(0)
     pool = layers.VNMaxPool(4).double()
     x = normal(2, 4, 3, 5, 6)
@@ -230,7 +150,7 @@ def test_max_pooling_takes_the_furthest_vector(layers: ModuleType) -> None:
         assert torch.equal(result[b, c, :, n], x[b, c, :, n, scores.index(max(scores))])
 
 
-def test_neighbours_are_the_nearest(layers: ModuleType) -> None:
+def test_neighbours_are_the_nearest() -> None:
     x = normal(2, 2, 3, 7)
     features = layers.neighbour_features(x, 3, cross=True)
     assert features.shape == (2, 6, 3, 7, 3)
@@ -450,6 +370,16 @@ def trained_loss(task: Any, batch: dict[str, Tensor]) -> float:
         optimizer.step()
     with torch.no_grad():
         return float(task.loss(task.forward(model, batch), batch))
+
+
+def test_pretraining_writes_the_published_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("h5py", reason="h5py is not installed: make test")
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--epochs", "0", "--output", str(tmp_path)])
+    import_module("pretrain").main()
+    workspace = open_path(tmp_path / "vn_pointnet.pth", OpenOptions(task=f"vn:{tmp_path / 'ply_data_train0.h5'}"))
+    batch = next(iter(workspace.require_task().task.batches("validation", 0)))
+    assert batch["points"].shape == (32, 3, 64)
+    assert workspace.model(batch["points"]).shape == (32, CLASSES)
 
 
 def test_errors_say_what_to_do(task: Any) -> None:

@@ -13,9 +13,7 @@ from surgeon.tasks import load_task
 from tests.commands import Surgeon
 
 ROOT = Path(__file__).parents[2]
-POINTS = [
-    ROOT / "examples/pointcloud" / f"{name}.py" for name in ("task", "shapes", "vn_layers", "vn_pointnet", "vn_dgcnn")
-]
+POINTS = [ROOT / "examples/pointcloud" / f"{name}.py" for name in ("task", "shapes")]
 SMALL = {"points": 16, "count": 24, "held_out": 12, "base": 6, "neighbours": 4, "batch_size": 12}
 CASES = {
     "energies and forces": ([ROOT / "tests/export/potential.py"], "O3", {}, ["energy", "forces"]),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from vn_layers import Pooling, VNLinearLeakyReLU, VNStdFeature, neighbour_features, pool
+
+from surgeon_adapters.vn.layers import Pooling, VNLinearLeakyReLU, VNStdFeature, neighbour_features, pool
 
 
 class VNDGCNN(nn.Module):
@@ -34,7 +35,7 @@ class VNDGCNN(nn.Module):
     ) -> None:
         super().__init__()
         small, middle, wide, large = base // 3, 2 * base // 3, 4 * base // 3, 16 * base // 3
-        self.neighbours = neighbours
+        self.base, self.neighbours, self.pooling = base, neighbours, pooling
         self.conv1 = VNLinearLeakyReLU(2, small)
         self.conv2 = VNLinearLeakyReLU(2 * small, small)
         self.conv3 = VNLinearLeakyReLU(2 * small, middle)
@@ -61,7 +62,7 @@ class VNDGCNN(nn.Module):
         x4 = self.pool4(self.conv4(neighbour_features(x3, self.neighbours)))
         x = self.conv5(torch.cat([x1, x2, x3, x4], dim=1))
         x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)], dim=1)
-        invariants = self.std_feature(x).flatten(1, 2)
+        invariants = self.std_feature(x)[0].flatten(1, 2)
         x = torch.cat([invariants.amax(-1), invariants.mean(-1)], dim=1)
         x = self.dp1(functional.leaky_relu(self.bn1(self.linear1(x)), negative_slope=0.2))
         x = self.dp2(functional.leaky_relu(self.bn2(self.linear2(x)), negative_slope=0.2))

@@ -9,7 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from vn_layers import Pooling, VNBatchNorm, VNLinear, VNLinearLeakyReLU, VNStdFeature, neighbour_features, pool
+
+from surgeon_adapters.vn.layers import (
+    Pooling,
+    VNBatchNorm,
+    VNLinear,
+    VNLinearLeakyReLU,
+    VNStdFeature,
+    neighbour_features,
+    pool,
+)
 
 
 class STNkd(nn.Module):
@@ -68,7 +77,7 @@ class PointNetEncoder(nn.Module):
         x = torch.cat([x, self.fstn(x).unsqueeze(-1).expand_as(x)], dim=1)
         x = self.bn3(self.conv3(self.conv2(x)))
         x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)], dim=1)
-        invariants: Tensor = self.std_feature(x)
+        invariants: Tensor = self.std_feature(x)[0]
         return invariants.flatten(1, 2).amax(-1)
 
 
@@ -92,6 +101,7 @@ class VNPointNet(nn.Module):
         dropout: float = 0.4,
     ) -> None:
         super().__init__()
+        self.base, self.neighbours, self.pooling = base, neighbours, pooling
         self.feat = PointNetEncoder(base, neighbours, pooling)
         self.fc1 = nn.Linear(16 * base // 3 * 6, 8 * base)
         self.fc2 = nn.Linear(8 * base, 4 * base)

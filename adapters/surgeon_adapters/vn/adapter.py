@@ -1,29 +1,37 @@
-"""Adapter for vector neurons: modules whose class name starts with "VN", as in the authors' public code and its copies.
+"""Adapter for vector neurons: annotations, published checkpoints by their keys, and a task on HDF5 files.
 
-Their features are (b, c, 3, ...); an ``nn.Linear`` inside sees channels and the last axis exchanged.
+Layers are known by class names that start with "VN", as in the authors' public code and its copies. Their features are
+(b, c, 3, ...); an ``nn.Linear`` inside sees channels and the last axis exchanged.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from surgeon.errors import CheckpointError, TaskError
 from surgeon.groups import Group
+from surgeon.imports import call_with
 from surgeon.intertwiners import FoldMap, WeightEntries
 from surgeon.registry import Proposal, Refusal
 from surgeon.representations import axes
-from surgeon.types import Site
+from surgeon.types import Site, Task
+from surgeon_adapters.vn.models import FACTORY, build, described, recognised
+from surgeon_adapters.vn.task import PointCloudTask
 
 CHOOSING = "VNMaxPool"
 
 
 class VectorNeuronAdapter:
-    """Annotations by the names of the published classes."""
+    """Vector neurons from their published files to the same kind of file."""
 
-    name = "vector-neurons"
+    name = "vn"
     groups = ("SO3", "O3")
 
     def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | Mapping[str, Proposal | Refusal] | None:
@@ -53,8 +61,30 @@ class VectorNeuronAdapter:
         return FoldMap("weight", {"1": entries}, (d * n_out, d * n_in))
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        """Return None: the keys do not tell the number of neighbours or the pooling."""
+        """Return the published network whose keys and shapes these are, with the published number of neighbours."""
+        try:
+            settings = recognised(tensors)
+        except CheckpointError:
+            return None
+        return None if settings is None else build(**asdict(settings))
+
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Say which network a state dict nearly is, and what differs."""
+        try:
+            recognised(tensors)
+        except CheckpointError as error:
+            return str(error)
         return None
+
+    def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
+        """Return the settings of a network of this package."""
+        settings = described(module)
+        return None if settings is None else {"factory": FACTORY, "args": asdict(settings)}
+
+    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
+        """Return the task on HDF5 files of point clouds: classes, or parts if the model gives parts."""
+        task: Task = call_with(functools.partial(PointCloudTask, data), arguments, "the task of vn", TaskError)
+        return task
 
 
 def _proposal(linear: nn.Linear, group: Group) -> Proposal | Refusal:

@@ -101,7 +101,8 @@ class VNBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, num_features, 3, ...) to the same shape."""
         length = torch.linalg.vector_norm(x, dim=2) + EPS
-        return x * (self.bn(length) / length).unsqueeze(2)
+        scaled: Tensor = x * (self.bn(length) / length).unsqueeze(2)
+        return scaled
 
 
 class VNMaxPool(nn.Module):
@@ -149,10 +150,20 @@ class VNStdFeature(nn.Module):
         self.vn2 = VNLinearLeakyReLU(half, quarter, dim, share_nonlinearity, negative_slope)
         self.vn_lin = nn.Linear(quarter, 3, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (b, in_channels, 3, ...) to invariants of the same shape."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (b, in_channels, 3, ...) to invariants of the same shape; also return the frame, (b, 3, 3, ...)."""
         frame = map_channels(self.vn_lin, self.vn2(self.vn1(x)))
-        return torch.einsum("bcv...,bfv...->bcf...", x, frame)
+        return in_frame(x, frame), frame
+
+
+def in_frame(x: Tensor, frame: Tensor) -> Tensor:
+    """Return the products of all vectors with the three of a frame: ``y[:, c, f] = sum_v x[:, c, v] z[:, f, v]``.
+
+    Args:
+        x: shape (b, c, 3, ...).
+        frame: shape (b, 3, 3, ...): vector, component.
+    """
+    return torch.einsum("bcv...,bfv...->bcf...", x, frame)
 
 
 def map_channels(linear: nn.Linear, x: Tensor) -> Tensor:

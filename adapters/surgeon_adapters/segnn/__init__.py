@@ -1,0 +1,1 @@
+"""SEGNN: the network with the published parameter names, its checkpoints and N-body files."""
