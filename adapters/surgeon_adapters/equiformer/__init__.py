@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.e3nn_compat import import_e3nn
+from surgeon.e3nn_compat import import_e3nn, unscript_harmonics
 from surgeon.errors import CheckpointError
 from surgeon.imports import one_line
 from surgeon_adapters.equiformer.config import EquiformerConfig, from_data, published
@@ -43,6 +43,7 @@ def build_from(config: EquiformerConfig) -> nn.Module:
         CheckpointError: if the settings do not fit together.
     """
     import_e3nn()
+    unscript_harmonics()
     import e3nn
 
     before = e3nn.get_optimization_defaults()

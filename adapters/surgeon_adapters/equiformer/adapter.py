@@ -37,11 +37,9 @@ class EquiformerAdapter(BaseAdapter):
         if not is_equiformer(tensors):
             return None
         shapes = _shapes(tensors)
-        found = [module for module in map(build_from, candidates(tensors)) if _shapes(module.state_dict()) == shapes]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise CheckpointError(f"{len(found)} different Equiformers have these keys and shapes: {ADVICE}")
+        for module in map(build_from, candidates(tensors)):
+            if _shapes(module.state_dict()) == shapes:
+                return module
         raise CheckpointError(
             "the keys are those of an Equiformer, but no settings that this package knows give these shapes: " + ADVICE
         )

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from surgeon.errors import CheckpointError
@@ -36,35 +37,27 @@ class Equation:
     total: int
 
 
-def solutions(equations: Sequence[Equation]) -> list[tuple[int, ...]]:
-    """Return all non-negative multiplicities that satisfy some equations with non-negative coefficients.
+def solved(what: str, equations: Sequence[Equation]) -> tuple[int, ...] | None:
+    """Return the multiplicities that satisfy all equations; None if no whole, non-negative numbers do.
+
+    Args:
+        what: whose multiplicities they are, for the message.
+        equations: at least one.
+
+    Raises:
+        CheckpointError: if the equations leave several.
 
     Example:
-        >>> solutions([Equation((1, 3), 8 + 3 * 4), Equation((1, 1), 12)])
-        [(8, 4)]
+        >>> solved("embedding", [Equation((1, 3), 8 + 3 * 4), Equation((1, 1), 12)])
+        (8, 4)
     """
-    return list(_completed((), len(equations[0].coefficients), equations))
-
-
-def _completed(chosen: tuple[int, ...], degrees: int, equations: Sequence[Equation]) -> Iterator[tuple[int, ...]]:
-    position = len(chosen)
-    rests = [each.total - sum(c * m for c, m in zip(each.coefficients, chosen, strict=False)) for each in equations]
-    if min(rests) < 0:
-        return
-    if position == degrees:
-        if not any(rests):
-            yield chosen
-        return
-    bounds = [
-        rest // each.coefficients[position]
-        for each, rest in zip(equations, rests, strict=True)
-        if each.coefficients[position]
-    ]
-    first = 0
-    if position == degrees - 1 and bounds:  # the last one is determined
-        first = min(bounds)
-    for value in range(first, min(bounds, default=0) + 1):
-        yield from _completed((*chosen, value), degrees, equations)
+    matrix = torch.tensor([list(each.coefficients) for each in equations], dtype=torch.float64)
+    totals = torch.tensor([each.total for each in equations], dtype=torch.float64)
+    found = [round(value) for value in (torch.linalg.pinv(matrix) @ totals).tolist()]
+    if int(torch.linalg.matrix_rank(matrix)) < matrix.shape[1]:
+        raise CheckpointError(f"keys and shapes of this Equiformer leave several irreps of its {what} open: {ADVICE}")
+    left = [each.total - sum(c * m for c, m in zip(each.coefficients, found, strict=True)) for each in equations]
+    return None if any(left) or min(found) < 0 else tuple(found)
 
 
 def is_equiformer(tensors: Mapping[str, Tensor]) -> bool:
@@ -76,16 +69,16 @@ def candidates(tensors: Mapping[str, Tensor]) -> list[EquiformerConfig]:
     """Return settings that keys and shapes may belong to; each has still to be compared by building it.
 
     Raises:
-        CheckpointError: if the keys are an Equiformer's, but not of a variant that this package knows.
+        CheckpointError: if the keys are an Equiformer's, but not of a variant that this package knows, or if its irreps
+            are not told.
     """
     _require_known_variant(tensors)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    rest = _told_directly(tensors, shapes)
-    found = [dataclasses.replace(config, **rest) for config in _even(shapes)]
-    odd = [config for config in map(published, published_names()) if "o" in config.embedding]
     size = _total(shapes, "atom_embed.atom_type_lin.tp.output_mask")
-    told = {dataclasses.replace(config, **rest) for config in odd if _dimension(config.embedding) == size}
-    return [*found, *told]
+    odd = [config for config in map(published, published_names()) if "o" in config.embedding]
+    found = [config for config in odd if _dimension(config.embedding) == size] or _even(shapes)
+    told = _told_directly(tensors, shapes)
+    return list({dataclasses.replace(config, **told): None for config in found})
 
 
 def _dimension(irreps: str) -> int:
@@ -141,34 +134,27 @@ def _total(shapes: Mapping[str, tuple[int, ...]], key: str) -> int:
 
 
 def _even(shapes: Mapping[str, tuple[int, ...]]) -> list[EquiformerConfig]:
-    """Return all settings with even irreps whose sums over degrees are those of the shapes."""
+    """Return the settings with even irreps whose sums over degrees are those of the shapes, if there are any."""
     lmax = _highest_degree(shapes)
     dims = [2 * degree + 1 for degree in range(lmax + 1)]
-    scalars = _total(shapes, "atom_embed.atom_type_lin.bias.0")
     paths = _paths(lmax)
-    embeddings = solutions(
+    embedding = solved(
+        "nodes",
         [
             Equation(dims, _total(shapes, "atom_embed.atom_type_lin.tp.output_mask")),
             Equation([1] * len(dims), _total(shapes, "blocks.0.norm_1.affine_weight")),
-            Equation([1] + [0] * lmax, scalars),
+            Equation([1] + [0] * lmax, _total(shapes, "atom_embed.atom_type_lin.bias.0")),
             Equation([sum(row) for row in paths], _total(shapes, "edge_deg_embed.rad.offset")),
-        ]
+        ],
     )
-    found = []
-    for embedding in embeddings:
-        feature = embedding if "head.alpha_dot" in shapes else (_total(shapes, "norm.affine_weight"),)
-        for head in _heads(shapes, embedding, paths, dims):
-            found += [
-                EquiformerConfig(
-                    embedding=_irreps(embedding),
-                    harmonics=_irreps([1] * (lmax + 1)),
-                    feature=_irreps(feature),
-                    head=_irreps(head),
-                    mlp=_irreps(middle),
-                )
-                for middle in _middles(shapes, embedding, feature, dims)
-            ]
-    return found
+    if embedding is None:
+        return []
+    feature = embedding if "head.alpha_dot" in shapes else (_total(shapes, "norm.affine_weight"),)
+    head, middle = _head(shapes, embedding, paths, dims), _middle(shapes, embedding, feature, dims)
+    if head is None or middle is None:
+        return []
+    whole = (_irreps(each) for each in (embedding, [1] * (lmax + 1), feature, head, middle))
+    return [EquiformerConfig(*whole)]
 
 
 def _highest_degree(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -182,39 +168,41 @@ def _paths(lmax: int) -> list[list[int]]:
     return [[sum(abs(i - j) <= k <= i + j for j in degrees) for k in degrees] for i in degrees]
 
 
-def _heads(
+def _head(
     shapes: Mapping[str, tuple[int, ...]], embedding: Sequence[int], paths: list[list[int]], dims: list[int]
-) -> list[tuple[int, ...]]:
-    """Return the multiplicities that one attention head may have."""
+) -> tuple[int, ...] | None:
+    """Return the multiplicities of one attention head."""
     _, count, scores = shapes["blocks.0.ga.alpha_dot"]
     products = [sum(m * row[k] for m, row in zip(embedding, paths, strict=True)) for k in range(len(dims))]
     name = "blocks.0.ga.sep_value.lin" if "blocks.0.ga.sep_value.lin.tp.weight" in shapes else "blocks.0.ga.sep.lin"
     further = 0 if name.endswith("value.lin") else count * scores  # scores and values come from one layer
-    return solutions(
+    return solved(
+        "attention heads",
         [
             Equation([1] + [0] * (len(dims) - 1), scores),
             Equation([count * d for d in dims], _total(shapes, f"{name}.tp.output_mask") - further),
             Equation([count * m for m in embedding], _total(shapes, "blocks.0.ga.proj.tp.weight")),
             Equation([count * p for p in products], _total(shapes, f"{name}.tp.weight") - further * products[0]),
-        ]
+        ],
     )
 
 
-def _middles(
+def _middle(
     shapes: Mapping[str, tuple[int, ...]], embedding: Sequence[int], feature: Sequence[int], dims: list[int]
-) -> list[tuple[int, ...]]:
+) -> tuple[int, ...] | None:
     """Return the multiplicities between the two layers of a feed-forward network."""
     output = embedding if any(key.startswith("blocks.1.") for key in shapes) else feature
     padded = [*output, *[0] * (len(dims) - len(output))]
     name = "blocks.0.ffn.fctp_1"
     gated = [1] * len(dims)  # scalars, and one gate for each other irrep
-    return solutions(
+    return solved(
+        "feed-forward networks",
         [
             Equation(gated, _total(shapes, f"{name}.bias.0")),
             Equation([1, *[1 + d for d in dims[1:]]], _total(shapes, f"{name}.tp.output_mask")),
             Equation([embedding[0], *[embedding[0] + m for m in embedding[1:]]], _total(shapes, f"{name}.tp.weight")),
             Equation(padded, _total(shapes, "blocks.0.ffn.fctp_2.tp.weight")),
-        ]
+        ],
     )
 
 
