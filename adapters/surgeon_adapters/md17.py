@@ -86,9 +86,8 @@ def _arrays(path: Path) -> dict[str, Any]:
     """Return the arrays that are known, from a file that is opened without pickle."""
     numpy = importlib.import_module("numpy")
     try:
-        with numpy.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError("it holds a single array")
+        # numpy leaves a file open that it cannot read
+        with open(path, "rb") as handle, numpy.load(handle, allow_pickle=False) as archive:
             known = {name for pair in NAMES.values() for name in pair}
             found = {name: archive[name] for name in archive.files if name in known}
             names = list(archive.files)

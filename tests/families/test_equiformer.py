@@ -76,7 +76,7 @@ def error(model: Model, group: str) -> float:
 class TestContract(AdapterContract):
     adapter = "surgeon_adapters.equiformer.adapter:adapter"
     libraries = ("e3nn", "scipy")
-    group = "SE3"
+    group = "SO3"
     annotates = False  # its layers are e3nn's
 
     def sample(self) -> Model:
@@ -109,12 +109,11 @@ def test_published_checkpoints_are_recognised_by_shapes(name: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        L1,
         {**L2, "nonlinear_message": False, "basis": "gaussian", "attention_dropout": 0.2},
         {**L1, "feature": L1["embedding"], "attention_head": True, "cutoff": 4.0},
         {**L3, "basis": "bessel", "atom_types": 20},
     ],
-    ids=["l1", "l2 linear gaussian", "attention head", "l3 bessel"],
+    ids=["l2 linear gaussian", "attention head", "l3 bessel"],
 )
 def test_settings_are_read_off_keys_and_shapes(settings: dict[str, Any]) -> None:
     model = build(settings=settings)
