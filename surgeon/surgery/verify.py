@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -48,13 +49,20 @@ def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[
 
 
 class SiteCheck:
-    """Linearity and equivariance of single ops under one random element of each component of a group."""
+    """Linearity and equivariance of single ops, under one random element of each component of a group.
+
+    Of a finite group all generators are taken: a random element can be the identity, under which everything holds.
+    """
 
     def __init__(self, group: Group, seed: int = 0) -> None:
         self._group = group
         self._generator = torch.Generator().manual_seed(seed)
         components = range(len(group.component_names))
-        self._elements = torch.cat([group.sample(1, self._generator, component) for component in components])
+        self._elements = (
+            group.elements
+            if group.finite
+            else torch.cat([group.sample(1, self._generator, component) for component in components])
+        )
         self._actions: dict[str, Any] = {}
 
     def _act(self, rho: Representation, x: Tensor) -> Tensor:
@@ -69,13 +77,18 @@ class SiteCheck:
         """Return the largest relative residual and a complaint, empty if the site holds.
 
         The feature argument is replaced by random numbers of its shape, since real features may be 0 in a whole irrep
-        and hide a wrong label; all other arguments are the real ones, transformed along where they transform.
+        and hide a wrong label; all other arguments are the real ones, transformed along where they transform. An op
+        that is equivariant only approximately is judged with its symmetrised weights.
         """
         try:
             with torch.no_grad():
                 return self._judge(op, proposal, call)
         except Exception as error:  # the op is foreign code
             return float("inf"), f"could not be checked on its own recorded inputs ({_first_line(error)})"
+
+    def own_deviation(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> float:
+        """Return how far an op with its own weights is from equivariance, relative to its output's scale."""
+        return self(op, dataclasses.replace(proposal, symmetrised=None), call)[0]
 
     def fold_complaint(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any], fold_map: FoldMap) -> str:
         """Return why changed weights do not do what ``fold_map`` says; empty if they do.
@@ -124,7 +137,7 @@ class SiteCheck:
             return float("inf"), "not exercised: its recorded input has no rows"
         x, other = (torch.randn(real.shape, generator=self._generator).to(real) for _ in range(2))
 
-        weights = self._if_all_zero(op)
+        weights = dict(proposal.symmetrised or self._if_all_zero(op))
 
         def run(features: Tensor, context: Mapping[str, Tensor]) -> Tensor:
             given = with_tensor(call[proposal.argument], proposal.path_in, features)
