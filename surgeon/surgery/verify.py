@@ -157,6 +157,8 @@ class SiteCheck:
         for index, g in enumerate(_elements(proposal, self._group, self._elements)):
             context = {name: values[index] for name, values in moved.items()}
             difference = run(type_in.act(g, x), context) - type_out.act(g, output)
+            covered = type_out.covered(g, output)
+            difference = difference if covered is None else difference * covered
             residual = max(residual, float(difference.norm()) / scale)
         limit = TOLERANCE.get(output.dtype, 1e-4)
         if residual <= limit:
@@ -167,10 +169,10 @@ class SiteCheck:
 
 def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
     """Return the elements to judge an op by: on a grid those that map it to itself, here quarter turns."""
-    if proposal.convolution is None or group.finite:
+    if proposal.convolution is None or not len(group.algebra):
         return elements
-    quarter: Tensor = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra)
-    return quarter.round()
+    quarters = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra).round()
+    return torch.cat([quarters, group.elements])
 
 
 def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
