@@ -45,6 +45,12 @@ def is_signed_permutation(matrix: Tensor) -> bool:
     return whole and bool((places.sum(0) == 1).all()) and bool((places.sum(1) == 1).all())
 
 
+def maps_to_itself(matrix: Tensor) -> bool:
+    """Tell whether a matrix in the coordinates of a grid's axes maps its points to points, if sizes allow it."""
+    whole = matrix.round()
+    return float((matrix - whole).abs().max()) <= ON_GRID and is_signed_permutation(whole)
+
+
 @lru_cache(maxsize=64)
 def _grid(data: str) -> tuple[tuple[int, ...], Tensor, Tensor]:
     """Sizes, frame, and the positions of all points about the centre, shape (points, d)."""

@@ -16,7 +16,7 @@ from surgeon.groups import Group
 from surgeon.representations.build import axes as vectors
 from surgeon.representations.build import repeated, trivial
 from surgeon.representations.core import Representation
-from surgeon.representations.grids import ON_GRID, in_frame, is_signed_permutation
+from surgeon.representations.grids import ON_GRID, in_frame, maps_to_itself
 from surgeon.representations.operator import BlockOperator
 
 Frame = tuple[tuple[int, ...], ...]
@@ -87,7 +87,7 @@ class TensorType:
         if self.rho.group.rescales:
             return self._shrunk(1 / float(exact[0, 0]), x)
         matrix = exact.round()
-        if float((exact - matrix).abs().max()) > ON_GRID or not is_signed_permutation(matrix):
+        if not maps_to_itself(exact):
             raise GroupError(
                 f"expected an element of {self.rho.group.name} that maps the points of a grid to points, got one that "
                 "does not: act with quarter turns and reflections of the axes"

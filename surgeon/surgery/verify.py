@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from surgeon.errors import GroupError
 from surgeon.forms import LinearForm
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
 from surgeon.registry import Proposal
 from surgeon.representations import Representation, TensorType
+from surgeon.representations.grids import in_frame, maps_to_itself
 from surgeon.trees import map_tensors, tensor_at, with_tensor
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -168,11 +170,24 @@ class SiteCheck:
 
 
 def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
-    """Return the elements to judge an op by: on a grid those that map it to itself, here quarter turns."""
-    if proposal.convolution is None or not len(group.algebra):
+    """Return the elements to judge an op by: on a grid those that map it to itself, such as quarter turns.
+
+    Raises:
+        GroupError: if only the identity does.
+    """
+    if proposal.convolution is None or group.rescales:
         return elements
-    quarters = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra).round()
-    return torch.cat([quarters, group.elements])
+    if not group.finite:
+        quarters = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra).round()
+        return torch.cat([quarters, group.elements])
+    frame = torch.tensor(proposal.convolution.frame, dtype=torch.float64)
+    kept = [g for g in group.all_elements()[1:] if maps_to_itself(in_frame(group.linear(g), frame))]
+    if not kept:
+        raise GroupError(
+            f"no element of {group.name} but the identity maps the points of its grid to points: choose a group of "
+            "quarter turns"
+        )
+    return torch.stack(kept)
 
 
 def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:

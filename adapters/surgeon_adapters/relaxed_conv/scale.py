@@ -62,7 +62,7 @@ class RelaxedScaleConv2d(nn.Module):
     @property
     def support(self) -> int:
         """Side of the kernel that holds the most dilated filter."""
-        return (self.kernel_size - 1) * FACTOR ** (self.scales - 1) + 1
+        return len(self.spread[0])
 
     def components(self, fields: ScaleFields) -> int:
         """Return how many channels one field has."""
