@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from surgeon.copies import copied
 from surgeon.groups import Group
 from surgeon.registry import Adapter, installed_adapters
 from surgeon.surgery.annotated import collect_proposals
@@ -35,7 +35,7 @@ def symmetrised_copy(model: nn.Module, group: Group, adapters: Mapping[str, Adap
     }
     if not changes:
         return None
-    result = copy.deepcopy(model)
+    result = copied(model)
     own = {**dict(result.named_parameters()), **dict(result.named_buffers())}
     with torch.no_grad():
         for name, value in changes.items():

@@ -92,7 +92,8 @@ class KindTask:
         generator = torch.Generator().manual_seed(len(split))
         size = SIZE[self.kind.split("-")[1]]
         dimension = 2 if size else 2 + 2 * (3 if "so3" in self.kind else 2)
-        yield torch.randn(12, dimension, *size, generator=generator)
+        for count in (12, 5):
+            yield torch.randn(count, dimension, *size, generator=generator)
 
     def loss(self, outputs: Tensor, batch: Tensor) -> Tensor:
         return (outputs - batch.flatten(1).square().mean(1, keepdim=True)).square().mean()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import json
 import shutil
 import warnings
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 import surgeon
+from surgeon.copies import copied
 from surgeon.errors import PlanError
 from surgeon.groups import Group, parse_group
 from surgeon.registry import BaseAdapter, Proposal, Refusal
@@ -35,20 +34,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 ROUNDING = 1e-5
 
 
-def escnn_group() -> type:
-    from escnn.group import Group as EscnnGroup
-
-    return EscnnGroup
-
-
 def model_of(kind: str) -> Model:
     torch.manual_seed(0)
     task = escnn_kinds.make_task(kind)
     module: Any = task.model()
-    # a copy: escnn shares bases between the models of a process, and a cast would reach them all; not of the groups, of
-    # which that of three dimensions cannot be copied
-    groups = {id(each): each for each in gc.get_objects() if isinstance(each, escnn_group())}
-    module = copy.deepcopy(module, groups).double().eval()
+    # a copy: escnn shares bases between the models of a process, and a cast would reach them all
+    module = copied(module).double().eval()
     batch = next(task.batches("validation", 0)).double()[:4]
     return Model(module, (batch,), lambda net, x: net(x), lambda g, x: (task.act(g, x),), task.act_output)
 
