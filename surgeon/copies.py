@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-COPIED = (Tensor, nn.Module, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
+COPIED = (Tensor, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
 """What a copy has of its own even then: bound methods are hooks, which lead back to the module that they belong to."""
 
 
@@ -29,16 +29,18 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     try:
         return copy.deepcopy(model, dict(given))
     except Exception:
-        shared = {id(each): each for module in model.modules() for each in _objects(vars(module), set())}
+        shared = {id(each): each for each in _objects(model, set())}
         return copy.deepcopy(model, {**shared, **given})
 
 
-def _objects(value: Any, seen: set[int]) -> Iterator[Any]:
-    """Yield what is in nested containers and is no container itself."""
+def _objects(value: object, seen: set[int]) -> Iterator[Any]:
+    """Yield what is in nested modules and containers and is none itself; a module need not be a child of another."""
     if isinstance(value, COPIED) or id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, Mapping):
+    if isinstance(value, nn.Module):
+        yield from _objects(vars(value), seen)
+    elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _objects(key, seen)
             yield from _objects(each, seen)

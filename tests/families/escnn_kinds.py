@@ -92,7 +92,7 @@ class KindTask:
         generator = torch.Generator().manual_seed(len(split))
         size = SIZE[self.kind.split("-")[1]]
         dimension = 2 if size else 2 + 2 * (3 if "so3" in self.kind else 2)
-        for count in (12, 5):
+        for count in (12, 9, 7, 5):
             yield torch.randn(count, dimension, *size, generator=generator)
 
     def loss(self, outputs: Tensor, batch: Tensor) -> Tensor:
