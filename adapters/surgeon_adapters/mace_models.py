@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
