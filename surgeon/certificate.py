@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from surgeon.branch import branches_of
 from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.loading import COPIED_CONSTANT
+from surgeon.copies import copied
 from surgeon.files import json_compatible
 from surgeon.graph import compare_graphs, graph_hash, record
 from surgeon.modes import set_training
@@ -80,7 +80,7 @@ def _hook_count(module: nn.Module) -> int:
 
 def buffers_written_by_training(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
     """Return the buffers that one training-mode forward of a copy of ``model`` changes, with their values before."""
-    probe = copy.deepcopy(model)
+    probe = copied(model)
     set_training(probe, True)
     before = {name: buffer.detach().clone() for name, buffer in probe.named_buffers()}
     with torch.random.fork_rng(devices=[]):
@@ -188,7 +188,7 @@ def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module
     left, right = Architecture.of(before), Architecture.of(after)
     if left.keys != right.keys:
         # A deep copy of some generated modules (e3nn's tensor products) has more keys than the original: copy both.
-        left, right = (Architecture.of(copy.deepcopy(model)) for model in (before, after))
+        left, right = (Architecture.of(copied(model)) for model in (before, after))
     differences: dict[str, list[str]] = {
         "no branch left": [f"branch at {key}" for key in branches_of(after)],
         "state-dict keys and order": _differing_keys(left.keys, right.keys),
@@ -238,7 +238,7 @@ def _differing_graphs(
 
 
 def _in_eval_mode(model: nn.Module) -> nn.Module:
-    probe = copy.deepcopy(model)
+    probe = copied(model)
     set_training(probe, False)
     return probe
 

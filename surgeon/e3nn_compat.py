@@ -22,3 +22,15 @@ def import_e3nn() -> ModuleType:
     with torch.serialization.safe_globals([slice]), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return importlib.import_module("e3nn.o3")
+
+
+def unscript_harmonics() -> None:
+    """Let e3nn before 0.5, once imported, run the Python of its spherical harmonics, which it scripts at import.
+
+    TorchScript rewrites a function after its first runs, so that the recorded graph of a model, of which a certificate
+    keeps the hash, would depend on how often the function has run in this process.
+    """
+    holder = sys.modules["e3nn.o3._spherical_harmonics"]
+    function = getattr(holder, "_spherical_harmonics", None)
+    if isinstance(function, torch.jit.ScriptFunction):
+        holder._spherical_harmonics = function._torchdynamo_inline  # type: ignore[attr-defined]

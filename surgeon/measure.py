@@ -68,6 +68,8 @@ def equivariance_error(
 ) -> dict[str, ErrorSummary]:
     """Measure ``|f(g x) - g f(x)| / |g f(x)|`` under random elements of every component of the group.
 
+    A change of scale moves new points into the frame of an image, of which f(x) says nothing: they are left out.
+
     Args:
         function: the network, from a batch to outputs; gradients stay enabled, since some models return derivatives.
         batches: sample batches; each is paired with ``count`` elements per component.
@@ -95,9 +97,17 @@ def equivariance_error(
         for batch, output in zip(batches, outputs, strict=True):
             for g in group.sample(count, generator, component):
                 moved = map_tensors(Tensor.detach, function(act(g, batch)))
-                errors.append(relative_difference(moved, act_output(g, output)))
+                expected = act_output(g, output)
+                moved = _covered(moved, expected) if group.rescales else moved
+                errors.append(relative_difference(moved, expected))
         result[name] = summarise(errors)
     return result
+
+
+def _covered(moved: Any, expected: Any) -> Any:
+    """Return ``moved`` with 0 where ``expected`` is exactly 0."""
+    others = iter(tensors_in(expected))
+    return map_tensors(lambda tensor: tensor * (next(others) != 0), moved)
 
 
 def projection_error(relaxed: Sequence[Any], clean: Sequence[Any]) -> float:

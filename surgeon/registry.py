@@ -38,6 +38,8 @@ class Proposal:
         context: representations of the last axes of further arguments, which transform along but get no branch.
         path_in, path_out, convolution: as in :class:`surgeon.types.Site`.
         axes_in, axes_out: as there; or a function of the tensor's number of axes, which needs a sample batch.
+        symmetrised: for an op that is equivariant only approximately, those of its own parameters and buffers, by name,
+            that make it exactly so: its representations are verified with these. None for an equivariant op.
     """
 
     argument: str
@@ -50,6 +52,7 @@ class Proposal:
     axes_in: Axes = (-1,)
     axes_out: Axes = (-1,)
     convolution: Convolution | None = None
+    symmetrised: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

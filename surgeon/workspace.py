@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from surgeon.checkpoint import (
     split_state,
 )
 from surgeon.checkpoint.stored import pieces
+from surgeon.copies import copied
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath, is_hub_path
@@ -185,7 +185,7 @@ class Workspace:
             return self.found.rebuild(casted)
         except SurgeonError:
             with default_dtype(torch.float32):
-                twin = copy.deepcopy(self.found.rebuild())
+                twin = copied(self.found.rebuild())
             load_into(twin, casted, str(self.path))
             return twin
 

@@ -182,7 +182,9 @@ def test_spellings(spelling: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["SO4", "", "C", "Cn", "D-1", "SU2", "SO(3)x"])
 def test_unknown_names_list_the_choices(name: str) -> None:
-    with pytest.raises(GroupError, match=r"choose one of SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>"):
+    with pytest.raises(
+        GroupError, match=r"choose one of SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, SCALE<n>"
+    ):
         parse_group(name)
 
 

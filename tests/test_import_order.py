@@ -19,7 +19,7 @@ FOREIGN = {
     "surgeon_cli": {"surgeon_adapters"},
 }
 ROWS = (
-    {"errors", "types", "files", "trees", "imports", "modes", "sharding"},
+    {"errors", "types", "files", "trees", "imports", "modes", "copies", "sharding"},
     {"groups", "representations", "e3nn_compat"},
     {"branch", "forms", "regularizer", "gram_form", "schedule", "measure", "intertwiners", "moments"},
     {"graph", "inference"},

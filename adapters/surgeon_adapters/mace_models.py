@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.checkpoint.reading import scripts_on_the_cpu
-from surgeon.e3nn_compat import import_e3nn
+from surgeon.e3nn_compat import import_e3nn, unscript_harmonics
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.imports import call_with, one_line, unchanged_environment
 from surgeon.registry import BaseAdapter
@@ -40,20 +39,8 @@ def import_mace(name: str = "modules") -> ModuleType:
     import_e3nn()
     with unchanged_environment(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        _unscript_harmonics()
+        unscript_harmonics()
         return importlib.import_module(f"mace.{name}")
-
-
-def _unscript_harmonics() -> None:
-    """Let e3nn before 0.5 run the Python of its spherical harmonics, which it scripts when it is imported.
-
-    TorchScript rewrites a function after its first runs, so that the recorded graph of a model, of which a certificate
-    keeps the hash, would depend on how often the function has run in this process.
-    """
-    holder = sys.modules["e3nn.o3._spherical_harmonics"]
-    function = getattr(holder, "_spherical_harmonics", None)
-    if isinstance(function, torch.jit.ScriptFunction):
-        holder._spherical_harmonics = function._torchdynamo_inline  # type: ignore[attr-defined]
 
 
 class MaceAdapter(BaseAdapter):

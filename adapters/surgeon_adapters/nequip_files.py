@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.container import save_content
 from surgeon.checkpoint.reading import read_torch
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, TrustError
 from surgeon.workspace import default_dtype
 from surgeon_adapters import nequip_packages
 from surgeon_adapters.nequip_models import (
@@ -30,6 +29,8 @@ from surgeon_adapters.nequip_models import (
 
 NETWORK = "model."
 AVERAGE = "ema.ema_weight_"
+TRAINERS = tuple(f"nequip.train.{name}LightningModule" for name in ("NequIP", "EMA", "ConFIG", "EMAConFIG"))
+"""Training modules whose checkpoints hold the weights as they are used, or averages of them beside."""
 FROM_PACKAGE, FROM_CHECKPOINT = "nequip.model.ModelFromPackage", "nequip.model.ModelFromCheckpoint"
 ADVICE = "give the checkpoint of a training with one model"
 
@@ -119,11 +120,7 @@ def write_file(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path
 
 def _is_checkpoint(path: Path) -> bool:
     """Look for what nequip's Lightning modules keep, without reading any tensor."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-        text = archive.read(pickles[0]) if pickles else b""
+    text = nequip_packages.record_in(path, "data.pkl") or b""
     return all(word in text for word in (b"hyper_parameters", b"info_dict", b"training_module", b"nequip"))
 
 
@@ -132,13 +129,19 @@ def _read(path: Path, content: Any) -> _Content:
         hyper, state = content["hyper_parameters"], content["state_dict"]
         settings, versions = hyper["model"], hyper["info_dict"]["versions"]
         names = sorted({key.split(".")[1] for key in state if key.startswith(NETWORK)})
-        version = str(versions["nequip"])
+        version, trainer = str(versions["nequip"]), hyper["info_dict"]["training_module"][TARGET]
         settings = _resolved(settings, path)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"expected a checkpoint of nequip's training with settings and versions, but {str(path)!r} has no "
             f"{error}: nequip {installed_version()} writes them, write it again with a current version"
         ) from error
+    if trainer not in TRAINERS:
+        raise CheckpointError(
+            f"expected a checkpoint of one of nequip's training modules {', '.join(TRAINERS)}, got one of {trainer!r} "
+            f"in {str(path)!r}, which may compute the weights that count when it is opened: package it with "
+            "`nequip-package`, and open the package"
+        )
     if len(names) != 1:
         raise CheckpointError(
             f"expected one model in {str(path)!r}, found {len(names)} ({', '.join(names) or 'none'}): {ADVICE}"
@@ -181,11 +184,10 @@ def _require_keys(path: Path, found: _Content, tensors: Mapping[str, Tensor]) ->
 def open_by_nequip(path: Path) -> nn.Module | None:
     """Open a file through the loader of nequip's own commands.
 
-    None for other files, and for those whose training module, loss or metrics are of another package: to open them
-    would call what they name.
+    None for other files, and for those that hold objects, or whose training module, loss or metrics are of another
+    package: to open them would call what they name.
     """
-    package = nequip_packages.is_package(path)
-    if not package and not (_is_checkpoint(path) and _only_nequips(read_torch(path, False)[0]["hyper_parameters"])):
+    if not nequip_packages.is_package(path) and not _names_only_nequips(path):
         return None
     loader = import_nequip("model.saved_models.load_utils")
     with nequip_state(), default_dtype(torch.float64), torch.random.fork_rng(devices=[]):
@@ -193,18 +195,18 @@ def open_by_nequip(path: Path) -> nn.Module | None:
     return module.eval()
 
 
-def _only_nequips(hyper: Mapping[str, Any]) -> bool:
+def _names_only_nequips(path: Path) -> bool:
     """Tell whether everything that opening a checkpoint calls is public in ``nequip.train`` and ``nequip.data``."""
-    public = {
-        f"nequip.{part}.{name}" for part in ("train", "data") for name in import_nequip(part).__all__ if name[0] != "_"
-    }
-    try:
-        require_known(hyper["model"])
-    except CheckpointError:
+    if not _is_checkpoint(path):
         return False
+    try:
+        hyper = read_torch(path, False)[0]["hyper_parameters"]
+        require_known(hyper["model"])
+    except (TrustError, CheckpointError):
+        return False
+    public = {f"nequip.{part}.{name}" for part in ("train", "data") for name in import_nequip(part).__all__}
     parts = [hyper.get(key) for key in ("loss", "train_metrics", "val_metrics", "test_metrics")]
-    module = {TARGET: hyper["info_dict"]["training_module"].get(TARGET)}
-    return all(target in public for part in (*parts, module) for target in _targets(part))
+    return hyper["info_dict"]["training_module"][TARGET] in TRAINERS and public.issuperset(_targets(parts))
 
 
 def _targets(settings: Any) -> Sequence[Any]:

@@ -31,13 +31,17 @@ OUTPUTS = ("total_energy", "forces")
 
 def is_package(path: Path) -> bool:
     """Tell whether a file is an archive that ``nequip-package`` wrote."""
-    return zipfile.is_zipfile(path) and _text_in(path, METADATA) is not None
+    return record_in(path, f"model/{METADATA}") is not None
 
 
-def _text_in(path: Path, resource: str) -> str | None:
-    with zipfile.ZipFile(path) as archive:
-        name = next((name for name in archive.namelist() if name.endswith(f"/model/{resource}")), None)
-        return None if name is None else archive.read(name).decode("utf-8")
+def record_in(path: Path, name: str) -> bytes | None:
+    """Return a record of an archive, as torch writes them, by its name below the archive's own; None if it has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = next((other for other in archive.namelist() if other.partition("/")[2] == name), None)
+            return None if found is None else archive.read(found)
+    except (OSError, zipfile.BadZipFile):  # no archive, or one that is written without checksums
+        return None
 
 
 def settings_of(path: Path) -> tuple[dict[str, Any], str]:
@@ -49,7 +53,7 @@ def settings_of(path: Path) -> tuple[dict[str, Any], str]:
     import yaml
 
     try:
-        config, metadata = (yaml.safe_load(_text_in(path, name) or "") for name in (CONFIG, METADATA))
+        config, metadata = (yaml.safe_load(record_in(path, f"model/{name}") or b"") for name in (CONFIG, METADATA))
         return dict(config["training_module"]["model"]), str(metadata["versions"]["nequip"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(

@@ -13,9 +13,9 @@ from torch import Tensor
 from surgeon.deviation import RELATIVE, allowed_deviation, largest_deviation, largest_entry
 from surgeon.evaluation import outputs_on
 from surgeon.export.sample import Sample
-from surgeon.groups import Group
 from surgeon.imports import import_onnxruntime, one_line
 from surgeon.stripped import Stripped
+from surgeon.surgery import symmetrised_copy
 from surgeon.tasks import can_act
 from surgeon.trees import map_tensors, tensors_in, to_dtype
 
@@ -80,7 +80,8 @@ def check_run(
     """Compare an exported program with the model it was exported from, on batches of other sizes.
 
     Per output, ``max|run - f32|`` may be ``max(10 max|f32 - f64|, 1e-5 max|f64|)``; the same bound holds for
-    ``max|run(g x) - g run(x)|``.
+    ``max|run(g x) - g run(x)|``; of a network that is equivariant only approximately, by design, beyond what the model
+    itself, in float64, deviates by.
 
     Args:
         run: from a batch to the output tensors of the program.
@@ -113,7 +114,7 @@ def check_run(
     equivariance = {}
     if group is not None and can_act(task) and not differences:
         trees = [_like(tree, found, kept) for tree, found in zip(exact_trees, results, strict=True)]
-        equivariance = _equivariance(run, task, batches, trees, bounds, group, seed, kept)
+        equivariance = _equivariance(run, stripped, batches, trees, exact_trees, bounds, seed, kept)
         differences += [
             f"in {where} f(g x) and g f(x) differ {ratio:.1f} times as much as allowed under {name}"
             for name, ratio in equivariance.items()
@@ -124,26 +125,41 @@ def check_run(
 
 def _equivariance(
     run: Callable[[Any], list[Tensor]],
-    task: Any,
+    stripped: Stripped,
     batches: Sequence[Any],
     trees: Sequence[Any],
+    exact_trees: Sequence[Any],
     bounds: Sequence[Sequence[float]],
-    group: Group,
     seed: int,
     kept: Sequence[int] | None,
 ) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(seed)
+    generator, group, task = torch.Generator().manual_seed(seed), stripped.group, stripped.task
+    assert group is not None
+    approximate = symmetrised_copy(stripped.model, group) is not None
     result = {}
     for component, name in enumerate(group.component_names):
         worst = 0.0
-        for batch, tree, allowed in zip(batches, trees, bounds, strict=True):
+        for batch, tree, exact, allowed in zip(batches, trees, exact_trees, bounds, strict=True):
             for g in group.sample(ELEMENTS, generator, component):
-                moved = _chosen(task.act_output(g, tree), kept)
+                moved = _chosen(task.act_output(g, tree), kept)  # type: ignore[attr-defined]
                 # Coordinates that are turned or moved have the size of what they are turned into.
                 scaled = [max(a, RELATIVE * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
-                worst = max(worst, largest_deviation(run(task.act(g, batch)), moved, scaled))
+                found = run(task.act(g, batch))  # type: ignore[attr-defined]
+                ratio = largest_deviation(found, moved, scaled)
+                if ratio > 1 and approximate:
+                    own = _own_deviation(stripped, batch, exact, g, kept)
+                    ratio = largest_deviation(found, moved, [a + b for a, b in zip(scaled, own, strict=True)])
+                worst = max(worst, ratio)
         result[name] = worst
     return result
+
+
+def _own_deviation(stripped: Stripped, batch: Any, exact: Any, g: Tensor, kept: Sequence[int] | None) -> list[float]:
+    """Return ``max|f(g x) - g f(x)|`` of the float64 model, per output."""
+    task: Any = stripped.task
+    (output,) = outputs_on(stripped.double, task, [task.act(g, to_dtype(batch, torch.float64))])
+    expected = _chosen(task.act_output(g, exact), kept)
+    return [float((a - b).abs().max()) for a, b in zip(_chosen(output, kept), expected, strict=True)]
 
 
 def _chosen(tree: Any, kept: Sequence[int] | None) -> list[Tensor]:

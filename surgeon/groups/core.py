@@ -66,6 +66,11 @@ class Group:
         """Size d of the linear part: k - 1 for homogeneous matrices, else k."""
         return self.dimension - 1 if self.affine else self.dimension
 
+    @property
+    def rescales(self) -> bool:
+        """True for a group of scales: 1 x 1 matrices, which stretch every axis of a grid alike."""
+        return self.vector_dimension == 1 and not self.finite
+
     def linear(self, g: Tensor) -> Tensor:
         """Return the part of elements or generators that acts on features.
 

@@ -1,4 +1,4 @@
-"""The groups that have a name: rotations, motions, Lorentz transformations, cyclic and dihedral groups."""
+"""The groups that have a name: rotations, motions, Lorentz transformations, cyclic and dihedral groups, scales."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from surgeon.errors import GroupError
 from surgeon.groups.core import Group
 
-CHOICES = "SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>"
+CHOICES = "SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, SCALE<n>"
 
 
 def named_group(name: str) -> Group | None:
@@ -22,13 +22,17 @@ def named_group(name: str) -> Group | None:
         The group, or None if no group has this name.
 
     Raises:
-        GroupError: if the name is that of a cyclic or dihedral group of order 0.
+        GroupError: if the name is that of a cyclic or dihedral group of order 0, or of scales by a factor below 2.
     """
     key = re.sub(r"[\s()\[\],_]", "", name).upper()
+    scales = re.fullmatch(r"SCALE(\d+)", key)
+    if scales:
+        return _scales(int(scales[1]))
     finite = re.fullmatch(r"([CD])(\d+)", key)
     if finite:
         return _planar_group(finite[1], int(finite[2]))
     builders = {"SO2": _so2, "O2": _o2, "SO3": _so3, "O3": _o3, "SE3": _se3, "E3": _e3, "SO13": _so13, "O13": _o13}
+    builders["OCTA"] = _octahedral
     return builders[key]() if key in builders else None
 
 
@@ -79,6 +83,22 @@ def _planar_group(family: str, order: int) -> Group:
     if family == "D":
         elements = torch.cat([elements, _diagonals((1, -1))])
     return Group(name, _none(2), elements, ("all elements",), True, False, True)
+
+
+def _octahedral() -> Group:
+    """Build the 24 rotations of a cube, which map a cubic grid to itself, from quarter turns about x and z."""
+    quarters = torch.linalg.matrix_exp(torch.pi / 2 * _rotation_algebra(3)[[0, 2]]).round()
+    return Group("OCTA", _none(3), quarters, ("all elements",), True, False, True)
+
+
+def _scales(factor: int) -> Group:
+    """Build the discrete group of scales: 1 x 1 matrices, all powers of one that shrinks lengths by ``factor``."""
+    if factor < 2:
+        raise GroupError(
+            f"expected SCALE<n> with a factor n of at least 2, got SCALE{factor}: write for example SCALE2"
+        )
+    shrinking = torch.full((1, 1, 1), 1 / factor, dtype=torch.float64)
+    return Group(f"SCALE{factor}", _none(1), shrinking, ("identity", f"shrunk by {factor}"), False, False, False)
 
 
 def _none(size: int) -> Tensor:

@@ -28,7 +28,7 @@ def check_frame(group: Group, sizes: Sequence[int], frame: Sequence[Sequence[int
     Raises:
         GroupError: if it is not a signed permutation of the group's dimension and the grid's.
     """
-    d = group.vector_dimension
+    d = len(sizes) if group.rescales else group.vector_dimension
     good = len(frame) == d and len(sizes) == d and all(len(row) == d for row in frame) and min(sizes) > 0
     if not good or not is_signed_permutation(torch.tensor(frame, dtype=torch.float64)):
         raise GroupError(
@@ -43,6 +43,12 @@ def is_signed_permutation(matrix: Tensor) -> bool:
     places = matrix.abs()
     whole = bool(((places == 0) | (places == 1)).all())
     return whole and bool((places.sum(0) == 1).all()) and bool((places.sum(1) == 1).all())
+
+
+def maps_to_itself(matrix: Tensor) -> bool:
+    """Tell whether a matrix in the coordinates of a grid's axes maps its points to points, if sizes allow it."""
+    whole = matrix.round()
+    return float((matrix - whole).abs().max()) <= ON_GRID and is_signed_permutation(whole)
 
 
 @lru_cache(maxsize=64)
@@ -61,7 +67,9 @@ def grid_points(data: str) -> int:
 
 
 def in_frame(matrices: Tensor, frame: Tensor) -> Tensor:
-    """Return group matrices (..., d, d) in the coordinates of the grid's axes."""
+    """Return group matrices (..., d, d), or scales (..., 1, 1), in the coordinates of the grid's axes."""
+    if matrices.shape[-1] == 1:
+        return matrices * torch.eye(len(frame), dtype=matrices.dtype)
     return frame @ matrices @ frame.mT
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -79,12 +80,13 @@ def _coordinates(basis: Tensor, matrices: Tensor) -> Tensor:
 def images_of_elements(group: Group, data: str, linear: Tensor) -> Tensor:
     """Return rho(g) for elements with linear parts (n, d, d); shape (n, f, f).
 
-    Finite groups by products of generators; Lie groups by ``rho(exp(A) e) = exp(drho(A)) rho(e)``.
+    Finite groups by products of generators; Lie groups by ``rho(exp(A) e) = exp(drho(A)) rho(e)``; scales by powers.
 
     Raises:
         GroupError: if a matrix is not in the group.
     """
-    images = [_finite_image(group, data, g) if group.finite else _lie_image(group, data, g) for g in linear]
+    image_of = _finite_image if group.finite else _lie_image if len(group.algebra) else _power_image
+    images = [image_of(group, data, g) for g in linear]
     return torch.stack(images) if images else torch.zeros(0, image_size(data), image_size(data), dtype=torch.float64)
 
 
@@ -129,6 +131,19 @@ def _lie_image(group: Group, data: str, g: Tensor) -> Tensor:
             exponent = torch.einsum("a,aij->ij", coordinates, algebra)
             return torch.mm(torch.linalg.matrix_exp(exponent), image)
     raise GroupError(f"expected an element of {group.name}, got a matrix that is not: draw elements with Group.sample")
+
+
+def _power_image(group: Group, data: str, g: Tensor) -> Tensor:
+    """Return rho(e)^n for ``g = e^n``; where a range of scales is cut off, rho(e) has no inverse."""
+    element, image = group.feature_elements[0], _tensors(data)[1][0]
+    power = round(math.log(float(g)) / math.log(float(element))) if float(g) > 0 else -1
+    if power < 0 or abs(float(element) ** power - float(g)) > SAME_ELEMENT:
+        raise GroupError(
+            f"expected a power of {float(element):g}, an element of {group.name}, got {float(g):g}: draw elements with "
+            "Group.sample"
+        )
+    result: Tensor = torch.linalg.matrix_power(image, power)
+    return result
 
 
 def _log_coordinates(group: Group, g: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ from surgeon.groups import Group
 from surgeon.representations.build import axes as vectors
 from surgeon.representations.build import repeated, trivial
 from surgeon.representations.core import Representation
-from surgeon.representations.grids import ON_GRID, in_frame, is_signed_permutation
+from surgeon.representations.grids import ON_GRID, in_frame, maps_to_itself
 from surgeon.representations.operator import BlockOperator
 
 Frame = tuple[tuple[int, ...], ...]
@@ -84,8 +84,10 @@ class TensorType:
             return x
         frame = torch.tensor(self.frame, dtype=torch.float64)
         exact = in_frame(self.rho.group.linear(g), frame)
+        if self.rho.group.rescales:
+            return self._shrunk(1 / float(exact[0, 0]), x)
         matrix = exact.round()
-        if float((exact - matrix).abs().max()) > ON_GRID or not is_signed_permutation(matrix):
+        if not maps_to_itself(exact):
             raise GroupError(
                 f"expected an element of {self.rho.group.name} that maps the points of a grid to points, got one that "
                 "does not: act with quarter turns and reflections of the axes"
@@ -97,6 +99,28 @@ class TensorType:
             permutation[self.grid[axis] % x.ndim] = self.grid[source] % x.ndim
         flips = [self.grid[axis] % x.ndim for axis, source in enumerate(order) if matrix[axis, source] < 0]
         return x.permute(permutation).flip(flips)
+
+    def _shrunk(self, factor: float, x: Tensor) -> Tensor:
+        """Return ``x(factor u)`` about the centre of the grid, and 0 where that is outside."""
+        step = round(factor)
+        if abs(factor - step) > ON_GRID or step < 1 or any(x.shape[axis] % 2 == 0 for axis in self.grid):
+            raise GroupError(
+                f"expected a grid with a point in its centre, shrunk by a whole number, got sizes "
+                f"{[x.shape[axis] for axis in self.grid]} and the factor {factor:g}: act on grids of odd sizes"
+            )
+        for axis in self.grid:
+            half = x.shape[axis] // 2
+            kept = half // step
+            points = torch.arange(-kept, kept + 1, device=x.device)
+            x = torch.zeros_like(x).index_copy(axis, points + half, x.index_select(axis, step * points + half))
+        return x
+
+    def covered(self, g: Tensor, like: Tensor) -> Tensor | None:
+        """Return which entries of ``g x`` come from an entry of ``x``, shaped as ``like``; None for all.
+
+        A change of scale moves new points into the frame of a grid, and new scales into a range of them.
+        """
+        return self.act(g, torch.ones_like(like)) != 0 if self.rho.group.rescales else None
 
     def with_copies(self, axes: tuple[int, ...], x: Tensor) -> TensorType:
         """Return the same type with further axes of copies, which vary fastest in the flattened order.

@@ -8,6 +8,7 @@ from surgeon.surgery.merge import merge, unmerge
 from surgeon.surgery.relaxation import PenaltySettings, Relaxation
 from surgeon.surgery.select import select
 from surgeon.surgery.strip import refold, strip
+from surgeon.surgery.symmetrised import symmetrised_copy
 
 __all__ = [
     "LowRankUpdates",
@@ -20,6 +21,7 @@ __all__ = [
     "relax",
     "select",
     "strip",
+    "symmetrised_copy",
     "unmerge",
     "with_blocks",
     "with_rank",

@@ -106,11 +106,15 @@ def verify_all(
     recording: Recording,
     calls: Mapping[str, list[Mapping[str, Any]]],
     skipped: list[Skipped],
-) -> list[Site]:
-    """Check every proposal on its op's recorded calls; those that fail are added to ``skipped`` with the reason."""
+) -> tuple[list[Site], list[str]]:
+    """Check every proposal on its op's recorded calls; those that fail are added to ``skipped`` with the reason.
+
+    Returns:
+        The sites, and one note for each op that is equivariant only approximately: how far it is from that.
+    """
     check = SiteCheck(group)
     usage = WeightUsage(model, recording)
-    sites = []
+    sites, notes = [], []
     for name, (adapter_name, unresolved) in proposals.items():
         count = recording.calls.get(name, 0)
         residual, complaint, coverage = 0.0, usage.complaint(name), usage.coverage(name)
@@ -128,7 +132,13 @@ def verify_all(
         if why_not:
             site = dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why_not}")
         sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
-    return sites
+        if proposal[1].symmetrised is not None:
+            own = check.own_deviation(model.get_submodule(name), proposal[1], calls[name][0])
+            notes.append(
+                f"{name or 'the model itself'}: approximately equivariant by design; its own weights deviate by "
+                f"{own:.1e}, its symmetrised ones by {residual:.0e}"
+            )
+    return sites, notes
 
 
 def _cannot_fold(

@@ -234,7 +234,7 @@ def _in_order(rho: Representation, wanted: tuple[int, ...], order: tuple[int, ..
 
 
 def _discretisation(site: Site, evidence: Evidence) -> list[str]:
-    """Say how far a kernel on a grid is from equivariance under rotations that do not map the grid to itself."""
+    """Say how far a kernel on a grid is from equivariance under elements that do not map the grid to itself."""
     if site.convolution is None or evidence.group.finite:
         return []
     kernels = kernels_of(evidence.candidates.get(site.name), evidence.recording)
@@ -242,6 +242,11 @@ def _discretisation(site: Site, evidence: Evidence) -> list[str]:
         return []
     kernel = kernels[0].dense().flatten(1)
     defect = float(Commutator(*row_representations(site, evidence.group))(kernel).norm() / kernel.norm())
+    if evidence.group.rescales:
+        return [
+            f"{site.name}: verified where a change of scale leaves neither the image nor the range of scales; with "
+            f"what is cut off there the original kernel's own defect is {defect:.2f} of its norm"
+        ]
     return [
         f"{site.name}: verified under quarter turns; under small rotations of the grid the original kernel's own "
         f"defect is {defect:.2f} of its norm, which is discretisation"

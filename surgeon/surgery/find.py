@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,8 +91,9 @@ def find(
             recording = record(model, *inputs, forward=forward)
             for more in further:
                 (forward or _call)(model, *map_tensors(fresh_copy, more))
-        annotated = verify_all(model, group, adapters, proposals, recording, calls, skipped)
-    return _combined(model, group, recording, annotated, skipped, set(proposals), symmetry, inputs, twin)
+        annotated, notes = verify_all(model, group, adapters, proposals, recording, calls, skipped)
+    plan = _combined(model, group, recording, annotated, skipped, set(proposals), symmetry, inputs, twin)
+    return dataclasses.replace(plan, notes=(*notes, *plan.notes))
 
 
 def _combined(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.copies import copied
 from surgeon.errors import CheckFailedError, PlanError, TaskError
 from surgeon.graph import Recording, record
 from surgeon.graph.record import plain_tensors
@@ -86,7 +86,7 @@ def double_twin(model: nn.Module) -> nn.Module:
     memo = {id(t): t.detach().clone() for value in held for t in plain_tensors(value) if t.grad_fn is not None}
     try:
         with torch.no_grad():
-            twin = copy.deepcopy(model, memo).double()
+            twin = copied(model, memo).double()
             set_training(twin, True)
             set_training(twin, False)
             return twin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from surgeon.errors import GroupError
 from surgeon.forms import LinearForm
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
 from surgeon.registry import Proposal
 from surgeon.representations import Representation, TensorType
+from surgeon.representations.grids import in_frame, maps_to_itself
 from surgeon.trees import map_tensors, tensor_at, with_tensor
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -48,13 +51,20 @@ def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[
 
 
 class SiteCheck:
-    """Linearity and equivariance of single ops under one random element of each component of a group."""
+    """Linearity and equivariance of single ops, under one random element of each component of a group.
+
+    Of a finite group all generators are taken: a random element can be the identity, under which everything holds.
+    """
 
     def __init__(self, group: Group, seed: int = 0) -> None:
         self._group = group
         self._generator = torch.Generator().manual_seed(seed)
         components = range(len(group.component_names))
-        self._elements = torch.cat([group.sample(1, self._generator, component) for component in components])
+        self._elements = (
+            group.elements
+            if group.finite
+            else torch.cat([group.sample(1, self._generator, component) for component in components])
+        )
         self._actions: dict[str, Any] = {}
 
     def _act(self, rho: Representation, x: Tensor) -> Tensor:
@@ -69,13 +79,18 @@ class SiteCheck:
         """Return the largest relative residual and a complaint, empty if the site holds.
 
         The feature argument is replaced by random numbers of its shape, since real features may be 0 in a whole irrep
-        and hide a wrong label; all other arguments are the real ones, transformed along where they transform.
+        and hide a wrong label; all other arguments are the real ones, transformed along where they transform. An op
+        that is equivariant only approximately is judged with its symmetrised weights.
         """
         try:
             with torch.no_grad():
                 return self._judge(op, proposal, call)
         except Exception as error:  # the op is foreign code
             return float("inf"), f"could not be checked on its own recorded inputs ({_first_line(error)})"
+
+    def own_deviation(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> float:
+        """Return how far an op with its own weights is from equivariance, relative to its output's scale."""
+        return self(op, dataclasses.replace(proposal, symmetrised=None), call)[0]
 
     def fold_complaint(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any], fold_map: FoldMap) -> str:
         """Return why changed weights do not do what ``fold_map`` says; empty if they do.
@@ -124,7 +139,7 @@ class SiteCheck:
             return float("inf"), "not exercised: its recorded input has no rows"
         x, other = (torch.randn(real.shape, generator=self._generator).to(real) for _ in range(2))
 
-        weights = self._if_all_zero(op)
+        weights = dict(proposal.symmetrised or self._if_all_zero(op))
 
         def run(features: Tensor, context: Mapping[str, Tensor]) -> Tensor:
             given = with_tensor(call[proposal.argument], proposal.path_in, features)
@@ -144,6 +159,8 @@ class SiteCheck:
         for index, g in enumerate(_elements(proposal, self._group, self._elements)):
             context = {name: values[index] for name, values in moved.items()}
             difference = run(type_in.act(g, x), context) - type_out.act(g, output)
+            covered = type_out.covered(g, output)
+            difference = difference if covered is None else difference * covered
             residual = max(residual, float(difference.norm()) / scale)
         limit = TOLERANCE.get(output.dtype, 1e-4)
         if residual <= limit:
@@ -153,11 +170,24 @@ class SiteCheck:
 
 
 def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
-    """Return the elements to judge an op by: on a grid those that map it to itself, here quarter turns."""
-    if proposal.convolution is None or group.finite:
+    """Return the elements to judge an op by: on a grid those that map it to itself, such as quarter turns.
+
+    Raises:
+        GroupError: if only the identity does.
+    """
+    if proposal.convolution is None or group.rescales:
         return elements
-    quarter: Tensor = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra)
-    return quarter.round()
+    if not group.finite:
+        quarters = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra).round()
+        return torch.cat([quarters, group.elements])
+    frame = torch.tensor(proposal.convolution.frame, dtype=torch.float64)
+    kept = [g for g in group.all_elements()[1:] if maps_to_itself(in_frame(group.linear(g), frame))]
+    if not kept:
+        raise GroupError(
+            f"no element of {group.name} but the identity maps the points of its grid to points: choose a group of "
+            "quarter turns"
+        )
+    return torch.stack(kept)
 
 
 def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:

@@ -191,6 +191,7 @@ def test_a_class_inside_needs_trust_and_has_to_be_there(plain: Path, tmp_path: P
     with pytest.raises(TrustError, match=r"it names .*Custom.*allow it with `--trust-pickle`"):
         open_path(tmp_path / "custom.ckpt")
     assert open_path(tmp_path / "custom.ckpt", OpenOptions(trust_pickle=True)).checkpoint.needs_trust
+    assert adapter.reopen(tmp_path / "custom.ckpt") is None
     gone = _renamed(tmp_path / "custom.ckpt", tmp_path / "gone.ckpt", b"test_nequip_input", b"test_nequip_absent")
     with pytest.raises(CheckpointError, match=r"needs the module '.*test_nequip_absent', which is not installed"):
         open_path(gone, OpenOptions(trust_pickle=True))
@@ -233,6 +234,22 @@ def test_modifiers_that_only_speed_up_are_left_out() -> None:
 def test_a_pair_potential_is_built() -> None:
     zbl = {"_target_": "nequip.nn.pair_potential.ZBL", "units": "metal", "chemical_species": ["H", "C", "O"]}
     assert "pair_potential" in dict(build({**SETTINGS, "pair_potential": zbl}).named_modules())["model.func"]._modules
+
+
+def test_a_training_module_that_computes_its_weights(plain: Path, tmp_path: Path) -> None:
+    """Those of a schedule-free optimiser are not the ones in the state dict."""
+
+    def free(content: dict[str, Any]) -> None:
+        content["hyper_parameters"]["info_dict"]["training_module"]["_target_"] = (
+            "nequip.train.ScheduleFreeLightningModule"
+        )
+
+    path = edited(plain, tmp_path / "free.ckpt", free)
+    with pytest.raises(
+        CheckpointError, match=r"got one of 'nequip\.train\.ScheduleFree.*package it with `nequip-package`"
+    ):
+        open_path(path)
+    assert adapter.reopen(path) is None
 
 
 def test_several_models(plain: Path, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Copies of models, also of those that hold objects which refuse to be copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+COPIED = (Tensor, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
+"""What a copy has of its own even then: bound methods are hooks, which lead back to the module that they belong to."""
+
+
+def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy; if that fails, one that shares what is neither tensor, module, container nor function.
+
+    Some libraries hang descriptions of their groups on every layer, which nobody changes and which cannot be copied.
+
+    Args:
+        model: the network.
+        memo: by id, what to use instead of a copy.
+
+    Returns:
+        The copy: its parameters, buffers, modules and hooks are its own.
+    """
+    given = dict(memo or {})
+    try:
+        return copy.deepcopy(model, dict(given))
+    except Exception:
+        shared = {id(each): each for each in _objects(model, set())}
+        return copy.deepcopy(model, {**shared, **given})
+
+
+def _objects(value: object, seen: set[int]) -> Iterator[Any]:
+    """Yield what is in nested modules and containers and is none itself; a module need not be a child of another."""
+    if isinstance(value, COPIED) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield from _objects(vars(value), seen)
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _objects(key, seen)
+            yield from _objects(each, seen)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from _objects(each, seen)
+    else:
+        yield value

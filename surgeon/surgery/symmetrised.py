@@ -1,0 +1,43 @@
+"""Networks that are equivariant only approximately, by design: the exactly equivariant one beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.copies import copied
+from surgeon.groups import Group
+from surgeon.registry import Adapter, installed_adapters
+from surgeon.surgery.annotated import collect_proposals
+
+
+def symmetrised_copy(model: nn.Module, group: Group, adapters: Mapping[str, Adapter] | None = None) -> nn.Module | None:
+    """Return a copy in which every approximately equivariant op has weights that make it exactly equivariant.
+
+    What such a network breaks of the symmetry is its own; whether the group is the right one, and the actions on its
+    inputs and outputs are, can be seen on the copy.
+
+    Args:
+        model: the network.
+        group: the group.
+        adapters: adapters by name; default all installed ones.
+
+    Returns:
+        The copy; None if no adapter knows such an op in the model.
+    """
+    proposals, _ = collect_proposals(model, group, installed_adapters() if adapters is None else adapters)
+    changes: dict[str, Tensor] = {
+        f"{name}.{own}".lstrip("."): value
+        for name, (_, proposal) in proposals.items()
+        for own, value in (proposal.symmetrised or {}).items()
+    }
+    if not changes:
+        return None
+    result = copied(model)
+    own = {**dict(result.named_parameters()), **dict(result.named_buffers())}
+    with torch.no_grad():
+        for name, value in changes.items():
+            own[name].copy_(value)
+    return result

@@ -1,0 +1,70 @@
+"""Copies of models that hold what refuses to be copied."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.copies import copied
+
+
+class Description:
+    """Never changed, and not to be copied."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Description:
+        raise TypeError("not to be copied")
+
+
+class Described(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.kinds = {"in": [Description()]}
+        self.kept = torch.ones(2)
+        self.linear.register_forward_hook(self.double)
+
+    def double(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        return output * self.kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(x)
+        return result
+
+
+def test_what_refuses_is_shared_and_all_else_is_its_own() -> None:
+    model = Described()
+    with pytest.raises(TypeError, match="not to be copied"):
+        copy.deepcopy(model)
+    twin = copied(model)
+    assert isinstance(twin, Described)
+    assert twin.kinds["in"][0] is model.kinds["in"][0]
+    assert twin.kinds["in"] is not model.kinds["in"]
+    x = torch.randn(3, 2)
+    before = model(x).detach()
+    with torch.no_grad():
+        twin.linear.weight.zero_()
+        twin.linear.bias.fill_(1)
+        twin.kept.fill_(3)
+    assert torch.equal(model(x), before)
+    assert torch.equal(twin(x), torch.full((3, 2), 3.0))  # its hook is its own, too
+
+
+def test_a_plain_model_is_copied_whole() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.settings = {"a": [1]}
+    twin = copied(model)
+    assert twin.settings["a"] is not model.settings["a"]
+    assert twin[0].weight is not model[0].weight
+    marker = object()
+    model.marker = marker
+    assert copied(model, {id(marker): 7}).marker == 7
+
+
+def test_what_cannot_be_copied_even_so_raises() -> None:
+    model = nn.Linear(2, 2)
+    model.activation = model.weight * 2
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copied(model)
