@@ -287,3 +287,10 @@ def test_group_from_a_function_can_be_found_again_by_its_name(monkeypatch: pytes
         parse_group("my_groups:ragged")
     with pytest.raises(GroupError, match="ModuleNotFoundError"):
         parse_group("no_such_module_here:f")
+
+
+def test_the_rotations_of_a_cube_map_its_grid_to_itself() -> None:
+    elements = parse_group("octa").all_elements()
+    assert len(elements) == 24
+    assert torch.equal(elements.abs(), elements.abs().round())
+    assert torch.allclose(torch.linalg.det(elements), torch.ones(24, dtype=torch.float64))
