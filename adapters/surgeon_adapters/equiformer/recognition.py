@@ -153,8 +153,15 @@ def _even(shapes: Mapping[str, tuple[int, ...]]) -> list[EquiformerConfig]:
     head, middle = _head(shapes, embedding, paths, dims), _middle(shapes, embedding, feature, dims)
     if head is None or middle is None:
         return []
-    whole = (_irreps(each) for each in (embedding, [1] * (lmax + 1), feature, head, middle))
-    return [EquiformerConfig(*whole)]
+    return [
+        EquiformerConfig(
+            embedding=_irreps(embedding),
+            harmonics=_irreps([1] * (lmax + 1)),
+            feature=_irreps(feature),
+            head=_irreps(head),
+            mlp=_irreps(middle),
+        )
+    ]
 
 
 def _highest_degree(shapes: Mapping[str, tuple[int, ...]]) -> int:
