@@ -21,6 +21,8 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest -n $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_NO_INPUT := 1
+# Only what is imported is compiled, when it is: most of torch never is, and there are several environments.
+export PIP_NO_COMPILE := 1
 
 # The stamp of an environment holds the folder it was made in. A copied or moved checkout is set up again, because its
 # environment would go on importing from the old folder.
