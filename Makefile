@@ -69,8 +69,8 @@ test: $(VENV)/.stamp  ## run all tests
 test-fast: $(VENV)/.stamp  ## run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-e3nn044: $(OLD_VENV)/.stamp  ## run the tests that touch e3nn with the oldest supported e3nn
-	$(ONE_THREAD) $(IN_OLD_VENV) -m pytest -n $(JOBS) -p no:cacheprovider -m e3nn $(ARGS)
+test-e3nn044: $(OLD_VENV)/.stamp  ## run the quick tests that touch e3nn with the oldest supported e3nn
+	$(ONE_THREAD) $(IN_OLD_VENV) -m pytest -n $(JOBS) -p no:cacheprovider -m "e3nn and not slow" $(ARGS)
 
 test-families: $(FAMILIES:%=test-%)  ## run the tests of the model families of other libraries, each in its own environment
 

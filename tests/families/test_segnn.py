@@ -17,6 +17,7 @@ __all__ = ["example"]
 pytestmark = pytest.mark.e3nn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["O3", "E3"])
 def test_annotation_and_measurement_agree(group: str) -> None:
     workspace = open_path(CHECKPOINT, OpenOptions(task=str(EXAMPLE / "task.py")))
