@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from surgeon.checkpoint import write_relaxed
@@ -34,8 +30,8 @@ def from_hub(
 
     Args:
         repo: ``owner/name``, or a whole ``hf://`` path.
-        model: what builds the architecture: a function, which is called in a thread while files are downloaded, or
-            ``module:function``; not needed if an installed package or adapter knows the model.
+        model: what builds the architecture: a function, or ``module:function``; not needed if an installed package or
+            adapter knows the model.
         mode: strip a relaxed model at once, by "drop" or "fold"; None leaves its branches in.
         revision: branch, tag or commit.
         options: everything else that :func:`surgeon.open_path` takes, such as a task.
@@ -53,8 +49,7 @@ def from_hub(
     path = HubPath.parse(repo) if is_hub_path(repo) else HubPath(check_repo(repo))
     if revision is not None:
         path = dataclasses.replace(path, revision=check_revision(revision))
-    build = _ahead(model) if callable(model) else model
-    return _stripped(open_path(str(path), _with_model(options or OpenOptions(), build), mode), mode)
+    return _stripped(open_path(str(path), _with_model(options or OpenOptions(), model), mode), mode)
 
 
 def from_pretrained(
@@ -110,25 +105,6 @@ def save_pretrained(workspace: Workspace, folder: str | Path, *, force: bool = F
         step=files.config.step,
     )
     write_relaxed(folder, workspace.model, config, files.base_metadata, force)
-
-
-def _ahead(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """Start building in a thread, and return a function that gives the result first; further calls build anew."""
-    device = torch.get_default_device()  # which may be set for this thread alone
-
-    def in_thread() -> nn.Module:
-        with device if device.type != "cpu" else nullcontext():
-            return build()
-
-    executor = ThreadPoolExecutor(max_workers=1)
-    started = [executor.submit(in_thread)]
-    executor.shutdown(wait=False)
-
-    @functools.wraps(build, updated=())
-    def built() -> nn.Module:
-        return started.pop().result() if started else build()
-
-    return built
 
 
 def _with_model(options: OpenOptions, model: str | Callable[[], nn.Module] | None) -> OpenOptions:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import surgeon
 from surgeon.checkpoint import read_relaxed
-from surgeon.errors import CheckpointError, SurgeonError, UsageError
+from surgeon.errors import CheckpointError, UsageError
 from surgeon.hub.pushing import push_to_hub
 from tests import tiny
 from tests.hub.folders import made
@@ -67,28 +65,3 @@ def test_only_a_relaxed_model_is_saved(logged_in: Hub, made: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="without branches"):
         surgeon.save_pretrained(surgeon.from_hub(REPO, model=tiny.make_net, mode="drop"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_model_is_built_once_in_a_thread_on_the_device_of_the_caller(logged_in: Hub, made: Path) -> None:
-    push_to_hub(made / "run", REPO)
-    built = []
-
-    def build() -> nn.Module:
-        built.append((threading.current_thread() is threading.main_thread(), torch.empty(0).device.type))
-        return tiny.make_net()
-
-    surgeon.from_hub(REPO, model=build)
-    assert built == [(False, "cpu")]
-    with torch.device("meta"), pytest.raises(SurgeonError):
-        surgeon.from_hub(REPO, model=build)
-    assert built[1] == (False, "meta")
-
-
-def test_what_the_factory_raises_is_not_lost(logged_in: Hub, made: Path) -> None:
-    push_to_hub(made / "run", REPO)
-
-    def build() -> nn.Module:
-        raise ValueError("no such width")
-
-    with pytest.raises(ValueError, match="no such width"):
-        surgeon.from_hub(REPO, model=build)
