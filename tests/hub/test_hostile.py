@@ -213,6 +213,7 @@ def test_the_same_repository_unchanged_is_opened(logged_in: Hub, harmless: Files
     logged_in.store.put(REPO, harmless)
     surgeon("inspect", f"hf://{REPO}", "--model", "task:make_net")
     surgeon("pull", f"hf://{REPO}", "-o", "pulled")
+    assert (surgeon.path / "pulled" / "model.safetensors").read_bytes() == harmless["model.safetensors"]
 
 
 def test_code_needs_a_commit(logged_in: Hub, harmless: Files, surgeon: Surgeon) -> None:
