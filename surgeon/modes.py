@@ -1,7 +1,11 @@
-"""Training and eval mode of models, exported ones included."""
+"""Training and eval mode of models, exported ones included, and the default dtype in which they are built and run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import nn
 
 
@@ -15,3 +19,14 @@ def set_training(module: nn.Module, training: bool) -> None:
     except NotImplementedError:
         for part in module.modules():
             part.training = training
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set torch's default dtype while the context is open."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -14,10 +14,10 @@ from surgeon.branch import CHILD
 from surgeon.e3nn_compat import import_e3nn
 from surgeon.groups import Group, parse_group
 from surgeon.measure import equivariance_error
+from surgeon.modes import default_dtype
 from surgeon.representations import irreps
 from surgeon.surgery import Relaxation
 from surgeon.types import Site
-from surgeon.workspace import default_dtype
 
 o3 = import_e3nn()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.workspace import default_dtype
+from surgeon.modes import default_dtype
 from surgeon_adapters.mace_checks import further_inputs
 from surgeon_adapters.mace_models import KINDS, import_mace
 from surgeon_adapters.xyz_frames import DEFAULT_KEYS, label_of, no_labels, read_frames, require_known, without_isolated

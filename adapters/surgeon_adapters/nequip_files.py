@@ -15,7 +15,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.container import save_content
 from surgeon.checkpoint.reading import read_torch
 from surgeon.errors import CheckpointError, TrustError
-from surgeon.workspace import default_dtype
+from surgeon.modes import default_dtype
 from surgeon_adapters import nequip_packages
 from surgeon_adapters.nequip_models import (
     TARGET,

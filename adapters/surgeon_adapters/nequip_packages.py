@@ -19,7 +19,7 @@ from surgeon.checkpoint import Checkpoint, load_into
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.imports import one_line
 from surgeon.measure import relative_difference
-from surgeon.workspace import default_dtype
+from surgeon.modes import default_dtype
 from surgeon_adapters.nequip_models import build, import_nequip, nequip_state, statement_of
 
 AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-9}

@@ -13,6 +13,7 @@ from surgeon.files import read_json
 from surgeon.graph import record
 from surgeon.groups import Group, parse_group
 from surgeon.inference import Breaks, Symmetry, find_breaks
+from surgeon.modes import default_dtype
 from surgeon.report import model_picture
 from surgeon.surgery import find, select, symmetrised_copy
 from surgeon.surgery.find import in_training_mode
@@ -20,7 +21,7 @@ from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward, with_
 from surgeon.trees import to_dtype
 from surgeon.types import ErrorSummary, Plan
 from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
-from surgeon.workspace import Workspace, default_dtype
+from surgeon.workspace import Workspace
 
 FURTHER = 1
 """Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""

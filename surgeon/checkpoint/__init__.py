@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from surgeon.checkpoint.container import write_container
 from surgeon.checkpoint.library import KeepsFiles
-from surgeon.checkpoint.loading import load_into
+from surgeon.checkpoint.loading import load_branches, load_into
 from surgeon.checkpoint.reading import Checkpoint, keys_hash, open_checkpoint
 from surgeon.checkpoint.relaxed import (
     BASE_FILE,
@@ -32,6 +32,7 @@ __all__ = [
     "find_only_folder",
     "is_relaxed_folder",
     "keys_hash",
+    "load_branches",
     "load_into",
     "open_checkpoint",
     "read_relaxed",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from surgeon.branch import CHILD
 from surgeon.checkpoint.stored import pieces
 from surgeon.errors import CheckpointError
 
@@ -50,6 +51,30 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
             "its own loading code changes keys or values, save the checkpoint again with the current version"
         ) from error
     _check_loaded(model, tensors, where)
+
+
+def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load the weights of all branches of a relaxed model.
+
+    Args:
+        model: edited in place.
+        tensors: weights of the branches by their names in the model.
+
+    Raises:
+        CheckpointError: if names or shapes are not those of the branches.
+    """
+    # a shared module goes by its first name, as in the file
+    own = {name: value for name, value in model.named_parameters() if CHILD in name.split(".")}
+    unknown = sorted(own.keys() ^ tensors.keys())
+    wrong = unknown or sorted(key for key in own if own[key].shape != tensors[key].shape)
+    if wrong:
+        raise CheckpointError(
+            f"expected weights for exactly {len(own)} branches, but {wrong[0]} does not fit: "
+            "the folder was made with another plan"
+        )
+    with torch.no_grad():
+        for key, index, piece in pieces(tensors):
+            own[key][index].copy_(piece)
 
 
 def _check_loaded(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

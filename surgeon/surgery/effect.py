@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.graph.record import fresh_copy, unchanged
-from surgeon.modes import set_training
-from surgeon.surgery.measurement import Measurement, default_double, perturbed
+from surgeon.modes import default_dtype, set_training
+from surgeon.surgery.measurement import Measurement, perturbed
 from surgeon.surgery.ops import random_like
 from surgeon.trees import map_tensors, tensors_in
 
@@ -28,7 +28,7 @@ def without_effect(measurement: Measurement, names: Sequence[str]) -> set[str]:
     """
     twin = measurement.twin
     # Models that differentiate in their forward keep the graph of it in training mode only.
-    with default_double(), perturbed(twin), torch.enable_grad():
+    with default_dtype(torch.float64), perturbed(twin), torch.enable_grad():
         for train in (True, False):
             set_training(twin, train)
             try:

@@ -15,10 +15,11 @@ from surgeon.forms import ConvolutionForm
 from surgeon.inference import Probe, Verdict, infer_type
 from surgeon.inference.hypotheses import TOLERANCE, residual_of
 from surgeon.inference.propagate import type_by_use
+from surgeon.modes import default_dtype
 from surgeon.registry import Refusal
 from surgeon.representations import Representation, TensorType
 from surgeon.surgery.kernels import Kernel
-from surgeon.surgery.measurement import Measurement, default_double, perturbed
+from surgeon.surgery.measurement import Measurement, perturbed
 from surgeon.surgery.ops import Op, Structure, linear_pairs, module_op, probe_structure, random_like
 from surgeon.trees import tensor_at, tensor_leaves, with_tensor
 from surgeon.types import Convolution, Path, Site
@@ -97,7 +98,7 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
             return Refusal("never called on the sample batch", "unused")
         return Refusal("how often it is called depends on the input", "unexplained")
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), default_double(), perturbed(measurement.twin, inside=name):
+    with torch.no_grad(), default_dtype(torch.float64), perturbed(measurement.twin, inside=name):
         pairs, complaint = linear_pairs(measurement.twin, name, calls[0][0][0], generator)
     if not pairs:
         return Refusal(complaint, "not linear")
@@ -146,7 +147,7 @@ def _jointly_linear(measurement: Measurement, name: str, pairs: list[Pair]) -> b
         given = {**arguments, second.argument: with_tensor(arguments[second.argument], second.path_in, right)}
         return first.run(twin, given, left)
 
-    with torch.no_grad(), default_double():
+    with torch.no_grad(), default_dtype(torch.float64):
         none = at(torch.zeros_like(x), zero)
         mixed = at(x, y) - at(x, zero) - at(torch.zeros_like(x), y) + none
         return bool(mixed.norm() <= 1e-8 * (at(x, y) - none).norm())
@@ -165,7 +166,7 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
     def run(x: Tensor) -> Tensor:
         return op.run(twin, arguments, x)
 
-    with torch.no_grad(), default_double():
+    with torch.no_grad(), default_dtype(torch.float64):
         with perturbed(twin, inside=op.module):
             structure = probe_structure(run, op.read_in(twin, arguments), generator)
         if isinstance(structure, str):

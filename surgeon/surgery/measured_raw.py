@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.graph import record
+from surgeon.modes import default_dtype
 from surgeon.registry import Refusal
 from surgeon.surgery.kernels import Kernel, kernel_of
 from surgeon.surgery.measured import Found, measure_op
-from surgeon.surgery.measurement import Measurement, default_double, perturbed
+from surgeon.surgery.measurement import Measurement, perturbed
 from surgeon.surgery.ops import Op, linear_deviation
 from surgeon.surgery.trace import (
     NotTraceableError,
@@ -45,7 +46,7 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
         graph = trace_forward(owner)
     except NotTraceableError as error:
         return [], [("", Refusal(f"cannot be relaxed here, because {error}", "unexplained"))]
-    with default_double(), torch.enable_grad():
+    with default_dtype(torch.float64), torch.enable_grad():
         complaint = trace_complaint(owner, graph, [arguments for arguments, _ in calls[:2]])
     if complaint:
         return [], [("", Refusal(f"cannot be relaxed here, because {complaint}", "unexplained"))]
@@ -77,7 +78,7 @@ def _measure(measurement: Measurement, name: str, graph: fx.Graph, raw: RawOp, a
     op = _op(name, graph, raw, argument)
     arguments = measurement.own.calls[name][0][0][0]
     twin = measurement.twin
-    with torch.no_grad(), default_double(), perturbed(twin, inside=name):
+    with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
         real = op.read_in(twin, arguments)
         deviation = linear_deviation(lambda x: op.run(twin, arguments, x), real, torch.Generator().manual_seed(0))
     if deviation:
@@ -104,7 +105,7 @@ def _op(name: str, graph: fx.Graph, raw: RawOp, argument: str) -> Op:
 def _kernels(measurement: Measurement, op: Op, real: Tensor) -> list[Kernel]:
     """Run the op once more under the recorder, for the settings of its convolution."""
     arguments = measurement.own.calls[op.module][0][0][0]
-    with torch.no_grad(), default_double():
+    with torch.no_grad(), default_dtype(torch.float64):
         recording = record(measurement.twin, real, forward=lambda model, x: op.run(model, arguments, x))
     nodes = [node for node in recording.graph.nodes if node.target is torch.ops.aten.convolution.default]
     return [kernel_of(node, recording) for node in nodes[-1:]]  # the op itself runs last

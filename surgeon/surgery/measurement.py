@@ -20,7 +20,7 @@ from surgeon.inference import Probe, Symmetry, make_probe
 from surgeon.inference.probe import Elements
 from surgeon.inference.symmetry import all_rows_equal
 from surgeon.measure import relative_difference
-from surgeon.modes import set_training
+from surgeon.modes import default_dtype, set_training
 from surgeon.surgery.ops import random_like
 from surgeon.trees import map_tensors, tensors_in, to_dtype
 
@@ -29,17 +29,6 @@ OUTPUT_TOLERANCE = 1e-5
 
 PERTURBATION = 0.2
 """Size of the random change of the weights, relative to their root mean square."""
-
-
-@contextmanager
-def default_double() -> Iterator[None]:
-    """Make float64 the default dtype while the context is open: models create constants as they run."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextmanager
@@ -121,7 +110,7 @@ class Measurement:
     def recordings(self) -> list[Recording]:
         """The graphs of the runs with perturbed weights, with all values; made when first asked for."""
         elements = self.changed.elements.all()
-        with default_double(), perturbed(self.twin), torch.enable_grad():
+        with default_dtype(torch.float64), perturbed(self.twin), torch.enable_grad():
             return [
                 record(
                     self.twin,
@@ -161,7 +150,7 @@ def measure_model(
             "expected a sample batch that varies, but all rows of each of its tensors are equal, so that no "
             "representation can be told from another: give a batch of different samples"
         )
-    with default_double():
+    with default_dtype(torch.float64):
         symmetry.check(inputs, generator)
         _require_deterministic(twin, symmetry, inputs)
         elements = Elements.draw(symmetry.group, generator)

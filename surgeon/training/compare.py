@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.checkpoint import load_branches
 from surgeon.errors import TrainingError, UsageError
 from surgeon.evaluation import evaluate
 from surgeon.surgery import LowRankUpdates, relax, strip
@@ -18,7 +19,6 @@ from surgeon.training.engine import StepEvent, finetune
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.statistics import require_equal_budgets
 from surgeon.types import Plan, SiteRecord, Task
-from surgeon.workspace import load_branches
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def run_one(
     if arm.mode is not None:
         relaxation = relax(model, comparison.plan, mode=arm.mode, schedule=settings.schedule)
         if comparison.start is not None:
-            load_branches(relaxation, comparison.start)
+            load_branches(relaxation.model, comparison.start)
     result = finetune(model, comparison.task, settings, arm, relaxation or updates, on_step)
     sites = strip(relaxation) if relaxation is not None else ()
     if updates is not None:

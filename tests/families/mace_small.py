@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.workspace import default_dtype
+from surgeon.modes import default_dtype
 from surgeon_adapters.mace_models import _decoded, adapter, build, import_mace
 
 HEADS = ["tight-binding", "other"]

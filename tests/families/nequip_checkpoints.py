@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from surgeon.workspace import default_dtype
+from surgeon.modes import default_dtype
 from surgeon_adapters.nequip_models import import_nequip, nequip_state
 from tests.commands import ROOT
 

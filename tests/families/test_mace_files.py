@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from surgeon.checkpoint import open_checkpoint, write_container
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError
-from surgeon.workspace import OpenOptions, default_dtype, open_path
+from surgeon.modes import default_dtype
+from surgeon.workspace import OpenOptions, open_path
 from surgeon_adapters.mace_models import KINDS, _decoded, adapter, import_mace
 from surgeon_adapters.mace_task import MaceTask
 from tests.commands import ROOT

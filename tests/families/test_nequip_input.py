@@ -22,7 +22,8 @@ from surgeon.checkpoint import open_checkpoint, write_container
 from surgeon.errors import CheckpointError, TaskError, TrustError
 from surgeon.groups import parse_group
 from surgeon.measure import relative_difference
-from surgeon.workspace import OpenOptions, default_dtype, open_path
+from surgeon.modes import default_dtype
+from surgeon.workspace import OpenOptions, open_path
 from surgeon_adapters.nequip_models import adapter, build, import_nequip, installed_version
 from surgeon_adapters.nequip_task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.checkpoint import write_container
+from surgeon.modes import default_dtype
 from surgeon.soundness import Model
 from surgeon.testing import AdapterContract
-from surgeon.workspace import OpenOptions, default_dtype, open_path
+from surgeon.workspace import OpenOptions, open_path
 from surgeon_adapters.nequip_data import frames_of, potential_of
 from surgeon_adapters.nequip_models import build
 from surgeon_adapters.nequip_task import NequipTask

@@ -1,0 +1,40 @@
+"""What the user may add to a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What the user may add to a path: how to find model and task, and what is trusted.
+
+    Attributes:
+        task: a task file, ``module:attribute``, or ``adapter:datafile``.
+        task_arguments: for ``make_task``.
+        accept_changed_task: use a task file although it is not the one that a relaxed folder was made with.
+        factory: ``module:function`` that builds the model.
+        factory_arguments: for the factory.
+        build: in Python, a function that builds the model, instead of ``factory``.
+        entry: which entry of a nested checkpoint holds the weights.
+        original: where the original checkpoint is now, if it was moved since it was relaxed.
+        trust_pickle: open files that run code.
+        trust_remote_code: import a factory, group or task that is named inside a file.
+        announce: told what is about to be executed.
+    """
+
+    task: str | None = None
+    task_arguments: Mapping[str, Any] = field(default_factory=dict)
+    accept_changed_task: bool = False
+    factory: str | None = None
+    factory_arguments: Mapping[str, Any] = field(default_factory=dict)
+    build: Callable[[], nn.Module] | None = None
+    entry: str | None = None
+    original: str | None = None
+    trust_pickle: bool = False
+    trust_remote_code: bool = False
+    announce: Callable[[str], None] | None = None
