@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.modes import default_dtype
+from surgeon_adapters.atomistic import Frames, Isolated
 from surgeon_adapters.mace_checks import further_inputs
 from surgeon_adapters.mace_models import KINDS, import_mace
-from surgeon_adapters.xyz_frames import DEFAULT_KEYS, label_of, no_labels, read_frames, require_known, without_isolated
+from surgeon_adapters.xyz_frames import DEFAULT_KEYS, LabelledFrames, read_labelled
+
+INPUTS = ("positions", "node_attrs", "edge_index", "shifts", "unit_shifts", "cell", "batch", "ptr", "head")
+LABELS = ("energy", "forces", "stress", "weight", "energy_weight", "forces_weight", "stress_weight")
 
 
 @dataclass(frozen=True)
@@ -87,73 +91,42 @@ def _require_potential(model: nn.Module) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Frames of one file as graphs in float64, which become batches of the model's dtype.
+class MaceFrames(Frames):
+    """Frames as MACE's own data objects, in float64."""
 
-    Attributes:
-        graphs: MACE's own data objects.
-        labels: which of energy, forces and stress at least one frame has.
-        isolated: the energies that were taken off the labels, by atomic number.
-        dtype: of the batches.
-    """
-
-    graphs: Sequence[Any] = field(repr=False)
-    labels: tuple[str, ...]
-    isolated: Mapping[int, float]
-    dtype: torch.dtype
-
-    def __len__(self) -> int:
-        return len(self.graphs)
-
-    def chosen(self, indices: Sequence[int]) -> Frames:
-        """Return some of the frames."""
-        return replace(self, graphs=[self.graphs[index] for index in indices])
-
-    def batch(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, Tensor]:
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return a fresh batch as a dict; without stress if no frame has one."""
         batch = import_mace("tools.torch_geometric").Batch.from_data_list([self.graphs[index] for index in indices])
         skipped = () if "stress" in self.labels else ("stress", "stress_weight")
-        chosen = {key: batch[key].clone() for key in keys if key not in skipped}
+        chosen = {key: batch[key].clone() for key in (*INPUTS, *LABELS) if key not in skipped}
         return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in chosen.items()}
 
 
-def frames_of(
-    path: Path, head: Head, keys: Mapping[str, str | None], isolated: Mapping[int, float] | None = None
-) -> Frames:
+def frames_of(path: Path, head: Head, keys: Mapping[str, str | None], isolated: Isolated | None = None) -> MaceFrames:
     """Read an extended-XYZ file.
 
     Args:
         path: the file.
         head: what the model says.
         keys: label to its name in the file, or None for the usual ones.
-        isolated: energies of isolated atoms by atomic number, if the file has no frames of type IsolatedAtom.
+        isolated: energies of isolated atoms, if the file has no frames of type IsolatedAtom; by default the model's.
 
     Raises:
-        TaskError: if it cannot be read, has no labels, or has elements that the model does not know.
+        TaskError: as for :func:`surgeon_adapters.xyz_frames.read_labelled`.
     """
-    rest, energies = without_isolated(read_frames(path), keys)
-    energies = energies or dict(isolated or head.isolated)
-    require_known(path, rest, head.numbers, "the model")
-    require_known(path, rest, energies, "the set of isolated atoms")
-    values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in rest]
-    labels = tuple(label for label in DEFAULT_KEYS if any(value[label] is not None for value in values))
-    if "energy" not in labels and "forces" not in labels:
-        raise no_labels(path, rest)
-    pairs = zip(rest, values, strict=True)
-    return Frames([_graph(frame, value, head, energies) for frame, value in pairs], labels, energies, head.dtype)
+    read = read_labelled(path, keys, head.numbers, isolated or head.isolated)
+    graphs = [_graph(read, index, head) for index in range(len(read.frames))]
+    return MaceFrames(graphs, read.labels, read.isolated, head.dtype)
 
 
-def _graph(frame: Any, values: Mapping[str, Any], head: Head, energies: Mapping[int, float]) -> Any:
+def _graph(read: LabelledFrames, index: int, head: Head) -> Any:
     """Return a frame with its neighbour list as MACE's data object; its energy is that of interaction."""
     data, tools = import_mace("data"), import_mace("tools")
-    copied = frame.copy()
-    for label, value in values.items():
+    copied = read.frames[index].copy()
+    for label, value in {**read.values[index], "energy": read.interaction_energy(index)}.items():
         if value is not None:
             place = copied.arrays if label == "forces" else copied.info
             place[DEFAULT_KEYS[label]] = value
-    if values["energy"] is not None:
-        copied.info[DEFAULT_KEYS["energy"]] = float(values["energy"]) - sum(energies[int(n)] for n in frame.numbers)
     specification = data.KeySpecification(
         info_keys={label: DEFAULT_KEYS[label] for label in ("energy", "stress")},
         arrays_keys={"forces": DEFAULT_KEYS["forces"]},

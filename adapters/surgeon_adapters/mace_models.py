@@ -111,7 +111,7 @@ def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "")
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            module: nn.Module = getattr(mace, kind)(**{key: _decoded(value) for key, value in settings.items()})
+            module: nn.Module = getattr(mace, kind)(**{key: decoded(value) for key, value in settings.items()})
             return module
     except Exception as error:
         raise CheckpointError(
@@ -196,7 +196,7 @@ def _looked_up(names: Mapping[Any, str], value: Any, key: str) -> str:
     return names[value]
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
     """Return a setting from what :func:`_encoded` made of it."""
     if not isinstance(value, Mapping) or len(value) != 1:
         return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.modes import default_dtype
+from surgeon_adapters.atomistic import Frames, Isolated
 from surgeon_adapters.nequip_models import import_nequip
-from surgeon_adapters.xyz_frames import DEFAULT_KEYS, label_of, no_labels, read_frames, require_known, without_isolated
+from surgeon_adapters.xyz_frames import LabelledFrames, read_labelled
 
 INPUTS = ("pos", "atom_types", "edge_index", "cell", "edge_cell_shift")
 """What a model is given of a frame; the cell of one that is not periodic is 0."""
@@ -85,28 +86,8 @@ def _shifts(model: nn.Module, types: int) -> tuple[float, ...]:
     return (0.0,) * types
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Frames of one file as graphs in float64, which become batches of the model's dtype.
-
-    Attributes:
-        graphs: dicts of tensors, as nequip's transforms make them.
-        labels: which of energy, forces and stress the frames have.
-        isolated: the energies that were taken off the labels, by atomic number.
-        dtype: of the batches.
-    """
-
-    graphs: Sequence[dict[str, Tensor]] = field(repr=False)
-    labels: tuple[str, ...]
-    isolated: Mapping[int, float]
-    dtype: torch.dtype
-
-    def __len__(self) -> int:
-        return len(self.graphs)
-
-    def chosen(self, indices: Sequence[int]) -> Frames:
-        """Return some of the frames."""
-        return replace(self, graphs=[self.graphs[index] for index in indices])
+class NequipFrames(Frames):
+    """Frames as dicts of float64 tensors, as nequip's transforms make them."""
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return a fresh batch."""
@@ -117,47 +98,35 @@ class Frames:
 
 
 def frames_of(
-    path: Path,
-    potential: Potential,
-    keys: Mapping[str, str | None],
-    isolated: Mapping[int, float] | None = None,
-) -> Frames:
+    path: Path, potential: Potential, keys: Mapping[str, str | None], isolated: Isolated | None = None
+) -> NequipFrames:
     """Read an extended-XYZ file.
 
     Args:
         path: the file.
         potential: what the model says.
         keys: label to its name in the file, or None for the usual ones.
-        isolated: energies of isolated atoms by atomic number, if the file has no frames of type IsolatedAtom.
+        isolated: energies of isolated atoms, if the file has no frames of type IsolatedAtom; by default the model's.
 
     Raises:
-        TaskError: if it cannot be read, has no labels or not all of them, or has elements that the model does not know.
+        TaskError: as for :func:`surgeon_adapters.xyz_frames.read_labelled`, or if some frames lack a label of others.
     """
-    frames, energies = without_isolated(read_frames(path), keys)
-    energies = energies or dict(isolated or potential.isolated)
-    require_known(path, frames, potential.isolated, "the model")
-    require_known(path, frames, energies, "the set of isolated atoms")
-    values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in frames]
-    labels = _labels(path, frames, values)
+    read = read_labelled(path, keys, potential.isolated, isolated or potential.isolated)
+    _require_labels_of_all(path, read)
     transforms = _transforms(potential)
-    pairs = zip(frames, values, strict=True)
-    graphs = [_graph(frame, {key: value[key] for key in labels}, transforms, energies) for frame, value in pairs]
-    return Frames(graphs, labels, energies, potential.dtype)
+    graphs = [_graph(read, index, transforms) for index in range(len(read.frames))]
+    return NequipFrames(graphs, read.labels, read.isolated, potential.dtype)
 
 
-def _labels(path: Path, frames: Sequence[Any], values: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the labels that all frames have; nequip knows no frames without one that others have."""
-    counts = {label: sum(value[label] is not None for value in values) for label in DEFAULT_KEYS}
-    labels = tuple(label for label, count in counts.items() if count)
-    if "energy" not in labels and "forces" not in labels:
-        raise no_labels(path, frames)
-    for label in labels:
-        if counts[label] < len(frames):
+def _require_labels_of_all(path: Path, read: LabelledFrames) -> None:
+    """Refuse frames that lack a label which others have: nequip knows none."""
+    for label in read.labels:
+        missing = sum(value[label] is None for value in read.values)
+        if missing:
             raise TaskError(
-                f"expected {label} of all {len(frames)} frames of {str(path)!r}, "
-                f"{len(frames) - counts[label]} lack it: leave these frames out"
+                f"expected {label} of all {len(read.frames)} frames of {str(path)!r}, "
+                f"{missing} lack it: leave these frames out"
             )
-    return labels
 
 
 def _transforms(potential: Potential) -> Sequence[Any]:
@@ -169,24 +138,22 @@ def _transforms(potential: Potential) -> Sequence[Any]:
     return made
 
 
-def _graph(
-    frame: Any, values: Mapping[str, Any], transforms: Sequence[Any], energies: Mapping[int, float]
-) -> dict[str, Tensor]:
+def _graph(read: LabelledFrames, index: int, transforms: Sequence[Any]) -> dict[str, Tensor]:
     """Return a frame with its neighbour list as a dict of tensors; its energy is that of interaction."""
     from ase.stress import voigt_6_to_full_3x3_stress
 
+    frame, values = read.frames[index], read.values[index]
     copied = type(frame)(numbers=frame.numbers, positions=frame.positions, cell=frame.cell, pbc=frame.pbc)
     with default_dtype(torch.float64):
         data: dict[str, Tensor] = import_nequip("data").from_ase(copied)
         for transform in transforms:
             data = transform(data)
     kept = {name: data[name] for name in INPUTS}
-    if "energy" in values:
-        interaction = float(values["energy"]) - sum(energies[int(number)] for number in frame.numbers)
-        kept["total_energy"] = torch.tensor([[interaction]], dtype=torch.float64)
-    if "forces" in values:
+    if "energy" in read.labels:
+        kept["total_energy"] = torch.tensor([[read.interaction_energy(index)]], dtype=torch.float64)
+    if "forces" in read.labels:
         kept["forces"] = torch.as_tensor(values["forces"], dtype=torch.float64)
-    if "stress" in values:
+    if "stress" in read.labels:
         stress = torch.as_tensor(values["stress"], dtype=torch.float64)
         full = torch.as_tensor(voigt_6_to_full_3x3_stress(stress.numpy())) if stress.numel() == 6 else stress
         kept["stress"] = full.reshape(1, 3, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,53 @@ from surgeon.imports import close_names, one_line
 
 DEFAULT_KEYS = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
 ISOLATED = "IsolatedAtom"
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """What a file holds.
+
+    Attributes:
+        frames: ASE's atoms, without isolated ones.
+        values: of each frame, label to value or None.
+        labels: which of energy, forces and stress some frame has.
+        isolated: energies of isolated atoms in eV, by atomic number.
+    """
+
+    frames: Sequence[Any]
+    values: Sequence[Mapping[str, Any]]
+    labels: tuple[str, ...]
+    isolated: Mapping[int, float]
+
+    def interaction_energy(self, index: int) -> float | None:
+        """Return the energy of a frame without those of its isolated atoms, in eV; None if it is not labelled."""
+        energy, numbers = self.values[index]["energy"], self.frames[index].numbers
+        return None if energy is None else float(energy) - sum(self.isolated[int(number)] for number in numbers)
+
+
+def read_labelled(
+    path: Path, keys: Mapping[str, str | None], elements: Iterable[int], isolated: Mapping[int, float]
+) -> LabelledFrames:
+    """Read an extended-XYZ file for a model.
+
+    Args:
+        path: the file.
+        keys: label to its name in the file, or None for the usual ones.
+        elements: atomic numbers that the model knows.
+        isolated: energies of isolated atoms by atomic number, if the file has no frames of type IsolatedAtom.
+
+    Raises:
+        TaskError: if it cannot be read, has no labels, or has elements that the model does not know.
+    """
+    frames, energies = without_isolated(read_frames(path), keys)
+    energies = energies or dict(isolated)
+    require_known(path, frames, elements, "the model")
+    require_known(path, frames, energies, "the set of isolated atoms")
+    values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in frames]
+    labels = tuple(label for label in DEFAULT_KEYS if any(value[label] is not None for value in values))
+    if "energy" not in labels and "forces" not in labels:
+        raise no_labels(path, frames)
+    return LabelledFrames(frames, values, labels, energies)
 
 
 def read_frames(path: Path) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from surgeon.modes import default_dtype
-from surgeon_adapters.mace_models import _decoded, adapter, build, import_mace
+from surgeon_adapters.mace_models import adapter, build, decoded, import_mace
 
 HEADS = ["tight-binding", "other"]
 ENERGIES = [1.0, 2.0, 3.0]
@@ -51,7 +51,7 @@ def scripted(module: nn.Module) -> nn.Module:
     """The same potential as MACE's own training makes it: with TorchScript inside its layers."""
     described = adapter.describe(module)
     assert described is not None
-    settings = {key: _decoded(value) for key, value in described["args"]["settings"].items()}
+    settings = {key: decoded(value) for key, value in described["args"]["settings"].items()}
     with default_dtype(torch.float64):
         again: nn.Module = getattr(import_mace(), described["args"]["kind"])(**settings)
     assert any(isinstance(part, torch.jit.ScriptModule) for part in again.modules())

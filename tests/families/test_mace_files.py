@@ -20,7 +20,7 @@ from surgeon.checkpoint import open_checkpoint, write_container
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError
 from surgeon.modes import default_dtype
 from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.mace_models import KINDS, _decoded, adapter, import_mace
+from surgeon_adapters.mace_models import KINDS, adapter, decoded, import_mace
 from surgeon_adapters.mace_task import MaceTask
 from tests.commands import ROOT
 
@@ -141,7 +141,7 @@ def variant(kind: str = "ScaleShiftMACE", **changes: Any) -> nn.Module:
     """A scripted potential with other settings, of which it gets those that its class takes."""
     described = adapter.describe(small())
     assert described is not None
-    settings = {key: _decoded(value) for key, value in described["args"]["settings"].items()}
+    settings = {key: decoded(value) for key, value in described["args"]["settings"].items()}
     made = getattr(import_mace(), kind)
     if kind not in KINDS:
         settings = {key: value for key, value in settings.items() if key in inspect.signature(made).parameters}

@@ -73,7 +73,7 @@ def test_the_loss_is_that_of_mace_on_energies_of_interaction(tmp_path: Path) -> 
 def test_an_isolated_atom_of_the_model_is_taken_if_the_file_has_none(tmp_path: Path) -> None:
     path = write(tmp_path / "water.xyz", [frame(REF_energy=7.5 + i) for i in range(4)])
     task = MaceTask(path, fraction=0.25).for_model(small())
-    assert sorted(task.frames["train"].batch([0, 1], ["energy"])["energy"].tolist())[0] >= 7.5 - (3.0 + 2 * 1.0)
+    assert sorted(task.frames["train"].batch([0, 1])["energy"].tolist())[0] >= 7.5 - (3.0 + 2 * 1.0)
     assert task.labels == ("energy",)
     assert task.primary_metric == "energy_mae"
     batch = next(iter(task.batches("test", 0)))

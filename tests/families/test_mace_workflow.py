@@ -15,9 +15,10 @@ import torch
 from surgeon.soundness import Model
 from surgeon.testing import AdapterContract
 from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon_adapters.atomistic import Batches
 from surgeon_adapters.mace_data import frames_of, head_of
-from surgeon_adapters.mace_models import _decoded, adapter, import_mace
-from surgeon_adapters.mace_task import Batches, MaceTask
+from surgeon_adapters.mace_models import adapter, decoded, import_mace
+from surgeon_adapters.mace_task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, ROOT, Surgeon, child
 
 with warnings.catch_warnings():
@@ -59,7 +60,7 @@ def pickled(folder: Path, scripted: bool = True, dtype: torch.dtype = torch.floa
     if scripted:
         described = adapter.describe(module)
         assert described is not None
-        settings = {key: _decoded(value) for key, value in described["args"]["settings"].items()}
+        settings = {key: decoded(value) for key, value in described["args"]["settings"].items()}
         assert e3nn.get_optimization_defaults()["jit_script_fx"]
         again = import_mace().ScaleShiftMACE(**settings)
         again.load_state_dict(module.state_dict())
@@ -76,7 +77,7 @@ def by_the_calculator(path: Path, dtype: str) -> list[Any]:
         env=CHILD_ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=True,
     )
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.types import Split
+from surgeon_adapters.atomistic import act_on_atoms, act_on_labels
 from surgeon_adapters.md17 import Sizes, Trajectory, read_md17, split_frames
 
 
@@ -135,16 +136,11 @@ class EquiformerTask:
 
     def act(self, g: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rotate or reflect positions and labels; a 4 x 4 element also shifts the positions."""
-        matrix = g.to(batch["pos"])
-        rotation = matrix[:3, :3]
-        moved = {key: batch[key] @ rotation.T for key in ("pos", "forces")}
-        if len(matrix) == 4:
-            moved["pos"] = moved["pos"] + matrix[:3, 3]
-        return {**batch, **moved}
+        return act_on_atoms(g, batch, "pos")
 
     def act_output(self, g: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Energies are invariant, forces are vectors."""
-        return {**outputs, "forces": outputs["forces"] @ g[:3, :3].to(outputs["forces"]).T}
+        return act_on_labels(g, outputs)
 
 
 @dataclass(frozen=True)
