@@ -16,14 +16,14 @@ from surgeon.representations import Representation, TensorType, on_grid, trivial
 from surgeon.surgery import symmetrised_copy
 from surgeon.types import Plan
 from surgeon_adapters.relaxed_conv import RelaxedScaleConv2d, RelaxedScaleNet
-from surgeon_adapters.relaxed_conv.adapter import FRAME, _velocities, adapter
+from surgeon_adapters.relaxed_conv.adapter import FRAME, adapter, velocities
 
 GROUP = parse_group("SCALE2")
 SHRINK = GROUP.elements[0]
 
 
 def fields(count: int, scales: int) -> TensorType:
-    return TensorType(_velocities(GROUP, count, scales), (-3,), (-2, -1), FRAME)
+    return TensorType(velocities(GROUP, count, scales), (-3,), (-2, -1), FRAME)
 
 
 def broken(module: nn.Module, size: float = 0.2) -> nn.Module:
@@ -162,7 +162,7 @@ def test_the_group_of_scales() -> None:
 
 
 def test_powers_of_a_shift_that_is_cut_off() -> None:
-    rho = _velocities(GROUP, 1, 3)
+    rho = velocities(GROUP, 1, 3)
     twice = rho.action(SHRINK @ SHRINK).dense()[0]
     expected = torch.zeros(3, 3, dtype=torch.float64)
     expected[0, 2] = 0.25

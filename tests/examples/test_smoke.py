@@ -19,7 +19,7 @@ from surgeon.errors import TaskError, UsageError
 from surgeon.groups import parse_group
 from surgeon.measure import relative_difference
 from surgeon.representations import TensorType, axes
-from surgeon_adapters.relaxed_conv.adapter import FRAME, _velocities, adapter
+from surgeon_adapters.relaxed_conv.adapter import FRAME, adapter, velocities
 from tests.commands import Surgeon
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smoke"
@@ -110,7 +110,7 @@ def test_a_forecast_of_several_steps_feeds_on_itself() -> None:
 def test_the_task_acts_as_representations_do(name: str, scales: bool) -> None:
     group, task = parse_group(name), make_task()
     batch = next(task.batches("test", 0))
-    rho = _velocities(group, 4, 1) if scales else axes(group, "c v", {"c": 2})
+    rho = velocities(group, 4, 1) if scales else axes(group, "c v", {"c": 2})
     expected = TensorType(rho, (-3,), (-2, -1), FRAME)
     for g in group.elements:
         moved = task.act(g, batch)

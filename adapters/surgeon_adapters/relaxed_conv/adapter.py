@@ -43,7 +43,7 @@ class RelaxedConvAdapter(BaseAdapter):
         if module.fields_out == "plane":
             return Refusal("it sums over scales, whose range is cut off", "not equivariant")
         rho_in, rho_out = (
-            _velocities(group, count, module.components(fields))
+            velocities(group, count, module.components(fields))
             for fields, count in ((module.fields_in, module.channels_in), (module.fields_out, module.channels_out))
         )
         return _proposal(module, rho_in, rho_out, module.support)
@@ -84,7 +84,7 @@ def _fields(group: Group, fields: Fields, count: int) -> Representation:
             return trivial(group, count)
 
 
-def _velocities(group: Group, count: int, scales: int) -> Representation:
+def velocities(group: Group, count: int, scales: int) -> Representation:
     """Lengths per step: shrunk with the image, each scale takes the place of the one below it."""
     if scales == 1:
         image = [[1 / FACTOR]]

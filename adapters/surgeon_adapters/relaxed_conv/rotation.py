@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from surgeon_adapters.relaxed_conv.mixture import MixtureConv2d, banks_of, same_shapes, through
+
 Fields = Literal["trivial", "vector", "regular"]
 
 ORDERS = (2, 4)
 """Orders of cyclic groups that map a square grid to itself."""
 
 
-class RelaxedRotationConv2d(nn.Module):
+class RelaxedRotationConv2d(MixtureConv2d):
     """Lifting, group or projecting convolution whose filters depend on the rotation by a few mixture weights.
 
     The paper's relaxed group convolution has filters ``psi(g, h) = sum_l w_l(g) psi_l(g^-1 h)``: with all ``w_l``
@@ -41,48 +43,31 @@ class RelaxedRotationConv2d(nn.Module):
         order: int = 4,
         filter_banks: int = 1,
     ) -> None:
-        super().__init__()
         if "regular" not in (fields_in, fields_out) or order not in ORDERS or kernel_size % 2 == 0:
             raise ValueError(
                 f"expected regular fields on one side, an order out of {ORDERS} and an odd kernel, got {fields_in} to "
                 f"{fields_out}, {order} and {kernel_size}: correct them"
             )
-        self.fields_in, self.fields_out, self.order = fields_in, fields_out, order
+        size_in, size_out = (_components(fields, order) for fields in (fields_in, fields_out))
+        lifts = fields_out == "regular"
+        inner = (channels_out, channels_in, size_in) if lifts else (channels_out, size_out, channels_in)
+        super().__init__((filter_banks, *inner, kernel_size, kernel_size), order, channels_in * size_in)
+        self.fields_in, self.fields_out, self.order, self.lifts = fields_in, fields_out, order, lifts
         self.channels_in, self.channels_out, self.kernel_size = channels_in, channels_out, kernel_size
-        self.lifts = fields_out == "regular"
-        inner = (
-            (channels_out, channels_in, self.components(fields_in))
-            if self.lifts
-            else (channels_out, self.components(fields_out), channels_in)
-        )
-        bound = (filter_banks / (channels_in * self.components(fields_in) * kernel_size**2)) ** 0.5
-        banks = torch.empty(filter_banks, *inner, kernel_size, kernel_size).uniform_(-bound, bound)
-        self.weights = nn.Parameter(banks)
-        self.combination_weights = nn.Parameter(torch.full((order, filter_banks), 1 / filter_banks))
         self.bias = None if fields_out == "vector" else nn.Parameter(torch.zeros(channels_out))
-
-    def components(self, fields: Fields) -> int:
-        """Return how many channels one field has."""
-        return {"trivial": 1, "vector": 2, "regular": self.order}[fields]
 
     def kernel(self) -> Tensor:
         """Return the kernel of the plain convolution that this layer is: shape (d_out, d_in, k, k)."""
         moved = self.fields_in if self.lifts else self.fields_out
         axis = 2 if self.lifts else 1
-        mixed = torch.einsum("gl,l...->g...", self.combination_weights, self.weights)
-        orbit = [_turned(psi, turns, self.order, moved, axis) for turns, psi in enumerate(mixed)]
+        orbit = [_turned(psi, turns, self.order, moved, axis) for turns, psi in enumerate(self.mixed())]
         stacked = torch.stack(orbit, dim=1 if self.lifts else 3)
         return stacked.flatten(0, 1).flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (b, d_out, h, w) of features (b, d_in, h, w); the components of a field are neighbours."""
-        bias = None if self.bias is None else self.bias.repeat_interleave(self.components(self.fields_out))
+        bias = None if self.bias is None else self.bias.repeat_interleave(_components(self.fields_out, self.order))
         return functional.conv2d(x, self.kernel(), bias, padding=self.kernel_size // 2)
-
-    def symmetrised(self) -> dict[str, Tensor]:
-        """Return the parameters that make the layer exactly equivariant: mixture weights averaged over the group."""
-        mean = self.combination_weights.detach().mean(0, keepdim=True)
-        return {"combination_weights": mean.expand_as(self.combination_weights).clone()}
 
     def extra_repr(self) -> str:
         """Show both sides."""
@@ -90,6 +75,11 @@ class RelaxedRotationConv2d(nn.Module):
             f"{self.channels_in} {self.fields_in} -> {self.channels_out} {self.fields_out}, C{self.order}, "
             f"{self.kernel_size} x {self.kernel_size}, {len(self.weights)} banks"
         )
+
+
+def _components(fields: Fields, order: int) -> int:
+    """Return how many channels one field has."""
+    return {"trivial": 1, "vector": 2, "regular": order}[fields]
 
 
 def _turned(kernel: Tensor, turns: int, order: int, fields: Fields, axis: int) -> Tensor:
@@ -141,25 +131,16 @@ class RelaxedRotationNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, 2 frames_out, h, w) of (b, 2 frames_in, h, w); (x, y) of one frame are neighbours."""
-        *inner, last = self.rconv
-        for layer in inner:
-            x = functional.relu(layer(x))
-        result: Tensor = last(x)
-        return result
+        return through(self.rconv, x)
 
 
 def rotation_net(tensors: Mapping[str, Tensor]) -> nn.Module | None:
     """Build the :class:`RelaxedRotationNet` of a state dict; None if it is that of another model."""
-    mixture = tensors.get("rconv.0.combination_weights")
-    banks = [tensor for key, tensor in tensors.items() if key.startswith("rconv.") and key.endswith(".weights")]
-    if mixture is None or len(mixture) not in ORDERS or len(banks) < 2 or any(each.ndim != 6 for each in banks):
+    banks = banks_of(tensors, "rconv")
+    if not banks or len(tensors["rconv.0.combination_weights"]) not in ORDERS:
         return None
-    first, last = tensors["rconv.0.weights"], tensors[f"rconv.{len(banks) - 1}.weights"]
+    first, last, order = banks[0], banks[-1], len(tensors["rconv.0.combination_weights"])
     net = RelaxedRotationNet(
-        first.shape[2], last.shape[1], first.shape[1], len(banks), first.shape[-1], len(mixture), len(first)
+        first.shape[2], last.shape[1], first.shape[1], len(banks), first.shape[-1], order, len(first)
     )
-    return net if _shapes(net.state_dict()) == _shapes(tensors) else None
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {key: tensor.shape for key, tensor in tensors.items()}
+    return net if same_shapes(net, tensors) else None

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from surgeon_adapters.relaxed_conv.mixture import MixtureConv2d, banks_of, same_shapes, through
+
 ScaleFields = Literal["plane", "scales"]
 
 FACTOR = 2
 """Ratio of neighbouring scales: filters of whole dilations stay on the grid."""
 
 
-class RelaxedScaleConv2d(nn.Module):
+class RelaxedScaleConv2d(MixtureConv2d):
     """Lifting, group or projecting convolution whose filters depend on the scale by a few mixture weights.
 
     The filter of scale s is a mixture of banks, dilated by ``2^s``: ``psi_s(u) = sum_l w_l(s) psi_l(u / 2^s)``. With
@@ -43,20 +45,16 @@ class RelaxedScaleConv2d(nn.Module):
         reach: int = 1,
         filter_banks: int = 1,
     ) -> None:
-        super().__init__()
         both = fields_in == fields_out == "scales"
         if "scales" not in (fields_in, fields_out) or kernel_size % 2 == 0 or not 1 <= reach <= (scales if both else 1):
             raise ValueError(
                 f"expected fields on scales on one side, an odd kernel, and a reach of 1 or, between fields on scales, "
                 f"up to {scales}, got {fields_in} to {fields_out}, {kernel_size} and {reach}: correct them"
             )
+        summed = channels_in * (reach if fields_out == "scales" else scales)
+        super().__init__((filter_banks, channels_out, channels_in, reach, kernel_size, kernel_size), scales, summed)
         self.fields_in, self.fields_out, self.scales, self.reach = fields_in, fields_out, scales, reach
         self.channels_in, self.channels_out, self.kernel_size = channels_in, channels_out, kernel_size
-        summed = reach if fields_out == "scales" else scales
-        bound = (filter_banks / (channels_in * summed * kernel_size**2)) ** 0.5
-        banks = torch.empty(filter_banks, channels_out, channels_in, reach, kernel_size, kernel_size)
-        self.weights = nn.Parameter(banks.uniform_(-bound, bound))
-        self.combination_weights = nn.Parameter(torch.full((scales, filter_banks), 1 / filter_banks))
         self.register_buffer("spread", _spread(kernel_size, scales), persistent=False)
 
     @property
@@ -70,8 +68,7 @@ class RelaxedScaleConv2d(nn.Module):
 
     def kernel(self) -> Tensor:
         """Return the kernel of the plain convolution that this layer is: shape (d_out, d_in, support, support)."""
-        mixed = torch.einsum("sl,l...->s...", self.combination_weights, self.weights)
-        filters = torch.einsum("spa,soijab,sqb->soijpq", self.spread, mixed, self.spread)
+        filters = torch.einsum("spa,soijab,sqb->soijpq", self.spread, self.mixed(), self.spread)
         if self.fields_in == "plane":
             return filters.transpose(0, 1).flatten(0, 1).flatten(1, 2)
         if self.fields_out == "plane":
@@ -86,11 +83,6 @@ class RelaxedScaleConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features (b, d_out, h, w) of features (b, d_in, h, w)."""
         return functional.conv2d(x, self.kernel(), padding=self.support // 2)
-
-    def symmetrised(self) -> dict[str, Tensor]:
-        """Return the parameters that make the layer exactly equivariant: mixture weights averaged over the scales."""
-        mean = self.combination_weights.detach().mean(0, keepdim=True)
-        return {"combination_weights": mean.expand_as(self.combination_weights).clone()}
 
     def extra_repr(self) -> str:
         """Show both sides."""
@@ -145,22 +137,16 @@ class RelaxedScaleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, 2 frames_out, h, w) of (b, 2 frames_in, h, w)."""
-        *inner, last = self.sconv
-        for layer in inner:
-            x = functional.relu(layer(x))
-        result: Tensor = last(x)
-        return result
+        return through(self.sconv, x)
 
 
 def scale_net(tensors: Mapping[str, Tensor]) -> nn.Module | None:
     """Build the :class:`RelaxedScaleNet` of a state dict; None if it is that of another model."""
-    mixture = tensors.get("sconv.0.combination_weights")
-    banks = [tensor for key, tensor in tensors.items() if key.startswith("sconv.") and key.endswith(".weights")]
-    if mixture is None or len(banks) < 2 or any(each.ndim != 6 for each in banks):
+    banks = banks_of(tensors, "sconv")
+    if not banks:
         return None
-    first, last = tensors["sconv.0.weights"], tensors[f"sconv.{len(banks) - 1}.weights"]
+    first, last, scales = banks[0], banks[-1], len(tensors["sconv.0.combination_weights"])
     frames_in, frames_out = first.shape[2] // 2, last.shape[1] // 2
-    sizes = (first.shape[1], len(banks), first.shape[-1], len(mixture), len(first))
-    net = RelaxedScaleNet(frames_in, frames_out, *sizes, reach=tensors["sconv.1.weights"].shape[3])
-    fits = {key: tensor.shape for key, tensor in net.state_dict().items()} == {k: t.shape for k, t in tensors.items()}
-    return net if fits else None
+    sizes = (first.shape[1], len(banks), first.shape[-1], scales, len(first))
+    net = RelaxedScaleNet(frames_in, frames_out, *sizes, reach=banks[1].shape[3])
+    return net if same_shapes(net, tensors) else None
