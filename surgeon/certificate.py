@@ -60,7 +60,7 @@ class Architecture:
         )
 
 
-_HOOKS = (
+HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
     "_backward_hooks",
@@ -75,7 +75,7 @@ _HOOKS = (
 def _hook_count(module: nn.Module) -> int:
     """Return the number of hooks on a module and its own parameters."""
     on_parameters = sum(len(parameter._backward_hooks or ()) for parameter in module.parameters(recurse=False))
-    return on_parameters + sum(len(getattr(module, name, ())) for name in _HOOKS)
+    return on_parameters + sum(len(getattr(module, name, ())) for name in HOOKS)
 
 
 def buffers_written_by_training(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.branch import Branch
-from surgeon.certificate import _HOOKS, Architecture, buffers_written_by_training, certify, versions
+from surgeon.certificate import HOOKS, Architecture, buffers_written_by_training, certify, versions
 from surgeon.surgery.insert import attach
 from surgeon.types import Site
 from tests import nets
@@ -207,9 +207,9 @@ def test_a_hook_of_any_kind_is_a_difference(kind: str) -> None:
 
 
 def test_every_kind_of_hook_is_tried() -> None:
-    assert {*_HOOKS, "of a parameter"} == ADD_HOOK.keys()
+    assert {*HOOKS, "of a parameter"} == ADD_HOOK.keys()
     own = {name for name in vars(nn.Module()) if name.endswith("_hooks") and "non_persistent" not in name}
-    assert own == set(_HOOKS)
+    assert own == set(HOOKS)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])

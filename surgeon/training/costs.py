@@ -50,9 +50,9 @@ def training_costs(model: nn.Module, task: Task, relaxation: Relaxation) -> Cost
     batch = to_device(next(task_batches(task, "train", 0)), device_of(model))
     state = torch.get_rng_state()
     with in_evaluation_mode(model):
-        whole = _flops(model, task, batch)
+        whole = flops_of(model, task, batch)
         with relaxation.clean():
-            own = _flops(model, task, batch)
+            own = flops_of(model, task, batch)
     torch.set_rng_state(state)
     extra = sum(parameter.numel() for parameter in relaxation.branch_parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -81,7 +81,8 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def _flops(model: nn.Module, task: Task, batch: object) -> int:
+def flops_of(model: nn.Module, task: Task, batch: object) -> int:
+    """Return the floating-point operations of one forward, of all ops that torch knows them of."""
     counter = _Counter()
     with counter:
         task_forward(task, model, batch)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from surgeon.training.costs import _flops
+from surgeon.training.costs import flops_of
 
 ROWS = 5
 
@@ -40,7 +40,7 @@ class Stress(nn.Module):
 
 def flops(model: nn.Module) -> int:
     task: Any = object()  # without a forward of its own
-    return _flops(model, task, torch.ones(ROWS, 3))
+    return flops_of(model, task, torch.ones(ROWS, 3))
 
 
 def test_the_count_is_that_of_torch() -> None:
