@@ -19,7 +19,7 @@ from surgeon.training import ArmRun, FinetuneSettings, arm_named, compare, summa
 from surgeon.training.compare import Comparison, Execute, Failure, Outcome, Point, final_points, one_after_the_other
 from surgeon.training.spread import Source, comparison_of, local_processes, ray_cluster
 from surgeon.training.statistics import edges_of_grid
-from surgeon.training.store import RunStore
+from surgeon.training.store import IDENTITY_FILE, RunStore
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.comparison_words import budget, read_sweep, sentences
 from surgeon_cli.options import output_stem
@@ -37,10 +37,14 @@ def run_comparison(
     force: bool,
     json_output: bool,
 ) -> None:
-    """Train all arms from the original checkpoint, print one table, and write one record."""
+    """Train all arms from the original checkpoint, print one table, and write one record.
+
+    Finished runs beside the record are kept and used; ``force`` only replaces a record without any.
+    """
     target = out or Path(f"{output_stem(folder).removesuffix('-relaxed')}-compare.json")
     runs_folder = target.with_name(target.stem + ".runs")
-    if target.exists() and not force and not runs_folder.is_dir():
+    begun = (runs_folder / IDENTITY_FILE).is_file()
+    if target.exists() and not (force or comparing.restart or begun):
         raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")
     check_writable(target, True)
     arms, grid = comparing.arms(), comparing.grid()
@@ -55,7 +59,7 @@ def run_comparison(
     settings, seeds = comparison.settings, range(settings.seed, settings.seed + comparing.seeds)
     swept: Mapping[str, Any] | None = read_sweep(comparing.lr_record) if comparing.lr_record else None
     final_points(comparison, arms, seeds, swept["best"] if swept else None)  # what is wrong is found before training
-    kept = RunStore(runs_folder, _identity(workspace, settings), force)
+    kept = RunStore(runs_folder, _identity(workspace, settings), comparing.restart)
     results = _Results(target, workspace, settings, kept)
     with training_bar(results.metric, json_output) as bar, results.kept_on_failure():
         execute = _executor(comparing, comparison, workspace, results.metric, bar)

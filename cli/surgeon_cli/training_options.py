@@ -240,7 +240,6 @@ class Comparing:
             rich_help_panel=COMPARISON,
         ),
     ] = None
-
     jobs: Annotated[
         int,
         typer.Option(
@@ -256,6 +255,12 @@ class Comparing:
             rich_help_panel=COMPARISON,
         ),
     ] = None
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart", help="Begin anew: finished runs of the comparison are deleted.", rich_help_panel=COMPARISON
+        ),
+    ] = False
 
     def arms(self) -> list[str]:
         """Return the names of the arms."""

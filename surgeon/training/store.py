@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from surgeon.errors import CheckpointError, UsageError, WriteError
+from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
 from surgeon.files import atomic_folder, check_writable, json_compatible, write_json
 from surgeon.training.compare import ArmRun, Failure, Outcome, Point
 from surgeon.types import SiteRecord
@@ -26,24 +26,29 @@ class RunStore(MutableMapping[Point, Outcome]):
     Args:
         folder: where the runs are, or will be.
         identity: JSON-compatible object; what all runs of the comparison share.
-        force: start anew; the old runs are replaced when the first new one is finished.
+        restart: start anew; the old runs are replaced when the first new one is finished.
 
     Raises:
         UsageError: if the folder belongs to another comparison.
         CheckpointError: if the folder's ``comparison.json`` is damaged.
-        ExistsError: if the folder holds something else.
+        ExistsError: if the folder holds something else and ``restart`` is False.
         WriteError: if the place cannot be written to.
     """
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, Any], force: bool = False) -> None:
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], restart: bool = False) -> None:
         self.folder = Path(folder)
         self.damaged: list[str] = []
         self._identity = json_compatible(identity)
-        self._begun = (self.folder / IDENTITY_FILE).is_file() and not force
-        self._force = force
+        self._begun = (self.folder / IDENTITY_FILE).is_file() and not restart
+        self._restart = restart
         if self.folder.is_file():
             raise WriteError(f"could not write {str(folder)!r}: a file of that name is in the way: choose another `-o`")
-        check_writable(self.folder, force or self._begun)
+        check_writable(self.folder, True)
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self._begun or restart):
+            raise ExistsError(
+                f"expected finished runs of a comparison in {str(folder)!r}, got a folder without {IDENTITY_FILE}: "
+                "choose another `-o`, or replace it with `--restart`"
+            )
         if self._begun:
             self._require_same()
         self._runs = self._read_all() if self._begun else {}
@@ -56,12 +61,12 @@ class RunStore(MutableMapping[Point, Outcome]):
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"expected the description of a comparison in {str(path)!r}, could not read one ({error}): "
-                "choose another `-o`, or start anew with `--force`"
+                "choose another `-o`, or start anew with `--restart`, which deletes its runs"
             ) from error
         if found:
             raise UsageError(
                 f"expected the comparison in {str(self.folder)!r} to be the one asked for, but it differs in "
-                f"{'; '.join(found)}: choose another `-o`, or start anew with `--force`"
+                f"{'; '.join(found)}: choose another `-o`, or start anew with `--restart`, which deletes its runs"
             )
 
     def _read_all(self) -> dict[Point, Outcome]:
@@ -84,7 +89,7 @@ class RunStore(MutableMapping[Point, Outcome]):
         if self._begun:
             write_json(self.folder / _file_name(point), data, force=True)
         else:
-            with atomic_folder(self.folder, force=self._force) as temporary:
+            with atomic_folder(self.folder, force=self._restart) as temporary:
                 write_json(temporary / IDENTITY_FILE, self._identity)
                 write_json(temporary / _file_name(point), data)
             self._begun = True

@@ -91,7 +91,7 @@ def test_a_run_that_fails_leaves_the_finished_ones(surgeon: Surgeon, what: str, 
     assert record["complete"] is False
     assert [(run["arm"], run["steps"]) for run in record["runs"]] == [("plain", 3)]
     assert [row["arm"] for row in record["rows"]] == ["plain"]
-    surgeon(*COMPARE, "plain,drop", "--force")
+    surgeon(*COMPARE, "plain,drop", "--restart")
     record = strict(RECORD.read_text())
     assert (record["complete"], len(record["runs"])) == (True, 2)
 
@@ -157,9 +157,10 @@ def test_another_comparison_in_the_same_place_is_refused(surgeon: Surgeon, chang
     before = files_in(surgeon.path)
     told = surgeon(*COMPARE, "plain", *change, code=2).err
     assert re.search(words, told), told
-    assert "start anew with `--force`" in told
+    assert "start anew with `--restart`" in told
+    assert "differs in" in surgeon(*COMPARE, "plain", *change, "--force", code=2).err
     assert files_in(surgeon.path) == before
-    surgeon(*COMPARE, "plain", *change, "--force")
+    surgeon(*COMPARE, "plain", *change, "--restart")
     assert files_in(surgeon.path) != before
 
 
@@ -184,7 +185,35 @@ def test_runs_of_other_versions_are_not_mixed_in(surgeon: Surgeon) -> None:
     identity["versions"]["e3nn"] = "0.1.0"
     description.write_text(json.dumps(identity))
     assert 'differs in versions.e3nn ("0.1.0" there, ' in surgeon(*COMPARE, "plain", code=2).err
+    surgeon(*COMPARE, "plain", "--restart")
+
+
+def test_only_restart_deletes_finished_runs(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain")
+    runs, drawn = Path("net-compare.runs"), []
+    stored, module = files_in(runs), sys.modules["surgeon.training.compare"]
+    usual = module.run_one  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "run_one", lambda *given: drawn.append(given) or usual(*given))
+    assert "going on: 1 finished runs" in surgeon(*COMPARE, "plain", "--force").err
+    assert (len(drawn), files_in(runs)) == (0, stored)
+    assert "going on" not in surgeon(*COMPARE, "plain", "--restart").err
+    assert len(drawn) == 1
+    assert files_in(runs).keys() == stored.keys()
+
+
+def test_what_is_no_comparison_is_kept(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    RECORD.write_text("{}")
+    assert "overwrite it with `--force`" in surgeon(*COMPARE, "plain", code=2).err
+    notes = Path("net-compare.runs/notes.txt")
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    assert "got a folder without comparison.json" in surgeon(*COMPARE, "plain", "--force", code=2).err
+    assert (notes.read_text(), RECORD.read_text()) == ("mine", "{}")
+    notes.unlink()
     surgeon(*COMPARE, "plain", "--force")
+    assert strict(RECORD.read_text())["complete"] is True
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"point": 1}', "cut"])

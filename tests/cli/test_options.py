@@ -113,8 +113,8 @@ def test_an_unknown_tracker_and_stray_options_are_refused(surgeon: Surgeon) -> N
     surgeon("relax", "net.pt", "--group", "O3")
     said = surgeon("finetune", "net-relaxed", "--track", "papyrus", code=2).err
     assert "tracker among tensorboard, wandb, mlflow, got 'papyrus'" in said
-    said = surgeon("finetune", "net-relaxed", "--jobs", "2", code=2).err
-    assert "together with --compare" in said
+    for stray in (("--jobs", "2"), ("--restart",)):
+        assert "together with --compare" in surgeon("finetune", "net-relaxed", *stray, code=2).err
     said = surgeon("finetune", "net-relaxed", "--arm", "drop", "--freeze-base", code=2).err
     assert "nothing would remain" in said
 

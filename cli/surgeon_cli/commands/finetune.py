@@ -35,7 +35,7 @@ def finetune(
 
     The run folder holds the best weights by clean validation and what a resume needs: after an interruption the same
     command goes on. With --compare the arms are trained side by side from the original and only a record is written,
-    with every run in a folder beside it, from which the same command goes on.
+    with every run in a folder beside it, from which the same command goes on; --restart replaces these runs.
 
     Examples:
 
@@ -50,8 +50,9 @@ def finetune(
             raise UsageError("expected either --arm or --compare, got both: leave one out")
         run_comparison(folder, out, comparing, settings, options, force, json_output)
         return
-    if comparing.lr_grid or comparing.lr_record or comparing.jobs > 1 or comparing.ray:
+    if comparing.lr_grid or comparing.lr_record or comparing.jobs > 1 or comparing.ray or comparing.restart:
         raise UsageError(
-            "expected --lr-grid, --lr-record, --jobs and --ray together with --compare: add it, or leave them out"
+            "expected --lr-grid, --lr-record, --jobs, --ray and --restart together with --compare: add it, or leave "
+            "them out"
         )
     run_training(folder, out, arm, settings, keeping, options, force, json_output)
