@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon_adapters.vn.layers import Pooling, VNLinearLeakyReLU, VNStdFeature, neighbour_features, pool
+from surgeon_adapters.vn.layers import Pooling, VNLinearLeakyReLU, VNStdFeature, beside, neighbour_features, pool
 
 
 class VNDGCNN(nn.Module):
@@ -61,7 +61,7 @@ class VNDGCNN(nn.Module):
         x3 = self.pool3(self.conv3(neighbour_features(x2, self.neighbours)))
         x4 = self.pool4(self.conv4(neighbour_features(x3, self.neighbours)))
         x = self.conv5(torch.cat([x1, x2, x3, x4], dim=1))
-        x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)], dim=1)
+        x = beside(x, x.mean(-1, keepdim=True))
         invariants = self.std_feature(x)[0].flatten(1, 2)
         x = torch.cat([invariants.amax(-1), invariants.mean(-1)], dim=1)
         x = self.dp1(functional.leaky_relu(self.bn1(self.linear1(x)), negative_slope=0.2))

@@ -166,6 +166,11 @@ def in_frame(x: Tensor, frame: Tensor) -> Tensor:
     return torch.einsum("bcv...,bfv...->bcf...", x, frame)
 
 
+def beside(x: Tensor, cloud: Tensor) -> Tensor:
+    """Put features of the whole cloud, shape (b, c, 3, 1), beside those of every point, shape (b, c, 3, n)."""
+    return torch.cat([x, cloud.expand_as(x)], dim=1)
+
+
 def map_channels(linear: nn.Linear, x: Tensor) -> Tensor:
     """Apply a linear layer to axis 1 of (b, c, 3, ...)."""
     result: Tensor = linear(x.transpose(1, -1)).transpose(1, -1)

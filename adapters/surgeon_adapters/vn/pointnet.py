@@ -6,7 +6,6 @@ under rotations, but not under reflections: its first features contain cross pro
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +15,7 @@ from surgeon_adapters.vn.layers import (
     VNLinear,
     VNLinearLeakyReLU,
     VNStdFeature,
+    beside,
     neighbour_features,
     pool,
 )
@@ -74,9 +74,9 @@ class PointNetEncoder(nn.Module):
         """Map (b, 3, n) to (b, 6 * (16 * base // 3))."""
         x = neighbour_features(points.unsqueeze(1), self.neighbours, cross=True)
         x = self.conv1(self.pool(self.conv_pos(x)))
-        x = torch.cat([x, self.fstn(x).unsqueeze(-1).expand_as(x)], dim=1)
+        x = beside(x, self.fstn(x).unsqueeze(-1))
         x = self.bn3(self.conv3(self.conv2(x)))
-        x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)], dim=1)
+        x = beside(x, x.mean(-1, keepdim=True))
         invariants: Tensor = self.std_feature(x)[0]
         return invariants.flatten(1, 2).amax(-1)
 

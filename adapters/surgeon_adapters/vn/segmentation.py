@@ -16,6 +16,7 @@ from surgeon_adapters.vn.layers import (
     VNLinear,
     VNLinearLeakyReLU,
     VNStdFeature,
+    beside,
     in_frame,
     neighbour_features,
     pool,
@@ -70,10 +71,10 @@ class VNPointNetPartSeg(nn.Module):
         first = self.conv1(x)
         second = self.conv2(first)
         third = self.conv3(second)
-        x = torch.cat([third, self.fstn(third).unsqueeze(-1).expand_as(third)], dim=1)
+        x = beside(third, self.fstn(third).unsqueeze(-1))
         fourth = self.conv4(x)
         x = self.bn5(self.conv5(fourth))
-        x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)], dim=1)
+        x = beside(x, x.mean(-1, keepdim=True))
         invariants, frame = self.std_feature(x)
         own = in_frame(torch.cat([first, second, third, fourth], dim=1), frame).flatten(1, 2)
         invariants = invariants.flatten(1, 2)
@@ -138,7 +139,7 @@ class VNDGCNNPartSeg(nn.Module):
         third = self.pool3(self.conv5(neighbour_features(second, self.neighbours)))
         vectors = torch.cat([first, second, third], dim=1)
         x = self.conv6(vectors)
-        x = torch.cat([x, x.mean(-1, keepdim=True).expand_as(x)], dim=1)
+        x = beside(x, x.mean(-1, keepdim=True))
         invariants, frame = self.std_feature(x)
         own = in_frame(vectors, frame).flatten(1, 2)
         cloud = [invariants.flatten(1, 2).amax(-1, keepdim=True), self.conv7(categories.unsqueeze(-1))]
