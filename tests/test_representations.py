@@ -17,6 +17,7 @@ from torch import Tensor
 from surgeon.e3nn_compat import import_e3nn
 from surgeon.errors import GroupError, ShapeError
 from surgeon.groups import Group, group_from_generators, parse_group
+from surgeon.modes import default_dtype
 from surgeon.representations import Representation, axes, irreps, regular, trivial
 from surgeon.representations.factors import irrep_generators
 
@@ -191,16 +192,11 @@ def test_irreps_are_accurate_near_the_identity_and_near_half_turns() -> None:
 
 def test_irreps_agree_with_e3nn() -> None:
     o3 = import_e3nn()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # e3nn takes the precision of its generators from it
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            angles = [torch.rand(10, generator=rng(seed)) * 3 for seed in range(3)]
-            g = o3.angles_to_matrix(*angles)
-            expected = [o3.wigner_D(degree, *angles) for degree in range(9)]
-    finally:
-        torch.set_default_dtype(before)
+    with default_dtype(torch.float64), warnings.catch_warnings():  # e3nn's generators take their precision from it
+        warnings.simplefilter("ignore", DeprecationWarning)
+        angles = [torch.rand(10, generator=rng(seed)) * 3 for seed in range(3)]
+        g = o3.angles_to_matrix(*angles)
+        expected = [o3.wigner_D(degree, *angles) for degree in range(9)]
     for degree, matrices in enumerate(expected):
         rho = irreps(parse_group("SO3"), f"{degree}e")
         torch.testing.assert_close(rho.action(g).dense(), matrices, rtol=0, atol=1e-12)

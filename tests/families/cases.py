@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.modes import default_dtype
 from surgeon.soundness import Model, check_plan
 from surgeon.types import Plan
 
@@ -52,15 +53,9 @@ class FamilyCase:
         check_plan(self.model(), plan)
 
 
-@contextmanager
-def double() -> Iterator[None]:
+def double() -> AbstractContextManager[None]:
     """Build models in float64."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    return default_dtype(torch.float64)
 
 
 def keys(plan: Plan) -> set[str]:

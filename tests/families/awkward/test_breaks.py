@@ -12,6 +12,7 @@ from surgeon.errors import SurgeonError
 from surgeon.groups import parse_group
 from surgeon.inference import find_breaks
 from surgeon.inference.breaks import Breaks
+from surgeon.modes import default_dtype
 from tests.families.awkward.broken import BROKEN, Broken
 from tests.families.awkward.case import Case
 from tests.families.awkward.test_catalogue import build, find
@@ -22,10 +23,8 @@ EACH = pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.case.
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
     """Models create constants as they run."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+    with default_dtype(torch.float64):
+        yield
 
 
 def search(case: Case) -> Breaks:

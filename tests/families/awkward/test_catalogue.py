@@ -10,6 +10,7 @@ from torch import nn
 
 import surgeon
 from surgeon.errors import SurgeonError
+from surgeon.modes import default_dtype
 from surgeon.soundness import Model, check_plan
 from surgeon.trees import map_tensors
 from surgeon.types import Plan
@@ -22,12 +23,8 @@ CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
 def build(case: Case) -> nn.Module:
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         return case.build().eval()
-    finally:
-        torch.set_default_dtype(before)
 
 
 def find(case: Case, module: nn.Module) -> Plan:
@@ -36,9 +33,8 @@ def find(case: Case, module: nn.Module) -> Plan:
 
 @pytest.fixture(autouse=True)
 def _double() -> None:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        yield
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.error], ids=lambda case: case.name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from surgeon.graph import record, used_parameters
 from surgeon.groups import parse_group
 from surgeon.measure import equivariance_error
+from surgeon.modes import default_dtype
 from surgeon.trees import equal, map_tensors, tensors_in
 from tests.families.awkward import forwards, layouts, negatives, operations, structures, symmetries, weights
 from tests.families.awkward.broken import BROKEN
@@ -38,10 +39,8 @@ def name(case: Case) -> str:
 @pytest.fixture(autouse=True)
 def double() -> Iterator[None]:
     """Models create constants as they run."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+    with default_dtype(torch.float64):
+        yield
 
 
 def fresh(case: Case) -> tuple[object, ...]:
