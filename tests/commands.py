@@ -84,6 +84,6 @@ def child(
         env={**CHILD_ENVIRONMENT, **(environment or {}), **PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )

@@ -147,7 +147,7 @@ def too_long(source: str, module: str) -> list[str]:
 def in_fresh_interpreter(code: str) -> str:
     environment_path = [str(folder) for folder in PACKAGES.values()]
     code = f"import sys; sys.path[:0] = {environment_path!r}\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -17,6 +17,7 @@ from surgeon.intertwiners import FoldMap
 from surgeon.registry import BaseAdapter, Proposal, Refusal
 from surgeon.representations import irreps
 from surgeon.soundness import Model
+from surgeon.surgery import find
 from surgeon.testing import AdapterContract
 from surgeon.types import Site
 from tests import nets
@@ -104,6 +105,9 @@ class _Broken(VectorNeurons):
 
 def test_copies_of_the_published_layers_are_annotated() -> None:
     copies = VectorNeurons()
+    model = copies.sample()
+    plan = find(model.module, copies.group, *model.inputs, forward=model.forward)
+    assert {site.key: site.adapter for site in plan.sites} == {"0.map_to_feat.input": "vn", "1.map_to_feat.input": "vn"}
     copies.test_proposals_are_found_and_verified()
     copies.test_each_branch_breaks_equivariance()
     copies.test_folding_is_exact_where_it_says_so()

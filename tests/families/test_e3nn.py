@@ -155,7 +155,8 @@ def test_copies_first(group: str) -> None:
 
 @pytest.mark.parametrize("group", ["O3", "SO3"])
 def test_components_first(group: str) -> None:
-    compare(case(True, group), {"components first": ComponentsFirstAdapter()}, {"first.x", "second.x"})
+    plan = compare(case(True, group), {"components first": ComponentsFirstAdapter()}, {"first.x", "second.x"})
+    assert {site.adapter for site in plan.sites} == {"components first"}
 
 
 def test_a_lying_label_is_found_out_and_the_measurement_used() -> None:

@@ -99,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             [*map(str, command), f"hydra.run.dir={folder}"],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )

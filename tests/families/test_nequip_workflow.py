@@ -58,7 +58,7 @@ def run(*command: str) -> str:
         env=CHILD_ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -116,7 +116,7 @@ def test_a_file_size_limit_of_the_system(tmp_path: Path, writer: str) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 1

@@ -247,7 +247,7 @@ def test_weights_may_be_nan_where_those_of_the_base_are(logged_in: Hub, harmless
     config["base"] |= place
     files = {**harmless, "model.safetensors": content, "surgeon_config.json": json.dumps(config).encode()}
     logged_in.store.put(REPO, files)
-    surgeon("inspect", f"hf://{REPO}", "--model", "task:make_net")
+    assert surgeon("inspect", f"hf://{REPO}", "--model", "task:make_net", "--json").data["model"] == "Net"
 
 
 def test_a_link_in_the_cache_to_somewhere_else(logged_in: Hub, harmless: Files, surgeon: Surgeon) -> None:

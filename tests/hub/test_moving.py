@@ -56,7 +56,7 @@ def run_python(environment: dict[str, str], folder: Path, code: str, *arguments:
         env={**environment, **PYTHON_PATH},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ def run(work: Path, *arguments: str, processes: int = 1) -> Any:
         launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [*launcher, "surgeon_cli.main", *arguments]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done
 

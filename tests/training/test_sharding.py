@@ -42,7 +42,7 @@ def launch(work: Path, *arguments: str, program: str = "tests.training.fsdp", **
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", program]
     command += ["finetune", "net-relaxed", "--task", "task.py", "--json", *arguments]
     environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **FSDP, **sharding}
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def sharded(work: Path, *arguments: str, **sharding: str) -> None:
