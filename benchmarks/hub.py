@@ -1,6 +1,7 @@
 """What ``surgeon.from_hub`` costs beyond the Hub client's own download, and how much memory it takes.
 
-A loopback Hub in a process of its own serves a relaxed model of about 100 MB. Every download starts with an empty
+A loopback Hub in a process of its own serves a relaxed model of about 100 MB, as fast as it can and at the speed of
+networks: it sleeps between pieces of an answer. Every download starts with an empty
 cache in a fresh process, in which a small model was opened before, so that imports are paid. ``plain`` is
 ``snapshot_download`` of the same three files and nothing else; ``factory`` is building the network with its random
 weights, which every other way to a usable model costs, too. CPU seconds are those of the client's process::
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import resource
 import statistics
@@ -40,8 +42,9 @@ RESULTS = Path(__file__).parent / "results" / "hub.json"
 BIG, SMALL = "alice/big", "alice/small"
 SIZES = {BIG: (2240, 5), SMALL: (8, 1)}
 FILES = ("surgeon_config.json", "model.safetensors", "relaxation.safetensors")
-RATES = {"1 Gbit/s": 1e9 / 8, "100 Mbit/s": 1e8 / 8}
-"""Bytes per second of real networks; what they would make of the measured CPU seconds is computed, not measured."""
+RATES = {"loopback": math.inf, "1 Gbit/s": 1e9 / 8, "100 Mbit/s": 1e8 / 8}
+"""Bytes per second that the server sends at most."""
+WAYS = ("plain", "factory", "relaxed", "drop")
 
 
 class Network(nn.Module):
@@ -84,13 +87,13 @@ def write_folder(repo: str, folder: Path) -> None:
     write_relaxed(folder / "relaxed", workspace.model, config, {"format": "pt"})
 
 
-def serve(folder: Path) -> None:
-    """Serve both models until standard input is closed."""
+def serve(folder: Path, rate: float) -> None:
+    """Serve both models, at ``rate`` bytes per second, until standard input is closed."""
     sys.path.insert(0, str(ROOT))
     from tests.hub.client import USERS
     from tests.hub.server import Hub
 
-    hub = Hub(dict(USERS))
+    hub = Hub(dict(USERS), rate)
     for repo in MAKERS:
         place = folder / repo.split("/")[1]
         place.mkdir()
@@ -115,7 +118,6 @@ def measure(what: str) -> dict[str, float]:
     """Do one thing in this process; seconds, and mebibytes on top of what the process had before."""
     from huggingface_hub import snapshot_download
 
-    torch.set_num_threads(1)
     surgeon.from_hub(SMALL, model=make_small)
     snapshot_download(SMALL, allow_patterns=list(FILES))
     before, start, worked = peak_mebibytes(), time.perf_counter(), time.process_time()
@@ -145,10 +147,10 @@ def measure_apart(what: str, endpoint: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[tuple[str, Path]]:
+def server(rate: float) -> Iterator[tuple[str, Path]]:
     """Run :func:`serve` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--serve", folder]
+        command = [sys.executable, __file__, "--serve", folder, "--rate", str(rate)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdin is not None
@@ -157,55 +159,58 @@ def server() -> Iterator[tuple[str, Path]]:
 
 
 def summary(runs: dict[str, list[dict[str, float]]], size: int) -> dict[str, Any]:
-    """Return medians, and the cost over the plain download on the loopback and at the speed of real networks."""
+    """Return medians, what opening costs over the plain download, and the memory that it adds."""
     seconds = {what: statistics.median(run["seconds"] for run in those) for what, those in runs.items()}
     cpu = {what: statistics.median(run["cpu_seconds"] for run in those) for what, those in runs.items()}
-    own = {what: cpu[what] - cpu["plain"] for what in ("relaxed", "drop")}
-    result: dict[str, Any] = {
-        "weights_mib": round(size / 2**20, 2),
-        "peak_added_over_weights": {
-            what: round(max(run["peak_added_mib"] for run in runs[what]) * 2**20 / size, 3) for what in own
-        },
+    opened = ("relaxed", "drop")
+    return {
         "median_seconds": {what: round(value, 3) for what, value in seconds.items()},
+        "spread_seconds": {
+            what: [round(pick(run["seconds"] for run in those), 3) for pick in (min, max)]
+            for what, those in runs.items()
+        },
         "median_cpu_seconds": {what: round(value, 3) for what, value in cpu.items()},
-        "cpu_seconds_beyond_plain": {what: round(value, 3) for what, value in own.items()},
-        "cpu_seconds_beyond_plain_and_factory": {what: round(own[what] - cpu["factory"], 3) for what in own},
-        "percent_over_plain_on_loopback": {
-            what: round(100 * (seconds[what] / seconds["plain"] - 1), 1) for what in own
+        "percent_over_plain": {what: round(100 * (seconds[what] / seconds["plain"] - 1), 1) for what in opened},
+        "peak_added_over_weights": {
+            what: round(max(run["peak_added_mib"] for run in runs[what]) * 2**20 / size, 3) for what in opened
         },
     }
-    for name, rate in RATES.items():
-        download = max(size / rate, cpu["plain"])
-        result[f"percent_over_plain_at_{name}"] = {what: round(100 * own[what] / download, 1) for what in own}
-    return result
+
+
+def measure_at(rate: float, repeats: int) -> tuple[dict[str, list[dict[str, float]]], int]:
+    """Return the runs of each way against a server of one speed, and the bytes of the model's weights."""
+    runs: dict[str, list[dict[str, float]]] = {what: [] for what in WAYS}
+    with server(rate) as (endpoint, folder):
+        files = read_relaxed(folder / "big" / "relaxed")
+        size = sum(tensor.nbytes for tensors in (files.base, files.branches) for tensor in tensors.values())
+        for _ in range(repeats):
+            for what, those in runs.items():  # in turn, so that a busy machine is busy for all
+                those.append(measure_apart(what, endpoint))
+    return runs, size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--one", metavar="WHAT", help="measure one thing in this process and print it")
     parser.add_argument("--serve", type=Path, metavar="FOLDER", help="serve the models")
+    parser.add_argument("--rate", type=float, help="bytes per second of --serve")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each; the median counts")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one)))
         return
     if options.serve:
-        serve(options.serve)
+        serve(options.serve, options.rate)
         return
-    runs: dict[str, list[dict[str, float]]] = {what: [] for what in ("plain", "factory", "relaxed", "drop")}
-    with server() as (endpoint, folder):
-        files = read_relaxed(folder / "big" / "relaxed")
-        size = sum(tensor.nbytes for tensors in (files.base, files.branches) for tensor in tensors.values())
-        for _ in range(options.repeats):
-            for what, those in runs.items():  # in turn, so that a busy machine is busy for all
-                those.append(measure_apart(what, endpoint))
+    measured = {name: measure_at(rate, options.repeats) for name, rate in RATES.items()}
+    size = measured["loopback"][1]
     record = {
         "command": f"python benchmarks/hub.py --repeats {options.repeats}",
-        "machine": {**machine(), "threads": 1},
+        "machine": {**machine(), "threads": torch.get_num_threads()},
         "versions": versions(),
-        "model": {"width": SIZES[BIG][0], "layers": SIZES[BIG][1]},
-        "summary": summary(runs, size),
-        "runs": runs,
+        "model": {"width": SIZES[BIG][0], "layers": SIZES[BIG][1], "weights_mib": round(size / 2**20, 2)},
+        "summary": {name: summary(runs, size) for name, (runs, _) in measured.items()},
+        "runs": {name: runs for name, (runs, _) in measured.items()},
     }
     print(json.dumps(record["summary"], indent=2))
     RESULTS.parent.mkdir(exist_ok=True)

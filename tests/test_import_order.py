@@ -27,6 +27,7 @@ ROWS = (
     {
         "checkpoint",
         "models",
+        "unfilled",
         "tasks",
         "evaluation",
         "certificate",

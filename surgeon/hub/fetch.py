@@ -16,6 +16,7 @@ from surgeon.errors import CheckpointError, HubError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import HubFile, Listing, hub_errors, is_offline, list_files
+from surgeon.hub.following import following
 from surgeon.imports import close_names
 
 WEIGHTS = ".safetensors"
@@ -110,9 +111,9 @@ def download(listing: Listing, names: Iterable[str]) -> Path:
     """
     wanted = list(names)
     _check_sizes(listing, wanted)
-    folder = listing.folder or _download(listing, wanted)
+    folder, seen = (listing.folder, {}) if listing.folder else _download(listing, wanted)
     for name in wanted:
-        _check(folder, listing.files[name], listing)
+        _check(folder, listing.files[name], listing, seen.get(name))
     return folder
 
 
@@ -126,19 +127,22 @@ def _check_sizes(listing: Listing, names: list[str]) -> None:
             )
 
 
-def _download(listing: Listing, names: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(listing: Listing, names: list[str]) -> tuple[Path, dict[str, str | None]]:
+    """Return the folder in the cache, and the hashes of those files that were read while they were written."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.file_download import repo_folder_name
 
     repo, patterns = listing.path.repo, [glob.escape(name) for name in names]
-    with hub_errors(f"download {listing.path}"):
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    with hub_errors(f"download {listing.path}"), following(blobs) as seen:
         # By the name that was asked for, so that the cache remembers which commit it was when it is offline.
         folder = Path(snapshot_download(repo, revision=listing.path.revision, allow_patterns=patterns))
         if folder.name != listing.commit:  # somebody pushed between the two requests
             folder = Path(snapshot_download(repo, revision=listing.commit, allow_patterns=patterns))
-    return folder
+    return folder, {name: seen.sha256(folder / name) for name in names if (folder / name).is_file()}
 
 
-def _check(folder: Path, file: HubFile, listing: Listing) -> None:
+def _check(folder: Path, file: HubFile, listing: Listing, seen: str | None) -> None:
     path = folder / file.name
     blob = path.resolve()
     if not path.is_file():
@@ -149,7 +153,7 @@ def _check(folder: Path, file: HubFile, listing: Listing) -> None:
             f"expected {file.name} of {listing.path} inside the cache, but it is a link to somewhere else: "
             "delete the repository from the cache"
         )
-    if not _as_announced(blob, _with_name_of(blob, file)):
+    if not _as_announced(blob, _with_name_of(blob, file), seen):
         for damaged in (blob, path):
             with suppress(OSError):
                 damaged.unlink()
@@ -167,11 +171,11 @@ def _with_name_of(blob: Path, file: HubFile) -> HubFile:
     return replace(file, sha256=sha256, git_hash=blob.name if _SHA1.fullmatch(blob.name) else None)
 
 
-def _as_announced(path: Path, file: HubFile) -> bool:
+def _as_announced(path: Path, file: HubFile, seen: str | None) -> bool:
     if file.size is not None and path.stat().st_size != file.size:
         return False
     if file.sha256 is not None:
-        return sha256_of_file(path) == file.sha256
+        return seen == file.sha256 or sha256_of_file(path) == file.sha256
     return file.git_hash is None or git_hash(path.read_bytes()) == file.git_hash
 
 

@@ -7,6 +7,7 @@ all that it was asked, in order.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -69,9 +70,11 @@ class Hub:
         endpoint: address of the Hub itself.
         users: by token. The owner of a repository is the part of its name before the slash.
         page_size: how many entries a page of a list has.
+        rate: bytes of an answer that are sent per second at most, as by a real network.
     """
 
-    def __init__(self, users: dict[str, User]) -> None:
+    def __init__(self, users: dict[str, User], rate: float = math.inf) -> None:
+        self.rate = rate
         self.users = users
         self.store, self.faults = Store(), Faults()
         self.requests: list[Request] = []
@@ -87,7 +90,8 @@ class Hub:
     def plug_in(self) -> None:
         """Start to answer, or answer again under the same addresses."""
         self._listeners = [
-            Listener(origin, self.requests, self._answer, self._watch, bound) for origin, bound in self._sockets.items()
+            Listener(origin, self.requests, self._answer, self._watch, bound, self.rate)
+            for origin, bound in self._sockets.items()
         ]
 
     def unplug(self) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -132,8 +133,10 @@ class Handler(BaseHTTPRequestHandler):
         if request.method == "HEAD":
             return
         body = memoryview(response.body)[: response.dies_after]
+        begin = time.perf_counter()
         for start in range(0, len(body), PIECE):
             piece = body[start : start + PIECE]
+            time.sleep(max(0.0, begin + start / self.server.rate - time.perf_counter()))
             # Counted first: whoever has read a piece finds it in the log.
             request.sent += len(piece)
             self.wfile.write(piece)
@@ -162,7 +165,10 @@ class Listener(ThreadingHTTPServer):
     # So that closing the server waits for the requests that it is answering.
     daemon_threads = False
 
-    def __init__(self, origin: str, log: list[Request], answer: Answer, watch: Watch, bound: socket.socket) -> None:
+    def __init__(
+        self, origin: str, log: list[Request], answer: Answer, watch: Watch, bound: socket.socket, rate: float
+    ) -> None:
+        self.rate = rate
         self.origin, self.log, self.answer, self.watch = origin, log, answer, watch
         super().__init__(bound.getsockname(), Handler, bind_and_activate=False)
         self.socket.close()
