@@ -11,7 +11,9 @@ LAYERS := $(patsubst %,.venv-%,e3nn044 integrations $(FAMILIES))
 IN_VENV := $(VENV)/bin/python
 # The processes that share the tests would otherwise each take a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1
-PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest -n $(JOBS)
+# Each process takes its share of the tests in their order, so that most fixtures of a module are made once.
+SHARED := -n $(JOBS) --dist worksteal
+PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -55,7 +57,7 @@ test-fast: $(VENV)/.stamp  ## run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-e3nn044: .venv-e3nn044/.stamp  ## run the quick tests that touch e3nn with the oldest supported e3nn
-	$(ONE_THREAD) .venv-e3nn044/bin/python -m pytest -n $(JOBS) -p no:cacheprovider -m "e3nn and not slow" $(ARGS)
+	$(ONE_THREAD) .venv-e3nn044/bin/python -m pytest $(SHARED) -p no:cacheprovider -m "e3nn and not slow" $(ARGS)
 
 test-families: $(FAMILIES:%=test-%)  ## run the tests of the model families of other libraries, each in its own environment
 
