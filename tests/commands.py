@@ -22,6 +22,8 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 PYTHON_PATH = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "adapters", "cli"))}
 CHILD_ENVIRONMENT = {**os.environ, **PYTHON_PATH}
+# Of `surgeon export`: every check of a certificate is made, on an eighth of the usual group elements and batches.
+QUICK = ("--elements", "1", "--batches", "1")
 
 
 @dataclass(frozen=True)
