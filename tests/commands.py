@@ -89,3 +89,17 @@ def child(
         timeout=600,
         check=False,
     )
+
+
+def torchrun(folder: Path, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes as users start them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "surgeon_cli.main"]
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=folder,
+        env={**CHILD_ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )

@@ -1,4 +1,4 @@
-"""Commands in processes of their own: forked from one that has imported everything already, or by torchrun."""
+"""Commands in processes of their own that need not import everything: they are forked from one that has done so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
@@ -15,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch.distributed import TCPStore
-
-from tests.commands import CHILD_ENVIRONMENT
 
 # What `surgeon finetune` imports before it trains.
 PRELOADED = ["surgeon_cli.main", "surgeon.surgery", "surgeon.training", "accelerate", "e3nn.o3", "safetensors.torch"]
@@ -70,20 +67,6 @@ def forked(
                 process.join()
         out, err = ((output / stream).read_text() for stream in ("stdout", "stderr"))
     return subprocess.CompletedProcess([program, *arguments], code, out, err)
-
-
-def torchrun(folder: Path, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command in two processes as users start them."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "surgeon_cli.main"]
-    return subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        cwd=folder,
-        env={**CHILD_ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 def _as_torchrun(rank: int, count: int, port: int) -> dict[str, str]:

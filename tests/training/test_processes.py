@@ -14,8 +14,8 @@ import torch
 from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import TaskError
 from surgeon.training.batches import Sharing, training_steps
-from tests.commands import Surgeon
-from tests.processes import forked, torchrun
+from tests.commands import Surgeon, torchrun
+from tests.processes import forked
 from tests.tiny import TinyTask
 
 

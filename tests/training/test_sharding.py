@@ -20,8 +20,8 @@ from surgeon.tasks import load_task
 from surgeon.training import Finetuner, FinetuneSettings, arm_named, read_record
 from surgeon.training.driver import make_accelerator, shards
 from surgeon.workspace import open_path
-from tests.commands import Surgeon
-from tests.processes import forked, torchrun
+from tests.commands import Surgeon, torchrun
+from tests.processes import forked
 from tests.tiny import Net, TinyTask
 
 EXACT = 1e-5
