@@ -6,13 +6,14 @@ PYTHONS := python3.11 python3.12 python3.13 python3 python3.14 python
 VENV := .venv
 EXTRAS := dev,plots
 JOBS := 2
-OLD_VENV := .venv-e3nn044
 FAMILIES := mace nequip escnn pyg
+LAYERS := $(patsubst %,.venv-%,e3nn044 integrations $(FAMILIES))
 IN_VENV := $(VENV)/bin/python
-IN_OLD_VENV := $(OLD_VENV)/bin/python
 # The processes that share the tests would otherwise each take a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1
-PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest -n $(JOBS)
+# Each process takes its share of the tests in their order, so that most fixtures of a module are made once.
+SHARED := -n $(JOBS) --dist worksteal
+PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,31 +27,17 @@ export PIP_NO_COMPILE := 1
 
 # The stamp of an environment holds the folder it was made in. A copied or moved checkout is set up again, because its
 # environment would go on importing from the old folder.
-MOVED := $(shell for venv in $(VENV) $(OLD_VENV) $(FAMILIES:%=.venv-%) .venv-integrations; do \
+MOVED := $(shell for venv in $(VENV) $(LAYERS); do \
 	[ ! -f $$venv/.stamp ] || [ "$$(cat $$venv/.stamp)" = "$$(pwd -P)" ] || rm -f $$venv/.stamp; done)
 
-# $(call environment,FOLDER)
-define environment
-@if ! $(1)/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
-		"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
-		echo "setting up $(1) with $$("$$python" --version)"; \
-		exec "$$python" -m venv --clear $(1); \
-	done; \
-	echo "expected Python 3.11 or newer with its venv module, found none as$(if $(PYTHON), PYTHON=$(PYTHON),: $(PYTHONS));" \
-		"install one, or name it with make PYTHON=/path/to/python" >&2; \
-	exit 1; \
+# $(call layer,FOLDER). An environment on top of .venv: what it lacks, pip and torch among it, is imported from there.
+define layer
+@site=$$($(IN_VENV) -c 'import os, sys, sysconfig; print(os.path.relpath(sysconfig.get_path("purelib"), sys.prefix))'); \
+if [ ! -f $(1)/$$site/below.pth ]; then \
+	echo "setting up $(1) on top of $(VENV)"; \
+	$(IN_VENV) -m venv --clear --without-pip $(1); \
+	echo "../../../../$(VENV)/$$site" > $(1)/$$site/below.pth; \
 fi
-@echo "installing torch, then everything else, into $(1) (minutes the first time, seconds later)"
-endef
-
-# $(call install,ENVIRONMENT,CONSTRAINTS,EXTRAS). Torch comes first and by its pinned version, so that nothing else pulls
-# another build of it; the build backend is installed beside it, so that a later call builds without a network.
-define install
-$(call environment,$(1))
-@$(1)/bin/python -m pip install --quiet -c $(2) torch hatchling editables
-@$(1)/bin/python -m pip install --quiet -c $(2) --no-build-isolation -e ".[$(3)]"
-@pwd -P > $(1)/.stamp
 endef
 
 help:  ## list the targets
@@ -69,8 +56,8 @@ test: $(VENV)/.stamp  ## run all tests
 test-fast: $(VENV)/.stamp  ## run the tests that take seconds
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-e3nn044: $(OLD_VENV)/.stamp  ## run the quick tests that touch e3nn with the oldest supported e3nn
-	$(ONE_THREAD) $(IN_OLD_VENV) -m pytest -n $(JOBS) -p no:cacheprovider -m "e3nn and not slow" $(ARGS)
+test-e3nn044: .venv-e3nn044/.stamp  ## run the quick tests that touch e3nn with the oldest supported e3nn
+	$(ONE_THREAD) .venv-e3nn044/bin/python -m pytest $(SHARED) -p no:cacheprovider -m "e3nn and not slow" $(ARGS)
 
 test-families: $(FAMILIES:%=test-%)  ## run the tests of the model families of other libraries, each in its own environment
 
@@ -93,24 +80,33 @@ types: $(VENV)/.stamp  ## check the types of the three packages
 
 setup: $(VENV)/.stamp  ## only set up the environment, in .venv
 
+# Torch comes first and by its pinned version, so that nothing else pulls another build of it; the build backend is
+# installed beside it, so that a later call builds without a network.
 $(VENV)/.stamp: pyproject.toml constraints.txt
-	$(call install,$(VENV),constraints.txt,$(EXTRAS))
-
-$(OLD_VENV)/.stamp: pyproject.toml constraints.txt constraints-e3nn044.txt
-	@grep -v '^e3nn==' constraints.txt | cat - constraints-e3nn044.txt > $(OLD_VENV).constraints
-	$(call install,$(OLD_VENV),$(OLD_VENV).constraints,dev)
-	@mv $(OLD_VENV).constraints $(OLD_VENV)/constraints.txt
+	@if ! $(IN_VENV) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+			"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+			echo "setting up $(VENV) with $$("$$python" --version)"; \
+			exec "$$python" -m venv --clear $(VENV); \
+		done; \
+		echo "expected Python 3.11 or newer with its venv module, found none as$(if $(PYTHON), PYTHON=$(PYTHON),: $(PYTHONS));" \
+			"install one, or name it with make PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi
+	@echo "installing torch, then everything else, into $(VENV) (minutes the first time, seconds later)"
+	@$(IN_VENV) -m pip install --quiet -c constraints.txt torch hatchling editables
+	@$(IN_VENV) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	@pwd -P > $(VENV)/.stamp
 
 clean:  ## remove caches and build products
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
 	find . -path './.venv*' -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean  ## remove the environments too
-	rm -rf $(VENV) $(OLD_VENV)
+	rm -rf $(VENV) $(LAYERS)
 
-.venv-%/.stamp: pyproject.toml constraints.txt requirements-%.txt
-	$(call environment,.venv-$*)
-	@.venv-$*/bin/python -m pip install --quiet -c constraints.txt torch
+.venv-%/.stamp: $(VENV)/.stamp requirements-%.txt
+	$(call layer,.venv-$*)
 	@.venv-$*/bin/python -m pip install --quiet --no-deps -r requirements-$*.txt
 	@.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@pwd -P > .venv-$*/.stamp

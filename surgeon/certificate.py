@@ -7,8 +7,9 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -296,12 +297,18 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 
 def _packages_of(model: nn.Module | None) -> list[str]:
     """Return the installed packages to which the classes of a model's modules belong."""
-    from importlib.metadata import packages_distributions
-
     modules = () if model is None else model.modules()
     roots = {type(module).__module__.partition(".")[0] for module in modules} - {"torch", "builtins"}
-    owners = packages_distributions() if roots else {}
+    owners = _owners() if roots else {}
     return sorted({package for root in roots for package in owners.get(root, ())})
+
+
+@lru_cache(maxsize=1)
+def _owners() -> Mapping[str, Sequence[str]]:
+    """Return the installed packages of each top-level name; once, because their lists of files are read for it."""
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()
 
 
 def machine() -> dict[str, Any]:

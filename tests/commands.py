@@ -22,6 +22,8 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 PYTHON_PATH = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "adapters", "cli"))}
 CHILD_ENVIRONMENT = {**os.environ, **PYTHON_PATH}
+# Of `surgeon export`: every check of a certificate is made, on an eighth of the usual group elements and batches.
+QUICK = ("--elements", "1", "--batches", "1")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,20 @@ def child(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
         env={**CHILD_ENVIRONMENT, **(environment or {}), **PYTHON_PATH},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def torchrun(folder: Path, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes as users start them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "surgeon_cli.main"]
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        cwd=folder,
+        env={**CHILD_ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=600,

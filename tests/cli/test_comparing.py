@@ -20,7 +20,8 @@ from surgeon.training import FinetuneSettings
 from surgeon.training.compare import Point, outcome_of
 from surgeon.training.spread import Source, comparison_of, work
 from surgeon.workspace import open_path
-from tests.commands import Surgeon, child, files_in
+from tests.commands import Surgeon, files_in
+from tests.processes import forked
 from tests.tiny import Net
 
 COMPARE = ("finetune", "net-relaxed", "--epochs", "1", "--seeds", "1", "--compare")
@@ -122,7 +123,7 @@ def test_the_same_command_goes_on(surgeon: Surgeon, at: int) -> None:
 def test_a_killed_comparison_goes_on(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
     command = (*COMPARE, "plain,drop", *trouble("KILL", 6))
-    assert child(surgeon.path, *command).returncode == -signal.SIGKILL
+    assert forked(surgeon.path, *command).returncode == -signal.SIGKILL
     stored = files_in(Path("net-compare.runs"))
     assert set(stored) == {"comparison.json", "run-plain-lr0.001-seed0.json"}
     surgeon(*command)

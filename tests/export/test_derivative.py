@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -44,7 +45,12 @@ def recorded(model: nn.Module) -> nn.Module:
 
 
 def stripped(model: nn.Module) -> Stripped:
-    return Stripped(model, copy.deepcopy(model), copy.deepcopy(model).double(), TASK, GROUP)
+    """Return a model beside an original whose weights are equal, and ones: what an optimiser would merge or drop."""
+    original = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.fill_(1.0)
+    return Stripped(model, original, copy.deepcopy(model).double(), TASK, GROUP)
 
 
 def export(model: nn.Module, path: Path, selection: Selection | None = None) -> dict[str, Any]:
@@ -223,43 +229,31 @@ def test_weights_keep_their_names_and_bytes_and_a_damaged_one_is_found(
     assert check_onnx(exported[0], beside, SAMPLE).differences == ()
 
 
-@pytest.mark.slow
-def test_forces_that_are_no_vectors_are_refused(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    with pytest.raises(CheckFailedError, match="under identity"):
-        export(WrongForces(), tmp_path)
-
-
-def rows(model: nn.Module) -> Any:
-    converted = to_onnx(model, TASK, SAMPLE)
-    for value, name in zip(converted.graph.outputs, ("energy", "forces"), strict=True):
+def converted(model: nn.Module) -> Any:
+    result = to_onnx(model, TASK, SAMPLE)
+    for value, name in zip(result.graph.outputs, ("energy", "forces"), strict=True):
         value.name = name
-    return signature(converted, model.state_dict())
+    return result
 
 
 @pytest.mark.slow
-def test_graphs_depend_on_the_architecture_and_not_on_weights(
-    potential: Potential, exported: tuple[Path, dict[str, Any]]
+def test_stripping_gives_the_graph_back_and_other_forces_are_seen(
+    potential: Potential, exported: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    special = copy.deepcopy(potential)
-    with torch.no_grad():
-        for parameter in special.parameters():
-            parameter.fill_(1.0)  # equal, and ones: what an optimiser would merge or drop
-    found = rows(special)
-    assert signature_hash(found) == exported[1]["graph_sha256"]
-    assert compare_signatures(found, rows(WrongForces()))
-
-
-@pytest.mark.slow
-def test_a_branch_is_refused_and_stripping_gives_the_graph_back(
-    potential: Potential, exported: tuple[Path, dict[str, Any]]
-) -> None:
+    """Graphs depend on the architecture; that they do not depend on weights is part of the export, see ``stripped``."""
     model = copy.deepcopy(potential).eval()
     relaxation = relax(model, find(model, "O3", molecules((3, 4), 0)))
     with pytest.raises(CheckFailedError, match="strip it first"):
         to_onnx(model, TASK, SAMPLE)
     strip(relaxation, "drop")
-    assert signature_hash(rows(model)) == exported[1]["graph_sha256"]
+    given_back = signature(converted(model), model.state_dict())
+    assert signature_hash(given_back) == exported[1]["graph_sha256"]
+    wrong = WrongForces()
+    other = converted(wrong)
+    assert compare_signatures(given_back, signature(other, wrong.state_dict()))
+    onnx_ir.save(other, tmp_path / "wrong.onnx")
+    differences = check_onnx(tmp_path / "wrong.onnx", stripped(wrong), SAMPLE).differences
+    assert any("under identity" in difference for difference in differences)
 
 
 @pytest.mark.slow

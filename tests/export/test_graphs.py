@@ -39,6 +39,7 @@ def test_nodes_edges_and_graphs_have_any_number(tmp_path: Path) -> None:
             np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_equivariant_is_found(tmp_path: Path) -> None:
     with pytest.raises(CheckFailedError, match="f.g x. and g f.x. differ .* under identity"):
         export(tmp_path / "model.onnx", Messages(broken=True))

@@ -16,7 +16,7 @@ from surgeon.measure import relative_difference
 from surgeon_adapters.equiformer import build
 from surgeon_adapters.equiformer.task import EquiformerTask
 from surgeon_adapters.md17 import read_md17
-from tests.commands import Surgeon, child
+from tests.commands import QUICK, Surgeon, child
 from tests.families.equiformer_models import L1, network, write_md17
 
 pytestmark = pytest.mark.e3nn
@@ -70,7 +70,7 @@ def test_from_file_to_file(work: Path, checkpoint: Path, capsys: pytest.CaptureF
     plan = surgeon("relax", checkpoint.name, *options).data["plan"]
     assert [site["name"] for site in plan["sites"]] == ["blocks.0.ffn.fctp_1.tp", "blocks.0.ffn.fctp_2.tp"]
     surgeon("finetune", "relaxed", "--epochs", "2", "--lr", "3e-3", "-o", "run")
-    report = surgeon("export", "run", "--container", "-o", "clean", "--json").data["certificate"]
+    report = surgeon("export", "run", "--container", *QUICK, "-o", "clean", "--json").data["certificate"]
     assert report["identical"]
     errors = {name: report["equivariance"][name]["float64"]["identity"]["maximum"] for name in ("original", "stripped")}
     assert errors["stripped"] < 3 * errors["original"] + 1e-12

@@ -16,7 +16,7 @@ from torch import Tensor
 from surgeon.soundness import Model, check_plan
 from surgeon.surgery import find
 from surgeon.trees import equal, map_tensors, tensor_at, tensor_leaves, to_device, to_dtype, with_tensor
-from tests.commands import CHILD_ENVIRONMENT, Surgeon
+from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon
 
 pyg = pytest.importorskip("torch_geometric.data", reason="torch_geometric is not installed: make test-pyg")
 
@@ -122,7 +122,7 @@ def test_from_a_checkpoint_to_clean_weights(
     assert all(site["verified"] for site in plan["sites"])
     surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "--strip-mode", "fold", "-o", "relaxed")
     surgeon("finetune", "relaxed", "--epochs", "3", "--lr", "1e-2", "-o", "run")
-    report = surgeon("export", "run", "-o", "clean", "--json").data["certificate"]
+    report = surgeon("export", "run", *QUICK, "-o", "clean", "--json").data["certificate"]
     assert report["identical"]
     assert report["metrics"]["stripped"]["loss"] < report["metrics"]["original"]["loss"]
     assert report["equivariance"]["stripped"]["float64"]["identity"]["maximum"] < 1e-12

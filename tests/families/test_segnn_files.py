@@ -23,7 +23,7 @@ from surgeon.workspace import open_path
 from surgeon_adapters.segnn.adapter import adapter
 from surgeon_adapters.segnn.models import build, recognised
 from surgeon_adapters.segnn.particles import graph_of
-from tests.commands import Surgeon
+from tests.commands import QUICK, Surgeon
 from tests.families.segnn_files import EXAMPLE, FRAMES, SMALL, SUFFIX, example_module, network, published, write_motions
 
 pytestmark = pytest.mark.e3nn
@@ -181,7 +181,7 @@ def test_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     for layer in ("message_layer_1", "message_layer_2", "update_layer_1", "update_layer_2"):
         assert sites[f"layers.0.{layer}.tp"] is not None  # before the gates, so that they fold
     surgeon("finetune", "relaxed", "--epochs", "3", "--lr", "5e-3", "-o", "run")
-    report = surgeon("export", "run", "--container", "-o", "clean", "--json").data["certificate"]
+    report = surgeon("export", "run", "--container", *QUICK, "-o", "clean", "--json").data["certificate"]
     assert report["identical"]
     for part in ("identity", "inversion"):
         errors = {name: report["equivariance"][name]["float64"][part]["maximum"] for name in ("original", "stripped")}

@@ -20,7 +20,7 @@ from surgeon.tasks import load_task
 from surgeon.testing import AdapterContract
 from surgeon_adapters.vn.classes import Classes
 from surgeon_adapters.vn.parts import Parts
-from tests.commands import Surgeon
+from tests.commands import QUICK, Surgeon
 from tests.families.vn_files import CLASSES, inputs, network, shapes, trained, write_checkpoint, write_clouds
 
 pytest.importorskip("h5py", reason="h5py is not installed: make test")
@@ -72,7 +72,7 @@ def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str], kind:
     task = ("--task", "vn:clouds.h5", "--task-args", json.dumps(SMALL))
     surgeon("relax", "best_model.pth", "--group", "SO3", *task, "--strip-mode", "fold", "-o", "relaxed")
     surgeon("finetune", "relaxed", "--epochs", "3", "--lr", "3e-3", "-o", "run")
-    report = surgeon("export", "run", "--container", "-o", "clean", "--json").data["certificate"]
+    report = surgeon("export", "run", "--container", *QUICK, "-o", "clean", "--json").data["certificate"]
     assert report["identical"]
     metric = "iou" if segments else "accuracy"
     assert {metric, "cross_entropy"} <= set(report["metrics"]["stripped"])

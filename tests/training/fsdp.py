@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from surgeon_cli.main import main
+from surgeon_cli.main import main as command
 
 _usual = AcceleratorState.__init__
 
@@ -28,6 +28,11 @@ def _decide_for_fsdp(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
+    """Run the command with FSDP where accelerate is told to use it."""
     AcceleratorState.__init__ = _decide_for_fsdp
+    command(arguments)
+
+
+if __name__ == "__main__":
     main(sys.argv[1:])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import TaskError
 from surgeon.training.batches import Sharing, training_steps
-from tests.commands import CHILD_ENVIRONMENT, Surgeon
+from tests.commands import Surgeon, torchrun
+from tests.processes import forked
 from tests.tiny import TinyTask
 
 
@@ -49,17 +50,6 @@ def surgeon(work: Path, capsys: pytest.CaptureFixture[str]) -> Surgeon:
     return Surgeon(work, capsys)
 
 
-def run(work: Path, *arguments: str, processes: int = 1) -> Any:
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*launcher, "surgeon_cli.main", *arguments]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
@@ -70,14 +60,17 @@ def last_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["gram", "rows"])
-def test_two_processes_train_as_one_with_the_same_global_batch(work: Path, surgeon: Any, form: str) -> None:
+@pytest.mark.parametrize(("form", "launch"), [("gram", torchrun), ("rows", partial(forked, count=2))])
+def test_two_processes_train_as_one_with_the_same_global_batch(
+    work: Path, surgeon: Any, form: str, launch: Callable[..., Any]
+) -> None:
     surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
     common = ["finetune", "net-relaxed", "--task-args", '{"batches": 6}', "--task", "task.py", "--epochs", "2"]
     common += ["--lr", "1e-2", "--lambda", "0.5", "--penalty-form", form, "--exact-penalty", "--json"]
-    run(work, *common, "-o", "two", processes=2)
-    run(work, *common, "-o", "one", "--accumulate", "2")
-    run(work, *common, "-o", "other", "--accumulate", "3")
+    done = launch(work, *common, "-o", "two", environment={"ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr
+    surgeon(*common, "-o", "one", "--accumulate", "2")
+    surgeon(*common, "-o", "other", "--accumulate", "3")
     two, one, other = (records(work / name) for name in ("two", "one", "other"))
     assert [entry["step"] for entry in two] == [0, 3, 6]
     for left, right in zip(two[1:], one[1:], strict=True):

@@ -18,7 +18,8 @@ from surgeon.surgery import find, relax
 from surgeon.training import Finetuner, FinetuneSettings, arm_named, has_run, read_record, restore_run, save_run
 from surgeon.types import StripMode
 from surgeon.workspace import OpenOptions, Workspace, open_path, relaxed_config
-from tests.commands import Surgeon, child, files_in
+from tests.commands import Surgeon, files_in
+from tests.processes import forked
 from tests.tiny import TinyTask
 
 SETTINGS = FinetuneSettings(epochs=4, learning_rate=1e-2, branch_factor=1.0, penalty_weight=0.05)
@@ -243,13 +244,13 @@ def test_a_killed_process_goes_on_in_the_middle_of_an_epoch(folder: Path, arm: s
     command = ["finetune", "net-relaxed", "--epochs", "4", "--lr", "1e-2", "--json", "--task", "task.py"]
     command += ["--arm", arm, "--save-every", "1", "--ema", "0.9", "--warmup", "2", "--refold-every", "2"]
     trouble = ["--task-args", json.dumps({"trouble": "KILL", "at": at})]
-    killed = child(work, *command, *trouble)
+    killed = forked(work, *command, *trouble)
     assert killed.returncode == -signal.SIGKILL
     state = read_record(work / "net-run")["state"]
     assert (state["step"], state["epoch_step"]) == (at - 1, (at - 1) % 3)
-    resumed = child(work, *command, *trouble)
+    resumed = forked(work, *command, *trouble)
     assert resumed.returncode == 0, resumed.stderr
-    assert child(work, *command, "-o", "whole").returncode == 0
+    assert forked(work, *command, "-o", "whole").returncode == 0
     for name in ("model.safetensors", "relaxation.safetensors", "training_state/state.safetensors"):
         left, right = (open_checkpoint(work / run / name).tensors for run in ("net-run", "whole"))
         assert left.keys() == right.keys()
@@ -268,11 +269,11 @@ def test_a_killed_process_goes_on_in_the_middle_of_an_epoch(folder: Path, arm: s
 def test_a_killed_process_is_resumed_by_the_same_command(folder: Path) -> None:
     work = folder.parent
     command = ["finetune", "net-relaxed", "--epochs", "4", "--lr", "1e-2", "--json", "--task", "task.py"]
-    killed = child(work, *command, "--task-args", json.dumps({"trouble": "KILL", "at": 8}))
+    killed = forked(work, *command, "--task-args", json.dumps({"trouble": "KILL", "at": 8}))
     assert killed.returncode == -signal.SIGKILL
     assert read_record(work / "net-run")["state"]["epoch"] == 2
-    assert child(work, *command, "--task-args", json.dumps({"trouble": "KILL", "at": 8})).returncode == 0
-    assert child(work, *command, "-o", "whole").returncode == 0
+    assert forked(work, *command, "--task-args", json.dumps({"trouble": "KILL", "at": 8})).returncode == 0
+    assert forked(work, *command, "-o", "whole").returncode == 0
     left, right = (open_checkpoint(work / name / "model.safetensors").tensors for name in ("net-run", "whole"))
     assert all(torch.equal(left[key], right[key]) for key in left)
     assert not [path for path in work.iterdir() if path.name.startswith(".")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,8 @@ from surgeon.tasks import load_task
 from surgeon.training import Finetuner, FinetuneSettings, arm_named, read_record
 from surgeon.training.driver import make_accelerator, shards
 from surgeon.workspace import open_path
-from tests.commands import CHILD_ENVIRONMENT, Surgeon
+from tests.commands import Surgeon, torchrun
+from tests.processes import forked
 from tests.tiny import Net, TinyTask
 
 EXACT = 1e-5
@@ -37,12 +37,13 @@ def surgeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return command
 
 
-def launch(work: Path, *arguments: str, program: str = "tests.training.fsdp", **sharding: str) -> Any:
+COMMAND = ("finetune", "net-relaxed", "--task", "task.py", "--json")
+
+
+def launch(work: Path, *arguments: str, **sharding: str) -> subprocess.CompletedProcess[str]:
     """Fine-tune in two processes that shard the weights."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", program]
-    command += ["finetune", "net-relaxed", "--task", "task.py", "--json", *arguments]
-    environment = {**CHILD_ENVIRONMENT, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **FSDP, **sharding}
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    environment = {"ACCELERATE_USE_CPU": "true", **FSDP, **sharding}
+    return forked(work, *COMMAND, *arguments, program="tests.training.fsdp", environment=environment, count=2)
 
 
 def sharded(work: Path, *arguments: str, **sharding: str) -> None:
@@ -87,7 +88,7 @@ CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_with_sharded_weights_train_as_one(surgeon: Surgeon, case: str) -> None:
     sharding, options = CASES[case]
-    work, command = surgeon.path, ["finetune", "net-relaxed", "--task", "task.py", *COMMON, *options, "--json"]
+    work, command = surgeon.path, (*COMMAND, *COMMON, *options)
     sharded(work, *COMMON, *options, "-o", "two", "--accumulate", "2", **sharding)
     surgeon(*command, "-o", "one", "--accumulate", "4")
     surgeon(*command, "-o", "other", "--accumulate", "2")
@@ -216,7 +217,7 @@ def test_other_networks_train_as_in_one_process(
     surgeon = with_network(tmp_path, monkeypatch, capsys, code)
     common = ["--epochs", "2", "--lr", "1e-2", "--lambda", "0.1", *options]
     sharded(surgeon.path, *common, "-o", "two", **sharding)
-    command = ["finetune", "net-relaxed", "--task", "task.py", *common, "--json"]
+    command = (*COMMAND, *common)
     surgeon(*command, "-o", "one", "--accumulate", "2")
     surgeon(*command, "-o", "other")
     two, one, other = (records(surgeon.path / name)[-1] for name in ("two", "one", "other"))
@@ -313,7 +314,7 @@ def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_sharding_that_accelerate_would_ignore_is_refused(surgeon: Surgeon) -> None:
-    done = launch(surgeon.path, program="surgeon_cli.main")
+    done = torchrun(surgeon.path, *COMMAND, environment={"ACCELERATE_USE_CPU": "true", **FSDP})
     assert done.returncode != 0
     assert "FSDP version 2 on accelerators, but accelerate does not shard on the device 'cpu'" in done.stderr
     assert not (surgeon.path / "net-run").exists()
