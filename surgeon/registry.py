@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from surgeon.errors import PlanError
 from surgeon.groups import Group
+from surgeon.groups.named import named_group
 from surgeon.intertwiners import FoldMap
 from surgeon.representations import Representation
 from surgeon.types import Convolution, Coverage, Path, Site, Task
 
 ENTRY_POINTS = "surgeon.adapters"
+
+CUSTOM = "module:function"
+"""In an adapter's ``groups``: every group that a user gives as matrices."""
 
 
 Axes = tuple[int, ...] | Callable[[int], tuple[int, ...]]
@@ -68,7 +72,7 @@ class Adapter(Protocol):
 
     Attributes:
         name: the name it is registered under.
-        groups: names of the groups whose representations its annotations speak of.
+        groups: names of the groups whose representations its annotations speak of; ``CUSTOM`` for users' own.
     """
 
     name: str
@@ -100,6 +104,11 @@ class Adapter(Protocol):
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return the architecture that a state dict belongs to, or None if keys and shapes do not tell."""
         ...
+
+
+def speaks_of(adapter: Adapter, group: Group) -> bool:
+    """Tell whether an adapter reads representations of this group off its layers."""
+    return group.name in adapter.groups or (CUSTOM in adapter.groups and named_group(group.name) is None)
 
 
 class BaseAdapter:

@@ -183,7 +183,7 @@ def test_spellings(spelling: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["SO4", "", "C", "Cn", "D-1", "SU2", "SO(3)x"])
 def test_unknown_names_list_the_choices(name: str) -> None:
     with pytest.raises(
-        GroupError, match=r"choose one of SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, SCALE<n>"
+        GroupError, match=r"choose one of SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, OCTAH, SCALE<n>"
     ):
         parse_group(name)
 
@@ -294,3 +294,10 @@ def test_the_rotations_of_a_cube_map_its_grid_to_itself() -> None:
     assert len(elements) == 24
     assert torch.equal(elements.abs(), elements.abs().round())
     assert torch.allclose(torch.linalg.det(elements), torch.ones(24, dtype=torch.float64))
+
+
+def test_the_symmetries_of_a_cube_are_its_rotations_with_and_without_inversion() -> None:
+    rotations, all_elements = (parse_group(name).all_elements() for name in ("octa", "octah"))
+    assert len(all_elements) == 48
+    assert torch.equal(all_elements[:24], rotations)
+    assert torch.allclose(all_elements[24:], -rotations)

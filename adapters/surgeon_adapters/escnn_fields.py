@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
 from itertools import groupby
 from operator import add
 from typing import Any
@@ -19,6 +19,9 @@ from surgeon.representations import Representation, axes, matrices, regular, tri
 ANGLE = 0.1
 """Radians; an element whose logarithm gives the derivative of a representation."""
 
+PLANAR = ("CyclicGroup", "SO2", "DihedralGroup", "O2")
+"""Classes of groups that act on the plane by themselves."""
+
 TOLERANCE = 1e-6
 
 
@@ -26,47 +29,58 @@ def element_of(space: Any, matrix: Tensor) -> Any | None:
     """Return the element of a G-space's group that acts on space as an orthogonal matrix does; None if none does.
 
     Args:
-        space: an escnn G-space: planar rotations, with or without reflections, or rotations of space.
+        space: an escnn G-space, of the plane, of space, or without a base space.
         matrix: shape (2, 2) or (3, 3), float64.
     """
-    group = space.fibergroup
-    family, proper = type(group).__name__, float(torch.linalg.det(matrix)) > 0
-    size = 3 if family == "SO3" else 2 if family in ("CyclicGroup", "SO2", "DihedralGroup", "O2") else 0
-    if (
-        len(matrix) != size
-        or space.dimensionality not in (0, size)
-        or (not proper and family in ("CyclicGroup", "SO2"))
-    ):
+    act = _action(space)
+    if act is None or len(act(space.fibergroup.identity)) != len(matrix):
         return None
-    if family == "SO3":
-        return group.element(matrix.numpy(), "MAT") if proper else None
-    if group.order() > 0:
-        return next((each for each in group.elements if _close(_acting(space, each), matrix)), None)
-    if family == "SO2":
-        found = group.element(_angle(matrix), "radians")
-    else:
-        flip = group.element((0 if proper else 1, 0.0), "radians")
-        found = group.element((0, _angle(matrix @ torch.linalg.inv(_acting(space, flip)))), "radians") @ flip
-    return found if _close(_acting(space, found), matrix) else None
+    return next((each for each in _candidates(space.fibergroup, act, matrix) if _close(act(each), matrix)), None)
 
 
-def _acting(space: Any, element: Any) -> Tensor:
-    """Return the matrix by which an element of a planar group acts on the plane."""
-    if space.dimensionality:
-        return torch.as_tensor(space.basespace_action(element), dtype=torch.float64)
+def _action(space: Any) -> Callable[[Any], Tensor] | None:
+    """Return by which matrices a group acts on space; None if that is not known."""
     group = space.fibergroup
-    if type(group).__name__ in ("CyclicGroup", "SO2"):
-        angle = 2 * math.pi * element.to("int") / group.order() if group.order() > 0 else element.to("radians")
-        flipped = 0
-    else:
-        flipped, value = element.to("int" if group.order() > 0 else "radians")
-        angle = 2 * math.pi * value / group.rotation_order if group.order() > 0 else value
+    if space.dimensionality:
+        return partial(_image, space.basespace_action)
+    if type(group).__name__ in PLANAR:
+        return partial(_on_the_plane, group)
+    standard = getattr(group, "standard_representation", None)
+    return None if standard is None else partial(_image, standard())
+
+
+def _on_the_plane(group: Any, element: Any) -> Tensor:
+    """Return the matrix of an element of C_n, SO(2), D_n or O(2); reflections are those of the second axis."""
+    value = element.to("int" if group.order() > 0 else "radians")
+    flipped, turned = value if isinstance(value, tuple) else (0, value)
+    angle = 2 * math.pi * turned / group.rotation_order if group.order() > 0 else turned
     c, s, sign = math.cos(angle), math.sin(angle), -1.0 if flipped else 1.0
     return torch.tensor([[c, -sign * s], [s, sign * c]], dtype=torch.float64)
 
 
-def _angle(rotation: Tensor) -> float:
-    return math.atan2(float(rotation[1, 0]), float(rotation[0, 0]))
+def _candidates(group: Any, act: Callable[[Any], Tensor], matrix: Tensor) -> Iterator[Any]:
+    """Yield the elements that may act as a matrix: all of a finite group."""
+    if group.order() > 0:
+        yield from group.elements
+        return
+    proper = float(torch.linalg.det(matrix)) > 0
+    match type(group).__name__:
+        case "SO2":
+            yield from (group.element(angle, "radians") for angle in _angles(matrix))
+        case "O2":
+            for flip in (group.element((flipped, 0.0), "radians") for flipped in (0, 1)):
+                yield from (group.element((0, angle), "radians") @ flip for angle in _angles(matrix @ act(flip).T))
+        case "SO3" if proper:
+            yield group.element(matrix.numpy(), "MAT")
+        case "O3":
+            yield group.element((0, matrix.numpy()) if proper else (1, -matrix.numpy()), "MAT")
+
+
+def _angles(rotation: Tensor) -> tuple[float, float]:
+    """Return by which angles a matrix turns, if it is a rotation about whatever axis."""
+    sine = float((rotation - rotation.T).norm()) / 8**0.5
+    angle = math.atan2(sine, (float(rotation.trace()) - (len(rotation) - 2)) / 2)
+    return angle, -angle
 
 
 def _close(left: Tensor, right: Tensor) -> bool:
@@ -77,7 +91,7 @@ def fields(group: Group, kind: Any) -> Representation | None:
     """Return how a field type transforms under a group whose elements all belong to its own; None if some do not.
 
     Args:
-        group: a group of rotations and reflections of the plane, or of rotations of space.
+        group: a group of rotations and reflections of the plane or of space.
         kind: an escnn field type; neighbours of one representation become copies.
     """
     elements = [element_of(kind.gspace, matrix) for matrix in group.feature_elements]

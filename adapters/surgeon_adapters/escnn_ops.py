@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
-from surgeon.registry import Proposal, Refusal
+from surgeon.registry import CUSTOM, Proposal, Refusal
 from surgeon.types import Convolution, Site
 from surgeon_adapters.escnn_fields import fields
 
@@ -29,7 +29,7 @@ class EscnnAdapter:
 
     name = "escnn"
     groups = (
-        *("SO2", "O2", "SO3", "OCTA"),
+        *("SO2", "O2", "SO3", "O3", "OCTA", "OCTAH", CUSTOM),
         *(f"{family}{order}" for family in "CD" for order in range(2, LARGEST_ORDER + 1)),
     )
 

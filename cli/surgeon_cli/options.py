@@ -24,7 +24,8 @@ TRUST = "Trust"
 _GROUP = typer.Option(
     "--group",
     "-g",
-    help="Symmetry group: SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, SCALE<n>, or your module:function.",
+    help="Symmetry group: SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, OCTAH, SCALE<n>, or your "
+    "module:function.",
 )
 GroupOption = Annotated[str, _GROUP]
 OptionalGroupOption = Annotated[str | None, _GROUP]

@@ -12,7 +12,7 @@ from torch import Tensor
 from surgeon.errors import GroupError
 from surgeon.groups.core import Group
 
-CHOICES = "SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, SCALE<n>"
+CHOICES = "SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, OCTAH, SCALE<n>"
 
 
 def named_group(name: str) -> Group | None:
@@ -32,7 +32,7 @@ def named_group(name: str) -> Group | None:
     if finite:
         return _planar_group(finite[1], int(finite[2]))
     builders = {"SO2": _so2, "O2": _o2, "SO3": _so3, "O3": _o3, "SE3": _se3, "E3": _e3, "SO13": _so13, "O13": _o13}
-    builders["OCTA"] = _octahedral
+    builders |= {"OCTA": _octahedral, "OCTAH": _full_octahedral}
     return builders[key]() if key in builders else None
 
 
@@ -89,6 +89,12 @@ def _octahedral() -> Group:
     """Build the 24 rotations of a cube, which map a cubic grid to itself, from quarter turns about x and z."""
     quarters = torch.linalg.matrix_exp(torch.pi / 2 * _rotation_algebra(3)[[0, 2]]).round()
     return Group("OCTA", _none(3), quarters, ("all elements",), True, False, True)
+
+
+def _full_octahedral() -> Group:
+    """Build all 48 symmetries of a cube: its rotations, and each followed by the inversion."""
+    elements = torch.cat([_octahedral().elements, _diagonals((-1, -1, -1))])
+    return Group("OCTAH", _none(3), elements, ("all elements",), True, False, True)
 
 
 def _scales(factor: int) -> Group:

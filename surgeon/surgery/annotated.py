@@ -11,7 +11,7 @@ from torch import nn
 from surgeon.graph import Recording
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap, copy_indices
-from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved
+from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
 from surgeon.surgery.usage import WeightUsage
 from surgeon.surgery.verify import SiteCheck
 from surgeon.trees import tensor_at
@@ -30,7 +30,7 @@ def collect_proposals(
     proposals: Proposals = {}
     skipped: list[Skipped] = []
     for name, _ in model.named_modules():
-        for adapter in (adapter for adapter in adapters.values() if group.name in adapter.groups):
+        for adapter in (adapter for adapter in adapters.values() if speaks_of(adapter, group)):
             answer = proposal_for(model, name, adapter, group)
             if answer is None:
                 continue

@@ -19,7 +19,7 @@ from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.inference import Symmetry
 from surgeon.modes import set_training
-from surgeon.registry import Adapter, installed_adapters
+from surgeon.registry import Adapter, installed_adapters, speaks_of
 from surgeon.surgery.annotated import annotated_site, collect_proposals, verify_all
 from surgeon.surgery.audit import audit_parameters, with_parents
 from surgeon.surgery.combine import Evidence, combine
@@ -125,8 +125,8 @@ def _trainable(model: nn.Module) -> frozenset[str]:
 
 
 def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
-    known = {name for adapter in adapters.values() for name in adapter.groups}
-    if group.name not in known:
+    if not any(speaks_of(adapter, group) for adapter in adapters.values()):
+        known = {name for adapter in adapters.values() for name in adapter.groups}
         families = ", ".join(sorted({re.sub(r"^([CD])\d+$", r"\1<n>", name) for name in known}))
         raise GroupError(
             f"expected a group whose representations an adapter reads off the layers ({families or 'none'}), "

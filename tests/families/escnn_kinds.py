@@ -8,22 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.copies import copied
+from surgeon.soundness import Model
+
 KINDS = {
     "c4-images": ("C4", "rot2dOnR2", 4),
     "c8-images": ("C4", "rot2dOnR2", 8),
     "d4-images": ("D4", "flipRot2dOnR2", 4),
     "so2-images": ("C4", "rot2dOnR2", -1),
     "o2-images": ("D4", "flipRot2dOnR2", -1),
-    "so3-volumes": ("OCTA", "rot3dOnR3", None),
+    "so3-volumes": ("OCTA", "rot3dOnR3", 2),
+    "o3-volumes": ("OCTAH", "flipRot3dOnR3", 2),
+    "c4-volumes": ("tests.families.escnn_kinds:about_z", "rot2dOnR3", 4),
+    "so2-volumes": ("tests.families.escnn_kinds:about_z", "rot2dOnR3", -1),
     "c6-vectors": ("C6", "cyclic_group", 6),
     "d5-vectors": ("D5", "dihedral_group", 5),
     "so2-vectors": ("SO2", "so2_group", 2),
     "o2-vectors": ("O2", "o2_group", 2),
     "so3-vectors": ("SO3", "so3_group", 2),
+    "o3-vectors": ("O3", "o3_group", 2),
 }
 """Kind to the group that it is relaxed under, and to the function of escnn that makes its own, with an argument."""
 
 SIZE = {"images": (7, 7), "volumes": (5, 5, 5), "vectors": ()}
+
+
+def about_z() -> tuple[None, list[list[list[int]]]]:
+    """Quarter turns of space about the last of its coordinates, as a group of one's own."""
+    return None, [[[0, -1, 0], [1, 0, 0], [0, 0, 1]]]
+
+
+def about_x() -> tuple[None, list[list[list[int]]]]:
+    """Quarter turns about another axis."""
+    return None, [[[1, 0, 0], [0, 0, -1], [0, 1, 0]]]
 
 
 def space_of(kind: str) -> Any:
@@ -33,16 +50,16 @@ def space_of(kind: str) -> Any:
     _, name, argument = KINDS[kind]
     if kind.endswith("vectors"):
         return gspaces.no_base_space(getattr(group, name)(argument))
-    if kind == "so3-volumes":
-        return gspaces.rot3dOnR3(maximum_frequency=2)
     return getattr(gspaces, name)(argument, **({"maximum_frequency": 2} if argument == -1 else {}))
 
 
 def hidden_fields(space: Any) -> list[Any]:
     """Return scalars, vectors and a further irrep, and the regular representation of a finite group."""
     group = space.fibergroup
-    vectors = {"SO3": (1,), "CyclicGroup": (1,), "SO2": (1,)}.get(type(group).__name__, (1, 1))
-    further = {"SO3": (2,), "CyclicGroup": (2,), "SO2": (2,)}.get(type(group).__name__, (1, 2))
+    name = type(group).__name__
+    vectors, further = {"O3": ((1, 1), (0, 2)), "O2": ((1, 1), (1, 2)), "DihedralGroup": ((1, 1), (1, 2))}.get(
+        name, ((1,), (2,))
+    )
     irreps = [group.trivial_representation, group.irrep(*vectors), group.irrep(*further)]
     return [*irreps, group.regular_representation] if group.order() > 0 else irreps
 
@@ -61,17 +78,28 @@ class Net(nn.Module):
         inputs = 2 * [group.trivial_representation]
         if not settings:
             inputs += 2 * [getattr(group, "standard_representation", lambda: hidden_fields(space)[1])()]
-        self.type_in, hidden = enn.FieldType(space, inputs), enn.FieldType(space, hidden_fields(space))
-        self.first, self.second = layer(self.type_in, hidden, **settings), layer(hidden, hidden, **settings)
+        type_in, hidden = enn.FieldType(space, inputs), enn.FieldType(space, hidden_fields(space))
+        self.first, self.second = layer(type_in, hidden, **settings), layer(hidden, hidden, **settings)
         self.sizes = [each.size for each in hidden.representations]
         self.head = nn.Linear(len(self.sizes), 2)
 
+    def plain(self) -> nn.Module:
+        """Return the same network of layers of torch alone, by escnn's own export; this one is in eval mode then."""
+        result = copied(self.train())
+        self.eval()
+        result.first, result.second = self.first.export(), self.second.export()
+        return result
+
+    def _run(self, layer: Any, x: Tensor) -> Tensor:
+        result: Tensor = layer(x) if not hasattr(layer, "in_type") else layer(self.geometric(x, layer.in_type)).tensor
+        return result
+
     def forward(self, x: Tensor) -> Tensor:
         """Return two invariants, shape (b, 2)."""
-        h = self.first(self.geometric(x, self.type_in))
-        parts = [part * torch.tanh(part.norm(dim=1, keepdim=True)) for part in h.tensor.split(self.sizes, dim=1)]
-        h = self.second(self.geometric(torch.cat(parts, dim=1), self.second.in_type))
-        norms = torch.stack([part.norm(dim=1) for part in h.tensor.split(self.sizes, dim=1)], dim=1)
+        h = self._run(self.first, x)
+        parts = [part * torch.tanh(part.norm(dim=1, keepdim=True)) for part in h.split(self.sizes, dim=1)]
+        h = self._run(self.second, torch.cat(parts, dim=1))
+        norms = torch.stack([part.norm(dim=1) for part in h.split(self.sizes, dim=1)], dim=1)
         result: Tensor = self.head(torch.tanh(norms).flatten(2).mean(2) if norms.ndim > 2 else torch.tanh(norms))
         return result
 
@@ -91,7 +119,7 @@ class KindTask:
     def batches(self, split: str, seed: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(len(split))
         size = SIZE[self.kind.split("-")[1]]
-        dimension = 2 if size else 2 + 2 * (3 if "so3" in self.kind else 2)
+        dimension = 2 if size else 2 + 2 * (3 if "o3" in self.kind else 2)
         for count in (12, 9, 7, 5):
             yield torch.randn(count, dimension, *size, generator=generator)
 
@@ -117,3 +145,13 @@ class KindTask:
 def make_task(kind: str) -> KindTask:
     """Return the task of a kind."""
     return KindTask(kind)
+
+
+def model_of(kind: str) -> Model:
+    """Return the network of a kind in float64 with an input, and how the group acts on both ends."""
+    torch.manual_seed(0)
+    task = make_task(kind)
+    # a copy: escnn shares bases between the models of a process, and a cast would reach them all
+    module = copied(task.model()).double().eval()
+    batch = next(task.batches("validation", 0)).double()[:4]
+    return Model(module, (batch,), lambda net, x: net(x), lambda g, x: (task.act(g, x),), task.act_output)

@@ -1,8 +1,9 @@
-"""The adapter of escnn keeps the contract, on C4 images."""
+"""The adapter of escnn keeps the contract: images, volumes, and fields without a grid."""
 
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import pytest
 
@@ -28,3 +29,37 @@ class TestEscnn(AdapterContract):
         from tests.families.escnn_models import c4_images
 
         return c4_images().model()
+
+
+class OfKind(AdapterContract):
+    """The contract on a network of one kind of field; what does not depend on the network is checked once, above."""
+
+    adapter, folds, tolerance = TestEscnn.adapter, False, TestEscnn.tolerance
+    kind: ClassVar[str]
+    test_it_is_registered_under_its_name = None
+    test_importing_it_imports_no_library = None
+
+    def sample(self) -> Model:
+        from tests.families.escnn_kinds import model_of
+
+        return model_of(self.kind)
+
+
+class TestDihedralImages(OfKind):
+    kind, group = "d4-images", "D4"
+
+
+class TestAllPlanarMotions(OfKind):
+    kind, group = "o2-vectors", "O2"
+
+
+class TestVolumes(OfKind):
+    kind, group = "so3-volumes", "OCTA"
+
+
+class TestRotationsOfSpace(OfKind):
+    kind, group = "so3-vectors", "SO3"
+
+
+class TestReflectionsOfSpace(OfKind):
+    kind, group = "o3-vectors", "O3"

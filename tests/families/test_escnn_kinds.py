@@ -1,28 +1,23 @@
-"""escnn's layers for C_n, D_n, SO(2), O(2) and SO(3): found, sound, and from their file to a clean file."""
+"""escnn's layers for C_n, D_n, SO(2), O(2), SO(3) and O(3): found and sound."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import surgeon
-from surgeon.copies import copied
 from surgeon.errors import PlanError
 from surgeon.groups import Group, parse_group
+from surgeon.measure import relative_difference
 from surgeon.registry import BaseAdapter, Proposal, Refusal
 from surgeon.representations import trivial
-from surgeon.soundness import Model, check_plan
+from surgeon.soundness import THETA, Model, check_plan
+from surgeon.testing.contract import BROKEN
 from surgeon_adapters.escnn_ops import adapter
-from tests.commands import Surgeon
-from tests.families import escnn_kinds
-from tests.families.escnn_kinds import KINDS
+from tests.families.escnn_kinds import KINDS, model_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -32,16 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 # escnn computes its bases in float32
 ROUNDING = 1e-5
-
-
-def model_of(kind: str) -> Model:
-    torch.manual_seed(0)
-    task = escnn_kinds.make_task(kind)
-    module: Any = task.model()
-    # a copy: escnn shares bases between the models of a process, and a cast would reach them all
-    module = copied(module).double().eval()
-    batch = next(task.batches("validation", 0)).double()[:4]
-    return Model(module, (batch,), lambda net, x: net(x), lambda g, x: (task.act(g, x),), task.act_output)
 
 
 def plan_of(model: Model, group: str, **options: Any) -> surgeon.Plan:
@@ -60,7 +45,23 @@ def test_both_layers_are_found_and_a_branch_breaks_what_they_keep(kind: str) -> 
     check_plan(model, plan)
 
 
-@pytest.mark.parametrize("kind", ["so2-images", "o2-images", "so3-volumes"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_whose_kernel_is_steerable_breaks_nothing(kind: str) -> None:
+    """The twin of the test before: the same sites and theta, with the layer's own kernel instead of a random W."""
+    model, group = model_of(kind), parse_group(KINDS[kind][0])
+    elements = group.elements if group.finite else group.sample(2, torch.Generator().manual_seed(0))
+    before = model.run().detach()
+    relaxation = surgeon.relax(model.module, plan_of(model, KINDS[kind][0]), init_scale=1.0)
+    relaxation.set_theta(THETA)
+    assert model.error(elements) > BROKEN
+    for site in relaxation.plan.sites:
+        kernel = model.module.get_submodule(site.name).expand_parameters()[0]
+        relaxation.branches[site.key].weight.data.copy_(kernel)
+    assert model.error(elements) < ROUNDING
+    assert relative_difference(model.run().detach(), before) > BROKEN
+
+
+@pytest.mark.parametrize("kind", ["so2-images", "o2-images", "so3-volumes", "o3-volumes"])
 def test_kernels_of_continuous_groups_are_verified_under_quarter_turns(kind: str) -> None:
     model, name = model_of(kind), kind.split("-")[0].upper()
     plan = plan_of(model, name)
@@ -70,7 +71,8 @@ def test_kernels_of_continuous_groups_are_verified_under_quarter_turns(kind: str
 
 
 @pytest.mark.parametrize(
-    ("kind", "group"), [("c8-images", "C8"), ("d4-images", "D2"), ("o2-images", "C4"), ("o2-vectors", "D3")]
+    ("kind", "group"),
+    [("c8-images", "C8"), ("d4-images", "D2"), ("o2-images", "C4"), ("o2-vectors", "D3"), ("o3-volumes", "OCTA")],
 )
 def test_a_network_may_be_relaxed_under_a_subgroup(kind: str, group: str) -> None:
     plan = plan_of(model_of(kind), group)
@@ -78,7 +80,16 @@ def test_a_network_may_be_relaxed_under_a_subgroup(kind: str, group: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kind", "group"), [("c4-images", "D4"), ("so2-vectors", "O2"), ("so3-volumes", "C4"), ("d5-vectors", "C4")]
+    ("kind", "group"),
+    [
+        ("c4-images", "D4"),
+        ("so2-vectors", "O2"),
+        ("so3-volumes", "C4"),
+        ("so3-volumes", "OCTAH"),
+        ("c4-volumes", "OCTA"),
+        ("so2-volumes", "tests.families.escnn_kinds:about_x"),
+        ("d5-vectors", "C4"),
+    ],
 )
 def test_a_larger_or_another_group_is_refused(kind: str, group: str) -> None:
     with pytest.raises(PlanError, match="which does not act as"):
@@ -103,50 +114,3 @@ class AllScalars(BaseAdapter):
 def test_wrong_labels_are_refused(kind: str) -> None:
     with pytest.raises(PlanError):
         plan_of(model_of(kind), KINDS[kind][0], adapters={"all-scalars": AllScalars()})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["d4-images", "o2-images", "so3-volumes", "so3-vectors"])
-def test_from_file_to_file(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from safetensors.torch import load_file
-
-    command, group = Surgeon(Surgeon.folder(tmp_path, monkeypatch), capsys), KINDS[kind][0]
-    shutil.copy(escnn_kinds.__file__, "kinds.py")
-    torch.manual_seed(0)
-    task = escnn_kinds.make_task(kind)
-    torch.save(task.model().state_dict(), "net.pt")
-    given = ("--task", "kinds.py", "--task-args", json.dumps({"kind": kind}))
-    plan = command("inspect", "net.pt", "--group", group, *given, "--json").data["plan"]
-    assert [site["name"] for site in plan["sites"]] == ["first", "second"]
-    command("relax", "net.pt", "--group", group, *given, "-o", "relaxed")
-    command("finetune", "relaxed", "--epochs", "4", "--lr", "1e-2", "-o", "run")
-    report = command("export", "run", "-o", "clean", "--onnx", "--json").data["certificate"]
-    assert report["identical"]
-    assert report["checks"]["as equivariant as the original"]
-    assert report["metrics"]["stripped"]["loss"] != report["metrics"]["original"]["loss"]
-    for dtypes in (report["equivariance"]["original"], report["equivariance"]["stripped"]):
-        assert all(part["maximum"] < ROUNDING for part in dtypes["float64"].values())
-    clean = escnn_kinds.make_task(kind).model()
-    clean.load_state_dict(load_file("clean/model.safetensors"))
-    batch = next(task.batches("test", 0))
-    expected = clean.eval()(batch).detach()
-    _require_equal(Path("clean/model.onnx"), batch, expected)
-    _require_equal_plain_layer(clean, batch)
-    command("verify", "clean", "--against", "net.pt", *given)
-
-
-def _require_equal(path: Path, batch: Tensor, expected: Tensor) -> None:
-    import onnxruntime
-
-    (found,) = onnxruntime.InferenceSession(str(path)).run(["scores"], {"features": batch.numpy()})
-    assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
-
-
-def _require_equal_plain_layer(net: Any, batch: Tensor) -> None:
-    """escnn's own way to plain torch: ``export`` of a layer."""
-    plain = net.first.export()
-    assert type(plain).__module__.startswith("torch.nn")
-    steerable = net.first(net.geometric(batch, net.type_in)).tensor
-    assert torch.allclose(plain(batch), steerable, rtol=1e-5, atol=1e-6)

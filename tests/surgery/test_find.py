@@ -326,7 +326,7 @@ def test_a_scalar_that_varies_in_a_further_call_is_no_fold_scalar() -> None:
 
 def test_group_and_emptiness_are_judged() -> None:
     net, inputs = nets.build("linears")
-    with pytest.raises(GroupError, match="C<n>, D<n>, E3, O2, O3, OCTA, SCALE2, SE3, SO2, SO3"):
+    with pytest.raises(GroupError, match="C<n>, D<n>, E3, O2, O3, OCTA, OCTAH, SCALE2, SE3, SO2, SO3"):
         surgeon.find(net, "SO13", *inputs)
     with pytest.raises(PlanError, match="nothing to relax.*no adapter knows its op"):
         surgeon.find(nn.Linear(3, 3), "O3", torch.randn(2, 3))
