@@ -1,6 +1,6 @@
 """Write the shipped ethanol frames as MD17 files, and train a small Equiformer on those labelled with GFN1-xTB.
 
-Run it in this folder: ``python equiformer.py``. It writes ``ethanol_gfn1.npz``, ``ethanol_gfn2.npz`` and
+Run it in any folder: ``python PATH/equiformer.py``. It writes ``ethanol_gfn1.npz``, ``ethanol_gfn2.npz`` and
 ``equiformer.pth.tar``, a checkpoint of the form that the public code of Equiformer writes.
 """
 
