@@ -193,6 +193,17 @@ class FoldMap:
         }
         return self.parameter_change(means, size).to(weight)
 
+    def coverage(self, rho_out: Representation, rho_in: Representation) -> str:
+        """Say how much of the space of intertwiners the op's weights reach; empty if all of it.
+
+        Raises:
+            GroupError: if a representation is not a direct sum of irreps.
+        """
+        outputs, inputs = copy_indices(rho_out), copy_indices(rho_in)
+        total = sum(len(rows) * len(inputs[label]) for label, rows in outputs.items() if label in inputs)
+        reached = sum(int(mask.sum()) for mask in self._masks.values())
+        return "" if reached == total else f"its weights reach {reached} of {total} intertwiner dimensions"
+
     def parameter_change(self, matrices: Mapping[str, Tensor], size: int) -> Tensor:
         """Return the change of the op's flattened parameter that adds multiplicity-level matrices a.
 

@@ -120,14 +120,24 @@ def to_dtype(tree: Any, dtype: torch.dtype) -> Any:
     return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)
 
 
+def _path_key(key: Any) -> Any:
+    """Return what stands for a key in a path: ``a__near__b`` for ``("a", "near", "b")``, a type of edges."""
+    return "__".join(key) if isinstance(key, tuple) and all(isinstance(part, str) for part in key) else key
+
+
+def _by_path_key(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    named = {_path_key(key): value for key, value in tree.items()}
+    return named if len(named) == len(tree) else dict(tree)
+
+
 def _children(tree: Any) -> dict[Any, Any]:
     """Return the parts of a node by key; a leaf has none."""
     if isinstance(tree, (Tensor, *_LEAVES)):
         return {}
     if isinstance(tree, Mapping):
-        return dict(tree)
+        return _by_path_key(tree)
     if _is_graph_like(tree) and callable(getattr(tree, "to_dict", None)):
-        return dict(tree.to_dict())
+        return _by_path_key(tree.to_dict())
     if isinstance(tree, list | tuple):
         return dict(enumerate(tree))
     return _attributes(tree)
@@ -156,7 +166,10 @@ def first_tensor(tree: Any) -> Tensor | None:
 
 
 def tensor_leaves(tree: Any) -> dict[Path, Tensor]:
-    """Return the tensors of ``tree`` by their paths, in order; keys other than strings and numbers are left out.
+    """Return the tensors of ``tree`` by their paths, in order.
+
+    A key that is a tuple of strings, such as a type of edges, is joined by two underscores; keys other than these,
+    strings and numbers are left out.
 
     Example:
         >>> list(tensor_leaves({"1": torch.zeros(2), "more": [torch.ones(1)]}))
@@ -232,7 +245,10 @@ def _replaced(tree: Any, path: Path, depth: int, tensor: Tensor) -> Any:
 
 def _replaced_in_stores(tree: Any, path: Path, tensor: Tensor) -> Any:
     """Replace a tensor in an object that maps its own tensors, and whose stores cannot be set as attributes."""
-    marks: list[tuple[Tensor, Tensor]] = []  # one for each place, for one tensor can be at several
+    wanted = tensor_at(tree, path)
+    if sum(found is wanted for found in tensors_in(tree)) == 1:
+        return copy.copy(tree).apply(lambda found: tensor if found is wanted else found)
+    marks: list[tuple[Tensor, Tensor]] = []  # one for each place that one tensor is at
 
     def mark(original: Tensor) -> Tensor:
         marks.append((original.detach(), original))
@@ -245,6 +261,7 @@ def _replaced_in_stores(tree: Any, path: Path, tensor: Tensor) -> Any:
 
 
 def _with_item(tree: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
+    key = key if key in tree else next(own for own in tree if _path_key(own) == key)
     if isinstance(tree, MutableMapping):
         result = _copied(tree)
         result[key] = value

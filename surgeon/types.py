@@ -77,7 +77,8 @@ class Site:
         blocks: pairs (l_in, l_out) to which W is restricted; None for all of W.
         node: the op and its operand in the traced forward of its module; None if the op is the module.
         parameters: names, relative to the module, of the parameters of an op inside a forward; else empty.
-        fold: what an adapter needs to fold W into the op's own weights; None if the site cannot be folded.
+        fold: what an adapter needs to fold W into the op's own weights, or the name of the matrix that a measured op
+            multiplies channels with; None if the site cannot be folded.
         fold_note: why the site cannot be folded, or what part of the intertwiners its weights cannot produce.
         source: where the representations come from: "annotation", "measurement", or "both" if these agree.
         verified: True if the representations were confirmed on the op's real inputs.

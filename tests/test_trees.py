@@ -367,3 +367,20 @@ def test_every_leaf_is_found_at_its_path_and_can_be_replaced(tree: Any) -> None:
         new = torch.full((2, 2), 7.0)
         assert tensor_at(with_tensor(tree, path, new), path) is new
         assert tensor_at(tree, path) is leaf
+
+
+def test_a_key_of_several_strings_is_addressed_by_its_joined_name() -> None:
+    edges = ("atom", "near", "site")
+    tree = {"atom": torch.zeros(2), edges: {"length": torch.ones(3)}}
+    path = ("atom__near__site", "length")
+    assert list(tensor_leaves(tree)) == [("atom",), path]
+    replaced = with_tensor(tree, path, torch.full((3,), 2.0))
+    assert replaced.keys() == tree.keys()
+    assert torch.equal(replaced[edges]["length"], torch.full((3,), 2.0))
+    assert torch.equal(tensor_at(tree, path), torch.ones(3))
+
+
+def test_keys_that_would_have_one_name_keep_their_own() -> None:
+    tree = {"a__b": torch.zeros(2), ("a", "b"): torch.ones(3)}
+    assert len(tensors_in(tree)) == 2
+    assert torch.equal(with_tensor(tree, ("a__b",), torch.ones(1))["a__b"], torch.ones(1))

@@ -33,7 +33,7 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
     table.add_column("adds", justify="right")
     table.add_column("evidence", overflow="fold")
     table.add_column("fold", overflow="fold")
-    total = sum(parameter.numel() for parameter in model.parameters()) or 1
+    total = _own(model) or 1
     for site in plan.sites:
         own = _own_parameters(model, site)
         table.add_row(
@@ -57,6 +57,11 @@ def _own_parameters(model: nn.Module, site: Site) -> int:
     module = model.get_submodule(site.name)
     if site.parameters:
         return sum(module.get_parameter(name).numel() for name in site.parameters)
+    return _own(module)
+
+
+def _own(module: nn.Module) -> int:
+    """Count a module's parameters without those of branches."""
     return sum(value.numel() for name, value in module.named_parameters() if CHILD not in name.split("."))
 
 

@@ -1,23 +1,20 @@
 """Write the shipped ethanol frames as MD17 files, and train a small Equiformer on those labelled with GFN1-xTB.
 
-Run it in this folder: ``python equiformer.py``. It writes ``ethanol_gfn1.npz``, ``ethanol_gfn2.npz`` and
+Run it in any folder: ``python PATH/equiformer.py``. It writes ``ethanol_gfn1.npz``, ``ethanol_gfn2.npz`` and
 ``equiformer.pth.tar``, a checkpoint of the form that the public code of Equiformer writes.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-import numpy as np
 import torch
+from md17_files import write_both
 
 from surgeon_adapters.equiformer import build
 from surgeon_adapters.equiformer.task import EquiformerTask
 
-KCAL_PER_EV = 23.060548
-NUMBERS = {"H": 1, "C": 6, "O": 8}
 SETTINGS = {
     "embedding": "16x0e+8x1e",
     "harmonics": "1x0e+1x1e",
@@ -29,26 +26,6 @@ SETTINGS = {
     "num_basis": 16,
     "radial": [16, 16],
 }
-
-
-def write_npz(source: Path, target: Path) -> None:
-    """Write the frames of an extended-XYZ file in eV, isolated atoms left out, as an MD17 file in kcal/mol."""
-    lines, first = source.read_text().splitlines(), 0
-    positions, energies, forces, numbers = [], [], [], []
-    while first < len(lines):
-        count, header = int(lines[first]), lines[first + 1]
-        rows = [line.split() for line in lines[first + 2 : first + 2 + count]]
-        first += 2 + count
-        if "IsolatedAtom" in header:
-            continue
-        numbers = [NUMBERS[row[0]] for row in rows]
-        values = np.array([row[1:7] for row in rows], dtype=float)
-        positions.append(values[:, :3])
-        forces.append(KCAL_PER_EV * values[:, 3:])
-        found = re.search(r"REF_energy=(\S+)", header)
-        assert found is not None, f"{source} has a frame without energy"
-        energies.append([KCAL_PER_EV * float(found[1])])
-    np.savez(target, z=np.array(numbers, dtype=np.uint8), R=positions, E=energies, F=forces)
 
 
 def pretrain(data: Path, epochs: int) -> torch.nn.Module:
@@ -72,7 +49,6 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path.cwd())
     options = parser.parse_args()
-    for level in ("gfn1", "gfn2"):
-        write_npz(Path(__file__).parent / f"ethanol_{level}.xyz", options.out / f"ethanol_{level}.npz")
+    write_both(options.out)
     trained = pretrain(options.out / "ethanol_gfn1.npz", options.epochs)
     torch.save({"state_dict": trained.state_dict()}, options.out / "equiformer.pth.tar")

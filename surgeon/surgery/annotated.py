@@ -10,7 +10,6 @@ from torch import nn
 
 from surgeon.graph import Recording
 from surgeon.groups import Group
-from surgeon.intertwiners import FoldMap, copy_indices
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
 from surgeon.surgery.usage import WeightUsage
 from surgeon.surgery.verify import SiteCheck
@@ -76,7 +75,8 @@ def annotated_site(
     )
     if fold is None:
         return site
-    return dataclasses.replace(site, fold_note=_coverage(adapter.fold_map(module, site, group), proposed))
+    reached = adapter.fold_map(module, site, group).coverage(proposed.rho_out, proposed.rho_in)
+    return dataclasses.replace(site, fold_note=reached)
 
 
 def _resolved(proposal: Proposal, calls: Sequence[Mapping[str, Any]]) -> Proposal:
@@ -88,14 +88,6 @@ def _resolved(proposal: Proposal, calls: Sequence[Mapping[str, Any]]) -> Proposa
 def _shape(proposal: Proposal) -> tuple[int, ...]:
     kernel = () if proposal.convolution is None else proposal.convolution.kernel
     return (proposal.rho_out.dimension, proposal.rho_in.dimension, *kernel)
-
-
-def _coverage(fold_map: FoldMap, proposal: Proposal) -> str:
-    """Say how much of the space of intertwiners the op's weights reach; empty if all of it."""
-    outputs, inputs = copy_indices(proposal.rho_out), copy_indices(proposal.rho_in)
-    total = sum(len(rows) * len(inputs[label]) for label, rows in outputs.items() if label in inputs)
-    reached = sum(int((part.square_sums() > 0).sum()) for part in fold_map.entries.values())
-    return "" if reached == total else f"its weights reach {reached} of {total} intertwiner dimensions"
 
 
 def verify_all(

@@ -16,6 +16,7 @@ from surgeon.registry import Refusal
 from surgeon.regularizer import Commutator
 from surgeon.representations import Representation, axes
 from surgeon.surgery.annotated import INVARIANT
+from surgeon.surgery.channels import with_channel_fold
 from surgeon.surgery.effect import without_effect
 from surgeon.surgery.kernels import kernels_of
 from surgeon.surgery.measured import Found, measure_module, same_action
@@ -135,7 +136,10 @@ def _judge(
     else:
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)
-        result.sites += [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
+        sites = [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
+        if len(found) == 1:
+            sites = [with_channel_fold(sites[0], found[0], measurement, evidence.usage.tied_to(name))]
+        result.sites += sites
 
 
 def _judge_raw(

@@ -26,6 +26,7 @@ from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapter
 from surgeon.regularizer import PenaltyForm
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
+from surgeon.surgery.channels import channel_map
 from surgeon.surgery.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation
 from surgeon.surgery.rewrite import check_places, install, uninstall
 from surgeon.types import Plan, Site, StripMode, named_module
@@ -156,14 +157,14 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
 
 
 def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
-    """Ask the adapter that the plan names once more; a site found by measurement has none and is not folded.
+    """Ask the adapter that the plan names once more; a site found by measurement has none.
 
     Raises:
         PlanError: if the op is not what the plan says.
     """
-    if not site.adapter:
-        return None
     op = named_module(model, site.name)
+    if not site.adapter:
+        return None if site.fold is None else channel_map(op, site)
     adapter = adapter_named(site.adapter, adapters)
     proposal = proposal_for(model, site.name, adapter, group)
     takes = None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgeon.soundness import Model, check_plan
 from surgeon.surgery import find
@@ -23,6 +23,7 @@ pyg = pytest.importorskip("torch_geometric.data", reason="torch_geometric is not
 from tests.families import pyg_task  # noqa: E402 (it needs torch_geometric)
 
 TASK = pyg_task.task
+EDGES = ("atom", "near", "site")
 
 
 def batch_of(split: str = "validation") -> Any:
@@ -33,7 +34,7 @@ def hetero() -> Any:
     """Two kinds of nodes, and edges between them."""
     data = pyg.HeteroData()
     data["atom"].pos, data["site"].pos = torch.randn(4, 3), torch.randn(2, 3)
-    data["atom", "near", "site"].edge_index = torch.tensor([[0, 1, 2], [0, 1, 1]])
+    data[EDGES].edge_index = torch.tensor([[0, 1, 2], [0, 1, 1]])
     return data
 
 
@@ -67,12 +68,58 @@ def test_every_tensor_is_mapped_and_the_original_untouched(make: Any) -> None:
 @pytest.mark.parametrize("make", MAKERS, ids=IDS)
 def test_one_tensor_is_read_and_replaced_by_its_path(make: Any) -> None:
     batch = make()
+    if isinstance(batch, pyg.HeteroData):
+        assert ("atom__near__site", "edge_index") in tensor_leaves(batch)
     for path, value in tensor_leaves(batch).items():
         replaced = with_tensor(batch, path, value + 1)
         assert torch.equal(tensor_at(replaced, path), value + 1)
         assert torch.equal(tensor_at(batch, path), value)
         others = {other: tensor for other, tensor in tensor_leaves(replaced).items() if other != path}
         assert all(torch.equal(tensor, tensor_at(batch, other)) for other, tensor in others.items())
+
+
+class MixEdges(nn.Module):
+    """A linear map that is given all nodes and edges, and mixes the channels of vectors on edges of one type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, data: Any) -> Any:
+        result = data.clone()
+        result[EDGES].vectors = data[EDGES].vectors @ self.weight.T
+        return result
+
+
+class HeteroNet(nn.Module):
+    """Vectors on edges to one vector per edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.readout = nn.Linear(3, 3, bias=False), MixEdges(), nn.Linear(3, 1, bias=False)
+
+    def forward(self, data: Any) -> Tensor:
+        given = data.clone()
+        given[EDGES].vectors = self.embed(data[EDGES].vectors)
+        vectors = self.mix(given)[EDGES].vectors
+        return self.readout(vectors * vectors.norm(dim=1, keepdim=True)).squeeze(-1)
+
+
+def test_a_branch_reads_and_writes_features_on_edges_of_one_type() -> None:
+    net, data = HeteroNet().double(), hetero()
+    data[EDGES].vectors = torch.randn(3, 3, 3, dtype=torch.float64)
+
+    def act(g: Tensor, data: Any) -> tuple[Any]:
+        moved = data.clone()
+        moved[EDGES].vectors = torch.einsum("ij,ejc->eic", g, data[EDGES].vectors)
+        return (moved,)
+
+    model = Model(net, (data,), lambda net, x: net(x), act, lambda g, y: y @ g.T)
+    plan = find(net, "O3", data, act=act, act_output=model.act_output)
+    sites = {site.name: site for site in plan.sites}
+    assert sites.keys() == {"embed", "mix", "readout"}
+    assert sites["mix"].path_in == sites["mix"].path_out == ("atom__near__site", "vectors")
+    check_plan(model, plan)
 
 
 def test_a_mapped_batch_still_knows_its_graphs() -> None:

@@ -18,6 +18,7 @@ from surgeon.training import Finetuner, FinetuneSettings, StepEvent, arm_named, 
 from surgeon.training.ema import Ema
 from surgeon.training.optimizers import BlockAdamW, block_mean, rate_scale
 from surgeon.training.state import random_state, set_random_state
+from surgeon.types import StripMode
 from tests.tiny import Net, TinyTask
 from tests.training.conftest import plan_of
 
@@ -371,8 +372,9 @@ def test_random_states_come_back() -> None:
     assert math.isfinite(first[1])
 
 
-def test_costs_are_counted_without_changing_anything(make: Make, task: TinyTask) -> None:
-    net, relaxation = make("drop", init_scale=1.0)
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+def test_costs_are_counted_without_changing_anything(make: Make, task: TinyTask, mode: StripMode) -> None:
+    net, relaxation = make(mode, init_scale=1.0)
     relaxation.set_theta(0.5)
     before, state = output(net), torch.get_rng_state()
     costs = training_costs(net, task, relaxation)

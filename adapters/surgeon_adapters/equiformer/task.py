@@ -14,6 +14,7 @@ from surgeon.errors import TaskError
 from surgeon.types import Split
 from surgeon_adapters.atomistic import act_on_atoms, act_on_labels
 from surgeon_adapters.md17 import Sizes, Trajectory, read_md17, split_frames
+from surgeon_adapters.md17_splits import published_splits
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class EquiformerTask:
         data: the ``.npz`` file.
         train, validation, test: numbers of frames, see :class:`surgeon_adapters.md17.Sizes`.
         seed: of the choice of frames.
+        split: number of a split published with rMD17, from files beside the data; instead of a choice by ``seed``.
         batch_size: frames per batch.
         energy_weight, forces_weight: of the loss, the published ones for ``l_max`` = 2.
         mean, std: of the energies that the checkpoint was trained on, in kcal/mol; default: of the training frames.
@@ -38,6 +40,7 @@ class EquiformerTask:
     validation: int | None = None
     test: int | None = None
     seed: int = 1
+    split: int | None = None
     batch_size: int = 8
     energy_weight: float = 1.0
     forces_weight: float = 80.0
@@ -71,12 +74,18 @@ class EquiformerTask:
                 f"expected atomic numbers from 0 to {known - 1}, which the network tells apart, but {str(self.data)!r} "
                 f"has {sorted(set(frames.numbers.tolist()))}: is the checkpoint one of another data set (QM9)?"
             )
-        splits = split_frames(len(frames), Sizes(self.train, self.validation, self.test, self.seed))
+        splits = self._chosen(len(frames))
         energies = frames.energies[splits["train"]]
         mean = float(energies.mean()) if self.mean is None else self.mean
         std = self._std(energies)
         dtype = next(model.parameters()).dtype
         return replace(self, frames=frames, splits=splits, mean=mean, std=std, dtype=dtype)
+
+    def _chosen(self, count: int) -> dict[Split, Tensor]:
+        sizes = Sizes(self.train, self.validation, self.test, self.seed)
+        if self.split is None:
+            return split_frames(count, sizes)
+        return published_splits(self.data, self.split, count, sizes)
 
     def _std(self, energies: Tensor) -> float:
         std = self.std
