@@ -1,7 +1,7 @@
 """ViSNet of torch_geometric on molecular dynamics of ethanol: a task file, and a script that trains the checkpoint.
 
-Run it in any folder: ``python PATH/visnet.py``. It writes ``ethanol_gfn1.npz`` and ``ethanol_gfn2.npz`` in the format of
-MD17, and ``visnet.pt``, the state dict of a small network trained on the first.
+Run it in any folder: ``python PATH/visnet.py``. It writes ``ethanol_gfn1.npz`` and ``ethanol_gfn2.npz`` in the format
+of MD17, and ``visnet.pt``, the state dict of a small network trained on the first.
 """
 
 from __future__ import annotations

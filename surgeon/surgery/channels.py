@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from surgeon.errors import GroupError, PlanError
 from surgeon.intertwiners import FoldMap, WeightEntries
+from surgeon.modes import default_dtype
 from surgeon.surgery.measured import Found
-from surgeon.surgery.measurement import Measurement, default_double
+from surgeon.surgery.measurement import Measurement
 from surgeon.surgery.ops import random_like
 from surgeon.types import Site
 
@@ -97,7 +98,7 @@ def _matrix_on_channels(measurement: Measurement, found: Found) -> str | None:
     zero, other = torch.zeros_like(x), random_like(weight, generator)
     if not _divides(found, weight, x):
         return None
-    with torch.no_grad(), default_double():
+    with torch.no_grad(), default_dtype(torch.float64):
         offset = op.run(twin, arguments, zero)
         with _holding(weight, other):
             after, result = op.run(twin, arguments, zero), op.run(twin, arguments, x) - offset
