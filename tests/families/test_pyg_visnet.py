@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from surgeon.modes import default_dtype
 from surgeon.soundness import Model, check_plan
 from surgeon.surgery import find
-from surgeon.surgery.measurement import default_double
 from surgeon.trees import to_dtype
 from tests.commands import Surgeon
 
@@ -117,7 +117,7 @@ def predictions(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(theirs.representation_model.distance) is visnet.Distance
     task = example.EthanolTask(example.folder / "ethanol_gfn2.npz")
     batch = to_dtype(next(iter(task.batches("test", 0))), torch.float64)
-    with default_double():
+    with default_dtype(torch.float64):
         expected, found = (task.forward(net.double().eval(), batch) for net in (theirs, ours))
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-9 * float(value.detach().abs().max()))
