@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from surgeon.hub.pushing import PushOptions, push_to_hub
     from surgeon.surgery import Relaxation, find, relax, select, strip
     from surgeon.types import Certificate, Plan, Site, Task
-    from surgeon.workspace import open_path
+    from surgeon.workspace import OpenOptions, open_path
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Certificate": "surgeon.types",
+    "OpenOptions": "surgeon.workspace",
     "Plan": "surgeon.types",
     "PushOptions": "surgeon.hub.pushing",
     "Relaxation": "surgeon.surgery",
@@ -43,6 +44,7 @@ _HOMES = {
 
 __all__ = [
     "Certificate",
+    "OpenOptions",
     "Plan",
     "PushOptions",
     "Relaxation",

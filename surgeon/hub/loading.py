@@ -58,6 +58,7 @@ def from_pretrained(
     *,
     mode: StripMode | None = None,
     revision: str | None = None,
+    options: OpenOptions | None = None,
 ) -> nn.Module:
     """Return a model without branches, from a local path or a repository on the Hub.
 
@@ -66,15 +67,16 @@ def from_pretrained(
         model: the architecture: a module that takes the weights, in place; or as for :func:`from_hub`.
         mode: "drop" or "fold"; default: the strip mode of the relaxed model.
         revision: branch, tag or commit on the Hub.
+        options: everything else that :func:`surgeon.open_path` takes, such as trust in code that a file names.
 
     Raises:
         SurgeonError: as for :func:`from_hub`.
     """
     build = (lambda: model) if isinstance(model, nn.Module) else model
     if is_hub_path(source) or not Path(source).exists():
-        opened = from_hub(str(source), model=build, revision=revision)
+        opened = from_hub(str(source), model=build, revision=revision, options=options)
     else:
-        opened = open_path(source, _with_model(OpenOptions(), build))
+        opened = open_path(source, _with_model(options or OpenOptions(), build))
     return _stripped(opened, mode or (opened.relaxation.mode if opened.relaxation else None)).model
 
 

@@ -9,7 +9,7 @@ import torch
 
 import surgeon
 from surgeon.checkpoint import read_relaxed
-from surgeon.errors import CheckpointError, UsageError
+from surgeon.errors import CheckpointError, SurgeonError, UsageError
 from surgeon.hub.pushing import push_to_hub
 from tests import tiny
 from tests.hub.folders import made
@@ -33,6 +33,16 @@ def test_from_pretrained_gives_a_model_without_branches(logged_in: Hub, made: Pa
         assert all(torch.equal(value, stripped[key]) for key, value in model.state_dict().items())
     folded = surgeon.from_pretrained(REPO, tiny.make_net, mode="fold")
     assert list(folded.state_dict()) == keys
+
+
+def test_from_pretrained_takes_the_options_of_paths(logged_in: Hub, made: Path) -> None:
+    push_to_hub(made / "run", REPO)
+    with pytest.raises(SurgeonError, match="--model|factory"):
+        surgeon.from_pretrained(REPO)
+    options = surgeon.OpenOptions(factory="tests.tiny:make_net")
+    loaded = surgeon.from_pretrained(REPO, options=options).state_dict()
+    local = surgeon.from_pretrained(made / "run", options=options).state_dict()
+    assert all(torch.equal(value, local[key]) for key, value in loaded.items())
 
 
 def test_fold_is_not_drop(logged_in: Hub, made: Path, tmp_path: Path) -> None:
