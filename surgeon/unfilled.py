@@ -72,7 +72,7 @@ class _WithoutStorage(TorchFunctionMode):
 
 
 def _give_memory(tensors: Iterable[Tensor], built: object) -> bool:
-    """Give memory to entries of a state dict; False, with nothing changed, if that is not all."""
+    """Give memory to entries of a state dict; False if that is not all, or does not reach the network."""
     if not isinstance(built, nn.Module):
         return False
     loaded = {id(value) for value in built.state_dict(keep_vars=True).values()}
@@ -85,4 +85,5 @@ def _give_memory(tensors: Iterable[Tensor], built: object) -> bool:
         memory = torch.empty_like(tensor, device="cpu", requires_grad=False)
         same = nn.Parameter(memory, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else memory
         torch.utils.swap_tensors(tensor, same)  # type: ignore[no-untyped-call]
-    return True
+    # a scripted module holds its tensors outside of Python, where they are not swapped
+    return not any(tensor.is_meta for tensor in (*built.parameters(), *built.buffers()))

@@ -122,6 +122,15 @@ def test_what_the_state_dict_does_not_hold_is_as_in_a_plain_call(what: str) -> N
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_layer_is_built_in_the_plain_way() -> None:
+    factory = Counted(lambda: nn.Sequential(nn.Linear(3, 3), torch.jit.script(nn.Linear(3, 3))))
+    built = build_unfilled(factory)
+    assert not any(tensor.is_meta for tensor in built.parameters())
+    assert built(torch.ones(2, 3)).isfinite().all()
+    assert factory.calls == 2
+
+
 def test_a_factory_that_fails_fails_as_before() -> None:
     def fail() -> nn.Module:
         raise ValueError("no such width")
