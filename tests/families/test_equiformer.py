@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.errors import CheckpointError
+from surgeon.export.capture import captured
+from surgeon.export.sample import Sample
 from surgeon.groups import parse_group
 from surgeon.measure import relative_difference
 from surgeon.models import find_model
@@ -25,7 +27,7 @@ from surgeon.workspace import open_path
 from surgeon_adapters.equiformer import EquiformerConfig, build
 from surgeon_adapters.equiformer.adapter import adapter
 from surgeon_adapters.equiformer.config import from_data, published, published_names
-from surgeon_adapters.equiformer.edges import neighbours, softmax_over_edges
+from surgeon_adapters.equiformer.edges import neighbours, softmax_over_edges, sum_to_molecules, sum_to_nodes
 from surgeon_adapters.equiformer.recognition import candidates
 from tests.families.equiformer_keys import PUBLISHED, Published
 from tests.families.equiformer_models import E3, L1, L2, L3, molecules, network, write_md17
@@ -181,6 +183,29 @@ def test_neighbours_are_within_the_cutoff_and_never_themselves() -> None:
     positions = torch.tensor([[0.0, 0, 0], [1, 0, 0], [3, 0, 0], [0, 0, 0]])
     source, target = neighbours(positions, torch.tensor([0, 0, 0, 1]), 2.5)
     assert set(zip(source.tolist(), target.tolist(), strict=True)) == {(0, 1), (1, 0), (1, 2), (2, 1)}
+
+
+class Springs(nn.Module):
+    """Energies of molecules, each pair of atoms within a cutoff held by a spring."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        positions, batch = tensors
+        source, target = neighbours(positions, batch, 2.5)
+        squares = (positions[source] - positions[target]).square()
+        stretched = torch.tensordot(squares, torch.ones(3, 1), dims=1)  # asks whether there is one edge only
+        return sum_to_molecules(sum_to_nodes(stretched, target, positions.shape[0]), batch)
+
+
+def clouds(*sizes: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(sum(sizes), 3), torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
+def test_an_export_leaves_the_numbers_of_edges_and_molecules_open() -> None:
+    springs, others = Springs(), (clouds(3, 4), clouds(2, 6, 3), clouds(8))
+    sample = Sample(clouds(3, 2), others, ("positions", "batch"), ((0,), (0,)))
+    exported = captured(springs, sample, ["surgeon_adapters"]).module()
+    for given in others:
+        assert torch.allclose(exported(*given), springs(*given))
 
 
 def test_softmax_over_edges_is_that_of_each_target() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,12 +38,20 @@ def neighbours(positions: Tensor, batch: Tensor, cutoff: float) -> tuple[Tensor,
     distance = (apart[:, None] - apart[None]).square().sum(dim=-1)
     near = (distance < cutoff**2) & (batch[:, None] == batch[None])
     target, source = (near & ~torch.eye(len(batch), dtype=torch.bool, device=near.device)).nonzero(as_tuple=True)
+    if isinstance(source.shape[0], torch.SymInt):  # in an export, which has to know that no axis of edges is broadcast
+        torch._check(source.shape[0] >= 2)
     return source, target
 
 
 def sum_to_nodes(x: Tensor, target: Tensor, count: int) -> Tensor:
     """Sum the rows of x, shape (m, ...), that have the same target; shape (count, ...)."""
     return x.new_zeros(count, *x.shape[1:]).index_add(0, target, x)
+
+
+def sum_to_molecules(x: Tensor, batch: Tensor) -> Tensor:
+    """Sum the rows of x, shape (n, ...), of each molecule; shape (b, ...)."""
+    last = cast(int, batch.max().item())  # int() would have no symbol for it in an export
+    return sum_to_nodes(x, batch, last + 1)
 
 
 def softmax_over_edges(x: Tensor, target: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon_adapters.equiformer.attention import GraphAttention
 from surgeon_adapters.equiformer.config import EquiformerConfig
-from surgeon_adapters.equiformer.edges import Edges, neighbours, sum_to_nodes
+from surgeon_adapters.equiformer.edges import Edges, neighbours, sum_to_molecules, sum_to_nodes
 from surgeon_adapters.equiformer.layers import (
     Activation,
     FullyConnected,
@@ -150,7 +150,7 @@ class Equiformer(nn.Module):
             nodes = block(nodes, edges)
         nodes = self.norm(nodes)
         atoms: Tensor = self.head(nodes, edges) if self.config.attention_head else self.head(nodes)
-        return sum_to_nodes(atoms, batch, int(batch.max()) + 1) / math.sqrt(MEAN_ATOMS)
+        return sum_to_molecules(atoms, batch) / math.sqrt(MEAN_ATOMS)
 
     def _edges(self, pos: Tensor, batch: Tensor) -> Edges:
         source, target = neighbours(pos, batch, self.config.cutoff)
