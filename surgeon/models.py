@@ -7,7 +7,6 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.checkpoint.loading import load_into
 from surgeon.checkpoint.reading import Checkpoint
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
-from surgeon.imports import call_with, import_attribute, importable
+from surgeon.imports import call_with, import_attribute, importable, registered
 from surgeon.registry import DescribesModels, RecognisesWeights
 from surgeon.tasks import LoadedTask, load_task
 from surgeon.unfilled import build_unfilled
@@ -284,7 +283,7 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
 
 def is_registered(factory: str) -> bool:
     """Tell whether an installed package registers a factory, so that a file may name it."""
-    return factory in {entry.value.replace(" ", "") for entry in metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    return factory in {entry.value.replace(" ", "") for entry in registered(ENTRY_POINT_GROUP)}
 
 
 def _statement_factory(factory: str, registered: bool) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
 from pathlib import Path as FilePath
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from surgeon.errors import PlanError
 from surgeon.groups import Group
 from surgeon.groups.named import named_group
+from surgeon.imports import registered
 from surgeon.intertwiners import FoldMap
 from surgeon.representations import Representation
 from surgeon.types import Convolution, Coverage, Path, Site, Task
@@ -243,12 +243,12 @@ def proposal_for(model: nn.Module, name: str, adapter: Adapter, group: Group) ->
 
 def installed_adapters() -> dict[str, Adapter]:
     """Return all registered adapters by name, those of third parties included."""
-    return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)}
+    return {point.name: point.load() for point in sorted(registered(ENTRY_POINTS), key=lambda p: p.name)}
 
 
 def adapter_with_task(name: str) -> OffersTask | None:
     """Return the adapter of this name if it is installed and has a ready task; no other adapter is imported."""
-    found = [point.load() for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+    found = [point.load() for point in registered(ENTRY_POINTS) if point.name == name]
     return next((adapter for adapter in found if isinstance(adapter, OffersTask)), None)
 
 

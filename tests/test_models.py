@@ -72,7 +72,7 @@ def same(left: Any, right: Any) -> bool:
 
 def register(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     points = EntryPoints([EntryPoint("some", value, "surgeon.models")])
-    monkeypatch.setattr("surgeon.models.metadata.entry_points", lambda group: points.select(group=group))
+    monkeypatch.setattr("surgeon.models.registered", lambda group: points.select(group=group))
 
 
 def test_1_a_factory_of_the_user(here: Path) -> None:

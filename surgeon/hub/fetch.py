@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
+import ctypes
 import hashlib
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from surgeon.checkpoint.reading import Checkpoint, open_checkpoint
 from surgeon.checkpoint.relaxed import BASE_FILE, BRANCH_FILE, CONFIG_FILE
@@ -128,18 +128,29 @@ def _check_sizes(listing: Listing, names: list[str]) -> None:
 
 
 def _download(listing: Listing, names: list[str]) -> tuple[Path, dict[str, str | None]]:
-    """Return the folder in the cache, and the hashes of those files that were read while they were written."""
-    from huggingface_hub import constants, snapshot_download
+    """Return the folder in the cache, and the hashes of those files that were read while they were written.
+
+    All files are downloaded by this thread: what others have freed stays with the process.
+    """
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.file_download import repo_folder_name
 
-    repo, patterns = listing.path.repo, [glob.escape(name) for name in names]
+    repo = listing.path.repo
     blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
     with hub_errors(f"download {listing.path}"), following(blobs) as seen:
-        # By the name that was asked for, so that the cache remembers which commit it was when it is offline.
-        folder = Path(snapshot_download(repo, revision=listing.path.revision, allow_patterns=patterns))
-        if folder.name != listing.commit:  # somebody pushed between the two requests
-            folder = Path(snapshot_download(repo, revision=listing.commit, allow_patterns=patterns))
-    return folder, {name: seen.sha256(folder / name) for name in names if (folder / name).is_file()}
+        # By the name that was asked for, so that the cache remembers which commit it was when it is offline; where that
+        # has changed since, by the commit.
+        hf_hub_download(repo, names[0], revision=listing.path.revision)
+        paths = {name: Path(hf_hub_download(repo, name, revision=listing.commit)) for name in names}
+    _give_memory_back()
+    folder = paths[names[0]].parents[len(PurePosixPath(names[0]).parts) - 1]
+    return folder, {name: seen.sha256(path) for name, path in paths.items()}
+
+
+def _give_memory_back() -> None:
+    """Let the system have the client's buffers of many MiB, which glibc keeps after use."""
+    with suppress(OSError, AttributeError, TypeError):  # another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check(folder: Path, file: HubFile, listing: Listing, seen: str | None) -> None:
