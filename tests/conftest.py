@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ import pytest
 import torch
 
 from surgeon.e3nn_compat import import_e3nn
+
+# A shell that starts the tests in the background lets them, and the processes they start, ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Networks in tests import e3nn as their authors would, which the oldest supported version does not survive by itself.
 import_e3nn()
