@@ -68,3 +68,8 @@ class CheckFailedError(SurgeonError, AssertionError):
     """A check ran and its verdict is no: a symmetry, a certificate or an identity does not hold."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its class if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

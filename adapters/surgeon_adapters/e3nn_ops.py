@@ -231,7 +231,7 @@ def _entries(
     collected: dict[str, list[tuple[Tensor, ...]]] = {}
     for path in paths:
         (label, first_in), (label_out, first_out) = blocks_in[path.i_in], blocks_out[path.i_out]
-        if label == label_out:
+        if label == label_out and len(path.position):  # a block of multiplicity 0 has no copies
             entry = (path.position, first_out + path.v, first_in + path.u, path.coefficient)
             collected.setdefault(label, []).append(entry)
     rows, columns = copy_indices(rho_out), copy_indices(rho_in)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from surgeon.errors import first_line
 from surgeon.graph import Recording
 from surgeon.groups import Group
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
@@ -30,7 +31,7 @@ def collect_proposals(
     skipped: list[Skipped] = []
     for name, _ in model.named_modules():
         for adapter in (adapter for adapter in adapters.values() if speaks_of(adapter, group)):
-            answer = proposal_for(model, name, adapter, group)
+            answer = _ask(model, name, adapter, group)
             if answer is None:
                 continue
             if isinstance(answer, Refusal):
@@ -41,6 +42,14 @@ def collect_proposals(
                 proposals[name] = (adapter.name, answer)
             break
     return proposals, skipped
+
+
+def _ask(model: nn.Module, name: str, adapter: Adapter, group: Group) -> Proposal | Refusal | None:
+    try:
+        return proposal_for(model, name, adapter, group)
+    except Exception as error:  # an adapter may be anybody's code
+        reason = f"{type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
+        return Refusal(reason, "unexplained")
 
 
 def annotated_site(
@@ -55,8 +64,6 @@ def annotated_site(
     adapter_name, proposed = proposal[0], _resolved(proposal[1], calls)
     assert not callable(proposed.axes_in)
     assert not callable(proposed.axes_out)
-    module, adapter = model.get_submodule(name), adapters[adapter_name]
-    fold, note = adapter.fold_data(module, calls)
     site = Site(
         name=name,
         argument=proposed.argument,
@@ -70,13 +77,22 @@ def annotated_site(
         axes_in=proposed.axes_in,
         axes_out=proposed.axes_out,
         convolution=proposed.convolution,
-        fold=fold,
-        fold_note=note,
     )
-    if fold is None:
-        return site
-    reached = adapter.fold_map(module, site, group).coverage(proposed.rho_out, proposed.rho_in)
-    return dataclasses.replace(site, fold_note=reached)
+    return _with_fold(site, model.get_submodule(name), group, adapters[adapter_name], proposed, calls)
+
+
+def _with_fold(
+    site: Site, module: nn.Module, group: Group, adapter: Adapter, proposed: Proposal, calls: Sequence[Mapping[str, Any]]
+) -> Site:
+    """Say what the op's own weights can take in; a fold map that cannot be made costs the fold, not the inspection."""
+    try:
+        fold, note = adapter.fold_data(module, calls)
+        if fold is not None:
+            site = dataclasses.replace(site, fold=fold)
+            note = adapter.fold_map(module, site, group).coverage(proposed.rho_out, proposed.rho_in)
+    except Exception as error:  # an adapter may be anybody's code
+        fold, note = None, f"not foldable: {type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
+    return dataclasses.replace(site, fold=fold, fold_note=note)
 
 
 def _resolved(proposal: Proposal, calls: Sequence[Mapping[str, Any]]) -> Proposal:

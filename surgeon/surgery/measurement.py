@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.copies import copied
-from surgeon.errors import CheckFailedError, PlanError, TaskError
+from surgeon.errors import CheckFailedError, PlanError, TaskError, first_line
 from surgeon.graph import Recording, record
 from surgeon.graph.record import plain_tensors
 from surgeon.inference import Probe, Symmetry, make_probe
@@ -81,7 +81,7 @@ def double_twin(model: nn.Module) -> nn.Module:
             return twin
     except Exception as error:
         raise PlanError(
-            f"expected a model that can be copied, but copy.deepcopy fails ({_first_line(error)}): measure it from its "
+            f"expected a model that can be copied, but copy.deepcopy fails ({first_line(error)}): measure it from its "
             "checkpoint, or rely on annotations"
         ) from error
 
@@ -168,7 +168,7 @@ def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[An
     except Exception as error:  # the model is foreign code
         raise PlanError(
             f"expected a model that runs in float64, which measuring representations needs, but it fails with "
-            f"{type(error).__name__}: {_first_line(error)}; make it follow the dtype of its inputs, or leave the "
+            f"{type(error).__name__}: {first_line(error)}; make it follow the dtype of its inputs, or leave the "
             "action out and rely on annotations"
         ) from error
     if any(leaf.dtype in (torch.float32, torch.float16, torch.bfloat16) for leaf in tensors_in(first)):
@@ -198,15 +198,11 @@ def _output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
             error = relative_difference(moved, symmetry.act_output(g, probe.outputs[0]))
         except Exception as problem:
             raise TaskError(
-                f"act_output fails on the model's output with {type(problem).__name__}: {_first_line(problem)}; "
+                f"act_output fails on the model's output with {type(problem).__name__}: {first_line(problem)}; "
                 "correct act_output(g, outputs)"
             ) from problem
         errors[name] = max(errors.get(name, 0.0), error)
     return errors
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def require_trust(measurement: Measurement) -> None:

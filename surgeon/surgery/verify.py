@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from surgeon.errors import GroupError
+from surgeon.errors import GroupError, first_line
 from surgeon.forms import LinearForm
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
@@ -86,7 +86,7 @@ class SiteCheck:
             with torch.no_grad():
                 return self._judge(op, proposal, call)
         except Exception as error:  # the op is foreign code
-            return float("inf"), f"could not be checked on its own recorded inputs ({_first_line(error)})"
+            return float("inf"), f"could not be checked on its own recorded inputs ({first_line(error)})"
 
     def own_deviation(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> float:
         """Return how far an op with its own weights is from equivariance, relative to its output's scale."""
@@ -101,7 +101,7 @@ class SiteCheck:
             with torch.no_grad():
                 residual, limit = self._fold_residual(op, proposal, call, fold_map)
         except Exception as error:  # the op is foreign code
-            return f"it could not be run with changed weights ({_first_line(error)})"
+            return f"it could not be run with changed weights ({first_line(error)})"
         if residual <= limit:
             return ""
         return f"changed weights do not act as its annotations say: relative residual {residual:.1e}"
@@ -203,7 +203,3 @@ def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
         TensorType(proposal.rho_in, proposal.axes_in, grid, frame),
         TensorType(proposal.rho_out, proposal.axes_out, grid, frame),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

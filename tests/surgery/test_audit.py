@@ -1,0 +1,51 @@
+"""What is said of every parameter, and that one op which cannot be understood never ends an inspection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import surgeon
+from surgeon.registry import installed_adapters
+from tests.nets import o3
+
+
+@pytest.mark.parametrize(
+    "hidden", ["4x0e+0x1o", "0x0e+4x1o", "2x0e+0x2e+2x1o"], ids=lambda labels: labels.replace("+", " ")
+)
+def test_blocks_of_multiplicity_0_fold_like_none(hidden: str) -> None:
+    first, second = o3.Linear("2x0e+2x1o", hidden), o3.Linear(hidden, "2x0e+2x1o")
+    model, x = nn.Sequential(first, second), torch.randn(5, 8)
+    plan = surgeon.find(model, "O3", x)
+    assert [site.fold for site in plan.sites] == [{"parameter": "weight"}] * 2
+    relaxation = surgeon.relax(model, plan, mode="fold", init_scale=1.0)
+    relaxation.set_theta(0.0, 1.0)
+    with relaxation.clean():
+        clean = model(x).detach()
+    surgeon.strip(relaxation)
+    assert torch.allclose(model(x).detach(), clean, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", ["propose", "fold_data", "fold_map"])
+def test_an_adapter_that_fails_at_one_op_costs_that_op_only(step: str) -> None:
+    real = installed_adapters()["e3nn"]
+    model = nn.Sequential(*(o3.Linear("2x0e+2x1o", "2x0e+2x1o") for _ in range(3)))
+
+    class Failing:
+        name, groups = real.name, real.groups
+
+        def __getattr__(self, called: str) -> Any:
+            def stumble(module: nn.Module, *args: Any) -> Any:
+                if called == step and module is model[1]:
+                    raise KeyError("no such irrep")
+                return getattr(real, called)(module, *args)
+
+            return stumble
+
+    plan = surgeon.find(model, "O3", torch.randn(4, 8), adapters={"e3nn": Failing()})  # type: ignore[dict-item]
+    words = {site.name: site.fold_note for site in plan.sites} | {entry.name: entry.reason for entry in plan.skipped}
+    assert words["1"].endswith("KeyError of the adapter 'e3nn' ('no such irrep')")
+    assert [site.name for site in plan.sites if site.fold] == ["0", "2"]
