@@ -78,18 +78,18 @@ def annotated_site(
         axes_out=proposed.axes_out,
         convolution=proposed.convolution,
     )
-    return _with_fold(site, model.get_submodule(name), group, adapters[adapter_name], proposed, calls)
+    return _with_fold(site, model.get_submodule(name), adapters[adapter_name], proposed, calls)
 
 
 def _with_fold(
-    site: Site, module: nn.Module, group: Group, adapter: Adapter, proposed: Proposal, calls: Sequence[Mapping[str, Any]]
+    site: Site, module: nn.Module, adapter: Adapter, proposed: Proposal, calls: Sequence[Mapping[str, Any]]
 ) -> Site:
     """Say what the op's own weights can take in; a fold map that cannot be made costs the fold, not the inspection."""
     try:
         fold, note = adapter.fold_data(module, calls)
         if fold is not None:
             site = dataclasses.replace(site, fold=fold)
-            note = adapter.fold_map(module, site, group).coverage(proposed.rho_out, proposed.rho_in)
+            note = adapter.fold_map(module, site, proposed.rho_in.group).coverage(proposed.rho_out, proposed.rho_in)
     except Exception as error:  # an adapter may be anybody's code
         fold, note = None, f"not foldable: {type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
     return dataclasses.replace(site, fold=fold, fold_note=note)
