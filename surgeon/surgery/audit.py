@@ -55,6 +55,8 @@ class _Auditor:
         if name not in self.used:
             return "unused", "no op of the recorded forward uses it"
         owner = name.rpartition(".")[0]
+        if name in self.skipped:  # by itself, perhaps inside of a site
+            return self.skipped[name].coverage, self.skipped[name].reason
         site = next((module for module in with_parents(owner) if module in self.whole), None)
         if site is not None:
             return "site", f"weights of the site {site or 'that is the model itself'}"

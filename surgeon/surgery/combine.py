@@ -51,11 +51,15 @@ class Evidence:
 
 @dataclass
 class Combined:
-    """The sites that remain, what is skipped, and what the user should know."""
+    """The sites that remain, what is skipped, and what the user should know.
+
+    ``partly_invariant`` names the modules of which some argument is mapped from invariants to invariants.
+    """
 
     sites: list[Site] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    partly_invariant: set[str] = field(default_factory=set)
 
 
 def combine(
@@ -137,6 +141,8 @@ def _judge(
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)
         sites = [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
+        if len(sites) < len(found):
+            result.partly_invariant.add(name)
         if len(found) == 1:
             sites = [with_channel_fold(sites[0], found[0], measurement, evidence.usage.tied_to(name))]
         result.sites += sites
@@ -259,13 +265,25 @@ def _discretisation(site: Site, evidence: Evidence) -> list[str]:
 
 def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Measurement | None) -> None:
     reached = reaches_output(evidence.recording)
-    silent = {
-        site.name
+    silent = [
+        site
         for site in result.sites
         if site.name in evidence.candidates and not any(n in reached for n in evidence.candidates[site.name].nodes)
-    }
+    ]
+    weights: list[str] = []
     if measurement is not None:
-        silent |= without_effect(measurement, [site.name for site in result.sites if site.node is None])
-    for name in sorted(silent):
-        result.skipped.append(Skipped(name, NO_EFFECT, "no effect"))
-    result.sites = [site for site in result.sites if site.name not in silent]
+        more, weights = without_effect(measurement, [site for site in result.sites if site not in silent])
+        silent += more
+    result.sites = [site for site in result.sites if site not in silent]
+    kept = {site.name for site in result.sites}
+    nothing = Refusal(NO_EFFECT, "no effect")
+    for name in weights:
+        _skip(result, name, nothing)
+    for site in silent:
+        if site.name in kept:
+            result.notes.append(f"{site.key}: {NO_EFFECT}")
+        elif site.name in result.partly_invariant:
+            rest = f"what it makes of {site.slot} reaches no output; else {INVARIANT}"
+            _skip(result, site.name, Refusal(rest, "invariant"))
+        else:
+            _skip(result, site.name, nothing)

@@ -13,18 +13,23 @@ from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.modes import default_dtype, set_training
 from surgeon.surgery.measurement import Measurement, perturbed
 from surgeon.surgery.ops import random_like
-from surgeon.trees import map_tensors, tensors_in
+from surgeon.trees import map_tensors, tensor_at, tensors_in, with_tensor
+from surgeon.types import Path, Site
 
 
-def without_effect(measurement: Measurement, names: Sequence[str]) -> set[str]:
-    """Return the modules whose output has no influence on the model's, with perturbed weights.
+def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
+    """Return the sites whose result has no influence on the model's output, with perturbed weights.
 
-    Each floating tensor that a module returns gets a zero added that requires a gradient; a random projection of the
-    model's outputs is differentiated by all of these at once.
+    Each result, one tensor of what a module returns, gets a zero added that requires a gradient; a random projection of
+    the model's outputs is differentiated by all of these at once, and by the weights. An op inside a forward is judged
+    by its weights alone.
 
     Args:
         measurement: gives the float64 twin and its inputs.
-        names: qualified names of modules.
+        sites: where branches would go.
+
+    Returns:
+        These sites; and the qualified names of all trainable parameters of the sites' modules without influence.
     """
     twin = measurement.twin
     # Models that differentiate in their forward keep the graph of it in training mode only.
@@ -33,44 +38,45 @@ def without_effect(measurement: Measurement, names: Sequence[str]) -> set[str]:
             set_training(twin, train)
             try:
                 with unchanged(twin):
-                    return set(names) - _felt(measurement, names)
+                    return _unfelt(measurement, sites)
             except RuntimeError:
                 continue
             finally:
                 set_training(twin, False)
-    return set()  # without gradients nothing can be told
+    return [], []  # without gradients nothing can be told
 
 
-def _felt(measurement: Measurement, names: Sequence[str]) -> set[str]:
-    """Return the modules whose output has a gradient."""
-    probes: dict[str, list[Tensor]] = {name: [] for name in names}
+def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
     twin, symmetry = measurement.twin, measurement.symmetry
+    probes: list[list[Tensor]] = [[] for _ in sites]
+    weights: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        for name in names:
-            hook = twin.get_submodule(name).register_forward_hook(_adder(probes[name]))
-            stack.callback(hook.remove)
+        for site, found in zip(sites, probes, strict=True):
+            module = twin.get_submodule(site.name)
+            own = {name: value for name, value in module.named_parameters() if value.requires_grad}
+            weights |= {f"{site.name}.{name}".lstrip("."): value for name, value in own.items()}
+            if site.node is None:
+                stack.callback(module.register_forward_hook(_adder(site.path_out, found)).remove)
+            else:
+                found += [own[name] for name in site.parameters]
         outputs = symmetry.forward(twin, *map_tensors(fresh_copy, measurement.inputs))
-    flat = [(name, probe) for name, found in probes.items() for probe in found]
     generator = torch.Generator().manual_seed(0)
     leaves = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
+    flat = list({id(t): t for t in (*(t for found in probes for t in found), *weights.values())}.values())
     if not flat or not leaves:
-        return set(names)
+        return [], []
     total = torch.stack([(leaf * random_like(leaf.detach(), generator)).sum() for leaf in leaves]).sum()
-    gradients = torch.autograd.grad(total, [probe for _, probe in flat], allow_unused=True)
-    return {
-        name for (name, _), gradient in zip(flat, gradients, strict=True) if gradient is not None and gradient.any()
-    }
+    gradients = torch.autograd.grad(total, flat, allow_unused=True)
+    felt = {id(t) for t, gradient in zip(flat, gradients, strict=True) if gradient is not None and gradient.any()}
+    silent = [site for site, found in zip(sites, probes, strict=True) if not any(id(t) in felt for t in found)]
+    return silent, [name for name, value in weights.items() if id(value) not in felt]
 
 
-def _adder(into: list[Tensor]) -> Any:
+def _adder(path: Path, into: list[Tensor]) -> Any:
     def add(module: nn.Module, args: Any, output: Any) -> Any:
-        def with_probe(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
-                return tensor
-            probe = torch.zeros_like(tensor, requires_grad=True)
-            into.append(probe)
-            return tensor + probe
-
-        return map_tensors(with_probe, output)
+        result = tensor_at(output, path)
+        probe = torch.zeros_like(result, requires_grad=True)
+        into.append(probe)
+        return with_tensor(output, path, result + probe)
 
     return add

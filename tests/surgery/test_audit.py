@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import surgeon
 from surgeon.registry import installed_adapters
@@ -49,3 +49,52 @@ def test_an_adapter_that_fails_at_one_op_costs_that_op_only(step: str) -> None:
     words = {site.name: site.fold_note for site in plan.sites} | {entry.name: entry.reason for entry in plan.skipped}
     assert words["1"].endswith("KeyError of the adapter 'e3nn' ('no such irrep')")
     assert [site.name for site in plan.sites if site.fold] == ["0", "2"]
+
+
+def turn(g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    return (x @ g.T.to(x),)
+
+
+def audited(model: nn.Module, group: str = "O3", x: Tensor | None = None, **options: Any) -> surgeon.Plan:
+    options = {"act": turn, "act_output": lambda g, y: y, **options}
+    return surgeon.find(model, group, torch.randn(9, 3) if x is None else x, **options)
+
+
+def coverage(plan: surgeon.Plan) -> dict[str, str]:
+    return {entry.parameter: entry.coverage for entry in plan.audit}
+
+
+class ByDegree(nn.Module):
+    """One matrix per degree, from a dict to a dict."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.w = nn.ParameterDict({key: nn.Parameter(torch.randn(channels, channels) / 2) for key in "01"})
+
+    def forward(self, h: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value @ self.w[key] for key, value in h.items()}
+
+
+class TwoDegrees(nn.Module):
+    """Scalars and vectors; the head reads both, or the scalars only."""
+
+    def __init__(self, read: str) -> None:
+        super().__init__()
+        self.lift, self.first, self.last, self.read = nn.Linear(1, 4, bias=False), ByDegree(4), ByDegree(4), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.lift(x[..., None])
+        h = self.first({"0": v.square().sum(1), "1": v})
+        gated = h["1"] * h["0"].tanh()[:, None]
+        h = self.last({"0": h["0"] + h["1"].square().sum(1), "1": gated})
+        vectors = h["1"] if self.read == "both" else torch.zeros(())
+        return h["0"].sum(-1) + vectors.square().sum()
+
+
+@pytest.mark.parametrize(("read", "last"), [("both", ("site", "site")), ("scalars", ("invariant", "no effect"))])
+def test_one_degree_of_a_dict_that_reaches_nothing_is_no_site(read: str, last: tuple[str, str]) -> None:
+    plan = audited(TwoDegrees(read))
+    assert [site.key for site in plan.sites] == ["lift.input", "first.h.1", "last.h.1"][: 3 if read == "both" else 2]
+    found = coverage(plan)
+    assert (found["last.w.0"], found["last.w.1"]) == last
+    assert found["first.w.1"] == "site"
