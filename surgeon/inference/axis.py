@@ -154,7 +154,8 @@ def _fit_run(rows: Rows, label: Label) -> list[Representation] | None:
     degree, signs = label
     length = rows.base.shape[1]
     if degree == 0:
-        return [_scalars(rows.group, length, signs)]
+        scalars = _scalars(rows.group, length, signs)
+        return [scalars] if _explains(scalars, rows) else None
     size = _block_size(rows.group, degree)
     if size is None or length % size:
         return None

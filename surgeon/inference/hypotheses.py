@@ -22,6 +22,9 @@ from surgeon.representations import Representation, TensorType, axes, irreps, ma
 TOLERANCE = 1e-6
 """Largest relative deviation of a measured type in float64; constants of the model may have gone through float32."""
 
+SMALLEST = 1e-9
+"""Features count as at least of this size, relative to the largest of their tensor: what is below is rounding."""
+
 MOST_VECTOR_AXES = 3
 
 
@@ -42,22 +45,46 @@ class Verdict:
     silent: tuple[int, ...] = ()
 
 
-def residual_of(candidate: TensorType, probe: TensorProbe) -> float:
-    """Return the largest ``|rho(g) y - y_g| / |y_g|`` over the elements that check a hypothesis; dimensionless."""
+def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...] = ()) -> float:
+    """Return the largest ``|rho(g) y - y_g| / |y_g|`` over the elements that check a hypothesis; dimensionless.
+
+    Each copy of each block of the representation is judged by itself, so that large features do not hide what happens
+    to small ones.
+
+    Args:
+        candidate: the hypothesis.
+        probe: the tensor in all runs.
+        apart: negative positions of further axes whose entries are copies to judge by themselves; others are rows.
+    """
+    further = tuple(axis for axis in apart if axis not in (*candidate.axes, *candidate.grid))
+    typed = candidate.with_copies(further, probe.base)
     worst = 0.0
     for g, moved in probe.checks():
-        difference = float((candidate.act(g, probe.base) - moved).norm())
-        scale = float(moved.norm())
-        worst = max(worst, difference / scale if scale else (0.0 if difference == 0 else float("inf")))
+        differences, scales = (_norms_of_copies(typed, x) for x in (candidate.act(g, probe.base) - moved, moved))
+        scales = scales.clamp(min=SMALLEST * float(scales.max()))
+        ratios = torch.where(differences == 0, differences, differences / scales)
+        worst = max(worst, float(ratios.max()))
     return worst
 
 
-def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE) -> Verdict:
+def _norms_of_copies(typed: TensorType, x: Tensor) -> Tensor:
+    """Return the norm of every copy of every block, over all rows: shape (copies,)."""
+    squares = typed.on_rows(x).square().reshape(-1, typed.rho.dimension).sum(dim=0)
+    parts = []
+    for block in typed.rho.blocks:
+        part = squares[block.start : block.start + block.size].reshape(block.shape)
+        transforming = [axis for axis, _ in block.factors]
+        parts.append((part.sum(dim=transforming) if transforming else part).flatten())
+    return torch.cat(parts).sqrt()
+
+
+def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[int, ...] = ()) -> Verdict:
     """Find how a tensor transforms.
 
     Args:
         probe: the tensor in all runs, float64.
         tolerance: largest relative deviation under the random elements.
+        apart: negative positions of the axes that are known to count features, which are judged one by one.
 
     Returns:
         The verdict; the first hypothesis that holds, in the order of :func:`hypotheses`.
@@ -67,7 +94,7 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE) -> Verdict:
         return Verdict(None, float("inf"), complaint)
     best = float("inf")
     for candidate in hypotheses(probe):
-        residual = residual_of(candidate, probe)
+        residual = residual_of(candidate, probe, apart)
         if residual <= tolerance:
             return Verdict(candidate, residual, silent=_silent_axes(probe))
         best = min(best, residual)

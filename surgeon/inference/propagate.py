@@ -17,7 +17,12 @@ _SAME = (_ATEN.clone.default, _ATEN.detach.default, _ATEN.alias.default, _ATEN._
 
 
 def type_by_use(
-    recordings: Sequence[Recording], elements: Elements, name: str, call: int, index: int
+    recordings: Sequence[Recording],
+    elements: Elements,
+    name: str,
+    call: int,
+    index: int,
+    apart: tuple[int, ...] = (),
 ) -> Verdict | None:
     """Find how a module's result transforms from the sums that it enters.
 
@@ -30,6 +35,7 @@ def type_by_use(
         name: qualified name of the module.
         call: which of its calls.
         index: which tensor of its result.
+        apart: as for :func:`~surgeon.inference.hypotheses.infer_type`.
 
     Returns:
         The verdict on the first sum that tells; None if there is none.
@@ -46,20 +52,20 @@ def type_by_use(
             if user.target in _SAME:
                 frontier.append(user)
             elif user.target in _SUMS and user.meta["shape"] == node.meta["shape"]:
-                verdict = _verdict(user, positions[0], nodes, recordings, elements)
+                verdict = infer_type(_probe(user, positions[0], nodes, recordings, elements), apart=apart)
                 if verdict.type is not None and not verdict.silent:
                     return verdict
                 frontier.append(user)
     return None
 
 
-def _verdict(
+def _probe(
     node: fx.Node,
     position: dict[fx.Node, int],
     nodes: list[list[fx.Node]],
     recordings: Sequence[Recording],
     elements: Elements,
-) -> Verdict:
+) -> TensorProbe:
     place = position[node]
     values = tuple(recording.values[each[place]] for recording, each in zip(recordings, nodes, strict=True))
-    return infer_type(TensorProbe(elements, values))
+    return TensorProbe(elements, values)

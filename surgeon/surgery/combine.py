@@ -219,10 +219,11 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
         residual = max(site.residual or 0.0, same.residual)
         result.sites[position] = dataclasses.replace(site, source="both", residual=residual)
         return
-    words = " -> ".join(str(left) for left, _ in pairs), " -> ".join(str(right) for _, right in pairs)
+    said = [" -> ".join(str(pair[end]) for pair in pairs) for end in (0, 1)]
+    what = "no branch is attached" if same.invariant else "the measured representations are used"
     result.notes.append(
-        f"{site.name or 'the model itself'}: annotated as {words[0]}, measured as {words[1]}; the measured "
-        "representations are used"
+        f"{site.name or 'the model itself'}: annotated as {said[0]}, which its op satisfies, measured on its features "
+        f"as {said[1]}; {what}"
     )
     if same.invariant:
         del result.sites[position]

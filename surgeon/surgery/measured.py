@@ -196,11 +196,12 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
 
 def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tuple[TensorType, TensorType] | Refusal:
     twin = measurement.twin
-    verdict_in = _type_under_both(measurement, op, lambda given, result: op.read_in(twin, given))
-    verdict_out = _type_under_both(measurement, op, lambda given, result: op.read_out(twin, given, result))
-    if _is_silent(verdict_out, structure.mixed_out) and op.node is None:
-        verdict_out = _from_sums(measurement, op) or verdict_out
-    ends = (("input", verdict_in, structure.mixed_in), ("output", verdict_out, structure.mixed_out))
+    mixed_in, mixed_out = structure.mixed_in, structure.mixed_out
+    verdict_in = _type_under_both(measurement, op, lambda given, result: op.read_in(twin, given), mixed_in)
+    verdict_out = _type_under_both(measurement, op, lambda given, result: op.read_out(twin, given, result), mixed_out)
+    if _is_silent(verdict_out, mixed_out) and op.node is None:
+        verdict_out = _from_sums(measurement, op, mixed_out) or verdict_out
+    ends = (("input", verdict_in, mixed_in), ("output", verdict_out, mixed_out))
     for end, verdict, mixed in ends:
         if verdict.type is None:
             reason = f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
@@ -208,10 +209,7 @@ def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tu
     type_in, type_out = verdict_in.type, verdict_out.type
     assert type_in is not None
     assert type_out is not None
-    silent = {
-        "input": _is_silent(verdict_in, structure.mixed_in),
-        "output": _is_silent(verdict_out, structure.mixed_out),
-    }
+    silent = {"input": _is_silent(verdict_in, mixed_in), "output": _is_silent(verdict_out, mixed_out)}
     if any(silent.values()):
         where = " and ".join(end for end, is_silent in silent.items() if is_silent)
         invariant = type_in.is_invariant and type_out.is_invariant
@@ -227,30 +225,33 @@ def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
     return not features.isdisjoint(verdict.silent)
 
 
-def _from_sums(measurement: Measurement, op: Op) -> Verdict | None:
+def _from_sums(measurement: Measurement, op: Op, mixed: tuple[int, ...]) -> Verdict | None:
     """Find the type of a result from what it is added to."""
     calls = measurement.changed.calls[op.module][0]
     paths = [path for path, leaf in tensor_leaves(calls[0][1]).items() if leaf.is_floating_point()]
     elements = measurement.changed.elements
-    return type_by_use(measurement.recordings, elements, op.module, 0, paths.index(op.path_out))
+    return type_by_use(measurement.recordings, elements, op.module, 0, paths.index(op.path_out), mixed)
 
 
-def _type_under_both(measurement: Measurement, op: Op, read: Reader) -> Verdict:
-    """Infer a type from the runs with perturbed weights; it has to hold with the model's own, in every call."""
+def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tuple[int, ...]) -> Verdict:
+    """Infer a type from the runs with perturbed weights; it has to hold with the model's own, in every call.
+
+    What the op mixes are features, each of which has to transform as the type says, however small it is.
+    """
     name, changed = op.module, measurement.changed
     # What an op inside a forward received is computed anew, with the weights of the runs in question.
     context = perturbed(measurement.twin, inside=name) if op.node is not None else nullcontext()
     with context:
         tensors = [changed.tensor(name, read, call) for call in range(len(changed.calls[name][0]))]
-    verdict = infer_type(tensors[0])
+    verdict = infer_type(tensors[0], apart=mixed)
     if verdict.type is None:
         return verdict
     tensors += [measurement.own.tensor(name, read, call) for call in range(len(tensors))]
-    deepest = max((-axis for axis in (*verdict.type.axes, *verdict.type.grid)), default=0)
+    deepest = max((-axis for axis in (*verdict.type.axes, *verdict.type.grid, *mixed)), default=0)
     for index, tensor in enumerate(tensors[1:], start=1):
         if tensor.base.ndim < deepest:
             return Verdict(None, float("inf"), "its shape is not the same in all calls")
-        residual = residual_of(verdict.type, tensor)
+        residual = residual_of(verdict.type, tensor, mixed)
         if not residual <= TOLERANCE:
             where = "in another call" if index < len(tensors) // 2 else "with other weights"
             reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"

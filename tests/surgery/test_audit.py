@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.groups import parse_group
 from surgeon.registry import installed_adapters
+from surgeon.representations import irreps
 from tests.nets import o3
 
 
@@ -98,3 +100,53 @@ def test_one_degree_of_a_dict_that_reaches_nothing_is_no_site(read: str, last: t
     found = coverage(plan)
     assert (found["last.w.0"], found["last.w.1"]) == last
     assert found["first.w.1"] == "site"
+
+
+class Loud(nn.Module):
+    """Between two layers the scalars are larger than the vectors by a factor."""
+
+    rho = "2x0e+2x1o"
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (o3.Linear(self.rho, self.rho) for _ in range(3))
+        self.register_buffer("scale", torch.cat([torch.full((2,), scale), torch.ones(6)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x) * self.scale) / self.scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e8])
+@pytest.mark.parametrize("annotated", [True, False])
+def test_large_scalars_do_not_hide_how_small_vectors_turn(scale: float, annotated: bool) -> None:
+    rho = irreps(parse_group("O3"), Loud.rho)
+
+    def act(g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return (rho.action(g).to(x).apply(x)[0],)
+
+    options = {} if annotated else {"adapters": {}}
+    plan = audited(Loud(scale), x=torch.randn(16, 8), act=act, act_output=lambda g, y: act(g, y)[0], **options)
+    assert [site.name for site in plan.sites] == ["first", "middle", "last"]
+    assert {site.source for site in plan.sites} == {"both" if annotated else "measurement"}
+    assert {site.rho_in["irreps"] for site in plan.sites} == {Loud.rho}
+
+
+class Mislabelled(nn.Module):
+    """A layer that calls its features vectors, while all it receives are invariants: numbers and their negatives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.layer = nn.Linear(1, 4, bias=False), o3.Linear("2x1o", "2x1o")
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors = self.mix(x[..., None])
+        return vectors.square().sum((1, 2)) + self.layer(vectors.square().sum(1) @ torch.ones(4, 6).to(x)).sum(-1)
+
+
+def test_no_verified_annotation_goes_without_a_note() -> None:
+    plan = audited(Mislabelled())
+    assert [site.name for site in plan.sites] == ["mix"]
+    assert coverage(plan)["layer.weight"] == "invariant"
+    (note,) = plan.notes
+    assert note.startswith("layer: annotated as 2x1o (mul_ir) -> 2x1o (mul_ir), which its op satisfies")
+    assert note.endswith("6 x trivial -> 6 x trivial; no branch is attached")
