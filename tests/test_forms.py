@@ -139,10 +139,24 @@ def reference(moves: Convolution, weight: Tensor, x: Tensor) -> Tensor:
         return module(x)
 
 
-@pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
-@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 2, 2)])
-@pytest.mark.parametrize("kernel", [(3,), (4,), (3, 3), (2, 3), (3, 1, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "mode", "batched"),
+    [
+        ((3,), 1, 0, 1, "zeros", True),
+        ((3,), 1, 0, 1, "zeros", False),
+        ((4,), 3, 2, 2, "circular", True),
+        ((4,), 2, 1, 1, "replicate", True),
+        ((3, 3), 1, 1, 1, "zeros", True),
+        ((3, 3), 1, 2, 2, "circular", False),
+        ((3, 3), 1, 1, 1, "reflect", True),
+        ((2, 3), 3, 2, 2, "reflect", True),
+        ((2, 3), 2, 1, 1, "zeros", True),
+        ((2, 3), 1, 1, 1, "replicate", False),
+        ((3, 1, 2), 2, 1, 1, "circular", True),
+        ((3, 1, 2), 1, 2, 2, "zeros", False),
+        ((3, 1, 2), 1, 1, 1, "replicate", True),
+    ],
+)
 def test_a_kernel_is_torchs_convolution_and_its_rows_are_the_patches(
     kernel: tuple[int, ...], stride: int, padding: int, dilation: int, mode: str, batched: bool
 ) -> None:
