@@ -156,6 +156,51 @@ def test_finite_groups_are_sampled_uniformly() -> None:
     assert (torch.bincount(index, minlength=8) - 1000).abs().max() < 150
 
 
+@pytest.mark.parametrize("name", ["C1", "C2", "C3", "D1", "D2", "D3", "D6", "OCTA", "OCTAH"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_test_elements_of_a_finite_group_generate_all_of_it(name: str, seed: int) -> None:
+    group = parse_group(name)
+    named = group.test_elements(rng(seed), random=0)
+    assert [element.component for element in named] == [element.label for element in named]
+    generated = group_from_generators("generated", None, torch.stack([element.g for element in named]))
+    assert len(generated.all_elements()) == len(group.all_elements())
+
+
+def test_further_test_elements_of_a_finite_group_are_new_ones() -> None:
+    group = parse_group("D3")
+    for seed in range(10):
+        found = group.test_elements(rng(seed), random=9)
+        assert [element.component for element in found] == ["rotation", "reflection", *["other elements"] * 3]
+        flat = torch.stack([torch.eye(2, dtype=torch.float64), *(element.g for element in found)]).flatten(1)
+        assert torch.cdist(flat, flat).fill_diagonal_(1).min() > 0.1
+        for label, _, g in found[2:]:
+            assert torch.equal(g, group.all_elements()[int(label.removeprefix("element "))])
+    assert len(group.test_elements(rng(), random=1)) == 3
+
+
+@pytest.mark.parametrize("name", LIE_GROUPS)
+def test_the_test_elements_of_a_lie_group_are_of_every_component(name: str) -> None:
+    group = parse_group(name)
+    found = group.test_elements(rng(), random=2, step=1e-3)
+    steps = [g for label, _, g in found if label.startswith("step")]
+    torch.testing.assert_close(
+        (torch.stack(steps) - torch.eye(group.dimension)) / 1e-3, group.algebra[: len(steps)], rtol=0, atol=1e-3
+    )
+    assert len(steps) == len(group.feature_algebra)
+    for index, component in enumerate(group.component_names):
+        own = torch.stack([element.g for element in found[len(steps) :] if element.component == component])
+        assert len(own) == 2
+        expected = group.sample(1, rng(), index)
+        assert torch.equal(torch.linalg.det(own).sign(), torch.linalg.det(expected).sign().expand(2))
+        assert (own[0] - own[1]).norm() > 0.1
+    assert len({element.label for element in found}) == len(found)
+
+
+def test_a_group_of_scales_is_tested_by_its_one_scale() -> None:
+    found = parse_group("SCALE3").test_elements(rng(), random=4)
+    assert [(element.component, float(element.g)) for element in found] == [("identity", 1), ("shrunk by 3", 1 / 3)]
+
+
 def test_same_seed_same_elements() -> None:
     group = parse_group("E3")
     assert torch.equal(group.sample(3, rng(5), 1), group.sample(3, rng(5), 1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,28 @@ SAME_ELEMENT_TOLERANCE = 1e-6
 """Two matrices of a finite group closer than this in every entry are the same element."""
 
 RANDOM_WALK_STEPS = 32
+
+TEST_STEP = 0.1
+"""Size of a test element near the identity: the angle, in radians, if the generator is that of a rotation."""
+
+
+class GroupElement(NamedTuple):
+    """One element by which something is judged.
+
+    Attributes:
+        label: which element, in words: "step along generator 1", "random 2", "inversion", "reflection".
+        component: what its error is summarised under: the component's name; in a finite group the generator's, or
+            ``OTHER_ELEMENTS``.
+        g: shape (k, k), float64.
+    """
+
+    label: str
+    component: str
+    g: Tensor
+
+
+OTHER_ELEMENTS = "other elements"
+"""Component of the test elements of a finite group that are no generators."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +59,7 @@ class Group:
         affine: True if elements are homogeneous matrices whose translation column acts trivially on features.
         compact: True if the group is compact.
         rotations: True if the linear part of the identity component is all of SO(d), so that it can be sampled exactly.
+        generator_names: of a finite group one name per generator; by default "generator 1", ...
 
     Example:
         >>> from surgeon.groups import parse_group
@@ -51,6 +76,7 @@ class Group:
     affine: bool
     compact: bool
     rotations: bool = False
+    generator_names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Show the name only."""
@@ -124,6 +150,70 @@ class Group:
     @cached_property
     def _all_elements(self) -> Tensor:
         return _closure(self.name, self.elements)
+
+    @property
+    def element_names(self) -> tuple[str, ...]:
+        """One name per entry of ``elements``."""
+        if not self.finite:
+            return self.component_names[1:]
+        return self.generator_names or tuple(f"generator {index + 1}" for index in range(len(self.elements)))
+
+    def test_elements(self, generator: torch.Generator, random: int = 2, step: float = TEST_STEP) -> list[GroupElement]:
+        """Return the elements by which anything that is said to have this symmetry is judged.
+
+        What holds under a few random elements of a finite group may hold in a subgroup only, so all generators are
+        among them. Judge by the *largest* error over all of them, never by a mean or a median, and name the worst:
+
+            ``errors = [(error(element.g), element.label) for element in group.test_elements(generator, random=4)]``
+            ``worst, label = max(errors)``; with ``element.component`` as key, one maximum per component.
+
+        Args:
+            generator: source of randomness, on the CPU.
+            random: how many random elements each component gets; of a finite group, how many elements besides its
+                generators, fewer if there are no more.
+            step: size of the small steps.
+
+        Returns:
+            Of a Lie group ``exp(step A)`` for each generator A that acts on features, in order, and random elements of
+            the identity component; then of every further component its own element and random ones, ``random`` in all.
+            Of a finite group every generator, then different random elements that are neither these nor the identity.
+
+        Example:
+            >>> from surgeon.groups import parse_group
+            >>> found = parse_group("D3").test_elements(torch.Generator(), random=2)
+            >>> [element.component for element in found]
+            ['rotation', 'reflection', 'other elements', 'other elements']
+        """
+        named = zip(self.element_names, self.elements, strict=True)
+        if self.finite:
+            return [GroupElement(name, name, g) for name, g in named] + self._other_elements(generator, random)
+        identity = self.component_names[0]
+        found = [
+            GroupElement(f"step along generator {index + 1}", identity, g) for index, g in enumerate(self._steps(step))
+        ]
+        count = random if len(self.algebra) else 1  # without generators each component has one element
+        drawn = self.sample(count, generator)
+        found += [GroupElement(f"random {index + 1}", identity, g) for index, g in enumerate(drawn)]
+        for component, (name, element) in enumerate(named, start=1):
+            found.append(GroupElement(name, name, element))
+            drawn = self.sample(max(count - 1, 0), generator, component)
+            found += [GroupElement(f"{name} and random {index + 1}", name, g) for index, g in enumerate(drawn)]
+        return found
+
+    def _steps(self, step: float) -> Tensor:
+        """Steps along the generators that act on features, scaled to the norm sqrt(2) of a rotation's."""
+        acting = self.linear(self.algebra).flatten(1).abs().sum(dim=1) > 0
+        algebra = self.algebra[acting]
+        scaled: Tensor = torch.linalg.matrix_exp(
+            step * 2**0.5 * algebra / algebra.flatten(1).norm(dim=1)[:, None, None]
+        )
+        return scaled
+
+    def _other_elements(self, generator: torch.Generator, count: int) -> list[GroupElement]:
+        elements = self.all_elements()
+        order = torch.randperm(len(elements), generator=generator).tolist()
+        others = (index for index in order if index and not _contains(self.elements, elements[index]))
+        return [GroupElement(f"element {index}", OTHER_ELEMENTS, elements[index]) for index in islice(others, count)]
 
     def sample(self, count: int, generator: torch.Generator, component: int = 0) -> Tensor:
         """Draw random elements of one component.

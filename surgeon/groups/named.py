@@ -79,22 +79,28 @@ def _planar_group(family: str, order: int) -> Group:
     if order == 0:
         raise GroupError(f"expected {family}<n> with n at least 1, got {name}: write for example {family}4")
     c, s = math.cos(2 * math.pi / order), math.sin(2 * math.pi / order)
-    elements = torch.tensor([[[c, -s], [s, c]]], dtype=torch.float64)
-    if family == "D":
-        elements = torch.cat([elements, _diagonals((1, -1))])
-    return Group(name, _none(2), elements, ("all elements",), True, False, True)
+    rotation = torch.tensor([[[c, -s], [s, c]]], dtype=torch.float64)
+    if family == "C":
+        return _finite(name, rotation, "rotation")
+    return _finite(name, torch.cat([rotation, _diagonals((1, -1))]), "rotation", "reflection")
 
 
 def _octahedral() -> Group:
     """Build the 24 rotations of a cube, which map a cubic grid to itself, from quarter turns about x and z."""
     quarters = torch.linalg.matrix_exp(torch.pi / 2 * _rotation_algebra(3)[[0, 2]]).round()
-    return Group("OCTA", _none(3), quarters, ("all elements",), True, False, True)
+    return _finite("OCTA", quarters, "quarter turn about x", "quarter turn about z")
 
 
 def _full_octahedral() -> Group:
     """Build all 48 symmetries of a cube: its rotations, and each followed by the inversion."""
-    elements = torch.cat([_octahedral().elements, _diagonals((-1, -1, -1))])
-    return Group("OCTAH", _none(3), elements, ("all elements",), True, False, True)
+    rotations = _octahedral()
+    elements = torch.cat([rotations.elements, _diagonals((-1, -1, -1))])
+    return _finite("OCTAH", elements, *rotations.generator_names, "inversion")
+
+
+def _finite(name: str, generators: Tensor, *names: str) -> Group:
+    none = _none(generators.shape[-1])
+    return Group(name, none, generators, ("all elements",), True, False, True, generator_names=names)
 
 
 def _scales(factor: int) -> Group:
