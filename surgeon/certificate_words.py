@@ -115,6 +115,8 @@ def equivariance_section(data: Mapping[str, Any]) -> str:
             f" on {settings['batches']} validation batches with {settings['elements']} elements per component, "
             f"seed {settings['seed']}"
         )
+    absent = data["details"].get("no float64")
+    how += f". Judged in the model's own dtype alone: {absent}" if absent else ""
     return f"{how}.\n\n{table}"
 
 

@@ -28,6 +28,10 @@ class PlanError(SurgeonError, ValueError):
     """A plan is malformed, does not fit the model, or contains nothing to do."""
 
 
+class PrecisionError(SurgeonError, RuntimeError):
+    """A network does not run in the dtype that a measurement needs."""
+
+
 class SurgeryError(SurgeonError, RuntimeError):
     """An insertion or a strip could not be carried out; the model is as it was before."""
 

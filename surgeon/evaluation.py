@@ -44,6 +44,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the model's floating parameters, that of the first one."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 Sums = dict[str, tuple[float, float]]
 
 

@@ -109,7 +109,7 @@ def check_container(path: Path, workspace: Workspace, model: nn.Module, stripped
     dtype, task = model_dtype(model), stripped.task
     batches = sample_batches(workspace.require_task(), BATCHES)
     own = outputs_on(model, task, [to_dtype(batch, dtype) for batch in batches])
-    exact = outputs_on(stripped.double, task, [to_dtype(batch, torch.float64) for batch in batches])
+    exact = outputs_on(stripped.double, task, [to_dtype(batch, model_dtype(stripped.double)) for batch in batches])
     try:
         found = outputs_on(again, task, [to_dtype(batch, model_dtype(again)) for batch in batches])
     except Exception as error:  # the library's model can be anything

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from surgeon.deviation import RELATIVE
+from surgeon.evaluation import model_dtype
 from surgeon.groups import Group, parse_group
 from surgeon.tasks import can_act
 from surgeon.types import Task
@@ -19,7 +22,7 @@ class Stripped:
     Attributes:
         model: the stripped model, or one with the weights of a clean folder.
         original: the same architecture with the weights of the original checkpoint.
-        double: the stripped model in float64, the yardstick of its rounding.
+        double: the stripped model in float64, the yardstick of its rounding; itself if it does not run in float64.
         task: batches, call and action of the group.
         group: None if the task does not say how it acts.
     """
@@ -30,9 +33,15 @@ class Stripped:
     task: Task
     group: Group | None = None
 
+    @property
+    def relative(self) -> float:
+        """The share of an output's largest entry by which another program may always differ; more without float64."""
+        dtype = model_dtype(self.double)
+        return RELATIVE if dtype == torch.float64 else 1000 * torch.finfo(dtype).eps
+
 
 def stripped_beside_original(workspace: Workspace, model: nn.Module) -> Stripped:
-    """Return a workspace's stripped model with a fresh original, a float64 twin, the task and the plan's group.
+    """Return a workspace's stripped model with a fresh original, its float64 twin, the task and the plan's group.
 
     Raises:
         TaskError: if no task is known.
@@ -40,4 +49,4 @@ def stripped_beside_original(workspace: Workspace, model: nn.Module) -> Stripped
     task, relaxation = workspace.require_task().task, workspace.relaxation
     acts = relaxation is not None and can_act(task)
     group = parse_group(relaxation.plan.group) if relaxation is not None and acts else None
-    return Stripped(model, workspace.original()[0], workspace.double(model), task, group)
+    return Stripped(model, workspace.original()[0], workspace.double_or_own(model), task, group)

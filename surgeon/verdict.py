@@ -17,6 +17,7 @@ from torch import nn
 from surgeon.certificate import certify
 from surgeon.errors import SurgeonError, TaskError
 from surgeon.evaluation import device_of, evaluate, in_evaluation_mode, is_better, outputs_on
+from surgeon.evaluation import model_dtype as model_dtype
 from surgeon.groups import Group, parse_group
 from surgeon.imports import one_line
 from surgeon.measure import equivariance_error, projection_error
@@ -51,11 +52,6 @@ def sample_batches(task: LoadedTask, count: int) -> list[Any]:
     return list(itertools.islice(task_batches(task.task, "validation", 0), count))
 
 
-def model_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the model's floating parameters, that of the first one."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
 @contextmanager
 def at_full_relaxation(relaxation: Relaxation) -> Iterator[None]:
     """Set theta to 1 while the context is open: at the end of a training it is 0, where there is nothing to see."""
@@ -87,11 +83,11 @@ def task_equivariance(
 def both_precisions(
     workspace: Workspace, model: nn.Module, group: Group, settings: MeasureSettings
 ) -> dict[str, dict[str, ErrorSummary]]:
-    """Measure in the model's own dtype and in float64: dtype to component to error summary."""
+    """Measure in the model's own dtype and, where the network runs in it, float64: dtype to component to summary."""
     task = workspace.require_task()
     own = str(model_dtype(model)).removeprefix("torch.")
     result = {own: task_equivariance(model, task, group, settings)}
-    if own != "float64":
+    if own != "float64" and workspace.runs_in_double:
         result["float64"] = task_equivariance(workspace.double(model), task, group, settings)
     return result
 
@@ -136,6 +132,7 @@ def strip_and_certify(
         "theta": list(theta),
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
+        **({} if workspace.task is None or workspace.runs_in_double else {"no float64": workspace.no_double}),
         **({} if recalibration is None else {"recalibration": recalibration}),
     }
     return workspace.model, dataclasses.replace(

@@ -21,7 +21,7 @@ FOREIGN = {
 ROWS = (
     {"errors", "types", "files", "trees", "imports", "modes", "copies", "sharding"},
     {"groups", "representations", "e3nn_compat"},
-    {"branch", "forms", "regularizer", "gram_form", "schedule", "measure", "intertwiners", "moments"},
+    {"branch", "forms", "regularizer", "gram_form", "schedule", "measure", "intertwiners", "moments", "precision"},
     {"graph", "inference"},
     {"surgery", "registry"},
     {

@@ -64,7 +64,7 @@ def plan_for(
         further=[(to_dtype(more, model_dtype(workspace.model)),) for more in _further_batches(task)],
         act=symmetry.act if symmetry else None,
         act_output=symmetry.act_output if symmetry else None,
-        twin=workspace.double(workspace.model).eval() if acting else None,
+        twin=workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None,
     )
     return select(plan, include, exclude), errors
 

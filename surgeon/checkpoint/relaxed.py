@@ -33,6 +33,7 @@ _PARTS = {
     "base": {"repo", "file", "entry", "revision", "sha256", "keys_hash"},
     "model": {"factory", "args"},
     "task": {"path", "sha256", "args"},
+    "float64": {"how", "why"},
 }
 
 
@@ -53,6 +54,8 @@ class RelaxedConfig:
             dict, or None), ``sha256`` and ``keys_hash`` of the checkpoint that was relaxed.
         model: ``factory`` and ``args``, or None if the file itself or an adapter says how to build the model.
         task: ``path``, ``sha256`` and ``args``, or None.
+        float64: ``how`` the network runs in float64 ("plain"; "answered" if its requests for float32 have to be
+            answered with float64; None if it does not) and ``why`` not; None if nobody has tried, for want of a task.
         format_version: of the folder.
     """
 
@@ -67,6 +70,7 @@ class RelaxedConfig:
     model: Mapping[str, Any] | None = None
     task: Mapping[str, Any] | None = None
     thetas: Mapping[str, Sequence[float]] | None = None
+    float64: Mapping[str, str | None] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_data(self) -> dict[str, Any]:
@@ -90,7 +94,7 @@ class RelaxedConfig:
         """
         _check_fields(data, {item.name for item in dataclasses.fields(cls)}, where)
         for name, expected in _PARTS.items():
-            if data[name] is not None or name not in ("model", "task"):
+            if data[name] is not None or name not in ("model", "task", "float64"):
                 _check_fields(data[name], expected, f"{name} of {where}")
         try:
             first, second = data["theta"]

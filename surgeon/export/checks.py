@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.deviation import RELATIVE, allowed_deviation, largest_deviation, largest_entry
-from surgeon.evaluation import outputs_on
+from surgeon.deviation import allowed_deviation, largest_deviation, largest_entry
+from surgeon.evaluation import model_dtype, outputs_on
 from surgeon.export.sample import Sample
 from surgeon.imports import import_onnxruntime, one_line
 from surgeon.stripped import Stripped
@@ -94,9 +94,10 @@ def check_run(
     model, double, task, group = stripped.model, stripped.double, stripped.task, stripped.group
     batches = list(sample.others)
     eager = [_chosen(tree, kept) for tree in outputs_on(model, task, batches)]
-    exact_trees = outputs_on(double, task, [to_dtype(batch, torch.float64) for batch in batches])
+    exact_trees = outputs_on(double, task, [to_dtype(batch, model_dtype(double)) for batch in batches])
     exact = [_chosen(tree, kept) for tree in exact_trees]
-    bounds = [[allowed_deviation(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(eager, exact, strict=True)]
+    pairs = [list(zip(*pair, strict=True)) for pair in zip(eager, exact, strict=True)]
+    bounds = [[allowed_deviation(a, b, stripped.relative) for a, b in pair] for pair in pairs]
     worst, differences = 0.0, list[str]()
     results = list[list[Tensor]]()
     for batch, expected, allowed in zip(batches, eager, bounds, strict=True):
@@ -143,7 +144,7 @@ def _equivariance(
             for g in group.sample(ELEMENTS, generator, component):
                 moved = _chosen(task.act_output(g, tree), kept)  # type: ignore[attr-defined]
                 # Coordinates that are turned or moved have the size of what they are turned into.
-                scaled = [max(a, RELATIVE * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
+                scaled = [max(a, stripped.relative * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
                 found = run(task.act(g, batch))  # type: ignore[attr-defined]
                 ratio = largest_deviation(found, moved, scaled)
                 if ratio > 1 and approximate:
@@ -157,7 +158,7 @@ def _equivariance(
 def _own_deviation(stripped: Stripped, batch: Any, exact: Any, g: Tensor, kept: Sequence[int] | None) -> list[float]:
     """Return ``max|f(g x) - g f(x)|`` of the float64 model, per output."""
     task: Any = stripped.task
-    (output,) = outputs_on(stripped.double, task, [task.act(g, to_dtype(batch, torch.float64))])
+    (output,) = outputs_on(stripped.double, task, [task.act(g, to_dtype(batch, model_dtype(stripped.double)))])
     expected = _chosen(task.act_output(g, exact), kept)
     return [float((a - b).abs().max()) for a, b in zip(_chosen(output, kept), expected, strict=True)]
 

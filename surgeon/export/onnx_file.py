@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from surgeon.certificate import package_versions
@@ -96,7 +95,7 @@ def export_onnx(
 
 def _facts(stripped: Stripped, sample: Sample, inputs: Sequence[str], outputs: Mapping[int, str]) -> dict[str, str]:
     """Return the metadata, measured in float64 on the example and its outputs."""
-    task, batch = stripped.task, to_dtype(sample.batch, torch.float64)
+    task, batch = stripped.task, to_dtype(sample.batch, model_dtype(stripped.double))
     given: Named = (batch, {index: name for index, name in enumerate(sample.names) if name in inputs})
     return facts(task, stripped.group, given, (outputs_on(stripped.double, task, [batch])[0], outputs))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.copies import copied
-from surgeon.errors import CheckFailedError, PlanError, TaskError, first_line
+from surgeon.errors import CheckFailedError, PlanError, PrecisionError, TaskError, first_line
 from surgeon.graph import Recording, record
 from surgeon.graph.record import plain_tensors
 from surgeon.inference import Probe, Symmetry, make_probe
@@ -21,8 +21,9 @@ from surgeon.inference.probe import Elements
 from surgeon.inference.symmetry import all_rows_equal
 from surgeon.measure import relative_difference
 from surgeon.modes import default_dtype, set_training
+from surgeon.precision import run_in_double
 from surgeon.surgery.ops import random_like
-from surgeon.trees import map_tensors, tensors_in, to_dtype
+from surgeon.trees import map_tensors, to_dtype
 
 OUTPUT_TOLERANCE = 1e-5
 """Largest relative equivariance error of a float64 model whose measured sites are accepted without an annotation."""
@@ -161,22 +162,17 @@ def measure_model(
 
 
 def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> None:
+    def run() -> Any:
+        return map_tensors(Tensor.detach, symmetry.forward(twin, *map_tensors(Tensor.clone, inputs)))
+
     try:
-        first, second = (
-            map_tensors(Tensor.detach, symmetry.forward(twin, *map_tensors(Tensor.clone, inputs))) for _ in range(2)
-        )
-    except Exception as error:  # the model is foreign code
+        run_in_double(twin, run)
+        first, second = run(), run()
+    except PrecisionError as error:
         raise PlanError(
-            f"expected a model that runs in float64, which measuring representations needs, but it fails with "
-            f"{type(error).__name__}: {first_line(error)}; make it follow the dtype of its inputs, or leave the "
-            "action out and rely on annotations"
+            f"expected a model that runs in float64, which measuring representations needs, but {error}: make it "
+            "follow the dtype of its inputs, or leave the action out and rely on annotations"
         ) from error
-    if any(leaf.dtype in (torch.float32, torch.float16, torch.bfloat16) for leaf in tensors_in(first)):
-        raise PlanError(
-            "expected a model that runs in float64, but an output is "
-            f"{next(leaf.dtype for leaf in tensors_in(first) if leaf.is_floating_point())}: somewhere it converts "
-            "to a fixed dtype; make it follow the dtype of its inputs, or leave the action out and rely on annotations"
-        )
     difference = relative_difference(second, first)
     if difference > 1e-12:
         raise PlanError(

@@ -64,7 +64,7 @@ def check_models(workspace: Workspace, clean: Clean, group: str | None) -> Rebui
     _metrics(found, workspace, original, result, recorded)
     task, stripped = workspace.task, None
     if task is not None and clean.has_formats:
-        stripped = Stripped(result, original, workspace.double(result), task.task, acting)
+        stripped = Stripped(result, original, workspace.double_or_own(result), task.task, acting)
     found.findings += format_findings(clean, workspace, stripped)
     return found
 

@@ -46,6 +46,7 @@ def relaxed_config(
         theta=next(iter(thetas.values())),
         thetas=dict(thetas) if len(set(thetas.values())) > 1 else None,
         step=step,
+        float64=workspace.float64,
         base=base,
         model=model,
         task=None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoint import load_branches, load_into, split_state
 from surgeon.copies import copied
-from surgeon.errors import SurgeonError
+from surgeon.errors import PrecisionError, SurgeonError
 from surgeon.models import FoundModel
 from surgeon.modes import default_dtype
 from surgeon.surgery import Relaxation, relax
@@ -26,6 +26,9 @@ def double_twin(model: nn.Module, found: FoundModel, relaxation: Relaxation | No
         found: what builds its architecture.
         relaxation: the handle on its branches, if it has any.
         where: what a message calls the source of its weights.
+
+    Raises:
+        PrecisionError: if the architecture cannot be built in float64.
     """
     base, branches = split_state(model.state_dict())
     casted = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in base.items()}
@@ -51,5 +54,8 @@ def _built_in_double(found: FoundModel, casted: Mapping[str, Tensor], where: str
     except SurgeonError:
         with default_dtype(torch.float32):
             twin = copied(found.rebuild())
-        load_into(twin, casted, where)
+        try:
+            load_into(twin, casted, where)
+        except SurgeonError as error:
+            raise PrecisionError(f"the network cannot be built in float64: {error}") from error
         return twin

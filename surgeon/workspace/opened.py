@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from surgeon.checkpoint import Checkpoint, RelaxedFiles, load_into, open_checkpoint
-from surgeon.errors import TaskError
+from surgeon.errors import PrecisionError, TaskError
+from surgeon.evaluation import model_dtype, outputs_on
 from surgeon.hub.address import HubPath
 from surgeon.models import FoundModel
+from surgeon.precision import answer_in_double, run_in_double
 from surgeon.surgery import Relaxation
-from surgeon.tasks import LoadedTask
+from surgeon.tasks import LoadedTask, task_batches
+from surgeon.trees import to_dtype
 from surgeon.workspace.doubles import double_twin
 from surgeon.workspace.options import OpenOptions
 from surgeon.workspace.originals import open_original
@@ -32,6 +39,7 @@ class Workspace:
         relaxation: handle on the branches; None for a plain checkpoint.
         files: the relaxed folder; None for a plain checkpoint.
         origin: repository and commit, if it came from the Hub.
+        float64: ``how`` the network runs in float64, None if it does not, and ``why``; None if nobody has tried.
     """
 
     path: Path
@@ -43,6 +51,12 @@ class Workspace:
     relaxation: Relaxation | None = None
     files: RelaxedFiles | None = None
     origin: HubPath | None = None
+    float64: Mapping[str, str | None] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        """Take over what the folder says about float64; a stranger's could make every later measurement coarser."""
+        if self.float64 is None and self.files is not None and self.origin is None:
+            self.float64 = self.files.config.float64
 
     @property
     def name(self) -> str:
@@ -89,6 +103,48 @@ class Workspace:
         load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.origin or checkpoint.path))
         return model
 
+    @property
+    def runs_in_double(self) -> bool:
+        """Whether the network runs in float64, perhaps with help; without a task, which could run it, it counts so.
+
+        It is tried once, by the first that asks, and stored in the relaxed folder.
+        """
+        if self.float64 is None and self.task is not None:
+            try:
+                self.double(self.model)
+            except PrecisionError as error:
+                self.float64 = {"how": None, "why": str(error)}
+        return self.float64 is None or self.float64["how"] is not None
+
+    @property
+    def no_double(self) -> str:
+        """Why the network does not run in float64, as a sentence without a full stop; empty if it does."""
+        return "" if self.runs_in_double or self.float64 is None else str(self.float64["why"])
+
     def double(self, model: nn.Module) -> nn.Module:
-        """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well."""
-        return double_twin(model, self.found, self.relaxation, str(self.path))
+        """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.
+
+        A network that asks for float32 in its forward gets float64 in the twin. Ask ``runs_in_double`` first where
+        there is another way.
+
+        Raises:
+            PrecisionError: if the network does not run in float64 even so.
+        """
+        if self.float64 is not None and self.float64["how"] is None:
+            raise PrecisionError(str(self.float64["why"]))
+        twin = double_twin(model, self.found, self.relaxation, str(self.path))
+        if self.float64 is None and self.task is not None:
+            self.float64 = {"how": self._run_in_double(twin, model, self.task), "why": ""}
+        elif self.float64 is not None and self.float64["how"] == "answered":
+            answer_in_double(twin)
+        return twin
+
+    def _run_in_double(self, twin: nn.Module, model: nn.Module, task: LoadedTask) -> str:
+        (batch,) = itertools.islice(task_batches(task.task, "validation", 0), 1)
+        run = functools.partial(outputs_on, twin, task.task, [to_dtype(batch, torch.float64)])
+        own = functools.partial(outputs_on, model, task.task, [to_dtype(batch, model_dtype(model))])
+        return run_in_double(twin, run, own)
+
+    def double_or_own(self, model: nn.Module) -> nn.Module:
+        """Return the float64 twin, or ``model`` itself where the network does not run in float64."""
+        return self.double(model) if self.runs_in_double else model

@@ -1,0 +1,91 @@
+"""Checkpoints of every floating dtype, and networks that compute in float32 inside, go the whole way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from surgeon.checkpoint import read_relaxed
+from surgeon.tasks import load_task
+from surgeon.workspace import open_path
+from tests.commands import QUICK, Surgeon
+
+ASKING = """
+
+class Asking(Net):
+    def __init__(self, asks):
+        super().__init__()
+        self.asks = asks
+
+    def forward(self, scalars, vectors):
+        mixed = self.first(torch.cat([scalars, vectors.flatten(1)], 1))
+        gates, features = mixed[:, :2], mixed[:, 2:].unflatten(1, (2, 3))
+        if self.asks == "float":
+            gates = torch.tanh(gates.float())
+        elif self.asks == "softmax":
+            gates = torch.nn.functional.softmax(gates, dim=1, dtype=torch.float32)
+        elif self.asks == "insists":
+            if gates.dtype != torch.float32:
+                raise TypeError("float32 only")
+            gates = torch.tanh(gates)
+        return self.second((features * gates.unsqueeze(2)).flatten(1))
+
+
+class AskingTask(TinyTask):
+    def __init__(self, asks):
+        super().__init__()
+        self.asks = asks
+
+    def model(self):
+        return Asking(self.asks)
+
+
+def make_task(asks=""):
+    return AskingTask(asks)
+"""
+
+
+def asking(asks: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Write a checkpoint ``asks.pt`` and its task; return the options that name the task."""
+    Path("asks.py").write_text(Path("task.py").read_text() + ASKING)
+    torch.manual_seed(0)
+    model = load_task("asks.py", {"asks": asks}).task.model().to(dtype)  # type: ignore[attr-defined]
+    torch.save(model.state_dict(), "asks.pt")
+    return ["--task", "asks.py", "--task-args", json.dumps({"asks": asks})]
+
+
+def whole_way(surgeon: Surgeon, options: list[str]) -> dict[str, object]:
+    """Relax, train, measure, strip, export and verify; return the certificate."""
+    surgeon("relax", "asks.pt", *options)
+    surgeon("finetune", "asks-relaxed", "--epochs", "1", "--lr", "1e-2")
+    surgeon("measure", "asks-run", *QUICK)
+    surgeon("strip", "asks-run", *QUICK)
+    surgeon("export", "asks-run", "-o", "asks-export", "--onnx", *QUICK)
+    surgeon("verify", "asks-clean", "--against", "asks.pt", *options)
+    certificate: dict[str, object] = json.loads(Path("asks-clean/certificate.json").read_text())
+    before, after = torch.load("asks.pt", weights_only=True), load_file("asks-clean/model.safetensors")
+    assert {key: value.dtype for key, value in after.items()} == {key: value.dtype for key, value in before.items()}
+    assert any(not torch.equal(after[key], before[key]) for key in before)
+    return certificate
+
+
+@pytest.mark.parametrize("asks", ["float", "softmax"])
+def test_a_network_that_asks_for_float32_is_judged_in_float64(surgeon: Surgeon, asks: str) -> None:
+    certificate = whole_way(surgeon, asking(asks))
+    assert read_relaxed("asks-relaxed").config.float64 == {"how": "answered", "why": ""}
+    assert certificate["equivariance"]["stripped"]["float64"]["identity"]["maximum"] < 1e-12  # type: ignore[index]
+    assert {site.evidence for site in open_path("asks-run").relaxation.plan.sites} != {"annotation"}  # type: ignore[union-attr]
+
+
+def test_a_network_that_insists_on_float32_is_judged_in_float32_and_that_is_said(surgeon: Surgeon) -> None:
+    certificate = whole_way(surgeon, asking("insists"))
+    stored = read_relaxed("asks-relaxed").config.float64
+    assert stored is not None
+    assert stored["how"] is None
+    assert "TypeError: float32 only" in str(stored["why"])
+    assert set(certificate["equivariance"]["stripped"]) == {"float32"}  # type: ignore[index]
+    assert "TypeError: float32 only" in Path("asks-clean/CERTIFICATE.md").read_text()
