@@ -37,12 +37,14 @@ class Verdict:
         residual: largest relative deviation under the random elements, of ``type`` or else of the best hypothesis.
         reason: why there is no type, in words; empty if there is one.
         silent: axes along which some entries are 0 in all runs; 0 transforms by any representation.
+        refuted: if there is no type, one that holds in some of the runs only.
     """
 
     type: TensorType | None
     residual: float
     reason: str = ""
     silent: tuple[int, ...] = ()
+    refuted: TensorType | None = None
 
 
 def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...] = ()) -> float:

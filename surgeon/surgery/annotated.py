@@ -13,7 +13,7 @@ from surgeon.graph import Recording
 from surgeon.groups import Group
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
 from surgeon.surgery.usage import WeightUsage
-from surgeon.surgery.verify import SiteCheck
+from surgeon.surgery.verify import SiteCheck, coverage_of
 from surgeon.trees import tensor_at
 from surgeon.types import Site, Skipped
 
@@ -25,13 +25,22 @@ Proposals = dict[str, tuple[str, Proposal]]
 
 def collect_proposals(
     model: nn.Module, group: Group, adapters: Mapping[str, Adapter]
-) -> tuple[Proposals, list[Skipped]]:
-    """Ask each adapter about each module; the first that knows it answers."""
+) -> tuple[Proposals, list[Skipped], list[str]]:
+    """Ask each adapter about each module; the first that knows it answers.
+
+    Returns:
+        Proposals; refusals; and one note for each module at which an adapter failed, which is left to measurement.
+    """
     proposals: Proposals = {}
     skipped: list[Skipped] = []
+    notes: list[str] = []
     for name, _ in model.named_modules():
         for adapter in (adapter for adapter in adapters.values() if speaks_of(adapter, group)):
-            answer = _ask(model, name, adapter, group)
+            try:
+                answer = proposal_for(model, name, adapter, group)
+            except Exception as error:  # an adapter may be anybody's code
+                notes.append(f"{name or 'the model itself'}: {_failure(adapter, error)}")
+                continue
             if answer is None:
                 continue
             if isinstance(answer, Refusal):
@@ -41,15 +50,11 @@ def collect_proposals(
             else:
                 proposals[name] = (adapter.name, answer)
             break
-    return proposals, skipped
+    return proposals, skipped, notes
 
 
-def _ask(model: nn.Module, name: str, adapter: Adapter, group: Group) -> Proposal | Refusal | None:
-    try:
-        return proposal_for(model, name, adapter, group)
-    except Exception as error:  # an adapter may be anybody's code
-        reason = f"{type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
-        return Refusal(reason, "unexplained")
+def _failure(adapter: Adapter, error: Exception) -> str:
+    return f"{type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
 
 
 def annotated_site(
@@ -91,7 +96,7 @@ def _with_fold(
             site = dataclasses.replace(site, fold=fold)
             note = adapter.fold_map(module, site, proposed.rho_in.group).coverage(proposed.rho_out, proposed.rho_in)
     except Exception as error:  # an adapter may be anybody's code
-        fold, note = None, f"not foldable: {type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
+        fold, note = None, f"not foldable: {_failure(adapter, error)}"
     return dataclasses.replace(site, fold=fold, fold_note=note)
 
 
@@ -131,7 +136,7 @@ def verify_all(
         proposal = (adapter_name, unresolved if complaint else _resolved(unresolved, calls[name]))
         if not complaint:
             residual, complaint = check(model.get_submodule(name), proposal[1], calls[name][0])
-            coverage = "not equivariant"
+            coverage = coverage_of(complaint)
         if complaint:
             skipped.append(Skipped(name, complaint, coverage))
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import fx, nn
 
 from surgeon.graph.provenance import used_parameters
 from surgeon.types import AuditEntry, Coverage, Site, Skipped
@@ -19,6 +19,8 @@ _BY_MEETING: Mapping[str, str] = {
     "product": "it only scales an activation",
     "normalisation": "it scales and shifts what a normalisation leaves",
 }
+
+_MULTIPLYING = frozenset(("product", "contraction", "convolution"))
 
 
 def audit_parameters(evidence: Evidence, sites: Sequence[Site], skipped: Sequence[Skipped]) -> tuple[AuditEntry, ...]:
@@ -70,19 +72,27 @@ class _Auditor:
         entry = next((self.skipped[place] for place in places if place in self.skipped), None)
         if entry is not None:
             return entry.coverage, entry.reason
-        meetings = {
-            meeting
+        ops = {
+            node: meeting
             for candidate in holders
             for node, meeting in zip(candidate.nodes, candidate.meetings, strict=True)
             if any(name in part.meta["parameters"] for part in node.all_input_nodes)
         }
+        meetings = set(ops.values())
         if not meetings:
             return "supplied", "it meets no activation: the run makes constants of it"
+        if meetings <= _MULTIPLYING and not any(self._meets_something(node) for node in ops):
+            return "unexplained", "all that it meets is 0 on the sample batch"
         if meetings <= set(_BY_MEETING):
             return "not linear", "; ".join(_BY_MEETING[meeting] for meeting in sorted(meetings))
-        if not self.evidence.measured:
-            return "unexplained", "no adapter knows its op, and there is no action of the group to measure it by"
+        if self.evidence.unmeasured:
+            return "unexplained", f"no adapter knows its op, and it was not {self.evidence.unmeasured}"
         return "unexplained", f"its ops ({', '.join(sorted(meetings))}) are no linear map that is known"
+
+    def _meets_something(self, node: fx.Node) -> bool:
+        """Tell whether an activation that is not 0 goes into an op."""
+        values = (self.evidence.recording.values.get(part) for part in node.all_input_nodes if part.meta["activation"])
+        return any(value is not None and bool(value.any()) for value in values)
 
 
 def with_parents(name: str) -> list[str]:

@@ -38,7 +38,8 @@ class Evidence:
         recording: the run.
         candidates: ops in which trainable parameters meet activations, by module.
         usage: who uses which weights.
-        measured: True if the model could be run under the group.
+        proposed: modules of which an annotation says that they are equivariant and linear.
+        unmeasured: why the model was not run under the group, in words; empty if it was.
     """
 
     model: nn.Module
@@ -46,7 +47,8 @@ class Evidence:
     recording: Recording
     candidates: Mapping[str, Candidate]
     usage: WeightUsage
-    measured: bool
+    proposed: frozenset[str] = frozenset()
+    unmeasured: str = ""
 
 
 @dataclass
@@ -117,7 +119,7 @@ def _judge(
     candidate: Candidate | None,
     measurement: Measurement,
 ) -> None:
-    if any(entry.name == name and entry.coverage != "not equivariant" for entry in result.skipped):
+    if any(entry.name == name and not _only_doubted(entry, evidence) for entry in result.skipped):
         return  # the annotation knows why
     module = evidence.model.get_submodule(name)
     if isinstance(module, torch.jit.ScriptModule):
@@ -136,7 +138,7 @@ def _judge(
     elif all(each.invariant for each in found):
         _skip(result, name, Refusal(INVARIANT, "invariant"))
     elif not measurement.trusted:
-        _skip(result, name, Refusal(_untrusted(measurement), "not equivariant"))
+        _skip(result, name, Refusal(_untrusted(measurement), "unexplained"))
     else:
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)
@@ -146,6 +148,11 @@ def _judge(
         if len(found) == 1:
             sites = [with_channel_fold(sites[0], found[0], measurement, evidence.usage.tied_to(name))]
         result.sites += sites
+
+
+def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
+    """Tell whether an annotation was not confirmed, so that a measurement may know better."""
+    return entry.name in evidence.proposed and entry.coverage not in ("unused", "bypassed")
 
 
 def _judge_raw(
@@ -161,15 +168,19 @@ def _judge_raw(
         _skip(result, name, refusal)
         return
     found, refusals = measure_raw(measurement, name)
+    if isinstance(refusals, Refusal):  # the first reason is the true one, this is why nothing better is known
+        reason = f"{refusal.reason}; {refusals.reason}" if refusal.coverage == "not linear" else refusal.reason
+        _skip(result, name, Refusal(reason, "unexplained"))
+        return
     for each in found:
         if each.invariant:
             _skip_parameters(result, name, each.op.parameters, Refusal(INVARIANT, "invariant"))
         elif not measurement.trusted:
-            _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "not equivariant"))
+            _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "unexplained"))
         else:
             result.sites.append(dataclasses.replace(each.site(), calls=evidence.recording.calls.get(name, 1)))
     for parameter, why in refusals:
-        _skip(result, f"{name}.{parameter}".strip("."), why)
+        _skip(result, f"{name}.{parameter}".lstrip("."), why)
     if not found and not refusals:
         _skip(result, name, refusal)
 

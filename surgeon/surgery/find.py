@@ -82,10 +82,10 @@ def find(
         _check_group(group, adapters)
     if branches_of(model):
         raise PlanError("expected a model without branches, but it has some already: strip it first")
-    proposals, skipped = collect_proposals(model, group, adapters)
+    proposals, skipped, failures = collect_proposals(model, group, adapters)
     if not inputs and not forward:
         sites = [annotated_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
-        return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED,), None)
+        return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures), None)
     with in_training_mode(model), unchanged(model):
         with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
             recording = record(model, *inputs, forward=forward)
@@ -93,7 +93,7 @@ def find(
                 (forward or _call)(model, *map_tensors(fresh_copy, more))
         annotated, notes = verify_all(model, group, adapters, proposals, recording, calls, skipped)
     plan = _combined(model, group, recording, annotated, skipped, set(proposals), symmetry, inputs, twin)
-    return dataclasses.replace(plan, notes=(*notes, *plan.notes))
+    return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
 
 
 def _combined(
@@ -109,9 +109,10 @@ def _combined(
 ) -> Plan:
     """Measure what can be measured, compare with the annotations, and explain the rest."""
     candidates = find_candidates(recording, _trainable(model))
-    measurement, notes = _measure(model, symmetry, inputs, candidates, proposed, twin)
+    measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed, twin)
+    notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     usage = WeightUsage(model, recording)
-    evidence = Evidence(model, group, recording, candidates, usage, measurement is not None)
+    evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)
     return _plan(model, group, combined.sites, combined.skipped, proposed, (*notes, *combined.notes), evidence)
 
@@ -142,18 +143,18 @@ def _measure(
     candidates: Mapping[str, Candidate],
     proposed: set[str],
     twin: nn.Module | None,
-) -> tuple[Measurement | None, tuple[str, ...]]:
-    """Measure; if the model cannot be run as that needs, annotations have to do, and a note says why."""
+) -> tuple[Measurement | None, str]:
+    """Measure; if the model cannot be run as that needs, annotations have to do, and it is said why."""
     if symmetry is None:
-        return None, ()
+        return None, "measured: there is no action of the group to measure it by"
     modules = {name for name, candidate in candidates.items() if candidate.multiplies} | proposed
     hookable = [name for name in modules if not isinstance(model.get_submodule(name), torch.jit.ScriptModule)]
     try:
-        return measure_model(twin if twin is not None else double_twin(model), symmetry, inputs, hookable), ()
+        return measure_model(twin if twin is not None else double_twin(model), symmetry, inputs, hookable), ""
     except PlanError as error:
         if not proposed:
             raise
-        return None, (f"representations were not measured: {error}",)
+        return None, f"measured: {error}"
 
 
 def _plan(

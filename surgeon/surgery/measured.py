@@ -99,9 +99,9 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
         return Refusal("how often it is called depends on the input", "unexplained")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), default_dtype(torch.float64), perturbed(measurement.twin, inside=name):
-        pairs, complaint = linear_pairs(measurement.twin, name, calls[0][0][0], generator)
-    if not pairs:
-        return Refusal(complaint, "not linear")
+        pairs = linear_pairs(measurement.twin, name, calls[0][0][0], generator)
+    if isinstance(pairs, Refusal):
+        return pairs
     chosen = _features(measurement, name, pairs)
     if isinstance(chosen, Refusal):
         return chosen
@@ -184,8 +184,10 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
         if isinstance(shaped, str):
             return Refusal(shaped, "unexplained")
         type_in, type_out, convolution = shaped
-        residual = max(_residual(measurement, op, type_in, type_out, changed) for changed in (False, True))
-    if not residual <= TOLERANCE:
+        residual = _residual(measurement, op, type_in, type_out)
+    if residual is None:
+        return Refusal("its output is 0 for random features and weights", "unexplained")
+    if residual > TOLERANCE:
         return Refusal(
             f"not equivariant for all weights as measured ({type_in} -> {type_out}): relative residual {residual:.1e} "
             "on random features and weights",
@@ -201,11 +203,11 @@ def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tu
     verdict_out = _type_under_both(measurement, op, lambda given, result: op.read_out(twin, given, result), mixed_out)
     if _is_silent(verdict_out, mixed_out) and op.node is None:
         verdict_out = _from_sums(measurement, op, mixed_out) or verdict_out
-    ends = (("input", verdict_in, mixed_in), ("output", verdict_out, mixed_out))
-    for end, verdict, mixed in ends:
+    for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
+            wrong = verdict_in.type is not None and _fails_as(measurement, op, verdict_in.type, verdict.refuted)
             reason = f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
-            return Refusal(reason, "unexplained" if _is_silent(verdict, mixed) else "not equivariant")
+            return Refusal(reason, "not equivariant" if wrong else "unexplained")
     type_in, type_out = verdict_in.type, verdict_out.type
     assert type_in is not None
     assert type_out is not None
@@ -217,6 +219,12 @@ def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tu
         reason = f"some features of its {where} are 0 on the whole sample batch and cannot be measured{rest}"
         return Refusal(reason, "invariant" if invariant else "unexplained")
     return type_in, type_out
+
+
+def _fails_as(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType | None) -> bool:
+    """Tell whether an op of which a result transforms by ``type_out`` with some weights only is what breaks that."""
+    residual = None if type_out is None else _residual(measurement, op, type_in, type_out)
+    return residual is not None and residual > TOLERANCE
 
 
 def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
@@ -255,7 +263,7 @@ def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tupl
         if not residual <= TOLERANCE:
             where = "in another call" if index < len(tensors) // 2 else "with other weights"
             reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"
-            return Verdict(None, residual, reason)
+            return Verdict(None, residual, reason, refuted=verdict.type)
     return verdict
 
 
@@ -327,15 +335,16 @@ def _padding_mode(
     return None
 
 
-def _residual(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, changed: bool) -> float:
-    """Deviation from equivariance on random features; all other arguments are those of the runs under each element."""
-    if not changed:
-        # An op with weights 0, as last layers often start, shows nothing here.
-        own = _deviation(measurement, op, type_in, type_out, measurement.own)
-        return 0.0 if own is None else own
+def _residual(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType) -> float | None:
+    """Deviation from equivariance on random features, with own and with other weights; None if all results are 0.
+
+    All other arguments are those of the runs under each element.
+    """
+    own = _deviation(measurement, op, type_in, type_out, measurement.own)
     with perturbed(measurement.twin, seed=1, inside=op.module):
         other = _deviation(measurement, op, type_in, type_out, measurement.own)
-    return float("inf") if other is None else other
+    # An op with weights 0, as last layers often start, shows nothing with its own.
+    return None if other is None else max(other, own or 0.0)
 
 
 def _deviation(

@@ -27,7 +27,7 @@ from surgeon.surgery.trace import (
 )
 
 
-def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[tuple[str, Refusal]]]:
+def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[tuple[str, Refusal]] | Refusal]:
     """Measure every contraction with parameters in a module's own forward.
 
     Args:
@@ -36,20 +36,20 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
 
     Returns:
         The ops that are equivariant linear maps, invariant ones included; and why the others are none, by their first
-        parameter, or why the forward cannot be rewritten, under the empty string.
+        parameter, or one refusal that says why the forward cannot be rewritten.
     """
     owner = measurement.twin.get_submodule(name)
     calls = measurement.own.calls[name][0]
     if not calls:
-        return [], [("", Refusal("never called on the sample batch", "unused"))]
+        return [], Refusal("never called on the sample batch", "unused")
     try:
         graph = trace_forward(owner)
     except NotTraceableError as error:
-        return [], [("", Refusal(f"cannot be relaxed here, because {error}", "unexplained"))]
+        return [], Refusal(f"cannot be relaxed here, because {error}", "unexplained")
     with default_dtype(torch.float64), torch.enable_grad():
         complaint = trace_complaint(owner, graph, [arguments for arguments, _ in calls[:2]])
     if complaint:
-        return [], [("", Refusal(f"cannot be relaxed here, because {complaint}", "unexplained"))]
+        return [], Refusal(f"cannot be relaxed here, because {complaint}", "unexplained")
     ops = raw_ops(graph, owner)
     found: list[Found] = []
     refusals: list[tuple[str, Refusal]] = []

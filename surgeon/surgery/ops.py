@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.errors import first_line
+from surgeon.registry import Refusal
 from surgeon.trees import tensor_at, tensor_leaves, with_tensor
 from surgeon.types import Path
 
@@ -88,7 +90,7 @@ def random_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def linear_pairs(
     model: nn.Module, name: str, arguments: Mapping[str, Any], generator: torch.Generator
-) -> tuple[list[tuple[str, Path, Path]], str]:
+) -> list[tuple[str, Path, Path]] | Refusal:
     """Find in which of its arguments' tensors a module is linear, and which tensors of its output these feed.
 
     Args:
@@ -98,8 +100,7 @@ def linear_pairs(
         generator: source of the random features.
 
     Returns:
-        Triples (argument, path in, path out), the first output tensor for each input tensor; and, if there is none,
-        why, in words.
+        Triples (argument, path in, path out), the first output tensor for each input tensor; or, if there is none, why.
     """
     module = model.get_submodule(name)
     skipped = {
@@ -108,10 +109,10 @@ def linear_pairs(
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     found = []
-    complaint = "it takes no tensor of features"
+    complaint = Refusal("it takes no tensor of features", "not linear")
     for argument, value in arguments.items():
         if argument in skipped:
-            complaint = f"its features come in as *{argument}, which a branch cannot address"
+            complaint = Refusal(f"its features come in as *{argument}, which a branch cannot address", "unexplained")
             continue
         for path, real in tensor_leaves(value).items():
             if not real.is_floating_point() or not real.ndim or not real.numel():
@@ -119,13 +120,13 @@ def linear_pairs(
             try:
                 paths_out, why = _linear_in(module, arguments, argument, path, real, generator)
             except Exception as error:  # the op is foreign code
-                complaint = f"it could not be run on random features ({next(iter(str(error).splitlines()), '')})"
+                complaint = Refusal(f"it could not be run on random features ({first_line(error)})", "unexplained")
                 continue
             if paths_out:
                 found.append((argument, path, paths_out[0]))
             else:
                 complaint = why
-    return found, "" if found else complaint
+    return found or complaint
 
 
 def _linear_in(
@@ -135,7 +136,7 @@ def _linear_in(
     path: Path,
     real: Tensor,
     generator: torch.Generator,
-) -> tuple[list[Path], str]:
+) -> tuple[list[Path], Refusal]:
     def run(x: Tensor) -> dict[Path, Tensor]:
         given = {**arguments, argument: with_tensor(arguments[argument], path, x)}
         return {
@@ -155,9 +156,11 @@ def _linear_in(
         worst = max(worst, deviation)
         if deviation <= LINEARITY:
             paths.append(key)
-    return paths, f"it is not linear in {argument} (relative deviation {worst:.0e})" if worst else (
-        f"its output does not depend on {argument}"
-    )
+    if worst:
+        return paths, Refusal(f"it is not linear in {argument} (relative deviation {worst:.0e})", "not linear")
+    if any(bool(value.any()) for value in at_x.values()):
+        return paths, Refusal(f"its output does not depend on {argument}", "not linear")
+    return paths, Refusal(f"its output is 0 on the sample batch, whatever {argument} is", "unexplained")
 
 
 def linear_deviation(run: Callable[[Tensor], Tensor], real: Tensor, generator: torch.Generator) -> str:

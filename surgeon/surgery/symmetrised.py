@@ -27,7 +27,7 @@ def symmetrised_copy(model: nn.Module, group: Group, adapters: Mapping[str, Adap
     Returns:
         The copy; None if no adapter knows such an op in the model.
     """
-    proposals, _ = collect_proposals(model, group, installed_adapters() if adapters is None else adapters)
+    proposals, _, _ = collect_proposals(model, group, installed_adapters() if adapters is None else adapters)
     changes: dict[str, Tensor] = {
         f"{name}.{own}".lstrip("."): value
         for name, (_, proposal) in proposals.items()

@@ -21,6 +21,7 @@ from surgeon.registry import Proposal
 from surgeon.representations import Representation, TensorType
 from surgeon.representations.grids import in_frame, maps_to_itself
 from surgeon.trees import map_tensors, tensor_at, with_tensor
+from surgeon.types import Coverage
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative deviation from linearity and equivariance that an op of a dtype may show.
@@ -167,6 +168,13 @@ class SiteCheck:
             return residual, ""
         what = "linear" if linear > limit else f"equivariant as labelled ({proposal.rho_in} -> {proposal.rho_out})"
         return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"
+
+
+def coverage_of(complaint: str) -> Coverage:
+    """Return the audit's class of what :class:`SiteCheck` complains about; most of it says nothing of the weights."""
+    if complaint.startswith("not equivariant"):
+        return "not equivariant"
+    return "not linear" if complaint.startswith("not linear") else "unexplained"
 
 
 def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:

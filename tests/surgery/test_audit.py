@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,8 +49,8 @@ def test_an_adapter_that_fails_at_one_op_costs_that_op_only(step: str) -> None:
             return stumble
 
     plan = surgeon.find(model, "O3", torch.randn(4, 8), adapters={"e3nn": Failing()})  # type: ignore[dict-item]
-    words = {site.name: site.fold_note for site in plan.sites} | {entry.name: entry.reason for entry in plan.skipped}
-    assert words["1"].endswith("KeyError of the adapter 'e3nn' ('no such irrep')")
+    words = [*plan.notes, *(f"{site.name}: {site.fold_note.removeprefix('not foldable: ')}" for site in plan.sites)]
+    assert "1: KeyError of the adapter 'e3nn' ('no such irrep')" in words
     assert [site.name for site in plan.sites if site.fold] == ["0", "2"]
 
 
@@ -150,3 +151,102 @@ def test_no_verified_annotation_goes_without_a_note() -> None:
     (note,) = plan.notes
     assert note.startswith("layer: annotated as 2x1o (mul_ir) -> 2x1o (mul_ir), which its op satisfies")
     assert note.endswith("6 x trivial -> 6 x trivial; no branch is attached")
+
+
+class Branching(nn.Module):
+    """Vectors, and beside them weights that are equivariant in a way that this batch, or nothing, can tell."""
+
+    def __init__(self, beside: Callable[[Tensor, nn.Module], Tensor], inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.mix, self.inner, self.beside = nn.Linear(1, 4, bias=False), inner or nn.Linear(4, 4, bias=False), beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors = self.mix(x[..., None])
+        return vectors.square().sum((1, 2)) + self.beside(vectors, self.inner)
+
+
+class Scale(nn.Module):
+    """Beside a layer it has weights that multiply features one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.weight = nn.Linear(4, 4, bias=False), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x * self.weight
+
+
+class Dense(nn.Module):
+    """Mixes the components of vectors: with some weights a rotation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(3, 3))[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.mT @ self.weight).mT
+
+
+def cubed(v: Tensor, inner: nn.Module) -> Tensor:
+    """Features to which no representation fits in this basis: degrees 1 and 3 in every coordinate."""
+    return inner(v.square().sum((1, 2), keepdim=True) * v + v**3).square().sum((1, 2)) * 0.0
+
+
+@pytest.mark.parametrize(
+    ("beside", "inner", "found", "words"),
+    [
+        (lambda v, f: f(0 * v).sum((1, 2)), nn.Linear(4, 4, bias=False), "unexplained", "0 on the sample batch"),
+        (lambda v, f: f(0 * v).sum((1, 2)), Scale(), "unexplained", "0 on the sample batch"),
+        (lambda v, f: f(v).square().sum((1, 2)), Scale(), "not linear", "only scales"),
+        (lambda v, f: f(v).square().sum((1, 2)), Dense(), "not equivariant", "with other weights"),
+        (cubed, nn.Linear(4, 4, bias=False), "unexplained", "no structured representation fits"),
+    ],
+)
+def test_weights_are_called_not_equivariant_only_if_they_were_seen_to_be(
+    beside: Callable[[Tensor, nn.Module], Tensor], inner: nn.Module, found: str, words: str
+) -> None:
+    plan = audited(Branching(beside, inner))
+    (entry,) = (entry for entry in plan.audit if entry.parameter == "inner.weight")
+    assert (entry.coverage, words in entry.reason) == (found, True), entry
+
+
+class Untraceable(nn.Module):
+    """Its forward cannot be traced; what keeps it from being relaxed is another thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight if bool(x.isfinite().all()) else x
+
+
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [(cubed, "no structured representation fits"), (lambda v, f: f(0 * v).sum((1, 2)), "it is 0 on the sample batch")],
+)
+def test_the_reason_is_the_true_one_not_that_of_a_later_attempt(
+    beside: Callable[[Tensor, nn.Module], Tensor], words: str
+) -> None:
+    plan = audited(Branching(beside, Untraceable()))
+    (entry,) = (entry for entry in plan.audit if entry.parameter == "inner.weight")
+    assert words in entry.reason
+    assert "trac" not in entry.reason
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_action_without_a_float64_run_is_not_called_no_action(fails: bool) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.known, self.other = o3.Linear("1x1o", "4x1o"), nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.other(self.known(x.float()).unflatten(-1, (4, 3)).mT)
+            return h.square().sum((1, 2))
+
+    options = {} if fails else {"act": None, "act_output": None}
+    plan = audited(Half(), **options)
+    (entry,) = (entry for entry in plan.audit if entry.parameter == "other.weight")
+    assert ("there is no action" in entry.reason) != fails
+    assert ("runs in float64" in entry.reason) == fails
