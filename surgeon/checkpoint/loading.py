@@ -21,8 +21,9 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     """Load ``tensors`` into ``model``, which must have exactly these keys and shapes.
 
     If all floating tensors of the file agree on one dtype that is not the model's, the whole model is converted to it
-    first, and if the file mixes dtypes, each tensor takes its own: loading never rounds. Everything is checked before
-    anything is loaded. Constants that only a deep copy of the model has are left out.
+    first, and if the file mixes dtypes, each tensor takes its own: loading never rounds. An integer takes the width
+    that the model has for it. Keys, shapes, ties and kinds of numbers are checked before anything is loaded, and the
+    values, bit by bit, afterwards. Constants that only a deep copy of the model has are left out.
 
     Args:
         model: edited in place.
@@ -30,7 +31,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         where: what the message calls the source ("model.pt").
 
     Raises:
-        CheckpointError: if keys or shapes differ, or tensors that the model ties have different values in the file.
+        CheckpointError: if keys, shapes or kinds of numbers differ, tensors that the model ties have different values
+            in the file, or the model then holds other values than the file.
     """
     state = model.state_dict()
     if any(key not in state and COPIED_CONSTANT.search(key) for key in tensors):
@@ -38,10 +40,12 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     _check_keys(model, own, tensors, where)
     _check_shapes(model, own, tensors, where)
+    _check_kinds(own, tensors, where)
     _check_ties(own, tensors, where)
     _match_dtypes(model, own, tensors)
     if _loads_plainly(model) and len(own) == len(state):
         _copy(model, tensors)
+        _check_loaded(model, tensors, where)
         return
     try:
         model.load_state_dict(dict(tensors), strict=len(own) == len(state))  # extra state that is no tensor is kept
@@ -72,20 +76,33 @@ def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"expected weights for exactly {len(own)} branches, but {wrong[0]} does not fit: "
             "the folder was made with another plan"
         )
+    _check_kinds(own, tensors, "the branches")
     with torch.no_grad():
         for key, index, piece in pieces(tensors):
             own[key][index].copy_(piece)
+    _check_values("the model", own, tensors, "the branches")
 
 
 def _check_loaded(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse a model whose own loading code gave some tensor another value: it would do so at every load."""
-    state = model.state_dict()
-    changed = [key for key, value in tensors.items() if not same_bytes(state[key].to(value), value)]
+    _check_values(type(model).__name__, model.state_dict(), tensors, where)
+
+
+def _check_values(name: str, held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a model that holds other values than its file: it would do so after every load."""
+    changed = dict.fromkeys(key for key, index, piece in pieces(tensors) if not _holds(held[key][index], piece))
     if changed:
         raise CheckpointError(
-            f"{type(model).__name__} changes the values of {_listed(changed)} tensors while it loads {where}: "
+            f"{name} changes the values of {_listed(list(changed))} tensors while it loads {where}: "
             "save the checkpoint again with the current version of its library"
         )
+
+
+def _holds(held: Tensor, stored: Tensor) -> bool:
+    """Tell whether a tensor has the bits of the stored one, or those of a cast that can be undone."""
+    if stored.is_quantized:
+        return held.is_quantized and torch.equal(held, stored)
+    undone = held.dtype == stored.dtype or same_bytes(held.to(stored.dtype), stored)
+    return undone and same_bytes(held, stored.to(held.dtype))
 
 
 def _loads_plainly(model: nn.Module) -> bool:
@@ -141,6 +158,26 @@ def _check_shapes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[
         )
 
 
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex"
+    if dtype.is_floating_point:
+        return "floating"
+    return "boolean" if dtype == torch.bool else "integer"
+
+
+def _check_kinds(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse to cast between kinds of numbers: it drops imaginary parts, fractions, NaN or all but truth."""
+    wrong = next((key for key in own if _kind(own[key].dtype) != _kind(tensors[key].dtype)), None)
+    if wrong is not None:
+        ours, theirs = own[wrong].dtype, tensors[wrong].dtype
+        raise CheckpointError(
+            f"expected {_kind(ours)} numbers ({str(ours).removeprefix('torch.')}) for {wrong}, got "
+            f"{_kind(theirs)} ones ({str(theirs).removeprefix('torch.')}) in {where}: a cast would change values, "
+            "build the model that was saved or correct the file"
+        )
+
+
 def _check_ties(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """One tensor under two names can hold one value only; the last one read would silently win."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
@@ -168,8 +205,7 @@ def same_bytes(left: Tensor, right: Tensor) -> bool:
 
 
 def _match_dtypes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    differing = [key for key in own if own[key].is_floating_point() and own[key].dtype != tensors[key].dtype]
-    differing = [key for key in differing if tensors[key].is_floating_point()]
+    differing = [key for key in own if own[key].dtype != tensors[key].dtype and _kind(own[key].dtype) != "integer"]
     if not differing:
         return
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
@@ -178,7 +214,7 @@ def _match_dtypes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[
         # Module.to would also make complex tensors real
         convert: Callable[..., nn.Module] = model._apply
         convert(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-        return
+        differing = [key for key in differing if own[key].is_complex()]
     parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     holders = dict(parameters) | dict(buffers)  # a state dict holds detached tensors, which cannot change dtype
     for key in differing:

@@ -152,3 +152,71 @@ def test_an_average_that_was_saved_from_a_deep_copy_is_loaded() -> None:
     average = copy.deepcopy(source)
     load_into(model, average.state_dict(), "ema.pt")
     assert torch.equal(model.weight, average.weight)
+
+
+class Table(nn.Module):
+    """One buffer of a dtype; ``own`` loads it by code of its own."""
+
+    def __init__(self, dtype: torch.dtype, own: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(2, dtype=dtype))
+        if own:
+            self.register_load_state_dict_post_hook(lambda module, keys: None)
+
+
+KINDS: list[tuple[torch.dtype, Tensor, str]] = [
+    (torch.float32, torch.tensor([1j, 2.0]), r"expected floating numbers \(float32\) for table, got complex ones"),
+    (
+        torch.int64,
+        torch.tensor([float("nan"), 2.0]),
+        r"integer numbers \(int64\) for table, got floating ones",
+    ),
+    (torch.bool, torch.tensor([3, 0]), r"boolean numbers \(bool\) for table, got integer ones \(int64\)"),
+    (torch.complex64, torch.ones(2), "complex numbers"),
+    (torch.float32, torch.tensor([2**24 + 1, 0]), "floating numbers"),
+]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(("dtype", "stored", "words"), KINDS)
+def test_another_kind_of_numbers_is_refused_before_anything_is_loaded(
+    dtype: torch.dtype, stored: Tensor, words: str, own: bool
+) -> None:
+    model = Table(dtype, own)
+    with pytest.raises(CheckpointError, match=words):
+        load_into(model, {"table": stored}, "a.pt")
+    assert same(state(model), state(Table(dtype)))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_integers_take_the_width_of_the_model_if_they_fit(own: bool) -> None:
+    model = Table(torch.int32, own)
+    load_into(model, {"table": torch.tensor([7, -7])}, "a.pt")
+    assert model.state_dict()["table"].tolist() == [7, -7]
+    with pytest.raises(CheckpointError, match=r"changes the values of 1 \(table\) tensors"):
+        load_into(model, {"table": torch.tensor([2**40, 0])}, "a.pt")
+
+
+def test_wide_complex_numbers_are_not_rounded() -> None:
+    model, stored = Table(torch.complex64), torch.tensor([1 / 3 + 0.1j, 0], dtype=torch.complex128)
+    load_into(model, {"table": stored}, "a.pt")
+    assert torch.equal(model.state_dict()["table"], stored)
+
+
+def test_nan_keeps_its_bits() -> None:
+    stored = torch.tensor([0x7FC01234, -1], dtype=torch.int32).view(torch.float32)
+    model = Table(torch.float32)
+    load_into(model, {"table": stored}, "a.pt")
+    assert model.state_dict()["table"].view(torch.int32).tolist() == [0x7FC01234, -1]
+
+
+def test_two_views_of_one_memory_cannot_hold_two_values() -> None:
+    class Overlapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            memory = torch.zeros(3)
+            self.register_buffer("left", memory[:2])
+            self.register_buffer("right", memory[1:])
+
+    with pytest.raises(CheckpointError, match=r"changes the values of 1 \(left\) tensors"):
+        load_into(Overlapping(), {"left": torch.tensor([1.0, 2.0]), "right": torch.tensor([3.0, 4.0])}, "a.pt")
