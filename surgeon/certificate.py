@@ -7,22 +7,23 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from surgeon.attributes import attributes_of, hooks_of, tensor_bytes
 from surgeon.branch import branches_of
 from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.loading import COPIED_CONSTANT
 from surgeon.copies import copied
 from surgeon.files import json_compatible
-from surgeon.graph import compare_graphs, graph_hash, record
+from surgeon.graph import compare_graphs, constants_of, graph_hash, record
 from surgeon.modes import set_training
-from surgeon.types import Certificate
+from surgeon.types import GRAPH_CHECK, Certificate
 
 SHOWN = 5
 """Differences listed per check."""
@@ -42,7 +43,8 @@ class Architecture:
     dtypes: Mapping[str, str]
     classes: Mapping[str, str]
     trainable: Mapping[str, bool]
-    hooks: Mapping[str, int]
+    hooks: Mapping[str, str]
+    attributes: Mapping[str, str]
     buffers: Mapping[str, Tensor]
 
     @classmethod
@@ -56,50 +58,47 @@ class Architecture:
             dtypes={key: str(value.dtype) for key, value in state.items()},
             classes={name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in modules},
             trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
-            hooks={name: _hook_count(module) for name, module in modules},
+            hooks={name: hooks_of(module) for name, module in modules},
+            attributes=attributes_of(model),
             buffers={name: buffer.detach().clone() for name, buffer in model.named_buffers()},
         )
 
 
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+@dataclass(frozen=True)
+class Written:
+    """What a model's own forward writes; it may differ between two models that are one architecture.
+
+    Attributes:
+        buffers: those that a forward in training mode changes, with their values before.
+        attributes: names of those that a change of mode, or a forward in either mode, changes.
+    """
+
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    attributes: frozenset[str] = frozenset()
 
 
-def _hook_count(module: nn.Module) -> int:
-    """Return the number of hooks on a module and its own parameters."""
-    on_parameters = sum(len(parameter._backward_hooks or ()) for parameter in module.parameters(recurse=False))
-    return on_parameters + sum(len(getattr(module, name, ())) for name in HOOKS)
-
-
-def buffers_written_by_training(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
-    """Return the buffers that one training-mode forward of a copy of ``model`` changes, with their values before."""
+def written_by_running(model: nn.Module, run: Callable[[nn.Module], Any]) -> Written:
+    """Run a copy of ``model`` in training mode, then in eval mode, and return what that changes."""
     probe = copied(model)
-    set_training(probe, True)
-    before = {name: buffer.detach().clone() for name, buffer in probe.named_buffers()}
+    seen, written = [attributes_of(probe)], dict[str, Tensor]()
     with torch.random.fork_rng(devices=[]):
-        run(probe)
-    after = dict(probe.named_buffers())
-    return {name: value for name, value in before.items() if not _same(value, after[name])}
+        for training in (True, False):
+            set_training(probe, training)
+            before = {name: buffer.detach().clone() for name, buffer in probe.named_buffers()}
+            run(probe)
+            after = dict(probe.named_buffers())
+            if training:
+                written = {name: value for name, value in before.items() if not _same(value, after[name])}
+            seen.append(attributes_of(probe))
+    names = {name for each in seen for name in each}
+    return Written(written, frozenset(name for name in names if len({each.get(name) for each in seen}) > 1))
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
     """Bit-equal, NaN included."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    return torch.equal(_bytes(left), _bytes(right))
-
-
-def tensor_sha256(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor's bytes in row-major order as 64 hex digits; any shape and dtype."""
-    return hashlib.sha256(_bytes(tensor.cpu()).numpy().data).hexdigest()
+    return torch.equal(tensor_bytes(left), tensor_bytes(right))
 
 
 def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
@@ -146,11 +145,6 @@ def seal(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "sha256": canonical_digest(content)}
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    # A copy, because a tensor can count as contiguous and still have a last stride that forbids the view.
-    return tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Two models compared.
@@ -166,6 +160,24 @@ class Comparison:
     details: Mapping[str, Any]
 
 
+CONSTANTS_CHECK, FINITE_CHECK = "constants of the graph", "finite weights and buffers"
+FORM_CHECKS = (
+    "no branch left",
+    "state-dict keys and order",
+    "shapes",
+    "dtypes",
+    "module classes",
+    "trainable flags",
+    "hooks",
+    "attributes",
+    FINITE_CHECK,
+    "running variances",
+    "buffers",
+)
+CHECKS = (*FORM_CHECKS, GRAPH_CHECK, CONSTANTS_CHECK)
+"""Everything that :func:`certify` compares; the last two need a run."""
+
+
 def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Certificate:
     """Compare two models in everything but the values of their parameters, which only have to be finite.
 
@@ -176,12 +188,13 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
             changed buffer counts as a difference.
 
     Returns:
-        The certificate; ``identical`` is the verdict, ``differences`` say in words what is not.
+        The certificate: ``passed`` is the verdict, ``grade`` says how much was shown ("same form" without a run, else
+        "same graph"), ``differences`` say in words what is not as it was.
     """
     found = compare_models(before, after, run)
     checks = {name: not sentences for name, sentences in found.differences.items()}
     listed = tuple(text for sentences in found.differences.values() for text in sentences[:SHOWN])
-    return Certificate(all(checks.values()), checks, listed, found.buffers_written, details=found.details)
+    return Certificate(checks, listed, found.buffers_written, details=found.details)
 
 
 def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Comparison:
@@ -190,22 +203,32 @@ def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module
     if left.keys != right.keys:
         # A deep copy of some generated modules (e3nn's tensor products) has more keys than the original: copy both.
         left, right = (Architecture.of(copied(model)) for model in (before, after))
-    differences: dict[str, list[str]] = {
-        "no branch left": [f"branch at {key}" for key in branches_of(after)],
-        "state-dict keys and order": _differing_keys(left.keys, right.keys),
-        "shapes": _differing("shape of", left.shapes, right.shapes),
-        "dtypes": _differing("dtype of", left.dtypes, right.dtypes),
-        "module classes": _differing("class of", left.classes, right.classes),
-        "trainable flags": _differing("trainable flag of", left.trainable, right.trainable),
-        "forward hooks": _differing("number of hooks of", left.hooks, right.hooks),
-    }
-    differences["finite weights"] = _newly_non_finite(before, after)
+    allowed = written_by_running(before, run) if run else Written()
+    buffers, written = _compare_buffers(left.buffers, right.buffers, allowed.buffers)
+    found = [
+        [f"branch at {key}" for key in branches_of(after)],
+        _differing_keys(left.keys, right.keys),
+        _differing("shape of", left.shapes, right.shapes),
+        _differing("dtype of", left.dtypes, right.dtypes),
+        _differing("class of", left.classes, right.classes),
+        _differing("trainable flag of", left.trainable, right.trainable),
+        _differing("hooks of", left.hooks, right.hooks),
+        _differing("attribute", *(_without(each.attributes, allowed.attributes) for each in (left, right))),
+        _newly_non_finite(before, after),
+        _impossible_statistics(before, after),
+        buffers,
+    ]
+    differences = dict(zip(FORM_CHECKS, found, strict=True))
     details: dict[str, Any] = {"versions": versions(before), "tensors": len(left.keys)}
-    allowed = buffers_written_by_training(before, run) if run else {}
-    differences["buffers"], written = _compare_buffers(left.buffers, right.buffers, allowed)
+    if allowed.attributes:
+        details["attributes_written"] = sorted(allowed.attributes)
     if run:
-        differences["recorded graph"] = _differing_graphs(before, after, run, details)
+        differences |= _compare_recordings(before, after, run, details)
     return Comparison(differences, written, details)
+
+
+def _without(values: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _compare_buffers(
@@ -225,17 +248,28 @@ def _compare_buffers(
     return differences, written
 
 
-def _differing_graphs(
+def _compare_recordings(
     before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any], details: dict[str, Any]
-) -> list[str]:
-    graph = record(_in_eval_mode(before), forward=run).graph
+) -> dict[str, list[str]]:
+    """Compare one run of both models op by op, and the constants that these ops read."""
+    left = record(_in_eval_mode(before), forward=run)
     try:
-        other = record(_in_eval_mode(after), forward=run).graph
+        right = record(_in_eval_mode(after), forward=run)
     except Exception as error:  # a damaged model can fail in any way, and that is the verdict
-        return [f"the forward of the result fails ({type(error).__name__}: {error})"]
-    details["graph_sha256"] = [graph_hash(graph), graph_hash(other)]
-    details["graph_nodes"] = len(graph.nodes)
-    return compare_graphs(graph, other)
+        return {GRAPH_CHECK: [f"the forward of the result fails ({type(error).__name__}: {error})"]}
+    details["graph_sha256"] = [graph_hash(left.graph), graph_hash(right.graph)]
+    details["graph_nodes"] = len(left.graph.nodes)
+    differences = compare_graphs(left.graph, right.graph)
+    if differences:  # then nobody knows which constant is which
+        return {GRAPH_CHECK: differences}
+    ours, theirs = constants_of(left), constants_of(right)
+    changed = [name for name, constant in ours.items() if not _same(constant.tensor, theirs[name].tensor)]
+    if changed:  # a task may draw its inputs at random: what a second run of the same model changes is no constant
+        again = constants_of(record(_in_eval_mode(before), forward=run))
+        changed = [name for name in changed if name in again and _same(ours[name].tensor, again[name].tensor)]
+    details["graph_constants"] = len(ours)
+    sentences = [f"a constant that {ours[name].read_by} reads has other values" for name in changed]
+    return {GRAPH_CHECK: [], CONSTANTS_CHECK: sentences}
 
 
 def _in_eval_mode(model: nn.Module) -> nn.Module:
@@ -244,14 +278,34 @@ def _in_eval_mode(model: nn.Module) -> nn.Module:
     return probe
 
 
+def _floating(model: nn.Module) -> dict[str, Tensor]:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point() or tensor.is_complex()}
+
+
 def _newly_non_finite(before: nn.Module, after: nn.Module) -> list[str]:
-    """Name the parameters that hold NaN or infinity, unless the original's did."""
-    broken = {name for name, parameter in before.named_parameters() if not torch.isfinite(parameter).all()}
-    return [
-        f"parameter {name} holds NaN or infinity"
-        for name, parameter in after.named_parameters()
-        if name not in broken and not torch.isfinite(parameter).all()
-    ]
+    """Name the parameters and buffers that hold NaN or infinity in places where the original's did not."""
+    return _newly(before, after, lambda tensor: ~torch.isfinite(tensor), "holds NaN or infinity")
+
+
+def _impossible_statistics(before: nn.Module, after: nn.Module) -> list[str]:
+    """Name the running variances that are negative where the original's were not."""
+    return _newly(before, after, lambda tensor: tensor < 0, "is a variance and negative", "running_var")
+
+
+def _newly(
+    before: nn.Module, after: nn.Module, bad: Callable[[Tensor], Tensor], words: str, ending: str = ""
+) -> list[str]:
+    known, sentences = _floating(before), []
+    for name, tensor in _floating(after).items():
+        if not name.endswith(ending):
+            continue
+        wrong, old = bad(tensor), known.get(name)
+        if old is not None and old.shape == tensor.shape:
+            wrong &= ~bad(old).to(wrong.device)
+        if wrong.any():
+            sentences.append(f"{name} {words}, unlike in the original")
+    return sentences
 
 
 def _differing_keys(left: tuple[str, ...], right: tuple[str, ...]) -> list[str]:
@@ -266,10 +320,15 @@ def _differing_keys(left: tuple[str, ...], right: tuple[str, ...]) -> list[str]:
 def _differing(what: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*left, *right])
     return [
-        f"{what} {name or 'the model'}: expected {left.get(name, 'nothing')}, got {right.get(name, 'nothing')}"
+        f"{what} {name or 'the model'}: expected {_short(left, name)}, got {_short(right, name)}"
         for name in names
         if left.get(name) != right.get(name)
     ]
+
+
+def _short(values: Mapping[str, Any], name: str) -> str:
+    text = str(values.get(name, "nothing"))
+    return text if len(text) <= 100 else text[:50] + " ... " + text[-45:]
 
 
 def versions(model: nn.Module | None = None) -> dict[str, str]:

@@ -8,9 +8,24 @@ from typing import Any
 LIMITS = """This certificate finds damage, not deliberate forgery. Every figure is covered by a hash, and whoever
 changes a figure on purpose can compute the hash anew. `surgeon verify FOLDER --against ORIGINAL` computes everything
 again that follows from the two checkpoints, the model and the task: the files, the form of every tensor, the module
-classes, the recorded graphs, the equivariance errors, the metrics, and every further format. What was measured on the
-relaxed model (norms per site, theta, projection error, its equivariance) cannot be computed from a clean folder and is
-only recorded."""
+classes, the recorded graphs and their constants, the equivariance errors, the metrics, and every further format. What
+was measured on the relaxed model (clean evaluation, norms per site, theta, projection error, its equivariance) cannot
+be computed from a clean folder and is only recorded. Attributes are compared if they are public, and numbers, words,
+tensors, functions or containers of them; what a training forward writes is not compared."""
+
+
+_GRADES: Mapping[str | None, str] = {
+    "same function": "the recorded graph is the original's, the function that of clean evaluation",
+    "same graph": "the recorded graph is the original's",
+    "same form": "keys, shapes, classes and attributes are the original's, no run was compared",
+    None: "the architecture is not the original's",
+}
+
+
+def grade_words(grade: str | None, recalibrated: bool = False) -> str:
+    """Say in words how much a certificate shows; clean evaluation is compared before statistics are recalibrated."""
+    before = " before recalibration" if recalibrated and grade == "same function" else ""
+    return _GRADES[grade] + before
 
 
 def certificate_text(data: Mapping[str, Any]) -> str:
@@ -61,10 +76,10 @@ def _number(value: float | None, digits: str = ".1e") -> str:
 def _verdict(data: Mapping[str, Any]) -> str:
     original, tensors = data["details"]["original"], data["architecture"]["result"]
     entry = f", entry `{original['entry']}`" if original.get("entry") else ""
-    verdict = "is exactly that of the original" if data["identical"] else "is NOT that of the original"
+    verdict = grade_words(data["grade"], bool((data["details"].get("recalibration") or {}).get("done")))
     return (
-        f"**The architecture of `model.safetensors` {verdict}**: {len(tensors)} tensors, compared with "
-        f"`{original['file']}`{entry}, sha256 `{original['sha256']}`."
+        f"**{data['grade'] or 'NOT the original'}: {verdict}.** `model.safetensors` has {len(tensors)} tensors and was "
+        f"compared with `{original['file']}`{entry}, sha256 `{original['sha256']}`."
     )
 
 

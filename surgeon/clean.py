@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal, tensor_sha256
+from surgeon.attributes import tensor_sha256
+from surgeon.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal
 from surgeon.certificate_words import certificate_text
 from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.card import BEGIN, END
@@ -24,7 +25,7 @@ _CARD = f"""{BEGIN}
 `model.safetensors` holds the weights of the original architecture, with the original's keys, shapes and dtypes: load
 them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. `certificate.json`
 records the comparison with the original, everything that was measured, and the hash of every file; `CERTIFICATE.md`
-says the same in words. `surgeon verify FOLDER --against ORIGINAL` computes it again.
+says the same in words, its first line how much was shown. `surgeon verify FOLDER --against ORIGINAL` computes it again.
 {END}
 """
 
@@ -47,7 +48,7 @@ def write_clean(
     Args:
         folder: where to write.
         model: the stripped model.
-        certificate: its certificate; one that is not ``identical`` is refused.
+        certificate: its certificate; one that has not ``passed`` is refused.
         original: the checkpoint that was relaxed; its metadata, and the ``config.json`` beside it, are kept.
         extras: more formats; each function writes into the folder it is given and returns JSON-compatible data, which
             the certificate keeps in its details under the function's name.
@@ -62,12 +63,10 @@ def write_clean(
         CheckFailedError: if the certificate does not hold; nothing is written.
         WriteError: if the system refuses; nothing half-written is left.
     """
-    if not certificate.identical:
+    if not certificate.passed:
         failed = ", ".join(name for name, holds in certificate.checks.items() if not holds)
         shown = "; ".join(certificate.differences[:3])
-        raise CheckFailedError(
-            f"the stripped model is not the original architecture ({failed}): {shown}; nothing was written"
-        )
+        raise CheckFailedError(f"the stripped model is not certified ({failed}): {shown}; nothing was written")
     tensors = model.state_dict()
     config = original.path.parent / "config.json"
     with atomic_folder(folder, force=force) as temporary:

@@ -296,12 +296,17 @@ class SiteRecord:
     note: str = ""
 
 
+GRAPH_CHECK, FUNCTION_CHECK = "recorded graph", "same function as clean evaluation"
+EQUIVARIANCE_CHECK = "as equivariant as the original"
+
+Grade = Literal["same function", "same graph", "same form"]
+
+
 @dataclass(frozen=True)
 class Certificate:
     """Proof, recomputable from two checkpoints and the model, that the architecture is unchanged.
 
     Attributes:
-        identical: True if every entry of ``checks`` is.
         checks: name of a comparison to its verdict.
         differences: one sentence for each difference found.
         buffers_written: buffers that the model's own training forward writes, to their largest change.
@@ -312,7 +317,6 @@ class Certificate:
         details: versions, hashes, seeds, counts.
     """
 
-    identical: bool
     checks: Mapping[str, bool]
     differences: tuple[str, ...] = ()
     buffers_written: Mapping[str, float] = field(default_factory=dict)
@@ -323,9 +327,33 @@ class Certificate:
     projection_error: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds; what that is worth, ``grade`` says."""
+        return bool(self.checks) and all(self.checks.values())
+
+    @property
+    def grade(self) -> Grade | None:
+        """How much was shown, None if a check fails.
+
+        "same form": keys, shapes, dtypes, classes, attributes and buffers are the original's, but no forward was run.
+        "same graph": so is the recorded graph, with its constants. "same function": and on the batches that were run
+        the result computes what the trained model computed in clean evaluation.
+        """
+        return grade_of(self.checks)
+
     def to_data(self) -> dict[str, Any]:
         """Return the certificate as JSON-compatible data."""
-        return dataclasses.asdict(self)
+        return {"passed": self.passed, "grade": self.grade, **dataclasses.asdict(self)}
+
+
+def grade_of(checks: Mapping[str, bool]) -> Grade | None:
+    """Return the grade that follows from the checks of a certificate; None if there are none, or one fails."""
+    if not (checks and all(checks.values())):
+        return None
+    if GRAPH_CHECK not in checks:
+        return "same form"
+    return "same function" if FUNCTION_CHECK in checks else "same graph"
 
 
 def named_module(model: nn.Module, name: str) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import Any
 
 from surgeon.certificate_words import certificate_text
 from surgeon.files import json_compatible
-from surgeon.types import Certificate, ErrorSummary, SiteRecord
+from surgeon.types import FUNCTION_CHECK, GRAPH_CHECK, Certificate, ErrorSummary, SiteRecord
 
 ERRORS = {
     model: {"float32": {"identity": ErrorSummary(2e-7, 1e-7, maximum, 16)}}
@@ -22,7 +22,6 @@ def data(certificate: Certificate) -> Any:
 
 
 FULL = Certificate(
-    True,
     {"shapes": True, "dtypes": True},
     buffers_written={"norm.running_mean": 0.25},
     strip_mode="fold",
@@ -44,7 +43,8 @@ FULL = Certificate(
 def test_everything_is_said() -> None:
     text = certificate_text(data(FULL))
     for words in (
-        "is exactly that of the original**: 1 tensors, compared with `net.pt`, sha256 `aa11`",
+        "**same form: keys, shapes, classes and attributes are the original's, no run was compared.**",
+        "has 1 tensors and was compared with `net.pt`, sha256 `aa11`",
         "finds damage, not deliberate forgery",
         "| shapes | yes |",
         "| `model.safetensors` | `bb22` |",
@@ -67,13 +67,22 @@ def test_everything_is_said() -> None:
 
 
 def test_what_was_not_measured_has_no_section() -> None:
-    text = certificate_text(data(Certificate(True, {"shapes": True})))
+    text = certificate_text(data(Certificate({"shapes": True})))
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Checks", "## Files"]
 
 
+def test_the_verdict_is_the_grade() -> None:
+    run = Certificate({"shapes": True, GRAPH_CHECK: True})
+    assert "**same graph: the recorded graph is the original's.**" in certificate_text(data(run))
+    whole = Certificate({**run.checks, FUNCTION_CHECK: True})
+    assert "the function that of clean evaluation.**" in certificate_text(data(whole))
+    recalibrated = Certificate(whole.checks, details={"recalibration": {"done": True}})
+    assert "the function that of clean evaluation before recalibration.**" in certificate_text(data(recalibrated))
+
+
 def test_a_difference_is_said() -> None:
-    text = certificate_text(data(Certificate(False, {"shapes": False}, ("shape of weight: expected a, got b",))))
-    assert "is NOT that of the original" in text
+    text = certificate_text(data(Certificate({"shapes": False}, ("shape of weight: expected a, got b",))))
+    assert "**NOT the original: the architecture is not the original's.**" in text
     assert "| shapes | **NO** |" in text
     assert "Difference: shape of weight: expected a, got b." in text
 
@@ -81,12 +90,12 @@ def test_a_difference_is_said() -> None:
 def test_further_formats_are_described() -> None:
     program = {"nodes": 12, "graph_sha256": "ee55", "deviation": 0.05, "equivariance": {"identity": 0.25}}
     container = {"file": "net.pt", "opened_by": "somebody", "batches": 2, "bit_equal": True, "deviation": 0.0}
-    text = certificate_text(data(Certificate(True, {}, details={"onnx": program, "container": container})))
+    text = certificate_text(data(Certificate({}, details={"onnx": program, "container": container})))
     assert "`model.onnx`: 12 nodes, the same as for the original (sha256 `ee55`)" in text
     assert "ONNX Runtime deviates from the model by 0.05, and f(gx) from g f(x) by 0.25 under identity" in text
     assert "opened by somebody, it gives the model's outputs on 2 batches, bit by bit." in text
     assert "model.pt2" not in text
     bare = {"pt2": {**program, "equivariance": {}}, "container": {**container, "batches": 0}}
-    text = certificate_text(data(Certificate(True, {}, details=bare)))
+    text = certificate_text(data(Certificate({}, details=bare)))
     assert "`torch.export.load` deviates from the model by 0.05, and f(gx) from g f(x) by not measured" in text
     assert "its outputs were not compared, for lack of a task" in text

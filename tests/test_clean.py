@@ -26,7 +26,7 @@ from surgeon.types import Certificate
 from tests.commands import Surgeon
 from tests.tiny import Net
 
-GOOD = Certificate(True, {"shapes": True})
+GOOD = Certificate({"shapes": True})
 
 
 def saved(folder: Path, name: str, net: nn.Module) -> Checkpoint:
@@ -51,7 +51,7 @@ def test_a_clean_folder(tmp_path: Path, name: str) -> None:
     files = write_clean(tmp_path / "out", net, GOOD, original, extras=beside(net, original))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     assert (tmp_path / "out" / "config.json").read_bytes() == b'{"a":  1}'
-    assert json.loads((tmp_path / "out" / "certificate.json").read_text())["identical"] is True
+    assert json.loads((tmp_path / "out" / "certificate.json").read_text())["passed"] is True
     clean = open_checkpoint(tmp_path / "out" / "model.safetensors")
     copy = open_checkpoint(tmp_path / "out" / ("original-model.safetensors" if name == "model.safetensors" else name))
     for key, value in net.state_dict().items():
@@ -77,7 +77,7 @@ def test_how_to_build_the_model_is_kept_if_a_file_may_say_so(
 
 def test_a_certificate_that_does_not_hold_is_refused(tmp_path: Path) -> None:
     net = nn.Linear(2, 3)
-    bad = Certificate(False, {"shapes": True, "dtypes": False}, ("dtype of weight: expected a, got b",))
+    bad = Certificate({"shapes": True, "dtypes": False}, ("dtype of weight: expected a, got b",))
     with pytest.raises(CheckFailedError, match=r"\(dtypes\): dtype of weight.*nothing was written"):
         write_clean(tmp_path / "out", net, bad, saved(tmp_path, "net.ckpt", net))
     assert not (tmp_path / "out").exists()

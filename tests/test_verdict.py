@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from surgeon.certificate import CHECKS
 from surgeon.groups import parse_group
-from surgeon.surgery import relax
+from surgeon.surgery import Relaxation, relax, strip
+from surgeon.types import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMode
 from surgeon.verdict import MeasureSettings, at_full_relaxation, sample_batches, strip_and_certify, task_equivariance
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from tests.commands import Surgeon
@@ -23,7 +28,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def test_a_stripped_model_is_certified(opened: Workspace) -> None:
     model, certificate = strip_and_certify(opened, "drop", QUICK)
-    assert certificate.identical, certificate.differences
+    assert certificate.passed, certificate.differences
     assert certificate.checks["same function as clean evaluation"]
     assert certificate.checks["recorded graph"]
     assert set(certificate.equivariance) == {"original", "relaxed", "relaxed, theta 1", "stripped"}
@@ -38,7 +43,7 @@ def test_a_stripped_model_is_certified(opened: Workspace) -> None:
 
 def test_the_other_mode_is_no_clean_evaluation_but_a_certificate_all_the_same(opened: Workspace) -> None:
     _, certificate = strip_and_certify(opened, "fold", QUICK, split=None)
-    assert certificate.identical
+    assert certificate.grade == "same graph"
     assert certificate.strip_mode == "fold"
     assert "same function as clean evaluation" not in certificate.checks
     assert certificate.metrics == {}
@@ -48,8 +53,7 @@ def test_the_other_mode_is_no_clean_evaluation_but_a_certificate_all_the_same(op
 def test_a_folded_model_is_clean_evaluation(opened: Workspace) -> None:
     workspace = open_path(opened.path, mode="fold")
     _, certificate = strip_and_certify(workspace, "fold", QUICK)
-    assert certificate.checks["same function as clean evaluation"]
-    assert certificate.identical
+    assert certificate.grade == "same function"
 
 
 def test_a_model_that_lost_its_symmetry_gets_no_certificate(opened: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,8 +64,72 @@ def test_a_model_that_lost_its_symmetry_gets_no_certificate(opened: Workspace, m
     monkeypatch.setattr(opened, "original", lambda: original())
     opened.model.forward = broken.__get__(opened.model)  # type: ignore[method-assign]
     _, certificate = strip_and_certify(opened, "drop", QUICK)
-    assert not certificate.identical
+    assert not certificate.passed
     assert not certificate.checks["recorded graph"]
+
+
+SKEW = torch.tensor([[0.0, 0.3, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+
+
+class Turned(Net):
+    """A last layer without any symmetry of its own, which is the identity at first; ``turn`` is left alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Linear(3, 3, bias=False)
+        nn.init.eye_(self.turn.weight)
+
+    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.turn(super().forward(scalars, vectors))
+        return result
+
+
+@pytest.fixture
+def turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    work = Surgeon.folder(tmp_path, monkeypatch)
+    torch.save(Turned().state_dict(), work / "net.pt")
+    options = OpenOptions(task="task.py", factory="tests.test_verdict:Turned")
+    return open_path(make_relaxed(work, options=options), options)
+
+
+def lose_function(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strip all branches, and change a weight in the same breath: one that no symmetry forbids."""
+
+    def damaging(relaxation: Relaxation, mode: StripMode) -> tuple[SiteRecord, ...]:
+        records = strip(relaxation, mode)
+        workspace.model.second.weight.data.mul_(1.01)  # type: ignore[union-attr, operator]
+        return records
+
+    monkeypatch.setattr("surgeon.verdict.strip", damaging)
+
+
+def lose_symmetry(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train weights out of the symmetry: clean evaluation has lost it, too."""
+    workspace.model.turn.weight.data.add_(SKEW)  # type: ignore[union-attr, operator]
+
+
+FAILURES: dict[str, tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str]] = {
+    FUNCTION_CHECK: (lose_function, r"differs from clean evaluation by 1\.0e-02 \(relative\)"),
+    EQUIVARIANCE_CHECK: (lose_symmetry, "equivariance error under identity in float64: expected"),
+}
+
+
+@pytest.mark.parametrize("check", FAILURES)
+def test_each_check_of_function_and_symmetry_can_fail_alone(
+    turned: Workspace, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
+    damage, words = FAILURES[check]
+    damage(turned, monkeypatch)
+    _, certificate = strip_and_certify(turned, "drop", QUICK)
+    assert [name for name, holds in certificate.checks.items() if not holds] == [check]
+    assert certificate.grade is None
+    assert any(re.search(words, text) for text in certificate.differences), certificate.differences
+
+
+def test_every_check_of_a_verdict_is_made_to_fail(turned: Workspace) -> None:
+    _, certificate = strip_and_certify(turned, "drop", QUICK, split=None)
+    assert certificate.grade == "same function", certificate.differences
+    assert certificate.checks.keys() == {*CHECKS, *FAILURES}
 
 
 def test_without_a_task_form_alone_is_certified(opened: Workspace) -> None:
@@ -72,7 +140,7 @@ def test_without_a_task_form_alone_is_certified(opened: Workspace) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "task": None}))
     workspace = open_path(opened.path, OpenOptions(factory="nets:make_net"))
     _, certificate = strip_and_certify(workspace, "drop", QUICK)
-    assert certificate.identical
+    assert certificate.grade == "same form"
     assert certificate.projection_error is None
     assert certificate.equivariance == {}
     assert "recorded graph" not in certificate.checks

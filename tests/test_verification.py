@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon.certificate import canonical_digest, seal, tensor_sha256
+from surgeon.attributes import tensor_sha256
+from surgeon.certificate import canonical_digest, seal
 from surgeon.clean import write_clean
 from surgeon.errors import CheckFailedError, CheckpointError
 from surgeon.files import sha256_of_file
@@ -285,7 +286,7 @@ def test_weights_that_are_not_finite(work: Path, model: bool) -> None:
     save_file(weights, path, {"format": "pt"})
     if not model:
         (work / "task.py").unlink()
-    assert outcomes(verified(work))["finite weights"] == "differs"
+    assert outcomes(verified(work))["finite weights and buffers"] == "differs"
 
 
 def test_without_a_task_the_files_are_compared(work: Path) -> None:
@@ -293,7 +294,7 @@ def test_without_a_task_the_files_are_compared(work: Path) -> None:
     verification = verified(work)
     assert verification.holds
     found = outcomes(verification)
-    assert found["tensors"] == found["files"] == found["finite weights"] == "holds"
+    assert found["tensors"] == found["files"] == found["finite weights and buffers"] == "holds"
     names = ("module classes", "buffers", "recorded graph", "as equivariant as the original", "metrics")
     assert {found[name] for name in names} == {"not checked"}
     notes = {finding.note for finding in verification.findings if finding.outcome == "not checked"}

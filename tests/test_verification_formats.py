@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon.certificate import seal, tensor_sha256
+from surgeon.attributes import tensor_sha256
+from surgeon.certificate import seal
 from surgeon.clean import hashes_of, write_clean
 from surgeon.export import onnx_extra, pt2_extra
 from surgeon.reopening import container_extra

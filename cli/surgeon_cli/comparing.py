@@ -182,7 +182,7 @@ class _Results:
             errors = [run.equivariance for run in own if run.equivariance is not None]
             row["learning_rate"] = own[0].learning_rate
             row["seconds"] = sum(run.seconds for run in own) / len(own)
-            row["certificate"] = f"{sum(run.identical is True for run in own)} of {len(own)} identical"
+            row["certificate"] = f"{sum(run.certificate == 'same graph' for run in own)} of {len(own)} same graph"
             row["equivariance"] = f"{max(errors):.1e}" if errors else "not measured"
         return rows
 

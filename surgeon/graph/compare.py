@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+
+from surgeon.graph.record import Recording
+
+_CONSTANT = "_constant_"
 
 
 def _signature(graph: fx.Graph) -> list[tuple[Any, ...]]:
@@ -20,8 +24,8 @@ def _signature(graph: fx.Graph) -> list[tuple[Any, ...]]:
     rows, constants = [], dict[str, str]()
     for node in graph.nodes:
         target = str(node.target)
-        if target.startswith("_constant_"):  # numbered as they were met, those of ops that were left out included
-            target = constants.setdefault(target, f"_constant_{len(constants)}")
+        if target.startswith(_CONSTANT):  # numbered as they were met, those of ops that were left out included
+            target = constants.setdefault(target, f"{_CONSTANT}{len(constants)}")
         arguments = fx.node.map_aggregate((node.args, node.kwargs), argument)
         meta = (node.meta.get(key) for key in ("owner", "call_index", "shape", "dtype"))
         rows.append((node.op, target, repr(arguments), *(repr(value) for value in meta)))
@@ -92,6 +96,29 @@ def compare_graphs(before: fx.Graph, after: fx.Graph, limit: int = 5) -> list[st
     if len(left) != len(right):
         differences.insert(0, f"expected {len(left)} nodes, got {len(right)}")
     return differences[:limit]
+
+
+class Constant(NamedTuple):
+    """A tensor that a run reads and that is neither input, parameter, buffer nor computed.
+
+    Attributes:
+        tensor: its values after the run.
+        read_by: op and module that read it first, in words.
+    """
+
+    tensor: Tensor
+    read_by: str
+
+
+def constants_of(recording: Recording) -> dict[str, Constant]:
+    """Return the constants that a run reads, in the order in which it reads them; so equal graphs have equal names."""
+    read = [node for node in recording.graph.nodes if node.op == "get_attr" and str(node.target).startswith(_CONSTANT)]
+    return {f"{_CONSTANT}{n}": Constant(recording.values[node], _reader(node)) for n, node in enumerate(read)}
+
+
+def _reader(node: fx.Node) -> str:
+    first = next(iter(node.users), None)
+    return "nothing" if first is None else f"{first.target} in {first.meta.get('owner') or 'the model'}"
 
 
 def graph_hash(graph: fx.Graph) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from surgeon.graph.scripted import as_written
 from surgeon.trees import map_tensors, tensors_in
 
 
@@ -270,7 +271,7 @@ def record(
     with unchanged(model):
         given = map_tensors(fresh_copy, inputs)
         recorder.add_inputs(given)
-        with _watching_modules(recorder), recorder:
+        with _watching_modules(recorder), as_written(model), recorder:
             outputs = forward(model, *given) if forward else model(*given)
     nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
     recorder.graph.output(nodes)

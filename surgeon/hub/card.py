@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from surgeon.certificate_words import equivariance_section, markdown_table
+from surgeon.certificate_words import equivariance_section, grade_words, markdown_table
 from surgeon.checkpoint.card import BEGIN, END
 from surgeon.checkpoint.relaxed import RelaxedConfig
 from surgeon.errors import HubError
@@ -171,7 +171,7 @@ _RELAXED = """`model.safetensors` holds the weights of an equivariant network un
 without equisurgeon. `relaxation.safetensors` holds branches that relax its equivariance while it is trained, and
 `surgeon_config.json` says where they belong. They are removed again by dropping or folding them."""
 
-_CLEAN = """`model.safetensors` holds weights of exactly the original architecture, with the original's keys, shapes and
+_CLEAN = """`model.safetensors` holds weights of the original architecture, with the original's keys, shapes and
 dtypes. They were fine-tuned with relaxed equivariance; `certificate.json` records the comparison with the original, and
 `CERTIFICATE.md` says the same in words."""
 
@@ -260,5 +260,7 @@ def _certificate(content: Content) -> str:
         return ""
     certificate = content.records["certificate"]
     rows = ((name, "yes" if holds else "**NO**") for name, holds in certificate["checks"].items())
+    done = bool((certificate["details"].get("recalibration") or {}).get("done"))
+    told = f"{certificate['grade'] or 'Different'}: {grade_words(certificate['grade'], done)}."
     advice = "`surgeon verify FOLDER --against ORIGINAL` computes it again."
-    return f"{markdown_table(('check', 'holds'), rows)}\n\n{advice}"
+    return f"{told[0].upper()}{told[1:]}\n\n{markdown_table(('check', 'holds'), rows)}\n\n{advice}"

@@ -133,7 +133,7 @@ class AdapterContract:
         assert all(map(torch.equal, _outputs(model), before)), "outputs differ at theta = 0"
         strip(model.module, "drop")
         stripped, after = Architecture.of(model.module), model.module.state_dict()
-        for part in ("keys", "shapes", "dtypes", "classes", "trainable", "hooks"):
+        for part in ("keys", "shapes", "dtypes", "classes", "trainable", "hooks", "attributes"):
             assert getattr(stripped, part) == getattr(original, part), f"{part} differ after stripping"
         assert list(after) == list(state)
         assert all(torch.equal(after[key], value) for key, value in state.items())

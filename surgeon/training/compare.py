@@ -59,7 +59,7 @@ class ArmRun:
         steps: optimiser steps.
         seconds: training time, evaluation included.
         sites: what was dropped or folded.
-        identical: whether the certificate found the original architecture; None if nobody looked.
+        certificate: its grade, or "different" from the original architecture; None if nobody looked.
         equivariance: largest median equivariance error of the stripped model; None if it was not measured.
     """
 
@@ -72,7 +72,7 @@ class ArmRun:
     steps: int
     seconds: float
     sites: tuple[SiteRecord, ...]
-    identical: bool | None = None
+    certificate: str | None = None
     equivariance: float | None = None
 
     def to_data(self) -> dict[str, Any]:

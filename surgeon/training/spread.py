@@ -95,7 +95,7 @@ def _judged(workspace: Workspace, original: nn.Module, run: ArmRun, model: nn.Mo
         group = parse_group(workspace.relaxation.plan.group)
         errors = task_equivariance(model, task, group, MeasureSettings(2, 1))
         error = max(summary.median for summary in errors.values())
-    return dataclasses.replace(run, identical=certificate.identical, equivariance=error)
+    return dataclasses.replace(run, certificate=certificate.grade or "different", equivariance=error)
 
 
 def work(source: Source, point: Point, threads: int) -> tuple[Point, Outcome]:

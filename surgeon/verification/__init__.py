@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from surgeon.certificate import named_as
+from surgeon.certificate import CONSTANTS_CHECK, named_as
 from surgeon.errors import ModelNotFoundError, TrustError
 from surgeon.hub.fetch import open_anywhere
 from surgeon.hub.pulling import fetch_model
+from surgeon.types import EQUIVARIANCE_CHECK, GRAPH_CHECK
 from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded, read_certificate
-from surgeon.verification.rebuilt import EQUIVARIANT, RECOMPUTED, Rebuilt, check_models
+from surgeon.verification.rebuilt import RECOMPUTED, Rebuilt, check_models
 from surgeon.verification.result import Finding, Verification, unchecked
 from surgeon.verification.stored import (
     check_certificate,
@@ -93,8 +94,8 @@ def _workspace(against: Path, options: OpenOptions) -> tuple[Workspace | None, s
 
 
 def _without_model(recorded: Recorded, why: str) -> list[Finding]:
-    names = ["module classes", *(name for name in ("buffers", "recorded graph") if name in recorded.checks)]
-    names += [EQUIVARIANT] if "stripped" in recorded.equivariance else []
+    names = ["module classes", *(name for name in ("buffers", GRAPH_CHECK, CONSTANTS_CHECK) if name in recorded.checks)]
+    names += [EQUIVARIANCE_CHECK] if "stripped" in recorded.equivariance else []
     names += ["metrics"] if recorded.metrics else []
     return [unchecked(name, why) for name in names]
 

@@ -12,7 +12,7 @@ from surgeon.certificate import FORMAT_VERSION
 from surgeon.clean import CERTIFICATE_FILE
 from surgeon.errors import CheckFailedError, CheckpointError, PlanError
 from surgeon.files import read_json
-from surgeon.types import ErrorSummary, Split
+from surgeon.types import ErrorSummary, Grade, Split
 from surgeon.verdict import MeasureSettings
 from surgeon.verification.result import Equivariance
 
@@ -26,7 +26,7 @@ class Recorded:
 
     Attributes:
         data: the whole file.
-        identical: the verdict.
+        grade: how much it says was shown; None if it says that a check fails.
         checks: name of a check to its verdict.
         differences: sentences; none in a certificate that holds.
         files: relative name to sha256.
@@ -46,7 +46,7 @@ class Recorded:
     """
 
     data: Mapping[str, Any] = field(repr=False)
-    identical: bool
+    grade: Grade | None
     checks: Mapping[str, bool]
     differences: tuple[str, ...]
     files: Mapping[str, str]
@@ -104,7 +104,7 @@ def _parsed(data: Mapping[str, Any]) -> Recorded:
     graphs = details.get("graph_sha256")
     return Recorded(
         data=data,
-        identical=data["identical"] is True,
+        grade=_grade(data),
         checks={str(name): holds is True for name, holds in data["checks"].items()},
         differences=tuple(data["differences"]),
         files={str(name): str(digest) for name, digest in data["files"].items()},
@@ -125,6 +125,13 @@ def _parsed(data: Mapping[str, Any]) -> Recorded:
         split=None if measurement is None else _split(measurement["split"]),
         group=None if details.get("group") is None else str(details["group"]),
     )
+
+
+def _grade(data: Mapping[str, Any]) -> Grade | None:
+    grade = data["grade"] if data["passed"] is True else None
+    if grade is not None and grade not in get_args(Grade):
+        raise ValueError(f"grade {grade!r}")
+    return grade
 
 
 def _form(value: Any) -> Form:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.certificate import Comparison, classes_of, compare_models, versions
+from surgeon.certificate import CONSTANTS_CHECK, FINITE_CHECK, Comparison, classes_of, compare_models, versions
 from surgeon.checkpoint import load_into
 from surgeon.errors import CheckpointError, GroupError
 from surgeon.evaluation import evaluate
@@ -17,7 +17,7 @@ from surgeon.groups import Group, parse_group
 from surgeon.stripped import Stripped
 from surgeon.tasks import can_act, task_forward
 from surgeon.trees import to_dtype
-from surgeon.types import ErrorSummary
+from surgeon.types import EQUIVARIANCE_CHECK, GRAPH_CHECK, ErrorSummary
 from surgeon.verdict import both_precisions, less_equivariant, model_dtype, sample_batches
 from surgeon.verification.agreement import NOISE, SIGNAL, same_error
 from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
@@ -28,10 +28,9 @@ from surgeon.workspace import Workspace
 METRIC_TOLERANCE = 1e-4
 """Largest relative deviation of a metric computed again: float32 sums differ between machines and thread counts."""
 
-_FROM_MODEL = {"state-dict keys and order", "shapes", "dtypes", "module classes", "finite weights"}
-_FROM_TASK = {"buffers", "recorded graph"}
-EQUIVARIANT = "as equivariant as the original"
-RECOMPUTED = _FROM_MODEL | _FROM_TASK | {EQUIVARIANT}
+_FROM_MODEL = {"state-dict keys and order", "shapes", "dtypes", "module classes", FINITE_CHECK, "running variances"}
+_FROM_TASK = {"buffers", GRAPH_CHECK, CONSTANTS_CHECK}
+RECOMPUTED = _FROM_MODEL | _FROM_TASK | {EQUIVARIANCE_CHECK}
 """Checks of a certificate that follow from the two checkpoints, the model and the task."""
 
 
@@ -148,7 +147,9 @@ def _equivariance(
         return None
     task = workspace.task
     if task is None or not can_act(task.task):
-        found.findings.append(unchecked(EQUIVARIANT, GIVE_TASK + ("" if task is None else " with act and act_output")))
+        found.findings.append(
+            unchecked(EQUIVARIANCE_CHECK, GIVE_TASK + ("" if task is None else " with act and act_output"))
+        )
         return None
     group = _group(found, recorded, group_name)
     if group is None:
@@ -160,7 +161,7 @@ def _equivariance(
     found.equivariance = now
     settings = recorded.settings
     how = f"{settings.batches} batches, {settings.elements} elements, seed {settings.seed}"
-    found.findings.append(compared(EQUIVARIANT, less_equivariant(now), how))
+    found.findings.append(compared(EQUIVARIANCE_CHECK, less_equivariant(now), how))
     sentences = [
         text for model in now for text in _other_errors(model, recorded.equivariance.get(model, {}), now[model])
     ]
@@ -173,7 +174,7 @@ def _group(found: Rebuilt, recorded: Recorded, given: str | None) -> Group | Non
     """Return the group; one that is code is only imported if the user names it."""
     if given is None and (recorded.group is None or ":" in recorded.group):
         why = "the certificate does not name it" if recorded.group is None else f"its code, {recorded.group}, is run"
-        found.findings.append(unchecked(EQUIVARIANT, f"give --group ({why})"))
+        found.findings.append(unchecked(EQUIVARIANCE_CHECK, f"give --group ({why})"))
         return None
     try:
         named = None if recorded.group is None or ":" in recorded.group else parse_group(recorded.group)

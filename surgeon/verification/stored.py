@@ -8,10 +8,12 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from surgeon.certificate import SHOWN, canonical_digest, forms_of, named_as, tensor_sha256
+from surgeon.attributes import tensor_sha256
+from surgeon.certificate import FINITE_CHECK, SHOWN, canonical_digest, forms_of, named_as
 from surgeon.checkpoint import Checkpoint, open_checkpoint
 from surgeon.clean import CARD_FILE, hashes_of
 from surgeon.errors import CheckpointError
+from surgeon.types import grade_of
 from surgeon.verification.reading import Form, Recorded
 from surgeon.verification.result import Finding, compared
 
@@ -25,7 +27,12 @@ def check_certificate(recorded: Recorded) -> list[Finding]:
     failed = [name for name, holds in recorded.checks.items() if not holds]
     sentences = [f"the certificate itself says that the check {name!r} does not hold" for name in failed]
     sentences += [f"the certificate itself lists the difference: {text}" for text in recorded.differences]
-    if not recorded.identical:
+    grade = grade_of(recorded.checks)
+    if recorded.grade != grade:
+        sentences.append(
+            f"the certificate says {recorded.grade or 'different'!r}, and its checks {grade or 'different'!r}"
+        )
+    elif grade is None:
         sentences.append("the certificate itself says that the architecture is not the original's")
     return [compared("certificate's own sha256", wrong), compared("recorded verdict and checks", sentences)]
 
@@ -120,7 +127,7 @@ def check_finite(original: Mapping[str, Tensor], result: Mapping[str, Tensor]) -
         for key, tensor in result.items()
         if not torch.isfinite(tensor).all() and (key not in original or bool(torch.isfinite(original[key]).all()))
     ]
-    return compared("finite weights", _shortened(sentences, "tensors"))
+    return compared(FINITE_CHECK, _shortened(sentences, "tensors"))
 
 
 def _forms(tensors: Mapping[str, Tensor]) -> dict[str, Form]:

@@ -33,7 +33,8 @@ def test_from_checkpoint_to_checkpoint_with_default_names(surgeon: Surgeon) -> N
     assert "wrote net-run/; next: surgeon strip net-run" in told
     told = surgeon("strip", "net-run").out
     written = "CERTIFICATE.md, README.md, certificate.json, model.safetensors"
-    assert f"the architecture is the original's; wrote net-clean/: {written}" in told
+    assert "the recorded graph is the original's, the function that of clean evaluation\n" in told
+    assert f"wrote net-clean/: {written}" in told
     clean, original = open_checkpoint("net-clean/model.safetensors"), open_checkpoint("net.pt")
     assert clean.tensors.keys() == original.tensors.keys()
     assert not torch.equal(clean.tensors["first.weight"], original.tensors["first.weight"])
@@ -269,7 +270,7 @@ def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pyt
     before = files_in(surgeon.path)
     monkeypatch.setattr(verdict, "less_equivariant", lambda errors: ["worse than the original"])
     result = surgeon("strip", "net-relaxed", code=1)
-    assert result.err.startswith("error: the stripped model is not the original architecture (as equivariant")
+    assert result.err.startswith("error: the stripped model is not certified (as equivariant")
     assert "difference: worse than the original" in result.out
     assert files_in(surgeon.path) == before
     assert surgeon("strip", "net-relaxed", "--json", code=1).out == ""
@@ -282,7 +283,7 @@ def test_a_comparison_with_a_sweep(surgeon: Surgeon) -> None:
     for words in (
         "learning rates: validation mse",
         "test mse over 2 seeds",
-        "2 of 2 identical",
+        "2 of 2 same graph",
         "wrote net-compare.json",
     ):
         assert words in told

@@ -123,4 +123,4 @@ def test_an_unknown_tracker_and_stray_options_are_refused(surgeon: Surgeon) -> N
 def test_further_arms_end_in_a_clean_checkpoint(surgeon: Surgeon, arm: str) -> None:
     surgeon("relax", "net.pt", "--group", "O3")
     surgeon("finetune", "net-relaxed", "--arm", arm, "--epochs", "2", "--lr", "1e-2")
-    assert "the architecture is the original's" in surgeon("strip", "net-run").out
+    assert "the recorded graph is the original's" in surgeon("strip", "net-run").out

@@ -40,7 +40,7 @@ def test_a_steerable_network_becomes_onnx(
     save_file({k: 1.1 * v if k in parameters else v for k, v in tensors.items()}, "relaxed/model.safetensors")
     surgeon("export", "relaxed", "-o", "clean", "--onnx")
     certificate = json.loads(Path("clean/certificate.json").read_text())
-    assert certificate["identical"]
+    assert certificate["grade"] == "same function"
     record = certificate["details"]["onnx"]
     assert record["deviation"] <= 1
     assert max(record["equivariance"].values()) <= 1

@@ -39,7 +39,7 @@ def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comp
 
     def judge(run: ArmRun, model: nn.Module) -> ArmRun:
         models.append(model)
-        return dataclasses.replace(run, identical=True)
+        return dataclasses.replace(run, certificate="same graph")
 
     judged = dataclasses.replace(comparison, judge=judge)
     runs = compare(judged, list(ARMS), [0, 1], execute=one_after_the_other(judged, on_step=events.append))

@@ -116,7 +116,7 @@ def test_a_killed_training_goes_on_to_the_bit_and_is_stripped(surgeon: Surgeon) 
     sharded(work, *options, "-o", "whole", **ONE_UNIT_PER_LAYER)
     assert difference(tensors_of(work / "net-run"), tensors_of(work / "whole")) == 0
     assert [entry["step"] for entry in records(work / "net-run")] == [0, 2, 4, 6]
-    assert "the architecture is the original's" in surgeon("strip", "net-run").out
+    assert "the recorded graph is the original's" in surgeon("strip", "net-run").out
 
 
 WITH_STATISTICS = """

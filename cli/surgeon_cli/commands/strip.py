@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from torch import nn
 
+from surgeon.certificate_words import grade_words
 from surgeon.checkpoint import Checkpoint
 from surgeon.clean import CERTIFICATE_FILE, write_clean
 from surgeon.errors import CheckpointError, UsageError
@@ -192,7 +193,7 @@ def _run(
         say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
     elif not how.json_output:
         _tell_theta(certificate, mode)
-    if not certificate.identical and not how.json_output:
+    if not certificate.passed and not how.json_output:
         _show(certificate)
     extras = _extras(workspace, model, source, formats, (lambda _: None) if how.json_output else say)
     statement = workspace.found.factory
@@ -201,7 +202,11 @@ def _run(
         print_json({"written": str(target), "files": files, "certificate": read_json(target / CERTIFICATE_FILE)})
         return
     _show(certificate)
-    say(f"the architecture is the original's; wrote {target}/: {', '.join(files)}")
+    recalibrated = bool(certificate.details.get("recalibration", {}).get("done"))
+    say(grade_words(certificate.grade, recalibrated))
+    if certificate.grade == "same form":
+        say("note: without a task neither graph nor function nor equivariance was compared: give `--task FILE`")
+    say(f"wrote {target}/: {', '.join(files)}")
 
 
 def _tell_theta(certificate: Certificate, mode: StripMode) -> None:
