@@ -15,10 +15,10 @@ import onnxruntime
 from simulate import dataset
 
 
-def main(path: str) -> None:
-    """Print the mean squared error over the 3,000 test trajectories of the fine-tuning task; dimensionless."""
+def main(path: str, samples: str = "3000") -> None:
+    """Print the mean squared error over the first test trajectories of the fine-tuning task; dimensionless."""
     session = onnxruntime.InferenceSession(path)
-    pairs = dataset(3000, (0, 2), 2.0)  # the task's seed, its third split, its interaction strength
+    pairs = dataset(int(samples), (0, 2), 2.0)  # the task's seed, its third split, its interaction strength
     inputs = {name: getattr(pairs, name).astype(np.float32) for name in ("positions", "velocities", "charges")}
     (predicted,) = session.run(None, inputs)
     error = predicted.astype(np.float64) - pairs.targets.astype(np.float32)
@@ -27,4 +27,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -6,7 +6,6 @@ import doctest
 import functools
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib import import_module
@@ -192,15 +191,6 @@ def test_simulator_command_line(
     with np.load(output) as data:
         for field in fields(expected):
             np.testing.assert_array_equal(data[field.name], getattr(expected, field.name))
-
-
-@pytest.mark.slow
-def test_fifty_times_faster_than_one_by_one(simulate: ModuleType) -> None:
-    """The public generator takes 0.16 s for a trajectory of 5,000 steps."""
-    start = simulate.initial_conditions(1024, seed=0)
-    began = time.process_time()
-    simulate.simulate(*start, steps=500)
-    assert 10 * (time.process_time() - began) / 1024 < 0.16 / 50
 
 
 # Network

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -90,8 +91,17 @@ def test_a_run_ends_with_the_process_that_asked_for_it() -> None:
     asking.stdout.close()
 
 
-def test_a_run_whose_parent_lives_goes_on() -> None:
-    begun = time.monotonic()
-    with ending_with(os.getppid()):
-        time.sleep(1.5)
-    assert time.monotonic() - begun >= 1.5
+def test_a_run_whose_parent_lives_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, ends, looked = os.getppid(), [], threading.Semaphore(0)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(os, "getppid", lambda: looked.release() or parent)
+    with ending_with(parent):
+        assert all(looked.acquire(timeout=60) for _ in range(2))  # the second look comes after what the first led to
+    assert ends == []
+
+
+def test_a_run_whose_parent_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    with ending_with(os.getppid() + 1):
+        assert ended.wait(timeout=60)
