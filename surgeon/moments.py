@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -93,19 +94,21 @@ def processes() -> int:
 def average_over_processes(moments: Sequence[SecondMoment]) -> None:
     """Replace the moments of every process, in place, by those of the rows of all processes, weighted by rows.
 
-    All processes have to call it with moments of the same dimensions in the same order; one message is sent.
+    All processes have to call it with moments of the same dimensions in the same order, those of which a process has no
+    row with an empty one; one message is sent.
     """
     if not moments:
         return
     counts = torch.tensor([moment.count for moment in moments], dtype=torch.float64)
-    first = moments[0].gram()
     grams = [moment.gram() for moment in moments]
-    message = torch.cat([counts.to(first), *(gram.flatten() for gram in grams)])
+    # in float16 or bfloat16 not even the counts would be whole numbers
+    dtype = functools.reduce(torch.promote_types, (gram.dtype for gram in grams), torch.float32)
+    message = torch.cat([counts.to(grams[0].device, dtype), *(gram.flatten().to(dtype) for gram in grams)])
     distributed.all_reduce(message)
     totals = message[: len(counts)].tolist()
     parts = torch.split_with_sizes(message[len(counts) :], [gram.numel() for gram in grams])
     for moment, gram, part, total in zip(moments, grams, parts, totals, strict=True):
-        moment.replace(part.reshape(gram.shape), round(total))
+        moment.replace(part.view_as(gram).to(gram), round(total))
 
 
 def rows_per_process(counts: Sequence[int]) -> list[float]:

@@ -172,15 +172,15 @@ class Relaxation:
     def penalty(self) -> Tensor:
         """Return the sum of all penalty terms, shape (): what eq. 5 multiplies by lambda.
 
-        Call it once per optimiser step, after all its forwards: what they recorded is used, averaged over the processes
-        of torch.distributed, and forgotten. Before any training forward it is 0; a site that saw no input is left out.
+        Call it once per optimiser step, after all its forwards, in every process of torch.distributed: what they
+        recorded is used, averaged over processes, and forgotten. Before any training forward it is 0; a site that saw
+        no input in any process is left out.
         """
         due = [key for number, key in enumerate(self.branches) if self._is_due(number)]
-        seen = [key for key in due if self.branches[key].recorded.count]
         for key in due:
             self._terms.pop(key, None)
-        self._terms.update(self._computed(seen))
-        if seen or self._terms:
+        self._terms.update(self._computed(due))
+        if self._terms:
             self._turn += 1
             self._record()
         weights = {key: self.branches[key].factors for key in self._terms}
@@ -193,21 +193,32 @@ class Relaxation:
         return penalty
 
     def _computed(self, keys: Sequence[str]) -> dict[str, SitePenalty]:
-        settings, moments = self.penalty_settings, [self.branches[key].recorded for key in keys]
-        if settings is None or not keys:
-            return {}
+        """Return the terms of those sites that saw an input in any process.
+
+        What one process sees depends on its batches, while all have to send messages of the same form and end with the
+        same terms: so these are about all ``keys``, with zeros for what a process did not see.
+        """
+        settings = self.penalty_settings
+        moments = {key: self.branches[key].recorded for key in keys}
+        counts: dict[str, float | None] = {key: None for key, moment in moments.items() if moment.count}
         together = processes() > 1
-        counts: Sequence[float | None] = [None] * len(keys)
+        if settings is None or not keys or not (counts or together):
+            return {}
+        for key in keys if together else ():
+            if not moments[key].count:
+                moments[key].add(self.branches[key].theta.new_zeros(0, moments[key].dimension))
         if together and settings.form == "rows":
             # a mean over rows is the mean over processes of local sums over the rows per process
-            counts = rows_per_process([moment.count for moment in moments])
+            means = rows_per_process([moment.count for moment in moments.values()])
+            counts = {key: mean for key, mean in zip(keys, means, strict=True) if mean}
         elif together:
-            average_over_processes(moments)
+            average_over_processes(list(moments.values()))
+            counts = {key: None for key, moment in moments.items() if moment.count}
         terms = {
-            key: site_penalty(self.branches[key].factors, moment, self._commutators[key], settings.form, count)
-            for key, moment, count in zip(keys, moments, counts, strict=True)
+            key: site_penalty(self.branches[key].factors, moments[key], self._commutators[key], settings.form, count)
+            for key, count in counts.items()
         }
-        if together and settings.form == "rows":
+        if together and terms and settings.form == "rows":
             return _averaged(terms)
         return terms
 

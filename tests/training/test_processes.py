@@ -13,10 +13,13 @@ import torch
 
 from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import TaskError
+from surgeon.regularizer import PenaltyForm
 from surgeon.training.batches import Sharing, training_steps
+from surgeon.trees import allclose, equal
 from tests.commands import Surgeon, torchrun
 from tests.processes import forked
 from tests.tiny import TinyTask
+from tests.training.heads import penalties, relaxed, steps
 
 
 def test_a_step_takes_the_same_batches_whatever_the_number_of_processes() -> None:
@@ -57,6 +60,21 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors = open_checkpoint(folder / "training_state" / "state.safetensors").tensors
     return {key: value for key, value in tensors.items() if key.startswith("model.")}
+
+
+@pytest.mark.parametrize(("form", "every"), [("gram", 1), ("rows", 1), ("gram", 3)])
+def test_processes_that_see_different_heads_agree_on_the_penalty_of_one_process(
+    tmp_path: Path, form: PenaltyForm, every: int
+) -> None:
+    done = forked(tmp_path, form, str(every), program="tests.training.heads", count=2)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    expected = penalties(relaxed(form, every), steps(3))
+    assert [len(step["terms"]) for step in expected] == ([3, 3, 2] if every == 1 else [3, 3, 3])
+    assert equal(one, other)
+    assert allclose(one, expected, relative=1e-12, absolute=1e-12)
+    alone = penalties(relaxed(form, every), [of_step[:1] for of_step in steps(3)])
+    assert not allclose(alone[0]["value"], expected[0]["value"], relative=1e-2)
 
 
 @pytest.mark.slow
