@@ -112,22 +112,25 @@ def _sites(data: Mapping[str, Any]) -> str:
     return f"{' '.join(told)}\n\n{table}"
 
 
+_ERRORS = ("mean", "median", "maximum")
+
+
 def equivariance_section(data: Mapping[str, Any]) -> str:
     """Return the equivariance errors as Markdown; nothing if none were measured."""
     rows = (
-        (model, dtype, component, *(_number(error[key]) for key in ("mean", "median", "maximum")), error["count"])
+        (model, dtype, component, *(_number(error[key]) for key in _ERRORS), error["worst"], error["count"])
         for model, dtypes in data["equivariance"].items()
         for dtype, components in dtypes.items()
         for component, error in components.items()
     )
-    table = markdown_table(("model", "dtype", "group component", "mean", "median", "max", "count"), rows)
+    table = markdown_table(("model", "dtype", "group component", "mean", "median", "max", "of element", "count"), rows)
     if not table:
         return ""
     settings, group = data["details"].get("measurement", {}), data["details"].get("group")
     how = "Relative error |f(gx) - g f(x)| / |g f(x)|" + (f" under {group}" if group else "")
     if settings:
         how += (
-            f" on {settings['batches']} validation batches with {settings['elements']} elements per component, "
+            f" on {settings['batches']} validation batches with {settings['elements']} random elements per component, "
             f"seed {settings['seed']}"
         )
     absent = data["details"].get("no float64")

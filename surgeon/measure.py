@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,10 +51,17 @@ def _floating(tree: Any) -> list[Tensor]:
     return [tensor.detach() for tensor in tensors_in(tree) if tensor.is_floating_point()]
 
 
-def summarise(errors: Sequence[float]) -> ErrorSummary:
-    """Return mean, median, maximum and count of relative errors; a non-finite one makes mean and maximum infinite."""
+def summarise(errors: Sequence[float], labels: Sequence[str] = ()) -> ErrorSummary:
+    """Return mean, median, maximum and count of relative errors; a non-finite one makes mean and maximum infinite.
+
+    Args:
+        errors: at least one.
+        labels: of which element each is; the summary names the first with the largest error.
+    """
     cleaned = [error if math.isfinite(error) else math.inf for error in errors]
-    return ErrorSummary(statistics.fmean(cleaned), statistics.median(cleaned), max(cleaned), len(cleaned))
+    largest = max(cleaned)
+    worst = labels[cleaned.index(largest)] if labels else ""
+    return ErrorSummary(statistics.fmean(cleaned), statistics.median(cleaned), largest, len(cleaned), worst)
 
 
 def equivariance_error(
@@ -66,21 +74,21 @@ def equivariance_error(
     count: int = 8,
     seed: int = 0,
 ) -> dict[str, ErrorSummary]:
-    """Measure ``|f(g x) - g f(x)| / |g f(x)|`` under random elements of every component of the group.
+    """Measure ``|f(g x) - g f(x)| / |g f(x)|`` under the group's test elements.
 
     A change of scale moves new points into the frame of an image, of which f(x) says nothing: they are left out.
 
     Args:
         function: the network, from a batch to outputs; gradients stay enabled, since some models return derivatives.
-        batches: sample batches; each is paired with ``count`` elements per component.
+        batches: sample batches; each is paired with test elements of its own, see :meth:`Group.test_elements`.
         act: the group's action on a batch, ``act(g, batch)``, g of shape (k, k) in float64.
         act_output: the group's action on the outputs.
         group: the group to sample from.
-        count: elements per component and batch.
+        count: random elements per component and batch.
         seed: seed of the elements.
 
     Returns:
-        Component name to the distribution of relative errors.
+        Component name to the distribution of relative errors; of a finite group, the name of each generator.
 
     Raises:
         TaskError: if there is no batch or no element, or the outputs of a batch cannot be compared.
@@ -90,18 +98,17 @@ def equivariance_error(
             f"expected at least one batch and one element, got {len(batches)} and {count}: nothing to measure"
         )
     generator = torch.Generator().manual_seed(seed)
-    result: dict[str, ErrorSummary] = {}
     outputs = [map_tensors(Tensor.detach, function(batch)) for batch in batches]
-    for component, name in enumerate(group.component_names):
-        errors = []
-        for batch, output in zip(batches, outputs, strict=True):
-            for g in group.sample(count, generator, component):
-                moved = map_tensors(Tensor.detach, function(act(g, batch)))
-                expected = act_output(g, output)
-                moved = _covered(moved, expected) if group.rescales else moved
-                errors.append(relative_difference(moved, expected))
-        result[name] = summarise(errors)
-    return result
+    errors: dict[str, list[float]] = defaultdict(list)
+    labels: dict[str, list[str]] = defaultdict(list)
+    for batch, output in zip(batches, outputs, strict=True):
+        for label, component, g in group.test_elements(generator, count):
+            moved = map_tensors(Tensor.detach, function(act(g, batch)))
+            expected = act_output(g, output)
+            moved = _covered(moved, expected) if group.rescales else moved
+            errors[component].append(relative_difference(moved, expected))
+            labels[component].append(label)
+    return {component: summarise(errors[component], labels[component]) for component in errors}
 
 
 def _covered(moved: Any, expected: Any) -> Any:

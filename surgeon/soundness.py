@@ -120,9 +120,7 @@ def _check_graph(before: Recording, after: Recording, relaxation: Relaxation) ->
 def _check_effects(model: Model, relaxation: Relaxation, group: Group, seed: int) -> None:
     """Break the symmetry through one site at a time."""
     generator = torch.Generator().manual_seed(seed)
-    elements = torch.cat([group.sample(1, generator, component) for component in range(len(group.component_names))])
-    if group.finite:
-        elements = group.elements
+    elements = torch.stack([element.g for element in group.test_elements(generator, 1)])
     original = model.error(elements)
     for key, branch in relaxation.branches.items():
         _scale_to_op(model, branch)

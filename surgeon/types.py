@@ -276,12 +276,21 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """Distribution of relative errors over samples and group elements; dimensionless."""
+    """Distribution of relative errors over samples and group elements; dimensionless.
+
+    Attributes:
+        mean: their mean.
+        median: their median.
+        maximum: the largest; what a verdict goes by, since a network may be broken under a few elements only.
+        count: how many there are.
+        worst: the group element of the largest one, in words.
+    """
 
     mean: float
     median: float
     maximum: float
     count: int
+    worst: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,30 @@ def test_each_component_is_judged_by_itself() -> None:
     assert axial["inversion"].mean == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("name", ["D1", "D2", "D3", "D6"])
+def test_a_map_that_is_broken_under_reflections_alone_is_seen_with_every_seed(name: str) -> None:
+    group, batch = parse_group(name), torch.randn(5, 2, dtype=DOUBLE)
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=DOUBLE)
+    for seed in range(10):
+        found = equivariance_error(lambda x: x @ quarter, [batch], turn, turn, group, count=2, seed=seed)
+        assert found["rotation"].maximum < 1e-12
+        assert (found["reflection"].maximum, found["reflection"].worst) == (pytest.approx(2.0), "reflection")
+
+
+def test_the_worst_element_is_named() -> None:
+    group = parse_group("O3")
+    drawn = {label: g for label, _, g in group.test_elements(torch.Generator().manual_seed(0), 4)}
+    batch = torch.randn(5, 3, dtype=DOUBLE)
+
+    def fails_once(x: Tensor) -> Tensor:
+        return 3 * x if torch.equal(x, batch @ drawn["random inversion 2"].T) else x
+
+    found = equivariance_error(fails_once, [batch], turn, turn, group, count=4)
+    assert (found["inversion"].worst, found["inversion"].maximum) == ("random inversion 2", pytest.approx(2.0))
+    assert found["inversion"].median == 0.0
+    assert found["identity"].maximum == 0.0
+
+
 def test_counts_and_seed() -> None:
     matrix = torch.randn(3, 3, dtype=DOUBLE)
     torch.manual_seed(0)
@@ -47,7 +71,7 @@ def test_counts_and_seed() -> None:
     assert errors(lambda x: x @ matrix, "SO3", count=3, seed=1)["identity"] == first
     torch.manual_seed(0)
     assert errors(lambda x: x @ matrix, "SO3", count=3, seed=2)["identity"] != first
-    assert first.count == 6
+    assert first.count == 2 * (3 + 3)  # batches, times generators and random elements
 
 
 def test_functions_may_differentiate_inside() -> None:
@@ -104,6 +128,8 @@ def test_outputs_that_cannot_be_compared_are_refused(left: Any, right: Any) -> N
 def test_summaries_keep_non_finite_errors_visible() -> None:
     assert summarise([1.0, 2.0, 6.0]).mean == 3.0
     assert summarise([1.0, 2.0, 6.0]).median == 2.0
+    assert summarise([1.0, 6.0, 2.0], ["a", "b", "c"]).worst == "b"
+    assert summarise([1.0, 6.0, math.nan], ["a", "b", "c"]).worst == "c"
     spoiled = summarise([1.0, math.nan, 2.0])
     assert (spoiled.mean, spoiled.maximum, spoiled.median, spoiled.count) == (math.inf, math.inf, 2.0, 3)
 

@@ -26,8 +26,29 @@ def test_an_intertwiner_passes_and_a_random_map_fails(dtype: torch.dtype) -> Non
 
 def test_the_component_that_fails_is_named() -> None:
     group = parse_group("O3")
-    with pytest.raises(CheckFailedError, match="'inversion'"):
+    with pytest.raises(CheckFailedError, match="'inversion' it deviates"):
         assert_equivariant(lambda x: x, irreps(group, "1x1o"), irreps(group, "1x1e"))
+
+
+@pytest.mark.parametrize("name", ["D1", "D2", "D3", "D4", "D6"])
+def test_all_generators_of_a_finite_group_are_tried_with_every_seed(name: str) -> None:
+    rho = axes(parse_group(name), "c v", {"c": 2})
+
+    def turned(x: Tensor) -> Tensor:  # by a quarter: commutes with rotations, not with reflections
+        x = x.unflatten(-1, (2, 2))
+        return torch.stack([-x[..., 1], x[..., 0]], dim=-1).flatten(-2)
+
+    for seed in range(10):
+        with pytest.raises(CheckFailedError, match="'reflection'"):
+            assert_equivariant(turned, rho, rho, elements=1, seed=seed)
+    assert_equivariant(lambda x: 2 * x, rho, rho)
+    assert_equivariant(turned, *[axes(parse_group("C4"), "c v", {"c": 2})] * 2)
+
+
+def test_numbers_that_are_not_finite_are_not_equivariant() -> None:
+    rho = axes(parse_group("D3"), "v", {})
+    with pytest.raises(CheckFailedError, match="nan"):
+        assert_equivariant(lambda x: torch.where(x[..., :1] > 0, x, torch.nan), rho, rho)
 
 
 def test_lorentz_vectors() -> None:

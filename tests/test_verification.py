@@ -185,7 +185,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (metric, "metrics", "mse of the stripped on the test split: recorded is"),
     (error, "recorded equivariance", "stripped under inversion in float32: recorded median is 1.0e-03"),
     (smaller_error, "recorded equivariance", "original under identity in float32: recorded mean is"),
-    (count, "recorded equivariance", "recorded are 3 measurements, made now were 2"),
+    (count, "recorded equivariance", "recorded are 6 measurements, made now were 5"),
     (graph, "recorded graph hashes", "graph of the original: recorded hash is 000"),
     (form, "recorded forms of the result", "first.weight of the result: recorded is"),
     (original_form, "recorded forms of the original", "first.weight of the original: recorded is"),

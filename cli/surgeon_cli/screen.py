@@ -65,13 +65,13 @@ def show_certificate(certificate: Certificate) -> None:
 def equivariance_table(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> Table:
     """Return equivariance errors, one row per model, dtype and component of the group."""
     table = Table(title="equivariance error |f(gx) - g f(x)| / |g f(x)|", title_justify="left")
-    for heading in ("model", "dtype", "group component", "mean", "median", "max", "count"):
+    for heading in ("model", "dtype", "group component", "mean", "median", "max", "of element", "count"):
         table.add_column(heading)
     for model, dtypes in equivariance.items():
         for dtype, components in dtypes.items():
             for component, error in components.items():
                 numbers = (f"{value:.1e}" for value in (error.mean, error.median, error.maximum))
-                table.add_row(model, dtype, component, *numbers, str(error.count))
+                table.add_row(model, dtype, component, *numbers, error.worst, str(error.count))
     return table
 
 

@@ -20,7 +20,7 @@ from surgeon.tasks import can_act
 from surgeon.trees import map_tensors, tensors_in, to_dtype
 
 ELEMENTS = 2
-"""Group elements per component and batch."""
+"""Random elements per component and batch."""
 
 
 @dataclass(frozen=True)
@@ -137,21 +137,18 @@ def _equivariance(
     generator, group, task = torch.Generator().manual_seed(seed), stripped.group, stripped.task
     assert group is not None
     approximate = symmetrised_copy(stripped.model, group) is not None
-    result = {}
-    for component, name in enumerate(group.component_names):
-        worst = 0.0
-        for batch, tree, exact, allowed in zip(batches, trees, exact_trees, bounds, strict=True):
-            for g in group.sample(ELEMENTS, generator, component):
-                moved = _chosen(task.act_output(g, tree), kept)  # type: ignore[attr-defined]
-                # Coordinates that are turned or moved have the size of what they are turned into.
-                scaled = [max(a, stripped.relative * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
-                found = run(task.act(g, batch))  # type: ignore[attr-defined]
-                ratio = largest_deviation(found, moved, scaled)
-                if ratio > 1 and approximate:
-                    own = _own_deviation(stripped, batch, exact, g, kept)
-                    ratio = largest_deviation(found, moved, [a + b for a, b in zip(scaled, own, strict=True)])
-                worst = max(worst, ratio)
-        result[name] = worst
+    result: dict[str, float] = {}
+    for batch, tree, exact, allowed in zip(batches, trees, exact_trees, bounds, strict=True):
+        for _, component, g in group.test_elements(generator, ELEMENTS):
+            moved = _chosen(task.act_output(g, tree), kept)  # type: ignore[attr-defined]
+            # Coordinates that are turned or moved have the size of what they are turned into.
+            scaled = [max(a, stripped.relative * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
+            found = run(task.act(g, batch))  # type: ignore[attr-defined]
+            ratio = largest_deviation(found, moved, scaled)
+            if ratio > 1 and approximate:
+                own = _own_deviation(stripped, batch, exact, g, kept)
+                ratio = largest_deviation(found, moved, [a + b for a, b in zip(scaled, own, strict=True)])
+            result[component] = max(result.get(component, 0.0), ratio)
     return result
 
 

@@ -20,15 +20,15 @@ SAME_ELEMENT_TOLERANCE = 1e-6
 
 RANDOM_WALK_STEPS = 32
 
-TEST_STEP = 0.1
-"""Size of a test element near the identity: the angle, in radians, if the generator is that of a rotation."""
+TEST_STEP = 1.0
+"""Size of the test elements along single generators: the angle, in radians, if the generator is that of a rotation."""
 
 
 class GroupElement(NamedTuple):
     """One element by which something is judged.
 
     Attributes:
-        label: which element, in words: "step along generator 1", "random 2", "inversion", "reflection".
+        label: which element, in words: "generator 1", "random 2", "inversion", "reflection".
         component: what its error is summarised under: the component's name; in a finite group the generator's, or
             ``OTHER_ELEMENTS``.
         g: shape (k, k), float64.
@@ -158,7 +158,7 @@ class Group:
             return self.component_names[1:]
         return self.generator_names or tuple(f"generator {index + 1}" for index in range(len(self.elements)))
 
-    def test_elements(self, generator: torch.Generator, random: int = 2, step: float = TEST_STEP) -> list[GroupElement]:
+    def test_elements(self, generator: torch.Generator, random: int = 2) -> list[GroupElement]:
         """Return the elements by which anything that is said to have this symmetry is judged.
 
         What holds under a few random elements of a finite group may hold in a subgroup only, so all generators are
@@ -171,11 +171,10 @@ class Group:
             generator: source of randomness, on the CPU.
             random: how many random elements each component gets; of a finite group, how many elements besides its
                 generators, fewer if there are no more.
-            step: size of the small steps.
 
         Returns:
-            Of a Lie group ``exp(step A)`` for each generator A that acts on features, in order, and random elements of
-            the identity component; then of every further component its own element and random ones, ``random`` in all.
+            Of a Lie group one step along each generator that acts on features, in order, and random elements of the
+            identity component; then of every further component its own element and random ones, ``random`` in all.
             Of a finite group every generator, then different random elements that are neither these nor the identity.
 
         Example:
@@ -188,26 +187,22 @@ class Group:
         if self.finite:
             return [GroupElement(name, name, g) for name, g in named] + self._other_elements(generator, random)
         identity = self.component_names[0]
-        found = [
-            GroupElement(f"step along generator {index + 1}", identity, g) for index, g in enumerate(self._steps(step))
-        ]
+        found = [GroupElement(f"generator {index + 1}", identity, g) for index, g in enumerate(self._steps())]
         count = random if len(self.algebra) else 1  # without generators each component has one element
         drawn = self.sample(count, generator)
         found += [GroupElement(f"random {index + 1}", identity, g) for index, g in enumerate(drawn)]
         for component, (name, element) in enumerate(named, start=1):
             found.append(GroupElement(name, name, element))
             drawn = self.sample(max(count - 1, 0), generator, component)
-            found += [GroupElement(f"{name} and random {index + 1}", name, g) for index, g in enumerate(drawn)]
+            found += [GroupElement(f"random {name} {index + 1}", name, g) for index, g in enumerate(drawn)]
         return found
 
-    def _steps(self, step: float) -> Tensor:
+    def _steps(self) -> Tensor:
         """Steps along the generators that act on features, scaled to the norm sqrt(2) of a rotation's."""
-        acting = self.linear(self.algebra).flatten(1).abs().sum(dim=1) > 0
-        algebra = self.algebra[acting]
-        scaled: Tensor = torch.linalg.matrix_exp(
-            step * 2**0.5 * algebra / algebra.flatten(1).norm(dim=1)[:, None, None]
-        )
-        return scaled
+        algebra = self.algebra[self.linear(self.algebra).flatten(1).abs().sum(dim=1) > 0]
+        sizes = algebra.flatten(1).norm(dim=1)[:, None, None]
+        steps: Tensor = torch.linalg.matrix_exp(TEST_STEP * 2**0.5 * algebra / sizes)
+        return steps
 
     def _other_elements(self, generator: torch.Generator, count: int) -> list[GroupElement]:
         elements = self.all_elements()

@@ -102,14 +102,11 @@ def find_breaks(
 
 def _output_errors(recordings: list[Recording], elements: Elements, symmetry: Symmetry) -> dict[str, float]:
     assert symmetry.act_output is not None
-    group, base = symmetry.group, recordings[0].outputs
-    further = len(group.component_names) - 1
-    names = [group.component_names[0]] * (len(elements.checks) - further) + list(group.component_names[1:])
+    base, judges = recordings[0].outputs, elements.judges
     errors: dict[str, float] = {}
-    moved = recordings[len(recordings) - len(elements.checks) :]
-    for name, g, recording in zip(names, elements.checks, moved, strict=True):
+    for (_, component, g), recording in zip(judges, recordings[-len(judges) :], strict=True):
         error = relative_difference(recording.outputs, symmetry.act_output(g, base))
-        errors[name] = max(errors.get(name, 0.0), error)
+        errors[component] = max(errors.get(component, 0.0), error)
     return errors
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.graph.record import fresh_copy
-from surgeon.groups import Group
+from surgeon.groups import Group, GroupElement
 from surgeon.inference.symmetry import Symmetry
 from surgeon.trees import map_tensors
 
@@ -20,7 +20,7 @@ STEP = 1e-3
 """Size of the small group elements exp(+-STEP A), dimensionless; for float64."""
 
 CHECKS = 2
-"""Random elements of the identity component, one of each other, under which a verdict has to hold."""
+"""Random elements per component under which a verdict has to hold, see :meth:`Group.test_elements`."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ class Elements:
         group: the group.
         small: shape (n_generators, 2, k, k): exp(+STEP A), exp(-STEP A) for the generators that act on features.
         components: shape (n, k, k): one element of each further component; generators of a finite group.
-        checks: shape (m, k, k): random elements.
+        checks: shape (m, k, k): the other test elements of the group, random ones above all.
+        names: label and component of each element of ``components``, then of ``checks``.
     """
 
     group: Group
     small: Tensor
     components: Tensor
     checks: Tensor
+    names: tuple[tuple[str, str], ...]
 
     @classmethod
     def draw(cls, group: Group, generator: torch.Generator) -> Elements:
@@ -45,14 +47,23 @@ class Elements:
         linear = group.linear(group.algebra)
         algebra = group.algebra[linear.flatten(1).abs().sum(dim=1) > 0]
         small = torch.linalg.matrix_exp(torch.stack([STEP * algebra, -STEP * algebra], dim=1))
-        checks = [group.sample(CHECKS, generator)]
-        checks += [group.sample(1, generator, component) for component in range(1, len(group.component_names))]
-        return cls(group, small, group.elements, torch.cat(checks))
+        tests = group.test_elements(generator, CHECKS)
+        own = [element for element in tests if element.label in group.element_names]
+        others = [element for element in tests if element.label not in group.element_names]
+        checks = torch.stack([element.g for element in others]) if others else group.elements[:0]
+        names = tuple((element.label, element.component) for element in [*own, *others])
+        return cls(group, small, group.elements, checks, names)
 
     def all(self) -> list[Tensor]:
         """Return every element, the identity first."""
         identity = torch.eye(self.group.dimension, dtype=torch.float64)
         return [identity, *self.small.flatten(0, 1), *self.components, *self.checks]
+
+    @property
+    def judges(self) -> list[GroupElement]:
+        """The last of ``all()``: those by which everything is judged, all generators of a finite group included."""
+        matrices = [*self.components, *self.checks]
+        return [GroupElement(*names, g) for names, g in zip(self.names, matrices, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,9 @@ class TensorProbe:
         return list(zip(self.elements.components, self.values[start:], strict=False))
 
     def checks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the pairs (g, y_g) of the random elements and of the components."""
-        start = 1 + 2 * len(self.elements.small) + len(self.elements.components)
-        return [*zip(self.elements.checks, self.values[start:], strict=True), *self.components()]
+        """Return the pairs (g, y_g) of the elements that judge."""
+        judges = self.elements.judges
+        return [(element.g, moved) for element, moved in zip(judges, self.values[-len(judges) :], strict=True)]
 
 
 Calls = list[tuple[Mapping[str, Any], Any]]

@@ -217,7 +217,8 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
     same = next((each for each in found if each.op.argument == site.argument), None)
     if same is None:
         return
-    group, elements = measurement.symmetry.group, measurement.own.elements.checks
+    group = measurement.symmetry.group
+    elements = torch.stack([element.g for element in measurement.own.elements.judges])
     measured = same.site()
     pairs = [
         (Representation.from_data(group, left), Representation.from_data(group, right))

@@ -359,9 +359,8 @@ def _deviation(
     scale = float((result - offset).norm())
     if not scale:
         return None
-    worst = 0.0
-    first = len(calls) - len(probe.elements.checks)
-    for g, moved in zip(probe.elements.checks, calls[first:], strict=True):
+    worst, judges = 0.0, probe.elements.judges
+    for (_, _, g), moved in zip(judges, calls[-len(judges) :], strict=True):
         turned = op.run(twin, moved[0][0], type_in.act(g, x))
         worst = max(worst, float((turned - type_out.act(g, result)).norm()) / scale)
     return worst

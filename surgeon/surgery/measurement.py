@@ -184,12 +184,9 @@ def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[An
 def _output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
     if symmetry.act_output is None:
         return {}
-    group = symmetry.group
+    judges = probe.elements.judges
     errors: dict[str, float] = {}
-    checks = len(probe.elements.checks)
-    first = len(probe.outputs) - checks
-    names = [*[group.component_names[0]] * (checks - len(group.component_names) + 1), *group.component_names[1:]]
-    for name, g, moved in zip(names, probe.elements.checks, probe.outputs[first:], strict=True):
+    for (_, component, g), moved in zip(judges, probe.outputs[-len(judges) :], strict=True):
         try:
             error = relative_difference(moved, symmetry.act_output(g, probe.outputs[0]))
         except Exception as problem:
@@ -197,7 +194,7 @@ def _output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
                 f"act_output fails on the model's output with {type(problem).__name__}: {first_line(problem)}; "
                 "correct act_output(g, outputs)"
             ) from problem
-        errors[name] = max(errors.get(name, 0.0), error)
+        errors[component] = max(errors.get(component, 0.0), error)
     return errors
 
 

@@ -52,20 +52,12 @@ def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[
 
 
 class SiteCheck:
-    """Linearity and equivariance of single ops, under one random element of each component of a group.
-
-    Of a finite group all generators are taken: a random element can be the identity, under which everything holds.
-    """
+    """Linearity and equivariance of single ops, under the test elements of a group."""
 
     def __init__(self, group: Group, seed: int = 0) -> None:
         self._group = group
         self._generator = torch.Generator().manual_seed(seed)
-        components = range(len(group.component_names))
-        self._elements = (
-            group.elements
-            if group.finite
-            else torch.cat([group.sample(1, self._generator, component) for component in components])
-        )
+        self._elements = torch.stack([element.g for element in group.test_elements(self._generator, 1)])
         self._actions: dict[str, Any] = {}
 
     def _act(self, rho: Representation, x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class ArmRun:
         seconds: training time, evaluation included.
         sites: what was dropped or folded.
         certificate: its grade, or "different" from the original architecture; None if nobody looked.
-        equivariance: largest median equivariance error of the stripped model; None if it was not measured.
+        equivariance: largest equivariance error of the stripped model; None if it was not measured.
     """
 
     arm: str

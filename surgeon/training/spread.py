@@ -94,7 +94,7 @@ def _judged(workspace: Workspace, original: nn.Module, run: ArmRun, model: nn.Mo
     if can_act(task.task) and workspace.relaxation is not None:
         group = parse_group(workspace.relaxation.plan.group)
         errors = task_equivariance(model, task, group, MeasureSettings(2, 1))
-        error = max(summary.median for summary in errors.values())
+        error = max(summary.maximum for summary in errors.values())
     return dataclasses.replace(run, certificate=certificate.grade or "different", equivariance=error)
 
 

@@ -145,7 +145,7 @@ def _number(value: Any) -> float:
 
 def _summary(error: Mapping[str, Any]) -> ErrorSummary:
     mean, median, maximum = (_number(error[key]) for key in ("mean", "median", "maximum"))
-    return ErrorSummary(mean, median, maximum, int(error["count"]))
+    return ErrorSummary(mean, median, maximum, int(error["count"]), str(error["worst"]))
 
 
 def _settings(data: Mapping[str, Any]) -> MeasureSettings:

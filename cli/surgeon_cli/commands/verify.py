@@ -112,4 +112,4 @@ def _number(value: float | None) -> float:
 
 def _summary(error: Mapping[str, Any]) -> ErrorSummary:
     mean, median, maximum = (_number(error[key]) for key in ("mean", "median", "maximum"))
-    return ErrorSummary(mean, median, maximum, error["count"])
+    return ErrorSummary(mean, median, maximum, error["count"], error["worst"])
