@@ -5,6 +5,11 @@ Every class also subclasses the built-in exception that plain Python code would 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgeon.types import Plan
+
 
 class SurgeonError(Exception):
     """Base of all errors that a user can act on; the command line prints the message and exits with ``exit_code``."""
@@ -30,6 +35,14 @@ class PlanError(SurgeonError, ValueError):
 
 class PrecisionError(SurgeonError, RuntimeError):
     """A network does not run in the dtype that a measurement needs."""
+
+
+class NothingToRelaxError(PlanError):
+    """No op of a model takes a branch; ``plan`` has no sites, and says of every parameter why."""
+
+    def __init__(self, message: str, plan: Plan) -> None:
+        super().__init__(message)
+        self.plan = plan
 
 
 class SurgeryError(SurgeonError, RuntimeError):
@@ -72,6 +85,14 @@ class CheckFailedError(SurgeonError, AssertionError):
     """A check ran and its verdict is no: a symmetry, a certificate or an identity does not hold."""
 
     exit_code = 1
+
+
+class NotASymmetryError(CheckFailedError):
+    """A model's output does not transform as the group acts; ``plan`` has no sites, and says what was found."""
+
+    def __init__(self, message: str, plan: Plan) -> None:
+        super().__init__(message)
+        self.plan = plan
 
 
 def first_line(error: BaseException) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import get_args
 
 from rich.table import Table
 from torch import nn
 
 from surgeon.branch import CHILD
+from surgeon.errors import NotASymmetryError, NothingToRelaxError
 from surgeon.inference import Breaks
 from surgeon.report.words import arrow
 from surgeon.types import AuditEntry, Coverage, Plan, Site
-from surgeon_cli.screen import console, say
+from surgeon_cli.screen import console, print_json, say
 
 MOST_NAMES = 4
 LONGEST_NAME = 36
@@ -113,17 +115,34 @@ def _some(names: list[str]) -> str:
 
 def show_plan(plan: Plan, model: nn.Module, own_parameters: int) -> None:
     """Print sites, what is left alone and why, and the totals."""
-    out = console()
-    out.print(plan_table(plan, model))
-    if plan.audit:
-        out.print(audit_table(plan.audit))
-    elif plan.skipped:
-        out.print(skipped_table(plan))
-    for note in plan.notes:
-        say(f"note: {note}")
+    console().print(plan_table(plan, model))
+    show_left_alone(plan)
     extra = sum(site.extra_parameters for site in plan.sites)
     share = f", {100 * extra / own_parameters:.0f} % of the model's {own_parameters:,}" if own_parameters else ""
     say(f"training adds {extra:,} parameters{share}; stripping removes them all")
+
+
+def show_left_alone(plan: Plan) -> None:
+    """Print what becomes of every parameter, and the notes."""
+    if plan.audit:
+        console().print(audit_table(plan.audit))
+    elif plan.skipped:
+        console().print(skipped_table(plan))
+    for note in plan.notes:
+        say(f"note: {note}")
+
+
+@contextmanager
+def showing_refusals(json_output: bool) -> Iterator[None]:
+    """Print the audit of a model in which nothing can be relaxed before the error goes on its way."""
+    try:
+        yield
+    except (NothingToRelaxError, NotASymmetryError) as refusal:
+        if json_output:
+            print_json({"refused": str(refusal), "plan": refusal.plan.to_data()})
+        else:
+            show_left_alone(refusal.plan)
+        raise
 
 
 def show_breaks(breaks: Breaks) -> None:

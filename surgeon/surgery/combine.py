@@ -21,7 +21,7 @@ from surgeon.surgery.effect import without_effect
 from surgeon.surgery.kernels import kernels_of
 from surgeon.surgery.measured import Found, measure_module, same_action
 from surgeon.surgery.measured_raw import measure_raw
-from surgeon.surgery.measurement import Measurement, require_trust
+from surgeon.surgery.measurement import Measurement
 from surgeon.surgery.usage import WeightUsage
 from surgeon.types import Site, Skipped
 
@@ -77,17 +77,12 @@ def combine(
 
     Returns:
         The sites in the order of the model's modules.
-
-    Raises:
-        CheckFailedError: if there is no annotation and the model's output does not transform as it should.
     """
     result = Combined(list(annotated), list(skipped))
     if measurement is not None:
         by_name = {site.name: site for site in annotated}
         for name, candidate in _modules_to_measure(evidence, by_name):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
-        if not result.sites and measurement.errors:
-            require_trust(measurement)
     _drop_without_effect(result, evidence, measurement)
     result.notes += [note for site in result.sites for note in _discretisation(site, evidence)]
     order = {name: position for position, (name, _) in enumerate(evidence.model.named_modules())}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from surgeon.surgery.annotated import annotated_site, collect_proposals, verify_
 from surgeon.surgery.audit import audit_parameters, with_parents
 from surgeon.surgery.combine import Evidence, combine
 from surgeon.surgery.measurement import Measurement, double_twin, measure_model
+from surgeon.surgery.refusal import refusal
 from surgeon.surgery.usage import WeightUsage
 from surgeon.surgery.verify import captured_calls
 from surgeon.trees import map_tensors
@@ -61,19 +61,19 @@ def find(
         further: inputs of more sample calls; what an op needs to be constant, such as the scalar of a tensor product
             that a branch is folded into, has to be so in all of them.
         adapters: adapters by name; default all installed ones.
-        act: how the group acts, ``act(g, *inputs)`` returns a tuple of inputs; g of shape (k, k), float64.
+        act: how the group acts, ``act(g, *inputs)`` returns a tuple; g of shape (k, k), float64.
         act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the model's output is seen
             to transform by it.
         twin: a float64 copy of the model; default ``copy.deepcopy(model).double()``.
 
     Returns:
-        The plan; every parameter is explained by its audit, and every module with trainable parameters of its own is a
-        site, part of one, or skipped with a reason.
+        The plan; its audit explains every parameter.
 
     Raises:
         GroupError: if no adapter knows representations of the group and there is no action to measure them by.
         TaskError: if the action is none, or the inputs cannot show anything.
-        PlanError: if the model already has branches, or nothing can be relaxed (with the reasons).
+        PlanError: if the model already has branches.
+        NothingToRelaxError, NotASymmetryError: if nothing can be relaxed; their ``plan`` has the audit.
     """
     group = parse_group(group) if isinstance(group, str) else group
     adapters = installed_adapters() if adapters is None else adapters
@@ -85,7 +85,7 @@ def find(
     proposals, skipped, failures = collect_proposals(model, group, adapters)
     if not inputs and not forward:
         sites = [annotated_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
-        return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures), None)
+        return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures))
     with in_training_mode(model), unchanged(model):
         with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
             recording = record(model, *inputs, forward=forward)
@@ -114,7 +114,8 @@ def _combined(
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)
-    return _plan(model, group, combined.sites, combined.skipped, proposed, (*notes, *combined.notes), evidence)
+    notes = (*notes, *combined.notes)
+    return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement)
 
 
 def _call(model: nn.Module, *inputs: Any) -> Any:
@@ -164,14 +165,16 @@ def _plan(
     skipped: Sequence[Skipped],
     known: set[str],
     notes: tuple[str, ...],
-    evidence: Evidence | None,
+    evidence: Evidence | None = None,
+    measurement: Measurement | None = None,
 ) -> Plan:
     audit = () if evidence is None else audit_parameters(evidence, sites, skipped)
     explained = known | {entry.name for entry in skipped} | {site.name for site in sites}
     skipped = [*skipped, *_without_explanation(model, explained, audit)]
+    plan = Plan(group.name, tuple(sites), tuple(skipped), notes, audit)
     if not sites:
-        raise PlanError(_nothing_found(model, skipped, notes))
-    return Plan(group.name, tuple(sites), tuple(skipped), notes, audit)
+        raise refusal(model, plan, measurement)
+    return plan
 
 
 def _without_explanation(model: nn.Module, explained: set[str], audit: Sequence[AuditEntry]) -> list[Skipped]:
@@ -194,15 +197,6 @@ def _without_explanation(model: nn.Module, explained: set[str], audit: Sequence[
             what = f"own {', '.join(own.values())} of {type(module).__name__}"
             found.append(Skipped(name, f"{what}: no equivariant linear op that an adapter knows"))
     return found
-
-
-def _nothing_found(model: nn.Module, skipped: Sequence[Skipped], notes: Sequence[str]) -> str:
-    reasons = Counter(entry.reason for entry in skipped).most_common(3)
-    listed = "; ".join([f"{count} x {reason}" for reason, count in reasons] + list(notes))
-    return (
-        f"expected at least one equivariant linear op in {type(model).__name__}, but there is nothing to relax "
-        f"({listed or 'it has no trainable parameters'}): check the group, or exclude nothing"
-    )
 
 
 @contextmanager

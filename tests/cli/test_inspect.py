@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 
 from tests.commands import Surgeon
 
@@ -91,3 +92,42 @@ def test_an_action_may_come_from_elsewhere(surgeon: Surgeon, monkeypatch: pytest
     assert "turning:missing" in surgeon("inspect", "net.pt", *TASK, "--action", "turning:missing", code=2).err
     for name in ("task", "turning"):
         sys.modules.pop(name, None)
+
+
+INVARIANTS = """
+import torch
+from task import TinyTask
+
+
+class Norms(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 3)
+
+    def forward(self, scalars, vectors):
+        return self.layer(vectors.norm(dim=-1))
+
+
+class Task(TinyTask):
+    def model(self):
+        return Norms()
+
+    def act_output(self, g, outputs):
+        return outputs
+
+
+def make_task():
+    return Task()
+"""
+
+
+@pytest.mark.parametrize("command", ["inspect", "relax"])
+def test_a_refusal_shows_the_audit_first(surgeon: Surgeon, command: str) -> None:
+    (surgeon.path / "norms.py").write_text(INVARIANTS)
+    torch.save(torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 3)}).state_dict(), surgeon.path / "norms.pt")
+    refused = surgeon(command, "norms.pt", "--task", "norms.py", "--group", "O3", code=2)
+    assert "all 2 parameter tensors" in refused.out
+    assert "so by design" in refused.err
+    data = surgeon(command, "norms.pt", "--task", "norms.py", "--group", "O3", "--json", code=2).data
+    assert "so by design" in data["refused"]
+    assert [entry["coverage"] for entry in data["plan"]["audit"]] == ["invariant"] * 2

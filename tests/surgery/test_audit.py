@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.errors import NotASymmetryError, NothingToRelaxError
 from surgeon.groups import parse_group
 from surgeon.registry import installed_adapters
 from surgeon.representations import irreps
@@ -252,3 +253,71 @@ def test_an_action_without_a_float64_run_is_not_called_no_action(fails: bool) ->
     (entry,) = (entry for entry in plan.audit if entry.parameter == "other.weight")
     assert ("there is no action" in entry.reason) != fails
     assert ("runs in float64" in entry.reason) == fails
+
+
+class Invariants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        distances = (x[:, None] - x[None]).norm(dim=-1).sort().values[:, 1:5]
+        return self.last(self.first(distances).tanh())
+
+
+@pytest.mark.parametrize(
+    ("model", "group", "error", "words"),
+    [
+        (Invariants, "O3", NothingToRelaxError, "so by design, all linear maps that it trains act on invariants"),
+        (
+            lambda: nn.Sequential(Cubing()),
+            "O3",
+            NothingToRelaxError,
+            "not understood, 100% of its parameters are unexpl",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 3, bias=False), Squares()),
+            "O3",
+            NotASymmetryError,
+            "choose a smaller group",
+        ),
+        (lambda: DenseSeen(), "O3", NothingToRelaxError, "O3 is not the group of this model, 100% of its parameters"),
+    ],
+)
+def test_a_refusal_carries_the_audit_and_says_which_case_it_is(
+    model: Callable[[], nn.Module], group: str, error: type[Exception], words: str
+) -> None:
+    built = model()
+    with pytest.raises(error, match=words) as caught:
+        audited(built, group)
+    plan = caught.value.plan  # type: ignore[attr-defined]
+    assert plan.sites == ()
+    assert [entry.parameter for entry in plan.audit] == [name for name, _ in built.named_parameters()]
+
+
+class Squares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().sum(-1)
+
+
+class Cubing(nn.Module):
+    """Weights on features that are no representation; the output does not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x[..., None].expand(-1, -1, 4)
+        return x.square().sum(-1) + cubed(v, self.mix)
+
+
+class DenseSeen(nn.Module):
+    """A rotation that training would change, seen through norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x[..., None]).square().sum((1, 2))

@@ -15,7 +15,7 @@ from surgeon.types import ErrorSummary, Plan
 from surgeon.workspace import Workspace, open_path
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
-from surgeon_cli.plan_screen import show_breaks, show_plan
+from surgeon_cli.plan_screen import show_breaks, show_plan, showing_refusals
 from surgeon_cli.planning import apply_action, breaks_of, picture_of, plan_for
 from surgeon_cli.screen import print_json, say
 
@@ -74,7 +74,8 @@ def inspect(
         plan = workspace.relaxation.plan
         own = sum(parameter.numel() for parameter in workspace.relaxation.base_parameters())
     else:
-        plan, errors = plan_for(workspace, group, [], [])
+        with showing_refusals(json_output):
+            plan, errors = plan_for(workspace, group, [], [])
         own = sum(parameter.numel() for parameter in workspace.model.parameters())
     if json_output:
         report = {"path": workspace.name, "model": type(workspace.model).__name__, "found_by": workspace.found.source}

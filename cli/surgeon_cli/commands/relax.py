@@ -31,7 +31,7 @@ from surgeon_cli.options import (
     output_stem,
     refuse_overwriting,
 )
-from surgeon_cli.plan_screen import show_plan
+from surgeon_cli.plan_screen import show_plan, showing_refusals
 from surgeon_cli.planning import apply_action, plan_for, read_plan
 from surgeon_cli.screen import print_json, say
 
@@ -109,7 +109,9 @@ def relax(
     _refuse_relaxed(workspace)
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
-    plan = narrowed(_plan(workspace, inserting, group), narrowing, own)
+    with showing_refusals(json_output):
+        found = _plan(workspace, inserting, group)
+    plan = narrowed(found, narrowing, own)
     relaxation = insert(
         workspace.model,
         plan,
