@@ -18,6 +18,7 @@ from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, Ta
 from surgeon.imports import call_with, import_attribute, importable, registered
 from surgeon.registry import DescribesModels, RecognisesWeights
 from surgeon.tasks import LoadedTask, load_task
+from surgeon.trust import check_task
 from surgeon.unfilled import build_unfilled
 
 STATEMENT_KEY = "surgeon.model"
@@ -29,6 +30,7 @@ _LARGE_BYTES = 16 * 2**20
 
 Rebuilder = Callable[[Mapping[str, Tensor]], nn.Module | None]
 Announce = Callable[[str], None]
+Trust = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,14 @@ def find_model(
     describers: Sequence[DescribesModels] = (),
     recognisers: Sequence[RecognisesWeights] = (),
     local: bool = True,
+    trust: Trust = check_task,
     announce: Announce | None = None,
 ) -> FoundModel:
     """Build the model of a checkpoint and load its weights strictly; the first way that applies is taken.
 
     1. ``build``, ``factory`` or ``task.model()``; a trusted module itself, from plain data if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
-    3. without a task of the user's, ``task.py`` in the checkpoint's folder, if the user gave a local path;
+    3. without a task of the user's, ``task.py`` in the folder of a local checkpoint, if the user allows that file;
     4. the first rebuilder that recognises keys and shapes; and then that ``task.py``.
 
     Args:
@@ -100,16 +103,17 @@ def find_model(
         describers: adapters that turn a whole module into plain data.
         recognisers: adapters that say what a state dict is that nothing can build.
         local: False for a checkpoint from the Hub or a cache, whose folder must not be executed.
+        trust: called with the path of ``task.py`` and words for it; raises :class:`TrustError` if it must not run.
         announce: told the path of ``task.py`` before it is executed.
 
     Raises:
         ModelNotFoundError: if no way applies.
-        TrustError: if the checkpoint names a factory that nothing allows to import.
+        TrustError: if nothing allows to import the factory that the checkpoint names, or to run that ``task.py``.
         CheckpointError: if the weights do not fit the model, or the statement is malformed.
         UsageError: if ``factory`` cannot be imported or called.
         TaskError: if the task's ``model`` does not build a module.
     """
-    neighbour = functools.partial(_from_neighbour, checkpoint, local, announce)
+    neighbour = functools.partial(_from_neighbour, checkpoint, local, trust, announce)
     ways: tuple[Callable[[], _Way | None], ...] = (
         lambda: None if build is None else _from_function(build),
         lambda: _from_user(task, factory, arguments),
@@ -305,12 +309,13 @@ def _from_rebuilders(checkpoint: Checkpoint, rebuilders: Sequence[Rebuilder]) ->
     return None
 
 
-def _from_neighbour(checkpoint: Checkpoint, local: bool, announce: Announce | None) -> _Way | None:
+def _from_neighbour(checkpoint: Checkpoint, local: bool, trust: Trust, announce: Announce | None) -> _Way | None:
     folder = checkpoint.path.absolute().parent
     in_cache = any(part.startswith("models--") for part in folder.parts)  # layout of the Hub's cache
     path = folder / "task.py"
     if not local or in_cache or not path.is_file():
         return None
+    trust(path, "the task file beside the checkpoint,")
     if announce is not None:
         announce(str(path))
     return _from_task(load_task(path), "task file beside the checkpoint,")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from surgeon.trust import remember_task
 from surgeon_cli.main import main
 from tests import tiny
 
@@ -56,11 +57,12 @@ class Surgeon:
 
     @staticmethod
     def folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Make a current folder that holds ``net.pt`` and ``task.py``."""
+        """Make a current folder that holds ``net.pt`` and ``task.py``, as it was given by hand before."""
         folder = path / "work"
         folder.mkdir()
         monkeypatch.chdir(folder)
         shutil.copy(tiny.__file__, folder / "task.py")
+        remember_task(folder / "task.py")
         torch.manual_seed(0)
         torch.save(tiny.Net().state_dict(), folder / "net.pt")
         return folder

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -15,6 +18,7 @@ from typing import Any
 # Before torch is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ["SURGEON_HOME"] = tempfile.mkdtemp(prefix="surgeon-tests-")  # what is remembered, for the tests alone
 
 import hypothesis
 import numpy as np
@@ -22,6 +26,9 @@ import pytest
 import torch
 
 from surgeon.e3nn_compat import import_e3nn
+
+atexit.register(shutil.rmtree, os.environ["SURGEON_HOME"], ignore_errors=True)
+os.umask(0o022)  # task files that a group may write are refused
 
 # A shell that starts the tests in the background lets them, and the processes they start, ignore interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

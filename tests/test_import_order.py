@@ -29,6 +29,7 @@ ROWS = (
         "models",
         "unfilled",
         "tasks",
+        "trust",
         "evaluation",
         "certificate",
         "certificate_words",

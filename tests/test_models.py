@@ -17,6 +17,7 @@ from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, Trust
 from surgeon.files import write_json, write_tensors
 from surgeon.models import find_model
 from surgeon.tasks import load_task
+from surgeon.trust import remember_task
 
 FACTORY = """
 from pathlib import Path
@@ -63,6 +64,7 @@ def task_file(
     folder: Path, model: str = "def model(self): return torch.nn.Linear(3, 2)", name: str = "task.py"
 ) -> Path:
     (folder / name).write_text(TASK.format(model=model))
+    remember_task(folder / name)
     return folder / name
 
 

@@ -19,6 +19,7 @@ from surgeon.clean import write_clean
 from surgeon.errors import CheckFailedError, CheckpointError
 from surgeon.files import sha256_of_file
 from surgeon.reopening import container_extra
+from surgeon.trust import remember_task
 from surgeon.verdict import MeasureSettings, strip_and_certify
 from surgeon.verification import Verification, verify_clean
 from surgeon.workspace import OpenOptions, open_path
@@ -43,7 +44,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def work(exported: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(exported, tmp_path / "work"))
+    folder = Path(shutil.copytree(exported, tmp_path / "work"))
+    remember_task(folder / "task.py")
+    return folder
 
 
 def verified(work: Path, original: str = "net.pt", group: str | None = "O3") -> Verification:
@@ -73,6 +76,7 @@ def test_it_passes_after_being_moved_and_from_another_folder(
     target.mkdir()
     for name in ("clean", "net.pt", "task.py"):
         (work / name).rename(target / name)
+    remember_task(target / "task.py")
     monkeypatch.chdir(target)
     verification = verify_clean("clean", "net.pt", group="O3")
     assert verification.holds, verification.differences

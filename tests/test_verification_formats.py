@@ -20,6 +20,7 @@ from surgeon.clean import hashes_of, write_clean
 from surgeon.export import onnx_extra, pt2_extra
 from surgeon.reopening import container_extra
 from surgeon.stripped import stripped_beside_original
+from surgeon.trust import remember_task
 from surgeon.verdict import MeasureSettings, strip_and_certify
 from surgeon.verification import Verification, formats, verify_clean
 from surgeon.workspace import open_path
@@ -47,7 +48,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def work(exported: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(exported, tmp_path / "work"))
+    folder = Path(shutil.copytree(exported, tmp_path / "work"))
+    remember_task(folder / "task.py")
+    return folder
 
 
 def resealed(work: Path, change: Callable[[dict[str, Any]], None] = lambda data: None) -> None:

@@ -17,6 +17,7 @@ from surgeon.checkpoint import write_relaxed
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
 from surgeon.surgery import find, relax
 from surgeon.trees import to_dtype
+from surgeon.trust import remember_task
 from surgeon.verdict import model_dtype
 from surgeon.workspace import OpenOptions, Workspace, open_path, relaxed_config
 from tests.commands import Surgeon
@@ -197,6 +198,7 @@ task = TinyTask()
 """
     with open(work / "task.py", "a") as file:
         file.write(refusing)
+    remember_task(work / "task.py")
     workspace = open_path(work / "net.pt")
     own = run(workspace.model)
     double = run(workspace.double(workspace.model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,15 @@ class Finding:
         ),
     ] = False
 
+    trust_task: Annotated[
+        bool,
+        typer.Option(
+            "--trust-task",
+            help="Run the task file beside the checkpoint, or that of the folder, though it was never given here.",
+            rich_help_panel=TRUST,
+        ),
+    ] = False
+
     def options(self, quiet: bool) -> OpenOptions:
         """Return what the engine needs to open a path; ``quiet`` keeps the screen for one JSON object.
 
@@ -115,8 +125,14 @@ class Finding:
             entry=self.entry,
             trust_pickle=self.trust_pickle,
             trust_remote_code=self.trust_remote_code,
+            trust_task=self.trust_task,
+            ask=_ask if not quiet and sys.stdin.isatty() and sys.stderr.isatty() else None,
             announce=None if quiet else _say_task,
         )
+
+
+def _ask(question: str) -> bool:
+    return typer.confirm(question, err=True)
 
 
 def _say_task(spec: str) -> None:

@@ -90,7 +90,8 @@ def _workspace(against: Path, options: OpenOptions) -> tuple[Workspace | None, s
     except ModelNotFoundError:
         return None, GIVE_TASK + " or --model"
     except TrustError:
-        return None, "the checkpoint names a factory: give --task, --model, or --trust-remote-code"
+        code = "the checkpoint names a factory, or a task file lies beside it, that nobody has allowed here"
+        return None, f"{code}: give --task, --model, --trust-task or --trust-remote-code"
 
 
 def _without_model(recorded: Recorded, why: str) -> list[Finding]:

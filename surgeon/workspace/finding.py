@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import PurePath
 
@@ -13,6 +14,7 @@ from surgeon.hub.fetch import open_anywhere
 from surgeon.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.registry import DescribesModels, RecognisesWeights, installed_adapters
 from surgeon.tasks import LoadedTask
+from surgeon.trust import check_task
 from surgeon.workspace.options import OpenOptions
 from surgeon.workspace.originals import is_there, original_source
 
@@ -35,6 +37,7 @@ def find_for_checkpoint(checkpoint: Checkpoint, task: LoadedTask | None, options
         describers=[adapter for adapter in adapters if isinstance(adapter, DescribesModels)],
         recognisers=[adapter for adapter in adapters if isinstance(adapter, RecognisesWeights)],
         local=checkpoint.origin is None,
+        trust=functools.partial(check_task, allowed=options.trust_task, ask=options.ask),
         announce=options.announce,
     )
 

@@ -9,7 +9,18 @@ from surgeon.errors import TaskError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath
 from surgeon.tasks import LoadedTask, is_adapters_task, load_task
+from surgeon.trust import check_task, remember_task
 from surgeon.workspace.options import OpenOptions
+
+
+def given_task(options: OpenOptions) -> LoadedTask | None:
+    """Return the task that the user gives, whose file is remembered as given by hand; None if there is none."""
+    if not options.task:
+        return None
+    task = load_task(options.task, options.task_arguments)
+    if task.path is not None:
+        remember_task(task.path)
+    return task
 
 
 def task_of_folder(
@@ -17,10 +28,15 @@ def task_of_folder(
 ) -> LoadedTask | None:
     """Return the task the user gives, else the one that the folder was made with, if it is still the same.
 
-    A task is code, so what a folder from the Hub says about one does not count.
+    A task is code, so what a folder from the Hub says about one does not count, and what any other says only if the
+    user gave that file on this machine, or allows it now.
+
+    Raises:
+        TaskError: if the file is gone or has changed.
+        TrustError: if nobody has allowed to run it.
     """
     if options.task:
-        return load_task(options.task, options.task_arguments)
+        return given_task(options)
     if config.task is None or origin is not None:
         return None
     spec, recorded = config.task["path"], config.task["sha256"]
@@ -38,8 +54,12 @@ def task_of_folder(
             "with `--trust-remote-code` if you trust it"
         )
     unchanged = not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
-    if options.announce and not is_adapters_task(spec) and (unchanged or options.accept_changed_task):
-        options.announce(spec)
+    if not is_adapters_task(spec) and (unchanged or options.accept_changed_task):
+        if is_file:
+            accepted = options.trust_task or not unchanged
+            check_task(Path(spec), f"the task file of {str(folder)!r},", allowed=accepted, ask=options.ask)
+        if options.announce:
+            options.announce(spec)
     task = load_task(spec, config.task["args"]) if unchanged or options.accept_changed_task else None
     if task is None or (task.sha256 != recorded and not options.accept_changed_task):
         raise TaskError(

@@ -25,10 +25,10 @@ from surgeon.hub.safety import check_config, refuse_code
 from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
 from surgeon.surgery import relax
-from surgeon.tasks import LoadedTask, load_task, task_beside
+from surgeon.tasks import LoadedTask, task_beside
 from surgeon.types import StripMode
 from surgeon.workspace.finding import find_for_checkpoint, find_for_folder
-from surgeon.workspace.folder_task import task_of_folder
+from surgeon.workspace.folder_task import given_task, task_of_folder
 from surgeon.workspace.opened import Workspace
 from surgeon.workspace.options import OpenOptions
 from surgeon.workspace.originals import check_values
@@ -59,7 +59,7 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
 
 
 def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
-    task = load_task(options.task, options.task_arguments) if options.task else None
+    task = given_task(options)
     found = find_for_checkpoint(checkpoint, task, options)
     if task is None and found.task is None and checkpoint.origin is None:
         task = task_beside(found.model, checkpoint.path, options.task_arguments, options.announce)

@@ -24,6 +24,8 @@ class OpenOptions:
         original: where the original checkpoint is now, if it was moved since it was relaxed.
         trust_pickle: open files that run code.
         trust_remote_code: import a factory, group or task that is named inside a file.
+        trust_task: run a task file that lies beside the checkpoint or is named in a relaxed folder, and remember it.
+        ask: puts the question whether such a file may run, if it was never given on this machine.
         announce: told what is about to be executed.
     """
 
@@ -37,4 +39,6 @@ class OpenOptions:
     original: str | None = None
     trust_pickle: bool = False
     trust_remote_code: bool = False
+    trust_task: bool = False
+    ask: Callable[[str], bool] | None = None
     announce: Callable[[str], None] | None = None

@@ -1,0 +1,157 @@
+"""A task file that was found and not given runs only if the user of this machine allows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from surgeon import trust
+from surgeon.errors import TrustError
+from surgeon.trust import check_task, is_remembered, remember_task, state_folder
+from surgeon.workspace import OpenOptions, open_path
+from tests.commands import Surgeon
+from tests.test_workspace import make_relaxed
+
+RAN = "\nPath(__file__).with_name('RAN').touch()\n"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as it was downloaded: its ``task.py``, which leaves ``RAN`` behind, was never given here."""
+    folder = Surgeon.folder(tmp_path, monkeypatch)
+    (folder / "task.py").write_text((folder / "task.py").read_text() + RAN)
+    return folder
+
+
+@pytest.fixture
+def surgeon(work: Path, capsys: pytest.CaptureFixture[str]) -> Surgeon:
+    return Surgeon(work, capsys)
+
+
+def ran(folder: Path) -> bool:
+    found = (folder / "RAN").exists()
+    (folder / "RAN").unlink(missing_ok=True)
+    return found
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_task_beside_a_checkpoint_does_not_run_by_itself(surgeon: Surgeon, options: tuple[str, ...]) -> None:
+    told = surgeon("inspect", "net.pt", *options, code=2).err
+    assert "is code that was never given on this machine: check it and give it as `--task" in told
+    assert not ran(surgeon.path)
+
+
+def test_a_task_that_was_given_once_is_remembered_as_it_was_where_it_was(surgeon: Surgeon) -> None:
+    surgeon("inspect", "net.pt", "--task", "task.py")
+    assert ran(surgeon.path)
+    surgeon("inspect", "net.pt")
+    assert ran(surgeon.path)
+    copy = shutil.copytree(surgeon.path, surgeon.path.parent / "copy")  # what it imports could be another there
+    surgeon("inspect", str(copy / "net.pt"), code=2)
+    assert not ran(copy)
+    Path("task.py").write_text(Path("task.py").read_text() + "\n")
+    surgeon("inspect", "net.pt", code=2)
+    assert not ran(surgeon.path)
+
+
+def test_a_task_that_a_folder_names_needs_the_same(work: Path) -> None:
+    folder = make_relaxed(work, options=OpenOptions(task=str(work / "task.py")))
+    assert ran(work)
+    bundle = Path(shutil.copytree(work, work.parent / "bundle"))
+    config = bundle / folder.name / "surgeon_config.json"
+    data = json.loads(config.read_text())
+    data["task"]["path"] = str(bundle / "task.py")  # a sibling, with its right hash
+    config.write_text(json.dumps(data))
+    open_path(folder)
+    assert ran(work)
+    with pytest.raises(TrustError, match="the task file of .*bundle.* never given on this machine"):
+        open_path(bundle / folder.name)
+    assert not ran(bundle)
+    open_path(bundle / folder.name, OpenOptions(trust_task=True))
+    assert ran(bundle)
+    open_path(bundle / folder.name)
+    assert ran(bundle)
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_the_user_is_asked_where_that_is_possible(work: Path, answer: bool) -> None:
+    questions: list[str] = []
+
+    def ask(question: str) -> bool:
+        questions.append(question)
+        assert not ran(work)
+        return answer
+
+    if answer:
+        open_path(work / "net.pt", OpenOptions(ask=ask))
+        assert ran(work)
+        open_path(work / "net.pt", OpenOptions(ask=ask))
+    else:
+        with pytest.raises(TrustError):
+            open_path(work / "net.pt", OpenOptions(ask=ask))
+    assert ran(work) == answer
+    assert len(questions) == 1
+    assert str(work / "task.py") in questions[0]
+
+
+@pytest.mark.parametrize("flag", ["--task", "--trust-task"])
+@pytest.mark.parametrize(("place", "mode"), [("task.py", 0o666), (".", 0o777), (".", 0o1777)])
+def test_what_others_may_write_runs_only_if_it_is_given(surgeon: Surgeon, place: str, mode: int, flag: str) -> None:
+    surgeon("inspect", "net.pt", "--task", "task.py")
+    assert ran(surgeon.path)
+    (surgeon.path / place).chmod(mode)
+    told = surgeon("inspect", "net.pt", *([] if flag == "--task" else [flag]), code=2).err
+    assert "everybody may write" in told
+    assert not ran(surgeon.path)
+    surgeon("inspect", "net.pt", "--task", "task.py")
+    assert ran(surgeon.path)
+
+
+def test_a_group_counts_unless_it_is_the_users_own(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember_task(work / "task.py")
+    (work / "task.py").chmod(0o664)
+    monkeypatch.setattr(trust, "_is_private", lambda group: False)
+    with pytest.raises(TrustError, match="its group may write the file"):
+        check_task(work / "task.py", "it", allowed=True)
+    monkeypatch.setattr(trust, "_is_private", lambda group: True)
+    check_task(work / "task.py", "it")
+
+
+def test_files_of_other_users_are_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = os.getuid()
+    if own == 0:
+        os.chown(work / "task.py", 12345, -1)
+    else:
+        monkeypatch.setattr("os.getuid", lambda: own + 1)
+    with pytest.raises(TrustError, match="belongs to another user"):
+        check_task(work / "task.py", "it", allowed=True)
+
+
+def test_a_memory_that_others_may_write_does_not_count(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGEON_HOME", str(tmp_path / "state"))
+    remember_task(work / "task.py")
+    assert is_remembered(work / "task.py")
+    (tmp_path / "state" / "tasks").chmod(0o777)
+    assert not is_remembered(work / "task.py")
+
+
+def test_where_it_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SURGEON_HOME")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_folder() == tmp_path / "equisurgeon"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert state_folder() == Path.home() / ".local" / "state" / "equisurgeon"
+
+
+def test_a_machine_that_cannot_remember_still_runs_what_is_given(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "file").touch()
+    monkeypatch.setenv("SURGEON_HOME", str(work / "file"))
+    open_path(work / "net.pt", OpenOptions(task="task.py"))
+    assert ran(work)
+    assert not is_remembered(work / "task.py")
