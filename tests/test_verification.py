@@ -320,6 +320,81 @@ def test_code_that_the_certificate_names_is_not_run(work: Path) -> None:
     assert outcomes(verified(work, group="O3"))["group"] == "differs"
 
 
+def hide(data: dict[str, Any]) -> None:
+    """What a forger leaves out is what would tell."""
+    for name in ("as equivariant as the original", "attributes"):
+        del data["checks"][name]
+    data["equivariance"], data["metrics"] = {}, {}
+    del data["details"]["graph_sha256"]
+
+
+def test_what_a_certificate_leaves_out_is_measured_all_the_same(work: Path) -> None:
+    edit(work, hide, sealed=True)
+    verification = verified(work)
+    assert verification.holds
+    assert not verification.complete
+    found = outcomes(verification)
+    hidden = ("recorded check: attributes", "recorded equivariance", "recorded graph hashes", "metrics")
+    assert {found[name] for name in hidden} == {"not recorded"}
+    assert found["as equivariant as the original"] == found["recorded graph"] == "holds"
+    assert set(verification.equivariance) == set(verification.metrics) == {"original", "stripped"}
+
+
+def test_what_a_certificate_leaves_out_is_judged_all_the_same(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(work, hide, sealed=True)
+    monkeypatch.setattr("surgeon.verification.rebuilt.less_equivariant", lambda errors: ["worse than the original"])
+    assert verified(work).differences == ("worse than the original",)
+
+
+def test_a_grade_that_does_not_follow_from_the_checks(work: Path) -> None:
+    edit(work, lambda data: data["checks"].pop("same function as clean evaluation"), sealed=True)
+    assert verified(work).differences == (
+        "the certificate says 'same function', and from its checks follows 'same graph'",
+    )
+
+
+def alone(work: Path, task: bool = True) -> Verification:
+    return verify_clean(work / "clean", options=OpenOptions(task=str(work / "task.py")) if task else None, group="O3")
+
+
+def test_a_folder_alone_is_checked_as_far_as_it_goes(work: Path) -> None:
+    bare = alone(work, task=False)
+    assert bare.holds
+    found = outcomes(bare)
+    held = (
+        "certificate's own sha256",
+        "files",
+        "recorded forms of the result",
+        "tensors",
+        "finite weights and buffers",
+    )
+    assert {found[name] for name in held} == {"holds"}
+    missing = ("original checkpoint", "recorded forms of the original", "recorded graph", "metrics")
+    assert {found[name] for name in missing} == {"not checked"}
+    measured = alone(work)
+    assert measured.holds, measured.differences
+    found = outcomes(measured)
+    held = ("recorded module classes", "recorded equivariance", "metrics", "container net.pt: outputs of its model")
+    assert {found[name] for name in held} == {"holds"}
+    assert found["as equivariant as the original"] == found["recorded graph"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [(error, "recorded equivariance"), (metric, "metrics"), (tensor, "tensors"), (listed, "files")]
+)
+def test_damage_is_found_in_a_folder_alone(work: Path, change: Callable[[dict[str, Any]], None], name: str) -> None:
+    edit(work, change, sealed=True)
+    assert [finding.name for finding in alone(work).findings if finding.outcome == "differs"] == [name]
+
+
+def test_nan_in_a_folder_alone_is_left_to_the_original(work: Path) -> None:
+    path = work / "clean" / "model.safetensors"
+    weights = load_file(path)
+    weights["first.weight"][0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    assert outcomes(alone(work, task=False))["finite weights and buffers"] == "not checked"
+
+
 @pytest.mark.parametrize(("recorded", "given"), [("O3", None), ("O(3)", "O3")])
 def test_the_recorded_group(work: Path, recorded: str, given: str | None) -> None:
     edit(work, lambda data: data["details"].update(group=recorded), sealed=True)

@@ -224,6 +224,16 @@ def test_without_a_task_the_tensors_are_compared(work: Path) -> None:
     assert outcomes["model.pt2: tensors"] == outcomes["container net.pt: tensors"] == "holds"
 
 
+def test_a_folder_alone_runs_its_onnx_file(work: Path) -> None:
+    found = {entry.name: entry for entry in verify_clean(work / "clean").findings}
+    assert found["model.onnx: tensors"].outcome == found["model.onnx: runs"].outcome == "holds"
+    path = work / "clean/model.onnx"
+    graph = onnx.load(str(path))
+    graph.opset_import[0].version = 99
+    onnx.save(graph, str(path))
+    assert formats._onnx_alone(path).differences[0].startswith("ONNX Runtime cannot open it")
+
+
 def test_files_that_are_missing_or_do_not_open(work: Path) -> None:
     (work / "task.py").unlink()
     (work / "clean/model.onnx").write_bytes(b"no graph")

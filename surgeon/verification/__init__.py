@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from surgeon.certificate import CONSTANTS_CHECK, named_as
+from surgeon.certificate import CONSTANTS_CHECK, FINITE_CHECK, FORM_CHECKS, named_as
 from surgeon.errors import ModelNotFoundError, TrustError
 from surgeon.hub.fetch import open_anywhere
 from surgeon.hub.pulling import fetch_model
@@ -13,11 +13,15 @@ from surgeon.types import EQUIVARIANCE_CHECK, GRAPH_CHECK
 from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded, read_certificate
 from surgeon.verification.rebuilt import RECOMPUTED, Rebuilt, check_models
-from surgeon.verification.result import Finding, Verification, unchecked
+from surgeon.verification.result import Finding, Verification, unchecked, unrecorded
 from surgeon.verification.stored import (
+    GIVE_ORIGINAL,
+    SAME_FORM,
+    WEIGHTS,
     check_certificate,
     check_files,
     check_finite,
+    check_finite_alone,
     check_same_form,
     check_source,
     check_tensors,
@@ -37,13 +41,15 @@ _RECORDED = {
 
 
 def verify_clean(
-    folder: str | Path, against: str | Path, options: OpenOptions | None = None, group: str | None = None
+    folder: str | Path, against: str | Path | None = None, options: OpenOptions | None = None, group: str | None = None
 ) -> Verification:
     """Compare a clean folder with its certificate and with the original checkpoint; nothing is written.
 
+    What is checked does not depend on what the certificate lists: with a task, everything is measured in any case.
+
     Args:
         folder: what ``surgeon strip`` or ``surgeon export`` wrote, here or on the Hub.
-        against: the checkpoint that was relaxed, here or on the Hub.
+        against: the checkpoint that was relaxed, here or on the Hub; without it, what needs none is checked.
         options: how to open it, and how to find model and task; without them only the files are compared.
         group: the group, if the certificate does not name it or its code has to be run.
 
@@ -54,33 +60,47 @@ def verify_clean(
         CheckFailedError: if the certificate is missing or damaged beyond reading.
         SurgeonError: one of its subclasses, if folder, original, model or task cannot be used at all.
     """
-    folder, against, options = fetch_model(folder), Path(against), options or OpenOptions()
+    folder, options = fetch_model(folder), options or OpenOptions()
     recorded = read_certificate(folder)
-    options = dataclasses.replace(options, entry=options.entry or recorded.original["entry"])
-    original = open_anywhere(against, trust_pickle=options.trust_pickle, entry=options.entry)
+    original = None
+    if against is not None:
+        options = dataclasses.replace(options, entry=options.entry or recorded.original["entry"])
+        original = open_anywhere(Path(against), trust_pickle=options.trust_pickle, entry=options.entry)
     files, added = check_files(folder, recorded)
-    findings = [*check_certificate(recorded), files, check_source(original, recorded)]
-    notes = [f"the certificate does not know the file {name}" for name in added]
+    notes = tuple(f"the certificate does not know the file {name}" for name in added)
+    findings = [*check_certificate(recorded), *_unlisted(recorded), files]
+    findings.append(
+        unchecked("original checkpoint", GIVE_ORIGINAL) if original is None else check_source(original, recorded)
+    )
     result, opened = read_result(folder)
     if not result:
         left = unchecked("everything about the weights", "they do not open")
-        return Verification((*findings, opened, left), recorded=recorded.data, notes=tuple(notes))
-    tensors = named_as(original, result)
-    form = check_same_form(original, result)
+        return Verification((*findings, opened, left), recorded=recorded.data, notes=notes)
+    tensors = None if original is None else named_as(original, result)
+    form = unchecked(SAME_FORM, GIVE_ORIGINAL) if original is None else check_same_form(original, result)
     findings += [form, *check_tensors(tensors, result, recorded)]
-    rebuilt, finite, clean = Rebuilt(), True, Clean(folder, result, recorded, options.trust_pickle)
+    rebuilt, clean = Rebuilt(), Clean(folder, result, recorded, options.trust_pickle)
     if form.outcome == "differs":
         findings.append(unchecked("classes, graphs, equivariance and metrics", "the architectures differ"))
     else:
-        workspace, why = _workspace(against, options)
+        workspace, why = _workspace(folder / WEIGHTS if against is None else Path(against), options)
         if workspace is None:
-            findings += [*_without_model(recorded, why), *format_findings(clean, None, None)]
+            findings += [*_without_model(why), *format_findings(clean, None, None)]
         else:
-            rebuilt, finite = check_models(workspace, clean, group), False
-    if finite:  # with the model, this is one of the checks of its parameters
+            rebuilt = check_models(workspace, clean, group, alone=original is None)
+    if tensors is None:
+        findings.append(check_finite_alone(result))
+    elif not any(finding.name == FINITE_CHECK for finding in rebuilt.findings):  # with the model, a check of its own
         findings.append(check_finite(tensors, result))
     findings += [*rebuilt.findings, *_only_recorded(recorded)]
-    return Verification(tuple(findings), rebuilt.equivariance, rebuilt.metrics, recorded.data, tuple(notes))
+    return Verification(tuple(findings), rebuilt.equivariance, rebuilt.metrics, recorded.data, notes)
+
+
+def _unlisted(recorded: Recorded) -> list[Finding]:
+    """Name the checks that every certificate makes and this one does not list."""
+    expected = [*FORM_CHECKS, *([CONSTANTS_CHECK] if GRAPH_CHECK in recorded.checks else [])]
+    note = "the certificate does not list this check"
+    return [unrecorded(f"recorded check: {name}", note) for name in expected if name not in recorded.checks]
 
 
 def _workspace(against: Path, options: OpenOptions) -> tuple[Workspace | None, str]:
@@ -94,10 +114,8 @@ def _workspace(against: Path, options: OpenOptions) -> tuple[Workspace | None, s
         return None, f"{code}: give --task, --model, --trust-task or --trust-remote-code"
 
 
-def _without_model(recorded: Recorded, why: str) -> list[Finding]:
-    names = ["module classes", *(name for name in ("buffers", GRAPH_CHECK, CONSTANTS_CHECK) if name in recorded.checks)]
-    names += [EQUIVARIANCE_CHECK] if "stripped" in recorded.equivariance else []
-    names += ["metrics"] if recorded.metrics else []
+def _without_model(why: str) -> list[Finding]:
+    names = ("module classes", "buffers", GRAPH_CHECK, CONSTANTS_CHECK, EQUIVARIANCE_CHECK, "metrics")
     return [unchecked(name, why) for name in names]
 
 

@@ -28,6 +28,7 @@ from surgeon.export import (
     signature,
 )
 from surgeon.export.archive import Archive, compare_archives, read_archive
+from surgeon.export.checks import session_of
 from surgeon.export.convert import OPSETS
 from surgeon.export.onnx_file import PACKAGES
 from surgeon.export.outputs import output_names
@@ -40,10 +41,11 @@ from surgeon.stripped import Stripped
 from surgeon.verdict import model_dtype
 from surgeon.verification.agreement import differing_figures
 from surgeon.verification.reading import Recorded
-from surgeon.verification.result import Finding, compared, unchecked
+from surgeon.verification.result import Finding, compared, unchecked, unrecorded
 from surgeon.workspace import Workspace
 
 GIVE_TASK = "give --task"
+MADE_UP_SIZE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,8 @@ def _onnx(clean: Clean, stripped: Stripped | None) -> list[Finding]:
     same = {name: _same_as_onnx(clean.tensors[name], tensor) for name, tensor in stored.items()}
     findings = [compared(f"{ONNX_FILE}: tensors", _differing_tensors(same, ONNX_FILE), f"{len(same)} by value")]
     if stripped is None:
-        return [*findings, unchecked(f"{ONNX_FILE}: graph, outputs and equivariance", GIVE_TASK)]
+        left = unchecked(f"{ONNX_FILE}: graph, outputs and equivariance", GIVE_TASK)
+        return [*findings, _onnx_alone(path), left]
     return findings + _onnx_again(clean, path, graph, stripped)
 
 
@@ -169,9 +172,34 @@ def _onnx_again(clean: Clean, path: Path, graph: Any, stripped: Stripped) -> lis
     others = _other_versions(clean, record, ("onnxruntime",))
     if others:
         findings.append(unchecked(f"{ONNX_FILE}: recorded figures", f"rounding depends on versions ({others})"))
-    elif record:
+    elif not record:
+        findings.append(unrecorded(f"{ONNX_FILE}: recorded figures"))
+    else:
         findings.append(_figures(ONNX_FILE, {k: v for k, v in record.items() if k != "versions"}, figures))
     return findings
+
+
+_KINDS = {"float": "float32", "double": "float64", "float16": "float16", "int64": "int64", "int32": "int32"}
+
+
+def _onnx_alone(path: Path) -> Finding:
+    """Run the file without the task, on made-up inputs: ones, and index 0 everywhere."""
+    name = f"{ONNX_FILE}: runs"
+    try:
+        session = session_of(path)
+    except Exception as error:  # ONNX Runtime has its own exceptions, without a common class
+        return compared(name, [f"ONNX Runtime cannot open it: {one_line(error)}"])
+    feed = {}
+    for item in session.get_inputs():
+        shape = [size if isinstance(size, int) else MADE_UP_SIZE for size in item.shape]
+        kind = getattr(torch, _KINDS.get(item.type.removeprefix("tensor(").removesuffix(")"), "bool"))
+        made_up = torch.ones(shape, dtype=kind)
+        feed[item.name] = (made_up if kind.is_floating_point else torch.zeros_like(made_up)).numpy()
+    try:
+        session.run(None, feed)
+    except Exception as error:
+        return unchecked(name, f"it does not on made-up inputs ({one_line(error)}): {GIVE_TASK}")
+    return compared(name, [], "in ONNX Runtime, on made-up inputs")
 
 
 def _onnx_run(path: Path, stripped: Stripped, sample: Sample, kept: Sequence[int]) -> Finding:
@@ -231,7 +259,8 @@ def _pt2_again(clean: Clean, archive: Archive, stripped: Stripped) -> list[Findi
         for known in (figures, record):
             known.pop("equivariance", None)
     note = f"{len(archive.nodes)} nodes; exported again from the weights, which was run"
-    return [compared(name, sentences, note), *([_figures(PT2_FILE, record, figures)] if record else [])]
+    told = _figures(PT2_FILE, record, figures) if record else unrecorded(f"{PT2_FILE}: recorded figures")
+    return [compared(name, sentences, note), told]
 
 
 def _container(clean: Clean, workspace: Workspace | None, stripped: Stripped | None) -> list[Finding]:

@@ -11,26 +11,27 @@ from torch import nn
 
 from surgeon.certificate import CONSTANTS_CHECK, FINITE_CHECK, Comparison, classes_of, compare_models, versions
 from surgeon.checkpoint import load_into
-from surgeon.errors import CheckpointError, GroupError
+from surgeon.errors import CheckpointError, GroupError, TaskError
 from surgeon.evaluation import evaluate
 from surgeon.groups import Group, parse_group
 from surgeon.stripped import Stripped
 from surgeon.tasks import can_act, task_forward
 from surgeon.trees import to_dtype
 from surgeon.types import EQUIVARIANCE_CHECK, GRAPH_CHECK, ErrorSummary
-from surgeon.verdict import both_precisions, less_equivariant, model_dtype, sample_batches
+from surgeon.verdict import MeasureSettings, both_precisions, less_equivariant, model_dtype, sample_batches
 from surgeon.verification.agreement import NOISE, SIGNAL, same_error
 from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded
-from surgeon.verification.result import Equivariance, Finding, compared, unchecked
+from surgeon.verification.result import Equivariance, Finding, compared, unchecked, unrecorded
+from surgeon.verification.stored import GIVE_ORIGINAL
 from surgeon.workspace import Workspace
 
 METRIC_TOLERANCE = 1e-4
 """Largest relative deviation of a metric computed again: float32 sums differ between machines and thread counts."""
 
-_FROM_MODEL = {"state-dict keys and order", "shapes", "dtypes", "module classes", FINITE_CHECK, "running variances"}
-_FROM_TASK = {"buffers", GRAPH_CHECK, CONSTANTS_CHECK}
-RECOMPUTED = _FROM_MODEL | _FROM_TASK | {EQUIVARIANCE_CHECK}
+_FROM_MODEL = ("state-dict keys and order", "shapes", "dtypes", "module classes", FINITE_CHECK, "running variances")
+_FROM_TASK = ("buffers", GRAPH_CHECK, CONSTANTS_CHECK)
+RECOMPUTED = {*_FROM_MODEL, *_FROM_TASK, EQUIVARIANCE_CHECK}
 """Checks of a certificate that follow from the two checkpoints, the model and the task."""
 
 
@@ -43,39 +44,39 @@ class Rebuilt:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def check_models(workspace: Workspace, clean: Clean, group: str | None) -> Rebuilt:
+def check_models(workspace: Workspace, clean: Clean, group: str | None, alone: bool = False) -> Rebuilt:
     """Build original and result, and compare them with each other and with what is recorded.
 
     Args:
-        workspace: the opened original.
+        workspace: the opened original; without one, the folder's weights themselves.
         clean: the folder, whose weights have the original's form.
         group: the group's name, if the user gave it.
+        alone: whether the original is missing.
     """
     found, recorded = Rebuilt(), clean.recorded
-    (original, _), (result, _) = workspace.original(), workspace.original()
+    original, result = None if alone else workspace.original()[0], workspace.original()[0]
     try:
         load_into(result, clean.tensors, "model.safetensors")
     except CheckpointError as error:
         found.findings.append(compared("weights in the model", [str(error)]))
         return found
-    _compare(found, workspace, original, result, recorded)
-    acting = _equivariance(found, workspace, original, result, recorded, group)
-    _metrics(found, workspace, original, result, recorded)
+    _classes(found, result, recorded)
+    if original is None:
+        found.findings += [unchecked(name, GIVE_ORIGINAL) for name in (*_FROM_TASK, "recorded graph hashes")]
+    else:
+        _compare(found, workspace, original, result, recorded)
+    models = {"stripped": result} if original is None else {"original": original, "stripped": result}
+    acting = _equivariance(found, workspace, models, recorded, group)
+    _metrics(found, workspace, models, recorded)
     task, stripped = workspace.task, None
     if task is not None and clean.has_formats:
-        stripped = Stripped(result, original, workspace.double_or_own(result), task.task, acting)
+        # Without an original, a file is compared with what the result's own weights give.
+        stripped = Stripped(result, original or result, workspace.double_or_own(result), task.task, acting)
     found.findings += format_findings(clean, workspace, stripped)
     return found
 
 
-def _compare(found: Rebuilt, workspace: Workspace, original: nn.Module, result: nn.Module, recorded: Recorded) -> None:
-    """Repeat the checks of the certificate that a file can carry; hooks and trainable flags it cannot."""
-    run = _run_of(workspace, original)
-    comparison = compare_models(original, result, run)
-    names = _FROM_MODEL | (_FROM_TASK if run else set())
-    for name, sentences in comparison.differences.items():
-        if name in names:
-            found.findings.append(compared(name, sentences[:5]))
+def _classes(found: Rebuilt, result: nn.Module, recorded: Recorded) -> None:
     classes = classes_of(result)
     listed = [
         f"module {name or '(model)'}: recorded class is {recorded.classes.get(name)}, found {classes.get(name)}"
@@ -83,8 +84,18 @@ def _compare(found: Rebuilt, workspace: Workspace, original: nn.Module, result: 
         if not _same_class(recorded.classes.get(name, ""), classes.get(name, ""))
     ]
     found.findings.append(compared("recorded module classes", listed[:5], f"{len(recorded.classes)} modules"))
+
+
+def _compare(found: Rebuilt, workspace: Workspace, original: nn.Module, result: nn.Module, recorded: Recorded) -> None:
+    """Repeat the checks that a file can carry; hooks, attributes and trainable flags it cannot."""
+    run = _run_of(workspace, original)
+    comparison = compare_models(original, result, run)
+    names = (*_FROM_MODEL, *(_FROM_TASK if run else ()))
+    for name, sentences in comparison.differences.items():
+        if name in names:
+            found.findings.append(compared(name, sentences[:5]))
     if run is None:
-        found.findings += [unchecked(name, GIVE_TASK) for name in recorded.checks if name in _FROM_TASK]
+        found.findings += [unchecked(name, GIVE_TASK) for name in _FROM_TASK]
         return
     _buffers(found, comparison, result, recorded)
     _graphs(found, comparison, result, recorded)
@@ -117,6 +128,7 @@ def _buffers(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded
 
 def _graphs(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded: Recorded) -> None:
     if recorded.graphs is None:
+        found.findings.append(unrecorded("recorded graph hashes"))
         return
     now, installed = comparison.details.get("graph_sha256", ()), versions(result)
     others = [name for name, version in recorded.versions.items() if installed.get(name) != version]
@@ -135,33 +147,29 @@ def _graphs(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded:
 
 
 def _equivariance(
-    found: Rebuilt,
-    workspace: Workspace,
-    original: nn.Module,
-    result: nn.Module,
-    recorded: Recorded,
-    group_name: str | None,
+    found: Rebuilt, workspace: Workspace, models: Mapping[str, nn.Module], recorded: Recorded, group_name: str | None
 ) -> Group | None:
     """Measure again with the recorded seed and counts, and judge as stripping does; return the group if it is known."""
-    if "stripped" not in recorded.equivariance or recorded.settings is None:
-        return None
     task = workspace.task
     if task is None or not can_act(task.task):
-        found.findings.append(
-            unchecked(EQUIVARIANCE_CHECK, GIVE_TASK + ("" if task is None else " with act and act_output"))
-        )
+        why = GIVE_TASK if task is None else f"{GIVE_TASK} with act and act_output"
+        found.findings.append(unchecked(EQUIVARIANCE_CHECK, why))
         return None
     group = _group(found, recorded, group_name)
     if group is None:
         return None
-    now = {
-        name: both_precisions(workspace, model, group, recorded.settings)
-        for name, model in (("original", original), ("stripped", result))
-    }
+    settings = recorded.settings or MeasureSettings()
+    now = {name: both_precisions(workspace, model, group, settings) for name, model in models.items()}
     found.equivariance = now
-    settings = recorded.settings
     how = f"{settings.batches} batches, {settings.elements} elements, seed {settings.seed}"
-    found.findings.append(compared(EQUIVARIANCE_CHECK, less_equivariant(now), how))
+    found.findings.append(
+        compared(EQUIVARIANCE_CHECK, less_equivariant(now), how)
+        if "original" in models
+        else unchecked(EQUIVARIANCE_CHECK, GIVE_ORIGINAL)
+    )
+    if "stripped" not in recorded.equivariance or recorded.settings is None:
+        found.findings.append(unrecorded("recorded equivariance"))
+        return group
     sentences = [
         text for model in now for text in _other_errors(model, recorded.equivariance.get(model, {}), now[model])
     ]
@@ -209,15 +217,20 @@ def _other_errors(
                     yield f"{where}: recorded {name} is {old:.1e}, found {new:.1e}"
 
 
-def _metrics(found: Rebuilt, workspace: Workspace, original: nn.Module, result: nn.Module, recorded: Recorded) -> None:
-    if not recorded.metrics:
-        return
-    task, split = workspace.task, recorded.split
-    if task is None or split is None:
+def _metrics(found: Rebuilt, workspace: Workspace, models: Mapping[str, nn.Module], recorded: Recorded) -> None:
+    task, split = workspace.task, recorded.split or "test"
+    if task is None:
         found.findings.append(unchecked("metrics", GIVE_TASK))
         return
-    now = {"original": evaluate(original, task.task, split), "stripped": evaluate(result, task.task, split)}
+    try:
+        now = {name: evaluate(model, task.task, split) for name, model in models.items()}
+    except TaskError as error:
+        found.findings.append(unchecked("metrics", str(error)))
+        return
     found.metrics = now
+    if not recorded.metrics or recorded.split is None:
+        found.findings.append(unrecorded("metrics"))
+        return
     sentences = [
         f"{name} of the {model} on the {split} split: recorded is {before}, found {after}"
         for model, values in now.items()

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from surgeon.types import ErrorSummary
 
-Outcome = Literal["holds", "differs", "not checked", "recorded"]
-"""``recorded``: a figure that does not follow from the two checkpoints and the model."""
+Outcome = Literal["holds", "differs", "not checked", "recorded", "not recorded"]
+"""``recorded``: a figure that does not follow from the two checkpoints and the model. ``not recorded``: one that does,
+and that the certificate does not hold."""
 
 Equivariance = Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]
 
@@ -42,9 +43,14 @@ def unchecked(name: str, note: str) -> Finding:
     return Finding(name, "not checked", note)
 
 
+def unrecorded(name: str, note: str = "the certificate does not say what it was") -> Finding:
+    """Return a finding for what a certificate should hold and does not."""
+    return Finding(name, "not recorded", note)
+
+
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was compared between a clean folder, its certificate, and the original.
+    """Everything that was compared between a clean folder, its certificate, and the original, if that was given.
 
     Attributes:
         findings: in the order in which they were made.
@@ -70,6 +76,20 @@ class Verification:
         """Whether no difference was found; what was not checked does not count."""
         return not self.differences
 
+    def count(self, outcome: Outcome) -> int:
+        """Return the number of findings with an outcome."""
+        return sum(finding.outcome == outcome for finding in self.findings)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that can be checked was, and everything that can be recorded is."""
+        return not (self.count("not checked") or self.count("not recorded"))
+
     def to_data(self) -> dict[str, Any]:
         """Return the verification as JSON-compatible data."""
-        return {"holds": self.holds, "differences": list(self.differences), **dataclasses.asdict(self)}
+        return {
+            "holds": self.holds,
+            "complete": self.complete,
+            "differences": list(self.differences),
+            **dataclasses.asdict(self),
+        }

@@ -64,13 +64,29 @@ def test_what_was_not_checked_is_said(clean: Surgeon) -> None:
     told = clean("verify", "net-clean", "--against", "net.pt").out
     assert "give --task or --model" in told
     assert "everything that was checked holds; 6 not checked" in told
-    assert "not checked" not in clean(*VERIFY, "--task", "data.py").out.splitlines()[-1]
+    assert "not checked" not in clean(*VERIFY, "--task", "data.py", "--strict").out.splitlines()[-1]
+    strict = clean("verify", "net-clean", "--against", "net.pt", "--strict", code=1).err
+    assert "everything that was checked holds, but 6 not checked" in strict
+
+
+def test_a_folder_alone(clean: Surgeon) -> None:
+    told = clean("verify", "net-clean").out
+    assert "give --against" in told
+    assert "everything that was checked holds; " in told
+    assert "certified is same function" in told
+    measured = clean("verify", "net-clean", "--task", "task.py", "--group", "O3", "--json").data
+    assert measured["against"] is None
+    assert set(measured["equivariance"]) == set(measured["metrics"]) == {"stripped"}
+    assert clean("verify", "net-clean", "--strict", code=1).err.startswith(
+        "error: everything that was checked holds, but"
+    )
+    Path("net-clean/CERTIFICATE.md").write_text("other")
+    assert "'net-clean' is not what its certificate says, 1 difference" in clean("verify", "net-clean", code=1).err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("verify", "net-clean"), "--against"),
         (("verify", "--against", "net.pt"), "Missing argument"),
         (("verify", "nothing", "--against", "net.pt"), "expected a folder written by `surgeon strip`"),
         (("verify", "net-clean", "--against", "nothing.pt"), "there is no checkpoint 'nothing.pt'"),

@@ -22,30 +22,36 @@ CleanArgument = Annotated[
     Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`, or hf:// path.")
 ]
 AgainstOption = Annotated[
-    Path, typer.Option("--against", metavar="ORIGINAL", help="The checkpoint that was relaxed, before everything.")
+    Path | None,
+    typer.Option("--against", metavar="ORIGINAL", help="The checkpoint that was relaxed, before everything."),
 ]
-
-_WORDS = {"holds": "yes", "differs": "NO", "not checked": "not checked", "recorded": "recorded"}
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit code 1 also if something was not checked, or is not recorded.")
+]
 
 
 @unbundled
 def verify(
     path: CleanArgument,
     *,
-    against: AgainstOption,
+    against: AgainstOption = None,
     finding: Finding,
     group: OptionalGroupOption = None,
+    strict: StrictOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Compare a clean folder with its certificate and its original, and compute again what follows from the two.
 
-    Exit code 0 if everything holds, 1 if anything differs. Finds damage, not deliberate forgery.
+    Without the original, what needs none is checked. With a task, all is measured, whatever the certificate lists.
+    Exit code 0 if everything that was checked holds, 1 if anything differs. Finds damage, not deliberate forgery.
 
     Examples:
 
         surgeon verify segnn-clean --against segnn.safetensors
 
-        surgeon verify clean --against model.pt --task task.py --json
+        surgeon verify clean --against model.pt --task task.py --strict --json
+
+        surgeon verify segnn-clean
     """
     verification = verify_clean(path, against, finding.options(json_output), group)
     if json_output:
@@ -54,19 +60,24 @@ def verify(
         _show(verification)
     if not verification.holds:
         count = len(verification.differences)
+        said = "its certificate says" if against is None else f"its certificate and {shown(against)!r} say"
         raise CheckFailedError(
-            f"{shown(path)!r} is not what its certificate and {shown(against)!r} say, {count} "
-            f"difference{'' if count == 1 else 's'}: do not use it, strip again"
+            f"{shown(path)!r} is not what {said}, {count} difference{'' if count == 1 else 's'}: do not use it, strip "
+            "again"
         )
+    parts = (f"{n} {word}" for word in ("not checked", "not recorded") if (n := verification.count(word)))
+    left = ", ".join(parts)
+    if strict and not verification.complete:
+        raise CheckFailedError(f"everything that was checked holds, but {left}: give what is missing, or no `--strict`")
     if not json_output:
-        left = sum(entry.outcome == "not checked" for entry in verification.findings)
-        say("everything that was checked holds" + (f"; {left} not checked" if left else ""))
+        grade = verification.recorded["grade"]
+        say("everything that was checked holds" + (f"; {left}" if left else "") + f"; certified is {grade}")
 
 
-def _data(path: Path, against: Path, verification: Verification) -> dict[str, Any]:
+def _data(path: Path, against: Path | None, verification: Verification) -> dict[str, Any]:
     data = verification.to_data()
     recorded = {key: verification.recorded[key] for key in ("equivariance", "metrics")}
-    return {"folder": shown(path), "against": shown(against), **data, "recorded": recorded}
+    return {"folder": shown(path), "against": None if against is None else shown(against), **data, "recorded": recorded}
 
 
 def _show(verification: Verification) -> None:
@@ -74,7 +85,7 @@ def _show(verification: Verification) -> None:
     for heading in ("what", "holds", "how, or what is missing"):
         table.add_column(heading)
     for entry in verification.findings:
-        word = _WORDS[entry.outcome]
+        word = {"holds": "yes", "differs": "NO"}.get(entry.outcome, entry.outcome)
         table.add_row(entry.name, Text(word, style="bold red") if entry.outcome == "differs" else word, entry.note)
     out = console()
     out.print(table)
