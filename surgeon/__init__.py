@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from surgeon.hub.loading import from_hub, from_pretrained, save_pretrained
     from surgeon.hub.pushing import PushOptions, push_to_hub
     from surgeon.surgery import Relaxation, find, relax, select, strip
+    from surgeon.training.session import TrainingSession
     from surgeon.types import Certificate, Plan, Site, Task
     from surgeon.workspace import OpenOptions, open_path
 
@@ -30,6 +31,7 @@ _HOMES = {
     "Relaxation": "surgeon.surgery",
     "Site": "surgeon.types",
     "Task": "surgeon.types",
+    "TrainingSession": "surgeon.training.session",
     "certify": "surgeon.certificate",
     "find": "surgeon.surgery",
     "from_hub": "surgeon.hub.loading",
@@ -50,6 +52,7 @@ __all__ = [
     "Relaxation",
     "Site",
     "Task",
+    "TrainingSession",
     "certify",
     "find",
     "from_hub",

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from surgeon.errors import SurgeryError, UsageError
 from surgeon.modes import set_training
-from surgeon.trees import equal
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -76,14 +75,31 @@ def normalisation_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in layers_with_statistics(model).items() if hasattr(layer, "momentum")}
 
 
-def gathered_layers(model: nn.Module, original: nn.Module) -> list[str]:
-    """Name the layers whose statistics are no longer, to the bit, those of the original: training has gathered them."""
-    before = {name: statistics_of(layer) for name, layer in layers_with_statistics(original).items()}
+def running_statistics(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return copies of all running statistics, by name of the layer and of the buffer."""
+    return {
+        name: {key: value.detach().clone() for key, value in statistics_of(layer).items()}
+        for name, layer in layers_with_statistics(model).items()
+    }
+
+
+def gathered_since(model: nn.Module, before: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """Name the layers whose statistics are no longer, to the bit, what :func:`running_statistics` once returned."""
     return [
         name
         for name, layer in layers_with_statistics(model).items()
-        if name not in before or not equal(before[name], statistics_of(layer))
+        if name not in before or not _same(before[name], statistics_of(layer))
     ]
+
+
+def _same(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
+    # the model may have moved to another device since
+    return before.keys() == now.keys() and all(torch.equal(before[key].to(value), value) for key, value in now.items())
+
+
+def gathered_layers(model: nn.Module, original: nn.Module) -> list[str]:
+    """Name the layers whose statistics are no longer, to the bit, those of the original: training has gathered them."""
+    return gathered_since(model, running_statistics(original))
 
 
 def recalibrate(
@@ -142,7 +158,9 @@ def recalibrate(
 
 
 @contextmanager
-def recalibrated(model: nn.Module, batches: Iterable[Any], forward: Forward) -> Iterator[tuple[StatisticsChange, ...]]:
+def recalibrated(
+    model: nn.Module, batches: Iterable[Any], forward: Forward, only: Collection[str] | None = None
+) -> Iterator[tuple[StatisticsChange, ...]]:
     """Recalibrate while the context is open, and put the previous statistics back at its end.
 
     For clean evaluation in the middle of a training, while ``relaxation.clean()`` is open. The arguments and errors are
@@ -151,7 +169,7 @@ def recalibrated(model: nn.Module, batches: Iterable[Any], forward: Forward) -> 
     layers = layers_with_statistics(model).items()
     before = _Snapshot({name: layer for name, layer in layers if not isinstance(layer, torch.jit.ScriptModule)})
     try:
-        yield recalibrate(model, batches, forward)
+        yield recalibrate(model, batches, forward, only)
     finally:
         before.restore()
 

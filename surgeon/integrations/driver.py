@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.branch import CHILD, branches_of
-from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.errors import CheckpointError, UsageError
 from surgeon.integrations.settings import RelaxationSettings, network_of, plan_for
+from surgeon.moments import processes
+from surgeon.recalibration import running_statistics
 from surgeon.surgery import relax, strip
-from surgeon.training.weighting import PenaltyWeight
+from surgeon.training.session import TrainingSession, flat
+from surgeon.trees import map_tensors
 from surgeon.types import SiteRecord
 
 AVERAGING_METHODS = ("update_parameters", "swap_parameters")
 """Methods by which averages of weights, torch's own ``AveragedModel`` among them, take a model's parameters."""
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 class RelaxationDriver:
@@ -37,88 +36,83 @@ class RelaxationDriver:
         owner: the module whose state dict the trainer saves.
         settings: what to do.
         step: runs one training step, from which the inputs of the network are taken if a plan has to be found.
+        forward: ``forward(owner, batch)``, of a training batch through the network, for clean evaluation.
 
     Attributes:
         relaxation: the handle on the branches.
-        penalty: value of the last penalty.
+        session: what is the same in every training.
     """
 
-    def __init__(self, owner: nn.Module, settings: RelaxationSettings, step: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        owner: nn.Module,
+        settings: RelaxationSettings,
+        step: Callable[[], Any],
+        forward: Callable[[nn.Module, Any], Any],
+    ) -> None:
         path, network = network_of(owner, settings.module)
         plan = plan_for(network, settings, step)
         self.relaxation = relax(
             network, plan, mode=settings.mode, schedule=settings.schedule, penalty_form=settings.penalty_form
         )
-        self.relaxation.enable_penalty(settings.penalty > 0)
+        self.session = TrainingSession(
+            self.relaxation, settings.penalty, settings.penalty_scale, settings.recalibrate, owner
+        )
         self.relaxation.set_progress(0.0)
-        self.penalty = 0.0
         self._owner, self._prefix, self._factor = owner, f"{path}." if path else "", settings.branch_factor
-        self._weight = PenaltyWeight(settings.penalty, settings.penalty_scale)
+        self._forward = forward
         self._loss: Tensor | None = None
+        self._batches: list[Any] = []
+        self._clean: dict[str, Tensor] = {}
         self._undo: list[Callable[[], None]] = []
         self._keep_out_of_averages()
         self._clean_files()
 
-    def set_progress(self, progress: float) -> None:
-        """Set theta for a share ``progress`` in [0, 1] of the training."""
-        self.relaxation.set_progress(progress)
+    @property
+    def penalty(self) -> float:
+        """Value of the last penalty."""
+        return self.session.penalty
+
+    def set_step(self, step: int, steps: int) -> None:
+        """Set theta for an optimiser step of so many; see :meth:`TrainingSession.set_step`."""
+        self.session.set_step(step, steps)
 
     def add_loss(self, loss: Tensor) -> None:
         """Take up a task loss: all of an optimiser step, or the share of one micro-batch; shape ()."""
+        self._clean = {}
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
-    def weighted_penalty(self, average: Callable[[Tensor], Tensor] = _as_it_is) -> Tensor:
-        """Return lambda times the penalty of an optimiser step, shape (); call it once, after all its forwards.
-
-        Args:
-            average: takes the mean of a tensor over processes.
-
-        Raises:
-            TrainingError: if a branch saw nothing in this step.
-        """
+    def _taken_loss(self) -> Tensor | float:
         loss, self._loss = self._loss, None
-        like = next(iter(self.relaxation.branches.values())).theta
-        if self.relaxation.penalty_settings is None:
-            return like.new_zeros(())
-        with torch.enable_grad():
-            penalty = self.relaxation.penalty()
-        value = float(average(loss)) if loss is not None else math.nan
-        if not math.isfinite(value):  # no task loss, or one that a gradient scaler skips the step for
-            return like.new_zeros(())
-        self._require_seen()
-        self.penalty = float(penalty.detach())
-        return self._weight(value) * penalty
+        return math.nan if loss is None else loss
 
-    def _require_seen(self) -> None:
-        missed = [key for key, branch in self.relaxation.branches.items() if branch.missed]
-        if missed or not self.relaxation.penalty_terms():
-            where = (missed or list(self.relaxation.branches))[0]
-            raise TrainingError(
-                f"expected the branch at {where!r} to see features in a training step, but none were recorded: let "
-                "the step call the network in training mode with gradients, activation checkpointing with "
-                "use_reentrant=False, or switch the penalty off with penalty_weight=0"
-            )
+    def weighted_penalty(self) -> Tensor:
+        """Return lambda times the penalty of an optimiser step for the losses that were taken up, shape ()."""
+        return self.session.weighted_penalty(self._taken_loss())
 
-    def add_penalty_gradient(self, average: Callable[[Tensor], Tensor] = _as_it_is) -> None:
-        """Add the gradient of the weighted penalty to those of the branches, once per optimiser step.
+    def add_penalty_gradient(self, scale: float = 1.0) -> None:
+        """Add the gradient of the weighted penalty to those of the branches, once per optimiser step."""
+        self.session.add_penalty_gradient(self._taken_loss(), scale)
 
-        Hooks on gradients, such as those by which data-parallel training averages them, do not run.
+    def keep_batch(self, batch: Any) -> None:
+        """Keep a training batch for clean evaluation, as long as more are needed; on the CPU."""
+        if self.session.start and len(self._batches) < self.session.recalibrate:
+            self._batches.append(map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), batch))
 
-        Args:
-            average: takes the mean of a tensor over processes.
+    @contextmanager
+    def clean_evaluation(self) -> Iterator[None]:
+        """Let the owner compute what it would after stripping, with statistics taken anew from the kept batches.
+
+        Files that are written before the next step get these statistics, too.
         """
-        penalty = self.weighted_penalty(average)
-        if not penalty.requires_grad:
+        if not self._batches:  # before the first step
+            with self.relaxation.clean():
+                yield
             return
-        parameters = self.relaxation.branch_parameters()
-        found = torch.autograd.grad(penalty, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = torch.split_with_sizes(flat, [gradient.numel() for gradient in gradients])
-        for parameter, part in zip(parameters, parts, strict=True):
-            part = part.view_as(parameter)
-            parameter.grad = part.clone() if parameter.grad is None else parameter.grad.add_(part)
+        with self.session.clean_evaluation(self._batches, self._forward):
+            self._clean = flat(running_statistics(self._owner), ".")
+            yield
 
     @contextmanager
     def gradients_of(self, branches: bool) -> Iterator[None]:
@@ -200,6 +194,16 @@ class RelaxationDriver:
         if self.relaxation.mode == "fold":
             for key, value in self._stripped().items():
                 state[prefix + key] = value
+        outer = prefix.removesuffix(self._prefix)
+        for key, value in self._clean_statistics().items():
+            state[outer + key] = value
+
+    def _clean_statistics(self) -> dict[str, Tensor]:
+        """Return running statistics as clean evaluation uses them, by their names in the owner."""
+        if not self._clean and processes() == 1:  # of several perhaps only one is asked for a state dict
+            with self.clean_evaluation():
+                pass
+        return self._clean
 
     def _read_clean(self, state: dict[str, Any], prefix: str) -> None:
         """A clean model has no W: it is put back to where the branches add nothing."""
@@ -236,8 +240,8 @@ class RelaxationDriver:
         return {
             "branches": {name: value.clone() for name, value in self._branch_weights().items()},
             "unfolded": {name: value.clone() for name, value in self._unfolded().items()},
-            "relaxation": self.relaxation.state_dict(),
-            "penalty_weight": self._weight.state_dict(),
+            "gathered": flat(running_statistics(self._owner), "."),
+            **self.session.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -256,8 +260,11 @@ class RelaxationDriver:
         with torch.no_grad():
             for name, value in {**got, **state["unfolded"]}.items():
                 own[name].copy_(value)
-        self.relaxation.load_state_dict(state["relaxation"])
-        self._weight.load_state_dict(state["penalty_weight"])
+            for name, value in dict(self._owner.named_buffers()).items():
+                if name in state["gathered"]:
+                    value.copy_(state["gathered"][name])
+        self._clean = {}
+        self.session.load_state_dict(state)
 
     def _keep_out_of_averages(self) -> None:
         """Let averages of the owner's weights that were made before see what they were made for."""
@@ -275,13 +282,26 @@ class RelaxationDriver:
                 setattr(module, name, _with_base_tensors(method, self.relaxation.branch_parameters()))
                 self._undo.append(functools.partial(delattr, module, name))
 
-    def finish(self) -> tuple[SiteRecord, ...]:
+    def finish(self, failed: bool = False) -> tuple[SiteRecord, ...]:
         """Strip the network, unless that was done, and leave nothing behind; returns what was stripped from each site.
+
+        Running statistics become those of clean evaluation.
+
+        Args:
+            failed: the training did not come to its end; statistics stay what it has gathered.
 
         Raises:
             SurgeryError: if a branch holds a non-finite number; everything is as it was.
         """
-        records = strip(self.relaxation) if branches_of(self.relaxation.model) else ()
+        records: tuple[SiteRecord, ...] = ()
+        if branches_of(self.relaxation.model):
+            if not failed:
+                with self.clean_evaluation():
+                    pass
+            records = strip(self.relaxation)
+            for name, value in self._owner.named_buffers():
+                if name in self._clean and not failed:
+                    value.copy_(self._clean[name])
         for undo in reversed(self._undo):
             undo()
         self._undo = []

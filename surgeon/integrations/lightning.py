@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from surgeon.errors import UsageError
 from surgeon.integrations.driver import RelaxationDriver
-from surgeon.integrations.settings import RelaxationSettings, base_class, require_library
+from surgeon.integrations.settings import RelaxationSettings, base_class, first_call, require_library
 from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
 from surgeon.surgery import Relaxation
+from surgeon.training.session import RECALIBRATION_BATCHES
 from surgeon.training.weighting import PenaltyScale
 from surgeon.types import Plan, SiteRecord, StripMode
 
@@ -48,6 +48,7 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         penalty_scale: "relative" or "absolute".
         penalty_form: "gram", "rows" or "square".
         branch_factor: learning rate of W as a multiple of the base's.
+        recalibrate: training batches from which clean evaluation takes statistics anew.
 
     Attributes:
         relaxation: the handle on the branches; None before and after ``fit``.
@@ -68,6 +69,7 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         penalty_scale: PenaltyScale = "relative",
         penalty_form: PenaltyForm = "gram",
         branch_factor: float = 0.1,
+        recalibrate: int = RECALIBRATION_BATCHES,
     ) -> None:
         require_library(_Callback, "lightning")
         self.settings = RelaxationSettings(
@@ -82,6 +84,7 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
             penalty_scale,
             penalty_form,
             branch_factor,
+            recalibrate,
         )
         self.records: tuple[SiteRecord, ...] = ()
         self._driver: RelaxationDriver | None = None
@@ -106,7 +109,7 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         _require_no_averaging(trainer)
         _require_whole_weights(trainer)
         if self._driver is not None:  # an earlier training was interrupted
-            self._driver.finish()
+            self._driver.finish(failed=True)
         vars(pl_module).pop("configure_model", None)
         configure = pl_module.configure_model
 
@@ -127,7 +130,16 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
             pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
 
         with device:  # not the one on which the strategy creates new modules
-            self._driver = RelaxationDriver(pl_module, self.settings, step)
+            self._driver = RelaxationDriver(pl_module, self.settings, step, self._forward)
+
+    def _forward(self, pl_module: Any, batch: Any) -> Any:
+        """Call the network with what a training step calls it with first; the step itself would log and count."""
+        assert self._driver is not None
+        network = self._driver.relaxation.model
+        args, kwargs = first_call(
+            network, lambda: pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
+        )
+        return network(*args, **kwargs)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the optimiser of the branches, give them their learning rate, and have them clipped by themselves."""
@@ -144,14 +156,16 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
                 "max_steps, or max_epochs and data of known length"
             )
         self._steps = int(steps)
-        self._set_progress(trainer)
+        self._set_step(trainer)
 
-    def _set_progress(self, trainer: Any) -> None:
+    def _set_step(self, trainer: Any) -> None:
         assert self._driver is not None
-        self._driver.set_progress(trainer.global_step / self._steps)
+        self._driver.set_step(trainer.global_step, self._steps)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Find out whether an optimiser step ends with this micro-batch."""
+        """Find out whether an optimiser step ends with this micro-batch, and keep it for clean evaluation."""
+        assert self._driver is not None
+        self._driver.keep_batch(batch)
         self._ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
@@ -167,13 +181,13 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         if optimizer is not self._optimizer:
             return
         if not _has_penalty_in_loss(pl_module):
-            self._driver.add_penalty_gradient(_mean_over_processes(trainer))
+            self._driver.add_penalty_gradient()
         theta = self._driver.relaxation.theta[0]
         pl_module.log_dict({"relaxation/theta": theta, "relaxation/penalty": self._driver.penalty})
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set theta for what comes next, be it a step, an evaluation or a checkpoint."""
-        self._set_progress(trainer)
+        self._set_step(trainer)
 
     def loss_with_penalty(self, trainer: Any, output: Any) -> Any:
         """Return what a training step returned with the penalty in its loss, if an optimiser step ends with it.
@@ -186,13 +200,13 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         parts = trainer.accumulate_grad_batches
         self._driver.add_loss(loss / parts)
         if self._ends_step:
-            loss = loss + parts * self._driver.weighted_penalty(_mean_over_processes(trainer))
+            loss = loss + parts * self._driver.weighted_penalty()
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate the clean model."""
         if self._driver is not None:
-            self._evaluation.enter_context(self._driver.relaxation.clean())
+            self._evaluation.enter_context(self._driver.clean_evaluation())
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Go back to the relaxed model."""
@@ -237,10 +251,6 @@ class RelaxedModule:
 
 def _has_penalty_in_loss(pl_module: Any) -> bool:
     return isinstance(pl_module, RelaxedModule)
-
-
-def _mean_over_processes(trainer: Any) -> Callable[[Tensor], Tensor]:
-    return functools.partial(trainer.strategy.reduce, reduce_op="mean")
 
 
 def _accepted(function: Callable[..., Any], *values: Any) -> tuple[Any, ...]:

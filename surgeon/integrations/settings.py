@@ -19,6 +19,7 @@ from surgeon.imports import close_names, one_line
 from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
 from surgeon.surgery import find, select
+from surgeon.training.session import RECALIBRATION_BATCHES
 from surgeon.training.weighting import PenaltyScale
 from surgeon.types import Plan, StripMode
 
@@ -44,6 +45,8 @@ class RelaxationSettings:
         penalty_scale: "relative" multiplies lambda by a running mean of the task loss, "absolute" is the paper's.
         penalty_form: see :func:`surgeon.relax`.
         branch_factor: learning rate of W as a multiple of that of the weights beside it.
+        recalibrate: training batches, at most, from which the statistics of BatchNorm-like layers are taken anew for
+            clean evaluation; 0 leaves them as the relaxed network has gathered them.
 
     Raises:
         UsageError: if there is neither a group nor a plan, or a value is unusable.
@@ -60,6 +63,7 @@ class RelaxationSettings:
     penalty_scale: PenaltyScale = "relative"
     penalty_form: PenaltyForm = "gram"
     branch_factor: float = 0.1
+    recalibrate: int = RECALIBRATION_BATCHES
 
     def __post_init__(self) -> None:
         if self.group is None and self.plan is None:
@@ -71,6 +75,8 @@ class RelaxationSettings:
             raise UsageError(f"expected a finite penalty_weight of at least 0, got {self.penalty_weight}")
         if not (self.branch_factor > 0 and math.isfinite(self.branch_factor)):
             raise UsageError(f"expected a positive finite branch_factor, got {self.branch_factor}")
+        if self.recalibrate < 0:
+            raise UsageError(f"expected recalibrate to be at least 0 batches, got {self.recalibrate}")
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
             if isinstance(patterns, str):

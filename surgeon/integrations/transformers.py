@@ -26,8 +26,8 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
     """A Trainer that relaxes its model: give it ``relaxation=`` and change nothing else.
 
     Branches come in before the optimiser is made and go when ``train`` returns. In between theta follows the schedule
-    by optimiser steps, the penalty is part of the loss, evaluation and every saved file are of the clean model, and a
-    checkpoint folder holds what a resume needs besides. ``theta`` and ``penalty`` are logged.
+    by optimiser steps, the penalty's gradient is added to that of the loss, evaluation and every saved file are of the
+    clean model, and a checkpoint folder holds what a resume needs besides. ``theta`` and ``penalty`` are logged.
 
     Args:
         relaxation: how to relax; ``module`` is the path of the network inside the model, "" for the model itself.
@@ -65,14 +65,17 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, then strip the branches, also if the training was interrupted."""
+        failed = True
         try:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            failed = False
         finally:
             if self._driver is not None:
-                self.records = self._driver.finish()
+                self.records = self._driver.finish(failed)
                 self._driver = None
                 self.optimizer: Any = None  # it would go on with weights that are gone
                 self.lr_scheduler: Any = None
+        return result
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Insert the branches, then make the optimiser; the model is not wrapped yet, and its weights are loaded."""
@@ -82,7 +85,7 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
                 "torchrun or accelerate launch"
             )
         if self._driver is None:
-            self._driver = RelaxationDriver(self.model, self.settings, self._first_step)
+            self._driver = RelaxationDriver(self.model, self.settings, self._first_step, self._forward)
         optimizer = super().create_optimizer(*args, **kwargs)
         self._driver.attend([self.optimizer])
         return optimizer
@@ -93,15 +96,25 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
             batch = next(iter(self.get_train_dataloader()))
         super().compute_loss(self.model, self._prepare_inputs(batch))
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Set theta, then take the step."""
-        self._set_progress()
-        self._theta = self._driver.relaxation.theta[0] if self._driver is not None else 0.0
-        return super().training_step(*args, **kwargs)
+    def _forward(self, model: nn.Module, batch: Any) -> Any:
+        return self.compute_loss(model, self._prepare_inputs(batch))
 
-    def _set_progress(self) -> None:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Set theta, then take the step; where an optimiser step ends with it, add the gradient of the penalty."""
+        if self._driver is None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        self._set_step()
+        self._theta = self._driver.relaxation.theta[0]
+        self._driver.keep_batch(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            scaler = getattr(self.accelerator, "scaler", None)
+            self._driver.add_penalty_gradient(1.0 if scaler is None else scaler.get_scale())
+        return loss
+
+    def _set_step(self) -> None:
         if self._driver is not None:
-            self._driver.set_progress(self.state.global_step / self.state.max_steps)
+            self._driver.set_step(self.state.global_step, self.state.max_steps)
 
     def compute_loss(
         self,
@@ -110,23 +123,19 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss, in training with the penalty if an optimiser step ends with this micro-batch."""
+        """Return the loss, and take it up in training, for the size of lambda."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if self._driver is not None and model.training:
-            loss = loss + self._penalty(self._driver, loss, num_items_in_batch)
+            self._driver.add_loss(loss / self._divisor(num_items_in_batch))
         return (loss, outputs) if return_outputs else loss
 
-    def _penalty(self, driver: RelaxationDriver, loss: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Return the weighted penalty times what the Trainer is going to divide the loss by."""
+    def _divisor(self, num_items_in_batch: Tensor | int | None) -> int:
+        """Return what the Trainer is going to divide the loss of a micro-batch by."""
         scaled = getattr(self, "loss_is_scaled_for_ga", None)
         if scaled is None:
             counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             scaled = counted or self.compute_loss_func is not None
-        parts = 1 if scaled else self.current_gradient_accumulation_steps
-        driver.add_loss(loss / parts)
-        if not self.accelerator.sync_gradients:
-            return loss.new_zeros(())
-        return parts * driver.weighted_penalty(lambda tensor: self.accelerator.reduce(tensor, reduction="mean"))
+        return 1 if scaled else self.current_gradient_accumulation_steps
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip base and branches by themselves; the norm of the base's gradient is returned and logged."""
@@ -140,7 +149,7 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
         return norms[0]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self._set_progress()
+        self._set_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -153,7 +162,7 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
         """Evaluate the clean model."""
         with ExitStack() as stack:
             if self._driver is not None:
-                stack.enter_context(self._driver.relaxation.clean())
+                stack.enter_context(self._driver.clean_evaluation())
             return super().evaluation_loop(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

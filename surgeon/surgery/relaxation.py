@@ -255,7 +255,11 @@ class Relaxation:
 
     @contextmanager
     def clean(self) -> Iterator[nn.Module]:
-        """While the context is open the model computes what it would compute after stripping with this mode."""
+        """While the context is open the model computes what it would compute after stripping with this mode.
+
+        Running statistics stay those that the relaxed model has gathered;
+        :meth:`surgeon.training.session.TrainingSession.clean_evaluation` takes them anew.
+        """
         before = {branch: branch.clean for branch in self.branches.values()}
         for branch in before:
             branch.clean = True

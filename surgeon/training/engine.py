@@ -34,6 +34,7 @@ from surgeon.training.ema import Ema
 from surgeon.training.groups import parameter_groups, theta_group
 from surgeon.training.optimizers import make_optimizer, rate_scale
 from surgeon.training.selection import Selection
+from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState, random_state, set_random_state
 from surgeon.training.weighting import PenaltyWeight
@@ -117,7 +118,11 @@ class Finetuner:
         self.plain_model = model
         self._own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
         weight = arm.penalty_weight if settings.penalty_weight is None else settings.penalty_weight
-        self.penalty_weight = PenaltyWeight(weight if arm.relaxes else 0.0, settings.penalty_scale)
+        weight = weight if arm.relaxes else 0.0
+        self.session = None
+        if self.relaxation is not None:
+            self.session = TrainingSession(self.relaxation, weight, settings.penalty_scale, settings.recalibrate)
+        self.penalty_weight = PenaltyWeight(0.0) if self.session is None else self.session.weight
         self.state = TrainingState()
         set_seed(settings.seed)
         self._start_branches()
@@ -131,7 +136,7 @@ class Finetuner:
             self.relaxation.learn_theta(True)
             self.optimizer.add_param_group(theta_group(self.relaxation, settings))
         self.ema = None if settings.ema is None else Ema(model, settings.ema)
-        self.selection = Selection(model, task, settings, self.relaxation, self.ema, self.accelerator)
+        self.selection = Selection(model, task, settings, self.session, self.ema, self.accelerator)
         if self._sharded:
             self.selection.give_to(self.given_model, given if isinstance(given, Relaxation) else None)
         self.epoch_start: dict[str, Tensor] = {}
@@ -207,7 +212,7 @@ class Finetuner:
                 if save_every and state.step % save_every == 0 and on_save and not self._is_last_step():
                     state.seconds, started = state.seconds + time.perf_counter() - started, time.perf_counter()
                     on_save(self)
-            self._set_progress(state.epoch / settings.epochs)  # exactly 0 after the last epoch
+            self._set_step()  # exactly 0 after the last epoch
             self._finish_epoch(started, on_save)
         self.selection.load_best(state)
         for tracker in self.accelerator.trackers:
@@ -268,28 +273,31 @@ class Finetuner:
 
     def _step(self, batches: Sequence[Any], progress: float) -> tuple[float, float]:
         self._set_rates(progress)
-        self._set_progress(progress)
+        self._set_step()
         losses: list[Tensor] = []
-        penalty_value = 0.0
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     loss = task_loss(self.task, task_forward(self.task, self.model, batch), batch)
                 losses.append(loss.detach())
-                total = loss / len(batches)
                 if last:
                     mean = self._mean_loss(losses)
-                    if self.relaxation is not None and self.penalty_weight.value > 0:
-                        penalty = self._penalty(self.relaxation)
-                        penalty_value = float(penalty.detach())
-                        self._require_finite(penalty_value, self.relaxation)
-                        total = total + self.penalty_weight(mean) * penalty
-                self.accelerator.backward(total)
+                self.accelerator.backward(loss / len(batches))
+        penalty = self._add_penalty_gradient(mean)
         self._finish_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return mean, penalty_value
+        return mean, penalty
+
+    def _add_penalty_gradient(self, loss: float) -> float:
+        """Add the gradient of the weighted penalty and return the penalty itself."""
+        if self.session is None or self.penalty_weight.value == 0:
+            return 0.0
+        scaler = getattr(self.accelerator, "scaler", None)
+        self.session.add_penalty_gradient(loss, 1.0 if scaler is None else scaler.get_scale())
+        self._require_finite(self.session.penalty, self.session.relaxation)
+        return self.session.penalty
 
     def _mean_loss(self, losses: Sequence[Tensor]) -> float:
         """Return the mean task loss of a step over batches and processes."""
@@ -301,26 +309,15 @@ class Finetuner:
             self._stop(f"the task loss became {value}")
         return value
 
-    def _penalty(self, relaxation: Relaxation) -> Tensor:
-        penalty = relaxation.penalty()
-        missed = [key for key, branch in relaxation.branches.items() if branch.missed]
-        if missed or not relaxation.penalty_terms():
-            where = (missed or list(relaxation.branches))[0]
-            raise TrainingError(
-                f"expected the branch at {where!r} to see the features of a training step, but they were not recorded: "
-                "run every relaxed op with gradients enabled, and activation checkpointing with use_reentrant=False"
-            )
-        return penalty
-
     def _finish_gradients(self) -> None:
         """Clip each group by itself: the gradient of W must not shorten the base's step in some arms only."""
         scaler = getattr(self.accelerator, "scaler", None)
         average_gradients(self.accelerator, self._not_averaged())
+        self.accelerator.unscale_gradients()  # all at once: a loss scaler allows it once per step
         if self.relaxation is not None and self.arm.learns_theta:
             for key, branch in self.relaxation.branches.items():
                 if branch.theta.grad is not None:
                     branch.theta.grad[0] += self.state.duals[key]
-        self.accelerator.unscale_gradients()  # all at once: a loss scaler allows it once per step
         for group in self.optimizer.param_groups:
             norm = torch.nn.utils.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
             # With a loss scaler an overflow is normal: it lowers the scale and skips the step.
@@ -346,9 +343,9 @@ class Finetuner:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_rate"] * scale * bump
 
-    def _set_progress(self, progress: float) -> None:
-        if self.relaxation is not None and not self.arm.learns_theta:
-            self.relaxation.set_progress(progress, self.state.theta_scale if self.arm.relaxes else 0.0)
+    def _set_step(self) -> None:
+        if self.session is not None and not self.arm.learns_theta:
+            self.session.set_step(self.state.step, self.steps, self.state.theta_scale if self.arm.relaxes else 0.0)
 
     def _after_step(self) -> None:
         state, relaxation = self.state, self.relaxation

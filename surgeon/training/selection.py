@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.evaluation import device_of, evaluate, is_better
-from surgeon.recalibration import normalisation_layers, recalibrated
+from surgeon.evaluation import evaluate, is_better
 from surgeon.sharding import reshard, whole_state
 from surgeon.surgery import Relaxation
 from surgeon.tasks import primary_metric, task_batches, task_forward
 from surgeon.training.driver import gathered, shards, share_buffers
 from surgeon.training.ema import Ema
+from surgeon.training.session import TrainingSession
 from surgeon.training.settings import PATIENCE_THETA, FinetuneSettings
 from surgeon.training.state import TrainingState
-from surgeon.trees import to_device
 from surgeon.types import Task
 
 if TYPE_CHECKING:
@@ -42,16 +41,16 @@ class Selection:
         model: nn.Module,
         task: Task,
         settings: FinetuneSettings,
-        relaxation: Relaxation | None,
+        session: TrainingSession | None,
         ema: Ema | None,
         accelerator: Accelerator,
     ) -> None:
         self.metric, self.direction = primary_metric(task)
         self.best_weights: dict[str, Tensor] = {}
         self._model, self._task, self._settings = model, task, settings
-        self._relaxation, self._ema, self._accelerator = relaxation, ema, accelerator
-        self._given, self._given_relaxation = model, relaxation
-        self._recalibrates = relaxation is not None and settings.recalibrate > 0 and bool(normalisation_layers(model))
+        self._session, self._ema, self._accelerator = session, ema, accelerator
+        self._relaxation = None if session is None else session.relaxation
+        self._given, self._given_relaxation = model, self._relaxation
 
     def give_to(self, model: nn.Module, relaxation: Relaxation | None) -> None:
         """Let :meth:`load_best` put the weights into another instance of the model, which is not sharded."""
@@ -60,14 +59,14 @@ class Selection:
     def evaluate(self, state: TrainingState) -> tuple[Metrics, Metrics]:
         """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
         driver = self._accelerator
-        if shards(driver):  # DDP does so before every forward
+        if driver.num_processes > 1:  # DDP does so before every forward, but not after the last
             share_buffers(self._model)
         # FSDP casts weights to the lower precision in every forward, those of an evaluation included
         precision = driver.autocast() if shards(driver) else nullcontext()
         with precision, self._ema.swapped() if self._ema is not None else nullcontext():
             current = self._metrics()
             clean = current
-            with self._clean(state):
+            with self._clean():
                 if self._relaxation is not None:
                     clean = self._metrics()
                 self._require(clean)
@@ -85,20 +84,17 @@ class Selection:
                 reshard(self._model)
 
     @contextmanager
-    def _clean(self, state: TrainingState) -> Iterator[None]:
+    def _clean(self) -> Iterator[None]:
         """Let the model compute what it would after stripping, with the statistics that it would have then."""
-        if self._relaxation is None:
+        if self._session is None:
             yield
             return
-        with self._relaxation.clean():
-            if not self._recalibrates or not state.step:
-                yield
-                return
-            device = device_of(self._model)
-            batches = islice(task_batches(self._task, "train", self._settings.seed), self._settings.recalibrate)
-            moved = (to_device(batch, device) for batch in batches)
-            with recalibrated(self._model, moved, lambda model, batch: task_forward(self._task, model, batch)):
-                yield
+        forward = functools.partial(task_forward, self._task)
+        with self._session.clean_evaluation(self._training_batches(), forward):
+            yield
+
+    def _training_batches(self) -> Iterator[Any]:
+        yield from task_batches(self._task, "train", self._settings.seed)
 
     def _require(self, clean: Mapping[str, float]) -> None:
         if self.metric not in clean:

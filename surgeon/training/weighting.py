@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,6 @@ class PenaltyWeight:
         """Return what a resume needs."""
         return {"loss_sum": self.loss_sum, "loss_weight": self.loss_weight}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.loss_sum, self.loss_weight = float(state["loss_sum"]), float(state["loss_weight"])

@@ -84,13 +84,14 @@ def test_the_lines_of_the_documents_run(document: str) -> None:
         "model": model,
         "sample_inputs": [data[0][:2]],
         "batches": [batch[:2] for batch in data],
+        "held_out": data[0][:2],
         "steps": len(data),
         "task_loss": task_loss,
         "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
     }
     exec(block.replace("import surgeon\n", ""), names)  # noqa: S102
     assert list(model.state_dict()) == keys
-    assert [len(theta) for theta in thetas] == [2] * len(data)
+    assert [len(theta) for theta in thetas[: len(data)]] == [2] * len(data)
     assert thetas[0] == [0, 0] != thetas[3]
     assert names["loss"].requires_grad
 

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from surgeon.branch import CHILD, branches_of
+from surgeon.errors import UsageError
 from surgeon.surgery import strip
-from tests.integrations.loops import batches, largest_difference, network, plain_loop
+from surgeon.trees import equal
+from tests.integrations.loops import Batch, batches, largest_difference, network, plain_loop
+from tests.integrations.normalised import expected_error, normalised
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -262,3 +265,85 @@ def test_scaled_losses_make_no_difference(kind: type[Module]) -> None:
     found = fit(RelaxationCallback("O3"), module=kind(), plugins=[mixed], accumulate_grad_batches=2)
     assert scaler.get_scale() > 1
     assert largest_difference(found, plain_loop(network(), batches(12), parts=2)) < EXACT
+
+
+class Normalising(Module):
+    """With BatchNorm in its network; its steps may not be run for anything but training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.taken = normalised(), 0
+
+    def training_step(self, batch: Batch) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.taken += 1
+        return loss
+
+
+class Expecting(pl.Callback):
+    """Before validation: what its error is to be, with statistics taken anew and with those of the training."""
+
+    def __init__(self, train: list[Batch], held_out: Batch) -> None:
+        self.data, self.errors, self.states = (train, held_out), [], []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.errors.append([expected_error(pl_module.network, *self.data, anew) for anew in (True, False)])
+        gathered = pl_module.network.norm
+        self.states.append((gathered.running_mean.clone(), gathered.running_var.clone()))
+
+
+def test_validation_takes_statistics_anew_and_files_hold_them(tmp_path: Path) -> None:
+    data, held_out, module = batches(8), batches(9)[8], Normalising()
+    expecting = Expecting(data[:3], held_out)
+    logged = []
+
+    class Logging(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            logged.append(float(trainer.callback_metrics["error"]))
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 4:  # after the validation
+                assert torch.equal(pl_module.network.norm.running_mean, expecting.states[3][0])
+
+    relaxing = RelaxationCallback("O3", branch_factor=10.0, recalibrate=3)
+    saving = ModelCheckpoint(tmp_path, filename="{step}", monitor="error", save_top_k=-1, save_last=False)
+    late = ModelCheckpoint(tmp_path, filename="late-{step}", every_n_train_steps=5, save_top_k=-1)
+    options = {"val_check_interval": 4, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+    running = trainer(relaxing, expecting, Logging(), saving, late, **options)
+    running.fit(module, loader(data), loader([held_out]))
+    anew, gathered = expecting.errors[3]
+    assert logged[0] == pytest.approx(anew, rel=1e-12)
+    assert abs(gathered - anew) > 1e-3 * anew
+    assert module.taken == len(data)
+    for name, step in (("step=4", 4), ("late-step=5", 5)):
+        loaded = Normalising.load_from_checkpoint(tmp_path / f"{name}.ckpt").network.eval()
+        assert expected_error(loaded, data, held_out, anew=False) == pytest.approx(expecting.errors[step - 1][0])
+    assert expected_error(module.network, data, held_out, anew=False) == pytest.approx(
+        expecting.errors[-1][0], rel=1e-12
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_resuming_goes_on_with_the_statistics_that_training_gathered(tmp_path: Path) -> None:
+    def train(checkpoint: Path | None = None) -> list[Any]:
+        expecting = Expecting(batches(1), batches(1)[0])
+        saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        running = trainer(RelaxationCallback("O3"), saving, expecting, enable_checkpointing=True, max_epochs=2)
+        running.fit(Normalising(), loader(batches(4)), ckpt_path=checkpoint)
+        return expecting.states[-4:]
+
+    whole = train()
+    assert equal(train(tmp_path / "epoch=0.ckpt"), whole)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+def test_resuming_for_longer_is_refused(tmp_path: Path) -> None:
+    def train(epochs: int, checkpoint: Path | None = None) -> None:
+        saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        running = trainer(RelaxationCallback("O3"), saving, enable_checkpointing=True, max_epochs=epochs)
+        running.fit(Module(), loader(batches(4)), ckpt_path=checkpoint)
+
+    train(2)
+    with pytest.raises(UsageError, match="training of 8 optimiser steps, as it was started with, got one of 16"):
+        train(4, tmp_path / "epoch=0.ckpt")

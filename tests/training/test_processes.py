@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from surgeon.trees import allclose, equal
 from tests.commands import Surgeon, torchrun
 from tests.processes import forked
 from tests.tiny import TinyTask
+from tests.training import heads
 from tests.training.heads import penalties, relaxed, steps
 
 
@@ -106,3 +108,20 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert not all(
         torch.allclose(weights[0][key], weights[2][key], atol=1e-4) for key in weights[0] if key.startswith("model.")
     )
+
+
+@pytest.mark.slow
+def test_heads_that_one_process_never_uses_are_trained_as_by_one_process(work: Path, surgeon: Any) -> None:
+    shutil.copy(heads.__file__, work / "heads.py")
+    torch.manual_seed(0)
+    torch.save(heads.make_net().state_dict(), work / "heads.pt")
+    surgeon("relax", "heads.pt", "--group", "O3", "--task", "heads.py", "--init-scale", "0.3", "-o", "relaxed")
+    common = ["finetune", "relaxed", "--task", "heads.py", "--epochs", "2", "--lr", "1e-2", "--lambda", "0.5", "--json"]
+    done = forked(work, *common, "-o", "two", environment={"ACCELERATE_USE_CPU": "true"}, count=2)
+    assert done.returncode == 0, done.stderr
+    surgeon(*common, "-o", "one", "--accumulate", "2")
+    for left, right in zip(records(work / "two")[1:], records(work / "one")[1:], strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+        assert left["penalty"] == pytest.approx(right["penalty"], rel=1e-5)
+    two, one = last_weights(work / "two"), last_weights(work / "one")
+    assert allclose(two, one, relative=0, absolute=1e-5)
