@@ -18,6 +18,7 @@ from surgeon.errors import CheckpointError, SurgeonError, TrainingError, UsageEr
 from surgeon.integrations.settings import RelaxationSettings
 from surgeon.surgery import strip
 from tests.integrations.loops import RATE, batches, largest_difference, network, plain_loop, samples
+from tests.integrations.normalised import expected_error, normalised
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -321,3 +322,44 @@ def test_a_pretrained_model_is_saved_clean_while_it_trains(tmp_path: Path) -> No
     assert list(loaded) == keys
     assert largest_difference(loaded, keeping.stripped[0]) == 0
     assert largest_difference(model.network.state_dict(), plain_loop(network(), batches(12))) < EXACT
+
+
+class Expecting(transformers.TrainerCallback):
+    """After every step: the evaluation error with statistics taken anew, and with those of the training."""
+
+    def __init__(self) -> None:
+        self.errors: list[list[float]] = []
+        self.evaluated: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        self.errors.append(
+            [expected_error(model.network, batches(12)[:3], samples(16), anew) for anew in (True, False)]
+        )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+        self.evaluated.append(metrics["eval_loss"])
+
+
+def test_evaluation_takes_statistics_anew_and_files_hold_them(tmp_path: Path) -> None:
+    model = WithLoss()
+    model.network = normalised()
+    options = {"eval_strategy": "steps", "eval_steps": 6, "save_strategy": "steps", "save_steps": 6}
+    options["per_device_eval_batch_size"] = 16
+    running = trainer(tmp_path, {"branch_factor": 10.0, "recalibrate": 3}, model, **options)
+    running.add_callback(expecting := Expecting())
+    running.train()
+    anew, gathered = expecting.errors[5]
+    assert expecting.evaluated[0] == pytest.approx(anew, rel=1e-9)
+    assert abs(gathered - anew) > 1e-3 * anew
+    loaded = WithLoss()
+    loaded.network = normalised()
+    loaded.load_state_dict(load_file(tmp_path / "checkpoint-6" / "model.safetensors"))
+    assert expected_error(loaded.network, [], samples(16), anew=False) == pytest.approx(anew, rel=1e-9)
+
+
+def test_resuming_for_longer_is_refused(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 5}
+    trainer(tmp_path, {}, **options).train()
+    longer = trainer(tmp_path / "again", {}, num_train_epochs=2, **options)
+    with pytest.raises(UsageError, match="training of 12 optimiser steps, as it was started with, got one of 24"):
+        longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
