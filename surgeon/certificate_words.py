@@ -134,8 +134,21 @@ def equivariance_section(data: Mapping[str, Any]) -> str:
             f"seed {settings['seed']}"
         )
     absent = data["details"].get("no float64")
-    how += f". Judged in the model's own dtype alone: {absent}" if absent else ""
+    how += f". Judged in the model's own dtype alone, on at least 8 batches if there are: {absent}" if absent else ""
+    how += flipped_words(data["details"])
     return f"{how}.\n\n{table}"
+
+
+def flipped_words(details: Mapping[str, Any]) -> str:
+    """Say how many rows were flipped where only a dtype that rounds coarsely could be run; else nothing."""
+    if not details.get("no float64"):
+        return ""
+    parts = [
+        f"under {component} "
+        + ", ".join(f"{flipped} of {count} in the {model}" for model, (flipped, count) in by.items())
+        for component, by in details.get("flipped rows", {}).items()
+    ]
+    return f". Rows off by 100 times the median row, as flipped ties are: {'; '.join(parts)}" if parts else ""
 
 
 def _metrics(data: Mapping[str, Any]) -> str:

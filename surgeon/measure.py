@@ -73,6 +73,7 @@ def equivariance_error(
     *,
     count: int = 8,
     seed: int = 0,
+    watch: Callable[[str, int, Any, Any], None] | None = None,
 ) -> dict[str, ErrorSummary]:
     """Measure ``|f(g x) - g f(x)| / |g f(x)|`` under the group's test elements.
 
@@ -86,6 +87,7 @@ def equivariance_error(
         group: the group to sample from.
         count: random elements per component and batch.
         seed: seed of the elements.
+        watch: called for every element with component, number of the batch, outputs, and what they should be.
 
     Returns:
         Component name to the distribution of relative errors; of a finite group, the name of each generator.
@@ -101,13 +103,15 @@ def equivariance_error(
     outputs = [map_tensors(Tensor.detach, function(batch)) for batch in batches]
     errors: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[str]] = defaultdict(list)
-    for batch, output in zip(batches, outputs, strict=True):
+    for number, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
         for label, component, g in group.test_elements(generator, count):
             moved = map_tensors(Tensor.detach, function(act(g, batch)))
             expected = act_output(g, output)
             moved = _covered(moved, expected) if group.rescales else moved
             errors[component].append(relative_difference(moved, expected))
             labels[component].append(label)
+            if watch is not None:
+                watch(component, number, moved, expected)
     return {component: summarise(errors[component], labels[component]) for component in errors}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from surgeon.certificate_words import certificate_text
@@ -99,3 +100,12 @@ def test_further_formats_are_described() -> None:
     text = certificate_text(data(Certificate({}, details=bare)))
     assert "`torch.export.load` deviates from the model by 0.05, and f(gx) from g f(x) by not measured" in text
     assert "its outputs were not compared, for lack of a task" in text
+
+
+def test_flipped_rows_are_told_where_nothing_finer_could_be_run() -> None:
+    flipped = {"flipped rows": {"identity": {"original": [1, 32], "stripped": [3, 32]}}}
+    details = {**FULL.details, **flipped, "no float64": "it fails"}
+    text = certificate_text(data(dataclasses.replace(FULL, details=details)))
+    assert "as flipped ties are: under identity 1 of 32 in the original, 3 of 32 in the stripped" in text
+    finer = certificate_text(data(dataclasses.replace(FULL, details={**FULL.details, **flipped})))
+    assert "flipped ties" not in finer

@@ -21,7 +21,18 @@ FOREIGN = {
 ROWS = (
     {"errors", "types", "files", "trees", "imports", "modes", "copies", "sharding", "attributes"},
     {"groups", "representations", "e3nn_compat"},
-    {"branch", "forms", "regularizer", "gram_form", "schedule", "measure", "intertwiners", "moments", "precision"},
+    {
+        "branch",
+        "chance",
+        "forms",
+        "regularizer",
+        "gram_form",
+        "schedule",
+        "measure",
+        "intertwiners",
+        "moments",
+        "precision",
+    },
     {"graph", "inference"},
     {"surgery", "registry"},
     {
@@ -37,6 +48,7 @@ ROWS = (
         "stripped",
         "reopening",
         "deviation",
+        "judging",
         "verdict",
         "verification",
         "clean",

@@ -132,6 +132,34 @@ def test_every_check_of_a_verdict_is_made_to_fail(turned: Workspace) -> None:
     assert certificate.checks.keys() == {*CHECKS, *FAILURES}
 
 
+@pytest.mark.parametrize("damage", [None, lose_symmetry, lose_function])
+def test_without_float64_rows_of_the_own_dtype_decide(
+    turned: Workspace, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Workspace, pytest.MonkeyPatch], None] | None
+) -> None:
+    turned.float64 = {"how": None, "why": "it is float32 only"}
+    if damage is not None:
+        damage(turned, monkeypatch)
+    _, certificate = strip_and_certify(turned, "drop", QUICK, split=None)
+    assert {dtype for by in certificate.equivariance.values() for dtype in by} == {"float32"}
+    counts = certificate.details["flipped rows"]["identity"]
+    assert counts["original"][1] == counts["stripped"][1] > 1
+    failed = {None: [], lose_symmetry: [EQUIVARIANCE_CHECK], lose_function: [FUNCTION_CHECK]}[damage]
+    assert [name for name, holds in certificate.checks.items() if not holds] == failed, certificate.differences
+
+
+def test_drop_is_held_to_float64s_rounding(turned: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float32 would have let pass: a weight that is off by a millionth."""
+
+    def damaging(relaxation: Relaxation, mode: StripMode) -> tuple[SiteRecord, ...]:
+        records = strip(relaxation, mode)
+        turned.model.second.weight.data.mul_(1 + 1e-6)  # type: ignore[union-attr, operator]
+        return records
+
+    monkeypatch.setattr("surgeon.verdict.strip", damaging)
+    _, certificate = strip_and_certify(turned, "drop", QUICK, split=None)
+    assert not certificate.checks[FUNCTION_CHECK]
+
+
 def test_without_a_task_form_alone_is_certified(opened: Workspace) -> None:
     (opened.path.parent / "task.py").rename(opened.path.parent / "nets.py")
     import json

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.certificate_words import flipped_words
 from surgeon.files import json_compatible
 from surgeon.types import Certificate, ErrorSummary
 
@@ -42,6 +43,9 @@ def show_certificate(certificate: Certificate) -> None:
     out.print(table)
     if certificate.equivariance:
         out.print(equivariance_table(certificate.equivariance))
+    flipped = flipped_words(certificate.details).removeprefix(". ")
+    if flipped:
+        say(flipped)
     for model, metrics in certificate.metrics.items():
         say(f"{model}: " + ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
     if certificate.sites:

@@ -10,15 +10,17 @@ from typing import Any
 from torch import nn
 
 from surgeon.certificate import CONSTANTS_CHECK, FINITE_CHECK, Comparison, classes_of, compare_models, versions
+from surgeon.chance import Rows
 from surgeon.checkpoint import load_into
 from surgeon.errors import CheckpointError, GroupError, TaskError
 from surgeon.evaluation import evaluate
 from surgeon.groups import Group, parse_group
+from surgeon.judging import less_equivariant
 from surgeon.stripped import Stripped
 from surgeon.tasks import can_act, task_forward
 from surgeon.trees import to_dtype
 from surgeon.types import EQUIVARIANCE_CHECK, GRAPH_CHECK, ErrorSummary
-from surgeon.verdict import MeasureSettings, both_precisions, less_equivariant, model_dtype, sample_batches
+from surgeon.verdict import MeasureSettings, both_precisions, model_dtype, sample_batches
 from surgeon.verification.agreement import NOISE, SIGNAL, same_error
 from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded
@@ -159,11 +161,12 @@ def _equivariance(
     if group is None:
         return None
     settings = recorded.settings or MeasureSettings()
-    now = {name: both_precisions(workspace, model, group, settings) for name, model in models.items()}
+    rows: dict[str, dict[str, Rows]] = {name: {} for name in models}
+    now = {name: both_precisions(workspace, model, group, settings, rows[name]) for name, model in models.items()}
     found.equivariance = now
     how = f"{settings.batches} batches, {settings.elements} elements, seed {settings.seed}"
     found.findings.append(
-        compared(EQUIVARIANCE_CHECK, less_equivariant(now), how)
+        compared(EQUIVARIANCE_CHECK, less_equivariant(now, rows), how)
         if "original" in models
         else unchecked(EQUIVARIANCE_CHECK, GIVE_ORIGINAL)
     )
