@@ -36,6 +36,17 @@ def named_group(name: str) -> Group | None:
     return builders[key]() if key in builders else None
 
 
+def rotations_of(name: str) -> str | None:
+    """Return the name of the subgroup without reflections, inversions or reversal of time; None if there is none.
+
+    Example:
+        >>> rotations_of("O3"), rotations_of("D6"), rotations_of("SO3")
+        ('SO3', 'C6', None)
+    """
+    named = {"O2": "SO2", "O3": "SO3", "E3": "SE3", "O13": "SO13", "OCTAH": "OCTA"}
+    return re.sub(r"^D(\d+)$", r"C\1", name) if re.fullmatch(r"D\d+", name) else named.get(name)
+
+
 def _so2() -> Group:
     return Group("SO2", _rotation_algebra(2), _none(2), ("identity",), False, False, True, rotations=True)
 

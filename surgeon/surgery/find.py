@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 from surgeon.branch import branches_of
-from surgeon.errors import GroupError, PlanError
+from surgeon.errors import GroupError, NotASymmetryError, PlanError
 from surgeon.graph import Candidate, Recording, find_candidates, record
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.inference import Symmetry
 from surgeon.modes import set_training
-from surgeon.registry import Adapter, installed_adapters, speaks_of
+from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
 from surgeon.surgery.annotated import annotated_site, collect_proposals, verify_all
 from surgeon.surgery.audit import audit_parameters, with_parents
 from surgeon.surgery.combine import Evidence, combine
 from surgeon.surgery.measurement import Measurement, double_twin, measure_model
+from surgeon.surgery.own_symmetry import symmetry_complaint
 from surgeon.surgery.refusal import refusal
 from surgeon.surgery.usage import WeightUsage
 from surgeon.surgery.verify import captured_calls
@@ -73,7 +74,8 @@ def find(
         GroupError: if no adapter knows representations of the group and there is no action to measure them by.
         TaskError: if the action is none, or the inputs cannot show anything.
         PlanError: if the model already has branches.
-        NothingToRelaxError, NotASymmetryError: if nothing can be relaxed; their ``plan`` has the audit.
+        NothingToRelaxError, NotASymmetryError: if nothing can be relaxed, or the model's output does not transform by
+            the group; their ``plan`` has the audit.
     """
     group = parse_group(group) if isinstance(group, str) else group
     adapters = installed_adapters() if adapters is None else adapters
@@ -92,7 +94,7 @@ def find(
             for more in further:
                 (forward or _call)(model, *map_tensors(fresh_copy, more))
         annotated, notes = verify_all(model, group, adapters, proposals, recording, calls, skipped)
-    plan = _combined(model, group, recording, annotated, skipped, set(proposals), symmetry, inputs, twin)
+    plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin)
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
 
 
@@ -102,20 +104,25 @@ def _combined(
     recording: Recording,
     annotated: Sequence[Site],
     skipped: Sequence[Skipped],
-    proposed: set[str],
+    proposals: Mapping[str, tuple[str, Proposal]],
     symmetry: Symmetry | None,
     inputs: tuple[Any, ...],
     twin: nn.Module | None,
 ) -> Plan:
     """Measure what can be measured, compare with the annotations, and explain the rest."""
-    candidates = find_candidates(recording, _trainable(model))
+    candidates, proposed = find_candidates(recording, _trainable(model)), set(proposals)
     measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed, twin)
+    complaint = None
+    if symmetry is not None:
+        with in_training_mode(model), unchanged(model):  # which put everything back
+            set_training(model, False)
+            complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)
     notes = (*notes, *combined.notes)
-    return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement)
+    return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement, complaint)
 
 
 def _call(model: nn.Module, *inputs: Any) -> Any:
@@ -167,11 +174,14 @@ def _plan(
     notes: tuple[str, ...],
     evidence: Evidence | None = None,
     measurement: Measurement | None = None,
+    complaint: str | None = None,
 ) -> Plan:
     audit = () if evidence is None else audit_parameters(evidence, sites, skipped)
     explained = known | {entry.name for entry in skipped} | {site.name for site in sites}
     skipped = [*skipped, *_without_explanation(model, explained, audit)]
     plan = Plan(group.name, tuple(sites), tuple(skipped), notes, audit)
+    if complaint is not None:
+        raise NotASymmetryError(complaint, dataclasses.replace(plan, sites=()))
     if not sites:
         raise refusal(model, plan, measurement)
     return plan

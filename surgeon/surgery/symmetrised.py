@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surgeon.copies import copied
 from surgeon.groups import Group
-from surgeon.registry import Adapter, installed_adapters
+from surgeon.registry import Adapter, Proposal, installed_adapters
 from surgeon.surgery.annotated import collect_proposals
 
 
@@ -28,6 +28,11 @@ def symmetrised_copy(model: nn.Module, group: Group, adapters: Mapping[str, Adap
         The copy; None if no adapter knows such an op in the model.
     """
     proposals, _, _ = collect_proposals(model, group, installed_adapters() if adapters is None else adapters)
+    return symmetrised_by(model, proposals)
+
+
+def symmetrised_by(model: nn.Module, proposals: Mapping[str, tuple[str, Proposal]]) -> nn.Module | None:
+    """Do the same for proposals at hand, by name of their module."""
     changes: dict[str, Tensor] = {
         f"{name}.{own}".lstrip("."): value
         for name, (_, proposal) in proposals.items()

@@ -88,7 +88,7 @@ def test_an_action_may_come_from_elsewhere(surgeon: Surgeon, monkeypatch: pytest
         monkeypatch.delitem(sys.modules, name, raising=False)
     told = surgeon("inspect", "net.pt", *TASK, "--action", "turning:right").out
     assert "both to" in told
-    surgeon("inspect", "net.pt", *TASK, "--action", "turning:wrong", code=1)
+    assert "to be an action of O3" in surgeon("inspect", "net.pt", *TASK, "--action", "turning:wrong", code=2).err
     assert "turning:missing" in surgeon("inspect", "net.pt", *TASK, "--action", "turning:missing", code=2).err
     for name in ("task", "turning"):
         sys.modules.pop(name, None)
