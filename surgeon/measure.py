@@ -51,6 +51,11 @@ def _floating(tree: Any) -> list[Tensor]:
     return [tensor.detach() for tensor in tensors_in(tree) if tensor.is_floating_point()]
 
 
+def largest(first: float, second: float) -> float:
+    """Return the larger of two errors; infinity if one is not finite, which ``max`` may pass over."""
+    return max(first, second) if math.isfinite(first) and math.isfinite(second) else math.inf
+
+
 def summarise(errors: Sequence[float], labels: Sequence[str] = ()) -> ErrorSummary:
     """Return mean, median, maximum and count of relative errors; a non-finite one makes mean and maximum infinite.
 
@@ -59,9 +64,9 @@ def summarise(errors: Sequence[float], labels: Sequence[str] = ()) -> ErrorSumma
         labels: of which element each is; the summary names the first with the largest error.
     """
     cleaned = [error if math.isfinite(error) else math.inf for error in errors]
-    largest = max(cleaned)
-    worst = labels[cleaned.index(largest)] if labels else ""
-    return ErrorSummary(statistics.fmean(cleaned), statistics.median(cleaned), largest, len(cleaned), worst)
+    maximum = max(cleaned)
+    worst = labels[cleaned.index(maximum)] if labels else ""
+    return ErrorSummary(statistics.fmean(cleaned), statistics.median(cleaned), maximum, len(cleaned), worst)
 
 
 def equivariance_error(

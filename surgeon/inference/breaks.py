@@ -14,7 +14,7 @@ from surgeon.groups import Group
 from surgeon.inference.hypotheses import Verdict, infer_type, residual_of
 from surgeon.inference.probe import Elements, TensorProbe
 from surgeon.inference.symmetry import Symmetry
-from surgeon.measure import relative_difference
+from surgeon.measure import largest, relative_difference
 
 OUTPUT_TOLERANCE = 1e-5
 
@@ -106,7 +106,7 @@ def _output_errors(recordings: list[Recording], elements: Elements, symmetry: Sy
     errors: dict[str, float] = {}
     for (_, component, g), recording in zip(judges, recordings[-len(judges) :], strict=True):
         error = relative_difference(recording.outputs, symmetry.act_output(g, base))
-        errors[component] = max(errors.get(component, 0.0), error)
+        errors[component] = largest(errors.get(component, 0.0), error)
     return errors
 
 

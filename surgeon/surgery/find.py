@@ -74,8 +74,7 @@ def find(
         GroupError: if no adapter knows representations of the group and there is no action to measure them by.
         TaskError: if the action is none, or the inputs cannot show anything.
         PlanError: if the model already has branches.
-        NothingToRelaxError, NotASymmetryError: if nothing can be relaxed, or the model's output does not transform by
-            the group; their ``plan`` has the audit.
+        NothingToRelaxError, NotASymmetryError: if nothing can be relaxed, or the group is wrong; ``plan`` tells.
     """
     group = parse_group(group) if isinstance(group, str) else group
     adapters = installed_adapters() if adapters is None else adapters

@@ -15,6 +15,7 @@ from surgeon.forms import ConvolutionForm
 from surgeon.inference import Probe, Verdict, infer_type
 from surgeon.inference.hypotheses import TOLERANCE, residual_of
 from surgeon.inference.propagate import type_by_use
+from surgeon.measure import largest
 from surgeon.modes import default_dtype
 from surgeon.registry import Refusal
 from surgeon.representations import Representation, TensorType
@@ -362,7 +363,7 @@ def _deviation(
     worst, judges = 0.0, probe.elements.judges
     for (_, _, g), moved in zip(judges, calls[-len(judges) :], strict=True):
         turned = op.run(twin, moved[0][0], type_in.act(g, x))
-        worst = max(worst, float((turned - type_out.act(g, result)).norm()) / scale)
+        worst = largest(worst, float((turned - type_out.act(g, result)).norm()) / scale)
     return worst
 
 

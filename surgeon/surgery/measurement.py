@@ -19,7 +19,7 @@ from surgeon.graph.record import plain_tensors
 from surgeon.inference import Probe, Symmetry, make_probe
 from surgeon.inference.probe import Elements
 from surgeon.inference.symmetry import all_rows_equal
-from surgeon.measure import relative_difference
+from surgeon.measure import largest, relative_difference
 from surgeon.modes import default_dtype, set_training
 from surgeon.precision import run_in_double
 from surgeon.surgery.ops import random_like
@@ -194,7 +194,7 @@ def _output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
                 f"act_output fails on the model's output with {type(problem).__name__}: {first_line(problem)}; "
                 "correct act_output(g, outputs)"
             ) from problem
-        errors[component] = max(errors.get(component, 0.0), error)
+        errors[component] = largest(errors.get(component, 0.0), error)
     return errors
 
 

@@ -17,6 +17,7 @@ from surgeon.errors import GroupError, first_line
 from surgeon.forms import LinearForm
 from surgeon.groups import Group
 from surgeon.intertwiners import FoldMap
+from surgeon.measure import largest
 from surgeon.registry import Proposal
 from surgeon.representations import Representation, TensorType
 from surgeon.representations.grids import in_frame, maps_to_itself
@@ -154,7 +155,7 @@ class SiteCheck:
             difference = run(type_in.act(g, x), context) - type_out.act(g, output)
             covered = type_out.covered(g, output)
             difference = difference if covered is None else difference * covered
-            residual = max(residual, float(difference.norm()) / scale)
+            residual = largest(residual, float(difference.norm()) / scale)
         limit = TOLERANCE.get(output.dtype, 1e-4)
         if residual <= limit:
             return residual, ""
