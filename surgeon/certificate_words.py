@@ -173,7 +173,10 @@ def _graphs(data: Mapping[str, Any]) -> str:
     if not hashes:
         return ""
     rows = ((model, f"`{digest}`") for model, digest in zip(("original", "result"), hashes, strict=True))
-    return f"{data['details']['graph_nodes']} nodes each.\n\n" + markdown_table(("model", "sha256 of the graph"), rows)
+    source = data["details"].get("source")
+    told = f" Since it was relaxed: {source}." if source else ""
+    table = markdown_table(("model", "sha256 of the graph"), rows)
+    return f"{data['details']['graph_nodes']} nodes each.{told}\n\n{table}"
 
 
 _FORMATS = {

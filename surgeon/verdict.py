@@ -27,7 +27,7 @@ from surgeon.surgery import Relaxation, strip
 from surgeon.tasks import LoadedTask, can_act, primary_metric, task_batches, task_forward
 from surgeon.trees import to_device, to_dtype
 from surgeon.types import EQUIVARIANCE_CHECK, FUNCTION_CHECK, Certificate, ErrorSummary, Split, StripMode, Task
-from surgeon.workspace import Workspace
+from surgeon.workspace import Workspace, check_source
 
 OWN_DTYPE_BATCHES = 8
 """Batches to measure equivariance on, at least, where only a dtype with coarse rounding can tell."""
@@ -149,6 +149,7 @@ def strip_and_certify(
     relaxation, settings = workspace.relaxation, settings or MeasureSettings()
     assert relaxation is not None
     original, source = workspace.original()
+    compared_source = check_source(workspace, original)
     before = _observe(workspace, original, mode, settings)
     theta, sites = relaxation.theta, strip(relaxation, mode)
     after = _compare_function(workspace, before, mode)
@@ -160,6 +161,7 @@ def strip_and_certify(
         **certificate.details,
         "group": relaxation.plan.group,
         "theta": list(theta),
+        "source": compared_source,
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
         **({} if workspace.task is None or workspace.runs_in_double else {"no float64": workspace.no_double}),

@@ -20,7 +20,7 @@ from surgeon.training import (
     save_run,
     training_costs,
 )
-from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon.workspace import OpenOptions, Workspace, check_source, open_path
 from surgeon_cli.options import output_stem, refuse_overwriting, shown
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import print_json, say
@@ -58,6 +58,7 @@ def run_training(
         )
     base = workspace.files.config.base if workspace.files else {}
     task = workspace.require_task()
+    check_source(workspace)
     refuse_overwriting(target, None if base.get("repo") else base.get("file"), task.file)
     arm = arm or arm_named(workspace.relaxation.mode)
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)

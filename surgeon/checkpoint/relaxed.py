@@ -34,6 +34,7 @@ _PARTS = {
     "model": {"factory", "args"},
     "task": {"path", "sha256", "args"},
     "float64": {"how", "why"},
+    "graph": {"sha256", "batch", "versions"},
 }
 
 
@@ -56,6 +57,8 @@ class RelaxedConfig:
         task: ``path``, ``sha256`` and ``args``, or None.
         float64: ``how`` the network runs in float64 ("plain"; "answered" if its requests for float32 have to be
             answered with float64; None if it does not) and ``why`` not; None if nobody has tried, for want of a task.
+        graph: ``sha256`` of the original's recorded graph, that of the ``batch`` it was recorded on, and ``versions``;
+            None without a task.
         format_version: of the folder.
     """
 
@@ -71,6 +74,7 @@ class RelaxedConfig:
     task: Mapping[str, Any] | None = None
     thetas: Mapping[str, Sequence[float]] | None = None
     float64: Mapping[str, str | None] | None = None
+    graph: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_data(self) -> dict[str, Any]:
@@ -94,7 +98,7 @@ class RelaxedConfig:
         """
         _check_fields(data, {item.name for item in dataclasses.fields(cls)}, where)
         for name, expected in _PARTS.items():
-            if data[name] is not None or name not in ("model", "task", "float64"):
+            if data[name] is not None or name not in ("model", "task", "float64", "graph"):
                 _check_fields(data[name], expected, f"{name} of {where}")
         try:
             first, second = data["theta"]

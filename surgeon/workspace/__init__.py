@@ -7,5 +7,6 @@ from surgeon.workspace.opened import Workspace
 from surgeon.workspace.opening import open_path
 from surgeon.workspace.options import OpenOptions
 from surgeon.workspace.originals import check_values
+from surgeon.workspace.source import check_source
 
-__all__ = ["OpenOptions", "Workspace", "check_values", "open_path", "relaxed_config"]
+__all__ = ["OpenOptions", "Workspace", "check_source", "check_values", "open_path", "relaxed_config"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from surgeon.checkpoint import RelaxedConfig, keys_hash, split_state
 from surgeon.surgery import Relaxation
 from surgeon.workspace.opened import Workspace
+from surgeon.workspace.source import graph_of
 
 
 def relaxed_config(
@@ -37,6 +38,10 @@ def relaxed_config(
         }
         model = workspace.found.factory if "factory" in (workspace.found.factory or {}) else None
     task = workspace.task
+    if workspace.files is not None:
+        graph = workspace.files.config.graph
+    else:
+        graph = None if task is None else graph_of(workspace.original()[0], task)
     return RelaxedConfig(
         group=relaxation.plan.group,
         plan=relaxation.plan,
@@ -48,6 +53,7 @@ def relaxed_config(
         step=step,
         float64=workspace.float64,
         base=base,
+        graph=graph,
         model=model,
         task=None
         if task is None

@@ -1,0 +1,71 @@
+"""The network's source: whether its code still computes the graph that was recorded when it was relaxed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from torch import nn
+
+from surgeon.attributes import tensor_sha256
+from surgeon.certificate import versions
+from surgeon.copies import copied
+from surgeon.errors import CheckpointError
+from surgeon.evaluation import model_dtype
+from surgeon.graph import graph_hash, record
+from surgeon.modes import set_training
+from surgeon.tasks import LoadedTask, task_batches, task_forward
+from surgeon.trees import tensors_in, to_dtype
+from surgeon.workspace.opened import Workspace
+
+
+def graph_of(original: nn.Module, task: LoadedTask) -> dict[str, Any]:
+    """Record the original on the first validation batch.
+
+    Args:
+        original: without branches; only read.
+        task: its batches are fresh.
+
+    Returns:
+        JSON-compatible: ``sha256`` of the recorded graph, ``batch`` (of the batch's tensors), and ``versions``.
+    """
+    probe = copied(original)
+    set_training(probe, False)
+    batch = to_dtype(next(iter(task_batches(task.task, "validation", 0))), model_dtype(probe))
+    digest = hashlib.sha256("".join(tensor_sha256(tensor) for tensor in tensors_in(batch)).encode()).hexdigest()
+    graph = record(probe, forward=lambda model: task_forward(task.task, model, batch)).graph
+    return {"sha256": graph_hash(graph), "batch": digest, "versions": versions(original)}
+
+
+def check_source(workspace: Workspace, original: nn.Module | None = None) -> str:
+    """Compare the original's graph with the one of its folder, if both are of one batch and the same versions.
+
+    Args:
+        workspace: an opened relaxed folder.
+        original: as its code builds it now, without branches; by default it is opened, if it is still there.
+
+    Returns:
+        What was found: that the source is the same, or why that was not compared.
+
+    Raises:
+        CheckpointError: if the same batch gives another graph: the model's code has changed since.
+    """
+    known = None if workspace.files is None else workspace.files.config.graph
+    if known is None or workspace.task is None:
+        return "the network's source was not compared: no task was known when it was relaxed, or none is now"
+    if original is None:
+        try:
+            original, _ = workspace.original()
+        except CheckpointError as error:
+            return f"the network's source was not compared: {error}"
+    now = graph_of(original, workspace.task)
+    for name, words in (("versions", "versions of libraries"), ("batch", "data")):
+        if now[name] != known[name]:
+            return f"the network's source was not compared: it was relaxed with other {words}"
+    if now["sha256"] != known["sha256"]:
+        raise CheckpointError(
+            f"expected the network that {workspace.name!r} was made from, but on the same batch its code now computes "
+            f"another graph (sha256 {now['sha256'][:12]}, then {known['sha256'][:12]}): restore the model's source, or "
+            "relax again"
+        )
+    return "the network's source computes the graph that was recorded when it was relaxed"
