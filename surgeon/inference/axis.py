@@ -272,7 +272,7 @@ def _finite(rows: Rows) -> Representation | None:
         return None
     images = [_regress(rows.base, rows.moved[1 + index]) for index in range(count)]
     found = [image for image in images if image is not None]
-    if len(found) < count:
+    if len(found) < count or not respects_relations(rows.group, found):
         return None
     mixed = torch.stack([image.abs() for image in found]).amax(dim=0) > FIT_TOLERANCE
     blocks = _connected(mixed | mixed.mT)
@@ -293,7 +293,30 @@ def _copies_of_one_block(rows: Rows, copies: int, size: int, layout: Layout) -> 
     blocks = _blocks(rows.moved[: 1 + count], copies, size, layout)
     images = [_regress(blocks[0], moved) for moved in blocks[1:]]
     found = [image for image in images if image is not None]
-    return _named_finite(rows.group, found, copies, layout) if len(found) == count else None
+    if len(found) < count or not respects_relations(rows.group, found):
+        return None
+    return _named_finite(rows.group, found, copies, layout)
+
+
+def respects_relations(group: Group, images: list[Tensor]) -> bool:
+    """Tell whether images of a finite group's generators multiply as the generators do, ``rho(g h) = rho(g) rho(h)``.
+
+    With few rows a regression finds some matrix for every generator, whatever made the rows.
+    """
+    elements = group.all_elements()
+    known = {0: torch.eye(len(images[0]), dtype=torch.float64)}
+    frontier = [0]
+    while frontier:
+        index = frontier.pop()
+        for generator, image in zip(group.elements, images, strict=True):
+            product = int((elements - elements[index] @ generator).flatten(1).abs().amax(dim=1).argmin())
+            expected = known[index] @ image
+            if product not in known:
+                known[product] = expected
+                frontier.append(product)
+            elif not bool((known[product] - expected).abs().max() <= 1e-6 * (1 + expected.abs().max())):
+                return False
+    return True
 
 
 def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layout) -> Representation:
