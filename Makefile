@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn test-pyg test-integrations mutants lint format types setup clean clean-all
+.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn test-pyg test-integrations test-portable mutants lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -69,6 +69,9 @@ test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, tra
 
 mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a test notices each; goes on where it was
 	@$(IN_VENV) -m tests.mutants.run --jobs $(JOBS) $(ARGS)
+
+test-portable: $(VENV)/.stamp  ## run the numerical tests as other processors, thread counts and seeds would
+	$(ONE_THREAD) $(IN_VENV) -m tests.portable $(ARGS)
 
 lint: $(VENV)/.stamp  ## check style and formatting
 	$(IN_VENV) -m ruff check .

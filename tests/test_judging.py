@@ -90,6 +90,12 @@ def test_too_few_rows_leave_it_to_float64_and_without_it_to_the_maximum() -> Non
     assert less_equivariant(exact, both) == []
 
 
+def test_one_broken_element_of_a_component_is_enough() -> None:
+    broken = {"float64": {"identity": ErrorSummary(0.1, 1e-16, 0.3, 4, "random 2")}}
+    (sentence,) = less_equivariant({"original": {"float64": summary(1e-16)}, "stripped": broken})
+    assert "got 3.0e-01 (by random 2)" in sentence
+
+
 def test_not_a_number_is_refused() -> None:
     errors = {name: {"float64": summary(value)} for name, value in (("original", 1e-15), ("stripped", float("nan")))}
     assert len(less_equivariant(errors)) == 1
