@@ -131,7 +131,7 @@ def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
     """Yield candidate types of a tensor, simplest first."""
     group = probe.elements.group
     yield from _one_dimensional(group, probe)
-    yield from _vector_axes(group, probe.base)
+    yield from vector_types(group, probe.base)
     for axis in _axes_by_preference(probe.base):
         rho = axis_representations(probe, axis)
         if rho is not None:
@@ -169,7 +169,7 @@ def _sign(base: Tensor, moved: Tensor) -> float:
     return 0.0
 
 
-def _vector_axes(group: Group, base: Tensor) -> Iterator[TensorType]:
+def vector_types(group: Group, base: Tensor) -> Iterator[TensorType]:
     """Vector indices on axes of the group's dimension; in three dimensions also axial vectors."""
     fitting = [axis for axis in range(-base.ndim, 0) if base.shape[axis] == group.vector_dimension]
     for count in range(1, min(len(fitting), MOST_VECTOR_AXES) + 1):

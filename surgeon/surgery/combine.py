@@ -17,6 +17,7 @@ from surgeon.regularizer import Commutator
 from surgeon.representations import Representation, axes
 from surgeon.surgery.annotated import INVARIANT
 from surgeon.surgery.channels import with_channel_fold
+from surgeon.surgery.claims import check_claims, typed_by_use
 from surgeon.surgery.effect import without_effect
 from surgeon.surgery.kernels import kernels_of
 from surgeon.surgery.measured import Found, measure_module, same_action
@@ -25,6 +26,7 @@ from surgeon.surgery.measurement import Measurement
 from surgeon.surgery.usage import WeightUsage
 from surgeon.types import Site, Skipped
 
+UNCHECKED = "invariant to invariant on the sample batch; whether any other invariants would do could not be checked"
 NO_EFFECT = "no gradient of the output reaches it: nothing uses what it computes, or it only makes a choice"
 
 
@@ -55,13 +57,15 @@ class Evidence:
 class Combined:
     """The sites that remain, what is skipped, and what the user should know.
 
-    ``partly_invariant`` names the modules of which some argument is mapped from invariants to invariants.
+    ``partly_invariant`` names the modules of which some argument is mapped from invariants to invariants; ``claims``
+    are all ops, measured alone, of which that is said.
     """
 
     sites: list[Site] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     partly_invariant: set[str] = field(default_factory=set)
+    claims: list[Found] = field(default_factory=list)
 
 
 def combine(
@@ -83,6 +87,7 @@ def combine(
         by_name = {site.name: site for site in annotated}
         for name, candidate in _modules_to_measure(evidence, by_name):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
+        _check_claims(result, evidence, measurement)
     _drop_without_effect(result, evidence, measurement)
     result.notes += [note for site in result.sites for note in _discretisation(site, evidence)]
     order = {name: position for position, (name, _) in enumerate(evidence.model.named_modules())}
@@ -132,6 +137,7 @@ def _judge(
         _skip(result, name, Refusal(complaint, evidence.usage.coverage(name)))
     elif all(each.invariant for each in found):
         _skip(result, name, Refusal(INVARIANT, "invariant"))
+        result.claims += found
     elif not measurement.trusted:
         _skip(result, name, Refusal(_untrusted(measurement), "unexplained"))
     else:
@@ -140,6 +146,7 @@ def _judge(
         sites = [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
         if len(sites) < len(found):
             result.partly_invariant.add(name)
+            result.claims += [each for each in found if each.invariant]
         if len(found) == 1:
             sites = [with_channel_fold(sites[0], found[0], measurement, evidence.usage.tied_to(name))]
         result.sites += sites
@@ -170,6 +177,7 @@ def _judge_raw(
     for each in found:
         if each.invariant:
             _skip_parameters(result, name, each.op.parameters, Refusal(INVARIANT, "invariant"))
+            result.claims.append(each)
         elif not measurement.trusted:
             _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "unexplained"))
         else:
@@ -178,6 +186,26 @@ def _judge_raw(
         _skip(result, f"{name}.{parameter}".lstrip("."), why)
     if not found and not refusals:
         _skip(result, name, refusal)
+
+
+def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement) -> None:
+    """Call ops invariant only where any invariants would do in place of their results; the others go by their use."""
+    for found, outcome in zip(result.claims, check_claims(measurement, result.claims), strict=True):
+        if outcome == "holds":
+            continue
+        op = found.op
+        names = [op.module] if op.node is None else [f"{op.module}.{name}".lstrip(".") for name in op.parameters]
+        answer = Refusal(UNCHECKED, "invariant") if outcome == "unchecked" else typed_by_use(measurement, found)
+        claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == INVARIANT]
+        result.skipped = [entry for entry in result.skipped if entry not in claimed]
+        if isinstance(answer, Found):
+            site = dataclasses.replace(answer.site(), calls=evidence.recording.calls.get(op.module, 0))
+            result.sites.append(with_channel_fold(site, answer, measurement, evidence.usage.tied_to(op.module)))
+            result.notes.append(f"{site.key}: its features are invariant on the sample batch; typed by their use")
+        elif claimed:
+            result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
+        elif outcome == "refuted":
+            result.notes.append(f"{found.site().key}: {answer.reason}")
 
 
 def _skip_parameters(result: Combined, name: str, parameters: Sequence[str], refusal: Refusal) -> None:

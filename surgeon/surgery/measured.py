@@ -181,11 +181,11 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
         if any(math.prod(kernel.size) > 1 for kernel in kernels):
             shaped = _convolution_types(measurement, op, kernels, ends)
         else:
-            shaped = _linear_types(op.read_in(twin, arguments), run, structure, ends)
+            shaped = linear_types(op.read_in(twin, arguments), run, structure, ends)
         if isinstance(shaped, str):
             return Refusal(shaped, "unexplained")
         type_in, type_out, convolution = shaped
-        residual = _residual(measurement, op, type_in, type_out)
+        residual = residual_on_random_features(measurement, op, type_in, type_out)
     if residual is None:
         return Refusal("its output is 0 for random features and weights", "unexplained")
     if residual > TOLERANCE:
@@ -224,7 +224,7 @@ def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tu
 
 def _fails_as(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType | None) -> bool:
     """Tell whether an op of which a result transforms by ``type_out`` with some weights only is what breaks that."""
-    residual = None if type_out is None else _residual(measurement, op, type_in, type_out)
+    residual = None if type_out is None else residual_on_random_features(measurement, op, type_in, type_out)
     return residual is not None and residual > TOLERANCE
 
 
@@ -268,7 +268,7 @@ def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tupl
     return verdict
 
 
-def _linear_types(
+def linear_types(
     x: Tensor, run: Callable[[Tensor], Tensor], structure: Structure, ends: tuple[TensorType, TensorType]
 ) -> tuple[TensorType, TensorType, Convolution | None] | str:
     """Take in the axes that the op mixes; an axis that transforms on one side is a feature axis on both."""
@@ -336,7 +336,9 @@ def _padding_mode(
     return None
 
 
-def _residual(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType) -> float | None:
+def residual_on_random_features(
+    measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType
+) -> float | None:
     """Deviation from equivariance on random features, with own and with other weights; None if all results are 0.
 
     All other arguments are those of the runs under each element.

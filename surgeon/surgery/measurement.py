@@ -158,7 +158,7 @@ def measure_model(
         own = make_probe(twin, symmetry, inputs, modules, elements)
         with perturbed(twin, seed):
             changed = make_probe(twin, symmetry, inputs, modules, elements)
-    return Measurement(twin, symmetry, inputs, own, changed, _output_errors(own, symmetry))
+    return Measurement(twin, symmetry, inputs, own, changed, output_errors(own, symmetry))
 
 
 def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> None:
@@ -181,7 +181,12 @@ def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[An
         )
 
 
-def _output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
+def output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
+    """Return the largest relative equivariance error of a model's output per component; nothing if it is unknown.
+
+    Raises:
+        TaskError: if ``act_output`` fails.
+    """
     if symmetry.act_output is None:
         return {}
     judges = probe.elements.judges
