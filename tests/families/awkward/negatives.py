@@ -120,7 +120,7 @@ CASES = (
         "plain PointNet",
         "dense on coordinates",
         PointNet,
-        error="to be a symmetry of the model, but its output deviates",
+        error="to be a symmetry of the model, but under 'identity' its outputs deviate",
     ),
     Case(
         "plain CNN",
@@ -171,7 +171,7 @@ CASES = (
         "a larger group than the model has",
         lambda: CrossProduct(),
         group="O3",
-        error="to be a symmetry of the model, but its output deviates .* under inversion",
+        error="to be a symmetry of the model, but under 'inversion' its outputs deviate .*choose SO3",
     ),
     Case("right group", "the same network under rotations", lambda: CrossProduct(), {"mix.x"}),
     Case("dead units", "features that are always 0", Dead, {"mix.x"}, audit={"after.weight": "invariant"}),
