@@ -63,7 +63,8 @@ def worst_error(case: Case) -> float:
 
 @pytest.mark.parametrize("case", FAITHFUL, ids=name)
 def test_equivariant(case: Case) -> None:
-    assert worst_error(case) < 1e-9
+    by_itself_in_float32 = case.name in ("float32 constant", "fixed dtype")
+    assert worst_error(case) < (1e-5 if by_itself_in_float32 else 1e-9)
 
 
 @pytest.mark.parametrize("case", UNFAITHFUL, ids=name)
