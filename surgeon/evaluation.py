@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
+from surgeon.imports import one_line
 from surgeon.modes import set_training
-from surgeon.tasks import task_batches, task_forward, task_metrics
-from surgeon.trees import map_tensors, to_device
+from surgeon.tasks import task_batches, task_forward, task_loss, task_metrics
+from surgeon.trees import map_tensors, tensors_in, to_device, to_dtype
 from surgeon.types import Split, Task
 
 
@@ -47,6 +48,52 @@ def device_of(model: nn.Module) -> torch.device:
 def model_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the model's floating parameters, that of the first one."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def fitted(batch: Any, model: nn.Module, device: torch.device | None = None) -> Any:
+    """Return a batch where the model is, and in the dtype of weights that are not float32.
+
+    Tasks give float32 unless they mean something else: a float32 model gets its batch as it is.
+    """
+    moved, dtype = to_device(batch, device or device_of(model)), model_dtype(model)
+    return moved if dtype == torch.float32 else to_dtype(moved, dtype)
+
+
+def rehearse(model: nn.Module, task: Task) -> None:
+    """Go through a training step of a model whose dtype is not that of the task's batches, and change nothing.
+
+    Raises:
+        TaskError: if forward, loss, gradient or metrics fail, which would end a training, or the gradient is not
+            finite, or the weights are float16.
+    """
+    try:
+        batch = next(task_batches(task, "train", 0))
+    except TaskError:  # nothing to train on: the task is for looking
+        return
+    dtype = model_dtype(model)
+    if dtype == torch.float16:
+        raise TaskError(
+            "expected weights that can be trained, got float16, whose gradients and penalties leave its range: convert "
+            "the checkpoint to float32 or bfloat16"
+        )
+    given = {leaf.dtype for leaf in tensors_in(batch) if leaf.is_floating_point()}
+    if given <= {dtype}:
+        return
+    batch = fitted(batch, model)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with torch.random.fork_rng(), in_evaluation_mode(model), torch.enable_grad():
+            outputs = task_forward(task, model, batch)
+            found = torch.autograd.grad(task_loss(task, outputs, batch), weights, allow_unused=True)
+            task_metrics(task, map_tensors(Tensor.detach, outputs), batch)
+        if not all(bool(gradient.isfinite().all()) for gradient in found if gradient is not None):
+            raise FloatingPointError("its gradient is not finite")
+    except Exception as error:
+        words = ", ".join(sorted(str(each).removeprefix("torch.") for each in given))
+        raise TaskError(
+            f"expected a {str(dtype).removeprefix('torch.')} model that trains on the task's batches in {words}, but a "
+            f"step fails with {one_line(error)}: give them in the model's dtype, or convert the checkpoint to float32"
+        ) from error
 
 
 Sums = dict[str, tuple[float, float]]
@@ -95,12 +142,11 @@ def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, in
     """
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
-    device = device_of(model)
     with in_evaluation_mode(model):
         batches = task_batches(task, split, 0)
         while group := list(itertools.islice(batches, share[1])):
             own = share[0] < len(group)
-            moved = to_device(group[share[0] if own else 0], device)
+            moved = fitted(group[share[0] if own else 0], model)
             outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
             if not own:
                 continue

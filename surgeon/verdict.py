@@ -16,7 +16,7 @@ from torch import nn
 from surgeon.certificate import certify
 from surgeon.chance import Rows
 from surgeon.errors import SurgeonError, TaskError
-from surgeon.evaluation import device_of, evaluate, in_evaluation_mode, is_better, outputs_on
+from surgeon.evaluation import evaluate, fitted, in_evaluation_mode, is_better, outputs_on
 from surgeon.evaluation import model_dtype as model_dtype
 from surgeon.groups import Group, parse_group
 from surgeon.imports import one_line
@@ -25,7 +25,7 @@ from surgeon.measure import equivariance_error, projection_error
 from surgeon.recalibration import gathered_layers, layers_with_statistics, recalibrate
 from surgeon.surgery import Relaxation, strip
 from surgeon.tasks import LoadedTask, can_act, primary_metric, task_batches, task_forward
-from surgeon.trees import to_device, to_dtype
+from surgeon.trees import to_dtype
 from surgeon.types import EQUIVARIANCE_CHECK, FUNCTION_CHECK, Certificate, ErrorSummary, Split, StripMode, Task
 from surgeon.workspace import Workspace, check_source
 
@@ -292,7 +292,7 @@ def _recalibrate(workspace: Workspace, original: nn.Module, at_most: int, seed: 
     def forward(model: nn.Module, batch: Any) -> None:
         nonlocal used
         used += 1
-        task_forward(task.task, model, to_device(batch, device_of(model)))
+        task_forward(task.task, model, fitted(batch, model))
 
     try:
         changes = recalibrate(model, batches, forward, gathered)

@@ -12,10 +12,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from surgeon.evaluation import device_of, in_evaluation_mode
+from surgeon.evaluation import fitted, in_evaluation_mode
 from surgeon.surgery import Relaxation
 from surgeon.tasks import task_batches, task_forward
-from surgeon.trees import to_device
 from surgeon.types import Task
 
 
@@ -48,7 +47,7 @@ class Costs:
 
 def training_costs(model: nn.Module, task: Task, relaxation: Relaxation) -> Costs:
     """Count parameters, and the work of one training batch with and without branches; the model is not changed."""
-    batch = to_device(next(task_batches(task, "train", 0)), device_of(model))
+    batch = fitted(next(task_batches(task, "train", 0)), model)
     state = torch.get_rng_state()
     with in_evaluation_mode(model):
         whole = flops_of(model, task, batch)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TrainingError, UsageError
+from surgeon.evaluation import fitted
 from surgeon.modes import set_training
 from surgeon.sharding import is_sharded, whole
 from surgeon.surgery import LowRankUpdates, PenaltySettings, Relaxation, merge, refold, unmerge
@@ -38,7 +39,6 @@ from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState, random_state, set_random_state
 from surgeon.training.weighting import PenaltyWeight
-from surgeon.trees import to_device
 from surgeon.types import Task
 
 LOG_EVERY = 10
@@ -264,7 +264,7 @@ class Finetuner:
             if number == 0 and self.resume_random:
                 set_random_state(self.resume_random)
                 self.resume_random = {}
-            moved = [to_device(batch, self.accelerator.device) for batch in batches]
+            moved = [fitted(batch, self.model, self.accelerator.device) for batch in batches]
             loss, penalty = self._step(moved, state.step / self.steps)
             state.step += 1
             state.epoch_step += 1

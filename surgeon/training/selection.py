@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.evaluation import evaluate, is_better
+from surgeon.evaluation import evaluate, fitted, is_better
 from surgeon.sharding import reshard, whole_state
 from surgeon.surgery import Relaxation
 from surgeon.tasks import primary_metric, task_batches, task_forward
@@ -94,7 +94,8 @@ class Selection:
             yield
 
     def _training_batches(self) -> Iterator[Any]:
-        yield from task_batches(self._task, "train", self._settings.seed)
+        batches = task_batches(self._task, "train", self._settings.seed)
+        yield from (fitted(batch, self._model) for batch in batches)
 
     def _require(self, clean: Mapping[str, float]) -> None:
         if self.metric not in clean:

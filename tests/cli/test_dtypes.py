@@ -58,13 +58,13 @@ def asking(asks: str, dtype: torch.dtype = torch.float32) -> list[str]:
     return ["--task", "asks.py", "--task-args", json.dumps({"asks": asks})]
 
 
-def whole_way(surgeon: Surgeon, options: list[str]) -> dict[str, object]:
+def whole_way(surgeon: Surgeon, options: list[str], onnx: bool = True) -> dict[str, object]:
     """Relax, train, measure, strip, export and verify; return the certificate."""
     surgeon("relax", "asks.pt", *options)
     surgeon("finetune", "asks-relaxed", "--epochs", "1", "--lr", "1e-2")
     surgeon("measure", "asks-run", *QUICK)
     surgeon("strip", "asks-run", *QUICK)
-    surgeon("export", "asks-run", "-o", "asks-export", "--onnx", *QUICK)
+    surgeon("export", "asks-run", "-o", "asks-export", *(["--onnx"] if onnx else []), *QUICK)
     surgeon("verify", "asks-clean", "--against", "asks.pt", *options)
     certificate: dict[str, object] = json.loads(Path("asks-clean/certificate.json").read_text())
     before, after = torch.load("asks.pt", weights_only=True), load_file("asks-clean/model.safetensors")
@@ -73,7 +73,7 @@ def whole_way(surgeon: Surgeon, options: list[str]) -> dict[str, object]:
     return certificate
 
 
-@pytest.mark.parametrize("asks", ["float", "softmax"])
+@pytest.mark.parametrize("asks", ["float", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_a_network_that_asks_for_float32_is_judged_in_float64(surgeon: Surgeon, asks: str) -> None:
     certificate = whole_way(surgeon, asking(asks))
     assert read_relaxed("asks-relaxed").config.float64 == {"how": "answered", "why": ""}
@@ -89,3 +89,39 @@ def test_a_network_that_insists_on_float32_is_judged_in_float32_and_that_is_said
     assert "TypeError: float32 only" in str(stored["why"])
     assert set(certificate["equivariance"]["stripped"]) == {"float32"}  # type: ignore[index]
     assert "TypeError: float32 only" in Path("asks-clean/CERTIFICATE.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_float64_checkpoint_goes_the_whole_way(surgeon: Surgeon) -> None:
+    whole_way(surgeon, asking("", torch.float64))
+
+
+@pytest.mark.slow
+def test_a_bfloat16_checkpoint_goes_as_far_as_onnx_runtime_does(surgeon: Surgeon) -> None:
+    whole_way(surgeon, asking("", torch.bfloat16), onnx=False)
+    told = surgeon("export", "asks-run", "-o", "asks-onnx", "--onnx", *QUICK, code=1).err
+    assert "ONNX Runtime does not open it" in told
+    assert not Path("asks-onnx").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_checkpoints_of_other_dtypes_are_trained_on_batches_in_float32(surgeon: Surgeon, dtype: torch.dtype) -> None:
+    surgeon("relax", "asks.pt", *asking("", dtype))
+    surgeon("finetune", "asks-relaxed", "--epochs", "1", "--lr", "1e-2")
+    assert {value.dtype for value in load_file("asks-run/relaxation.safetensors").values()} == {dtype}
+
+
+def test_a_float16_checkpoint_is_refused_before_anything_is_written(surgeon: Surgeon) -> None:
+    told = surgeon("relax", "asks.pt", *asking("", torch.float16), code=2).err
+    assert "got float16, whose gradients and penalties leave its range" in told
+    assert not Path("asks-relaxed").exists()
+
+
+def test_batches_that_the_model_cannot_be_trained_on_are_refused_before_anything_is_written(surgeon: Surgeon) -> None:
+    options = asking("")
+    wide = "\n_drawn = TinyTask.batches\nTinyTask.batches = lambda self, *given: ("
+    wide += "{key: value.double() for key, value in batch.items()} for batch in _drawn(self, *given))\n"
+    Path("asks.py").write_text(Path("asks.py").read_text() + wide)
+    told = surgeon("relax", "asks.pt", *options, code=2).err
+    assert "expected a float32 model that trains on the task's batches in float64" in told
+    assert not Path("asks-relaxed").exists()

@@ -116,7 +116,9 @@ def test_variants_are_named_and_left_to_the_user(tmp_path: Path) -> None:
         "    def batches(self, split, seed):\n        return []\n\n    def loss(self, outputs, batch):\n"
         "        return outputs\n\n\ntask = Task()\n"
     )
-    assert len(list(open_path(tmp_path / "variant.pt", OpenOptions()).model.state_dict())) == len(tensors)
+    assert len(list(open_path(tmp_path / "variant.pt", OpenOptions(trust_task=True)).model.state_dict())) == len(
+        tensors
+    )
 
 
 def test_other_state_dicts_are_not_taken() -> None:

@@ -13,6 +13,7 @@ import typer
 
 from surgeon.checkpoint import write_relaxed
 from surgeon.errors import PlanError, UsageError
+from surgeon.evaluation import rehearse
 from surgeon.files import check_writable
 from surgeon.schedule import Schedule
 from surgeon.surgery import relax as insert
@@ -106,7 +107,7 @@ def relax(
     started = time.perf_counter()
     workspace = open_path(path, opening.options(json_output))
     apply_action(workspace, action)
-    _refuse_relaxed(workspace)
+    _refuse_unusable(workspace)
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     with showing_refusals(json_output):
@@ -132,11 +133,14 @@ def relax(
     say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: surgeon finetune {target}")
 
 
-def _refuse_relaxed(workspace: Workspace) -> None:
+def _refuse_unusable(workspace: Workspace) -> None:
+    """Refuse a model that has branches already, or that could not be trained."""
     if workspace.relaxation is not None:
         raise PlanError(
             f"expected a checkpoint without branches, got the relaxed model {workspace.name!r}: strip it first"
         )
+    if workspace.task is not None:
+        rehearse(workspace.model, workspace.task.task)
 
 
 def _plan(workspace: Workspace, inserting: Inserting, group: str | None) -> Plan:
