@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.imports import one_line
-from surgeon.modes import set_training
+from surgeon.modes import modes_kept, set_training
 from surgeon.tasks import task_batches, task_forward, task_loss, task_metrics
 from surgeon.trees import map_tensors, tensors_in, to_device, to_dtype
 from surgeon.types import Split, Task
@@ -23,14 +23,9 @@ from surgeon.types import Split, Task
 @contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode and every module back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    set_training(model, False)
-    try:
+    with modes_kept(model):
+        set_training(model, False)
         yield
-    finally:
-        for module, mode in modes.items():  # from the outside in
-            if module.training != mode:
-                set_training(module, mode)  # told, not only set: some modules keep tensors for eval mode alone
 
 
 def names_in_evaluation(model: nn.Module) -> set[str]:

@@ -193,6 +193,24 @@ class FoldMap:
         }
         return self.parameter_change(means, size).to(weight)
 
+    def map_change(self, change: Tensor) -> Tensor:
+        """Return what a change of the op's parameter does to its linear map; the converse of :meth:`weight_change`.
+
+        Args:
+            change: of the flattened parameter, shape (size,).
+
+        Returns:
+            Shape (d_out, d_in), float64.
+        """
+        self._move_to(change.device)
+        result = torch.zeros(self.shape, dtype=torch.float64, device=change.device)
+        for part in self.entries.values():
+            a = torch.zeros(len(part.rows), len(part.columns), dtype=torch.float64, device=change.device)
+            index = (part.out_copy, part.in_copy)
+            a.index_put_(index, part.coefficient * change.double()[part.weight], accumulate=True)
+            result = _spread(a, part.rows, part.columns, result)
+        return result
+
     def coverage(self, rho_out: Representation, rho_in: Representation) -> str:
         """Say how much of the space of intertwiners the op's weights reach; empty if all of it.
 

@@ -22,6 +22,25 @@ def set_training(module: nn.Module, training: bool) -> None:
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module back into its own mode when the context closes.
+
+    Each module whose mode differs is told by its ``train``, from the outside in: some modules rebuild there what they
+    cache in eval mode, and would otherwise be left with the tensors of the other mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():  # what is rebuilt belongs to no graph
+            for module, mode in modes.items():
+                if module.training != mode:
+                    set_training(module, mode)
+        for module, mode in modes.items():
+            module.training = mode  # of modules that keep their parts in a mode of their own choice
+
+
+@contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Set torch's default dtype while the context is open."""
     before = torch.get_default_dtype()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import SurgeryError, UsageError
-from surgeon.modes import set_training
+from surgeon.modes import modes_kept, set_training
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -195,18 +195,16 @@ def _unsuitable(layer: nn.Module, training: bool) -> str:
 @contextmanager
 def _only_training(model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[None]:
     """Put these layers into training mode and everything else into eval mode; put modes and keys back afterwards."""
-    modes = {module: module.training for module in model.modules()}
     trained = set(layers)
-    others = [m for m in modes if m not in trained and not isinstance(m, torch.jit.ScriptModule)]
+    others = [m for m in model.modules() if m not in trained and not isinstance(m, torch.jit.ScriptModule)]
     buffers = {module: dict(module.named_buffers(recurse=False, remove_duplicate=False)) for module in others}
     try:
-        set_training(model, False)
-        for layer in trained:
-            layer.training = True
-        yield
+        with modes_kept(model):
+            set_training(model, False)
+            for layer in trained:
+                layer.training = True
+            yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for module, before in buffers.items():  # some layers cache their kernels while in eval mode
             after = dict(module.named_buffers(recurse=False, remove_duplicate=False))
             for key in after.keys() - before.keys():

@@ -84,19 +84,35 @@ class Schedule:
             raise UsageError(f"expected shares of theta of at least 0, got {bad[0]}")
 
     def perpendicular(self, progress: float) -> float:
-        """Return theta of the part of W that is not an intertwiner (of all of W when nothing is folded)."""
-        t = min(max(progress, 0.0), 1.0)
+        """Return theta of the part of W that is not an intertwiner (of all of W when nothing is folded).
+
+        Raises:
+            UsageError: if the progress is outside [0, 1].
+        """
+        t = _share(progress)
         if self.name == "constant":
             return self.peak
         t = t / (1 - self.tail)
         return self.peak * SHAPES[self.name](t) if t < 1 else 0.0
 
     def parallel(self, progress: float) -> float:
-        """Return theta of the intertwiner part of W: it rises like ``perpendicular`` and then stays for the fold."""
-        t = min(max(progress, 0.0), 1.0) / (1 - (self.tail if self.name != "constant" else 0.0))
+        """Return theta of the intertwiner part of W: it rises like ``perpendicular`` and then stays for the fold.
+
+        Raises:
+            UsageError: if the progress is outside [0, 1].
+        """
+        t = _share(progress) / (1 - (self.tail if self.name != "constant" else 0.0))
         peak_at = _PEAK_AT[self.name]
         return self.peak * SHAPES[self.name](min(t, peak_at))
 
     def to_data(self) -> dict[str, Any]:
         """Return the settings as JSON-compatible data; ``Schedule(**data)`` rebuilds it."""
         return {**asdict(self), "sites": [list(pair) for pair in self.sites]}
+
+
+def _share(progress: float) -> float:
+    if not 0 <= progress <= 1:
+        raise UsageError(
+            f"expected the progress as a share of the training in [0, 1], got {progress}: pass step / steps, not a step"
+        )
+    return progress

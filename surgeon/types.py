@@ -295,7 +295,7 @@ class ErrorSummary:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """What became of one branch: sizes are Frobenius norms, ``lost`` is the norm of what was discarded."""
+    """What became of one branch: sizes are Frobenius norms, ``lost`` is that of the change of the op's linear map."""
 
     name: str
     argument: str

@@ -61,10 +61,11 @@ def test_one_sided_starts_at_the_peak_and_constant_stays_there() -> None:
     assert {Schedule("constant").perpendicular(t / 10) for t in range(11)} == {1.0}
 
 
-def test_progress_outside_the_training_is_clamped() -> None:
-    schedule = Schedule()
-    assert schedule.perpendicular(-1.0) == schedule.perpendicular(0.0)
-    assert schedule.parallel(7.0) == schedule.parallel(1.0)
+@pytest.mark.parametrize("progress", [-1e-9, 1.5, 7, float("nan")])
+def test_progress_outside_the_training_is_refused(progress: float) -> None:
+    for coefficient in (Schedule().perpendicular, Schedule("constant").perpendicular, Schedule().parallel):
+        with pytest.raises(UsageError, match="pass step / steps"):
+            coefficient(progress)
 
 
 @pytest.mark.parametrize(

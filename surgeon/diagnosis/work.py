@@ -27,7 +27,7 @@ from surgeon.errors import PlanError, TaskError
 from surgeon.evaluation import device_of
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import parse_group
-from surgeon.modes import set_training
+from surgeon.modes import modes_kept, set_training
 from surgeon.recalibration import layers_with_statistics
 from surgeon.surgery import Relaxation, relax, strip
 from surgeon.tasks import task_batches, task_forward, task_loss
@@ -124,7 +124,6 @@ def _differentiable(model: nn.Module, task: Task, batch: Any) -> Iterator[None]:
 
     Some models build the graph of their forces in training mode only.
     """
-    modes = {module: module.training for module in model.modules()}
     still = [*layers_with_statistics(model).values()]
     still += [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
 
@@ -133,7 +132,7 @@ def _differentiable(model: nn.Module, task: Task, batch: Any) -> Iterator[None]:
         leaves = sum(leaf.requires_grad for leaf in tensors_in(outputs))
         return leaves, task_loss(task, outputs, batch)
 
-    try:
+    with modes_kept(model):
         set_training(model, False)
         leaves, loss = look()
         set_training(model, True)
@@ -150,11 +149,6 @@ def _differentiable(model: nn.Module, task: Task, batch: Any) -> Iterator[None]:
                     "eval mode"
                 )
         yield
-    finally:
-        with torch.no_grad():
-            set_training(model, modes[model])
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class _Work:

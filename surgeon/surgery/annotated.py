@@ -12,7 +12,7 @@ from surgeon.errors import first_line
 from surgeon.graph import Recording
 from surgeon.groups import Group
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
-from surgeon.surgery.usage import WeightUsage
+from surgeon.surgery.usage import WeightUsage, tied_modules
 from surgeon.surgery.verify import SiteCheck, coverage_of
 from surgeon.trees import tensor_at
 from surgeon.types import Site, Skipped
@@ -83,7 +83,12 @@ def annotated_site(
         axes_out=proposed.axes_out,
         convolution=proposed.convolution,
     )
-    return _with_fold(site, model.get_submodule(name), adapters[adapter_name], proposed, calls)
+    site = _with_fold(site, model.get_submodule(name), adapters[adapter_name], proposed, calls)
+    tied = tied_modules(model, name) if site.fold is not None else ()
+    if not tied:
+        return site
+    why = f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too"
+    return dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why}")
 
 
 def _with_fold(
@@ -141,7 +146,7 @@ def verify_all(
             skipped.append(Skipped(name, complaint, coverage))
             continue
         site = annotated_site(name, model, group, adapters, proposal, calls[name])
-        why_not = _cannot_fold(model, site, group, adapters, proposal, calls[name], check, usage)
+        why_not = _cannot_fold(model, site, group, adapters, proposal, calls[name], check)
         if why_not:
             site = dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why_not}")
         sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
@@ -162,13 +167,9 @@ def _cannot_fold(
     proposal: tuple[str, Proposal],
     calls: Sequence[Mapping[str, Any]],
     check: SiteCheck,
-    usage: WeightUsage,
 ) -> str:
     """Return why a site that its adapter calls foldable is not; empty if it is."""
     if site.fold is None:
         return ""
-    tied = usage.tied_to(site.name)
-    if tied:
-        return f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too"
     op = model.get_submodule(site.name)
     return check.fold_complaint(op, proposal[1], calls[0], adapters[site.adapter].fold_map(op, site, group))

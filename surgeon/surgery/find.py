@@ -17,7 +17,7 @@ from surgeon.graph import Candidate, Recording, find_candidates, record
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group, parse_group
 from surgeon.inference import Symmetry
-from surgeon.modes import set_training
+from surgeon.modes import modes_kept, set_training
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
 from surgeon.surgery.annotated import annotated_site, collect_proposals, verify_all
 from surgeon.surgery.audit import audit_parameters, with_parents
@@ -214,13 +214,7 @@ def in_training_mode(model: nn.Module) -> Iterator[None]:
 
     In eval mode some libraries use cached kernels instead of their parameters.
     """
-    modes = {module: module.training for module in model.modules()}
-    set_training(model, True)
-    try:
+    with modes_kept(model):
+        set_training(model, True)
         with torch.enable_grad():
             yield
-    finally:
-        with torch.no_grad():
-            set_training(model, modes[model])  # some libraries rebuild here what they cache in eval mode
-        for module, mode in modes.items():
-            module.training = mode

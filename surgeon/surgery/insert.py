@@ -27,8 +27,9 @@ from surgeon.regularizer import PenaltyForm
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
 from surgeon.surgery.channels import channel_map
-from surgeon.surgery.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation
+from surgeon.surgery.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation, theta_shares
 from surgeon.surgery.rewrite import check_places, install, uninstall
+from surgeon.surgery.usage import tied_modules
 from surgeon.types import Plan, Site, StripMode, named_module
 
 
@@ -37,7 +38,7 @@ def relax(
     plan: Plan,
     *,
     mode: StripMode = "drop",
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     penalty_form: PenaltyForm = "gram",
     penalty_rows: int | None = DEFAULT_ROWS,
     penalty_every: int = DEFAULT_EVERY,
@@ -51,7 +52,8 @@ def relax(
         model: the network for which the plan was made.
         plan: sites, from :func:`surgeon.find`.
         mode: "drop" is the paper's method; with "fold" the equivariant part of W is kept (docs/method.md).
-        schedule: theta(t); default a triangle with an exact-zero tail.
+        schedule: theta(t), or its name for one with the usual tail and peak; default a triangle with an exact-zero
+            tail.
         penalty_form: "gram" (root of the mean square over rows), "rows" (the paper's mean of norms) or "square".
         penalty_rows: rows of each forward that the penalty looks at, spread evenly; None for all.
         penalty_every: steps after which the penalty of a site is computed anew; its gradient is used until then.
@@ -63,12 +65,17 @@ def relax(
         The handle.
 
     Raises:
-        PlanError: if the plan does not fit the model; the model is untouched.
+        UsageError: if a setting is none that exists; the model is untouched.
+        PlanError: if the plan does not fit the model, or the schedule the plan; the model is untouched.
         SurgeryError: if an insertion fails; all branches are taken out again.
     """
     if mode not in ("drop", "fold"):
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
+    if not (init_scale >= 0 and math.isfinite(init_scale)):
+        raise UsageError(f"expected a finite scale of the initial W of at least 0, got {init_scale}")
+    schedule = Schedule(schedule) if isinstance(schedule, str) else schedule or Schedule()
     penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
+    theta_shares(schedule, plan)
     group = parse_group(plan.group)
     adapters = installed_adapters() if adapters is None else adapters
     branches = _prepare(model, plan, group, mode, adapters)
@@ -82,13 +89,15 @@ def relax(
                 attach(op, site, branches[site.key])
         for name, raw in _raw_sites(plan, branches).items():
             install(named_module(model, name), raw)
-    except Exception as error:
+        return Relaxation(model, plan, group, mode, schedule, penalty)
+    except BaseException as error:
         for op in done:
             detach(op)
+        if not isinstance(error, Exception):  # somebody stopped the process
+            raise
         raise SurgeryError(
             f"inserting a branch failed ({error}); all branches were taken out again and the model is as it was"
         ) from error
-    return Relaxation(model, plan, group, mode, schedule or Schedule(), penalty)
 
 
 def _raw_sites(plan: Plan, branches: Mapping[str, Branch]) -> dict[str, dict[str, tuple[str, Branch]]]:
@@ -157,11 +166,23 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
 
 
 def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
-    """Ask the adapter that the plan names once more; a site found by measurement has none.
+    """Ask for the fold map of a site once more, and whether its parameter is the op's alone; None without a fold.
 
     Raises:
-        PlanError: if the op is not what the plan says.
+        PlanError: if the op is not what the plan says, or shares the parameter with another.
     """
+    fold_map = _fold_map(model, site, group, adapters)
+    tied = tied_modules(model, site.name, fold_map.parameter) if fold_map is not None else ()
+    if tied:
+        raise PlanError(
+            f"expected {site.name!r} to fold into weights of its own, but they are tied to {', '.join(sorted(tied))}, "
+            "which folding would change too: set fold to null in the plan, or make a new one with `surgeon inspect`"
+        )
+    return fold_map
+
+
+def _fold_map(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+    """Ask the adapter that the plan names; a site found by measurement has none."""
     op = named_module(model, site.name)
     if not site.adapter:
         return None if site.fold is None else channel_map(op, site)

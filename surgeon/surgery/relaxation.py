@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from surgeon.surgery.select import matching_sites
 from surgeon.types import Plan, Site, StripMode
 
 DEFAULT_ROWS, DEFAULT_EVERY = 128, 4
+NOTHING_RECORDED = (
+    "the penalty is 0, since no branch recorded features: call the model in training mode and with gradients "
+    "(model.train()) before penalty()"
+)
 _OFFSET_STEP = math.sqrt(2) - 1
 
 
@@ -96,7 +101,7 @@ class Relaxation:
 
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:
-        self._shares = _shares(schedule, self.plan)
+        self._shares = theta_shares(schedule, self.plan)
         self._schedule = schedule
 
     @property
@@ -121,7 +126,14 @@ class Relaxation:
         self.set_thetas(dict.fromkeys(self.branches, values))
 
     def set_thetas(self, values: Mapping[str, Sequence[float]]) -> None:
-        """Set the coefficients ``(theta_perp, theta_par)`` of some branches, by key."""
+        """Set the coefficients ``(theta_perp, theta_par)`` of some branches, by key.
+
+        Raises:
+            UsageError: if a coefficient is no finite number; none is set then.
+        """
+        for key, pair in values.items():
+            if not all(math.isfinite(value) for value in pair):
+                raise UsageError(f"expected finite coefficients theta of the branch at {key!r}, got {tuple(pair)}")
         with torch.no_grad():
             for key, pair in values.items():
                 branch = self.branches[key]
@@ -134,6 +146,9 @@ class Relaxation:
         Args:
             progress: in [0, 1], the share of the training that is done.
             scale: multiplies theta of what will be dropped.
+
+        Raises:
+            UsageError: if the progress is outside [0, 1].
         """
         perpendicular = scale * self.schedule.perpendicular(progress)
         parallel = perpendicular if self.mode == "drop" else self.schedule.parallel(progress)
@@ -169,12 +184,15 @@ class Relaxation:
             due = settings is not None and self._is_due(number)
             branch.record(Tap(settings.form == "rows", settings.rows, offset, grams) if settings and due else None)
 
-    def penalty(self) -> Tensor:
+    def penalty(self, *, may_be_empty: bool = False) -> Tensor:
         """Return the sum of all penalty terms, shape (): what eq. 5 multiplies by lambda.
 
         Call it once per optimiser step, after all its forwards, in every process of torch.distributed: what they
-        recorded is used, averaged over processes, and forgotten. Before any training forward it is 0; a site that saw
-        no input in any process is left out.
+        recorded is used, averaged over processes, and forgotten. A site that saw no input in any process is left out;
+        if none saw any, it is 0 and warns.
+
+        Args:
+            may_be_empty: do not warn, since the caller looks at :meth:`penalty_terms` itself.
         """
         due = [key for number, key in enumerate(self.branches) if self._is_due(number)]
         for key in due:
@@ -186,6 +204,8 @@ class Relaxation:
         weights = {key: self.branches[key].factors for key in self._terms}
         flat = [weight for factors in weights.values() for weight in factors]
         if not flat:
+            if self.penalty_settings is not None and not may_be_empty:
+                warnings.warn(NOTHING_RECORDED, stacklevel=2)
             return next(iter(self.branches.values())).theta.new_zeros(())
         gradients = [gradient for key in weights for gradient in self._terms[key].gradients]
         value = torch.stack([part for term in self._terms.values() for part in (term.norm, term.defect)]).sum()
@@ -321,8 +341,12 @@ class _WithGradients(torch.autograd.Function):
         return None, None, *torch._foreach_mul(context.gradients, gradient)
 
 
-def _shares(schedule: Schedule, plan: Plan) -> dict[str, float]:
-    """Return the share of theta that every site gets."""
+def theta_shares(schedule: Schedule, plan: Plan) -> dict[str, float]:
+    """Return the share of theta that every site gets.
+
+    Raises:
+        PlanError: if a pattern of the schedule matches no site.
+    """
     shares = {site.key: 1.0 for site in plan.sites}
     for pattern, share in schedule.sites:
         matching = [site.key for site in matching_sites(plan.sites, pattern, "the schedule's pattern")]

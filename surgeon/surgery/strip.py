@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import Branch, branches_child, branches_of
+from surgeon.branch import Branch, Branches, branches_child, branches_of
 from surgeon.errors import SurgeryError, UsageError
 from surgeon.sharding import sharded_like
 from surgeon.surgery.insert import detach
@@ -23,7 +25,8 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
 
     Returns:
         Per site: the norm of W, of the folded part, and of what was lost (the effective matrix minus the folded one),
-        all Frobenius norms. ``lost`` is exactly the change of the op's linear map.
+        all Frobenius norms. ``lost`` is the change of the op's linear map, in float64, with its parameters as they
+        are stored: in low precision a fold may lose more than half of itself by rounding.
 
     Raises:
         UsageError: if the mode is unknown; the model is unchanged.
@@ -49,19 +52,15 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
                 "part of the state dict, so call set_progress(1.0) after loading one, or strip by 'drop'"
             )
     ops = [(name, op, child) for name, op, child in found if child is not None]
-    records, changes = [], []
+    records = []
     with torch.no_grad():
-        for name, op, child in ops:
-            for slot, branch in child.items():
-                folded = _folded_part(branch, mode or branch.mode)
-                records.append(_record(name, slot, branch, folded))
-                if folded is not None and branch.fold_map is not None:
-                    parameter = op.get_parameter(branch.fold_map.parameter)
-                    change = branch.fold_map.weight_change(folded, parameter.numel())
-                    changes.append((parameter, change.reshape(parameter.shape).to(parameter)))
+        after = [_folded_parameters(child, op, mode) for _, op, child in ops]
+        for (name, op, child), own in zip(ops, after, strict=True):
+            records += [_record(name, slot, branch, op, own, mode or branch.mode) for slot, branch in child.items()]
         # Nothing was touched so far: from here on nothing can fail half-way.
-        for parameter, change in changes:
-            parameter.add_(change)
+        for (_, op, _), own in zip(ops, after, strict=True):
+            for key, value in own.items():
+                op.get_parameter(key).copy_(value)
     for _, op, _ in ops:
         detach(op)
     return tuple(records)
@@ -88,15 +87,37 @@ def refold(relaxed: nn.Module | Relaxation) -> None:
             branch.subtract(part)
 
 
-def _folded_part(branch: Branch, mode: StripMode) -> Tensor | None:
-    """Return ``theta_par P_op(W)``, or None if nothing is folded."""
-    if mode == "drop" or branch.fold_map is None:
-        return None
-    return branch.theta[1] * branch.foldable_part()
+def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -> dict[str, Tensor]:
+    """Return what the op's parameters become, by name and in their own dtypes; the sums are taken in float64."""
+    sums: dict[str, Tensor] = {}
+    for _, branch in child.items():
+        if branch.fold_map is None or (mode or branch.mode) == "drop":
+            continue
+        key = branch.fold_map.parameter
+        parameter = op.get_parameter(key)
+        change = branch.fold_map.weight_change(_wanted(branch)[1], parameter.numel()).reshape(parameter.shape)
+        sums[key] = sums.get(key, parameter.double()) + change.to(parameter.device)
+    return {key: value.to(op.get_parameter(key).dtype) for key, value in sums.items()}
 
 
-def _record(name: str, argument: str, branch: Branch, folded: Tensor | None) -> SiteRecord:
-    effective, norm = branch.effective_weight(), float(branch.weight.norm())
-    if folded is None:
-        return SiteRecord(name, argument, norm, 0.0, float(effective.norm()), "dropped")
-    return SiteRecord(name, argument, norm, float(folded.norm()), float((effective - folded).norm()), "folded")
+def _wanted(branch: Branch) -> tuple[Tensor, Tensor]:
+    """Return what a branch adds to its op's linear map, and the part that can be folded; float64, shaped as W."""
+    weight, theta = branch.weight.double(), branch.theta.double()
+    foldable = torch.zeros_like(weight) if branch.fold_map is None else branch.fold_map.project(weight)
+    if branch.mode == "drop" or branch.fold_map is None:
+        return theta[0] * weight, theta[1] * foldable
+    return theta[0] * (weight - foldable) + theta[1] * foldable, theta[1] * foldable
+
+
+def _record(
+    name: str, slot: str, branch: Branch, op: nn.Module, after: Mapping[str, Tensor], mode: StripMode
+) -> SiteRecord:
+    """Compare what a branch adds with what the op's parameters, as they will be stored, add instead."""
+    effective, folded = _wanted(branch)
+    norm = float(branch.weight.double().norm())
+    own = branch.fold_map
+    if own is None or mode == "drop":
+        return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")
+    moved = after[own.parameter].double() - op.get_parameter(own.parameter).double()
+    lost = effective - own.map_change(moved.flatten()).to(effective)
+    return SiteRecord(name, slot, norm, float(folded.norm()), float(lost.norm()), "folded")

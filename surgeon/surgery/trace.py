@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from surgeon.graph.record import fresh_copy, unchanged
-from surgeon.modes import set_training
+from surgeon.modes import modes_kept, set_training
 from surgeon.surgery.ops import call_forward
 from surgeon.surgery.tracer import NotTraceableError as NotTraceableError
 from surgeon.surgery.tracer import trace_own_forward
@@ -130,18 +130,13 @@ def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[s
         graph: its traced forward.
         calls: arguments by name.
     """
-    modes = {module: module.training for module in owner.modules()}
-    try:
+    with modes_kept(owner):
         for training in (True, False):
             set_training(owner, training)
             for call in calls:
                 complaint = _difference(owner, graph, call, "training" if training else "eval")
                 if complaint:
                     return complaint
-    finally:
-        set_training(owner, modes[owner])  # first as a whole: some layers build buffers when their mode changes
-        for module, mode in modes.items():
-            module.training = mode
     return ""
 
 

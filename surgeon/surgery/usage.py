@@ -9,6 +9,42 @@ from surgeon.graph.provenance import runs_inside
 from surgeon.types import Coverage
 
 
+def tied_modules(model: nn.Module, name: str, parameter: str | None = None) -> set[str]:
+    """Return the modules outside ``name`` that own one of its parameters too: a tie needs no run to be seen.
+
+    Args:
+        model: the network.
+        name: of a module in it; its further names do not count.
+        parameter: qualified relative to the module; default all of its parameters.
+    """
+    op = model.get_submodule(name)
+    inside = set(op.modules())
+    wanted = op.parameters() if parameter is None else [op.get_parameter(parameter)]
+    own = list(wanted)
+    return {
+        other
+        for other, module in model.named_modules()
+        if module not in inside and any(_same(one, each) for each in module.parameters(recurse=False) for one in own)
+    }
+
+
+def _same(one: nn.Parameter, other: nn.Parameter) -> bool:
+    """Tell whether two parameters are one object, or look at the same memory."""
+    if one is other or one.is_meta or other.is_meta or one.device != other.device:
+        return one is other
+    (start, end), (from_, to) = _extent(one), _extent(other)
+    return max(start, from_) < min(end, to)
+
+
+def _extent(parameter: nn.Parameter) -> tuple[int, int]:
+    """Return where a parameter's numbers begin and end in memory, in bytes."""
+    start = parameter.data_ptr()
+    if not parameter.numel():
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+    return start, start + (last + 1) * parameter.element_size()
+
+
 class WeightUsage:
     """Ownership and use of a model's parameters, by qualified module names."""
 
@@ -18,16 +54,10 @@ class WeightUsage:
         self.bypassed = bypassed_parameters(recording)
         self._used = used_parameters(recording)
         self._first_names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._owners: dict[int, list[str]] = {}
-        for name, module in model.named_modules():
-            for parameter in module.parameters(recurse=False):
-                self._owners.setdefault(id(parameter), []).append(name)
 
     def tied_to(self, name: str) -> set[str]:
         """Return the modules outside ``name`` that own one of its parameters too."""
-        parameters = self._model.get_submodule(name).parameters()
-        owners = {owner for parameter in parameters for owner in self._owners[id(parameter)]}
-        return {owner for owner in owners if not _inside(owner, name)}
+        return tied_modules(self._model, name)
 
     def complaint(self, name: str) -> str:
         """Return why a branch at ``name`` would not act where its weights act; empty if it would."""
@@ -46,7 +76,3 @@ class WeightUsage:
     def coverage(self, name: str) -> Coverage:
         """Return the audit's class of a module about which there is a complaint."""
         return "unused" if "does not use" in self.complaint(name) and name not in self.bypassed else "bypassed"
-
-
-def _inside(name: str, ancestor: str) -> bool:
-    return not ancestor or name == ancestor or name.startswith(f"{ancestor}.")

@@ -265,7 +265,8 @@ class Finetuner:
                 set_random_state(self.resume_random)
                 self.resume_random = {}
             moved = [fitted(batch, self.model, self.accelerator.device) for batch in batches]
-            loss, penalty = self._step(moved, state.step / self.steps)
+            progress = min(state.step / self.steps, 1.0)  # an epoch may be longer than the first
+            loss, penalty = self._step(moved, progress)
             state.step += 1
             state.epoch_step += 1
             self._after_step()

@@ -103,7 +103,7 @@ class TrainingSession:
                 "epochs, steps and batches, or start a new training from the clean weights"
             )
         self.steps = steps
-        self.relaxation.set_progress(step / steps, scale)
+        self.relaxation.set_progress(min(step / steps, 1.0), scale)  # an epoch may be longer than the first
 
     def weighted_penalty(self, loss: Tensor | float) -> Tensor:
         """Return lambda times the penalty of an optimiser step, shape (); call it once, after all its forwards.
@@ -121,7 +121,7 @@ class TrainingSession:
         if self.relaxation.penalty_settings is None:
             return like.new_zeros(())
         with torch.enable_grad():
-            penalty = self.relaxation.penalty()
+            penalty = self.relaxation.penalty(may_be_empty=True)
         if isinstance(loss, Tensor):
             loss = float(mean_over_processes(loss.detach().float()) if processes() > 1 else loss.detach())
         if not math.isfinite(loss):

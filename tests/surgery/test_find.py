@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.branch import branches_of
 from surgeon.errors import GroupError, PlanError
 from surgeon.groups import parse_group
 from tests import nets
@@ -256,6 +257,48 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
+
+
+class Linears(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.second = o3.Linear("2x0e+2x1o", "2x0e+2x1o"), o3.Linear("2x0e+2x1o", "2x0e+2x1o")
+        if how == "one parameter":
+            self.second.weight = self.first.weight
+        elif how == "one memory":
+            self.second.weight = nn.Parameter(self.first.weight.detach())
+        elif how == "side by side":
+            memory = torch.randn(2, self.first.weight.numel())
+            self.first.weight, self.second.weight = nn.Parameter(memory[0]), nn.Parameter(memory[1])
+        elif how == "one module":
+            self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("inputs", [(), (torch.ones(4, 8),)])
+@pytest.mark.parametrize("how", ["one parameter", "one memory", "side by side", "one module"])
+def test_ties_are_seen_without_a_run(how: str, inputs: tuple[Tensor, ...]) -> None:
+    model, x = Linears(how), torch.randn(4, 8)
+    plan = surgeon.find(model, "O3", *inputs)
+    tied = how in ("one parameter", "one memory")
+    assert {site.fold is None for site in plan.sites} == {tied}
+    assert all(("tied to" in site.fold_note) == tied for site in plan.sites)
+    relaxation = surgeon.relax(model, plan, mode="fold", init_scale=1.0)
+    relaxation.set_theta(0.0, 1.0)
+    with torch.no_grad(), relaxation.clean():
+        clean = model(x)
+    surgeon.strip(model)
+    assert torch.allclose(model(x), clean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_that_folds_into_shared_weights_is_refused() -> None:
+    plan, tied = surgeon.find(Linears("own"), "O3"), Linears("one parameter")
+    with pytest.raises(PlanError, match="tied to second"):
+        surgeon.relax(tied, plan, mode="fold")
+    assert not branches_of(tied)
+    assert surgeon.relax(Linears("own"), plan, mode="fold").branches
 
 
 @pytest.mark.parametrize("tied", [True, False])

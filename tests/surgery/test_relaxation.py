@@ -12,6 +12,7 @@ from torch import Tensor
 
 import surgeon
 from surgeon.branch import branches_of
+from surgeon.errors import UsageError
 from surgeon.groups import parse_group
 from surgeon.regularizer import EPSILON, commutator_penalty, commutator_penalty_rows, norm_penalty, norm_penalty_rows
 from surgeon.representations import Representation
@@ -77,6 +78,17 @@ def test_progress_sets_both_coefficients() -> None:
         assert all(tuple(branch.theta.tolist()) == expected for branch in relaxation.branches.values())
         relaxation.set_progress(1.0)
         assert relaxation.theta[0] == 0.0
+
+
+def test_a_step_is_no_share_and_theta_is_finite() -> None:
+    _, _, relaxation, _ = nets.relaxed("linears")
+    relaxation.set_progress(0.25)
+    before = relaxation.thetas
+    with pytest.raises(UsageError, match="pass step / steps"):
+        relaxation.set_progress(2)
+    with pytest.raises(UsageError, match="finite"):
+        relaxation.set_theta(float("nan"))
+    assert relaxation.thetas == before
 
 
 def test_the_coefficients_are_not_in_the_state_dict() -> None:
@@ -172,6 +184,9 @@ def test_nothing_is_recorded_in_eval_without_gradients_when_disabled_or_clean() 
     net(*inputs)
     assert not relaxation.penalty()
     relaxation.enable_penalty(True)
+    with pytest.warns(UserWarning, match="no branch recorded features"):
+        assert not relaxation.penalty()
+    assert not relaxation.penalty(may_be_empty=True)
     net(*inputs)
     assert relaxation.penalty() > 0
     assert len(relaxation.penalty_terms()) == 2

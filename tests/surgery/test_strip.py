@@ -187,6 +187,23 @@ def test_non_finite_branches_are_refused_and_nothing_changes(bad: float) -> None
     assert len(branches_of(net)) == count
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_rounding_loses_of_a_fold_is_reported(dtype: torch.dtype) -> None:
+    op = o3.Linear("8x0e+8x1o", "8x0e+8x1o").to(dtype)
+    relaxation = surgeon.relax(op, surgeon.find(op, "O3"), mode="fold", init_scale=1e-3)
+    relaxation.set_theta(0.0, 1.0)
+    (branch,) = relaxation.branches.values()
+    twin, wanted = o3.Linear("8x0e+8x1o", "8x0e+8x1o").double(), branch.foldable_part().detach().double()
+    twin.load_state_dict({"weight": op.weight.detach().double()}, strict=False)
+    before = nets.linear_map(twin, None, 32)
+    (record,) = strip(op)
+    twin.load_state_dict({"weight": op.weight.detach().double()}, strict=False)
+    lost = float((nets.linear_map(twin, None, 32) - before - wanted).norm())
+    assert record.lost == pytest.approx(lost, rel=2e-2, abs=1e-6 * record.folded)
+    assert (record.lost > 0.5 * record.folded) == (dtype == torch.bfloat16)
+    assert record.lost > 0
+
+
 def test_float32_folds_to_its_own_precision() -> None:
     _, net, relaxation, inputs = nets.relaxed("products", torch.float32, mode="fold")
     relaxation.set_theta(0.0, 1.0)

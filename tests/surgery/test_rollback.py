@@ -1,0 +1,150 @@
+"""Whatever fails while branches are inserted or looked for, the model is as it was."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import surgeon
+from surgeon.branch import branches_of
+from surgeon.errors import PlanError, UsageError
+from surgeon.schedule import Schedule
+from surgeon.surgery import insert, relaxation, rewrite
+from surgeon.types import Plan
+from tests import nets
+
+INSERTION = frozenset(str(module.__file__) for module in (insert, relaxation, rewrite, surgeon.branch))
+
+
+class OutOfLuckError(BaseException):
+    """Stops a process wherever it is."""
+
+
+class Raw(nn.Module):
+    """Weights used inside a forward, and a layer that has hooks of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.float64))
+        self.mix = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+        self.mix.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix channels; x (rows, 3, 2)."""
+        return self.mix(x) @ self.weight
+
+
+def prepared(kind: str) -> tuple[nn.Module, Plan]:
+    if kind == "annotated":
+        net, inputs = nets.build("linears")
+        return net, surgeon.find(net, "O3", *inputs)
+    torch.manual_seed(0)
+    net = fx.symbolic_trace(Raw()) if kind == "graph" else Raw()
+    x = torch.randn(6, 3, 2, dtype=torch.float64)
+    action = {"act": lambda g, x: (g @ x,), "act_output": lambda g, y: g @ y, "adapters": {}}
+    return net, surgeon.find(net, "SO3", x, **action)
+
+
+def raising_at(number: int, error: type[BaseException]) -> Callable[[FrameType, str, Any], Any]:
+    """Return a trace function that raises at the line of this number within the code of insertion, once."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename not in INSERTION:
+            return None
+        if event == "line":
+            count += 1
+            if count == number:
+                raise error("out of luck")
+        return trace
+
+    return trace
+
+
+def fails(net: nn.Module, plan: Plan, number: int, error: type[BaseException]) -> bool:
+    """Tell whether an insertion that is made to raise at a line does; False if it has fewer lines."""
+    before = sys.gettrace()
+    sys.settrace(raising_at(number, error))
+    try:
+        with torch.enable_grad():  # a context that is left at its own line is not closed by Python
+            surgeon.relax(net, plan, mode="fold", init_scale=1.0)
+    except (Exception, OutOfLuckError):
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "error"), [("annotated", RuntimeError), ("raw", OutOfLuckError), ("graph", RuntimeError)]
+)
+def test_every_line_of_an_insertion_may_fail(kind: str, error: type[BaseException]) -> None:
+    net, plan = prepared(kind)
+    net.train()
+    next(net.children()).eval()
+    before, marks, text = nets.state(net), nets.traces(net), str(getattr(net, "graph", ""))
+    number = 1
+    while fails(net, plan, number, error):
+        assert nets.state(net) == before, number
+        assert nets.traces(net) == marks, number
+        assert str(getattr(net, "graph", "")) == text, number
+        number += 1
+    assert number > 200
+    assert len(branches_of(net)) == len(plan.sites)
+    surgeon.strip(net, "drop")
+    assert (nets.state(net), nets.traces(net)) == (before, marks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"schedule": "square"}, UsageError),
+        ({"schedule": Schedule(sites=(("nothing*", 0.5),))}, PlanError),
+        ({"init_scale": float("nan")}, UsageError),
+        ({"penalty_rows": 0}, UsageError),
+    ],
+)
+def test_a_refused_setting_leaves_no_branch(settings: dict[str, Any], error: type[Exception]) -> None:
+    net, plan = prepared("raw")
+    before, marks = nets.state(net), nets.traces(net)
+    with pytest.raises(error):
+        surgeon.relax(net, plan, **settings)
+    assert (nets.state(net), nets.traces(net)) == (before, marks)
+    assert surgeon.relax(net, plan, schedule="cosine").schedule == Schedule("cosine")
+
+
+class Caching(nn.Linear):
+    """Keeps its kernel in eval mode alone, as layers of steerable networks do, and fails if it is in the other mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Build the kernel, or drop it."""
+        super().train(mode)
+        self._buffers.pop("kernel", None)
+        if not mode:
+            self.register_buffer("kernel", self.weight.detach().clone())
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the weights of the present mode."""
+        return x @ (self.weight if self.training else self.kernel).T
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_module_that_caches_by_mode_works_after_it_was_inspected(outer: bool, inner: bool) -> None:
+    net = nn.Sequential(nn.Sequential(Caching(2, 2, bias=False).double()), nn.Dropout(0.0)).train(outer)
+    net[0].train(inner)
+    modes, keys = [part.training for part in net.modules()], list(net.state_dict())
+    x = torch.randn(5, 3, 2, dtype=torch.float64)
+    surgeon.find(net, "SO3", x, act=lambda g, x: (g @ x,), act_output=lambda g, y: g @ y, adapters={})
+    assert [part.training for part in net.modules()] == modes
+    assert list(net.state_dict()) == keys
+    net(x)
