@@ -37,7 +37,7 @@ def double_twin(model: nn.Module, found: FoundModel, relaxation: Relaxation | No
         if branches:
             assert relaxation is not None
             relaxed = relax(twin, relaxation.plan, mode=relaxation.mode)
-            load_branches(twin, branches)
+            load_branches(twin, {key: branches[key] for key, _ in model.named_parameters() if key in branches})
             relaxed.set_thetas(relaxation.thetas)
             for key, branch in relaxed.branches.items():
                 branch.clean = relaxation.branches[key].clean
