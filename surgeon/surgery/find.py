@@ -113,9 +113,10 @@ def _combined(
     measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed, twin)
     complaint = None
     if symmetry is not None:
-        with in_training_mode(model), unchanged(model):  # which put everything back
+        with modes_kept(model):
             set_training(model, False)
-            complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
+            with torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
+                complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)

@@ -71,8 +71,6 @@ def relax(
     """
     if mode not in ("drop", "fold"):
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
-    if not (init_scale >= 0 and math.isfinite(init_scale)):
-        raise UsageError(f"expected a finite scale of the initial W of at least 0, got {init_scale}")
     schedule = Schedule(schedule) if isinstance(schedule, str) else schedule or Schedule()
     penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
     theta_shares(schedule, plan)
@@ -82,13 +80,7 @@ def relax(
     _initialise(branches, init_scale, seed)
     done: list[nn.Module] = []
     try:
-        for site in plan.sites:
-            op = named_module(model, site.name)
-            done.append(op)
-            if site.node is None:
-                attach(op, site, branches[site.key])
-        for name, raw in _raw_sites(plan, branches).items():
-            install(named_module(model, name), raw)
+        _insert(model, plan, branches, done)
         return Relaxation(model, plan, group, mode, schedule, penalty)
     except BaseException as error:
         for op in done:
@@ -98,6 +90,17 @@ def relax(
         raise SurgeryError(
             f"inserting a branch failed ({error}); all branches were taken out again and the model is as it was"
         ) from error
+
+
+def _insert(model: nn.Module, plan: Plan, branches: Mapping[str, Branch], done: list[nn.Module]) -> None:
+    """Attach all branches; every op is noted in ``done`` before it is touched."""
+    for site in plan.sites:
+        op = named_module(model, site.name)
+        done.append(op)
+        if site.node is None:
+            attach(op, site, branches[site.key])
+    for name, raw in _raw_sites(plan, branches).items():
+        install(named_module(model, name), raw)
 
 
 def _raw_sites(plan: Plan, branches: Mapping[str, Branch]) -> dict[str, dict[str, tuple[str, Branch]]]:
@@ -207,6 +210,8 @@ def _fold_map(model: nn.Module, site: Site, group: Group, adapters: Mapping[str,
 
 
 def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None:
+    if not (scale >= 0 and math.isfinite(scale)):
+        raise UsageError(f"expected a finite scale of the initial W of at least 0, got {scale}")
     generator = torch.Generator().manual_seed(seed)
     for branch in branches.values():
         branch.initialise(scale, generator)
