@@ -165,7 +165,7 @@ def test_bad_arguments_end_in_one_sentence() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variant", "group", "component"), [("rotation", "C4", "all elements"), ("scale", "SCALE2", "shrunk by 2")]
+    ("variant", "group", "component"), [("rotation", "C4", "rotation"), ("scale", "SCALE2", "shrunk by 2")]
 )
 def test_from_file_to_file(
     variant: str,

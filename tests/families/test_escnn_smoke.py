@@ -60,8 +60,9 @@ def test_the_shipped_network_goes_from_its_file_to_a_clean_file(
     assert report["grade"] == "same function"
     assert all(report["checks"].values())
     assert report["metrics"]["stripped"]["rmse"] < report["metrics"]["original"]["rmse"]
-    assert report["equivariance"]["stripped"]["float64"]["all elements"]["maximum"] < 1e-6
-    assert report["equivariance"]["relaxed, theta 1"]["float32"]["all elements"]["maximum"] > 1e-4
+    assert report["equivariance"]["stripped"]["float64"]["rotation"]["maximum"] < 1e-6
+    assert report["equivariance"]["stripped"]["float64"]["other elements"]["maximum"] < 1e-6
+    assert report["equivariance"]["relaxed, theta 1"]["float32"]["rotation"]["maximum"] > 1e-4
     task = steerable.make_task()
     net, batch = task.model(), next(task.batches("test", 0))
     net.load_state_dict(load_file("steerable-clean/model.safetensors"), strict=True)

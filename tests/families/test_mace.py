@@ -63,7 +63,7 @@ def test_a_lie_about_parity_is_noticed(case: FamilyCase) -> None:
     group = parse_group("O3")
     elements = group.sample(1, torch.Generator().manual_seed(0), 1)
     assert case.model().error(elements) < 1e-9
-    with pytest.raises(surgeon.errors.CheckFailedError, match="under inversion"):
+    with pytest.raises(surgeon.errors.CheckFailedError, match="under 'inversion'"):
         surgeon.find(
             case.module,
             "O3",

@@ -425,6 +425,33 @@ def test_finding_leaves_no_trace() -> None:
     handle.remove()
 
 
+class KeptInEvalMode(o3.Linear):
+    """Registers a tensor in eval mode and drops it in training mode, as some libraries of steerable convolutions do."""
+
+    def train(self, mode: bool = True) -> KeptInEvalMode:
+        if mode:
+            self._buffers.pop("kept", None)
+        elif self.training:
+            self.register_buffer("kept", self.weight.detach().clone())
+        return super().train(mode)
+
+
+def turned(g: Tensor, x: Tensor) -> Tensor:
+    matrix: Tensor = o3.Irreps(HIDDEN).D_from_matrix(g.float())
+    return x @ matrix.T.to(x)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_a_layer_keeps_for_eval_mode_alone_is_left_to_it(own: bool) -> None:
+    model = nn.Sequential(KeptInEvalMode(HIDDEN, HIDDEN)).train(own)
+    before = nets.state(model)
+    assert ("0.kept" in before) is not own
+    plan = surgeon.find(model, "O3", torch.randn(4, 8), act=lambda g, x: (turned(g, x),), act_output=turned)
+    assert [site.name for site in plan.sites] == ["0"]
+    assert nets.state(model) == before
+    assert {module.training for module in model.modules()} == {own}
+
+
 def test_a_decorated_forward_is_understood() -> None:
     class Decorated(o3.FullyConnectedTensorProduct):
         pass
