@@ -60,7 +60,7 @@ def _concerns(error: OSError, temporary: Path, target: Path) -> bool:
 
 
 @contextmanager
-def _translated(target: Path, temporary: Path) -> Iterator[None]:
+def translated(target: Path, temporary: Path) -> Iterator[None]:
     """Turn errors of the operating system into one sentence that names ``target``."""
     try:
         yield
@@ -94,7 +94,8 @@ def _process_runs(pid: int) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove_entry(path: Path) -> None:
+    """Delete a file or a folder with all it holds, as far as the system lets."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -113,7 +114,7 @@ def _remove_leftovers(target: Path) -> None:
             if match[1] == _BACKUP and not os.path.lexists(target):
                 os.rename(entry, target)  # killed between the two renames of a swap
             else:
-                _remove(entry)
+                remove_entry(entry)
 
 
 def _refuse_existing(target: Path, force: bool) -> None:
@@ -134,7 +135,8 @@ def _refuse_existing_folder(target: Path, force: bool) -> None:
             raise WriteError(f"could not write {str(target)!r}: it contains {what}: choose another name")
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Bring a file to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,9 +144,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk, where the file system can."""
     with suppress(OSError):  # not every file system can; the files themselves are safe
-        _sync(path)
+        sync_file(path)
+
+
+def sync_tree(path: Path) -> None:
+    """Bring everything in a folder to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            sync_file(Path(folder, name))
+        sync_folder(Path(folder))
 
 
 @contextmanager
@@ -166,7 +177,7 @@ def atomic_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     _remove_leftovers(target)
     _refuse_existing(target, force)
     temporary = _sibling(target, _TEMPORARY)
-    with _translated(target, temporary):
+    with translated(target, temporary):
         try:
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -174,13 +185,27 @@ def atomic_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
                 mode = os.fstat(handle.fileno()).st_mode & 0o777
             yield temporary
             os.chmod(temporary, mode)  # a library may have replaced the file by a private one
-            _sync(temporary)
-            _refuse_existing(target, force)
-            os.replace(temporary, target)
+            sync_file(temporary)
+            _put_in_place(temporary, target, force)
         except BaseException:
-            _remove(temporary)
+            remove_entry(temporary)
             raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
+
+
+def _put_in_place(temporary: Path, target: Path, force: bool) -> None:
+    """Rename a file; without ``force`` in one call that fails if another process has written ``target`` meanwhile."""
+    if not force:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            _refuse_existing(target, force)
+        except OSError:  # a file system without hard links
+            _refuse_existing(target, force)
+        else:
+            os.unlink(temporary)
+            return
+    os.replace(temporary, target)
 
 
 @contextmanager
@@ -201,27 +226,31 @@ def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     _remove_leftovers(target)
     temporary = _sibling(target, _TEMPORARY)
-    with _translated(target, temporary):
+    with translated(target, temporary):
         _refuse_existing_folder(target, force)
         try:
             os.mkdir(temporary)
             yield temporary
-            for folder, _, names in os.walk(temporary):
-                for name in names:
-                    _sync(Path(folder, name))
-                _sync_folder(Path(folder))
+            sync_tree(temporary)
             _refuse_existing_folder(target, force)
-            _swap_in(temporary, target)
+            _swap_in(temporary, target, force)
         except BaseException:
-            _remove(temporary)
+            remove_entry(temporary)
             raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _swap_in(temporary: Path, target: Path) -> None:
-    """Rename ``temporary`` to ``target``, moving aside what is there and putting it back on failure."""
-    if not target.is_dir() or not any(target.iterdir()):
-        os.replace(temporary, target)
+def _swap_in(temporary: Path, target: Path, force: bool) -> None:
+    """Rename ``temporary`` to ``target``, moving aside what is there and putting it back on failure.
+
+    Renaming a folder fails if another process has filled ``target`` meanwhile; without ``force`` that one stays.
+    """
+    if not force or not target.is_dir() or not any(target.iterdir()):
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            _refuse_existing_folder(target, force)
+            raise
         return
     backup = _sibling(target, _BACKUP)
     os.rename(target, backup)
@@ -230,7 +259,36 @@ def _swap_in(temporary: Path, target: Path) -> None:
     except BaseException:
         os.rename(backup, target)
         raise
-    _remove(backup)
+    remove_entry(backup)
+
+
+def put_back(parent: Path, name: str | None = None) -> None:
+    """Rename folders that a process moved aside to replace them, and was killed before it did, to what they were.
+
+    Args:
+        parent: the folder they lie in.
+        name: of the only one to look for; default all.
+
+    Raises:
+        WriteError: if one cannot be put back, or may still be at work in a process that lives or on another machine.
+    """
+    pattern = re.compile(rf"\.({'.+' if name is None else re.escape(name)})\.{_BACKUP}-(\d+)-([0-9a-f]+)-[0-9a-f]+")
+    entries = sorted(parent.iterdir()) if parent.is_dir() else []
+    for match in filter(None, (pattern.fullmatch(entry.name) for entry in entries)):
+        target = parent / match[1]
+        if os.path.lexists(target):
+            continue
+        if match[3] != _host() or _process_runs(int(match[2])):
+            raise WriteError(
+                f"expected {str(target)!r}, but process {match[2]} has moved it to {match[0]!r} to replace it: wait "
+                "until it has ended, or rename it back if it was killed"
+            )
+        with translated(target, parent / match[0]):
+            try:
+                os.rename(parent / match[0], target)
+            except FileNotFoundError:
+                if not target.is_dir():  # else another process has just put it back
+                    raise
 
 
 def check_writable(path: str | Path, force: bool = False) -> None:
@@ -247,7 +305,7 @@ def check_writable(path: str | Path, force: bool = False) -> None:
     target = Path(os.path.abspath(path))
     _remove_leftovers(target)
     probe = _sibling(target, _TEMPORARY)
-    with _translated(target, probe):
+    with translated(target, probe):
         if target.is_dir():
             _refuse_existing_folder(target, force)
         else:
@@ -255,7 +313,7 @@ def check_writable(path: str | Path, force: bool = False) -> None:
         try:
             os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         finally:
-            _remove(probe)
+            remove_entry(probe)
 
 
 def write_text(path: str | Path, text: str, *, force: bool = False) -> None:

@@ -19,7 +19,7 @@ FOREIGN = {
     "surgeon_cli": {"surgeon_adapters"},
 }
 ROWS = (
-    {"errors", "types", "files", "trees", "imports", "modes", "copies", "sharding", "attributes"},
+    {"errors", "types", "files", "folders", "trees", "imports", "modes", "copies", "sharding", "attributes"},
     {"groups", "representations", "e3nn_compat"},
     {
         "branch",

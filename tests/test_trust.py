@@ -11,6 +11,7 @@ import pytest
 
 from surgeon import trust
 from surgeon.errors import TrustError
+from surgeon.folders import seal_folder
 from surgeon.trust import check_task, is_remembered, remember_task, state_folder
 from surgeon.workspace import OpenOptions, open_path
 from tests.commands import Surgeon
@@ -66,6 +67,7 @@ def test_a_task_that_a_folder_names_needs_the_same(work: Path) -> None:
     data = json.loads(config.read_text())
     data["task"]["path"] = str(bundle / "task.py")  # a sibling, with its right hash
     config.write_text(json.dumps(data))
+    seal_folder(config.parent)
     open_path(folder)
     assert ran(work)
     with pytest.raises(TrustError, match="the task file of .*bundle.* never given on this machine"):

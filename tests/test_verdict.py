@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from surgeon.certificate import CHECKS
+from surgeon.folders import seal_folder
 from surgeon.groups import parse_group
 from surgeon.surgery import Relaxation, relax, strip
 from surgeon.types import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMode
@@ -166,6 +167,7 @@ def test_without_a_task_form_alone_is_certified(opened: Workspace) -> None:
 
     config = opened.path / "surgeon_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "task": None}))
+    seal_folder(opened.path)
     workspace = open_path(opened.path, OpenOptions(factory="nets:make_net"))
     _, certificate = strip_and_certify(workspace, "drop", QUICK)
     assert certificate.grade == "same form"

@@ -15,6 +15,7 @@ from torch import nn
 
 from surgeon.checkpoint import write_relaxed
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
+from surgeon.folders import seal_folder
 from surgeon.surgery import find, relax
 from surgeon.trees import to_dtype
 from surgeon.trust import remember_task
@@ -138,6 +139,7 @@ def test_code_that_a_folder_names_needs_trust(work: Path, monkeypatch: pytest.Mo
     else:
         config["group"] = config["plan"]["group"] = "their_code:group"
     (folder / "surgeon_config.json").write_text(json.dumps(config))
+    seal_folder(folder)
     with pytest.raises(TrustError, match="names .*their_code.*, which is code: .*`--trust-remote-code`"):
         open_path(folder)
     with pytest.raises(SystemExit, match="this code was run"):
@@ -239,6 +241,7 @@ def test_branches_that_do_not_fit(work: Path, broken: str) -> None:
 def test_settings_that_nobody_wrote(work: Path, part: str, value: dict[str, Any], words: str) -> None:
     path = make_relaxed(work) / "surgeon_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), part: value}))
+    seal_folder(path.parent)
     with pytest.raises(CheckpointError, match=words):
         open_path(path.parent)
 

@@ -13,6 +13,8 @@ import typer
 
 from surgeon.checkpoint import find_only_folder, is_relaxed_folder
 from surgeon.errors import UsageError
+from surgeon.files import put_back
+from surgeon.folders import finish_update
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.training import has_run
 from surgeon.verdict import MeasureSettings
@@ -238,7 +240,10 @@ def folder_or_only(path: Path | None, quiet: bool, trained: bool = True) -> Path
     if path is not None:
         return path
     here = Path.cwd()
+    put_back(here)  # else the only folder could be another than the one that a killed process was replacing
     folders = [place for place in here.iterdir() if is_relaxed_folder(place) and not place.name.startswith(".")]
+    for place in folders:
+        finish_update(place)
     wanted = [place for place in folders if has_run(place) == trained]
     found = wanted[0] if len(wanted) == 1 else find_only_folder(here)
     if not quiet:

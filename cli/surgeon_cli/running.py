@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from surgeon.checkpoint import read_relaxed
 from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
 from surgeon.files import check_writable
+from surgeon.folders import recover, sole_writer
 from surgeon.tasks import primary_metric
 from surgeon.training import (
     Finetuner,
@@ -37,9 +42,36 @@ def run_training(
     force: bool,
     json_output: bool,
 ) -> None:
-    """Train, saving after every epoch, and say what came out."""
+    """Train, saving after every epoch, and say what came out; one process at a time for one run folder."""
     target = out or Path(f"{output_stem(folder).removesuffix('-relaxed')}-run")
-    check_writable(target, True)  # first of all: it also puts back a run that a killed process had moved aside
+    check_writable(target, True)
+    with writing_alone(target):
+        recover(target)  # first of all: a run that a killed process was saving counts
+        _train(folder, target, arm_name, settings, keeping, options, force, json_output)
+
+
+@contextmanager
+def writing_alone(target: Path) -> Iterator[None]:
+    """Keep other commands from writing ``target`` meanwhile; of several processes of one run, the first one does."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with sole_writer(target) as taken_over:
+        if taken_over:
+            print(taken_over, file=sys.stderr)
+        yield
+
+
+def _train(
+    folder: Path,
+    target: Path,
+    arm_name: str | None,
+    settings: FinetuneSettings,
+    keeping: Keeping,
+    options: OpenOptions,
+    force: bool,
+    json_output: bool,
+) -> None:
     resuming = has_run(target) and not force
     in_place = resuming and folder.resolve() == target.resolve()  # a run that was pulled goes on where it lies
     refuse_overwriting(target, None if in_place else folder, options.task, options.original)
@@ -72,7 +104,7 @@ def run_training(
     quiet = json_output or not finetuner.accelerator.is_main_process
     if not quiet:
         say(training_costs(workspace.model, task.task, workspace.relaxation).sentence())
-    result = _run(finetuner, workspace, target, keeping.save_every, quiet)
+    result = _run(finetuner, workspace, target, keeping.save_every, quiet, force)
     if not finetuner.accelerator.is_main_process:
         return
     if json_output:
@@ -97,13 +129,13 @@ def _require_same_start(target: Path, workspace: Workspace) -> None:
 
 
 def _run(
-    finetuner: Finetuner, workspace: Workspace, target: Path, save_every: int | None, quiet: bool
+    finetuner: Finetuner, workspace: Workspace, target: Path, save_every: int | None, quiet: bool, force: bool
 ) -> FinetuneResult:
     with training_bar(finetuner.selection.metric, quiet) as bar:
         if bar is not None:
             bar.start(f"arm {finetuner.arm.name}")
         try:
-            return finetuner.run(bar, lambda run: save_run(target, run, workspace), save_every)
+            return finetuner.run(bar, lambda run: save_run(target, run, workspace, force), save_every)
         except KeyboardInterrupt:
             kept = "nothing was written yet"
             if has_run(target):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoint.library import open_by_library
 from surgeon.checkpoint.scalars import stand_ins
-from surgeon.checkpoint.stored import StoredTensors, check_header
+from surgeon.checkpoint.stored import StoredTensors, check_header, identity_of
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath
@@ -90,6 +90,7 @@ def open_checkpoint(
         CheckpointError: if the file is missing, damaged, ambiguous, or holds no named tensors.
     """
     path = Path(path)
+    before = identity_of(path)
     kind = _kind_of_file(path)
     if kind == "safetensors":
         stored, metadata = _read_safetensors(path)
@@ -103,7 +104,10 @@ def open_checkpoint(
         checkpoint = known or _from_content(path, *read_torch(path, trust_pickle, kind), entry)
     if not checkpoint.tensors:
         raise CheckpointError(f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file")
-    return replace(checkpoint, sha256=sha256_of_file(path) if sha256 is None else sha256)
+    checkpoint = replace(checkpoint, sha256=sha256_of_file(path) if sha256 is None else sha256)
+    if identity_of(path) != before:  # the hash would be that of other bytes than those that were read
+        raise CheckpointError(f"{str(path)!r} has changed while it was read: wait until it is written, and try again")
+    return checkpoint
 
 
 def _kind_of_file(path: Path) -> Literal["safetensors", "zip", "pickle"]:

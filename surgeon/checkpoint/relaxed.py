@@ -16,6 +16,7 @@ from surgeon.checkpoint.reading import Checkpoint, keys_hash, open_checkpoint
 from surgeon.checkpoint.stored import unique_names
 from surgeon.errors import CheckpointError, PlanError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
+from surgeon.folders import check_seal, finish_update, seal_folder
 from surgeon.hub.address import check_name, check_repo, is_commit
 from surgeon.types import Plan, StripMode
 
@@ -272,6 +273,7 @@ def write_relaxed(
         write_tensors(temporary / BASE_FILE, base, base_metadata)
         write_tensors(temporary / BRANCH_FILE, branches, {"format": "pt"})
         write_text(temporary / "README.md", model_card(config.group, config.plan, config.base, config.theta))
+        seal_folder(temporary)
 
 
 def _check_base(base: Mapping[str, Tensor], config: RelaxedConfig, where: str) -> None:
@@ -288,13 +290,19 @@ def is_relaxed_folder(path: str | Path) -> bool:
     return (Path(path) / CONFIG_FILE).is_file()
 
 
-def read_relaxed(folder: str | Path) -> RelaxedFiles:
-    """Read and validate a relaxed folder.
+def read_relaxed(folder: str | Path, sealed: bool = True) -> RelaxedFiles:
+    """Read and validate a relaxed folder; a save that was complete but not in its place yet is put there first.
+
+    Args:
+        folder: where it is.
+        sealed: whether its files have to be those of its seal; those from the Hub were compared with the hashes there.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or the files do not belong together.
+        WriteError: if such a save cannot be put in its place.
     """
     folder = Path(folder)
+    finish_update(folder)
     present = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     absent = [name for name in (CONFIG_FILE, BASE_FILE, BRANCH_FILE) if name not in present]
     if absent:
@@ -310,6 +318,8 @@ def read_relaxed(folder: str | Path) -> RelaxedFiles:
     _check_base(tensors, config, str(folder / BASE_FILE))
     _check_branches(branch_tensors, config.plan, str(folder / BRANCH_FILE))
     _check_sizes(branch_tensors, config.plan, str(folder / BRANCH_FILE))
+    if sealed:
+        check_seal(folder, (CONFIG_FILE, BASE_FILE, BRANCH_FILE))
     return RelaxedFiles(config, tensors, branch_tensors, base.metadata, folder)
 
 

@@ -43,7 +43,7 @@ class StoredTensors(Mapping[str, Tensor]):
     def __init__(self, path: Path, names: Mapping[str, str] | None = None) -> None:
         from safetensors import safe_open
 
-        self.path, self._file = path, _identity(path)
+        self.path, self._file = path, identity_of(path)
         with safe_open(path, framework="pt", device="cpu") as handle:
             self._names = dict(names or {name: name for name in handle.keys()})  # noqa: SIM118 (not a dict)
             self._views: dict[str, Tensor] = {name: handle.get_tensor(stored) for name, stored in self._names.items()}
@@ -69,7 +69,7 @@ class StoredTensors(Mapping[str, Tensor]):
         """
         from safetensors import safe_open
 
-        if _identity(self.path) != self._file:
+        if identity_of(self.path) != self._file:
             yield from _whole(self)
             return
         for group in self._groups():
@@ -106,7 +106,8 @@ def _whole(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
     return ((name, ..., tensor) for name, tensor in tensors.items())
 
 
-def _identity(path: Path) -> tuple[int, ...] | None:
+def identity_of(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is replaced or written to; None if it is not there."""
     try:
         found = os.stat(path)
     except OSError:

@@ -23,6 +23,7 @@ from surgeon.clean import CARD_FILE as CARD
 from surgeon.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files import json_text, read_json, sha256_of_file
+from surgeon.folders import SEAL_FILE
 from surgeon.models import STATEMENT_SUFFIX
 
 RECORDS = ("records.jsonl", "steps.jsonl")
@@ -81,7 +82,13 @@ def content_of(folder: str | Path, with_training_state: bool = False) -> Content
     present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    return Content(kind, files, tuple(name for name in present if name not in files and name != CARD), records, text)
+    return Content(
+        kind,
+        files,
+        tuple(name for name in present if name not in files and name not in (CARD, SEAL_FILE)),
+        records,
+        text,
+    )
 
 
 def _kind(folder: Path) -> Kind:

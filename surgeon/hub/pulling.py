@@ -12,6 +12,7 @@ from surgeon.clean import CARD_FILE as CARD
 from surgeon.clean import CERTIFICATE_FILE
 from surgeon.errors import CheckpointError
 from surgeon.files import atomic_folder, write_json
+from surgeon.folders import seal_folder
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import Listing, list_files
 from surgeon.hub.content import CLEAN, RELAXED, STATE, read_clean
@@ -63,6 +64,7 @@ def pull(path: str | HubPath, folder: str | Path | None = None, *, force: bool =
             shutil.copyfile(source / name, temporary / name)
         if CONFIG_FILE in names:
             _check_and_forget_task(temporary, listing.pinned)
+            seal_folder(temporary)
         else:
             read_clean(temporary)
     left_out = tuple(name for name in listing.files if name not in names)
@@ -95,7 +97,7 @@ def _wanted(listing: Listing) -> list[str]:
 
 def _check_and_forget_task(folder: Path, origin: HubPath) -> None:
     """Leave out what the configuration says of a task: it is code, and names files of another machine."""
-    files = read_relaxed(folder)
+    files = read_relaxed(folder, sealed=False)
     config = files.config
     check_config(config, str(origin))
     check_values(files.base, files.branches, config, origin)

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.checkpoint import STATE_FOLDER, open_checkpoint, read_relaxed, write_relaxed
+from surgeon.checkpoint import STATE_FOLDER, is_relaxed_folder, open_checkpoint, read_relaxed, write_relaxed
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
+from surgeon.folders import seal_folder, updated_folder
 from surgeon.sharding import load_whole_state, sharded_like, whole, whole_state
 from surgeon.training.driver import shards
 from surgeon.training.engine import Finetuner
@@ -23,8 +24,8 @@ from surgeon.workspace import Workspace, relaxed_config
 RECORDS_FILE, STEPS_FILE = "records.jsonl", "steps.jsonl"
 
 
-def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace) -> None:
-    """Write the run folder as it is after a step, all or nothing; the one of the save before is replaced.
+def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace, force: bool = False) -> None:
+    """Write the run folder as it is after a step, all or nothing; files that no save wrote stay as they are.
 
     Every process has to call it; the first one writes.
 
@@ -32,16 +33,17 @@ def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace) -> None:
         folder: the run folder.
         finetuner: the run.
         workspace: what is being trained.
+        force: replace, as a whole, a folder that holds something else.
 
     Raises:
-        WriteError: if the system refuses; the folder of the save before is still there.
+        WriteError: if the system refuses; the save before is still there.
     """
     tensors = {f"random.{key}": value for key, value in finetuner.gathered_random_states().items()}
     main = finetuner.accelerator.is_main_process
     if main or shards(finetuner.accelerator):  # the parts of sharded weights are put together by all processes
         tensors |= _state_tensors(finetuner)
     if main:
-        _write_run(folder, finetuner, workspace, tensors)
+        _write_run(folder, finetuner, workspace, tensors, force)
     finetuner.accelerator.wait_for_everyone()
 
 
@@ -58,7 +60,9 @@ def _state_tensors(finetuner: Finetuner) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_run(folder: Path, finetuner: Finetuner, workspace: Workspace, tensors: dict[str, Tensor]) -> None:
+def _write_run(
+    folder: Path, finetuner: Finetuner, workspace: Workspace, tensors: dict[str, Tensor], force: bool
+) -> None:
     relaxation, state, settings = finetuner.relaxation, finetuner.state, finetuner.settings
     assert relaxation is not None
     config = relaxed_config(
@@ -72,7 +76,8 @@ def _write_run(folder: Path, finetuner: Finetuner, workspace: Workspace, tensors
     )
     metadata = workspace.files.base_metadata if workspace.files else workspace.checkpoint.metadata
     model = finetuner.given_model
-    with atomic_folder(folder, force=True) as temporary:
+    anew = force and not is_relaxed_folder(folder)
+    with atomic_folder(folder, force=True) if anew else updated_folder(folder) as temporary:
         model.load_state_dict(finetuner.selection.best_weights)
         try:
             write_relaxed(temporary / "relaxed", model, config, metadata)
@@ -96,6 +101,7 @@ def _write_run(folder: Path, finetuner: Finetuner, workspace: Workspace, tensors
         write_json(temporary / STATE_FOLDER / "state.json", record)
         for name, entries in ((RECORDS_FILE, state.history), (STEPS_FILE, state.steps)):
             write_text(temporary / name, "".join(json.dumps(entry) + "\n" for entry in entries))
+        seal_folder(temporary)
 
 
 def _start_of(finetuner: Finetuner) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from surgeon.checkpoint import (
     split_state,
 )
 from surgeon.errors import CheckpointError
+from surgeon.folders import recover
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.client import list_files
 from surgeon.hub.fetch import fetch_relaxed, open_listed
@@ -48,6 +49,7 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
     options = options or OpenOptions()
     if is_hub_path(path):
         return _open_hub(HubPath.parse(path), options, mode)
+    recover(path)
     if is_relaxed_folder(path):
         return _open_relaxed(Path(path), options, mode)
     if Path(path).is_dir():
@@ -81,7 +83,7 @@ def _open_hub(path: HubPath, options: OpenOptions, mode: StripMode | None) -> Wo
 def _open_relaxed(
     folder: Path, options: OpenOptions, mode: StripMode | None, origin: HubPath | None = None
 ) -> Workspace:
-    files = read_relaxed(folder)
+    files = read_relaxed(folder, sealed=origin is None)
     config = files.config
     if origin is None:
         refuse_code(config, repr(str(folder)), options.trust_remote_code)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from surgeon.folders import seal_folder
 from surgeon.surgery import strip
 from surgeon.tasks import load_task
 from surgeon.workspace import open_path
@@ -75,6 +76,7 @@ def gather() -> None:
     state = workspace.model.state_dict()
     save_file({key: state[key].clone() for key in load_file("net-relaxed/model.safetensors")}, "new.safetensors")
     Path("new.safetensors").replace("net-relaxed/model.safetensors")
+    seal_folder(Path("net-relaxed"))
 
 
 def weights(folder: str) -> dict[str, Tensor]:
@@ -163,6 +165,7 @@ def test_without_a_task_it_is_said(surgeon: Surgeon) -> None:
     gather()
     config = Path("net-relaxed/surgeon_config.json")
     config.write_text(json.dumps({**json.loads(config.read_text()), "task": None}))
+    seal_folder(config.parent)
     # Nor can it be certified that these statistics are what a training forward writes.
     result = surgeon("strip", "net-relaxed", "-o", "clean", "--model", "norm:make_net", code=1)
     assert "were not recalibrated: no task is known, so there are no training batches: give `--task FILE`" in result.out

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from surgeon.files import write_tensors
+from surgeon.folders import seal_folder
 from tests import tiny
 from tests.commands import Surgeon, child, files_in
 
@@ -78,6 +79,7 @@ def edited(name: str, change: Callable[[dict[str, Any]], object]) -> Prepare:
         data = json.loads(path.read_text())
         change(data)
         path.write_text(json.dumps(data))
+        seal_folder(path.parent)
 
     return prepare
 
@@ -239,7 +241,7 @@ CASES = [
         "tensors damaged",
         "finetune net-relaxed --epochs 1",
         both(trained, given("net-run/training_state/state.safetensors", b"x" * 99)),
-        "as safetensors",
+        "state.safetensors' is not as it was written",
     ),
     # the task
     Case("task missing", "relax net.pt --task tsak.py", nothing, "there is no task file .*task.py"),

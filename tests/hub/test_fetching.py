@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 import surgeon as package
 from surgeon.checkpoint import read_relaxed
 from surgeon.errors import CheckpointError, HubError, TrustError, UsageError
+from surgeon.folders import seal_folder
 from surgeon.hub.fetch import open_anywhere
 from surgeon.hub.pulling import pull
 from surgeon.hub.pushing import push_to_hub
@@ -91,6 +92,7 @@ def test_a_base_with_another_hash_is_refused(logged_in: Hub, made: Path, tmp_pat
     other = logged_in.store.put(BASE, {"net.safetensors": weights(2)}).id
     mine = read_relaxed(tmp_path / "relaxed").config.base["revision"]
     config.write_text(config.read_text().replace(mine, other))
+    seal_folder(config.parent)
     with pytest.raises(CheckpointError, match="expected the original checkpoint with sha256"):
         open_path(tmp_path / "relaxed", OpenOptions(task=str(made / "task.py"))).original()
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from surgeon.checkpoint import open_checkpoint, read_relaxed, write_relaxed
 from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.folders import SEAL_FILE, seal_folder
 from surgeon.surgery import find, relax
 from surgeon.training import Finetuner, FinetuneSettings, arm_named, has_run, read_record, restore_run, save_run
 from surgeon.types import StripMode
@@ -166,6 +167,37 @@ def test_other_settings_are_refused_by_name(
         restore_run(run_folder, run)
 
 
+def test_one_flipped_bit_in_any_file_is_refused_by_its_name(run_folder: Path) -> None:
+    names = {path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()}
+    assert {SEAL_FILE, "records.jsonl", "training_state/state.safetensors"} < names
+    (run_folder / "README.md").write_text("mine")
+    for name in sorted(names - {"README.md"}):
+        content = (run_folder / name).read_bytes()
+        (run_folder / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:] if content else b"x")
+        with pytest.raises(CheckpointError, match=name):
+            open_path(run_folder)
+        (run_folder / name).write_bytes(content)
+    open_path(run_folder)
+
+
+def test_a_save_leaves_what_the_user_put_into_the_run_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    (out / "training_state").mkdir(parents=True)
+
+    def save(finetuner: Finetuner) -> None:
+        for name in ("notes.txt", "training_state/plot.txt"):
+            (out / name).touch()
+        save_run(out, finetuner, workspace)
+        (out / "README.md").write_text("mine")
+
+    workspace, run = start(folder)
+    run.run(on_save=save)
+    assert (out / "notes.txt").is_file()
+    assert (out / "training_state" / "plot.txt").is_file()
+    assert (out / "README.md").read_text() == "mine"
+    assert read_record(out)["state"]["epoch"] > 1
+
+
 @pytest.mark.parametrize("damage", ["json", "missing field", "tensor gone", "other shape"])
 def test_a_damaged_state_says_so(folder: Path, run_folder: Path, damage: str) -> None:
     from safetensors.torch import load_file, save_file
@@ -180,6 +212,7 @@ def test_a_damaged_state_says_so(folder: Path, run_folder: Path, damage: str) ->
         tensors["model.first.weight"] = torch.ones(3)
     save_file(tensors, place / "state.safetensors")
     (place / "state.json").write_text("{" if damage == "json" else json.dumps(record))
+    seal_folder(run_folder)
     _, run = start(folder)
     with pytest.raises(CheckpointError, match="start anew with `--force`"):
         restore_run(run_folder, run)
