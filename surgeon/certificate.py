@@ -200,8 +200,9 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
 def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Comparison:
     """Compare two models check by check; arguments as for :func:`certify`."""
     left, right = Architecture.of(before), Architecture.of(after)
-    if left.keys != right.keys:
-        # A deep copy of some generated modules (e3nn's tensor products) has more keys than the original: copy both.
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in before.modules())
+    if left.keys != right.keys or (scripted and left.attributes != right.attributes):
+        # A copy of e3nn's generated tensor products has more keys, and its TorchScript other words: copy both.
         left, right = (Architecture.of(copied(model)) for model in (before, after))
     allowed = written_by_running(before, run) if run else Written()
     buffers, written = _compare_buffers(left.buffers, right.buffers, allowed.buffers)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import surgeon
+from surgeon.copies import copied
 from surgeon.groups import parse_group
 from tests.families.cases import FamilyCase, keys
 
@@ -73,3 +74,11 @@ def test_a_lie_about_parity_is_noticed(case: FamilyCase) -> None:
             act_output=lambda g, out: case.act_output(g * torch.linalg.det(g), out),
             adapters={},
         )
+
+
+def test_a_copy_of_torchscript_has_the_same_code() -> None:
+    """Parts of a tensor product that only raise are printed in other words when they were copied."""
+    from tests.families.mace_models import potential
+
+    case = potential(True, "4x0e+4x1o")
+    assert surgeon.certify(case.module, copied(case.module), lambda model: case.forward(model, case.batch)).passed
