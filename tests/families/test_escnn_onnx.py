@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from surgeon.folders import seal_folder
 from tests.commands import Surgeon
 
 with warnings.catch_warnings():
@@ -38,6 +39,7 @@ def test_a_steerable_network_becomes_onnx(
     tensors = load_file("relaxed/model.safetensors")
     parameters = dict(escnn_task.task.model().named_parameters())
     save_file({k: 1.1 * v if k in parameters else v for k, v in tensors.items()}, "relaxed/model.safetensors")
+    seal_folder(Path("relaxed"))
     surgeon("export", "relaxed", "-o", "clean", "--onnx")
     certificate = json.loads(Path("clean/certificate.json").read_text())
     assert certificate["grade"] == "same function"
