@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -73,9 +74,15 @@ class RelaxationDriver:
         """Value of the last penalty."""
         return self.session.penalty
 
-    def set_step(self, step: int, steps: int) -> None:
+    def set_step(self, step: float, steps: int) -> None:
         """Set theta for an optimiser step of so many; see :meth:`TrainingSession.set_step`."""
-        self.session.set_step(step, steps)
+        if step > steps:
+            warnings.warn(
+                f"the training goes on after the {steps} steps that its trainer has announced, by which theta went: "
+                "the rest runs at the last theta; give data of one length in all epochs",
+                stacklevel=2,
+            )
+        self.session.set_step(min(step, steps), steps)
 
     def add_loss(self, loss: Tensor) -> None:
         """Take up a task loss: all of an optimiser step, or the share of one micro-batch; shape ()."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from surgeon.errors import UsageError
 from surgeon.integrations.driver import RelaxationDriver
+from surgeon.integrations.progress import done, idle_optimizers, length, reaches
 from surgeon.integrations.settings import RelaxationSettings, base_class, first_call, require_library
 from surgeon.regularizer import PenaltyForm
 from surgeon.schedule import Schedule
@@ -31,7 +32,8 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
     """Relaxes a network while Lightning trains it: nothing else has to change.
 
     Branches come in when the module is set up, before its optimisers are made, and go at the end of ``fit``. In
-    between theta follows the schedule by optimiser steps, the penalty's gradient is added to that of the loss before
+    between theta follows the schedule by optimiser steps (by batches where the module takes its steps by itself, since
+    these may be those of several optimisers), the penalty's gradient is added to that of the loss before
     gradients are clipped, validation sees the clean model, and every checkpoint is one of the clean model with the
     original's keys; what a resume needs besides is in the callback's own state. ``relaxation/theta`` and
     ``relaxation/penalty`` are logged.
@@ -127,7 +129,8 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
 
         def step() -> None:
             batch = trainer.strategy.batch_to_device(_first_batch(trainer), device)
-            pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
+            with idle_optimizers(pl_module):
+                pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
 
         with device:  # not the one on which the strategy creates new modules
             self._driver = RelaxationDriver(pl_module, self.settings, step, self._forward)
@@ -136,9 +139,10 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         """Call the network with what a training step calls it with first; the step itself would log and count."""
         assert self._driver is not None
         network = self._driver.relaxation.model
-        args, kwargs = first_call(
-            network, lambda: pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
-        )
+        with idle_optimizers(pl_module):
+            args, kwargs = first_call(
+                network, lambda: pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
+            )
         return network(*args, **kwargs)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -149,10 +153,10 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the steps of the training and set theta."""
-        steps = trainer.estimated_stepping_batches
+        steps = length(trainer)
         if not (math.isfinite(steps) and steps > 0):
             raise UsageError(
-                f"expected a training of known length for the schedule of theta, got {steps} steps: give the Trainer "
+                f"expected a training of known length for the schedule of theta, got {steps:g} steps: give the Trainer "
                 "max_steps, or max_epochs and data of known length"
             )
         self._steps = int(steps)
@@ -160,7 +164,7 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
 
     def _set_step(self, trainer: Any) -> None:
         assert self._driver is not None
-        self._driver.set_step(trainer.global_step, self._steps)
+        self._driver.set_step(done(trainer, self._steps), self._steps)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Find out whether an optimiser step ends with this micro-batch, and keep it for clean evaluation."""
@@ -169,9 +173,10 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         self._ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Take up the loss for the size of lambda."""
+        """Take up the loss for the size of lambda; of several optimisers' losses those that reach a branch."""
         assert self._driver is not None
-        if not _has_penalty_in_loss(pl_module):
+        trained = len(trainer.optimizers) < 2 or reaches(loss, self._driver.relaxation.branch_parameters())
+        if trained and not _has_penalty_in_loss(pl_module):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self._driver.add_loss(loss if scaler is None else loss / scaler.get_scale())
 

@@ -346,7 +346,8 @@ class Finetuner:
 
     def _set_step(self) -> None:
         if self.session is not None and not self.arm.learns_theta:
-            self.session.set_step(self.state.step, self.steps, self.state.theta_scale if self.arm.relaxes else 0.0)
+            done = min(self.state.step, self.steps)  # an epoch may be longer than the first
+            self.session.set_step(done, self.steps, self.state.theta_scale if self.arm.relaxes else 0.0)
 
     def _after_step(self) -> None:
         state, relaxation = self.state, self.relaxation

@@ -85,16 +85,17 @@ class TrainingSession:
         self.start = running_statistics(self.model)
         relaxation.enable_penalty(penalty_weight > 0)
 
-    def set_step(self, step: int, steps: int, scale: float = 1.0) -> None:
+    def set_step(self, step: float, steps: int, scale: float = 1.0) -> None:
         """Set theta for an optimiser step.
 
         Args:
-            step: steps that are done.
+            step: steps that are done, at most ``steps``.
             steps: of the whole training, the same at every call.
             scale: multiplies theta of what will be dropped.
 
         Raises:
-            UsageError: if the number of steps is another than before, in the training that is resumed, too.
+            UsageError: if more than all are done, or the number of steps is another than before, in the training that
+                is resumed, too.
         """
         if self.steps is not None and steps != self.steps:
             raise UsageError(
@@ -102,8 +103,13 @@ class TrainingSession:
                 "theta follows the share of the steps that is done and would jump, so resume with the same number of "
                 "epochs, steps and batches, or start a new training from the clean weights"
             )
+        if not 0 <= step <= steps:
+            raise UsageError(
+                f"expected at most {steps} done optimiser steps in a training of so many, got {step}: count the steps "
+                "of the whole training, all epochs together"
+            )
         self.steps = steps
-        self.relaxation.set_progress(min(step / steps, 1.0), scale)  # an epoch may be longer than the first
+        self.relaxation.set_progress(step / steps, scale)
 
     def weighted_penalty(self, loss: Tensor | float) -> Tensor:
         """Return lambda times the penalty of an optimiser step, shape (); call it once, after all its forwards.

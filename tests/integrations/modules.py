@@ -64,6 +64,25 @@ class Manual(Module):
         optimizer.step()
 
 
+class TwoOptimizers(Manual):
+    """Trains a second network by an optimiser and a loss of its own, as adversarial training does."""
+
+    def __init__(self, judge_first: bool) -> None:
+        super().__init__()
+        self.judge, self.judge_first = nn.Linear(3, 1).double(), judge_first
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        losses = [lambda: self.loss(batch), lambda: self.judge(batch[2]).square().mean()]
+        pairs = list(zip(losses, self.optimizers(), strict=True))
+        for loss, optimizer in reversed(pairs) if self.judge_first else pairs:
+            optimizer.zero_grad()
+            self.manual_backward(loss())
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.AdamW(part.parameters(), lr=RATE) for part in (self.network, self.judge)]
+
+
 class InDict(Module):
     """Returns its loss in a dict."""
 

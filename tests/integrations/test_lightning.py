@@ -12,6 +12,7 @@ import torch
 
 from surgeon.branch import CHILD, branches_of
 from surgeon.errors import UsageError
+from surgeon.schedule import Schedule
 from surgeon.surgery import strip
 from surgeon.trees import equal
 from tests.integrations.loops import Batch, batches, largest_difference, network, plain_loop
@@ -25,7 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 
 from surgeon.integrations.lightning import RelaxationCallback, RelaxedModule  # noqa: E402
-from tests.integrations.modules import InDict, Manual, Module, WithAverage, loader, trainer  # noqa: E402
+from tests.integrations.modules import InDict, Manual, Module, TwoOptimizers, WithAverage, loader, trainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
 
@@ -105,6 +106,66 @@ def test_without_callback_and_without_penalty_the_weights_are_others() -> None:
 def test_ways_to_write_a_module(module: Module) -> None:
     found = fit(RelaxationCallback("O3", module="network"), module=module)
     assert largest_difference(found, plain_loop(network(), batches(12))) < EXACT
+
+
+class Progress(pl.Callback):
+    """Writes down theta of every step, which is set before it."""
+
+    def __init__(self) -> None:
+        self.thetas: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.thetas.append(trainer.callbacks[0].relaxation.theta[0])
+
+
+def of_triangle(steps: int) -> Any:
+    return pytest.approx([Schedule().perpendicular(step / steps) for step in range(steps)], abs=1e-12)
+
+
+@pytest.mark.parametrize("judge_first", [False, True])
+def test_steps_and_losses_of_another_optimiser_do_not_count(judge_first: bool) -> None:
+    progress, module = Progress(), TwoOptimizers(judge_first)
+    trainer(RelaxationCallback("O3", module="network"), progress).fit(module, loader(batches(12)))
+    assert progress.thetas == of_triangle(12)
+    assert largest_difference(module.network.state_dict(), plain_loop(network(), batches(12))) < EXACT
+
+
+@pytest.mark.parametrize(("limits", "batches_done"), [({"max_epochs": -1}, 9), ({"max_epochs": 4}, 9), ({}, 6)])
+def test_steps_of_all_optimisers_end_the_training(limits: dict[str, int], batches_done: int) -> None:
+    """Lightning's ``max_steps`` are those of all optimisers together: 18 are 9 batches."""
+    progress = Progress()
+    both = {"max_steps": 18, **limits}
+    trainer(RelaxationCallback("O3", module="network"), progress, **both).fit(TwoOptimizers(False), loader(batches(6)))
+    assert progress.thetas == of_triangle(batches_done)
+
+
+def test_validation_takes_no_steps() -> None:
+    """Statistics are taken anew by what training steps call the network with; this one trains the judge before that."""
+    judges = []
+    for validation in ([], [loader(batches(1))]):
+        torch.manual_seed(0)
+        module = TwoOptimizers(judge_first=True)
+        module.network = normalised()
+        running = trainer(RelaxationCallback("O3", module="network"), val_check_interval=2)
+        running.fit(module, loader(batches(6)), *validation)
+        judges.append(module.judge.state_dict())
+    assert equal(*judges)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization:UserWarning")
+def test_resuming_with_two_optimisers_goes_on_with_the_schedule(tmp_path: Path) -> None:
+    def train(checkpoint: Path | None = None) -> list[float]:
+        saving, progress = (
+            ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=10),
+            Progress(),
+        )
+        running = trainer(RelaxationCallback("O3", module="network"), progress, saving, enable_checkpointing=True)
+        running.fit(TwoOptimizers(False), loader(batches(12)), ckpt_path=checkpoint)
+        return progress.thetas
+
+    assert train()[5:] == train(tmp_path / "step=10.ckpt") == of_triangle(12).expected[5:]
 
 
 def test_shuffled_batches_are_those_of_an_unrelaxed_training() -> None:
@@ -335,6 +396,16 @@ def test_resuming_goes_on_with_the_statistics_that_training_gathered(tmp_path: P
 
     whole = train()
     assert equal(train(tmp_path / "epoch=0.ckpt"), whole)
+
+
+def test_epochs_that_become_longer_are_announced() -> None:
+    class Growing(Module):
+        def train_dataloader(self) -> Any:
+            return loader(batches(2 + self.trainer.current_epoch))
+
+    running = trainer(RelaxationCallback("O3"), max_epochs=2, reload_dataloaders_every_n_epochs=1)
+    with pytest.warns(UserWarning, match="goes on after the 4 steps that its trainer has announced"):
+        running.fit(Growing())
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")

@@ -126,6 +126,8 @@ def test_a_training_of_unknown_length() -> None:
     endless = torch.utils.data.DataLoader(Endless(), batch_size=None)
     with pytest.raises(UsageError, match="a training of known length .*got -1 steps: give the Trainer max_steps"):
         trainer(RelaxationCallback("O3")).fit(Module(), endless)
+    with pytest.raises(UsageError, match="got -1 steps"):
+        trainer(RelaxationCallback("O3")).fit(Manual(), endless)
     trainer(RelaxationCallback("O3"), max_steps=2).fit(module := Module(), endless)
     assert not branches_of(module)
 

@@ -121,6 +121,13 @@ def test_another_number_of_steps_is_refused() -> None:
     assert again.relaxation.theta == session.relaxation.theta
 
 
+def test_more_steps_than_there_are_are_refused() -> None:
+    session = TrainingSession(relaxed_network())
+    session.set_step(12, 12)
+    with pytest.raises(UsageError, match="at most 12 done optimiser steps in a training of so many, got 13"):
+        session.set_step(13, 12)
+
+
 def test_the_gradient_is_that_of_the_weighted_penalty() -> None:
     batches = list(TinyTask().batches("train", 1))
     gradients = []
