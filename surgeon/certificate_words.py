@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from surgeon.types import EXACT_WHILE
+
 LIMITS = """This certificate finds damage, not deliberate forgery. Every figure is covered by a hash, and whoever
 changes a figure on purpose can compute the hash anew. `surgeon verify FOLDER --against ORIGINAL` computes everything
 again that follows from the two checkpoints, the model and the task: the files, the form of every tensor, the module
@@ -107,6 +109,8 @@ def _sites(data: Mapping[str, Any]) -> str:
     theta, change = data["details"].get("theta"), data["projection_error"]
     if theta is not None:
         told.append(f"Theta of the relaxed model: {theta[0]:g} (foldable part {theta[1]:g}).")
+    if any(EXACT_WHILE in s["note"] for s in sites):
+        told.append(f"Where a note says *{EXACT_WHILE}*, the function changes by what is lost only so long.")
     if change is not None:
         told.append(f"Stripping changed the outputs by {_number(change)} (relative, mean over batches).")
     return f"{' '.join(told)}\n\n{table}"

@@ -140,10 +140,19 @@ class WeightEntries:
 
 
 class FoldMap:
-    """The span of intertwiners that one parameter of an op can produce, and the way back to that parameter."""
+    """The span of intertwiners that one parameter of an op can produce, and the way back to that parameter.
 
-    def __init__(self, parameter: str, entries: Mapping[str, WeightEntries], shape: tuple[int, int]) -> None:
-        self.parameter = parameter
+    Attributes:
+        parameter: its name.
+        entries: irrep to how the weights enter.
+        shape: (d_out, d_in).
+        holds_while: what the coefficients take for constant of the op's other arguments, in words; empty for nothing.
+    """
+
+    def __init__(
+        self, parameter: str, entries: Mapping[str, WeightEntries], shape: tuple[int, int], holds_while: str = ""
+    ) -> None:
+        self.parameter, self.holds_while = parameter, holds_while
         self.entries = {label: part for label, part in entries.items() if len(part.weight)}
         self.shape = shape
         self._masks = {label: part.square_sums() > 0 for label, part in self.entries.items()}

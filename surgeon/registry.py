@@ -98,7 +98,10 @@ class Adapter(Protocol):
         ...
 
     def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
-        """Return which intertwiners the op's own weights can produce, for a site whose ``fold`` is not None."""
+        """Return which intertwiners the op's own weights can produce, for a site whose ``fold`` is not None.
+
+        What its coefficients take for constant of the op's other arguments goes into ``holds_while``.
+        """
         ...
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:

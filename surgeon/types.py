@@ -80,6 +80,7 @@ class Site:
         fold: what an adapter needs to fold W into the op's own weights, or the name of the matrix that a measured op
             multiplies channels with; None if the site cannot be folded.
         fold_note: why the site cannot be folded, or what part of the intertwiners its weights cannot produce.
+        fold_while: what has to stay as it was on the sample batch, or else the fold is wrong; empty if nothing has to.
         source: where the representations come from: "annotation", "measurement", or "both" if these agree.
         verified: True if the representations were confirmed on the op's real inputs.
         residual: largest relative deviation from equivariance or linearity seen when verifying.
@@ -104,6 +105,7 @@ class Site:
     parameters: tuple[str, ...] = ()
     fold: Mapping[str, Any] | None = None
     fold_note: str = ""
+    fold_while: str = ""
     source: Source = "annotation"
     verified: bool = False
     residual: float | None = None
@@ -304,6 +306,9 @@ class SiteRecord:
     lost: float
     note: str = ""
 
+
+EXACT_WHILE = "exact while"
+"""What the note of a fold says that takes some of its op's arguments for constant."""
 
 GRAPH_CHECK, FUNCTION_CHECK = "recorded graph", "same function as clean evaluation"
 EQUIVARIANCE_CHECK = "as equivariant as the original"

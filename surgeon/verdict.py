@@ -23,10 +23,20 @@ from surgeon.imports import one_line
 from surgeon.judging import flipped_rows, less_equivariant, other_function
 from surgeon.measure import equivariance_error, projection_error
 from surgeon.recalibration import gathered_layers, layers_with_statistics, recalibrate
-from surgeon.surgery import Relaxation, strip
+from surgeon.surgery import Relaxation, check_folds, strip
 from surgeon.tasks import LoadedTask, can_act, primary_metric, task_batches, task_forward
 from surgeon.trees import to_dtype
-from surgeon.types import EQUIVARIANCE_CHECK, FUNCTION_CHECK, Certificate, ErrorSummary, Split, StripMode, Task
+from surgeon.types import (
+    EQUIVARIANCE_CHECK,
+    EXACT_WHILE,
+    FUNCTION_CHECK,
+    Certificate,
+    ErrorSummary,
+    SiteRecord,
+    Split,
+    StripMode,
+    Task,
+)
 from surgeon.workspace import Workspace, check_source
 
 OWN_DTYPE_BATCHES = 8
@@ -133,8 +143,7 @@ def strip_and_certify(
 
     With a task the recorded graphs, the function (stripped against clean evaluation), the equivariance of original,
     relaxed and stripped model, the projection error and the metrics are included. Statistics of normalisation layers
-    that training has gathered, with the relaxed forward, are measured anew on the stripped model; the projection error
-    is that of stripping alone.
+    that training has gathered, with the relaxed forward, are measured anew after the projection error.
 
     Args:
         workspace: an opened relaxed folder.
@@ -144,14 +153,18 @@ def strip_and_certify(
         recalibration_batches: training batches for the statistics, at most; 0 leaves them as training gathered them.
 
     Returns:
-        The stripped model and its certificate; it is the caller's to refuse a certificate that has not ``passed``.
+        The stripped model and its certificate; the caller has to refuse a certificate that has not ``passed``.
+
+    Raises:
+        SurgeryError: if a fold is wrong on a batch of the validation split; the model is unchanged.
     """
     relaxation, settings = workspace.relaxation, settings or MeasureSettings()
     assert relaxation is not None
     original, source = workspace.original()
     compared_source = check_source(workspace, original)
+    seen = _check_folds(workspace) if mode == "fold" else None
     before = _observe(workspace, original, mode, settings)
-    theta, sites = relaxation.theta, strip(relaxation, mode)
+    theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
     after = _compare_function(workspace, before, mode)
     recalibration = _recalibrate(workspace, original, recalibration_batches, settings.seed)
     certificate = certify(original, workspace.model, before.run)
@@ -179,6 +192,28 @@ def strip_and_certify(
         projection_error=after.projection_error,
         details=details,
     )
+
+
+def _check_folds(workspace: Workspace) -> dict[str, int] | None:
+    """Try the folds that take something for constant on the whole validation split; None without a task."""
+    relaxation = workspace.relaxation
+    if workspace.task is None or relaxation is None:
+        return None
+    task = workspace.task.task
+
+    def run(model: nn.Module, batch: Any) -> None:
+        task_forward(task, model, fitted(batch, model))
+
+    return check_folds(relaxation, task_batches(task, "validation", 0), run, "the validation split")
+
+
+def _with_words(record: SiteRecord, seen: Mapping[str, int] | None) -> SiteRecord:
+    """Add to the record of a fold that takes something for constant on how many batches that was seen."""
+    if EXACT_WHILE not in record.note:
+        return record
+    count = (seen or {}).get(f"{record.name}.{record.argument}" if record.name else record.argument, 0)
+    words = f"as it was on {count} validation batches" if count else "which was not looked at, for lack of data"
+    return dataclasses.replace(record, note=f"{record.note}, {words}")
 
 
 _Equivariance = dict[str, Mapping[str, Mapping[str, ErrorSummary]]]

@@ -32,6 +32,7 @@ SITES = {
         parameters=("weight", "other"),
         fold={"paths": [1, 2]},
         fold_note="part of it",
+        fold_while="a scalar is 1",
         source="both",
         verified=True,
         residual=3e-8,

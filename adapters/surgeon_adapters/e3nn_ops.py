@@ -26,6 +26,9 @@ from surgeon.types import Site
 CONSTANT_TO = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Relative spread up to which a scalar of the second input counts as constant."""
 
+MOST_WORDS = 4
+"""Constant scalars that are listed one by one."""
+
 
 class E3nnAdapter:
     """Annotations of e3nn's equivariant linear and bilinear layers."""
@@ -63,12 +66,15 @@ class E3nnAdapter:
         """Collect, per irrep, which weight enters which pair of copies with which coefficient."""
         rho_in = Representation.from_data(group, site.rho_in)
         rho_out = Representation.from_data(group, site.rho_out)
+        holds_while = ""
         if isinstance(module, import_e3nn().Linear):
             paths = _linear_paths(module)
         else:
             assert site.fold is not None
-            paths = _tensor_product_paths(module, {int(key): value for key, value in site.fold["scalars"].items()})
-        return FoldMap("weight", _entries(module, paths, rho_out, rho_in), (rho_out.dimension, rho_in.dimension))
+            scalars = {int(key): float(value) for key, value in site.fold["scalars"].items()}
+            paths, holds_while = _tensor_product_paths(module, scalars), _in_words(module, scalars)
+        entries = _entries(module, paths, rho_out, rho_in)
+        return FoldMap("weight", entries, (rho_out.dimension, rho_in.dimension), holds_while)
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return None: the keys of an e3nn state dict do not tell its irreps."""
@@ -125,6 +131,14 @@ def _constant_scalars(module: Any, calls: Sequence[Mapping[str, Any]]) -> dict[s
             if value != 0 and spread <= tolerance * abs(value):
                 found[str(index)] = round(value) if abs(value - round(value)) <= tolerance * abs(value) else value
     return found
+
+
+def _in_words(module: Any, scalars: Mapping[int, float]) -> str:
+    """Return what a fold takes for constant: "scalar 0 of y is 1 and scalar 1 of y is 0.7"."""
+    second = _forward_names(module)[1]
+    if len(scalars) > MOST_WORDS:
+        return f"the {len(scalars)} constant scalars of {second} stay as they were"
+    return " and ".join(f"scalar {index} of {second} is {value:g}" for index, value in scalars.items())
 
 
 @dataclass(frozen=True)

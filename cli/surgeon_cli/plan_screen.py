@@ -13,7 +13,7 @@ from surgeon.branch import CHILD
 from surgeon.errors import NotASymmetryError, NothingToRelaxError
 from surgeon.inference import Breaks
 from surgeon.report.words import arrow
-from surgeon.types import AuditEntry, Coverage, Plan, Site
+from surgeon.types import EXACT_WHILE, AuditEntry, Coverage, Plan, Site
 from surgeon_cli.screen import console, print_json, say
 
 MOST_NAMES = 4
@@ -45,7 +45,7 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
             f"{100 * own / total:.1f} %",
             f"{site.extra_parameters:,}",
             _evidence(site),
-            site.fold_note.removeprefix("not foldable: ") or ("exact" if site.fold is not None else "no"),
+            _fold(site),
         )
     return table
 
@@ -69,6 +69,16 @@ def _own(module: nn.Module) -> int:
 
 def _evidence(site: Site) -> str:
     return f"{site.source} to {site.residual:.0e}" if site.verified else f"{site.source} only"
+
+
+def _fold(site: Site) -> str:
+    """Say whether a site can be folded, what its weights cannot take up, and what has to stay as it was."""
+    told = [site.fold_note.removeprefix("not foldable: ")] if site.fold_note else []
+    if site.fold is None:
+        return told[0] if told else "no"
+    if site.fold_while:
+        told.append(f"{EXACT_WHILE} {site.fold_while}")
+    return "; ".join(told) or ("exact" if site.verified else "as annotated")
 
 
 def audit_table(audit: Iterable[AuditEntry]) -> Table:

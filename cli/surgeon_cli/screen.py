@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from surgeon.certificate_words import flipped_words
 from surgeon.files import json_compatible
-from surgeon.types import Certificate, ErrorSummary
+from surgeon.types import EXACT_WHILE, Certificate, ErrorSummary
 
 
 def console() -> Console:
@@ -55,6 +56,9 @@ def show_certificate(certificate: Certificate) -> None:
             f"{len(certificate.sites)} branches stripped ({certificate.strip_mode}): sum of norms folded {folded:.3g}, "
             f"lost {lost:.3g}"
         )
+        for note, count in Counter(record.note for record in certificate.sites).items():
+            if EXACT_WHILE in note:
+                say(f"{count} of them {note}")
     if certificate.projection_error is not None:
         say(f"projection error (relative change of the outputs by stripping): {certificate.projection_error:.1e}")
     theta = certificate.details.get("theta")

@@ -1,6 +1,7 @@
 """Find sites, insert branches, train through the handle, strip them again."""
 
 from surgeon.surgery.budget import best_scored, with_blocks, with_rank, within_budget
+from surgeon.surgery.conditions import check_folds
 from surgeon.surgery.find import find
 from surgeon.surgery.insert import relax
 from surgeon.surgery.lowrank import LowRankUpdates
@@ -15,6 +16,7 @@ __all__ = [
     "PenaltySettings",
     "Relaxation",
     "best_scored",
+    "check_folds",
     "find",
     "merge",
     "refold",

@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgeon.errors import first_line
 from surgeon.graph import Recording
 from surgeon.groups import Group
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
+from surgeon.surgery.conditions import further_arguments
 from surgeon.surgery.usage import WeightUsage, tied_modules
-from surgeon.surgery.verify import SiteCheck, coverage_of
+from surgeon.surgery.verify import SiteCheck, coverage_of, fold_complaint
 from surgeon.trees import tensor_at
 from surgeon.types import Site, Skipped
 
@@ -87,8 +89,12 @@ def annotated_site(
     tied = tied_modules(model, name) if site.fold is not None else ()
     if not tied:
         return site
-    why = f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too"
-    return dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why}")
+    return not_foldable(site, f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too")
+
+
+def not_foldable(site: Site, why: str) -> Site:
+    """Return a site that cannot be folded, with the reason."""
+    return dataclasses.replace(site, fold=None, fold_while="", fold_note=f"not foldable: {why}")
 
 
 def _with_fold(
@@ -97,12 +103,14 @@ def _with_fold(
     """Say what the op's own weights can take in; a fold map that cannot be made costs the fold, not the inspection."""
     try:
         fold, note = adapter.fold_data(module, calls)
-        if fold is not None:
-            site = dataclasses.replace(site, fold=fold)
-            note = adapter.fold_map(module, site, proposed.rho_in.group).coverage(proposed.rho_out, proposed.rho_in)
+        if fold is None:
+            return dataclasses.replace(site, fold_note=note)
+        site = dataclasses.replace(site, fold=fold)
+        own = adapter.fold_map(module, site, proposed.rho_in.group)
+        note, holds_while = own.coverage(proposed.rho_out, proposed.rho_in), own.holds_while
     except Exception as error:  # an adapter may be anybody's code
-        fold, note = None, f"not foldable: {_failure(adapter, error)}"
-    return dataclasses.replace(site, fold=fold, fold_note=note)
+        return not_foldable(site, _failure(adapter, error))
+    return dataclasses.replace(site, fold_note=note, fold_while=holds_while or further_arguments(site, calls))
 
 
 def _resolved(proposal: Proposal, calls: Sequence[Mapping[str, Any]]) -> Proposal:
@@ -146,9 +154,9 @@ def verify_all(
             skipped.append(Skipped(name, complaint, coverage))
             continue
         site = annotated_site(name, model, group, adapters, proposal, calls[name])
-        why_not = _cannot_fold(model, site, group, adapters, proposal, calls[name], check)
+        why_not = _cannot_fold(model, site, group, adapters, calls[name])
         if why_not:
-            site = dataclasses.replace(site, fold=None, fold_note=f"not foldable: {why_not}")
+            site = not_foldable(site, why_not)
         sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
         if proposal[1].symmetrised is not None:
             own = check.own_deviation(model.get_submodule(name), proposal[1], calls[name][0])
@@ -164,12 +172,10 @@ def _cannot_fold(
     site: Site,
     group: Group,
     adapters: Mapping[str, Adapter],
-    proposal: tuple[str, Proposal],
     calls: Sequence[Mapping[str, Any]],
-    check: SiteCheck,
 ) -> str:
     """Return why a site that its adapter calls foldable is not; empty if it is."""
     if site.fold is None:
         return ""
-    op = model.get_submodule(site.name)
-    return check.fold_complaint(op, proposal[1], calls[0], adapters[site.adapter].fold_map(op, site, group))
+    op, generator = model.get_submodule(site.name), torch.Generator().manual_seed(0)
+    return fold_complaint(op, site, calls[0], adapters[site.adapter].fold_map(op, site, group), generator)

@@ -7,9 +7,10 @@ last axis. So its weights can produce the same A for every component, and of a b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from surgeon.errors import GroupError, PlanError
 from surgeon.intertwiners import FoldMap, WeightEntries
 from surgeon.modes import default_dtype
+from surgeon.surgery.conditions import further_arguments
 from surgeon.surgery.measured import Found
 from surgeon.surgery.measurement import Measurement
 from surgeon.surgery.ops import random_like
@@ -42,6 +44,7 @@ def with_channel_fold(site: Site, found: Found, measurement: Measurement, tied: 
         why = f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too"
         return replace(site, fold_note=f"not foldable: {why}")
     site = replace(site, fold={"parameter": parameter}, fold_note="")
+    site = replace(site, fold_while=further_arguments(site, _calls(measurement, site.name)))
     own = channel_map(measurement.twin.get_submodule(site.name), site)
     try:
         return replace(site, fold_note=own.coverage(found.type_out.rho, found.type_in.rho))
@@ -92,7 +95,7 @@ def _matrix_on_channels(measurement: Measurement, found: Found) -> str | None:
     if len(matrices) != 1:
         return None
     name, weight = next(iter(matrices.items()))
-    arguments = measurement.own.calls[op.module][0][0][0]
+    arguments = _calls(measurement, op.module)[0]
     generator = torch.Generator().manual_seed(5)
     x = random_like(op.read_in(twin, arguments), generator)
     zero, other = torch.zeros_like(x), random_like(weight, generator)
@@ -105,6 +108,11 @@ def _matrix_on_channels(measurement: Measurement, found: Found) -> str | None:
     expected = x @ other.T
     close = result.shape == expected.shape and bool((result - expected).norm() <= AGREEMENT * expected.norm())
     return name if close and torch.equal(after, offset) else None
+
+
+def _calls(measurement: Measurement, name: str) -> list[Mapping[str, Any]]:
+    """Return the arguments by name of a module's calls on the sample batch."""
+    return [arguments for arguments, _ in measurement.own.calls[name][0]]
 
 
 def _divides(found: Found, weight: Tensor, x: Tensor) -> bool:

@@ -181,6 +181,8 @@ def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[st
             f"expected {site.name!r} to fold into weights of its own, but they are tied to {', '.join(sorted(tied))}, "
             "which folding would change too: set fold to null in the plan, or make a new one with `surgeon inspect`"
         )
+    if fold_map is not None:
+        fold_map.holds_while = fold_map.holds_while or site.fold_while
     return fold_map
 
 

@@ -12,7 +12,7 @@ from surgeon.errors import SurgeryError, UsageError
 from surgeon.sharding import sharded_like
 from surgeon.surgery.insert import detach
 from surgeon.surgery.relaxation import Relaxation
-from surgeon.types import SiteRecord, StripMode
+from surgeon.types import EXACT_WHILE, SiteRecord, StripMode
 
 
 def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tuple[SiteRecord, ...]:
@@ -26,7 +26,8 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
     Returns:
         Per site: the norm of W, of the folded part, and of what was lost (the effective matrix minus the folded one),
         all Frobenius norms. ``lost`` is the change of the op's linear map, in float64, with its parameters as they
-        are stored: in low precision a fold may lose more than half of itself by rounding.
+        are stored: in low precision a fold may lose more than half of itself by rounding. A fold that takes an op's
+        other arguments for constant says so in its note ("exact while"); :func:`check_folds` looks at them.
 
     Raises:
         UsageError: if the mode is unknown; the model is unchanged.
@@ -70,6 +71,7 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
 def refold(relaxed: nn.Module | Relaxation) -> None:
     """Move ``theta P_op(W)`` into the base weights and take P_op(W) off W, in place; the function does not change.
 
+    It does where a fold is exact only while an op's other arguments are constant, and they are not.
     The gradient with respect to W stays the same, so that the optimiser's state may stay, too (docs/method.md, "Fold
     instead of drop"). Branches with theta = 0 are left alone, since there nothing would be moved.
     """
@@ -120,4 +122,5 @@ def _record(
         return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")
     moved = after[own.parameter].double() - op.get_parameter(own.parameter).double()
     lost = effective - own.map_change(moved.flatten()).to(effective)
-    return SiteRecord(name, slot, norm, float(folded.norm()), float(lost.norm()), "folded")
+    note = f"folded, {EXACT_WHILE} {own.holds_while}" if own.holds_while else "folded"
+    return SiteRecord(name, slot, norm, float(folded.norm()), float(lost.norm()), note)

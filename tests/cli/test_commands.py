@@ -16,7 +16,7 @@ import surgeon as package
 from surgeon import files
 from surgeon.checkpoint import open_checkpoint, read_relaxed
 from surgeon.tasks import load_task
-from tests.commands import CHILD_ENVIRONMENT, Surgeon, child, dead_pid, files_in
+from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child, dead_pid, files_in
 from tests.test_workspace import make_relaxed
 
 COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
@@ -220,8 +220,8 @@ class ProductTask(TinyTask):
             yield batch
 
 
-def make_task(trouble="", at=0):
-    return ProductTask(trouble=trouble, at=at)
+def make_task(trouble="", at=0, batches=3):
+    return ProductTask(batches, trouble, at)
 """
 
 
@@ -236,6 +236,40 @@ def test_a_scalar_is_constant_only_if_it_is_so_in_further_batches(
     data = surgeon("inspect", "product.pt", "--task", "product.py", "--task-args", options, "--json").data
     (site,) = data["plan"]["sites"]
     assert (site["fold"] is not None) == folds
+
+
+@pytest.mark.parametrize("at", [None, 4])
+def test_strip_looks_at_constant_scalars_on_every_validation_batch(surgeon: Surgeon, at: int | None) -> None:
+    Path("product.py").write_text(Path("task.py").read_text() + PRODUCT)
+    model = load_task(surgeon.path / "product.py").task.model()  # type: ignore[attr-defined]
+    torch.save(model.state_dict(), "product.pt")
+    arguments = {"batches": 5} if at is None else {"batches": 5, "trouble": "validation", "at": at}
+    options = ("--task", "product.py", "--task-args", json.dumps(arguments))
+    surgeon("relax", "product.pt", *options, "--strip-mode", "fold", "--init-scale", "0.5")
+    if at is not None:
+        told = surgeon("strip", "product-relaxed", *QUICK, code=2).err
+        assert "while scalar 0 of y is 1, but on batch 5" in told
+        assert "`--drop`" in told
+        assert not Path("product-clean").exists()
+        surgeon("strip", "product-relaxed", *QUICK, "--drop")
+        return
+    seen = "1 of them folded, exact while scalar 0 of y is 1, as it was on 5 validation batches"
+    assert seen in surgeon("strip", "product-relaxed", *QUICK).out
+    assert seen.removeprefix("1 of them ") in Path("product-clean/CERTIFICATE.md").read_text()
+
+
+def test_without_data_strip_says_that_a_constant_scalar_was_not_looked_at(surgeon: Surgeon) -> None:
+    source = Path("task.py").read_text() + PRODUCT + "def make_net():\n    return Product()\n"
+    Path("product.py").write_text(source)
+    model = load_task(surgeon.path / "product.py").task.model()  # type: ignore[attr-defined]
+    torch.save(model.state_dict(), "product.pt")
+    plan = surgeon("inspect", "product.pt", "--task", "product.py", "--json").data["plan"]
+    Path("plan.json").write_text(json.dumps(plan))
+    Path("task.py").unlink()
+    command = ("--model", "product:make_net", "--trust-remote-code")
+    surgeon("relax", "product.pt", *command, "--plan", "plan.json", "--strip-mode", "fold", "--init-scale", "0.5")
+    note = "folded, exact while scalar 0 of y is 1, which was not looked at, for lack of data"
+    assert note in surgeon("strip", "product-relaxed", *command[2:]).out
 
 
 def test_an_arm_decides_how_its_run_is_stripped(surgeon: Surgeon) -> None:

@@ -9,7 +9,8 @@ from surgeon.groups import parse_group
 from surgeon.intertwiners import FoldMap
 from surgeon.registry import Proposal
 from surgeon.representations import axes, trivial
-from surgeon.surgery.verify import SiteCheck, captured_calls
+from surgeon.surgery.verify import SiteCheck, captured_calls, fold_complaint
+from surgeon.types import Site
 
 GROUP = parse_group("SO2")
 VECTORS, SCALARS = axes(GROUP, "c v", {"c": 2}), trivial(GROUP, 4)
@@ -45,10 +46,9 @@ def test_an_op_that_cannot_be_run_is_a_complaint_not_a_crash() -> None:
 
 
 def test_a_fold_map_that_names_no_parameter_is_a_complaint() -> None:
-    proposal = Proposal("input", "linear", SCALARS, SCALARS)
-    check = SiteCheck(GROUP)
-    assert "changed weights" in check.fold_complaint(nn.Linear(4, 4), proposal, ZERO, FoldMap("gain", {}, (4, 4)))
-    assert check.fold_complaint(nn.Linear(4, 4), proposal, ZERO, FoldMap("weight", {}, (4, 4))) == ""
+    site, generator = Site("", "input", "linear", "", {}, {}, (4, 4)), torch.Generator()
+    assert "changed weights" in fold_complaint(nn.Linear(4, 4), site, ZERO, FoldMap("gain", {}, (4, 4)), generator)
+    assert fold_complaint(nn.Linear(4, 4), site, ZERO, FoldMap("weight", {}, (4, 4)), generator) == ""
 
 
 def test_calls_are_captured_by_name_and_only_while_open() -> None:

@@ -1,0 +1,145 @@
+"""Folds that take an op's other arguments for constant say so, and are tried on data where these may differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.branch import branches_of
+from surgeon.errors import SurgeryError
+from surgeon.groups import parse_group
+from surgeon.representations import irreps
+from surgeon.surgery import Relaxation, check_folds, strip
+from surgeon.types import Plan
+from tests import nets
+from tests.nets import o3
+
+pytestmark = pytest.mark.e3nn
+
+ROWS = 40
+WHILE = "scalar 0 of y is 1 and scalar 1 of y is 0.7"
+
+
+class Net(nn.Module):
+    """A layer, and a product with attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = o3.Linear("2x0e+2x1o", "2x0e+2x1o")
+        self.product = o3.FullyConnectedTensorProduct("2x0e+2x1o", nets.ATTRIBUTES, "2x1o")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.product(self.linear(x), y)
+
+
+Batch = tuple[Tensor, Tensor]
+
+
+def batch(scalars: tuple[float, float] = (1.0, 0.7)) -> Batch:
+    return torch.randn(ROWS, 8, dtype=torch.float64), nets.attributes(ROWS, torch.float64, scalars)
+
+
+def relaxed(mode: Any = "fold") -> Relaxation:
+    with nets.default_dtype(torch.float64):
+        net = Net()
+    relaxation = surgeon.relax(net, surgeon.find(net, "O3", *batch()), mode=mode, init_scale=1.0)
+    relaxation.set_theta(0.0, 1.0)
+    return relaxation
+
+
+def check(relaxation: Relaxation, batches: Sequence[Batch]) -> dict[str, int]:
+    return check_folds(relaxation, batches, lambda model, given: model(*given), "the validation split")
+
+
+def test_plan_and_record_say_what_a_fold_takes_for_constant() -> None:
+    relaxation = relaxed()
+    plan = Plan.from_data(json.loads(relaxation.plan.to_json()))
+    assert {site.name: site.fold_while for site in plan.sites} == {"linear": "", "product": WHILE}
+    assert all(site.fold is not None and site.fold_note == "" for site in plan.sites)
+    notes = {record.name: record.note for record in strip(relaxation)}
+    assert notes == {"linear": "folded", "product": f"folded, exact while {WHILE}"}
+
+
+@pytest.mark.parametrize("mode", ["fold", "drop"])
+def test_the_same_scalars_pass_and_nothing_changes(mode: str) -> None:
+    relaxation = relaxed(mode)
+    model = relaxation.model.train()
+    before, traces = nets.state(model), nets.traces(model)
+    assert check(relaxation, [batch(), batch(), batch()]) == {"product.x": 3}
+    assert (nets.state(model), nets.traces(model)) == (before, traces)
+    assert {(branch.mode, branch.clean) for branch in branches_of(model).values()} == {(mode, False)}
+
+
+@pytest.mark.parametrize("row", [slice(None), slice(7, 8)])
+def test_another_scalar_in_a_later_batch_is_refused(row: slice) -> None:
+    relaxation, other = relaxed(), batch()
+    other[1][row, 0] = 1.01
+    before = nets.state(relaxation.model)
+    with pytest.raises(
+        SurgeryError, match=rf"'product.x' .* the validation split, .* while {WHILE}, but on batch 2 .*"
+    ):
+        check(relaxation, [batch(), other])
+    assert nets.state(relaxation.model) == before
+    assert not relaxation.model.get_submodule("product")._forward_pre_hooks
+
+
+def test_the_refused_fold_would_have_changed_the_function() -> None:
+    relaxation, (x, y) = relaxed(), batch((2.0, 0.7))
+    with relaxation.clean():
+        clean = relaxation.model(x, y).detach()
+    lost = [record.lost for record in strip(relaxation)]
+    assert max(lost) < 1e-12
+    assert (relaxation.model(x, y).detach() - clean).norm() > 0.1 * clean.norm()
+
+
+def test_an_op_that_the_data_do_not_reach_was_not_looked_at() -> None:
+    relaxation = relaxed()
+    assert check_folds(relaxation, [batch()], lambda model, given: model.linear(given[0])) == {"product.x": 0}
+
+
+class Gated(nn.Linear):
+    """Multiplies by a gate, which no annotation speaks of."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return gate * super().forward(x)
+
+
+class Measured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), Gated(4, 1, bias=False)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return self.second(self.first(x), gate).squeeze(-1)
+
+
+def test_any_further_argument_of_a_measured_op_is_a_condition() -> None:
+    group, net = parse_group("O3"), Measured().double()
+    rho = irreps(group, "1x1o")
+
+    def act(g: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        return rho.action(g).apply(x.mT)[0].mT, gate
+
+    def sample(gate: float) -> Batch:
+        return torch.randn(5, 3, 4, dtype=torch.float64), torch.full((5, 1, 1), gate, dtype=torch.float64)
+
+    plan = surgeon.find(
+        net, group, *sample(1.0), act=act, act_output=lambda g, y: rho.action(g).apply(y)[0], adapters={}
+    )
+    words = "gate acts as on the sample batch"
+    assert {site.name: (site.fold is not None, site.fold_while) for site in plan.sites} == {
+        "first": (True, ""),
+        "second": (True, words),
+    }
+    relaxation = surgeon.relax(net, plan, mode="fold", init_scale=1.0)
+    assert check(relaxation, [sample(1.0)]) == {"second.x": 1}
+    with pytest.raises(SurgeryError, match=f"'second.x' .* while {words}, but on batch 1"):
+        check(relaxation, [sample(2.0)])
+    relaxation.set_theta(0.0, 1.0)
+    assert [record.note for record in strip(relaxation)] == ["folded", f"folded, exact while {words}"]
