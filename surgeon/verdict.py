@@ -175,6 +175,7 @@ def strip_and_certify(
         "group": relaxation.plan.group,
         "theta": list(theta),
         "source": compared_source,
+        "relaxed_graph": None if workspace.files is None else workspace.files.config.graph,
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
         **({} if workspace.task is None or workspace.runs_in_double else {"no float64": workspace.no_double}),

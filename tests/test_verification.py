@@ -22,6 +22,7 @@ from surgeon.reopening import container_extra
 from surgeon.trust import remember_task
 from surgeon.verdict import MeasureSettings, strip_and_certify
 from surgeon.verification import Verification, verify_clean
+from surgeon.verification.rebuilt import SOURCE_CHECK
 from surgeon.workspace import OpenOptions, open_path
 from tests.commands import Surgeon, files_in
 from tests.test_workspace import make_relaxed
@@ -141,6 +142,10 @@ def graph(data: dict[str, Any]) -> None:
     data["details"]["graph_sha256"][0] = "0" * 64
 
 
+def relaxed_graph(data: dict[str, Any]) -> None:
+    data["details"]["relaxed_graph"]["sha256"] = "0" * 64
+
+
 def form(data: dict[str, Any]) -> None:
     data["architecture"]["result"]["first.weight"][0][0] += 1
 
@@ -191,6 +196,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (smaller_error, "recorded equivariance", "original under identity in float32: recorded mean is"),
     (count, "recorded equivariance", "recorded are 6 measurements, made now were 5"),
     (graph, "recorded graph hashes", "graph of the original: recorded hash is 000"),
+    (relaxed_graph, SOURCE_CHECK, "and when it was relaxed with 000"),
     (form, "recorded forms of the result", "first.weight of the result: recorded is"),
     (original_form, "recorded forms of the original", "first.weight of the original: recorded is"),
     (tensor, "tensors", "the values of first.weight"),
@@ -325,7 +331,7 @@ def hide(data: dict[str, Any]) -> None:
     for name in ("as equivariant as the original", "attributes"):
         del data["checks"][name]
     data["equivariance"], data["metrics"] = {}, {}
-    del data["details"]["graph_sha256"]
+    del data["details"]["graph_sha256"], data["details"]["relaxed_graph"]
 
 
 def test_what_a_certificate_leaves_out_is_measured_all_the_same(work: Path) -> None:
@@ -334,7 +340,7 @@ def test_what_a_certificate_leaves_out_is_measured_all_the_same(work: Path) -> N
     assert verification.holds
     assert not verification.complete
     found = outcomes(verification)
-    hidden = ("recorded check: attributes", "recorded equivariance", "recorded graph hashes", "metrics")
+    hidden = ("recorded check: attributes", "recorded equivariance", "recorded graph hashes", SOURCE_CHECK, "metrics")
     assert {found[name] for name in hidden} == {"not recorded"}
     assert found["as equivariant as the original"] == found["recorded graph"] == "holds"
     assert set(verification.equivariance) == set(verification.metrics) == {"original", "stripped"}
@@ -413,6 +419,25 @@ def test_other_versions_leave_the_hashes_of_graphs_alone(work: Path) -> None:
     assert verification.holds
     assert outcomes(verification)["recorded graph"] == "holds"
     assert outcomes(verification)["recorded graph hashes"] == "not checked"
+
+
+def test_code_that_was_changed_since_it_was_relaxed(work: Path) -> None:
+    """The certificate's own graphs are left out: the folder still says what was relaxed."""
+    task = work / "task.py"
+    task.write_text(task.read_text().replace("torch.tanh(1 + gates)", "torch.sigmoid(1 + gates)"))
+    remember_task(task)
+    edit(work, lambda data: data["details"].pop("graph_sha256"), sealed=True)
+    found = outcomes(verified(work))
+    assert found["recorded graph"] == "holds"
+    assert (found["recorded graph hashes"], found[SOURCE_CHECK]) == ("not recorded", "differs")
+
+
+def test_other_data_tell_nothing_about_the_code(work: Path) -> None:
+    task = work / "task.py"
+    task.write_text(task.read_text().replace("1000 * SEEDS", "1001 * SEEDS"))
+    remember_task(task)
+    told = next(finding for finding in verified(work).findings if finding.name == SOURCE_CHECK)
+    assert (told.outcome, told.note) == ("not checked", "it was relaxed with other data")
 
 
 def test_certificates_that_cannot_be_read(work: Path) -> None:

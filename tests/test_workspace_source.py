@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import CheckpointError
+from surgeon.training import FinetuneSettings
+from surgeon.training.spread import comparison_of
 from surgeon.verdict import MeasureSettings, strip_and_certify
 from surgeon.workspace import OpenOptions, Workspace, check_source, open_path
 from tests.commands import Surgeon
@@ -33,6 +35,7 @@ def opened(folder: Path, edit: tuple[str, str] | None = None) -> Workspace:
 def test_the_same_source_is_recognised(folder: Path) -> None:
     workspace = opened(folder)
     assert "computes the graph that was recorded" in check_source(workspace)
+    comparison_of(workspace, FinetuneSettings())
     _, certificate = strip_and_certify(workspace, "drop", MeasureSettings(1, 1), split=None)
     assert "computes the graph that was recorded" in certificate.details["source"]
 
@@ -41,6 +44,8 @@ def test_another_source_is_refused(folder: Path) -> None:
     workspace = opened(folder, CHANGED)
     with pytest.raises(CheckpointError, match="its code now computes another graph"):
         check_source(workspace)
+    with pytest.raises(CheckpointError, match="its code now computes another graph"):
+        comparison_of(workspace, FinetuneSettings())
     with pytest.raises(CheckpointError, match="restore the model's source, or relax again"):
         strip_and_certify(workspace, "drop", MeasureSettings(1, 1))
 

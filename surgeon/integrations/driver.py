@@ -52,13 +52,15 @@ class RelaxationDriver:
         forward: Callable[[nn.Module, Any], Any],
     ) -> None:
         path, network = network_of(owner, settings.module)
-        plan = plan_for(network, settings, step)
+        plan, call = plan_for(network, settings, step)
         self.relaxation = relax(
             network, plan, mode=settings.mode, schedule=settings.schedule, penalty_form=settings.penalty_form
         )
         self.session = TrainingSession(
             self.relaxation, settings.penalty, settings.penalty_scale, settings.recalibrate, owner
         )
+        if call is not None:
+            self.session.record_source(*call[0], **call[1])
         self.relaxation.set_progress(0.0)
         self._owner, self._prefix, self._factor = owner, f"{path}." if path else "", settings.branch_factor
         self._forward = forward
@@ -255,7 +257,7 @@ class RelaxationDriver:
         """Go on from :meth:`state_dict`, after the clean state dict was loaded.
 
         Raises:
-            CheckpointError: if it belongs to other branches.
+            CheckpointError: if it belongs to other branches, or to a network of other code.
         """
         own, expected, got = dict(self.relaxation.model.named_parameters()), self._branch_weights(), state["branches"]
         if {name: value.shape for name, value in got.items()} != {name: v.shape for name, v in expected.items()}:
@@ -264,6 +266,7 @@ class RelaxationDriver:
                 f"expected a checkpoint of a training with these branches, but it differs at {odd[0]!r}: resume with "
                 "the settings that it was started with"
             )
+        self.session.load_state_dict(state)
         with torch.no_grad():
             for name, value in {**got, **state["unfolded"]}.items():
                 own[name].copy_(value)
@@ -271,7 +274,6 @@ class RelaxationDriver:
                 if name in state["gathered"]:
                     value.copy_(state["gathered"][name])
         self._clean = {}
-        self.session.load_state_dict(state)
 
     def _keep_out_of_averages(self) -> None:
         """Let averages of the owner's weights that were made before see what they were made for."""

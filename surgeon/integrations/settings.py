@@ -134,13 +134,17 @@ class _Reached(BaseException):
     """The network was called; not an Exception, so that a training step that catches those cannot swallow it."""
 
 
-def first_call(network: nn.Module, step: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a call."""
+
+
+def first_call(network: nn.Module, step: Callable[[], Any]) -> Call:
     """Run ``step`` up to the first call of ``network`` and return its arguments; the call itself does not happen.
 
     Raises:
         UsageError: if the step fails before it calls the network, or never does.
     """
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    found: list[Call] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.append((args, kwargs))
@@ -167,17 +171,18 @@ def first_call(network: nn.Module, step: Callable[[], Any]) -> tuple[tuple[Any, 
     )
 
 
-def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[], Any]) -> Plan:
-    """Return the plan that was given, or find one on what a training step calls the network with.
+def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[], Any]) -> tuple[Plan, Call | None]:
+    """Return the plan that was given, or find one on what a training step calls the network with; return that, too.
 
     Raises:
         PlanError: if nothing can be relaxed, or the plan is for another group.
         UsageError: if the plan's file cannot be read, or the training step does not call the network.
     """
-    plan = settings.plan
+    plan, call = settings.plan, None
     if plan is None:
         assert settings.group is not None
-        plan = _found_plan(network, settings.group, step)
+        call = first_call(network, step)
+        plan = _found_plan(network, settings.group, *call)
     elif not isinstance(plan, Plan):
         plan = _read_plan(Path(plan))
     if settings.group is not None and parse_group(settings.group).name != parse_group(plan.group).name:
@@ -185,11 +190,10 @@ def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[]
             f"expected a plan for the group {settings.group}, got one for {plan.group}: leave group= out, or make a "
             "new plan with `surgeon inspect`"
         )
-    return select(plan, tuple(settings.include), tuple(settings.exclude))
+    return select(plan, tuple(settings.include), tuple(settings.exclude)), call
 
 
-def _found_plan(network: nn.Module, group: str, step: Callable[[], Any]) -> Plan:
-    args, kwargs = first_call(network, step)
+def _found_plan(network: nn.Module, group: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     names = tuple(kwargs)
 
     def forward(model: nn.Module, *values: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import TrainingError, UsageError
+from surgeon.copies import copied
+from surgeon.errors import CheckpointError, TrainingError, UsageError
 from surgeon.evaluation import device_of
 from surgeon.moments import mean_over_processes, processes
 from surgeon.recalibration import (
@@ -22,10 +23,11 @@ from surgeon.recalibration import (
     running_statistics,
     statistics_of,
 )
-from surgeon.surgery import Relaxation
+from surgeon.surgery import Relaxation, strip
 from surgeon.training.state import random_state, set_random_state
 from surgeon.training.weighting import PenaltyScale, PenaltyWeight
 from surgeon.trees import to_device
+from surgeon.workspace.source import graph_on, not_comparable
 
 RECALIBRATION_BATCHES = 20
 """Training batches from which statistics are taken anew for clean evaluation."""
@@ -55,6 +57,7 @@ class TrainingSession:
         relaxation: the handle on the branches.
         weight: lambda, with the running mean of the task loss.
         penalty: value of the last penalty.
+        source: what :meth:`record_source` recorded; None before.
 
     Example::
 
@@ -83,7 +86,19 @@ class TrainingSession:
         self.model = relaxation.model if model is None else model
         self.steps: int | None = None
         self.start = running_statistics(self.model)
+        self.source: dict[str, Any] | None = None
         relaxation.enable_penalty(penalty_weight > 0)
+
+    def record_source(self, *args: Any, **kwargs: Any) -> None:
+        """Record which graph the network's code computes without branches; a resume refuses one that has changed since.
+
+        Args:
+            *args: inputs of the network, best those that the plan was found on: only on the same ones is it compared.
+            **kwargs: the same by name.
+        """
+        network = copied(self.relaxation.model)
+        strip(network, "drop")
+        self.source = graph_on(network, lambda model: model(*args, **kwargs), (args, kwargs))
 
     def set_step(self, step: float, steps: int, scale: float = 1.0) -> None:
         """Set theta for an optimiser step.
@@ -232,11 +247,23 @@ class TrainingSession:
             "relaxation": self.relaxation.state_dict(),
             "penalty_weight": self.weight.state_dict(),
             "steps": self.steps,
+            "source": self.source,
             "start": flat(self.start, ":"),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: if on the same inputs the network's code computes another graph than when it was saved.
+        """
+        known, now = state["source"], self.source
+        if known and now and not not_comparable(known, now) and known["sha256"] != now["sha256"]:
+            raise CheckpointError(
+                f"expected the network that this training was started with, but on the same inputs its code now "
+                f"computes another graph (sha256 {now['sha256'][:12]}, then {known['sha256'][:12]}): restore its "
+                "source, or start a new training"
+            )
         self.relaxation.load_state_dict(state["relaxation"])
         self.weight.load_state_dict(state["penalty_weight"])
         self.steps = state["steps"]

@@ -25,7 +25,7 @@ from surgeon.tasks import can_act, task_forward
 from surgeon.training.compare import ArmRun, Comparison, Execute, Outcome, Point, outcome_of
 from surgeon.training.settings import FinetuneSettings
 from surgeon.verdict import MeasureSettings, sample_batches, task_equivariance
-from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon.workspace import OpenOptions, Workspace, check_source, open_path
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Compariso
     A folder that has not been trained gives its branches, so that a comparison starts where a single run would.
 
     Raises:
-        CheckpointError: if a plain checkpoint was opened.
+        CheckpointError: if a plain checkpoint was opened, or the model's code has changed since it was relaxed.
         TaskError: if no task is known.
     """
     if workspace.relaxation is None or workspace.files is None:
@@ -75,6 +75,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Compariso
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
     start: Mapping[str, Tensor] | None = workspace.files.branches if workspace.files.config.step == 0 else None
     original = workspace.original()[0]
+    check_source(workspace, original)
     return Comparison(
         lambda: workspace.original()[0],
         workspace.relaxation.plan,

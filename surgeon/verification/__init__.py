@@ -12,7 +12,7 @@ from surgeon.hub.pulling import fetch_model
 from surgeon.types import EQUIVARIANCE_CHECK, GRAPH_CHECK
 from surgeon.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.verification.reading import Recorded, read_certificate
-from surgeon.verification.rebuilt import RECOMPUTED, Rebuilt, check_models
+from surgeon.verification.rebuilt import RECOMPUTED, SOURCE_CHECK, Rebuilt, check_models
 from surgeon.verification.result import Finding, Verification, unchecked, unrecorded
 from surgeon.verification.stored import (
     GIVE_ORIGINAL,
@@ -115,7 +115,7 @@ def _workspace(against: Path, options: OpenOptions) -> tuple[Workspace | None, s
 
 
 def _without_model(why: str) -> list[Finding]:
-    names = ("module classes", "buffers", GRAPH_CHECK, CONSTANTS_CHECK, EQUIVARIANCE_CHECK, "metrics")
+    names = ("module classes", "buffers", GRAPH_CHECK, CONSTANTS_CHECK, SOURCE_CHECK, EQUIVARIANCE_CHECK, "metrics")
     return [unchecked(name, why) for name in names]
 
 

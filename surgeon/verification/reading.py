@@ -40,6 +40,7 @@ class Recorded:
         metrics: model to metric to value.
         versions: package to version.
         graphs: hashes of the recorded graphs of original and result; None without a task.
+        relaxed_graph: what was recorded of the original when it was relaxed; None without a task.
         settings: elements, batches and seed of the measurement; None if nothing was measured.
         split: of the metrics; None for none.
         group: name of the group; None if the certificate does not name it.
@@ -60,6 +61,7 @@ class Recorded:
     metrics: Mapping[str, Mapping[str, float]]
     versions: Mapping[str, str]
     graphs: tuple[str, str] | None
+    relaxed_graph: Mapping[str, Any] | None
     settings: MeasureSettings | None
     split: Split | None
     group: str | None
@@ -101,7 +103,7 @@ def read_certificate(folder: Path) -> Recorded:
 def _parsed(data: Mapping[str, Any]) -> Recorded:
     details, architecture = data["details"], data["architecture"]
     measurement, source = details.get("measurement"), details["original"]
-    graphs = details.get("graph_sha256")
+    graphs, relaxed = details.get("graph_sha256"), details.get("relaxed_graph")
     return Recorded(
         data=data,
         grade=_grade(data),
@@ -121,6 +123,7 @@ def _parsed(data: Mapping[str, Any]) -> Recorded:
         metrics={model: {k: _number(v) for k, v in values.items()} for model, values in data["metrics"].items()},
         versions={str(name): str(text) for name, text in details.get("versions", {}).items()},
         graphs=None if graphs is None else (str(graphs[0]), str(graphs[1])),
+        relaxed_graph=None if relaxed is None else {name: relaxed[name] for name in ("sha256", "batch", "versions")},
         settings=None if measurement is None else _settings(measurement),
         split=None if measurement is None else _split(measurement["split"]),
         group=None if details.get("group") is None else str(details["group"]),

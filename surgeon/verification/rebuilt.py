@@ -27,12 +27,14 @@ from surgeon.verification.reading import Recorded
 from surgeon.verification.result import Equivariance, Finding, compared, unchecked, unrecorded
 from surgeon.verification.stored import GIVE_ORIGINAL
 from surgeon.workspace import Workspace
+from surgeon.workspace.source import graph_of, not_comparable
 
 METRIC_TOLERANCE = 1e-4
 """Largest relative deviation of a metric computed again: float32 sums differ between machines and thread counts."""
 
 _FROM_MODEL = ("state-dict keys and order", "shapes", "dtypes", "module classes", FINITE_CHECK, "running variances")
 _FROM_TASK = ("buffers", GRAPH_CHECK, CONSTANTS_CHECK)
+SOURCE_CHECK, HASHES_CHECK = "the network's source since it was relaxed", "recorded graph hashes"
 RECOMPUTED = {*_FROM_MODEL, *_FROM_TASK, EQUIVARIANCE_CHECK}
 """Checks of a certificate that follow from the two checkpoints, the model and the task."""
 
@@ -64,7 +66,7 @@ def check_models(workspace: Workspace, clean: Clean, group: str | None, alone: b
         return found
     _classes(found, result, recorded)
     if original is None:
-        found.findings += [unchecked(name, GIVE_ORIGINAL) for name in (*_FROM_TASK, "recorded graph hashes")]
+        found.findings += [unchecked(name, GIVE_ORIGINAL) for name in (*_FROM_TASK, HASHES_CHECK, SOURCE_CHECK)]
     else:
         _compare(found, workspace, original, result, recorded)
     models = {"stripped": result} if original is None else {"original": original, "stripped": result}
@@ -97,10 +99,11 @@ def _compare(found: Rebuilt, workspace: Workspace, original: nn.Module, result: 
         if name in names:
             found.findings.append(compared(name, sentences[:5]))
     if run is None:
-        found.findings += [unchecked(name, GIVE_TASK) for name in _FROM_TASK]
+        found.findings += [unchecked(name, GIVE_TASK) for name in (*_FROM_TASK, HASHES_CHECK, SOURCE_CHECK)]
         return
     _buffers(found, comparison, result, recorded)
     _graphs(found, comparison, result, recorded)
+    _source(found, workspace, original, recorded)
 
 
 def _same_class(left: str, right: str) -> bool:
@@ -130,14 +133,14 @@ def _buffers(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded
 
 def _graphs(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded: Recorded) -> None:
     if recorded.graphs is None:
-        found.findings.append(unrecorded("recorded graph hashes"))
+        found.findings.append(unrecorded(HASHES_CHECK))
         return
     now, installed = comparison.details.get("graph_sha256", ()), versions(result)
     others = [name for name, version in recorded.versions.items() if installed.get(name) != version]
     if others:
         words = ", ".join(f"{name} {recorded.versions[name]}, here {installed.get(name, 'none')}" for name in others)
         note = f"recorded graphs depend on versions (made with {words}): only original and result were compared"
-        found.findings.append(unchecked("recorded graph hashes", note))
+        found.findings.append(unchecked(HASHES_CHECK, note))
         return
     sentences = [
         f"graph of the {model}: recorded hash is {before}, found {after}; the certificate, the model's code or the "
@@ -145,7 +148,26 @@ def _graphs(found: Rebuilt, comparison: Comparison, result: nn.Module, recorded:
         for model, before, after in zip(("original", "result"), recorded.graphs, now, strict=False)
         if before != after
     ]
-    found.findings.append(compared("recorded graph hashes", sentences))
+    found.findings.append(compared(HASHES_CHECK, sentences))
+
+
+def _source(found: Rebuilt, workspace: Workspace, original: nn.Module, recorded: Recorded) -> None:
+    """Compare the original's graph with the one of the relaxed folder, which is of one batch and certain versions."""
+    known = recorded.relaxed_graph
+    if known is None:
+        found.findings.append(unrecorded(SOURCE_CHECK))
+        return
+    now = graph_of(original, workspace.require_task())
+    why = not_comparable(known, now)
+    if why:
+        found.findings.append(unchecked(SOURCE_CHECK, why))
+        return
+    same = now["sha256"] == known["sha256"]
+    sentence = (
+        f"on the same data the code computes a graph with the hash {now['sha256']}, and when it was relaxed with "
+        f"{known['sha256']}: the code or the certificate has changed"
+    )
+    found.findings.append(compared(SOURCE_CHECK, [] if same else [sentence]))
 
 
 def _equivariance(

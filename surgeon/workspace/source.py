@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgeon.attributes import tensor_sha256
@@ -19,22 +21,37 @@ from surgeon.trees import tensors_in, to_dtype
 from surgeon.workspace.opened import Workspace
 
 
-def graph_of(original: nn.Module, task: LoadedTask) -> dict[str, Any]:
-    """Record the original on the first validation batch.
+def graph_on(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> dict[str, Any]:
+    """Record a network without branches in eval mode.
 
     Args:
-        original: without branches; only read.
-        task: its batches are fresh.
+        network: only read.
+        run: one forward, ``run(network)``.
+        inputs: what it runs on, a nest of tensors of any shapes.
 
     Returns:
-        JSON-compatible: ``sha256`` of the recorded graph, ``batch`` (of the batch's tensors), and ``versions``.
+        JSON-compatible: ``sha256`` of the recorded graph, ``batch`` (of the inputs' tensors), and ``versions``.
     """
-    probe = copied(original)
+    probe = copied(network)
     set_training(probe, False)
-    batch = to_dtype(next(iter(task_batches(task.task, "validation", 0))), model_dtype(probe))
-    digest = hashlib.sha256("".join(tensor_sha256(tensor) for tensor in tensors_in(batch)).encode()).hexdigest()
-    graph = record(probe, forward=lambda model: task_forward(task.task, model, batch)).graph
-    return {"sha256": graph_hash(graph), "batch": digest, "versions": versions(original)}
+    digest = hashlib.sha256("".join(tensor_sha256(tensor) for tensor in tensors_in(inputs)).encode()).hexdigest()
+    with torch.random.fork_rng(devices=[]):
+        graph = record(probe, forward=run).graph
+    return {"sha256": graph_hash(graph), "batch": digest, "versions": versions(network)}
+
+
+def graph_of(original: nn.Module, task: LoadedTask) -> dict[str, Any]:
+    """Record the original, without branches, on the first validation batch; returns what :func:`graph_on` does."""
+    batch = to_dtype(next(iter(task_batches(task.task, "validation", 0))), model_dtype(original))
+    return graph_on(original, lambda model: task_forward(task.task, model, batch), batch)
+
+
+def not_comparable(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say why two records of :func:`graph_on` do not tell whether the source has changed; empty if they do."""
+    for name, words in (("versions", "versions of libraries"), ("batch", "data")):
+        if now[name] != known[name]:
+            return f"it was relaxed with other {words}"
+    return ""
 
 
 def check_source(workspace: Workspace, original: nn.Module | None = None) -> str:
@@ -59,9 +76,9 @@ def check_source(workspace: Workspace, original: nn.Module | None = None) -> str
         except CheckpointError as error:
             return f"the network's source was not compared: {error}"
     now = graph_of(original, workspace.task)
-    for name, words in (("versions", "versions of libraries"), ("batch", "data")):
-        if now[name] != known[name]:
-            return f"the network's source was not compared: it was relaxed with other {words}"
+    why = not_comparable(known, now)
+    if why:
+        return f"the network's source was not compared: {why}"
     if now["sha256"] != known["sha256"]:
         raise CheckpointError(
             f"expected the network that {workspace.name!r} was made from, but on the same batch its code now computes "

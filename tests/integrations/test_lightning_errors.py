@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import surgeon
 from surgeon.branch import branches_of
@@ -180,3 +180,24 @@ def test_resuming_with_other_branches(tmp_path: Path) -> None:
         trainer(other, again, enable_checkpointing=True, max_epochs=2).fit(
             Module(), loader(batches(2)), ckpt_path=tmp_path / "it.ckpt"
         )
+
+
+class Otherwise(Module):
+    """A network with the same keys and shapes, and other code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.forward = MethodType(_otherwise, self.network)
+
+
+def _otherwise(network: nn.Module, scalars: Tensor, vectors: Tensor) -> Tensor:
+    return type(network).forward(network, torch.relu(scalars), vectors)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+def test_resuming_with_a_network_of_other_code(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, filename="it")
+    trainer(RelaxationCallback("O3"), saving, enable_checkpointing=True).fit(Module(), loader(batches(2)))
+    again = trainer(RelaxationCallback("O3"), ModelCheckpoint(tmp_path, filename="it"), enable_checkpointing=True)
+    with pytest.raises(CheckpointError, match="its code now computes another graph .*start a new training"):
+        again.fit(Otherwise(), loader(batches(2)), ckpt_path=tmp_path / "it.ckpt")

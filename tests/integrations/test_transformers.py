@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -363,3 +364,22 @@ def test_resuming_for_longer_is_refused(tmp_path: Path) -> None:
     longer = trainer(tmp_path / "again", {}, num_train_epochs=2, **options)
     with pytest.raises(UsageError, match="training of 12 optimiser steps, as it was started with, got one of 24"):
         longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
+class Otherwise(WithLoss):
+    """The same keys and shapes, and other code inside the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.forward = MethodType(_otherwise, self.network)
+
+
+def _otherwise(network: nn.Module, scalars: Tensor, vectors: Tensor) -> Tensor:
+    return type(network).forward(network, torch.relu(scalars), vectors)
+
+
+def test_resuming_with_a_network_of_other_code_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, {}, save_strategy="steps", save_steps=5).train()
+    again = trainer(tmp_path / "again", {}, Otherwise())
+    with pytest.raises(CheckpointError, match="its code now computes another graph .*start a new training"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import UsageError
+from surgeon.branch import branches_of
+from surgeon.errors import CheckpointError, UsageError
 from surgeon.evaluation import evaluate
 from surgeon.recalibration import recalibrate, running_statistics
 from surgeon.surgery import Relaxation, find, relax, strip
@@ -126,6 +127,30 @@ def test_more_steps_than_there_are_are_refused() -> None:
     session.set_step(12, 12)
     with pytest.raises(UsageError, match="at most 12 done optimiser steps in a training of so many, got 13"):
         session.set_step(13, 12)
+
+
+class Otherwise(Normalised):
+    """The same keys and shapes, and another function."""
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
+        return super().forward(torch.relu(scalars), vectors)
+
+
+@pytest.mark.parametrize(("changed", "inputs"), [(False, 0), (True, 0), (True, 1)])
+def test_a_resume_refuses_a_network_of_other_code_if_its_inputs_are_the_same(changed: bool, inputs: int) -> None:
+    batches = list(TinyTask().batches("train", 0))
+    session, again = TrainingSession(relaxed_network()), TrainingSession(relaxed_network())
+    if changed:
+        again.relaxation.model.__class__ = Otherwise
+    again.load_state_dict(session.state_dict())  # nothing was recorded
+    session.record_source(batches[0]["scalars"], vectors=batches[0]["vectors"])
+    again.record_source(batches[inputs]["scalars"], vectors=batches[inputs]["vectors"])
+    if changed and inputs == 0:
+        with pytest.raises(CheckpointError, match="on the same inputs its code now computes another graph"):
+            again.load_state_dict(session.state_dict())
+    else:
+        again.load_state_dict(session.state_dict())
+    assert branches_of(again.relaxation.model)  # a copy was stripped
 
 
 def test_the_gradient_is_that_of_the_weighted_penalty() -> None:
