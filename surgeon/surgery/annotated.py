@@ -20,6 +20,8 @@ from surgeon.trees import tensor_at
 from surgeon.types import Site, Skipped
 
 INVARIANT = "invariant to invariant: every linear map is equivariant here"
+UNCHECKED = "invariant to invariant {}; whether every linear map is equivariant here was not checked"
+LABELLED = UNCHECKED.format("by its annotation")
 
 Proposals = dict[str, tuple[str, Proposal]]
 """Module name to adapter name and what it proposes."""
@@ -47,8 +49,8 @@ def collect_proposals(
                 continue
             if isinstance(answer, Refusal):
                 skipped.append(Skipped(name, answer.reason, answer.coverage))
-            elif answer.rho_in.is_trivial and answer.rho_out.is_trivial:
-                skipped.append(Skipped(name, INVARIANT, "invariant"))
+            elif answer.rho_in.is_trivial and answer.rho_out.is_trivial and answer.convolution is None:
+                skipped.append(Skipped(name, LABELLED, "invariant"))
             else:
                 proposals[name] = (adapter.name, answer)
             break

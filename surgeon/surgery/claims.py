@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from surgeon.forms import LinearForm
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.groups import Group
 from surgeon.inference.hypotheses import TOLERANCE, vector_types
@@ -25,7 +26,7 @@ from surgeon.representations import TensorType, irreps
 from surgeon.surgery.measured import Found, linear_types, residual_on_random_features
 from surgeon.surgery.measurement import OUTPUT_TOLERANCE, Measurement, output_errors, perturbed
 from surgeon.surgery.ops import Op, probe_structure, random_like
-from surgeon.trees import map_tensors, tensor_at, with_tensor
+from surgeon.trees import map_tensors
 
 WORSE = 10.0
 """Factor by which the model's equivariance error may grow before a claim counts as refuted."""
@@ -36,24 +37,25 @@ Outcome = Literal["holds", "refuted", "unchecked"]
 def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outcome]:
     """Tell which results that look invariant may be replaced by any invariants without breaking the model.
 
-    A constant random tensor, the same under every group element, is added to all of them in one run with perturbed
-    weights; where the model is less equivariant than before, the claims are bisected.
+    A constant random tensor, the same under every group element, and what a random linear map makes of the features
+    are added to all of them in one run with perturbed weights; where the model is less equivariant than before, the
+    claims are bisected.
 
     Args:
         measurement: the runs under the group.
-        claims: ops between invariants; one inside of a forward cannot be checked.
+        claims: ops between invariants.
 
     Returns:
         One outcome per claim, in order; "unchecked" where the model cannot tell.
     """
     before = max(output_errors(measurement.changed, measurement.symmetry).values(), default=float("inf"))
-    inside = [index for index, found in enumerate(claims) if found.op.node is not None]
     outcomes: list[Outcome] = ["unchecked"] * len(claims)
     if before > OUTPUT_TOLERANCE:
         return outcomes
 
     def judge(indices: list[int]) -> None:
-        error = _error(measurement, [_Addition(claims[index].op, claims[index].type_out) for index in indices])
+        chosen = [claims[index] for index in indices]
+        error = _error(measurement, [_Addition(found.op, found.type_out, _form(found)) for found in chosen])
         if error is not None and error <= _limit(before):
             outcome: Outcome = "holds"
         elif len(indices) > 1:
@@ -66,10 +68,15 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outc
         for index in indices:
             outcomes[index] = outcome
 
-    checkable = [index for index in range(len(claims)) if index not in inside]
-    if checkable:
-        judge(checkable)
+    if claims:
+        judge(list(range(len(claims))))
     return outcomes
+
+
+def _form(found: Found) -> LinearForm | None:
+    """Return how a branch would act between invariants; None where there is no axis to act on."""
+    axes_in, axes_out = found.type_in.axes, found.type_out.axes
+    return LinearForm(axes_in, axes_out) if axes_in and axes_out else None
 
 
 def _limit(before: float) -> float:
@@ -136,34 +143,48 @@ def _retyped(measurement: Measurement, op: Op, type_out: TensorType) -> Found | 
 
 @dataclass(frozen=True)
 class _Addition:
-    """A random tensor that is added to the result of an op, and how it transforms."""
+    """A random tensor that is added to the result of an op, and how it transforms; with a form, a linear map too."""
 
     op: Op
     type: TensorType
+    form: LinearForm | None = None
 
 
 class _Adder:
-    """Forward hook that adds g c to a result: c is drawn in the first run and kept; g is that of the present run."""
+    """Adds g c and W x to a result: c and W are drawn in the first run and kept; g is that of the present run."""
 
     def __init__(self, addition: _Addition, seed: int) -> None:
         self.addition, self.element, self.call = addition, torch.empty(0), 0
         self.generator = torch.Generator().manual_seed(seed)
         self.constants: list[Tensor] = []
+        self.weight: Tensor | None = None
 
     def start(self, element: Tensor) -> None:
         """Begin the next run."""
         self.element, self.call = element, 0
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Return the output with the sum in its place."""
-        result = tensor_at(output, self.addition.op.path_out)
+    def __call__(self, x: Tensor, result: Tensor) -> Tensor:
+        """Return the sum."""
+        kind, form = self.addition.type, self.addition.form
         if self.call == len(self.constants):
-            shape = [1 if axis - result.ndim in self.addition.type.grid else n for axis, n in enumerate(result.shape)]
-            size = float(result.detach().square().mean().sqrt()) or 1.0
-            self.constants.append(size * random_like(result.new_empty(shape), self.generator).expand(result.shape))
-        constant = self.constants[self.call]
+            shape = [1 if axis - result.ndim in kind.grid else n for axis, n in enumerate(result.shape)]
+            self.constants.append(_size(result) * random_like(result.new_empty(shape), self.generator))
+        constant = self.constants[self.call].expand(result.shape)
         self.call += 1
-        return with_tensor(output, self.addition.op.path_out, result + self.addition.type.act(self.element, constant))
+        changed = result + kind.act(self.element, constant)
+        if form is None:
+            return changed
+        if self.weight is None:
+            d_out, d_in = (
+                math.prod(t.shape[a] for a in axes) for t, axes in ((result, form.axes_out), (x, form.axes_in))
+            )
+            scale = _size(result) / (_size(x) * math.sqrt(d_in))
+            self.weight = scale * random_like(result.new_empty(d_out, d_in), self.generator)
+        return form.add(changed, (self.weight,), x)
+
+
+def _size(x: Tensor) -> float:
+    return float(x.detach().square().mean().sqrt()) or 1.0
 
 
 def _error(measurement: Measurement, additions: Sequence[_Addition]) -> float | None:
@@ -175,8 +196,7 @@ def _error(measurement: Measurement, additions: Sequence[_Addition]) -> float | 
     try:
         with default_dtype(torch.float64), perturbed(twin), unchanged(twin), ExitStack() as stack:
             for adder in adders:
-                hook = twin.get_submodule(adder.addition.op.module).register_forward_hook(adder)
-                stack.callback(hook.remove)
+                stack.enter_context(adder.addition.op.changing(twin, adder))
             for index, g in enumerate([torch.eye(symmetry.group.dimension, dtype=torch.float64), *judges]):
                 for adder in adders:
                     adder.start(g)

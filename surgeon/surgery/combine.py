@@ -15,7 +15,7 @@ from surgeon.groups import Group
 from surgeon.registry import Refusal
 from surgeon.regularizer import Commutator
 from surgeon.representations import Representation, axes
-from surgeon.surgery.annotated import INVARIANT
+from surgeon.surgery.annotated import INVARIANT, LABELLED, UNCHECKED
 from surgeon.surgery.channels import with_channel_fold
 from surgeon.surgery.claims import check_claims, typed_by_use
 from surgeon.surgery.effect import without_effect
@@ -26,7 +26,6 @@ from surgeon.surgery.measurement import Measurement
 from surgeon.surgery.usage import WeightUsage
 from surgeon.types import Site, Skipped
 
-UNCHECKED = "invariant to invariant on the sample batch; whether any other invariants would do could not be checked"
 NO_EFFECT = "no gradient of the output reaches it: nothing uses what it computes, or it only makes a choice"
 
 
@@ -57,14 +56,14 @@ class Evidence:
 class Combined:
     """The sites that remain, what is skipped, and what the user should know.
 
-    ``partly_invariant`` names the modules of which some argument is mapped from invariants to invariants; ``claims``
-    are all ops, measured alone, of which that is said.
+    ``partly_invariant`` says of the modules of which some argument is mapped from invariants to invariants what is
+    known of that; ``claims`` are all ops, measured, of which that is said.
     """
 
     sites: list[Site] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    partly_invariant: set[str] = field(default_factory=set)
+    partly_invariant: dict[str, str] = field(default_factory=dict)
     claims: list[Found] = field(default_factory=list)
 
 
@@ -85,7 +84,8 @@ def combine(
     result = Combined(list(annotated), list(skipped))
     if measurement is not None:
         by_name = {site.name: site for site in annotated}
-        for name, candidate in _modules_to_measure(evidence, by_name):
+        known = [*by_name, *(entry.name for entry in skipped if entry.reason == LABELLED)]
+        for name, candidate in _modules_to_measure(evidence, known):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
         _check_claims(result, evidence, measurement)
     _drop_without_effect(result, evidence, measurement)
@@ -95,7 +95,7 @@ def combine(
     return result
 
 
-def _modules_to_measure(evidence: Evidence, annotated: Mapping[str, Site]) -> list[tuple[str, Candidate | None]]:
+def _modules_to_measure(evidence: Evidence, annotated: Sequence[str]) -> list[tuple[str, Candidate | None]]:
     """Candidates that may be linear maps; one that only scales counts if no op inside it is a candidate itself."""
     chosen: list[tuple[str, Candidate | None]] = [
         (name, candidate)
@@ -121,31 +121,35 @@ def _judge(
 ) -> None:
     if any(entry.name == name and not _only_doubted(entry, evidence) for entry in result.skipped):
         return  # the annotation knows why
+    labelled = any(entry.name == name and entry.reason == LABELLED for entry in result.skipped)
     module = evidence.model.get_submodule(name)
     if isinstance(module, torch.jit.ScriptModule):
         _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
         return
     found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
     if isinstance(found, Refusal):
-        if site is None:
+        if site is None and not labelled:
             _judge_raw(result, evidence, name, candidate, measurement, found)
         return
     complaint = evidence.usage.complaint(name)
     if site is not None:
         _compare(result, site, found, measurement)
     elif complaint:
+        _forget(result, name)
         _skip(result, name, Refusal(complaint, evidence.usage.coverage(name)))
     elif all(each.invariant for each in found):
+        _forget(result, name)
         _skip(result, name, Refusal(INVARIANT, "invariant"))
         result.claims += found
     elif not measurement.trusted:
+        _forget(result, name)
         _skip(result, name, Refusal(_untrusted(measurement), "unexplained"))
     else:
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)
         sites = [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
         if len(sites) < len(found):
-            result.partly_invariant.add(name)
+            result.partly_invariant[name] = INVARIANT
             result.claims += [each for each in found if each.invariant]
         if len(found) == 1:
             sites = [with_channel_fold(sites[0], found[0], measurement, evidence.usage.tied_to(name))]
@@ -154,7 +158,14 @@ def _judge(
 
 def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
     """Tell whether an annotation was not confirmed, so that a measurement may know better."""
+    if entry.reason == LABELLED:
+        return True
     return entry.name in evidence.proposed and entry.coverage not in ("unused", "bypassed")
+
+
+def _forget(result: Combined, name: str) -> None:
+    """Drop what only an annotation says, now that more is known."""
+    result.skipped = [entry for entry in result.skipped if entry.name != name or entry.reason != LABELLED]
 
 
 def _judge_raw(
@@ -195,12 +206,17 @@ def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement
             continue
         op = found.op
         names = [op.module] if op.node is None else [f"{op.module}.{name}".lstrip(".") for name in op.parameters]
-        answer = Refusal(UNCHECKED, "invariant") if outcome == "unchecked" else typed_by_use(measurement, found)
+        unchecked = Refusal(UNCHECKED.format("on the sample batch"), "invariant")
+        answer = unchecked if outcome == "unchecked" else typed_by_use(measurement, found)
+        if isinstance(answer, Refusal) and op.module in result.partly_invariant:
+            result.partly_invariant[op.module] = answer.reason
         claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == INVARIANT]
         result.skipped = [entry for entry in result.skipped if entry not in claimed]
         if isinstance(answer, Found):
             site = dataclasses.replace(answer.site(), calls=evidence.recording.calls.get(op.module, 0))
-            result.sites.append(with_channel_fold(site, answer, measurement, evidence.usage.tied_to(op.module)))
+            if op.node is None:
+                site = with_channel_fold(site, answer, measurement, evidence.usage.tied_to(op.module))
+            result.sites.append(site)
             result.notes.append(f"{site.key}: its features are invariant on the sample batch; typed by their use")
         elif claimed:
             result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
@@ -263,6 +279,7 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
     if same.invariant:
         del result.sites[position]
         result.skipped.append(Skipped(site.name, INVARIANT, "invariant"))
+        result.claims.append(same)
         return
     note = "its annotation does not agree with the measurement"
     result.sites[position] = dataclasses.replace(measured, calls=site.calls, fold_note=note)
@@ -319,7 +336,7 @@ def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Meas
         if site.name in kept:
             result.notes.append(f"{site.key}: {NO_EFFECT}")
         elif site.name in result.partly_invariant:
-            rest = f"what it makes of {site.slot} reaches no output; else {INVARIANT}"
+            rest = f"what it makes of {site.slot} reaches no output; else {result.partly_invariant[site.name]}"
             _skip(result, site.name, Refusal(rest, "invariant"))
         else:
             _skip(result, site.name, nothing)

@@ -19,7 +19,7 @@ from surgeon.groups import Group, parse_group
 from surgeon.inference import Symmetry
 from surgeon.modes import modes_kept, set_training
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
-from surgeon.surgery.annotated import annotated_site, collect_proposals, verify_all
+from surgeon.surgery.annotated import LABELLED, annotated_site, collect_proposals, verify_all
 from surgeon.surgery.audit import audit_parameters, with_parents
 from surgeon.surgery.combine import Evidence, combine
 from surgeon.surgery.measurement import Measurement, double_twin, measure_model
@@ -110,7 +110,8 @@ def _combined(
 ) -> Plan:
     """Measure what can be measured, compare with the annotations, and explain the rest."""
     candidates, proposed = find_candidates(recording, _trainable(model)), set(proposals)
-    measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed, twin)
+    labelled = {entry.name for entry in skipped if entry.reason == LABELLED}
+    measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed | labelled, twin)
     complaint = None
     if symmetry is not None:
         with modes_kept(model):

@@ -52,8 +52,11 @@ class Found:
 
     @property
     def invariant(self) -> bool:
-        """True if neither side transforms, so that every linear map is equivariant."""
-        return self.type_in.is_invariant and self.type_out.is_invariant
+        """True if neither side transforms and no kernel moves over the group's grid: every linear map is equivariant.
+
+        A kernel of several points between scalar fields is equivariant only if the group maps it to itself.
+        """
+        return self.convolution is None and self.type_in.is_invariant and self.type_out.is_invariant
 
     def site(self) -> Site:
         """Return the site; its source is "measurement"."""
@@ -174,11 +177,12 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
             return Refusal(structure, "unexplained")
         if not structure.mixed_in and not structure.mixed_out:
             return Refusal("it only scales each entry by itself", "not linear")
-        ends = _types_of_ends(measurement, op, structure)
+        kernels = [kernel for kernel in kernels if math.prod(kernel.size) > 1]
+        ends = _types_of_ends(measurement, op, structure, bool(kernels))
         if isinstance(ends, Refusal):
             return ends
         shaped: tuple[TensorType, TensorType, Convolution | None] | str
-        if any(math.prod(kernel.size) > 1 for kernel in kernels):
+        if kernels and not all(end.is_invariant and not end.grid for end in ends):
             shaped = _convolution_types(measurement, op, kernels, ends)
         else:
             shaped = linear_types(op.read_in(twin, arguments), run, structure, ends)
@@ -197,7 +201,9 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
     return Found(op, type_in, type_out, convolution, residual)
 
 
-def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tuple[TensorType, TensorType] | Refusal:
+def _types_of_ends(
+    measurement: Measurement, op: Op, structure: Structure, convolves: bool
+) -> tuple[TensorType, TensorType] | Refusal:
     twin = measurement.twin
     mixed_in, mixed_out = structure.mixed_in, structure.mixed_out
     verdict_in = _type_under_both(measurement, op, lambda given, result: op.read_in(twin, given), mixed_in)
@@ -215,7 +221,8 @@ def _types_of_ends(measurement: Measurement, op: Op, structure: Structure) -> tu
     silent = {"input": _is_silent(verdict_in, mixed_in), "output": _is_silent(verdict_out, mixed_out)}
     if any(silent.values()):
         where = " and ".join(end for end, is_silent in silent.items() if is_silent)
-        invariant = type_in.is_invariant and type_out.is_invariant
+        moves = convolves and bool(type_in.grid or type_out.grid)
+        invariant = type_in.is_invariant and type_out.is_invariant and not moves
         rest = ", the others are invariant" if invariant else ""
         reason = f"some features of its {where} are 0 on the whole sample batch and cannot be measured{rest}"
         return Refusal(reason, "invariant" if invariant else "unexplained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from surgeon.registry import Refusal
 from surgeon.surgery.kernels import Kernel, kernel_of
 from surgeon.surgery.measured import Found, measure_op
 from surgeon.surgery.measurement import Measurement, perturbed
-from surgeon.surgery.ops import Op, linear_deviation
+from surgeon.surgery.ops import Change, Op, linear_deviation
 from surgeon.surgery.trace import (
     NotTraceableError,
     RawOp,
+    changing_raw,
     raw_ops,
     read_operand,
     read_result,
@@ -99,7 +101,10 @@ def _op(name: str, graph: fx.Graph, raw: RawOp, argument: str) -> Op:
     def read_out(model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
         return read_result(owner(model), graph, raw, arguments)
 
-    return Op(name, argument, (), (), raw.place, run, read_in, read_out, raw.parameters)
+    def changing(model: nn.Module, change: Change) -> AbstractContextManager[None]:
+        return changing_raw(owner(model), graph, raw, change)
+
+    return Op(name, argument, (), (), raw.place, run, read_in, read_out, changing, raw.parameters)
 
 
 def _kernels(measurement: Measurement, op: Op, real: Tensor) -> list[Kernel]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ LINEARITY = 1e-8
 """Largest relative deviation from additivity in float64."""
 
 
+Change = Callable[[Tensor, Tensor], Tensor]
+"""Given the features of an op and its result, returns what to go on with instead of the result."""
+
+
 @dataclass(frozen=True)
 class Op:
     """One op of a model, as a function of one of the tensors that it is given.
@@ -32,6 +37,7 @@ class Op:
         run: ``run(model, arguments, x)``: the result with the features replaced by x.
         read_in: ``read_in(model, arguments)``: the features that a call received.
         read_out: ``read_out(model, arguments, result)``: what it made of them.
+        changing: ``changing(model, change)``: while this context is open, the model goes on with changed results.
         parameters: of an op inside a forward, the parameters that it contracts with, relative to the module.
     """
 
@@ -43,6 +49,7 @@ class Op:
     run: Callable[[nn.Module, Mapping[str, Any], Tensor], Tensor]
     read_in: Callable[[nn.Module, Mapping[str, Any]], Tensor]
     read_out: Callable[[nn.Module, Mapping[str, Any], Any], Tensor]
+    changing: Callable[[nn.Module, Change], AbstractContextManager[None]]
     parameters: tuple[str, ...] = ()
 
 
@@ -65,7 +72,22 @@ def module_op(name: str, argument: str, path_in: Path, path_out: Path) -> Op:
     def read_out(model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
         return tensor_at(result, path_out)
 
-    return Op(name, argument, path_in, path_out, None, run, read_in, read_out)
+    @contextmanager
+    def changing(model: nn.Module, change: Change) -> Iterator[None]:
+        module = model.get_submodule(name)
+        signature = inspect.signature(module.forward)
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            x = read_in(model, signature.bind(*args, **kwargs).arguments)
+            return with_tensor(output, path_out, change(x, tensor_at(output, path_out)))
+
+        handle = module.register_forward_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return Op(name, argument, path_in, path_out, None, run, read_in, read_out, changing)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from surgeon.errors import CheckFailedError, NotASymmetryError, NothingToRelaxError, SurgeonError
+from surgeon.surgery.annotated import INVARIANT
 from surgeon.surgery.measurement import Measurement, require_trust
 from surgeon.types import AuditEntry, Plan
 
@@ -48,9 +49,21 @@ def _verdict(plan: Plan) -> str:
             f"this model is not understood, {unknown:.0%} of its parameters are unexplained, so that this says nothing "
             "about it; give a task with act and act_output to measure it by, or an adapter"
         )
-    if any(entry.coverage == "invariant" for entry in trained):
-        return "it is so by design, all linear maps that it trains act on invariants; no other setting will change that"
-    return "check the group, or exclude nothing"
+    bypassed = _share(trained, "bypassed")
+    if bypassed:
+        return f"{bypassed:.0%} of its parameters are used where a branch cannot act"
+    reasons = [entry.reason for entry in trained if entry.coverage == "invariant"]
+    if not reasons:
+        return "check the group, or exclude nothing"
+    if all(reason == INVARIANT for reason in reasons):
+        return (
+            "it is so by design, all linear maps that it trains and uses act on invariants; no other setting will "
+            "change that"
+        )
+    return (
+        "its linear maps act on what is called invariant, which was not checked for all of them; a task with act and "
+        "act_output, under which the model's output transforms in float64, has it checked"
+    )
 
 
 def _share(entries: Sequence[AuditEntry], coverage: str) -> float:

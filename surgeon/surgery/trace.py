@@ -10,6 +10,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from surgeon.graph.record import fresh_copy, unchanged
 from surgeon.modes import modes_kept, set_training
-from surgeon.surgery.ops import call_forward
+from surgeon.surgery.ops import Change, call_forward
 from surgeon.surgery.tracer import NotTraceableError as NotTraceableError
 from surgeon.surgery.tracer import trace_own_forward
 from surgeon.trees import equal, map_tensors
@@ -181,8 +182,17 @@ def _positional(owner: nn.Module, call: Mapping[str, Any], graph: fx.Graph) -> l
 class _Keeping(fx.Interpreter):
     """Run a graph and keep what each node computed."""
 
-    def __init__(self, owner: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, owner: nn.Module, graph: fx.Graph, changes: Sequence[tuple[RawOp, Change]] = ()) -> None:
         super().__init__(owner, graph=graph, garbage_collect_values=False)
+        self.changes = changes
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Go on with changed results."""
+        result = super().run_node(node)
+        for op, change in self.changes:
+            if op.node == node.name:
+                result = change(self.env[node.all_input_nodes[op.operand]], result)
+        return result
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Take ``*args`` and ``**kwargs`` as one value each; the base class lets ``*args`` take all that is left."""
@@ -198,10 +208,41 @@ def _flat_inputs(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> 
     return _positional(owner, call, graph)
 
 
-def _interpret(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> Any:
+def _interpret(
+    owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any], changes: Sequence[tuple[RawOp, Change]] = ()
+) -> Any:
     inputs = _flat_inputs(owner, graph, call)
-    result = _Keeping(owner, graph).run(*inputs, enable_io_processing=False)
+    result = _Keeping(owner, graph, changes).run(*inputs, enable_io_processing=False)
     return graph.process_outputs(result) if isinstance(owner, fx.GraphModule) else result
+
+
+class _TracedForward:
+    """What runs instead of a module's forward while some of its ops are changed."""
+
+    def __init__(self, owner: nn.Module, graph: fx.Graph) -> None:
+        self.__signature__ = inspect.signature(owner.forward)
+        self.owner, self.graph = owner, graph
+        self.changes: list[tuple[RawOp, Change]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the trace."""
+        call = self.__signature__.bind(*args, **kwargs).arguments
+        return _interpret(self.owner, self.graph, call, self.changes)
+
+
+@contextmanager
+def changing_raw(owner: nn.Module, graph: fx.Graph, op: RawOp, change: Change) -> Iterator[None]:
+    """While the context is open, a module's forward goes on with ``change(x, y)`` in place of a raw op's result y."""
+    if not isinstance(vars(owner).get("forward"), _TracedForward):
+        owner.forward = _TracedForward(owner, graph)
+    forward: Any = owner.forward
+    forward.changes.append((op, change))
+    try:
+        yield
+    finally:
+        forward.changes.remove((op, change))
+        if not forward.changes:
+            del owner.forward
 
 
 def raw_ops(graph: fx.Graph, owner: nn.Module) -> tuple[RawOp, ...]:

@@ -79,6 +79,24 @@ def c4_images() -> FamilyCase:
     return FamilyCase("escnn C4", module, batch, lambda model, x: model(x), turn, same, "C4")
 
 
+class Scalars(nn.Module):
+    """Convolutions between scalar fields, with kernels of nine points and of one."""
+
+    def __init__(self, space: Any) -> None:
+        from escnn import nn as enn
+
+        super().__init__()
+        self.type_in, self.type = (enn.FieldType(space, count * [space.trivial_repr]) for count in (1, 3))
+        self.wide = enn.R2Conv(self.type_in, self.type, kernel_size=3, padding=1)
+        self.narrow = enn.R2Conv(self.type, self.type, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from escnn import nn as enn
+
+        h = self.wide(enn.GeometricTensor(x, self.type_in)).tensor.tanh()
+        return self.narrow(enn.GeometricTensor(h, self.type)).tensor.square().mean((-2, -1))
+
+
 class Vectors(nn.Module):
     """Linear layers between fields of frequencies 0, 1, 2, gated by norms."""
 

@@ -9,6 +9,8 @@ import torch
 
 import surgeon
 from surgeon.errors import TaskError
+from surgeon.soundness import Model, check_plan
+from surgeon.surgery.annotated import INVARIANT
 from tests.families.cases import FamilyCase, keys
 
 with warnings.catch_warnings():
@@ -72,3 +74,18 @@ def test_images_under_all_rotations_are_annotated() -> None:
 def test_turning_by_quarters_only_is_no_action_of_all_rotations() -> None:
     with pytest.raises(TaskError, match="action of SO2"):
         build("so2_images").find()
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_kernels_between_scalar_fields_are_free_only_if_they_have_one_point(annotated: bool) -> None:
+    from escnn import gspaces
+
+    from tests.families.escnn_models import Scalars, turn
+
+    torch.manual_seed(0)
+    model, x = Scalars(gspaces.rot2dOnR2(4)).double().eval(), torch.randn(2, 1, 7, 7, dtype=torch.float64)
+    options = {} if annotated else {"adapters": {}}
+    plan = surgeon.find(model, "C4", x, act=lambda g, x: (turn(g, x),), act_output=lambda g, y: y, **options)
+    assert [(site.name, site.shape) for site in plan.sites] == [("wide", (3, 1, 3, 3))]
+    assert {entry.reason for entry in plan.audit if entry.parameter == "narrow.weights"} == {INVARIANT}
+    check_plan(Model(model, (x,), lambda net, x: net(x), lambda g, x: (turn(g, x),), lambda g, y: y), plan)

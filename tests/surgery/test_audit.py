@@ -14,7 +14,6 @@ from surgeon.errors import NotASymmetryError, NothingToRelaxError
 from surgeon.groups import parse_group
 from surgeon.registry import installed_adapters
 from surgeon.representations import irreps
-from surgeon.surgery.annotated import INVARIANT
 from tests.nets import o3
 
 
@@ -269,7 +268,7 @@ class Invariants(nn.Module):
 @pytest.mark.parametrize(
     ("model", "group", "error", "words"),
     [
-        (Invariants, "O3", NothingToRelaxError, "so by design, all linear maps that it trains act on invariants"),
+        (Invariants, "O3", NothingToRelaxError, "so by design, all linear maps that it trains and uses act on"),
         (
             lambda: nn.Sequential(Cubing()),
             "O3",
@@ -322,83 +321,3 @@ class DenseSeen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense(x[..., None]).square().sum((1, 2))
-
-
-class Traces(nn.Module):
-    """Multiples of the identity among tensors of rank 2: what multiplies their channels acts on tensors."""
-
-    def __init__(self, tensors: bool) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(1, 4, bias=False), nn.Linear(4, 4, bias=False)
-        self.last, self.tensors = nn.Linear(4, 4, bias=False), tensors
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = self.first(x[..., None])
-        scalars = v.square().sum(1)
-        if not self.tensors:
-            return (v * self.second(scalars)[:, None]).square().sum((1, 2))
-        matrices = self.second(scalars[:, None, None] * torch.eye(3).to(x)[..., None])
-        return torch.einsum("nijc,nic,njc->n", matrices, v, self.last(v * scalars[:, None]))
-
-
-@pytest.mark.parametrize("tensors", [True, False])
-def test_multiples_of_the_identity_are_typed_by_their_use(tensors: bool) -> None:
-    plan = audited(Traces(tensors))
-    sites = {site.name: site for site in plan.sites}
-    assert ("second" in sites) == tensors
-    if tensors:
-        assert (sites["second"].rho_in["axes"], sites["second"].axes_in) == ("v w c", (-3, -2, -1))
-        assert any("typed by their use" in note for note in plan.notes)
-    else:
-        (entry,) = (entry for entry in plan.audit if entry.parameter == "second.weight")
-        assert entry.reason == INVARIANT
-
-
-class Rows(nn.Module):
-    """Scalars in the first of four rows, which are degrees 0 and 1: the others are 0 before messages come in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix, self.layer = nn.Linear(1, 4, bias=False), nn.Linear(4, 4, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = self.mix(x[..., None])
-        scalars = v.square().sum(1, keepdim=True)
-        h = self.layer(torch.cat([scalars, 0 * v.detach()], 1))
-        return (h[:, :1] * (h[:, 1:] + v).square().sum(1, keepdim=True)).sum((1, 2))
-
-
-class Shuffled(Rows):
-    """The same in a basis that is nobody's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = self.mix(x[..., None])
-        scalars = v.square().sum(1, keepdim=True)
-        h = self.layer(torch.cat([scalars, 0 * v.detach()], 1)).flip(1) @ torch.ones(4, 1).to(x)
-        return ((h[:, :3] + v).square().sum(1) * h[:, 3]).sum(-1)
-
-
-def test_what_breaks_the_model_by_an_unknown_type_is_not_called_invariant() -> None:
-    (entry,) = (entry for entry in audited(Shuffled()).audit if entry.parameter == "layer.weight")
-    assert (entry.coverage, "takes it for a tensor of" in entry.reason) == ("unexplained", True)
-
-
-def test_rows_that_are_0_today_are_typed_by_their_use() -> None:
-    plan = audited(Rows())
-    (site,) = (site for site in plan.sites if site.name == "layer")
-    assert (site.rho_in["copies"], site.rho_in["of"]["irreps"], site.axes_in) == (4, "1x0e+1x1o", (-2, -1))
-
-
-def test_bisection_keeps_the_claims_that_hold() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.good, self.bad = Traces(tensors=False), Traces(tensors=True)
-            self.also = Invariants()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.good(x) + self.bad(x) + self.also(x)[:, 0]
-
-    found = coverage(audited(Both()))
-    assert found["bad.second.weight"] == "site"
-    assert {found[name] for name in ("good.second.weight", "also.first.weight", "also.last.weight")} == {"invariant"}
