@@ -14,6 +14,7 @@ from torch import Tensor
 
 from surgeon.groups import Group
 from surgeon.inference.probe import STEP, TensorProbe
+from surgeon.inference.relations import respects_brackets, respects_relations
 from surgeon.representations import Representation, axes, irreps, matrices, regular, trivial
 
 LABEL_TOLERANCE = 1e-2
@@ -62,23 +63,25 @@ class Rows:
         return Rows(self.probe, self.base[:, index], self.moved[:, :, index])
 
 
-def axis_representations(probe: TensorProbe, axis: int) -> Representation | None:
-    """Return the representation along an axis that explains the values, or None."""
+def axis_representations(probe: TensorProbe, axis: int) -> Iterator[Representation]:
+    """Yield the representations along an axis that explain the values, from the simplest on."""
     rows = Rows.along(probe, axis)
-    if rows.group.finite:
-        return _finite(rows)
+    yield from _finite(rows) if rows.group.finite else _continuous(rows)
+
+
+def _continuous(rows: Rows) -> Iterator[Representation]:
     labels = _labels(rows)
     if labels is None:
-        return None
+        return
     terms: list[Representation] = []
     start = 0
     for label, length in _runs(labels):
         fitted = _fit_run(rows.slice(torch.arange(start, start + length)), label)
         if fitted is None:
-            return None
+            return
         terms += fitted
         start += length
-    return _joined(rows.group, terms)
+    yield _joined(rows.group, terms)
 
 
 def _joined(group: Group, terms: list[Representation]) -> Representation:
@@ -215,6 +218,8 @@ def _fit_block(
     count = len(rows.probe.elements.small)
     algebra = [_logarithm(image) / STEP for image in images[: 2 * count : 2]]
     elements = images[2 * count : 2 * count + len(rows.probe.elements.components)]
+    if not respects_brackets(rows.group, algebra, elements):
+        return None
     data = {"algebra": [m.tolist() for m in algebra], "elements": [m.tolist() for m in elements]}
     return matrices(rows.group, data, copies, layout)
 
@@ -238,17 +243,11 @@ def _named(group: Group, degree: int, signs: tuple[int, ...], copies: int, layou
 
 
 def _regress(base: Tensor, moved: Tensor) -> Tensor | None:
-    """Return M with ``moved = base M^T``, from two thirds of the rows and confirmed on the others; or None."""
+    """Return M with ``moved = base M^T``; None if the rows leave M open, or if there is none."""
     size = base.shape[1]
-    held_out = torch.arange(len(base)) % 3 == 2
-    if int((~held_out).sum()) < size:
-        held_out[:] = False
-    if len(base) < size:
+    if int(torch.linalg.matrix_rank(base, rtol=1e-9)) < size:
         return None
-    used = base[~held_out]
-    if int(torch.linalg.matrix_rank(used, rtol=1e-9)) < size:
-        return None
-    matrix: Tensor = torch.linalg.lstsq(used, moved[~held_out]).solution.mT
+    matrix: Tensor = torch.linalg.lstsq(base, moved).solution.mT
     good = (base @ matrix.mT - moved).norm() <= FIT_TOLERANCE * moved.norm()
     return matrix if bool(good) else None
 
@@ -259,17 +258,21 @@ def _logarithm(matrix: Tensor) -> Tensor:
     return raw.real.to(torch.float64)
 
 
-def _finite(rows: Rows) -> Representation | None:
+def _finite(rows: Rows) -> Iterator[Representation]:
     """Try copies of one small block in each layout; then regress along the whole axis and read off the blocks."""
     n = rows.base.shape[1]
-    count = len(rows.probe.elements.components)
     for size in range(1, min(n, 2 * len(rows.group.all_elements())) + 1):
         for layout in _layouts(n // size) if n % size == 0 else ():
             simple = _copies_of_one_block(rows, n // size, size, layout)
             if simple is not None:
-                return simple
-    if n > LARGEST_FITTED * 4:
-        return None
+                yield simple
+    different = _different_blocks(rows) if n <= LARGEST_FITTED * 4 else None
+    if different is not None:
+        yield different
+
+
+def _different_blocks(rows: Rows) -> Representation | None:
+    count = len(rows.probe.elements.components)
     images = [_regress(rows.base, rows.moved[1 + index]) for index in range(count)]
     found = [image for image in images if image is not None]
     if len(found) < count or not respects_relations(rows.group, found):
@@ -285,7 +288,7 @@ def _finite(rows: Rows) -> Representation | None:
             return None
         terms.append(term)
     covered = sum(term.dimension for term in terms)
-    return reduce(add, terms) if covered == n else None
+    return reduce(add, terms) if covered == rows.base.shape[1] else None
 
 
 def _copies_of_one_block(rows: Rows, copies: int, size: int, layout: Layout) -> Representation | None:
@@ -296,27 +299,6 @@ def _copies_of_one_block(rows: Rows, copies: int, size: int, layout: Layout) -> 
     if len(found) < count or not respects_relations(rows.group, found):
         return None
     return _named_finite(rows.group, found, copies, layout)
-
-
-def respects_relations(group: Group, images: list[Tensor]) -> bool:
-    """Tell whether images of a finite group's generators multiply as the generators do, ``rho(g h) = rho(g) rho(h)``.
-
-    With few rows a regression finds some matrix for every generator, whatever made the rows.
-    """
-    elements = group.all_elements()
-    known = {0: torch.eye(len(images[0]), dtype=torch.float64)}
-    frontier = [0]
-    while frontier:
-        index = frontier.pop()
-        for generator, image in zip(group.elements, images, strict=True):
-            product = int((elements - elements[index] @ generator).flatten(1).abs().amax(dim=1).argmin())
-            expected = known[index] @ image
-            if product not in known:
-                known[product] = expected
-                frontier.append(product)
-            elif not bool((known[product] - expected).abs().max() <= 1e-6 * (1 + expected.abs().max())):
-                return False
-    return True
 
 
 def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layout) -> Representation:

@@ -17,6 +17,7 @@ from torch import Tensor
 from surgeon.groups import Group
 from surgeon.inference.axis import axis_representations
 from surgeon.inference.probe import TensorProbe
+from surgeon.measure import largest
 from surgeon.representations import Representation, TensorType, axes, irreps, matrices, trivial
 
 TOLERANCE = 1e-6
@@ -65,7 +66,7 @@ def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...
         differences, scales = (_norms_of_copies(typed, x) for x in (candidate.act(g, probe.base) - moved, moved))
         scales = scales.clamp(min=SMALLEST * float(scales.max()))
         ratios = torch.where(differences == 0, differences, differences / scales)
-        worst = max(worst, float(ratios.max()))
+        worst = largest(worst, float(ratios.max()))
     return worst
 
 
@@ -133,9 +134,7 @@ def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
     yield from _one_dimensional(group, probe)
     yield from vector_types(group, probe.base)
     for axis in _axes_by_preference(probe.base):
-        rho = axis_representations(probe, axis)
-        if rho is not None:
-            yield TensorType(rho, (axis,))
+        yield from (TensorType(rho, (axis,)) for rho in axis_representations(probe, axis))
     yield from _on_grids(group, probe)
 
 
@@ -203,9 +202,7 @@ def _values_on_grid(
     turned = TensorProbe(probe.elements, back)
     for axis in _axes_by_preference(probe.base):
         if axis not in grid:
-            rho = axis_representations(turned, axis)
-            if rho is not None:
-                yield TensorType(rho, (axis,), grid, frame)
+            yield from (TensorType(rho, (axis,), grid, frame) for rho in axis_representations(turned, axis))
 
 
 def _maps_grids(group: Group) -> bool:

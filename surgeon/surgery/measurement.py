@@ -158,7 +158,8 @@ def measure_model(
         own = make_probe(twin, symmetry, inputs, modules, elements)
         with perturbed(twin, seed):
             changed = make_probe(twin, symmetry, inputs, modules, elements)
-    return Measurement(twin, symmetry, inputs, own, changed, output_errors(own, symmetry))
+        errors = output_errors(own, symmetry)  # act_output creates constants as act does
+    return Measurement(twin, symmetry, inputs, own, changed, errors)
 
 
 def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> None:

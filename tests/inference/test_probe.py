@@ -1,0 +1,129 @@
+"""Runs under the group: which elements, in which order, and what is kept of every call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.groups import parse_group
+from surgeon.inference import Symmetry, make_probe
+from surgeon.inference.probe import CHECKS, STEP, Elements, captured
+from tests.inference.probes import elements_of, probe_of, random
+
+
+@pytest.mark.parametrize("name", ["C2", "C3", "D3", "D6", "OCTA", "OCTAH"])
+def test_a_finite_group_is_judged_by_every_generator_and_by_others(name: str) -> None:
+    elements, group = elements_of(name), parse_group(name)
+    count = len(group.elements)
+    assert len(elements.small) == 0
+    assert torch.equal(elements.components, group.elements)
+    assert [judge.label for judge in elements.judges[:count]] == list(group.element_names)
+    assert len(elements.checks) == min(CHECKS, len(group.all_elements()) - 1 - count)
+    assert not any(torch.allclose(check, g) for check in elements.checks for g in group.elements)
+
+
+@pytest.mark.parametrize(("name", "generators"), [("SO2", 1), ("O2", 1), ("SO3", 3), ("O3", 3), ("E3", 3), ("SO13", 6)])
+def test_a_lie_group_is_judged_in_every_component_and_measured_by_small_steps(name: str, generators: int) -> None:
+    elements, group = elements_of(name), parse_group(name)
+    size = group.dimension
+    assert elements.small.shape == (generators, 2, size, size)  # translations turn no features
+    for plus, minus, generator in zip(*elements.small.unbind(1), group.algebra, strict=False):
+        assert torch.allclose(plus, torch.linalg.matrix_exp(STEP * generator))
+        assert torch.allclose(plus @ minus, torch.eye(size, dtype=torch.float64), atol=1e-15)
+    assert torch.equal(elements.components, group.elements)
+    judged = [judge.component for judge in elements.judges]
+    assert {component: judged.count(component) for component in group.component_names} == {
+        component: CHECKS + (generators if component == group.component_names[0] else 0)
+        for component in group.component_names
+    }
+
+
+@pytest.mark.parametrize("name", ["C3", "D3", "OCTAH", "O2", "O3", "O13"])
+def test_every_run_is_read_under_its_own_element(name: str) -> None:
+    elements = elements_of(name)
+    size = elements.group.dimension
+    x = random(7, size)
+    probe = probe_of(elements, x, lambda g, x: x @ g.T)
+    assert torch.equal(probe.base, x)
+    assert len(probe.values) == len(elements.all())
+    for (plus, minus), (y_plus, y_minus) in zip(elements.small, probe.small(), strict=True):
+        assert torch.equal(y_plus, x @ plus.T)
+        assert torch.equal(y_minus, x @ minus.T)
+    for read in (probe.components(), probe.checks()):
+        assert all(torch.equal(moved, x @ g.T) for g, moved in read)
+    assert [g.tolist() for g, _ in probe.components()] == elements.components.tolist()
+    assert [g.tolist() for g, _ in probe.checks()] == [judge.g.tolist() for judge in elements.judges]
+    assert [judge.g.tolist() for judge in elements.judges] == [*elements.components.tolist(), *elements.checks.tolist()]
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, once by name, draws random numbers, and changes what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        first = self.layer(x)
+        second = self.layer(input=2 * first)
+        kept = second + 0.0
+        second.zero_()
+        x.zero_()
+        return {"y": kept, "noise": torch.rand(3)}
+
+
+def probe_twice(name: str = "D3") -> tuple[Any, Twice, Tensor, Elements]:
+    model, elements, x = Twice(), elements_of(name), random(5, 2)
+    symmetry = Symmetry(parse_group(name), lambda g, x: (x @ g.T,), None, lambda model, x: model(x))
+    return make_probe(model, symmetry, (x,), ["layer"], elements), model, x, elements
+
+
+def test_calls_are_kept_as_they_were() -> None:
+    probe, model, x, elements = probe_twice()
+    weight = model.layer.weight
+    assert x.any()  # the model zeroes its own copies only
+    assert len(probe.outputs) == len(elements.all())
+    for index, g in enumerate(elements.all()):
+        calls = probe.calls["layer"][index]
+        assert len(calls) == 2
+        first = x @ g.T
+        assert torch.allclose(calls[0][0]["input"], first)
+        assert torch.allclose(calls[1][0]["input"], 2 * first @ weight.T)
+        assert torch.allclose(calls[1][1], 2 * first @ weight.T @ weight.T)
+        assert torch.allclose(probe.outputs[index]["y"], calls[1][1])
+        assert torch.equal(probe.outputs[index]["noise"], probe.outputs[0]["noise"])
+        assert not probe.outputs[index]["y"].requires_grad
+    assert not model.layer._forward_hooks
+    assert not model.layer._forward_pre_hooks
+
+
+def test_a_tensor_is_followed_through_all_runs() -> None:
+    probe, _, x, elements = probe_twice()
+    second = probe.tensor("layer", lambda arguments, result: result, call=1)
+    given = probe.tensor("layer", lambda arguments, result: arguments["input"])
+    assert torch.equal(given.base, x)
+    for index in range(len(elements.all())):
+        assert torch.equal(second.values[index], probe.calls["layer"][index][1][1])
+        assert torch.equal(given.values[index], probe.calls["layer"][index][0][0]["input"])
+
+
+def test_random_numbers_are_the_same_in_every_run_and_those_after_as_without() -> None:
+    symmetry = Symmetry(parse_group("C3"), lambda g, x: (x @ g.T,), None, lambda model, x: torch.rand(2))
+    torch.manual_seed(3)
+    probe = make_probe(nn.Identity(), symmetry, (random(2, 2),), [], elements_of("C3"))
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    random(2, 2)
+    assert torch.equal(after, torch.rand(1))
+    assert all(torch.equal(output, probe.outputs[0]) for output in probe.outputs)
+
+
+def test_hooks_go_even_if_the_model_fails() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(RuntimeError), captured(model, ["0"]):
+        model(torch.ones(1, 3))
+    assert not model[0]._forward_hooks
+    assert not model[0]._forward_pre_hooks

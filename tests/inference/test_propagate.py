@@ -1,0 +1,90 @@
+"""Features that are 0 on the whole batch take their type from the sum they enter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surgeon.graph import record
+from surgeon.groups import parse_group
+from surgeon.inference import Verdict
+from surgeon.inference.propagate import type_by_use
+from surgeon.representations import TensorType, axes
+from tests.inference.probes import elements_of, random
+
+
+class Zero(nn.Module):
+    """Returns zeros, through an op that is recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.0 * x
+
+
+class Net(nn.Module):
+    """What ``use(zero(x), x)`` makes of a result that is always 0."""
+
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.zero, self.use = Zero(), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.zero(x), x)
+
+
+def used(use: Any, name: str = "D3", index: int = 0, call: int = 0) -> Verdict | None:
+    elements, model = elements_of(name), Net(use)
+    x = random(5, elements.group.dimension)
+    recordings = [record(model, x @ g.T, copies=True) for g in elements.all()]
+    return type_by_use(recordings, elements, "zero", call, index)
+
+
+@pytest.mark.parametrize("name", ["C3", "D3", "OCTA", "OCTAH", "SO3"])
+@pytest.mark.parametrize("use", [lambda z, x: z + x, lambda z, x: x - z.clone(), lambda z, x: z.detach().add_(2 * x)])
+def test_both_terms_of_a_sum_transform_alike(name: str, use: Any) -> None:
+    verdict = used(use, name)
+    assert verdict is not None
+    assert verdict.type == TensorType(axes(parse_group(name), "v", {}))
+
+
+def test_the_first_sum_that_tells_is_taken() -> None:
+    verdict = used(lambda z, x: (z + torch.zeros_like(x)) + x)
+    assert verdict is not None
+    assert verdict.type == TensorType(axes(parse_group("D3"), "v", {}))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda z, x: z * x,  # a product says nothing
+        lambda z, x: z.sum(-1) + x[:, 0],  # nor does what is made of it
+        lambda z, x: z + x.expand(2, -1, -1),  # nor a sum in which it is repeated
+        lambda z, x: z + x.square(),  # a sum that transforms by nothing
+        lambda z, x: z + torch.cat([x[:, :1] * 0, x[:, 1:] * 0], -1),  # a sum that is 0 itself
+        lambda z, x: x,
+    ],
+)
+def test_what_tells_nothing(use: Any) -> None:
+    assert used(use) is None
+
+
+def test_a_sum_that_is_0_in_one_coordinate_is_passed_over() -> None:
+    norm = lambda x: torch.stack([x.norm(dim=-1), torch.zeros(len(x))], -1)  # noqa: E731
+    assert used(lambda z, x: z + norm(x)) is None
+    verdict = used(lambda z, x: z + norm(x) + 1.0 * x.norm(dim=-1, keepdim=True))
+    assert verdict is not None
+    assert verdict.type is not None
+    assert verdict.type.is_invariant
+
+
+def test_a_result_that_there_is_not() -> None:
+    assert used(lambda z, x: z + x, index=1) is None
+    assert used(lambda z, x: z + x, call=1) is None
+
+
+def test_runs_that_differ_tell_nothing() -> None:
+    flipped = lambda z, x: z + x if bool(x[0, 0] > 0) else z + (x + 0.0)  # noqa: E731
+    assert used(flipped, "C2") is None
+    assert used(lambda z, x: z + x, "C2") is not None
