@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.drawing import shared
 from surgeon.errors import TaskError
 from surgeon.imports import one_line
 from surgeon.modes import modes_kept, set_training
@@ -139,6 +140,8 @@ def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, in
     counts: dict[str, float] = defaultdict(float)
     with in_evaluation_mode(model):
         batches = task_batches(task, split, 0)
+        if share[1] > 1:
+            batches = shared(batches, f"the task's batches({split!r}, 0)")
         while group := list(itertools.islice(batches, share[1])):
             own = share[0] < len(group)
             moved = fitted(group[share[0] if own else 0], model)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from surgeon.drawing import RandomNumbers
 from surgeon.errors import CheckpointError, SurgeonError, TaskError
 from surgeon.files import sha256_of_file
 from surgeon.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
@@ -335,6 +336,9 @@ def with_action(loaded: LoadedTask, spec: str) -> LoadedTask:
 def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
     """Return the batches of a split; the first is drawn at once, so that an empty split is found early.
 
+    While the task draws, the global generators of Python, numpy and torch are in a state that begins at the seed, so
+    that what it shuffles or augments by them is the same for the same seed, in every process, and changes nothing else.
+
     Args:
         task: the task.
         split: "train", "validation" or "test".
@@ -345,13 +349,15 @@ def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
     """
     if split not in get_args(Split):
         raise TaskError(f"expected a split, one of {', '.join(get_args(Split))}, got {split!r}: name one of them")
-    batches = task.batches(split, seed)
+    numbers = RandomNumbers(seed)
+    with numbers.drawn():
+        batches = task.batches(split, seed)
     if not isinstance(batches, Iterable):
         raise TaskError(
             f"expected the task's batches({split!r}, {seed}) to return something to iterate over, "
             f"got {type(batches).__name__}: return a list, a generator or a DataLoader"
         )
-    iterator = _drawn(batches, split)
+    iterator = _drawn(batches, split, numbers)
     try:
         first = next(iterator)
     except StopIteration:
@@ -359,11 +365,18 @@ def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
     return chain([first], iterator)
 
 
-def _drawn(batches: Iterable[Any], split: Split) -> Iterator[Any]:
+def _drawn(batches: Iterable[Any], split: Split, numbers: RandomNumbers) -> Iterator[Any]:
     """Pass batches on; an error of the user's own code becomes one sentence."""
     number = 0
+    end = object()
     try:
-        for batch in batches:
+        with numbers.drawn():
+            iterator = iter(batches)
+        while True:
+            with numbers.drawn():
+                batch = next(iterator, end)
+            if batch is end:
+                return
             number += 1
             yield batch
     except Exception as error:
@@ -376,5 +389,6 @@ def _drawn(batches: Iterable[Any], split: Split) -> Iterator[Any]:
 
 def count_batches(task: Task, split: Split, seed: int) -> int:
     """Return the number of batches of a split; one without a length is gone through once."""
-    batches = task.batches(split, seed)
+    with RandomNumbers(seed).drawn():
+        batches = task.batches(split, seed)
     return len(batches) if isinstance(batches, Sized) else sum(1 for _ in task_batches(task, split, seed))

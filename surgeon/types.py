@@ -268,7 +268,7 @@ class Task(Protocol):
     """
 
     def batches(self, split: Split, seed: int) -> Iterable[Any]:
-        """Yield fresh batches of a split; the order may depend on ``seed``."""
+        """Yield fresh batches of a split; the order may depend on ``seed``, at which global generators begin, too."""
         ...
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:

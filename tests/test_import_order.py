@@ -39,6 +39,7 @@ ROWS = (
         "checkpoint",
         "models",
         "unfilled",
+        "drawing",
         "tasks",
         "trust",
         "evaluation",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from surgeon.drawing import shared
 from surgeon.errors import TaskError
 from surgeon.tasks import count_batches, task_batches
 from surgeon.types import Task
@@ -70,8 +71,11 @@ def training_steps(task: Task, sharing: Sharing, seed: int, done: int = 0) -> It
         sharing: how batches become steps.
         seed: of the order.
         done: steps to leave out at the beginning; their batches are drawn and forgotten.
+
+    Raises:
+        TaskError: if processes draw different batches.
     """
-    batches = task_batches(task, "train", seed)
+    batches = shared(task_batches(task, "train", seed), f"the task's batches('train', {seed})")
     for _ in islice(batches, done * sharing.per_step):
         pass
     while group := list(islice(batches, sharing.per_step)):

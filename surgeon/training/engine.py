@@ -139,8 +139,6 @@ class Finetuner:
         self.selection = Selection(model, task, settings, self.session, self.ema, self.accelerator)
         if self._sharded:
             self.selection.give_to(self.given_model, given if isinstance(given, Relaxation) else None)
-        self.epoch_start: dict[str, Tensor] = {}
-        self.resume_random: dict[str, Tensor] = {}
         if trackers:
             self.accelerator.init_trackers("equisurgeon", {"arm": arm.name, **_flat(settings.to_data())})
 
@@ -250,20 +248,14 @@ class Finetuner:
     def _epoch(self) -> Iterator[tuple[float, float]]:
         """Run one epoch, or the rest of one, and yield task loss and penalty of every step."""
         state, settings = self.state, self.settings
-        if state.epoch_step:  # the order may depend on the random state at the beginning of the epoch
-            set_random_state(self.epoch_start)
-        else:
+        if not state.epoch_step:
             state.epoch, state.losses, state.penalties = state.epoch + 1, 0.0, 0.0
-            self.epoch_start = random_state()
         seed = epoch_seed(settings.seed, state.epoch)
         if not state.steps_per_epoch:
             state.steps_per_epoch = count_steps(self.task, self.sharing, seed)
         steps = training_steps(self.task, self.sharing, seed, state.epoch_step)
         set_training(self.model, True)
-        for number, batches in enumerate(steps):
-            if number == 0 and self.resume_random:
-                set_random_state(self.resume_random)
-                self.resume_random = {}
+        for batches in steps:
             moved = [fitted(batch, self.model, self.accelerator.device) for batch in batches]
             progress = min(state.step / self.steps, 1.0)  # an epoch may be longer than the first
             loss, penalty = self._step(moved, progress)
@@ -425,28 +417,15 @@ class Finetuner:
             on_save(self)
 
     def gathered_random_states(self) -> dict[str, Tensor]:
-        """Return the random states of all processes, now and at the beginning of the epoch; called on every process."""
-        states = gathered(self.accelerator, {"now": random_state(), "epoch": self.epoch_start})
-        return {
-            f"{process}.{when}.{name}": value
-            for process, moments in enumerate(states)
-            for when, parts in moments.items()
-            for name, value in parts.items()
-        }
+        """Return the random states of all processes; called on every process."""
+        states = gathered(self.accelerator, random_state())
+        return {f"{process}.{name}": value for process, parts in enumerate(states) for name, value in parts.items()}
 
     def set_random_states(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up this process's states from :meth:`gathered_random_states`."""
+        """Take up this process's state from :meth:`gathered_random_states`."""
         prefix = f"{self.sharing.process}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        parts = {
-            when: {key.removeprefix(f"{when}."): value for key, value in own.items() if key.startswith(f"{when}.")}
-            for when in ("now", "epoch")
-        }
-        self.epoch_start = parts["epoch"]
-        if self.state.epoch_step:
-            self.resume_random = parts["now"]
-        else:
-            set_random_state(parts["now"])
+        set_random_state(own)
 
 
 def _flat(data: Mapping[str, Any]) -> dict[str, Any]:

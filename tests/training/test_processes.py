@@ -20,8 +20,10 @@ from surgeon.trees import allclose, equal
 from tests.commands import Surgeon, torchrun
 from tests.processes import forked
 from tests.tiny import TinyTask
-from tests.training import heads
+from tests.training import heads, shuffled
 from tests.training.heads import penalties, relaxed, steps
+
+CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def test_a_step_takes_the_same_batches_whatever_the_number_of_processes() -> None:
@@ -87,7 +89,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
     common = ["finetune", "net-relaxed", "--task-args", '{"batches": 6}', "--task", "task.py", "--epochs", "2"]
     common += ["--lr", "1e-2", "--lambda", "0.5", "--penalty-form", form, "--exact-penalty", "--json"]
-    done = launch(work, *common, "-o", "two", environment={"ACCELERATE_USE_CPU": "true"})
+    done = launch(work, *common, "-o", "two", environment=CPU)
     assert done.returncode == 0, done.stderr
     surgeon(*common, "-o", "one", "--accumulate", "2")
     surgeon(*common, "-o", "other", "--accumulate", "3")
@@ -110,6 +112,28 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     )
 
 
+@pytest.mark.parametrize("order", ["torch", "numpy", "python"])
+def test_processes_share_out_an_order_from_the_global_generators(tmp_path: Path, order: str) -> None:
+    done = forked(tmp_path, order, program="tests.training.shuffled", count=2, environment=CPU)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for split, rounds in (("train", 2), ("validation", 3)):
+        half = shuffled.SAMPLES // 2
+        assert len(one[split]) == len(other[split]) == rounds * half
+        orders = []
+        for start in range(0, rounds * half, half):
+            parts = [seen[split][start : start + half] for seen in (one, other)]
+            assert sorted(sum(parts, [])) == list(range(shuffled.SAMPLES))
+            orders.append(parts)
+        assert (orders[0] != orders[1]) is (split == "train")  # every epoch has an order of its own
+
+
+def test_an_order_that_differs_between_processes_is_refused(tmp_path: Path) -> None:
+    done = forked(tmp_path, "own", program="tests.training.shuffled", count=2, environment=CPU)
+    assert done.returncode == 1
+    assert "expected the task's batches('validation', 0) to be the same in all processes" in done.stderr
+
+
 @pytest.mark.slow
 def test_heads_that_one_process_never_uses_are_trained_as_by_one_process(work: Path, surgeon: Any) -> None:
     shutil.copy(heads.__file__, work / "heads.py")
@@ -117,7 +141,7 @@ def test_heads_that_one_process_never_uses_are_trained_as_by_one_process(work: P
     torch.save(heads.make_net().state_dict(), work / "heads.pt")
     surgeon("relax", "heads.pt", "--group", "O3", "--task", "heads.py", "--init-scale", "0.3", "-o", "relaxed")
     common = ["finetune", "relaxed", "--task", "heads.py", "--epochs", "2", "--lr", "1e-2", "--lambda", "0.5", "--json"]
-    done = forked(work, *common, "-o", "two", environment={"ACCELERATE_USE_CPU": "true"}, count=2)
+    done = forked(work, *common, "-o", "two", environment=CPU, count=2)
     assert done.returncode == 0, done.stderr
     surgeon(*common, "-o", "one", "--accumulate", "2")
     for left, right in zip(records(work / "two")[1:], records(work / "one")[1:], strict=True):

@@ -207,7 +207,7 @@ def test_a_damaged_state_says_so(folder: Path, run_folder: Path, damage: str) ->
     if damage == "missing field":
         del record["state"]["best_theta"]
     elif damage == "tensor gone":
-        del tensors["random.0.now.torch"]
+        del tensors["random.0.torch"]
     elif damage == "other shape":
         tensors["model.first.weight"] = torch.ones(3)
     save_file(tensors, place / "state.safetensors")
