@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from surgeon.groups import parse_group
+from surgeon.intertwiners import average
+from surgeon.representations import irreps
+from tests import nets
 from tests.commands import QUICK, Surgeon
 
 SHARING = '''
@@ -57,7 +62,24 @@ RHO = "2x0e+2x1o"
 def make_task(how="module"):
     return SharingTask(how)
 '''
-FAST = ("--epochs", "2")
+LABELS = {"first": ("2x0e+2x1o", "2x0e+2x1o"), "last": ("1x1o", "2x0e+2x1o")}
+"""Of the outputs and the inputs of two layers."""
+
+FAST = ("--epochs", "3", "--lr", "1e-2")
+FOLDED = {
+    "module": {"first.weight", "second.weight", "last.weight"},
+    "parameter": {"last.weight"},
+    "borrowed": {"first.weight", "second.inner.weight", "last.weight"},
+}
+ENDS = {site: [irreps(parse_group("O3"), labels) for labels in ends] for site, ends in LABELS.items()}
+
+
+def linear_map(site: str, weight: Tensor) -> Tensor:
+    """Return the matrix of a layer with these weights."""
+    rho_out, rho_in = LABELS[site]
+    op = nets.o3.Linear(rho_in, rho_out)
+    op.load_state_dict({"weight": weight}, strict=False)
+    return nets.linear_map(op, None, op.irreps_in.dim, torch.float32)
 
 
 @pytest.mark.slow
@@ -69,13 +91,27 @@ def test_shared_weights_go_the_whole_way(surgeon: Surgeon, work: Path, how: str,
     options = ("--task", "sharing.py", "--task-args", json.dumps({"how": how}))
     module = runpy.run_path("sharing.py")
     torch.save(module["Sharing"](how).state_dict(), "shared.pt")
-    surgeon("relax", "shared.pt", *options, "--strip-mode", mode, "--init-scale", "0.5")
+    # With a large W the untrained start would be the best epoch, from which nothing folds.
+    surgeon("relax", "shared.pt", *options, "--strip-mode", mode, "--init-scale", "0.05")
     surgeon("finetune", "shared-relaxed", *FAST)
     surgeon("strip", "shared-run", *QUICK, "-o", "clean")
-    before, after = torch.load("shared.pt"), load_file("clean/model.safetensors")
-    assert before.keys() == after.keys()
-    assert mode == "fold" or not torch.equal(before["last.weight"], after["last.weight"])
+    before, trained = torch.load("shared.pt"), load_file("shared-run/model.safetensors")
+    after, branches = load_file("clean/model.safetensors"), load_file("shared-run/relaxation.safetensors")
+    assert before.keys() == trained.keys() == after.keys()
+    assert not torch.equal(before["last.weight"], trained["last.weight"])
     if how != "borrowed":
         assert torch.equal(after["first.weight"], after["second.weight"])
+    moved = {key for key, value in trained.items() if not torch.equal(value, after[key])}
+    assert moved == (FOLDED[how] if mode == "fold" else set())
+    parallel = json.loads(Path("clean/certificate.json").read_text())["details"]["theta"][1]
+    for key in moved & {"first.weight", "last.weight"}:  # the other names are theirs
+        site = key.removesuffix(".weight")
+        change = linear_map(site, after[key]) - linear_map(site, trained[key])
+        wanted = parallel * average(branches[f"{site}._relaxation.features.weight"], *ENDS[site])
+        assert torch.allclose(change, wanted, atol=1e-5 * float(wanted.norm()))
+        assert wanted.norm() > 0.01
+    surgeon("strip", "shared-run", *QUICK, "--drop", "--metrics", "none", "-o", "dropped")
+    dropped = load_file("dropped/model.safetensors")
+    assert all(torch.equal(value, dropped[key]) for key, value in trained.items())
     surgeon("export", "shared-run", *QUICK, "-o", "exported", "--pt2")
     surgeon("verify", "clean", "--against", "shared.pt", *options)
