@@ -19,6 +19,7 @@ from surgeon.attributes import attributes_of, hooks_of, tensor_bytes
 from surgeon.branch import branches_of
 from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.loading import COPIED_CONSTANT
+from surgeon.checkpoint.stored import forms, renamed
 from surgeon.copies import copied
 from surgeon.files import json_compatible
 from surgeon.graph import compare_graphs, constants_of, graph_hash, record
@@ -103,10 +104,10 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
     """Return name to ``[shape, dtype]`` as JSON-compatible data, for tensors of any shape and dtype."""
-    return {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors.items()}
+    return {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in forms(tensors).items()}
 
 
-def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> dict[str, Tensor]:
+def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """Return a checkpoint's tensors under the names of a state dict.
 
     A prefix that :func:`open_checkpoint` takes away (``module.``) can be the model's own; constants that only a deep
@@ -116,9 +117,9 @@ def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> dict[str, Tenso
         checkpoint: as opened.
         like: the state dict, or anything with its keys.
     """
-    prefixed = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+    prefixed = checkpoint.in_file
     tensors = prefixed if prefixed.keys() & like.keys() else checkpoint.tensors
-    return {key: tensor for key, tensor in tensors.items() if key in like or not COPIED_CONSTANT.search(key)}
+    return renamed(tensors, {key: key for key in tensors if key in like or not COPIED_CONSTANT.search(key)})
 
 
 def classes_of(model: nn.Module) -> dict[str, str]:

@@ -41,7 +41,7 @@ def seal_folder(folder: Path) -> None:
     write_json(folder / SEAL_FILE, {"files": hashes, "sha256": _hash_of(hashes)}, force=True)
 
 
-def check_seal(folder: Path, required: Sequence[str]) -> None:
+def check_seal(folder: Path, required: Sequence[str], read: Mapping[str, str] | None = None) -> None:
     """Refuse a folder with files that are not as they were written.
 
     Files that were added are left alone, and so are sealed ones that are gone, unless they are required.
@@ -49,6 +49,7 @@ def check_seal(folder: Path, required: Sequence[str]) -> None:
     Args:
         folder: as :func:`seal_folder` left it.
         required: names that have to be there and sealed.
+        read: the SHA-256 of files that were read, by name; of the others it is taken now.
 
     Raises:
         CheckpointError: naming the file.
@@ -58,7 +59,7 @@ def check_seal(folder: Path, required: Sequence[str]) -> None:
         path = folder / name
         if name == EDITABLE or (name not in required and not path.is_file()):
             continue
-        if hashes.get(name) != sha256_of_file(path):
+        if hashes.get(name) != ((read or {}).get(name) or sha256_of_file(path)):
             raise CheckpointError(
                 f"{str(path)!r} is not as it was written: it is damaged or was edited, so nothing of {str(folder)!r} "
                 "is used; restore the file, write the folder again, or let a run start anew with `--force`"

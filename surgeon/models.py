@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.checkpoint.loading import load_into
 from surgeon.checkpoint.reading import Checkpoint
+from surgeon.checkpoint.stored import forms, renamed
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
 from surgeon.imports import call_with, import_attribute, importable, registered
 from surgeon.registry import DescribesModels, RecognisesWeights
@@ -146,14 +147,14 @@ def _not_found(checkpoint: Checkpoint, recognisers: Sequence[RecognisesWeights])
 
 
 def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
-    large = sum(tensor.nbytes for tensor in checkpoint.tensors.values()) >= _LARGE_BYTES
+    large = sum(tensor.nbytes for tensor in forms(checkpoint.tensors).values()) >= _LARGE_BYTES
 
     def rebuild(tensors: Mapping[str, Tensor] = checkpoint.tensors) -> nn.Module:
         model = build_unfilled(way.build) if large else way.build()
         if not isinstance(model, nn.Module):
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")
         where = str(checkpoint.path)
-        prefixed = {checkpoint.prefix + key: tensor for key, tensor in tensors.items()}
+        prefixed = renamed(tensors, {checkpoint.prefix + key: key for key in tensors})
         # a prefix can also be the model's own: a child that is called "module"
         own = checkpoint.prefix and model.state_dict().keys() == prefixed.keys()
         load_into(model, prefixed if own else tensors, where)

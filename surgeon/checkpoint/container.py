@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from surgeon.checkpoint.library import write_by_library
 from surgeon.checkpoint.loading import load_into, same_bytes
 from surgeon.checkpoint.reading import Checkpoint, open_checkpoint
+from surgeon.checkpoint.stored import forms
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.files import atomic_file, write_tensors
 
@@ -50,12 +51,12 @@ def write_container(
 
 
 def _check_same_form(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
-    where = str(checkpoint.path)
+    where, stored = str(checkpoint.path), forms(checkpoint.tensors)
     for key in [*checkpoint.tensors, *tensors]:
         if key not in tensors or key not in checkpoint.tensors:
             owner = "original" if key in checkpoint.tensors else "new weights"
             raise CheckpointError(f"expected the keys of {where!r}, but only the {owner} has {key}: export without it")
-        old, new = checkpoint.tensors[key], tensors[key]
+        old, new = stored[key], tensors[key]
         if old.shape != new.shape or old.dtype != new.dtype:
             raise CheckpointError(
                 f"expected {key} as {tuple(old.shape)} {old.dtype} like in {where!r}, "

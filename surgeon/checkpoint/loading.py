@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surgeon.branch import CHILD
-from surgeon.checkpoint.stored import pieces
+from surgeon.checkpoint.stored import forms, pieces, renamed
 from surgeon.errors import CheckpointError
 
 COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
@@ -35,14 +35,13 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
             in the file, or the model then holds other values than the file.
     """
     state = model.state_dict()
-    if any(key not in state and COPIED_CONSTANT.search(key) for key in tensors):
-        tensors = {key: value for key, value in tensors.items() if key in state or not COPIED_CONSTANT.search(key)}
+    tensors = renamed(tensors, {key: key for key in tensors if key in state or not COPIED_CONSTANT.search(key)})
     own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     _check_keys(model, own, tensors, where)
-    _check_shapes(model, own, tensors, where)
-    _check_kinds(own, tensors, where)
+    _check_shapes(model, own, forms(tensors), where)
+    _check_kinds(own, forms(tensors), where)
     _check_ties(own, tensors, where)
-    _match_dtypes(model, own, tensors)
+    _match_dtypes(model, own, forms(tensors))
     if _loads_plainly(model) and len(own) == len(state):
         _copy(model, tensors)
         _check_loaded(model, tensors, where)
@@ -70,13 +69,14 @@ def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     # a shared module goes by its first name, as in the file
     own = {name: value for name, value in model.named_parameters() if CHILD in name.split(".")}
     unknown = sorted(own.keys() ^ tensors.keys())
-    wrong = unknown or sorted(key for key in own if own[key].shape != tensors[key].shape)
+    stored = forms(tensors)
+    wrong = unknown or sorted(key for key in own if own[key].shape != stored[key].shape)
     if wrong:
         raise CheckpointError(
             f"expected weights for exactly {len(own)} branches, but {wrong[0]} does not fit: "
             "the folder was made with another plan"
         )
-    _check_kinds(own, tensors, "the branches")
+    _check_kinds(own, stored, "the branches")
     with torch.no_grad():
         for key, index, piece in pieces(tensors):
             own[key][index].copy_(piece)

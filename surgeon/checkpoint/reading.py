@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from surgeon.checkpoint.library import open_by_library
 from surgeon.checkpoint.scalars import stand_ins
-from surgeon.checkpoint.stored import StoredTensors, check_header, identity_of
+from surgeon.checkpoint.source import Source
+from surgeon.checkpoint.stored import forms, open_safetensors, renamed
 from surgeon.errors import CheckpointError, TrustError
-from surgeon.files import sha256_of_file
 from surgeon.hub.address import HubPath
 from surgeon.imports import close_names, importable, one_line, unchanged_environment
 
@@ -70,9 +70,14 @@ class Checkpoint:
     origin: HubPath | None = None
     library: str = ""
 
+    @property
+    def in_file(self) -> Mapping[str, Tensor]:
+        """The tensors by their keys in the file, with the prefix, which can also be the model's own."""
+        return renamed(self.tensors, {self.prefix + key: key for key in self.tensors})
+
 
 def open_checkpoint(
-    path: str | Path, *, trust_pickle: bool = False, entry: str | None = None, sha256: str | None = None
+    path: str | Path, *, trust_pickle: bool = False, entry: str | None = None, hashed: bool = True
 ) -> Checkpoint:
     """Open a checkpoint; its content, not its file name, decides what it is.
 
@@ -80,7 +85,7 @@ def open_checkpoint(
         path: a safetensors file or anything that ``torch.save`` wrote.
         trust_pickle: allow a file that can only be opened by running the code inside (whole modules).
         entry: which entry of a nested dict holds the weights, if there are several.
-        sha256: of the file's bytes, if the caller knows it; else it is computed.
+        hashed: False leaves out the hash, where nobody asks for it.
 
     Returns:
         The tensors and everything needed to write the same container again.
@@ -90,27 +95,35 @@ def open_checkpoint(
         CheckpointError: if the file is missing, damaged, ambiguous, or holds no named tensors.
     """
     path = Path(path)
-    before = identity_of(path)
-    kind = _kind_of_file(path)
-    if kind == "safetensors":
-        stored, metadata = _read_safetensors(path)
-        prefix = _prefix_of(stored)
-        tensors = stored.without_prefix(prefix) if prefix else stored
-        checkpoint = Checkpoint(path, tensors, "safetensors", prefix=prefix, metadata=metadata)
-    else:
-        if kind == "zip":
-            _check_zip(path)
-        known = open_by_library(path, trust_pickle)
-        checkpoint = known or _from_content(path, *read_torch(path, trust_pickle, kind), entry)
-    if not checkpoint.tensors:
-        raise CheckpointError(f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file")
-    checkpoint = replace(checkpoint, sha256=sha256_of_file(path) if sha256 is None else sha256)
-    if identity_of(path) != before:  # the hash would be that of other bytes than those that were read
-        raise CheckpointError(f"{str(path)!r} has changed while it was read: wait until it is written, and try again")
+    source = _open_source(path)
+    try:
+        checkpoint = _read(source, trust_pickle, entry)
+        if not checkpoint.tensors:
+            raise CheckpointError(
+                f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file"
+            )
+        checkpoint = replace(checkpoint, sha256=source.sha256() if hashed else "")
+    except CheckpointError:
+        source.require_unchanged()  # one that is being written to looks damaged
+        raise
+    source.require_unchanged(by_name=bool(checkpoint.library))
     return checkpoint
 
 
-def _kind_of_file(path: Path) -> Literal["safetensors", "zip", "pickle"]:
+def _read(source: Source, trust_pickle: bool, entry: str | None) -> Checkpoint:
+    path, kind = source.path, _kind_of(source)
+    if kind == "safetensors":
+        tensors, metadata = open_safetensors(source)
+        prefix = _prefix_of(tensors)
+        stripped = tensors.renamed({name.removeprefix(prefix): name for name in tensors})
+        return Checkpoint(path, stripped, "safetensors", prefix=prefix, metadata=metadata)
+    if kind == "zip":
+        _check_zip(source)
+    known = open_by_library(path, trust_pickle)
+    return known or _from_content(path, *_read_torch(source, trust_pickle, kind), entry)
+
+
+def _open_source(path: Path) -> Source:
     if path.is_dir():
         names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
         raise CheckpointError(
@@ -118,12 +131,15 @@ def _kind_of_file(path: Path) -> Literal["safetensors", "zip", "pickle"]:
             f"{', '.join(names[:10]) or 'no file'}"
         )
     try:
-        with open(path, "rb") as handle:
-            head = handle.read(64)
+        return Source(path)
     except FileNotFoundError as error:
         raise CheckpointError(_missing(path)) from error
     except OSError as error:
         raise CheckpointError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error
+
+
+def _kind_of(source: Source) -> Literal["safetensors", "zip", "pickle"]:
+    path, head = source.path, source.read(min(source.size, 64), "its begin")
     if not head:
         raise CheckpointError(f"expected a checkpoint, but {str(path)!r} is empty: fetch or save it again")
     if head.startswith(b"version https://git-lfs"):
@@ -147,20 +163,11 @@ def _missing(path: Path) -> str:
     return f"there is no checkpoint {str(path)!r}: check the name, its folder holds {close_names(path.name, names)}"
 
 
-def _read_safetensors(path: Path) -> tuple[StoredTensors, dict[str, str]]:
-    from safetensors import SafetensorError
-
-    metadata = check_header(path)
-    try:
-        return StoredTensors(path), metadata
-    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"could not read {str(path)!r} as safetensors ({one_line(error)}): {_ADVICE}") from error
-
-
-def _check_zip(path: Path) -> None:
+def _check_zip(source: Source) -> None:
     """Compare the checksums, which torch.load does not: it would return flipped bits as weights."""
+    path = source.path
     try:
-        with zipfile.ZipFile(path) as archive:
+        with source.stream() as stream, zipfile.ZipFile(stream) as archive:
             names = archive.namelist()
             if any(name.endswith("/constants.pkl") for name in names):
                 raise CheckpointError(
@@ -192,10 +199,15 @@ def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, 
         TrustError: if code would have to be run and ``trust_pickle`` is False.
         CheckpointError: if the file is damaged, or its code fails.
     """
+    return _read_torch(_open_source(path), trust_pickle, kind)
+
+
+def _read_torch(source: Source, trust_pickle: bool, kind: str) -> tuple[Any, bool]:
+    path = source.path
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
+        with source.stream() as stream, warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
             warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported below
-            return torch.load(path, map_location="cpu", weights_only=True), False
+            return torch.load(stream, map_location="cpu", weights_only=True, mmap=False), False
     except Exception as error:
         needed = _refused_code(error, sound=kind == "zip")
         if needed is None:
@@ -205,7 +217,7 @@ def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, 
                 f"{str(path)!r} can only be opened by running code inside it ({needed}): "
                 "for files that you trust, and only for them, allow it with `--trust-pickle`"
             ) from error
-    return _read_trusted(path), True
+    return _read_trusted(source), True
 
 
 def _refused_code(error: Exception, sound: bool) -> str | None:
@@ -223,9 +235,11 @@ def _refused_code(error: Exception, sound: bool) -> str | None:
     return _detail(error) if sound else None
 
 
-def _read_trusted(path: Path) -> Any:
+def _read_trusted(source: Source) -> Any:
+    path = source.path
     try:
         with (
+            source.stream() as stream,
             warnings.catch_warnings(),
             importable(Path.cwd()),
             unchanged_environment(),
@@ -233,7 +247,7 @@ def _read_trusted(path: Path) -> Any:
             scripts_on_the_cpu(),
         ):
             warnings.simplefilter("ignore")  # of the libraries whose code is run, as is what they print
-            return torch.load(path, map_location="cpu", weights_only=False)
+            return torch.load(stream, map_location="cpu", weights_only=False, mmap=False)
     except ModuleNotFoundError as error:
         raise CheckpointError(
             f"{str(path)!r} needs the module {error.name!r}, which is not installed: install it, or run from its folder"
@@ -345,6 +359,6 @@ def keys_hash(state_dict: Mapping[str, Tensor]) -> str:
         64 hex digits.
     """
     digest = hashlib.sha256()
-    for key in sorted(state_dict):
-        digest.update(f"{key}\0{tuple(state_dict[key].shape)}\0{state_dict[key].dtype}\n".encode())
+    for key, tensor in sorted(forms(state_dict).items()):
+        digest.update(f"{key}\0{tuple(tensor.shape)}\0{tensor.dtype}\n".encode())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from surgeon.checkpoint.card import model_card
-from surgeon.checkpoint.reading import Checkpoint, keys_hash, open_checkpoint
-from surgeon.checkpoint.stored import unique_names
+from surgeon.checkpoint.reading import keys_hash, open_checkpoint
+from surgeon.checkpoint.stored import forms, unique_names
 from surgeon.errors import CheckpointError, PlanError, UsageError
 from surgeon.files import atomic_folder, write_json, write_tensors, write_text
 from surgeon.folders import check_seal, finish_update, seal_folder
@@ -227,7 +228,7 @@ def _check_names(plan: Plan, where: str) -> None:
 def _check_sizes(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None:
     """Compare the plan's shapes with the tensors that are there, before branches of these shapes are allocated."""
     stored: dict[tuple[str, str], int] = {}
-    for key, tensor in branches.items():
+    for key, tensor in forms(branches).items():
         place = _site_of(key)
         stored[place] = stored.get(place, 0) + tensor.numel()
     for site in plan.sites:
@@ -310,29 +311,27 @@ def read_relaxed(folder: str | Path, sealed: bool = True) -> RelaxedFiles:
             f"expected a relaxed folder, but {str(folder)!r} lacks {', '.join(absent)}: "
             f"it holds {', '.join(present[:10]) or 'nothing'}"
         )
-    config = RelaxedConfig.from_data(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-    base = open_checkpoint(folder / BASE_FILE, sha256="")  # nobody asks for the hash of these two
-    tensors = _as_they_are(base)
-    branches = open_checkpoint(folder / BRANCH_FILE, sha256="")
-    branch_tensors = _as_they_are(branches)
+    data, config_sha256 = _read_json(folder / CONFIG_FILE)
+    config = RelaxedConfig.from_data(data, str(folder / CONFIG_FILE))
+    base = open_checkpoint(folder / BASE_FILE, hashed=sealed)
+    tensors = base.in_file  # a prefix is the model's own here
+    branches = open_checkpoint(folder / BRANCH_FILE, hashed=sealed)
+    branch_tensors = branches.in_file
     _check_base(tensors, config, str(folder / BASE_FILE))
     _check_branches(branch_tensors, config.plan, str(folder / BRANCH_FILE))
     _check_sizes(branch_tensors, config.plan, str(folder / BRANCH_FILE))
     if sealed:
-        check_seal(folder, (CONFIG_FILE, BASE_FILE, BRANCH_FILE))
+        read = {CONFIG_FILE: config_sha256, BASE_FILE: base.sha256, BRANCH_FILE: branches.sha256}
+        check_seal(folder, tuple(read), read)
     return RelaxedFiles(config, tensors, branch_tensors, base.metadata, folder)
 
 
-def _as_they_are(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """Return the tensors by their keys in the file: a prefix is the model's own here."""
-    if not checkpoint.prefix:
-        return checkpoint.tensors
-    return {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
-
-
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> tuple[Any, str]:
+    """Return what a file says, and its SHA-256."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_names)
+        content = path.read_bytes()
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=unique_names)
+        return data, hashlib.sha256(content).hexdigest()
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"could not read {str(path)!r} as JSON ({error}): write the folder again") from error
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from surgeon.checkpoint.source import Source
 from surgeon.errors import CheckpointError
 from surgeon.imports import one_line
 
 LARGEST_HEADER = 100 * 2**20
 """Of the safetensors format itself."""
 
-_PIECE_BYTES = 4 * 2**20
+_PIECE_BYTES = 2**20
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
-_BITS: Mapping[str, int] = {
-    **{"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32},
-    **{"F16": 16, "BF16": 16, "I16": 16, "U16": 16, "BOOL": 8, "I8": 8, "U8": 8},
-    **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+_DTYPES: Mapping[str, torch.dtype] = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "C64": torch.complex64},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz},
+    **{"F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz},
 }
 
 
@@ -32,109 +35,115 @@ Piece = tuple[str, Index, Tensor]
 """A tensor's name, what part of it this is, and the values."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file: its shape and dtype as a tensor without values, and the offset of its first byte."""
+
+    form: Tensor
+    start: int
+
+
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a file by name, as views of the mapped file: a value takes memory once it is looked at.
+    """The tensors of a file by name: one is read when it is asked for, each time anew, and kept by who asked only.
 
     Args:
-        path: a safetensors file, the header of which was checked.
-        names: name to name in the file; default all, as they are.
+        source: the file.
+        entries: name to place.
     """
 
-    def __init__(self, path: Path, names: Mapping[str, str] | None = None) -> None:
-        from safetensors import safe_open
-
-        self.path, self._file = path, identity_of(path)
-        with safe_open(path, framework="pt", device="cpu") as handle:
-            self._names = dict(names or {name: name for name in handle.keys()})  # noqa: SIM118 (not a dict)
-            self._views: dict[str, Tensor] = {name: handle.get_tensor(stored) for name, stored in self._names.items()}
+    def __init__(self, source: Source, entries: Mapping[str, Entry]) -> None:
+        self._source, self._entries = source, dict(entries)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._views[name]
+        return self._read(name, self._entries[name].form, self._entries[name].start)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._entries)
 
-    def without_prefix(self, prefix: str) -> StoredTensors:
-        """Return the same tensors with ``prefix`` removed from every name."""
-        return StoredTensors(self.path, {name.removeprefix(prefix): stored for name, stored in self._names.items()})
+    def renamed(self, names: Mapping[str, str]) -> StoredTensors:
+        """Return tensors under other names; ``names`` says for each new one which it has here."""
+        return StoredTensors(self._source, {new: self._entries[name] for new, name in names.items()})
+
+    def forms(self) -> dict[str, Tensor]:
+        """Return tensors of the same shapes and dtypes without values."""
+        return {name: entry.form for name, entry in self._entries.items()}
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield all values piece by piece; memory of those that the caller has let go of is given back.
-
-        Pages of a mapped file count as memory of the process for as long as the mapping exists, so every few pieces get
-        a mapping of their own. If the file was replaced meanwhile, the old one is read.
-        """
-        from safetensors import safe_open
-
-        if identity_of(self.path) != self._file:
-            yield from _whole(self)
-            return
-        for group in self._groups():
-            with safe_open(self.path, framework="pt", device="cpu") as handle:
-                for name, index in group:
-                    stored = self._names[name]
-                    whole = index is ...
-                    yield name, index, handle.get_tensor(stored) if whole else handle.get_slice(stored)[index]
-
-    def _groups(self) -> Iterator[Sequence[tuple[str, Index]]]:
-        """Yield small tensors together, and large ones cut along their first axis."""
-        group: list[tuple[str, Index]] = []
-        size = 0
-        for name, view in self._views.items():
-            if view.nbytes > _PIECE_BYTES and view.shape[0] > 1:
-                rows = max(1, _PIECE_BYTES * view.shape[0] // view.nbytes)
-                yield from ([(name, slice(start, start + rows))] for start in range(0, view.shape[0], rows))
+        """Yield all values, large tensors cut along their first axis."""
+        for name, entry in self._entries.items():
+            form = entry.form
+            if form.nbytes <= _PIECE_BYTES or len(form) == 1:
+                yield name, ..., self[name]
                 continue
-            group.append((name, ...))
-            size += view.nbytes
-            if size >= _PIECE_BYTES:
-                yield group
-                group, size = [], 0
-        if group:
-            yield group
+            row = form.nbytes // len(form)
+            step = max(1, _PIECE_BYTES // row)
+            for first in range(0, len(form), step):
+                rows = slice(first, first + step)
+                yield name, rows, self._read(name, form[rows], entry.start + first * row)
+
+    def _read(self, name: str, form: Tensor, start: int) -> Tensor:
+        tensor = torch.empty(form.shape, dtype=form.dtype, device="cpu")
+        if tensor.numel():
+            buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+            self._source.read_into(buffer, start, f"the tensor {name!r}")
+        return tensor
 
 
 def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
     """Yield all values as ``name, index, piece``, in a way that keeps little memory if they are in a file."""
-    yield from tensors.pieces() if isinstance(tensors, StoredTensors) else _whole(tensors)
-
-
-def _whole(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
+    if isinstance(tensors, StoredTensors):
+        return tensors.pieces()
     return ((name, ..., tensor) for name, tensor in tensors.items())
 
 
-def identity_of(path: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file is replaced or written to; None if it is not there."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def forms(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors of the same shapes and dtypes; of those in a file no value is read."""
+    return tensors.forms() if isinstance(tensors, StoredTensors) else tensors
 
 
-def check_header(path: Path) -> dict[str, str]:
-    """Check the header of a safetensors file against the file's size, and return the strings in it.
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """Return tensors under other names, new one to old; of those in a file no value is read."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.renamed(names)
+    return {new: tensors[name] for new, name in names.items()}
+
+
+def open_safetensors(source: Source) -> tuple[StoredTensors, dict[str, str]]:
+    """Check the header of a safetensors file against the file's size; return the tensors, and the strings in it.
 
     Raises:
         CheckpointError: if names occur twice, sizes do not fit, or ranges overlap or leave gaps; nothing was allocated.
     """
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or length > min(size - 8, LARGEST_HEADER):
-                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-            header = json.loads(handle.read(length), object_pairs_hook=unique_names)
+        size = source.size
+        length = int.from_bytes(source.read(min(size, 8), "the length of the header"), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        header = json.loads(source.read(length, "the header", 8), object_pairs_hook=unique_names)
         if not isinstance(header, dict):
             raise ValueError(f"a header that is a {type(header).__name__}")
         metadata = header.pop("__metadata__", None) or {}
-        _check_ranges({name: _range_of(name, entry) for name, entry in header.items()}, size - 8 - length)
-        return {str(key): str(value) for key, value in metadata.items()}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"could not read {str(path)!r} as safetensors ({_said(error)}): {_ADVICE}") from error
+        ranges = {name: _range_of(name, entry) for name, entry in header.items()}
+        _check_ranges(ranges, size - 8 - length)
+        entries = {
+            name: Entry(_form_of(header[name]), 8 + length + start) for name, (start, _) in sorted(ranges.items())
+        }
+        return StoredTensors(source, entries), {str(key): str(value) for key, value in metadata.items()}
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        where = str(source.path)
+        raise CheckpointError(f"could not read {where!r} as safetensors ({_said(error)}): {_ADVICE}") from error
+
+
+def _form_of(entry: Mapping[str, Any]) -> Tensor:
+    return torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
 
 
 def _said(error: Exception) -> str:
@@ -160,7 +169,9 @@ def _range_of(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     shape, (start, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
     if not all(type(number) is int and number >= 0 for number in (*shape, start, end)) or end < start:
         raise ValueError(f"an unusable shape or range of {name[:80]!r}")
-    if dtype in _BITS and math.prod(shape) * _BITS[dtype] != 8 * (end - start):
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name[:80]!r} of dtype {str(dtype)[:80]!r}, which is none of {', '.join(_DTYPES)}")
+    if math.prod(shape) * _DTYPES[dtype].itemsize != end - start:
         raise ValueError(f"{name[:80]!r} of shape {shape} and dtype {dtype} in {end - start:,} bytes")
     return start, end
 

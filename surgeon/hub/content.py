@@ -22,7 +22,7 @@ from surgeon.checkpoint.relaxed import (
 from surgeon.clean import CARD_FILE as CARD
 from surgeon.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.files import json_text, read_json, sha256_of_file
+from surgeon.files import json_text, read_json
 from surgeon.folders import SEAL_FILE
 from surgeon.models import STATEMENT_SUFFIX
 
@@ -139,9 +139,8 @@ def read_clean(folder: Path) -> dict[str, Any]:
     """
     certificate = read_json(folder / CERTIFICATE_FILE)
     recorded = certificate.get("files", {}).get(BASE_FILE) if isinstance(certificate, Mapping) else None
-    if recorded != sha256_of_file(folder / BASE_FILE):
+    if recorded != open_checkpoint(folder / BASE_FILE).sha256:
         raise CheckpointError(
             f"expected {BASE_FILE} in {str(folder)!r} as its certificate says, but its sha256 is another: strip again"
         )
-    open_checkpoint(folder / BASE_FILE, sha256=recorded)
     return {"certificate": certificate}

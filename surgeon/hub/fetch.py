@@ -47,9 +47,7 @@ def open_listed(listing: Listing, *, trust_pickle: bool = False, entry: str | No
     name = _checkpoint_name(listing, trust_pickle)
     beside = [f"{name}.model.json", (Path(name).parent / "config.json").as_posix()]
     folder = download(listing, [name, *(other for other in beside if other in listing.files)])
-    checkpoint = open_checkpoint(
-        folder / name, trust_pickle=trust_pickle, entry=entry, sha256=listing.files[name].sha256
-    )
+    checkpoint = open_checkpoint(folder / name, trust_pickle=trust_pickle, entry=entry)
     return replace(checkpoint, origin=HubPath(listing.path.repo, listing.commit, name))
 
 

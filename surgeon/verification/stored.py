@@ -11,6 +11,7 @@ from torch import Tensor
 from surgeon.attributes import tensor_sha256
 from surgeon.certificate import FINITE_CHECK, SHOWN, canonical_digest, forms_of, named_as
 from surgeon.checkpoint import Checkpoint, open_checkpoint
+from surgeon.checkpoint.stored import forms
 from surgeon.clean import CARD_FILE, hashes_of
 from surgeon.errors import CheckpointError
 from surgeon.types import grade_of
@@ -68,21 +69,20 @@ def check_source(original: Checkpoint, recorded: Recorded) -> Finding:
     return compared("original checkpoint", sentences, "sha256 of the file")
 
 
-def read_result(folder: Path) -> tuple[dict[str, Tensor], Finding]:
+def read_result(folder: Path) -> tuple[Mapping[str, Tensor], Finding]:
     """Open the weights; the tensors are empty if that fails."""
     try:
         checkpoint = open_checkpoint(folder / WEIGHTS)
     except CheckpointError as error:
         return {}, compared("weights", [f"{WEIGHTS} does not open: {error}"])
     # a prefix in the file is the model's own: these are the keys of a state dict
-    return {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}, compared("weights", [])
+    return checkpoint.in_file, compared("weights", [])
 
 
 def check_tensors(
     original: Mapping[str, Tensor] | None, result: Mapping[str, Tensor], recorded: Recorded
 ) -> list[Finding]:
     """Compare the tensors of both files, or of the result alone, with what is recorded of them."""
-    forms = _forms(result)
     changed = [
         f"the values of {key} are not those that were certified (sha256 of its bytes)"
         for key, digest in recorded.hashes.items()
@@ -93,7 +93,7 @@ def check_tensors(
     if original is not None:
         source = compared(name, _differing(recorded.original_forms, _forms(original), "the original"))
     return [
-        compared("recorded forms of the result", _differing(recorded.forms, forms, "the result")),
+        compared("recorded forms of the result", _differing(recorded.forms, _forms(result), "the result")),
         source,
         compared("tensors", _shortened(changed, "tensors"), f"sha256 of {len(recorded.hashes)} tensors"),
     ]
@@ -104,10 +104,11 @@ def check_same_form(original: Checkpoint, result: Mapping[str, Tensor]) -> Findi
     tensors = named_as(original, result)
     missing, added = [key for key in tensors if key not in result], [key for key in result if key not in tensors]
     left, right = _forms(tensors), _forms(result)
+    originals, results = forms(tensors), forms(result)
     changed = [
         f"{key} has shape {right[key][0]} and dtype {right[key][1]}, in the original {left[key][0]} and {left[key][1]}"
         for key in tensors
-        if key in result and not _same_form(tensors[key], result[key])
+        if key in result and not _same_form(originals[key], results[key])
     ]
     parts = [f"only the original has {', '.join(missing[:3])}"] if missing else []
     parts += [f"only the result has {', '.join(added[:3])}"] if added else []

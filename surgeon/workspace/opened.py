@@ -98,7 +98,7 @@ class Workspace:
     def _with_weights_of(self, checkpoint: Checkpoint) -> nn.Module:
         """Build the architecture anew and load a checkpoint into it."""
         model = self.found.rebuild()
-        tensors = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+        tensors = checkpoint.in_file
         own = tensors.keys() == model.state_dict().keys()
         load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.origin or checkpoint.path))
         return model

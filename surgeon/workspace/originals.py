@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from surgeon.checkpoint import Checkpoint, RelaxedConfig
+from surgeon.checkpoint.stored import renamed
 from surgeon.errors import CheckpointError
 from surgeon.hub.address import HubPath, is_hub_path
 from surgeon.hub.fetch import open_anywhere
@@ -92,7 +93,7 @@ def check_values(
     def original() -> Mapping[str, Tensor]:
         options_without_pickle = dataclasses.replace(options or OpenOptions(), trust_pickle=False)
         checkpoint = open_original(config.base, options_without_pickle, origin)
-        prefixed = {checkpoint.prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
-        return {**checkpoint.tensors, **prefixed}
+        names = {prefix + key: key for key in checkpoint.tensors for prefix in ("", checkpoint.prefix)}
+        return renamed(checkpoint.tensors, names)
 
     refuse_nonfinite(base, branches, str(origin), original)

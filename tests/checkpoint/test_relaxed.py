@@ -18,12 +18,14 @@ from surgeon.checkpoint import (
     keys_hash,
     load_into,
     read_relaxed,
+    relaxed,
     split_state,
     write_relaxed,
 )
 from surgeon.checkpoint.card import model_card
 from surgeon.errors import CheckpointError, ExistsError, UsageError
 from surgeon.files import write_json, write_tensors
+from surgeon.folders import check_seal
 from surgeon.types import Plan, Site
 
 FILES = ["README.md", "model.safetensors", "relaxation.safetensors", "surgeon_config.json", "surgeon_seal.json"]
@@ -101,6 +103,23 @@ def test_the_base_file_loads_without_surgeon(folder: Path) -> None:
     plain.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     load_into(plain, read_relaxed(folder).base, "the folder")
     assert list(plain.state_dict()) == list(network(relaxed=False).state_dict())
+
+
+@pytest.mark.parametrize("name", ["surgeon_config.json", "model.safetensors", "relaxation.safetensors"])
+def test_the_seal_is_compared_with_what_was_read(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A file that is right again when it is hashed was not when it was read."""
+    right = folder / "right"
+    (folder / name).rename(right)
+    content = right.read_bytes()
+    (folder / name).write_bytes(content + b" " if name.endswith(".json") else content[:-1] + bytes([content[-1] ^ 1]))
+
+    def put_back(*given: Any) -> None:
+        right.replace(folder / name)
+        check_seal(*given)
+
+    monkeypatch.setattr(relaxed, "check_seal", put_back)
+    with pytest.raises(CheckpointError, match=f"{name}' is not as it was written"):
+        read_relaxed(folder)
 
 
 def test_split_state_goes_by_whole_components() -> None:

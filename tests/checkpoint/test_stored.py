@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surgeon.checkpoint import load_into, open_checkpoint
-from surgeon.checkpoint.stored import StoredTensors, check_header, pieces
+from surgeon.checkpoint.source import Source
+from surgeon.checkpoint.stored import StoredTensors, open_safetensors, pieces
 from surgeon.errors import CheckpointError
 
 
@@ -44,15 +45,15 @@ def collected(stored: StoredTensors, like: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def test_the_pieces_are_the_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    stored = StoredTensors(path)
-    assert sum(name == "long" for name, _, _ in pieces(stored)) == 2
+    stored, _ = open_safetensors(Source(path))
+    assert sum(name == "long" for name, _, _ in pieces(stored)) == 6
     for found in (stored, collected(stored, tensors)):
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
 def test_a_file_that_is_replaced_meanwhile(path: Path, tensors: dict[str, Tensor]) -> None:
-    stored = StoredTensors(path)
+    stored, _ = open_safetensors(Source(path))
     save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, path.with_name("new"))
     path.with_name("new").replace(path)
     found = collected(stored, tensors)
@@ -90,7 +91,7 @@ def test_loading_code_of_a_module_is_run_and_must_not_change_values(tmp_path: Pa
 
 
 def test_metadata(path: Path) -> None:
-    assert check_header(path) == {"format": "pt"}
+    assert open_safetensors(Source(path))[1] == {"format": "pt"}
 
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

@@ -1,0 +1,161 @@
+"""A checkpoint that is cut off, written to or replaced while it is read: old bytes with their hash, or one sentence."""
+
+from __future__ import annotations
+
+import os
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from surgeon.checkpoint import Checkpoint, load_into, open_checkpoint, reading
+from surgeon.checkpoint.source import Source
+from surgeon.errors import CheckpointError
+from surgeon.files import sha256_of_file, write_tensors
+
+WIDTH = 600  # more than a page of a mapped file, and more than one piece
+FORMATS = ["net.safetensors", "net.pt"]
+
+
+def write(path: Path, value: float) -> Path:
+    """Write a checkpoint of equal weights, long ago: clocks of file systems are coarse."""
+    tensors = {"weight": torch.full((WIDTH, WIDTH), value), "bias": torch.full((WIDTH,), value)}
+    if path.suffix == ".pt":
+        torch.save(tensors, path)
+    else:
+        write_tensors(path, tensors)
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def load(checkpoint: Checkpoint) -> None:
+    load_into(nn.Linear(WIDTH, WIDTH), checkpoint.tensors, "the file")
+
+
+def look(checkpoint: Checkpoint) -> None:
+    assert float(checkpoint.tensors["weight"].sum()) == WIDTH * WIDTH
+
+
+def survives(work: Callable[[], None]) -> bool:
+    """Tell whether work ends well in a process of its own, which a mapped file would kill."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("use", [load, look])
+def test_a_file_that_is_cut_off_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None]) -> None:
+    def work() -> None:
+        checkpoint = open_checkpoint(write(tmp_path / "net.safetensors", 1.0))
+        os.truncate(checkpoint.path, 1000)
+        with pytest.raises(CheckpointError, match=r"expected [\d,]+ bytes of the tensor '\w+', the file ended after"):
+            use(checkpoint)
+
+    assert survives(work)
+
+
+@pytest.mark.parametrize("use", [load, look])
+def test_a_file_that_is_written_to_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None]) -> None:
+    checkpoint = open_checkpoint(write(tmp_path / "net.safetensors", 1.0))
+    with open(checkpoint.path, "r+b") as handle:
+        handle.seek(-4, os.SEEK_END)
+        handle.write(b"1234")
+    with pytest.raises(CheckpointError, match=r"changed while it was read \(it was written to\)"):
+        use(checkpoint)
+
+
+@pytest.mark.parametrize("use", [load, look])
+def test_a_file_that_is_replaced_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None]) -> None:
+    path = write(tmp_path / "net.safetensors", 1.0)
+    before, checkpoint = sha256_of_file(path), open_checkpoint(path)
+    write(tmp_path / "new.safetensors", 2.0).replace(path)
+    use(checkpoint)
+    assert checkpoint.sha256 == before != sha256_of_file(path)
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Let something happen between reading a file and taking its hash."""
+    taken = Source.sha256
+
+    def changed(source: Source) -> str:
+        change()
+        return taken(source)
+
+    monkeypatch.setattr(Source, "sha256", changed)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_hash_is_that_of_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path, new = write(tmp_path / name, 1.0), write(tmp_path / f"new-{name}", 2.0)
+    before = sha256_of_file(path)
+    meanwhile(monkeypatch, lambda: new.replace(path))
+    checkpoint = open_checkpoint(path)
+    look(checkpoint)
+    assert checkpoint.sha256 == before != sha256_of_file(path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("change", [lambda path: os.truncate(path, 5000), os.utime])
+def test_a_file_that_changes_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Path], None]
+) -> None:
+    path = write(tmp_path / name, 1.0)
+    meanwhile(monkeypatch, lambda: change(path))
+    with pytest.raises(CheckpointError, match="has changed while it was read"):
+        open_checkpoint(path)
+
+
+def test_a_file_that_is_cut_off_while_torch_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, plain = write(tmp_path / "net.pt", 1.0), torch.load
+
+    def cut(*given: object, **options: object) -> object:
+        os.truncate(path, 5000)
+        return plain(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "load", cut)
+    with pytest.raises(CheckpointError, match="has changed while it was read"):
+        open_checkpoint(path)
+
+
+def test_a_file_that_a_library_opens_must_keep_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_library(path: Path, trust_pickle: bool) -> Checkpoint:
+        write(tmp_path / "new.pt", 2.0).replace(path)
+        return Checkpoint(path, {"a": torch.ones(1)}, "nested", library="somebody's")
+
+    monkeypatch.setattr(reading, "open_by_library", by_library)
+    with pytest.raises(CheckpointError, match="another file has its name"):
+        open_checkpoint(write(tmp_path / "net.pt", 1.0))
+
+
+def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, shapes and dtypes come from the header, whoever asks for them, and each value is read only when used."""
+    asked: list[str] = []
+    read = Source.read_into
+
+    def counted(source: Source, buffer: memoryview, start: int, what: str) -> None:
+        asked.append(what)
+        read(source, buffer, start, what)
+
+    path = write(tmp_path / "net.safetensors", 1.0)
+    monkeypatch.setattr(Source, "read_into", counted)
+    checkpoint = open_checkpoint(path, hashed=False)
+    assert reading.keys_hash(checkpoint.in_file) == reading.keys_hash(nn.Linear(WIDTH, WIDTH).state_dict())
+    with pytest.raises(CheckpointError, match="expected the shapes of Linear"):
+        load_into(nn.Linear(WIDTH, 2), checkpoint.tensors, "the file")
+    assert not any("tensor" in what for what in asked)
+    load_into(nn.Linear(WIDTH, WIDTH), checkpoint.tensors, "the file")
+    assert sum("tensor" in what for what in asked) == 2 * 3  # copied, then compared: two pieces and one
