@@ -8,9 +8,10 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
+from importlib.machinery import SourceFileLoader
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,7 +82,8 @@ def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> L
         return offered
     if isinstance(spec, Path) or text.endswith(".py") or ":" not in text or Path(text).is_file():
         path = Path(text).absolute()
-        return LoadedTask(_task_of_file(path, given), path, _sha256(path), given, text)
+        task, sha256 = _task_of_file(path, given)
+        return LoadedTask(task, path, sha256, given, text)
     with importable(Path.cwd()):
         found = import_attribute(text, "a task", TaskError)
         if inspect.isclass(found) or (callable(found) and not hasattr(found, "batches")):
@@ -157,15 +159,20 @@ def _refuse_arguments(arguments: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> Task:
+def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> tuple[Task, str]:
+    """Return the task in a file, and the SHA-256 of the bytes that were run."""
     if not path.is_file():
         names = sorted(other.name for other in path.parent.glob("*.py"))
         raise TaskError(
             f"there is no task file {str(path)!r}: its folder holds {close_names(path.name, names)}; "
             "give a Python file or `module:attribute`"
         )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error
     with importable(path.parent):
-        module = _import_file(path)
+        module = _import_file(path, content)
         maker = getattr(module, "make_task", None)
         task = getattr(module, "task", None)
         if maker is not None and (arguments or task is None):
@@ -178,19 +185,33 @@ def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> Task:
                 f"expected {str(path)!r} to define `task` or `make_task`, found {', '.join(names[:10]) or 'nothing'}: "
                 "add one of the two"
             )
-    return _checked(task, str(path))
+    return _checked(task, str(path)), hashlib.sha256(content).hexdigest()
 
 
-def _import_file(path: Path) -> ModuleType:
+class _Content(SourceFileLoader):
+    """Runs these bytes: Python's own loader would run a compiled file in ``__pycache__``, whatever the source says."""
+
+    def __init__(self, name: str, path: Path, content: bytes) -> None:
+        super().__init__(name, str(path))
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the bytes."""
+        return self.source_to_code(self._content, self.path)
+
+
+def _import_file(path: Path, content: bytes) -> ModuleType:
     """Execute a file as a module with a name of its own, so that equally named files do not meet."""
-    name = f"surgeon_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
+    if path.suffix != ".py":
         raise TaskError(f"expected a Python file, got {str(path)!r}: its name must end in .py")
+    name = f"surgeon_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    loader = _Content(name, path, content)
+    module_spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert module_spec is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     try:
-        module_spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):

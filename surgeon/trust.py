@@ -31,7 +31,7 @@ def remember_task(path: Path) -> None:
     entry = _entry(path)
     with suppress(OSError, WriteError):
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(entry, f"{path.resolve()}\n", force=True)
+        write_text(entry, f"{_place(path)}\n", force=True)
 
 
 def is_remembered(path: Path) -> bool:
@@ -68,11 +68,28 @@ def check_task(path: Path, what: str, *, allowed: bool = False, ask: Ask | None 
     remember_task(path)
 
 
+def refuse_named_code(group: str, given: str | None, where: str, how: str) -> None:
+    """Refuse a group in a file that is ``module:function``, unless the user names the same.
+
+    Args:
+        group: what the file says.
+        given: what the user says; None if nothing.
+        where: what the message calls the file.
+        how: the user can name it.
+
+    Raises:
+        TrustError: if it is refused; nothing was imported.
+    """
+    if ":" in group and group != given:
+        raise TrustError(f"{where!r} names {group!r} as its group, which is code: if you trust it, give {how}")
+
+
 def writable_by_others(path: Path) -> str:
     """Say why a file could be somebody else's: owner and permissions of file and folder; empty if it could not."""
     if os.name != "posix":
         return ""
-    for place, name in ((path.resolve(), "the file"), (path.resolve().parent, "its folder")):
+    places = [(path.resolve(), "the file"), (path.resolve().parent, "its folder"), (_place(path).parent, "its folder")]
+    for place, name in places:
         found = place.stat()
         if found.st_uid not in (os.getuid(), 0):
             return f"{name} belongs to another user"
@@ -95,6 +112,11 @@ def _is_private(group: int) -> bool:
     return own.pw_gid == group and found.gr_name == own.pw_name and set(found.gr_mem) <= {own.pw_name}
 
 
+def _place(path: Path) -> Path:
+    """Return where a file is, beside what it imports: of a link its own place, not that of the file it leads to."""
+    return path.absolute().parent.resolve() / path.name
+
+
 def _entry(path: Path) -> Path:
-    known = f"{path.resolve()}\n{sha256_of_file(path)}"
+    known = f"{_place(path)}\n{sha256_of_file(path)}"
     return state_folder() / "tasks" / hashlib.sha256(known.encode()).hexdigest()

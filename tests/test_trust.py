@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from surgeon import trust
 from surgeon.errors import TrustError
 from surgeon.folders import seal_folder
+from surgeon.integrations.settings import RelaxationSettings, plan_for
 from surgeon.trust import check_task, is_remembered, remember_task, state_folder
 from surgeon.workspace import OpenOptions, open_path
 from tests.commands import Surgeon
@@ -77,6 +81,51 @@ def test_a_task_that_a_folder_names_needs_the_same(work: Path) -> None:
     assert ran(bundle)
     open_path(bundle / folder.name)
     assert ran(bundle)
+
+
+def test_the_source_runs_and_no_compiled_file_beside_it(surgeon: Surgeon) -> None:
+    """What a user has read and given is the source; a stranger can put any code into ``__pycache__``."""
+    source, harmless = Path("task.py"), Path("task.py").read_text().replace(RAN, "")
+    py_compile.compile("task.py", invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    source.write_text(harmless)
+    surgeon("inspect", "net.pt", "--task", "task.py")
+    assert not ran(surgeon.path)
+
+
+def test_a_link_to_a_given_file_is_not_that_file(surgeon: Surgeon) -> None:
+    """What it imports would come from beside the link."""
+    surgeon("inspect", "net.pt", "--task", "task.py")
+    assert ran(surgeon.path)
+    bundle = surgeon.path.parent / "bundle"
+    bundle.mkdir()
+    shutil.copy("net.pt", bundle)
+    (bundle / "task.py").symlink_to(surgeon.path / "task.py")
+    assert "never given on this machine" in surgeon("inspect", str(bundle / "net.pt"), code=2).err
+    bundle.chmod(0o777)
+    assert "everybody may write to its folder" in surgeon("inspect", str(bundle / "net.pt"), code=2).err
+    assert not ran(surgeon.path)
+    assert not ran(bundle)
+
+
+def test_a_plan_that_names_code_as_its_group_imports_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(surgeon.path)
+    code = "from pathlib import Path\nfrom surgeon.groups import parse_group\n" + RAN
+    Path("somebodys.py").write_text(code + "def group():\n    return parse_group('SO3')\n")
+    surgeon("inspect", "net.pt", "--task", "task.py", "--plan", "plan.json", "--group", "SO3")
+    assert ran(surgeon.path)
+    plan = json.loads(Path("plan.json").read_text())
+    Path("plan.json").write_text(json.dumps({**plan, "group": "somebodys:group"}))
+    Path("task.py").write_text(Path("task.py").read_text().replace(RAN, ""))
+    given = ("relax", "net.pt", "--task", "task.py", "--plan", "plan.json", "--dry-run")
+    for flags in ((), ("--group", "SO3")):
+        told = surgeon(*given, *flags, code=2).err
+        assert "names 'somebodys:group' as its group, which is code" in told
+    with pytest.raises(TrustError, match="which is code"):
+        plan_for(torch.nn.Linear(1, 1), RelaxationSettings(plan="plan.json"), lambda: None)
+    assert not ran(surgeon.path)
+    surgeon(*given, "--group", "somebodys:group")
+    assert ran(surgeon.path)
+    del sys.modules["somebodys"]
 
 
 @pytest.mark.parametrize("answer", [False, True])

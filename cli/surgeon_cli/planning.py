@@ -19,6 +19,7 @@ from surgeon.surgery import find, select
 from surgeon.surgery.find import in_training_mode
 from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward, with_action
 from surgeon.trees import to_dtype
+from surgeon.trust import refuse_named_code
 from surgeon.types import ErrorSummary, Plan
 from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
 from surgeon.workspace import Workspace
@@ -137,8 +138,10 @@ def read_plan(path: Path, group_name: str | None) -> Plan:
 
     Raises:
         PlanError: if it is no plan, or of another group than the one that was asked for.
+        TrustError: if its group is code that the user does not name.
     """
     plan = Plan.from_data(read_json(path))
+    refuse_named_code(plan.group, group_name, str(path), f"`--group {plan.group}`")
     if group_name is not None and parse_group(group_name).name != parse_group(plan.group).name:
         raise PlanError(
             f"expected a plan for {parse_group(group_name).name}, but {str(path)!r} was made for {plan.group}: "

@@ -144,9 +144,10 @@ def _kind_of(source: Source) -> Literal["safetensors", "zip", "pickle"]:
         raise CheckpointError(f"expected a checkpoint, but {str(path)!r} is empty: fetch or save it again")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{str(path)!r} is only a pointer of Git LFS: fetch the real file with `git lfs pull`")
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
+    archive = head.startswith(b"PK\x03\x04")  # also a length of a header, but other readers would open the archive
+    if not archive and (head[8:9] == b"{" or path.suffix == ".safetensors"):
         return "safetensors"
-    if head.startswith(b"PK\x03\x04"):
+    if archive:
         return "zip"
     if head.startswith(b"\x80"):
         return "pickle"

@@ -21,6 +21,7 @@ from surgeon.schedule import Schedule
 from surgeon.surgery import find, select
 from surgeon.training.session import RECALIBRATION_BATCHES
 from surgeon.training.weighting import PenaltyScale
+from surgeon.trust import refuse_named_code
 from surgeon.types import Plan, StripMode
 
 DEFAULT_PENALTY_WEIGHT = MappingProxyType({"drop": 0.01, "fold": 0.0})
@@ -176,6 +177,7 @@ def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[]
 
     Raises:
         PlanError: if nothing can be relaxed, or the plan is for another group.
+        TrustError: if the group in the plan's file is code that the user does not name.
         UsageError: if the plan's file cannot be read, or the training step does not call the network.
     """
     plan, call = settings.plan, None
@@ -184,7 +186,9 @@ def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[]
         call = first_call(network, step)
         plan = _found_plan(network, settings.group, *call)
     elif not isinstance(plan, Plan):
-        plan = _read_plan(Path(plan))
+        path = Path(plan)
+        plan = _read_plan(path)
+        refuse_named_code(plan.group, settings.group, str(path), f"group={plan.group!r}")
     if settings.group is not None and parse_group(settings.group).name != parse_group(plan.group).name:
         raise PlanError(
             f"expected a plan for the group {settings.group}, got one for {plan.group}: leave group= out, or make a "

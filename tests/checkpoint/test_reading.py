@@ -47,6 +47,13 @@ def test_a_state_dict_keeps_its_order(tmp_path: Path, suffix: str, zipped: bool)
     assert not checkpoint.needs_trust
 
 
+def test_an_archive_is_never_taken_for_a_header(tmp_path: Path) -> None:
+    """Its first bytes are the length of one, too, but torch opens it as the archive, with what that holds."""
+    (tmp_path / "a.model").write_bytes(b"PK\x03\x04\0\0\0\0{}")
+    with pytest.raises(CheckpointError, match="as an archive"):
+        open_checkpoint(tmp_path / "a.model")
+
+
 @pytest.mark.parametrize("entry", ["state_dict", "model", "model_state_dict", "ema", "anything"])
 def test_a_nested_dict(tmp_path: Path, entry: str) -> None:
     content = {
