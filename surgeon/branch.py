@@ -116,13 +116,18 @@ class Branch(nn.Module):
         return (self.matrix,)
 
     @property
+    def masked(self) -> Tensor:
+        """W in the blocks to which it is restricted, 0 in the others; what all of the branch is about."""
+        return self.weight if self.mask is None else self.weight * self.mask
+
+    @property
     def matrix(self) -> Tensor:
         """W as a matrix on the rows of its form; shape (d_out, row size)."""
-        return (self.weight if self.mask is None else self.weight * self.mask).flatten(1)
+        return self.masked.flatten(1)
 
     def foldable_part(self) -> Tensor:
         """Return P_op(W), shaped as W; zero if nothing can be folded."""
-        return torch.zeros_like(self.weight) if self.fold_map is None else self.fold_map.project(self.weight)
+        return torch.zeros_like(self.weight) if self.fold_map is None else self.fold_map.project(self.masked)
 
     def subtract(self, part: Tensor) -> None:
         """Take ``part``, shaped as W, off W, in place."""
@@ -131,7 +136,7 @@ class Branch(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """Return the matrix that the branch applies at the present coefficients; shaped as W."""
-        weight = self.weight if self.mask is None else self.weight * self.mask
+        weight = self.masked
         if self.mode == "drop" or self.fold_map is None:
             return self.theta[0] * weight
         foldable = self.foldable_part()

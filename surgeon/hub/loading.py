@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from surgeon.checkpoint import write_relaxed
 from surgeon.errors import CheckpointError
 from surgeon.hub.address import HubPath, check_repo, check_revision, is_hub_path
 from surgeon.surgery import strip
-from surgeon.types import StripMode
+from surgeon.types import EXACT_WHILE, StripMode
 from surgeon.workspace import OpenOptions, Workspace, open_path, relaxed_config
 
 
@@ -117,6 +118,10 @@ def _with_model(options: OpenOptions, model: str | Callable[[], nn.Module] | Non
 
 def _stripped(opened: Workspace, mode: StripMode | None) -> Workspace:
     if mode is not None and opened.relaxation is not None:
-        strip(opened.relaxation, mode)
+        for note in dict.fromkeys(record.note for record in strip(opened.relaxation, mode)):
+            if EXACT_WHILE in note:
+                warnings.warn(
+                    f"{note}: whether that is so on your data, surgeon.surgery.check_folds tells before", stacklevel=3
+                )
         return dataclasses.replace(opened, relaxation=None)
     return opened

@@ -180,4 +180,5 @@ def _cannot_fold(
     if site.fold is None:
         return ""
     op, generator = model.get_submodule(site.name), torch.Generator().manual_seed(0)
-    return fold_complaint(op, site, calls[0], adapters[site.adapter].fold_map(op, site, group), generator)
+    own, tried = adapters[site.adapter].fold_map(op, site, group), calls if site.fold_while else calls[:1]
+    return next(filter(None, (fold_complaint(op, site, call, own, generator) for call in tried)), "")

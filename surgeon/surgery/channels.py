@@ -81,7 +81,8 @@ def channel_map(op: nn.Module, site: Site) -> FoldMap:
 def _matrix_on_channels(measurement: Measurement, found: Found) -> str | None:
     """Return the name of the matrix that an op multiplies the last axis with; None if it does something else.
 
-    The op is run with another matrix: the result has to be the product with it, and the offset the same as before.
+    The op is run with another matrix: the result has to be the product with it, and the offset the same as before, in
+    every call of the sample batch.
     """
     op, twin = found.op, measurement.twin
     if (
@@ -95,19 +96,24 @@ def _matrix_on_channels(measurement: Measurement, found: Found) -> str | None:
     if len(matrices) != 1:
         return None
     name, weight = next(iter(matrices.items()))
-    arguments = _calls(measurement, op.module)[0]
-    generator = torch.Generator().manual_seed(5)
+    calls = _calls(measurement, op.module)
+    return name if all(_multiplies(found, twin, weight, arguments) for arguments in calls) else None
+
+
+def _multiplies(found: Found, twin: nn.Module, weight: Tensor, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether an op, given these arguments, multiplies the last axis by a matrix and does no more with it."""
+    op, generator = found.op, torch.Generator().manual_seed(5)
     x = random_like(op.read_in(twin, arguments), generator)
     zero, other = torch.zeros_like(x), random_like(weight, generator)
     if not _divides(found, weight, x):
-        return None
+        return False
     with torch.no_grad(), default_dtype(torch.float64):
         offset = op.run(twin, arguments, zero)
         with _holding(weight, other):
             after, result = op.run(twin, arguments, zero), op.run(twin, arguments, x) - offset
     expected = x @ other.T
     close = result.shape == expected.shape and bool((result - expected).norm() <= AGREEMENT * expected.norm())
-    return name if close and torch.equal(after, offset) else None
+    return close and torch.equal(after, offset)
 
 
 def _calls(measurement: Measurement, name: str) -> list[Mapping[str, Any]]:

@@ -277,6 +277,7 @@ class Relaxation:
     def clean(self) -> Iterator[nn.Module]:
         """While the context is open the model computes what it would compute after stripping with this mode.
 
+        Where a fold is exact only while something is constant, it is so only where that is (:func:`check_folds`).
         Running statistics stay those that the relaxed model has gathered;
         :meth:`surgeon.training.session.TrainingSession.clean_evaluation` takes them anew.
         """
@@ -307,7 +308,7 @@ class Relaxation:
         result = {}
         with torch.no_grad():
             for key, branch in self.branches.items():
-                norm = float(branch.weight.norm())
+                norm = float(branch.masked.norm())
                 result[key] = float(self._commutators[key](branch.matrix).norm()) / norm if norm else 0.0
         return result
 

@@ -104,7 +104,7 @@ def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -
 
 def _wanted(branch: Branch) -> tuple[Tensor, Tensor]:
     """Return what a branch adds to its op's linear map, and the part that can be folded; float64, shaped as W."""
-    weight, theta = branch.weight.double(), branch.theta.double()
+    weight, theta = branch.masked.double(), branch.theta.double()
     foldable = torch.zeros_like(weight) if branch.fold_map is None else branch.fold_map.project(weight)
     if branch.mode == "drop" or branch.fold_map is None:
         return theta[0] * weight, theta[1] * foldable
@@ -116,7 +116,7 @@ def _record(
 ) -> SiteRecord:
     """Compare what a branch adds with what the op's parameters, as they will be stored, add instead."""
     effective, folded = _wanted(branch)
-    norm = float(branch.weight.double().norm())
+    norm = float(branch.masked.double().norm())
     own = branch.fold_map
     if own is None or mode == "drop":
         return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")

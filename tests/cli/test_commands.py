@@ -270,6 +270,8 @@ def test_without_data_strip_says_that_a_constant_scalar_was_not_looked_at(surgeo
     surgeon("relax", "product.pt", *command, "--plan", "plan.json", "--strip-mode", "fold", "--init-scale", "0.5")
     note = "folded, exact while scalar 0 of y is 1, which was not looked at, for lack of data"
     assert note in surgeon("strip", "product-relaxed", *command[2:]).out
+    with pytest.warns(UserWarning, match="exact while scalar 0 of y is 1: whether that is so on your data"):
+        package.from_pretrained("product-relaxed", model)
 
 
 def test_an_arm_decides_how_its_run_is_stripped(surgeon: Surgeon) -> None:

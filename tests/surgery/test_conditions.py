@@ -111,27 +111,62 @@ class Gated(nn.Linear):
 
 
 class Measured(nn.Module):
-    def __init__(self) -> None:
+    """Vectors, as (n, 3, 4), through a layer and one that is called twice; ``more`` is the gate of the second call."""
+
+    def __init__(self, more: float = 1.0) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(4, 4, bias=False), Gated(4, 1, bias=False)
+        self.first, self.second, self.more = nn.Linear(4, 4, bias=False), Gated(4, 1, bias=False), more
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return self.second(self.first(x), gate).squeeze(-1)
+        hidden = self.first(x)
+        return (self.second(hidden, gate) + self.second(hidden * hidden.norm(), self.more * gate)).squeeze(-1)
+
+
+class GatedLinear(o3.Linear):
+    """The same of a layer that is annotated."""
+
+    def forward(self, features: Tensor, gate: Tensor) -> Tensor:
+        return gate * super().forward(features)
+
+
+class Annotated(nn.Module):
+    def __init__(self, more: float = 1.0) -> None:
+        super().__init__()
+        self.layer, self.more = GatedLinear("2x1o", "2x1o"), more
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.ones(len(x), 1)
+        return self.layer(self.layer(x, gate), self.more * gate)
+
+
+@pytest.mark.parametrize("more", [1.0, 2.0])
+def test_a_fold_has_to_be_right_in_every_call_of_the_sample_batch(more: float) -> None:
+    (site,) = surgeon.find(Annotated(more), "O3", torch.randn(4, 6)).sites
+    assert (site.fold is None, bool(site.fold_while)) == (more != 1, more == 1)
+    second = next(site for site in measured_plan(Measured(more).double()).sites if site.name == "second")
+    assert (second.fold is None, bool(second.fold_while)) == (more != 1, more == 1)
+
+
+RHO = irreps(parse_group("O3"), "1x1o")
+
+
+def sample(gate: float) -> Batch:
+    return torch.randn(5, 3, 4, dtype=torch.float64), torch.full((5, 1, 1), gate, dtype=torch.float64)
+
+
+def measured_plan(net: nn.Module) -> Plan:
+    def act(g: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        return RHO.action(g).apply(x.mT)[0].mT, gate
+
+    def act_output(g: Tensor, y: Tensor) -> Tensor:
+        return RHO.action(g).apply(y)[0]
+
+    return surgeon.find(net, "O3", *sample(1.0), act=act, act_output=act_output, adapters={})
 
 
 def test_any_further_argument_of_a_measured_op_is_a_condition() -> None:
-    group, net = parse_group("O3"), Measured().double()
-    rho = irreps(group, "1x1o")
-
-    def act(g: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-        return rho.action(g).apply(x.mT)[0].mT, gate
-
-    def sample(gate: float) -> Batch:
-        return torch.randn(5, 3, 4, dtype=torch.float64), torch.full((5, 1, 1), gate, dtype=torch.float64)
-
-    plan = surgeon.find(
-        net, group, *sample(1.0), act=act, act_output=lambda g, y: rho.action(g).apply(y)[0], adapters={}
-    )
+    net = Measured().double()
+    plan = measured_plan(net)
     words = "gate acts as on the sample batch"
     assert {site.name: (site.fold is not None, site.fold_while) for site in plan.sites} == {
         "first": (True, ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.branch import branches_of
 from surgeon.errors import SurgeryError, UsageError
-from surgeon.surgery import strip
+from surgeon.surgery import Relaxation, strip
 from tests import nets
 from tests.nets import o3
 
@@ -153,6 +154,43 @@ def test_missing_paths_lose_exactly_their_blocks() -> None:
     assert record.lost == pytest.approx(math.sqrt(record.norm**2 - record.folded**2))
     scalar_block = weight[:3, :2]
     assert torch.allclose(after[:3, :2] - (before[:3, :2] - scalar_block), scalar_block, atol=EXACT)
+
+
+def restricted(mode: Any) -> Relaxation:
+    """A layer whose branch adds to vectors alone, with numbers everywhere else in W."""
+    with nets.default_dtype(torch.float64):
+        net = o3.Linear("2x0e+2x1o", "2x0e+2x1o")
+    plan = surgeon.find(net, "O3", torch.randn(4, 8, dtype=torch.float64))
+    site = dataclasses.replace(plan.sites[0], blocks=((1, 1), (0, 1)))
+    relaxation = surgeon.relax(net, dataclasses.replace(plan, sites=(site,)), mode=mode, init_scale=1.0)
+    relaxation.set_theta(0.7, 0.7 if mode == "drop" else 1.0)
+    with torch.no_grad():
+        relaxation.branches["features"].weight.copy_(torch.randn(8, 8))
+    return relaxation
+
+
+@pytest.mark.parametrize("mode", ["fold", "drop"])
+def test_what_a_restricted_branch_does_not_add_is_neither_folded_nor_lost(mode: str) -> None:
+    relaxation = restricted(mode)
+    net, inside = relaxation.model, relaxation.branches["features"].weight.detach()[2:].clone()
+    before = nets.linear_map(net, None, 8)
+    (record,) = strip(relaxation)
+    after = nets.linear_map(net, None, 8)
+    assert record.lost == pytest.approx(float((before - after).norm()), rel=1e-12)
+    assert record.norm == pytest.approx(float(inside.norm()))
+    assert bool(record.folded) == (mode == "fold")
+
+
+def test_clean_evaluation_of_a_restricted_branch_is_the_stripped_model() -> None:
+    relaxation = restricted("fold")
+    net = relaxation.model
+    before = nets.linear_map(net, None, 8)
+    with relaxation.clean():
+        clean = nets.linear_map(net, None, 8)
+    strip(relaxation)
+    after = nets.linear_map(net, None, 8)
+    assert torch.allclose(after, clean, atol=EXACT)
+    assert torch.equal(before[:2], after[:2])
 
 
 def test_the_mode_can_be_chosen_when_stripping() -> None:
