@@ -22,15 +22,19 @@ from surgeon.training.statistics import edges_of_grid
 from surgeon.training.store import IDENTITY_FILE, RunStore
 from surgeon.workspace import OpenOptions, Workspace, open_path
 from surgeon_cli.comparison_words import budget, read_sweep, sentences
-from surgeon_cli.options import output_stem
 from surgeon_cli.progress import TrainingBar, training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
 from surgeon_cli.training_options import Comparing
 
 
+def runs_beside(record: Path) -> Path:
+    """Return the folder of the finished runs of a comparison."""
+    return record.with_name(f"{record.stem}.runs")
+
+
 def run_comparison(
     folder: Path,
-    out: Path | None,
+    target: Path,
     comparing: Comparing,
     settings: FinetuneSettings,
     options: OpenOptions,
@@ -41,8 +45,7 @@ def run_comparison(
 
     Finished runs beside the record are kept and used; ``force`` only replaces a record without any.
     """
-    target = out or Path(f"{output_stem(folder).removesuffix('-relaxed')}-compare.json")
-    runs_folder = target.with_name(target.stem + ".runs")
+    runs_folder = runs_beside(target)
     begun = (runs_folder / IDENTITY_FILE).is_file()
     if target.exists() and not (force or comparing.restart or begun):
         raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")

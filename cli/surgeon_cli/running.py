@@ -26,33 +26,16 @@ from surgeon.training import (
     training_costs,
 )
 from surgeon.workspace import OpenOptions, Workspace, check_source, open_path
-from surgeon_cli.options import output_stem, refuse_overwriting, shown
+from surgeon_cli.options import refuse_overwriting, shown
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import print_json, say
 from surgeon_cli.training_options import Keeping
 
 
-def run_training(
-    folder: Path,
-    out: Path | None,
-    arm_name: str | None,
-    settings: FinetuneSettings,
-    keeping: Keeping,
-    options: OpenOptions,
-    force: bool,
-    json_output: bool,
-) -> None:
-    """Train, saving after every epoch, and say what came out; one process at a time for one run folder."""
-    target = out or Path(f"{output_stem(folder).removesuffix('-relaxed')}-run")
-    check_writable(target, True)
-    with writing_alone(target):
-        recover(target)  # first of all: a run that a killed process was saving counts
-        _train(folder, target, arm_name, settings, keeping, options, force, json_output)
-
-
 @contextmanager
 def writing_alone(target: Path) -> Iterator[None]:
     """Keep other commands from writing ``target`` meanwhile; of several processes of one run, the first one does."""
+    check_writable(target, True)
     if os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -62,7 +45,7 @@ def writing_alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _train(
+def run_training(
     folder: Path,
     target: Path,
     arm_name: str | None,
@@ -72,6 +55,8 @@ def _train(
     force: bool,
     json_output: bool,
 ) -> None:
+    """Train, saving after every epoch, and say what came out."""
+    recover(target)  # first of all: a run that a killed process was saving counts
     resuming = has_run(target) and not force
     in_place = resuming and folder.resolve() == target.resolve()  # a run that was pulled goes on where it lies
     refuse_overwriting(target, None if in_place else folder, options.task, options.original)

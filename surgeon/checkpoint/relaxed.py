@@ -111,7 +111,9 @@ class RelaxedConfig:
         _check_base_address(data["base"], where)
         mode = data["strip_mode"]
         if mode not in get_args(StripMode):
-            raise CheckpointError(f"expected strip_mode 'drop' or 'fold' in {where}, got {mode!r}: correct it")
+            raise CheckpointError(
+                f"expected strip_mode 'drop' or 'fold' in {where}, got {mode!r}: write the folder again"
+            )
         return cls(**fields)
 
 
@@ -129,7 +131,8 @@ def _check_fields(data: Any, expected: set[str], where: str) -> None:
         found = [f"missing: {', '.join(missing)}"] if missing else []
         found += [f"unknown: {', '.join(map(str, unknown))}"] if unknown else []
         raise CheckpointError(
-            f"expected the fields {', '.join(sorted(expected))} in {where}, found {'; '.join(found)}: write it again"
+            f"expected the fields {', '.join(sorted(expected))} in {where}, found {'; '.join(found)}: write the folder "
+            "again"
         )
 
 

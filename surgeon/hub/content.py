@@ -21,9 +21,9 @@ from surgeon.checkpoint.relaxed import (
 )
 from surgeon.clean import CARD_FILE as CARD
 from surgeon.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
-from surgeon.errors import CheckpointError, UsageError
+from surgeon.errors import CheckpointError, PlanError, UsageError
 from surgeon.files import json_text, read_json
-from surgeon.folders import SEAL_FILE
+from surgeon.folders import SEAL_FILE, recover
 from surgeon.models import STATEMENT_SUFFIX
 
 RECORDS = ("records.jsonl", "steps.jsonl")
@@ -67,6 +67,7 @@ def content_of(folder: str | Path, with_training_state: bool = False) -> Content
         UsageError: if a training state is wanted and there is none.
     """
     folder = Path(folder)
+    recover(folder)
     kind = _kind(folder)
     if with_training_state and not all((folder / name).is_file() for name in STATE):
         raise UsageError(
@@ -137,7 +138,11 @@ def read_clean(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if they are not, or the weights cannot be read.
     """
-    certificate = read_json(folder / CERTIFICATE_FILE)
+    try:
+        certificate = read_json(folder / CERTIFICATE_FILE)
+    except PlanError as error:
+        path = str(folder / CERTIFICATE_FILE)
+        raise CheckpointError(f"{path!r} is damaged ({error.__cause__ or error}): strip again") from error
     recorded = certificate.get("files", {}).get(BASE_FILE) if isinstance(certificate, Mapping) else None
     if recorded != open_checkpoint(folder / BASE_FILE).sha256:
         raise CheckpointError(

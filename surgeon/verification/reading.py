@@ -12,6 +12,7 @@ from surgeon.certificate import FORMAT_VERSION
 from surgeon.clean import CERTIFICATE_FILE
 from surgeon.errors import CheckFailedError, CheckpointError, PlanError
 from surgeon.files import read_json
+from surgeon.folders import recover
 from surgeon.types import ErrorSummary, Grade, Split
 from surgeon.verdict import MeasureSettings
 from surgeon.verification.result import Equivariance
@@ -74,6 +75,7 @@ def read_certificate(folder: Path) -> Recorded:
         CheckpointError: if there is no such folder, or the certificate is of a newer format.
         CheckFailedError: if the certificate is missing or damaged beyond reading.
     """
+    recover(folder)
     path = folder / CERTIFICATE_FILE
     if not folder.is_dir():
         raise CheckpointError(f"expected a folder written by `surgeon strip`, but {str(folder)!r} is none: name one")
@@ -84,7 +86,7 @@ def read_certificate(folder: Path) -> Recorded:
     try:
         data = read_json(path)
     except (PlanError, ValueError, RecursionError) as error:
-        raise CheckFailedError(f"{str(path)!r} is damaged ({error}): strip again") from error
+        raise CheckFailedError(f"{str(path)!r} is damaged ({error.__cause__ or error}): strip again") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(

@@ -112,9 +112,11 @@ def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, Penal
     if form not in get_args(PenaltyForm):
         raise CheckpointError(
             f"expected a penalty form among {', '.join(get_args(PenaltyForm))} in {str(folder)!r}, got {form!r}: "
-            "correct it"
+            "write the folder again"
         )
     try:
         return Schedule(config.schedule["name"], **config.schedule["settings"]), form
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"the schedule in {str(folder)!r} is unusable ({error}): correct it") from error
+        raise CheckpointError(
+            f"the schedule in {str(folder)!r} is unusable ({error}): write the folder again"
+        ) from error

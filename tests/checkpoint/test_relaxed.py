@@ -206,7 +206,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         ({"extra": 1}, "unknown: extra"),
         ({"theta": [0.0]}, "a field of .* is unusable"),
         ({"step": "many"}, "a field of .* is unusable"),
-        ({"strip_mode": "keep"}, "got 'keep'"),
+        ({"strip_mode": "keep"}, "got 'keep': write the folder again"),
         ({"plan": {"format_version": 1}}, "a field of .* is unusable"),
         ({"plan": 3}, "a field of .* is unusable"),
         ({"penalty": {"lambda": 1.0}}, "missing: form, scale"),

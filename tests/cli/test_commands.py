@@ -140,6 +140,8 @@ def test_an_entry_of_a_nested_checkpoint(surgeon: Surgeon) -> None:
 
 def test_a_path_left_out_is_the_only_folder(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
+    refused = surgeon("strip", code=2).err
+    assert "found only 'net-relaxed', which has done no step: give its `surgeon finetune`" in refused
     assert "using net-relaxed/, the only relaxed folder here" in surgeon("finetune", "--epochs", "1").out
     # the same command goes on, although the run is a relaxed folder as well
     assert "going on after epoch 1 of 1" in surgeon("finetune", "--epochs", "1").out

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import CheckpointError, HubError, UsageError
+from surgeon.files import _BACKUP, _host
+from surgeon.hub.content import content_of
 from surgeon.hub.pulling import pull
 from surgeon.hub.pushing import PushOptions, push_to_hub
-from tests.commands import Surgeon
+from tests.commands import Surgeon, dead_pid
 from tests.hub.client import OWNER_TOKEN, READER_TOKEN
 from tests.hub.folders import files_of, made
 from tests.hub.server import Hub
@@ -185,3 +187,11 @@ def test_folders_that_are_not_pushed(logged_in: Hub, made: Path) -> None:
     with pytest.raises(UsageError, match="has none: leave out --with-training-state"):
         push_to_hub(made / "relaxed", REPO, replace(PushOptions(), with_training_state=True))
     assert not logged_in.asked(WRITING)
+
+
+def test_a_clean_folder_that_a_killed_process_had_moved_aside(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "clean", tmp_path / f".clean.{_BACKUP}-{dead_pid()}-{_host()}-0123abcd")
+    assert content_of(tmp_path / "clean").kind == "clean"
+    (tmp_path / "clean" / "certificate.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"is damaged \(.* line 1 .*\): strip again$"):
+        content_of(tmp_path / "clean")

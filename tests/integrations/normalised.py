@@ -17,11 +17,11 @@ from tests.tiny import Net
 
 
 class Normalised(Net):
-    """Gates its vectors by BatchNorm of their squared norms."""
+    """Gates its vectors by BatchNorm of their squared norms, as point-cloud networks do."""
 
-    def __init__(self) -> None:
-        super().__init__(4)
-        self.norm = nn.BatchNorm1d(4)
+    def __init__(self, hidden: int = 4) -> None:
+        super().__init__(hidden)
+        self.norm = nn.BatchNorm1d(hidden)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
         mixed = self.first(torch.cat([scalars, vectors.flatten(1)], 1))

@@ -18,22 +18,8 @@ from surgeon.surgery import Relaxation, find, relax, strip
 from surgeon.training import FinetuneSettings, arm_named, finetune
 from surgeon.training.session import TrainingSession
 from surgeon.trees import allclose, equal
-from tests.tiny import Net, TinyTask
-
-
-class Normalised(Net):
-    """With BatchNorm of the squared norms of vectors, as point-cloud networks have it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(2)
-
-    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
-        mixed = self.first(torch.cat([scalars, vectors.flatten(1)], 1))
-        features = mixed[:, self.hidden :].unflatten(1, (self.hidden, 3))
-        gates = torch.tanh(self.norm(features.square().sum(2)))
-        result: Tensor = self.second((features * gates.unsqueeze(2)).flatten(1))
-        return result
+from tests.integrations.normalised import Normalised
+from tests.tiny import TinyTask
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -44,7 +30,7 @@ def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def relaxed_network(scale: float = 2.0) -> Relaxation:
     """With a large W, so that the clean network has features of another size."""
     torch.manual_seed(0)
-    net = Normalised()
+    net = Normalised(2)
     batch = next(TinyTask().batches("train", 0))
     relaxation = relax(net, find(net, "O3", batch["scalars"], batch["vectors"]), init_scale=scale)
     net.train()

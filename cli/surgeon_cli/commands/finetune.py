@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from surgeon.errors import UsageError
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.comparing import run_comparison
-from surgeon_cli.options import ForceOption, JsonOption, OutOption, PathArgument, Reopening, folder_or_only
-from surgeon_cli.running import run_training
+from surgeon_cli.comparing import run_comparison, runs_beside
+from surgeon_cli.options import ForceOption, JsonOption, OutOption, PathArgument, Reopening, folder_or_only, output_stem
+from surgeon_cli.running import run_training, writing_alone
 from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Training, settings_of
 
 
@@ -45,14 +46,19 @@ def finetune(
     """
     options, settings = opening.options(json_output), settings_of(training, relaxing)
     folder = folder_or_only(path, json_output, trained=False)
+    stem = output_stem(folder).removesuffix("-relaxed")
     if comparing.compare is not None:
         if arm is not None:
             raise UsageError("expected either --arm or --compare, got both: leave one out")
-        run_comparison(folder, out, comparing, settings, options, force, json_output)
+        record = out or Path(f"{stem}-compare.json")
+        with writing_alone(runs_beside(record)):
+            run_comparison(folder, record, comparing, settings, options, force, json_output)
         return
     if comparing.lr_grid or comparing.lr_record or comparing.jobs > 1 or comparing.ray or comparing.restart:
         raise UsageError(
             "expected --lr-grid, --lr-record, --jobs, --ray and --restart together with --compare: add it, or leave "
             "them out"
         )
-    run_training(folder, out, arm, settings, keeping, options, force, json_output)
+    target = out or Path(f"{stem}-run")
+    with writing_alone(target):
+        run_training(folder, target, arm, settings, keeping, options, force, json_output)

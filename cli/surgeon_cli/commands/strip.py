@@ -136,8 +136,8 @@ def strip(
 
         surgeon strip pointnet-run --recalibrate 200
     """
-    folder, options = folder_or_only(path, stripping.json_output), opening.options(stripping.json_output)
-    _run(folder, options, measuring.settings(), recalibrating.batches(), stripping, Formats())
+    options = opening.options(stripping.json_output)
+    _run(path, options, measuring.settings(), recalibrating.batches(), stripping, Formats())
 
 
 @unbundled
@@ -161,18 +161,19 @@ def export(
         surgeon export potential-run -o clean/ --onnx --energy-only
     """
     formats.selection()  # refused before anything is computed
-    folder, options = folder_or_only(path, stripping.json_output), opening.options(stripping.json_output)
-    _run(folder, options, measuring.settings(), recalibrating.batches(), stripping, formats)
+    options = opening.options(stripping.json_output)
+    _run(path, options, measuring.settings(), recalibrating.batches(), stripping, formats)
 
 
 def _run(
-    path: Path,
+    named: Path | None,
     options: OpenOptions,
     settings: MeasureSettings,
     recalibration_batches: int,
     how: Stripping,
     formats: Formats,
 ) -> None:
+    path = folder_or_only(named, how.json_output)
     target = how.out or Path(f"{output_stem(path).removesuffix('-run').removesuffix('-relaxed')}-clean")
     refuse_overwriting(target, path, options.task, options.original)
     check_writable(target, how.force)
@@ -180,6 +181,11 @@ def _run(
     if workspace.relaxation is None:
         raise CheckpointError(
             f"expected a relaxed folder, got the plain checkpoint {shown(path)!r}: it has no branches, nothing to strip"
+        )
+    if named is None and workspace.files is not None and workspace.files.config.step == 0:
+        raise UsageError(
+            f"expected a trained folder here, found only {path.name!r}, which has done no step: give its `surgeon "
+            "finetune` (again, if it was killed), or name the folder to strip it as it is"
         )
     own_mode = workspace.relaxation.mode
     mode: StripMode = own_mode if how.fold is None else ("fold" if how.fold else "drop")
