@@ -71,16 +71,17 @@ def symmetry_complaint(
         count=ELEMENTS,
     )
     dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), torch.float32)
-    return judged(group, {component: error.median for component, error in errors.items()}, dtype)
+    return judged(group, {component: error.median for component, error in errors.items()}, dtype, ", median of elements")
 
 
-def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype) -> str | None:
+def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype, which: str = ", largest") -> str | None:
     """Judge relative errors per component: rotations by 2 %, all others by ten times the error under rotations.
 
     Args:
         group: the group.
         errors: component of the group's test elements to the relative error of the model's output under it.
         dtype: in which the model computed.
+        which: of each component's errors these are, in words.
 
     Returns:
         What is wrong, in words; None if nothing is.
@@ -95,7 +96,8 @@ def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype) -> str
         error = errors[component]
         if error <= (NOT_A_SYMMETRY if component in own else others):
             continue
-        told = f"under {component!r} its outputs deviate by {error:.1e} (relative, {str(dtype).removeprefix('torch.')})"
+        kind = f"relative, {str(dtype).removeprefix('torch.')}{which}"
+        told = f"under {component!r} its outputs deviate by {error:.1e} ({kind})"
         advice = "choose a smaller group"
         if smaller is not None and reference <= NOT_A_SYMMETRY:
             advice = f"choose {smaller}, under which they deviate by {reference:.1e}"

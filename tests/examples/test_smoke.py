@@ -189,7 +189,7 @@ def test_from_file_to_file(
     report = surgeon("export", "run", "-o", "clean", "--onnx", "--json").data["certificate"]
     assert report["grade"] == "same function"
     assert report["checks"]["as equivariant as the original"]
-    errors = {name: report["equivariance"][name]["float64"][component]["median"] for name in ("original", "stripped")}
+    errors = {name: report["equivariance"][name]["float64"][component]["maximum"] for name in ("original", "stripped")}
     assert 0.5 < errors["stripped"] / errors["original"] < 2
     assert errors["original"] > 1e-3  # approximate
     clean, original = load_file("clean/model.safetensors"), load_file("net.safetensors")

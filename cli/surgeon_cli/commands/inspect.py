@@ -85,7 +85,7 @@ def inspect(
         _describe(workspace, own)
         show_plan(plan, workspace.model, own)
         for component, error in errors.items():
-            numbers = f"median {error.median:.1e}, max {error.maximum:.1e} ({error.worst})"
+            numbers = f"at most {error.maximum:.1e} (under {error.worst}), median {error.median:.1e}"
             say(f"the model's own equivariance error under {component}: {numbers}")
     _write(workspace, plan, showing, force, json_output)
 
