@@ -50,7 +50,7 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outc
     """
     before = max(output_errors(measurement.changed, measurement.symmetry).values(), default=float("inf"))
     outcomes: list[Outcome] = ["unchecked"] * len(claims)
-    if before > OUTPUT_TOLERANCE:
+    if not measurement.errors or before > OUTPUT_TOLERANCE:
         return outcomes
 
     def judge(indices: list[int]) -> None:

@@ -23,10 +23,14 @@ from surgeon.surgery.kernels import kernels_of
 from surgeon.surgery.measured import Found, measure_module, same_action
 from surgeon.surgery.measured_raw import measure_raw
 from surgeon.surgery.measurement import Measurement
+from surgeon.surgery.ops import Op
 from surgeon.surgery.usage import WeightUsage
 from surgeon.types import Site, Skipped
 
-NO_EFFECT = "no gradient of the output reaches it: nothing uses what it computes, or it only makes a choice"
+NO_EFFECT = (
+    "no gradient of the output reaches it on the sample batch: nothing uses what it computes, it only makes a choice, "
+    "or what follows is flat there"
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement
         if outcome == "holds":
             continue
         op = found.op
-        names = [op.module] if op.node is None else [f"{op.module}.{name}".lstrip(".") for name in op.parameters]
+        names = _names(op)
         unchecked = Refusal(UNCHECKED.format("on the sample batch"), "invariant")
         answer = unchecked if outcome == "unchecked" else typed_by_use(measurement, found)
         if isinstance(answer, Refusal) and op.module in result.partly_invariant:
@@ -222,6 +226,20 @@ def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement
             result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
         elif outcome == "refuted":
             result.notes.append(f"{found.site().key}: {answer.reason}")
+
+
+def _names(op: Op) -> list[str]:
+    """Return under which names an op is skipped: that of its module, or of the parameters of a raw one."""
+    return [op.module] if op.node is None else [f"{op.module}.{name}".lstrip(".") for name in op.parameters]
+
+
+def _drop_idle_claims(result: Combined, idle: Sequence[Found]) -> set[str]:
+    """Of what reaches no output nothing was tried out: any tensor would do in its place. Returns the names."""
+    names = {name for found in idle for name in _names(found.op)}
+    busy = {name for found in result.claims if found not in idle for name in _names(found.op)}
+    claimed = {e.name for e in result.skipped if e.coverage == "invariant"} & (names - busy)
+    result.skipped = [Skipped(e.name, NO_EFFECT, "no effect") if e.name in claimed else e for e in result.skipped]
+    return claimed
 
 
 def _skip_parameters(result: Combined, name: str, parameters: Sequence[str], refusal: Refusal) -> None:
@@ -325,8 +343,11 @@ def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Meas
     ]
     weights: list[str] = []
     if measurement is not None:
-        more, weights = without_effect(measurement, [site for site in result.sites if site not in silent])
-        silent += more
+        claims = [found.site() for found in result.claims]
+        more, weights = without_effect(measurement, [*(site for site in result.sites if site not in silent), *claims])
+        silent += [site for site in more if site in result.sites]
+        idle = _drop_idle_claims(result, [f for f, site in zip(result.claims, claims, strict=True) if site in more])
+        weights = [name for name in weights if name.rpartition(".")[0] not in idle]
     result.sites = [site for site in result.sites if site not in silent]
     kept = {site.name for site in result.sites}
     nothing = Refusal(NO_EFFECT, "no effect")

@@ -32,6 +32,7 @@ from surgeon.types import AuditEntry, Plan, Site, Skipped
 
 Forward = Callable[..., Any]
 
+CONSTANT = "the model's output is the same for every sample of the batch: whether it transforms cannot be seen"
 UNVERIFIED = "not verified: no sample batch, sites come from the layers' annotations alone"
 
 
@@ -119,6 +120,7 @@ def _combined(
             with torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
                 complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
+    notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)

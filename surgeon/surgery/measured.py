@@ -213,7 +213,7 @@ def _types_of_ends(
     for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
             wrong = verdict_in.type is not None and _fails_as(measurement, op, verdict_in.type, verdict.refuted)
-            reason = f"its {end} does not transform linearly in a way that is known: {verdict.reason}"
+            reason = f"how its {end} transforms is not known: {verdict.reason}"
             return Refusal(reason, "not equivariant" if wrong else "unexplained")
     type_in, type_out = verdict_in.type, verdict_out.type
     assert type_in is not None

@@ -37,8 +37,8 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
         name: its qualified name.
 
     Returns:
-        The ops that are equivariant linear maps, invariant ones included; and why the others are none, by their first
-        parameter, or one refusal that says why the forward cannot be rewritten.
+        The ops that are equivariant linear maps, invariant ones included; and why the others are none, by their
+        parameters, or one refusal that says why the forward cannot be rewritten.
     """
     owner = measurement.twin.get_submodule(name)
     calls = measurement.own.calls[name][0]
@@ -55,6 +55,7 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
     ops = raw_ops(graph, owner)
     found: list[Found] = []
     refusals: list[tuple[str, Refusal]] = []
+    added: list[tuple[str, Refusal]] = []  # for the other parameters of an op, biases above all
     done: set[str] = set()
     for raw in ops:
         if raw.node in done:  # bilinear: one argument is enough
@@ -62,10 +63,12 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
         result = _measure(measurement, name, graph, raw, _argument(raw, [each.op for each in found]))
         if isinstance(result, Refusal):
             refusals.append((raw.parameters[0], result))
+            added += [(parameter, result) for parameter in raw.parameters[1:]]
         else:
             done.add(raw.node)
             found.append(result)
-    return found, refusals
+    taken = {name for each in found for name in each.op.parameters}
+    return found, refusals + [(name, why) for name, why in added if name not in taken]
 
 
 def _argument(raw: RawOp, taken: list[Op]) -> str:

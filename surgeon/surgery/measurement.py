@@ -97,7 +97,8 @@ class Measurement:
         inputs: one sample call, float64.
         own: the runs with the model's weights.
         changed: the runs with perturbed weights.
-        errors: component name to the largest relative equivariance error of the model's output; empty if it is unknown.
+        errors: component name to the largest relative equivariance error of the model's output, with its own weights,
+            or with perturbed ones if its own make the same of every sample; empty if it is unknown.
     """
 
     twin: nn.Module
@@ -121,6 +122,11 @@ class Measurement:
                 )
                 for index, g in enumerate(elements)
             ]
+
+    @property
+    def constant(self) -> bool:
+        """True if the model makes the same of every sample, so that its output says nothing of a symmetry."""
+        return all_rows_equal(self.own.outputs[0]) and all_rows_equal(self.changed.outputs[0])
 
     @property
     def trusted(self) -> bool:
@@ -158,7 +164,9 @@ def measure_model(
         own = make_probe(twin, symmetry, inputs, modules, elements)
         with perturbed(twin, seed):
             changed = make_probe(twin, symmetry, inputs, modules, elements)
-        errors = output_errors(own, symmetry)  # act_output creates constants as act does
+        telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
+        # act_output creates constants as act does
+        errors = {} if telling is None else output_errors(telling, symmetry)
     return Measurement(twin, symmetry, inputs, own, changed, errors)
 
 

@@ -71,7 +71,8 @@ def symmetry_complaint(
         count=ELEMENTS,
     )
     dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), torch.float32)
-    return judged(group, {component: error.median for component, error in errors.items()}, dtype, ", median of elements")
+    medians = {component: error.median for component, error in errors.items()}
+    return judged(group, medians, dtype, ", median of elements")
 
 
 def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype, which: str = ", largest") -> str | None:
@@ -97,7 +98,8 @@ def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype, which:
         if error <= (NOT_A_SYMMETRY if component in own else others):
             continue
         kind = f"relative, {str(dtype).removeprefix('torch.')}{which}"
-        told = f"under {component!r} its outputs deviate by {error:.1e} ({kind})"
+        part = " (its connected component)" if not group.finite and component == group.component_names[0] else ""
+        told = f"under {component!r}{part} its outputs deviate by {error:.1e} ({kind})"
         advice = "choose a smaller group"
         if smaller is not None and reference <= NOT_A_SYMMETRY:
             advice = f"choose {smaller}, under which they deviate by {reference:.1e}"

@@ -30,12 +30,12 @@ def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> Su
     listed = "; ".join([f"{count} x {reason}" for reason, count in reasons] + list(plan.notes))
     return NothingToRelaxError(
         f"expected at least one equivariant linear op in {type(model).__name__}, but there is nothing to relax "
-        f"({listed or 'it has no trainable parameters'}): {_verdict(plan)}",
+        f"({listed or 'it has no trainable parameters'}): {_verdict(plan, measurement is not None)}",
         plan,
     )
 
 
-def _verdict(plan: Plan) -> str:
+def _verdict(plan: Plan, measured: bool) -> str:
     """Tell apart what is so by design from what is not known and from a wrong group."""
     trained = [entry for entry in plan.audit if entry.coverage != "frozen"]
     broken, unknown = (_share(trained, coverage) for coverage in ("not equivariant", "unexplained"))
@@ -45,24 +45,26 @@ def _verdict(plan: Plan) -> str:
             "commute with it; choose a smaller group"
         )
     if unknown:
+        advice = "see why in its audit" if measured else "give a task with act and act_output to measure it by"
         return (
             f"this model is not understood, {unknown:.0%} of its parameters are unexplained, so that this says nothing "
-            "about it; give a task with act and act_output to measure it by, or an adapter"
+            f"about it; {advice}, or give an adapter"
         )
     bypassed = _share(trained, "bypassed")
     if bypassed:
         return f"{bypassed:.0%} of its parameters are used where a branch cannot act"
-    reasons = [entry.reason for entry in trained if entry.coverage == "invariant"]
-    if not reasons:
+    invariant = [entry for entry in trained if entry.coverage == "invariant"]
+    if not invariant:
         return "check the group, or exclude nothing"
-    if all(reason == INVARIANT for reason in reasons):
+    sure = sum(entry.size for entry in invariant if entry.reason == INVARIANT) / sum(e.size for e in invariant)
+    if sure == 1:
         return (
             "it is so by design, all linear maps that it trains and uses act on invariants; no other setting will "
             "change that"
         )
     return (
-        "its linear maps act on what is called invariant, which was not checked for all of them; a task with act and "
-        "act_output, under which the model's output transforms in float64, has it checked"
+        "as far as could be seen, all linear maps that it trains and uses act on invariants, but that every linear map "
+        f"is equivariant there was not checked for {1 - sure:.0%} of their weights: the audit says why"
     )
 
 

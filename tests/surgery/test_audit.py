@@ -211,6 +211,29 @@ def test_weights_are_called_not_equivariant_only_if_they_were_seen_to_be(
     assert (entry.coverage, words in entry.reason) == (found, True), entry
 
 
+def test_a_bias_shares_the_reason_of_its_weights() -> None:
+    plan = audited(Branching(cubed, nn.Linear(4, 4)))
+    weight, bias = (entry for entry in plan.audit if entry.parameter.startswith("inner."))
+    assert (bias.coverage, bias.reason) == (weight.coverage, weight.reason)
+    assert bias.reason.startswith("how its input transforms is not known")
+
+
+def test_what_is_0_on_the_batch_is_not_called_so_by_design() -> None:
+    class Dying(Invariants):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.no_grad():
+                self.first.weight[0], self.first.bias[0] = 0.0, -5.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            distances = (x[:, None] - x[None]).norm(dim=-1).sort().values[:, 1:5]
+            return self.last(self.first(distances).relu())
+
+    with pytest.raises(NothingToRelaxError, match="not checked for 20% of their weights") as caught:
+        audited(Dying())
+    assert "by design" not in str(caught.value)
+
+
 class Untraceable(nn.Module):
     """Its forward cannot be traced; what keeps it from being relaxed is another thing."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import surgeon
 from surgeon.errors import NothingToRelaxError
 from surgeon.soundness import Model, check_plan
 from surgeon.surgery.annotated import INVARIANT, LABELLED, UNCHECKED
+from surgeon.surgery.find import CONSTANT
 from tests.nets import o3
 from tests.surgery.test_audit import Invariants, audited, coverage
 
@@ -191,6 +193,59 @@ def test_raw_operations_on_invariants_are_checked_too(tensors: bool) -> None:
         assert (site.rho_in["axes"], site.axes_in) == ("v w c", (-3, -2, -1))
     else:
         assert reasons(plan)["w"] == INVARIANT
+
+
+class Norms(nn.Module):
+    """A layer on invariants beside a site; what becomes of its result differs."""
+
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mix, self.layer, self.then = nn.Linear(1, 4, bias=False), nn.Linear(4, 4), then
+
+    def forward(self, x: Tensor) -> Tensor:
+        norms = self.mix(x[..., None]).square().sum(1)
+        return norms.sum(-1) + self.then(self.layer(norms)).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        (lambda y: y.tanh(), "invariant"),
+        (lambda y: (y > 1e9).to(y), "no effect"),
+        (lambda y: (y - 1e9).relu(), "no effect"),
+    ],
+)
+def test_what_reaches_no_output_is_not_called_free(then: Callable[[Tensor], Tensor], said: str) -> None:
+    plan = audited(Norms(then))
+    assert (coverage(plan)["layer.weight"], coverage(plan)["layer.bias"]) == (said, said)
+    assert coverage(plan)["mix.weight"] == "site"
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_constant_output_shows_no_symmetry(constant: bool) -> None:
+    class Net(Norms):
+        def forward(self, x: Tensor) -> Tensor:
+            result = super().forward(x)
+            return (result - 1e9).relu() if constant else result
+
+    model = Net(torch.tanh)
+    plan = refused(model)[0] if constant else audited(model)
+    assert (CONSTANT in plan.notes) == constant
+    assert ("accepted when act_output shows" in reasons(plan)["mix.weight"]) == constant
+    assert coverage(plan)["layer.weight"] == ("no effect" if constant else "invariant")
+
+
+def test_an_output_that_starts_at_zero_is_judged_with_other_weights() -> None:
+    class Net(Norms):
+        def __init__(self) -> None:
+            super().__init__(torch.tanh)
+            self.scale = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.scale
+
+    plan = audited(Net())
+    assert (coverage(plan)["mix.weight"], CONSTANT in plan.notes) == ("site", False)
 
 
 def test_annotations_as_invariant_are_tried_out() -> None:

@@ -86,7 +86,7 @@ def inspect(
         show_plan(plan, workspace.model, own)
         for component, error in errors.items():
             numbers = f"at most {error.maximum:.1e} (under {error.worst}), median {error.median:.1e}"
-            say(f"the model's own equivariance error under {component}: {numbers}")
+            say(f"the model's own equivariance error, component {component}: {numbers}")
     _write(workspace, plan, showing, force, json_output)
 
 
