@@ -48,7 +48,8 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outc
     Returns:
         One outcome per claim, in order; "unchecked" where the model cannot tell.
     """
-    before = max(output_errors(measurement.changed, measurement.symmetry).values(), default=float("inf"))
+    with default_dtype(torch.float64):
+        before = max(output_errors(measurement.changed, measurement.symmetry).values(), default=float("inf"))
     outcomes: list[Outcome] = ["unchecked"] * len(claims)
     if not measurement.errors or before > OUTPUT_TOLERANCE:
         return outcomes
@@ -204,10 +205,9 @@ def _error(measurement: Measurement, additions: Sequence[_Addition]) -> float | 
                 with torch.random.fork_rng(devices=[]):
                     run = symmetry.forward(twin, *map_tensors(fresh_copy, moved))
                 outputs.append(map_tensors(Tensor.detach, run))
-        errors = [
-            relative_difference(moved, symmetry.act_output(g, outputs[0]))
-            for g, moved in zip(judges, outputs[1:], strict=True)
-        ]
+        with default_dtype(torch.float64):  # act_output creates constants as act does
+            expected = [symmetry.act_output(g, outputs[0]) for g in judges]
+        errors = [relative_difference(moved, right) for moved, right in zip(outputs[1:], expected, strict=True)]
     except Exception:  # the model is foreign code, and what it is given here it may never have been given
         return None
     worst = max(errors)
