@@ -15,6 +15,7 @@ from surgeon.checkpoint import Checkpoint
 from surgeon.checkpoint.container import save_content
 from surgeon.checkpoint.reading import read_torch
 from surgeon.errors import CheckpointError, TrustError
+from surgeon.files import sha256_of_file
 from surgeon.modes import default_dtype
 from surgeon_adapters import nequip_packages
 from surgeon_adapters.nequip_models import (
@@ -106,7 +107,9 @@ def open_file(path: Path, trust_pickle: bool) -> Checkpoint | None:
 
 def write_file(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a file of nequip once more with other weights; averages, if there are any, become equal to these."""
-    if checkpoint.container == "module":
+    if checkpoint.container == "module":  # which is opened again, with the code in it
+        if sha256_of_file(checkpoint.path) != checkpoint.sha256:
+            raise CheckpointError(f"{str(checkpoint.path)!r} has changed since it was opened: give the command again")
         nequip_packages.write_package(checkpoint.path, tensors, path)
         return
     found = _read(checkpoint.path, checkpoint.content)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from surgeon.checkpoint import Checkpoint, load_into, open_checkpoint, reading
+from surgeon.checkpoint.library import write_by_library
 from surgeon.checkpoint.source import Source
 from surgeon.errors import CheckpointError
 from surgeon.files import sha256_of_file, write_tensors
@@ -139,6 +140,12 @@ def test_a_file_that_a_library_opens_must_keep_its_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(reading, "open_by_library", by_library)
     with pytest.raises(CheckpointError, match="another file has its name"):
         open_checkpoint(write(tmp_path / "net.pt", 1.0))
+
+
+def test_a_package_whose_code_is_run_again_must_be_the_one_that_was_opened(tmp_path: Path) -> None:
+    opened = Checkpoint(write(tmp_path / "net.pt", 1.0), {}, "module", sha256="0" * 64, library="nequip")
+    with pytest.raises(CheckpointError, match="has changed since it was opened"):
+        write_by_library(opened, {}, tmp_path / "new.pt")
 
 
 def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
