@@ -156,3 +156,91 @@ def test_the_models_own_output_has_to_transform_as_said(group: str) -> None:
 def test_an_output_that_changes_sign_is_told_apart_by_the_reflection() -> None:
     with pytest.raises(NotASymmetryError, match="'reflection'.*choose C3"):
         find(Net(), "D3", spoil=lambda g, y: torch.linalg.det(g) * y)
+
+
+class Inside(Net):
+    """Puts ``op`` between two layers on vectors."""
+
+    def __init__(self, op: nn.Module, mask: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> None:
+        super().__init__()
+        self.op = op
+        self.register_buffer("mask", torch.tensor(mask))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lift(x)
+        h = self.mask * h * h.norm(dim=-2, keepdim=True)
+        return self.head((self.mix(self.op(h)) + self.other(h)).square().sum(-2))
+
+
+class Gate(nn.Module):
+    """Equivariant with any weights; linear only if ``power`` is 0."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.weight, self.power = nn.Parameter(torch.randn(4, 4)), power
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h @ self.weight * h.square().sum((-2, -1), keepdim=True) ** self.power
+
+
+def test_an_equivariant_op_that_is_not_linear_is_no_site() -> None:
+    """Its linear part, the product with its matrix, is one."""
+    for power, argument in ((0, "h"), (1, "weight")):
+        plan = find(Inside(Gate(power)), "D3")
+        assert [site.argument for site in plan.sites if site.name == "op"] == [argument]
+
+
+def test_features_that_are_0_on_the_whole_batch_are_no_site() -> None:
+    assert "other" in {site.name for site in find(Inside(nn.Identity()), "D3").sites}
+    plan = find(Inside(nn.Identity(), (1.0, 1.0, 1.0, 0.0)), "D3")
+    assert {site.name for site in plan.sites} == {"lift"}
+    audit = next(entry for entry in plan.audit if entry.parameter == "other.weight")
+    assert audit.coverage == "unexplained"
+    assert "0 on the whole sample batch" in audit.reason
+
+
+class Twice(Net):
+    """Calls a layer on vectors and then on what does not turn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lift(x)
+        h = h * h.norm(dim=-2, keepdim=True)
+        still = self.mix(h.norm(dim=-2, keepdim=True).expand_as(h)).mean(-2)
+        return self.head((self.mix(h) + self.other(h)).square().sum(-2) + still)
+
+
+def test_a_type_has_to_hold_in_every_call() -> None:
+    plan = find(Twice(), "D3")
+    assert {site.name for site in plan.sites} == {"lift", "other"}
+    audit = next(entry for entry in plan.audit if entry.parameter == "mix.weight")
+    assert "in another call" in audit.reason
+
+
+class Product(nn.Module):
+    """Linear in each argument with the other fixed."""
+
+    def __init__(self, together: bool) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Parameter(torch.randn(4, 4)) for _ in range(2))
+        self.together = together
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = a @ self.left, b @ self.right
+        return a + b if self.together else (a * b).sum(-2, keepdim=True)
+
+
+class OfTwo(Net):
+    def __init__(self, together: bool) -> None:
+        super().__init__()
+        self.op = Product(together)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lift(x)
+        h = h * h.norm(dim=-2, keepdim=True)
+        return self.head(self.op(self.mix(h), self.other(h)).square().sum(-2))
+
+
+def test_of_a_product_one_factor_takes_a_branch_and_of_a_sum_both_terms() -> None:
+    for together, arguments in ((True, {"a", "b"}), (False, {"a"})):
+        plan = find(OfTwo(together), "D3")
+        assert {site.argument for site in plan.sites if site.name == "op"} == arguments

@@ -202,6 +202,17 @@ def test_a_side_effect_that_the_trace_lacks_is_noticed(kind: type[Raw]) -> None:
     )
 
 
+@pytest.mark.parametrize(("training", "other"), [(True, "eval"), (False, "training")])
+def test_another_path_in_the_other_mode_is_noticed(training: bool, other: str) -> None:
+    class ByMode(Raw):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x @ self.w) if self.training else torch.relu(x @ self.w)
+
+    net = ByMode().train(training)
+    complaint = trace_complaint(net, trace_forward(net), [{"x": torch.randn(4, 3)}])
+    assert complaint == f"its traced form differs from eager in {other} mode"
+
+
 def test_a_forward_that_fails_in_eval_mode_is_a_complaint() -> None:
     class TrainingOnly(Raw):
         def forward(self, x: Tensor) -> Tensor:
