@@ -234,6 +234,26 @@ def test_a_folder_alone_runs_its_onnx_file(work: Path) -> None:
     assert formats._onnx_alone(path).differences[0].startswith("ONNX Runtime cannot open it")
 
 
+def test_tensors_under_other_names_were_not_compared(work: Path) -> None:
+    path = work / "clean/model.onnx"
+    graph = onnx.load(str(path))
+    names = {tensor.name: f"other_{tensor.name}" for tensor in graph.graph.initializer}
+    for tensor in (*graph.graph.initializer, *graph.graph.value_info):
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in graph.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    onnx.save(graph, str(path))
+    resealed(work)
+    verification = verify_clean(work / "clean")
+    assert verification.holds, verification.differences
+    found = {entry.name: entry for entry in verification.findings}
+    assert found["model.onnx: tensors"].outcome == "not checked"
+    assert found["model.onnx: tensors"].note.startswith("it has none of ")
+    assert found["model.pt2: tensors"].outcome == "holds"
+    assert found["metrics"].note == "give --task"
+    assert found["recorded graph"].note == "give --against; give --task"
+
+
 def test_files_that_are_missing_or_do_not_open(work: Path) -> None:
     (work / "task.py").unlink()
     (work / "clean/model.onnx").write_bytes(b"no graph")

@@ -31,6 +31,8 @@ from surgeon.workspace import OpenOptions, Workspace, open_path
 
 __all__ = ["Finding", "Verification", "verify_clean"]
 
+GIVE_MODEL = f"{GIVE_TASK} or --model"
+
 _RECORDED = {
     "sites": "norm, folded and lost part of every branch",
     "projection_error": "projection error",
@@ -85,7 +87,7 @@ def verify_clean(
     else:
         workspace, why = _workspace(folder / WEIGHTS if against is None else Path(against), options)
         if workspace is None:
-            findings += [*_without_model(why), *format_findings(clean, None, None)]
+            findings += [*_without_model(why, alone=original is None), *format_findings(clean, None, None)]
         else:
             rebuilt = check_models(workspace, clean, group, alone=original is None)
     if tensors is None:
@@ -108,15 +110,18 @@ def _workspace(against: Path, options: OpenOptions) -> tuple[Workspace | None, s
     try:
         return open_path(against, options), ""
     except ModelNotFoundError:
-        return None, GIVE_TASK + " or --model"
+        return None, GIVE_MODEL
     except TrustError:
         code = "the checkpoint names a factory, or a task file lies beside it, that nobody has allowed here"
         return None, f"{code}: give --task, --model, --trust-task or --trust-remote-code"
 
 
-def _without_model(why: str) -> list[Finding]:
-    names = ("module classes", "buffers", GRAPH_CHECK, CONSTANTS_CHECK, SOURCE_CHECK, EQUIVARIANCE_CHECK, "metrics")
-    return [unchecked(name, why) for name in names]
+def _without_model(why: str, alone: bool) -> list[Finding]:
+    """List what needs the model, what needs the task as well, and what needs both and the original."""
+    task = GIVE_TASK if why == GIVE_MODEL else why
+    both = f"{GIVE_ORIGINAL}; {task}" if alone else task
+    names = ("buffers", GRAPH_CHECK, CONSTANTS_CHECK, SOURCE_CHECK, EQUIVARIANCE_CHECK)
+    return [unchecked("module classes", why), *(unchecked(name, both) for name in names), unchecked("metrics", task)]
 
 
 def _only_recorded(recorded: Recorded) -> list[Finding]:

@@ -97,6 +97,14 @@ def _differing_tensors(found: Mapping[str, bool], where: str) -> list[str]:
     return [*told, *([f"and {len(wrong) - SHOWN} further tensors in {where}"] if len(wrong) > SHOWN else [])]
 
 
+def _tensors(name: str, same: Mapping[str, bool], clean: Clean) -> Finding:
+    """Compare the tensors that a file has under their names by value; where it has none, nothing was compared."""
+    if not same and clean.tensors:
+        return unchecked(f"{name}: tensors", f"it has none of {len(clean.tensors)} under its name: {GIVE_TASK}")
+    note = f"{len(same)} of {len(clean.tensors)} by value"
+    return compared(f"{name}: tensors", _differing_tensors(same, name.removeprefix("container ")), note)
+
+
 def _figures(name: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Finding:
     return compared(
         f"{name}: recorded figures", list(differing_figures(name, recorded, json_compatible(found)))[:SHOWN]
@@ -116,7 +124,7 @@ def _onnx(clean: Clean, stripped: Stripped | None) -> list[Finding]:
         return [compared(ONNX_FILE, [str(error)])]
     stored = {name: value.const_value for name, value in graph.graph.initializers.items() if name in clean.tensors}
     same = {name: _same_as_onnx(clean.tensors[name], tensor) for name, tensor in stored.items()}
-    findings = [compared(f"{ONNX_FILE}: tensors", _differing_tensors(same, ONNX_FILE), f"{len(same)} by value")]
+    findings = [_tensors(ONNX_FILE, same, clean)]
     if stripped is None:
         left = unchecked(f"{ONNX_FILE}: graph, outputs and equivariance", GIVE_TASK)
         return [*findings, _onnx_alone(path), left]
@@ -232,7 +240,7 @@ def _pt2(clean: Clean, stripped: Stripped | None) -> list[Finding]:
     names = {key: key.removeprefix(OWNER) for key in archive.weights}
     known = {key: name for key, name in names.items() if name in clean.tensors}  # others are computed in eval mode
     same = {name: archive.weights[key].equals(clean.tensors[name]) for key, name in known.items()}
-    findings = [compared(f"{PT2_FILE}: tensors", _differing_tensors(same, PT2_FILE), f"{len(same)} by value")]
+    findings = [_tensors(PT2_FILE, same, clean)]
     if stripped is None:
         return [*findings, unchecked(f"{PT2_FILE}: graph, outputs and equivariance", GIVE_TASK)]
     return findings + _pt2_again(clean, archive, stripped)
@@ -279,7 +287,7 @@ def _container(clean: Clean, workspace: Workspace | None, stripped: Stripped | N
         return [compared(what, [f"it does not open: {error}"])]
     tensors = named_as(opened, clean.tensors)
     same = {key: key in tensors and same_bytes(tensors[key], value) for key, value in clean.tensors.items()}
-    findings = [compared(f"{what}: tensors", _differing_tensors(same, name), f"{len(same)} by value")]
+    findings = [_tensors(what, same, clean)]
     if workspace is None or stripped is None:
         return [*findings, unchecked(f"{what}: outputs of its model", GIVE_TASK)]
     try:

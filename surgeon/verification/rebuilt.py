@@ -66,7 +66,8 @@ def check_models(workspace: Workspace, clean: Clean, group: str | None, alone: b
         return found
     _classes(found, result, recorded)
     if original is None:
-        found.findings += [unchecked(name, GIVE_ORIGINAL) for name in (*_FROM_TASK, HASHES_CHECK, SOURCE_CHECK)]
+        why = GIVE_ORIGINAL if workspace.task is not None else f"{GIVE_ORIGINAL}; {GIVE_TASK}"
+        found.findings += [unchecked(name, why) for name in (*_FROM_TASK, HASHES_CHECK, SOURCE_CHECK)]
     else:
         _compare(found, workspace, original, result, recorded)
     models = {"stripped": result} if original is None else {"original": original, "stripped": result}

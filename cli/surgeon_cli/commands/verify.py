@@ -71,7 +71,7 @@ def verify(
         raise CheckFailedError(f"everything that was checked holds, but {left}: give what is missing, or no `--strict`")
     if not json_output:
         grade = verification.recorded["grade"]
-        say("everything that was checked holds" + (f"; {left}" if left else "") + f"; certified is {grade}")
+        say("everything that was checked holds" + (f"; {left}" if left else "") + f"; the certificate says {grade!r}")
 
 
 def _data(path: Path, against: Path | None, verification: Verification) -> dict[str, Any]:
