@@ -169,7 +169,6 @@ def strip_and_certify(
     recalibration = _recalibrate(workspace, original, recalibration_batches, settings.seed)
     certificate = certify(original, workspace.model, before.run)
     _judge(workspace, before, after, split)
-    checks = {**certificate.checks, **after.checks}
     details = {
         **certificate.details,
         "group": relaxation.plan.group,
@@ -184,7 +183,7 @@ def strip_and_certify(
     }
     return workspace.model, dataclasses.replace(
         certificate,
-        checks=checks,
+        checks={**certificate.checks, **after.checks},
         differences=(*certificate.differences, *after.differences),
         strip_mode=mode,
         sites=sites,
