@@ -60,7 +60,8 @@ class Symmetry:
         tested = [element.g for element in self.group.test_elements(generator, RANDOM)]
         identity = torch.eye(self.group.dimension, dtype=torch.float64)
         still, twice = relative_difference(self.moved(identity, inputs), inputs), 0.0
-        for g, h in zip(tested, [*tested[1:], tested[0]], strict=True):
+        # Squares too: elements that are rounded, to quarter turns say, often add up with another one.
+        for g, h in [*zip(tested, [*tested[1:], tested[0]], strict=True), *zip(tested, tested, strict=True)]:
             error = relative_difference(self.moved(g, self.moved(h, inputs)), self.moved(g @ h, inputs))
             twice = largest(twice, error)
         if not still <= ACTION_TOLERANCE or twice > ACTION_TOLERANCE:

@@ -60,6 +60,16 @@ def test_an_action_that_is_none_on_reflections_alone_is_refused(name: str) -> No
         check(name, act, rows(name))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rotations_rounded_to_quarter_turns_are_no_action(seed: int) -> None:
+    def act(g: Tensor, x: Tensor) -> tuple[Tensor]:
+        return (torch.rot90(x, round(float(torch.atan2(g[1, 0], g[0, 0])) / (torch.pi / 2)), (-2, -1)),)
+
+    symmetry = Symmetry(parse_group("SO2"), act, None, lambda *_: None)
+    with pytest.raises(TaskError, match="action of SO2"):
+        symmetry.check((torch.randn(2, 5, 5, dtype=torch.float64),), torch.Generator().manual_seed(seed))
+
+
 def test_an_action_that_is_not_finite_somewhere_is_refused() -> None:
     with pytest.raises(TaskError, match="acting by h and then by g differs from acting by gh by inf"):
         check("D3", lambda g, x: x @ g.T / (g.det() > 0), rows("D3"))
