@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surgeon.branch import Branch, Branches, branches_child, branches_of
 from surgeon.errors import SurgeryError, UsageError
-from surgeon.sharding import sharded_like
+from surgeon.sharding import sharded_like, whole
 from surgeon.surgery.insert import detach
 from surgeon.surgery.relaxation import Relaxation
 from surgeon.types import EXACT_WHILE, SiteRecord, StripMode
@@ -82,11 +82,13 @@ def refold(relaxed: nn.Module | Relaxation) -> None:
             theta = branch.theta[0] if branch.mode == "drop" else branch.theta[1]
             if branch.fold_map is None or not theta:
                 continue
-            part = branch.foldable_part()
-            parameter = op.get_parameter(branch.fold_map.parameter)
-            change = branch.fold_map.weight_change(theta * part, parameter.numel()).reshape(parameter.shape)
-            parameter.add_(sharded_like(change, parameter))
-            branch.subtract(part)
+            part, own = branch.foldable_part(), branch.fold_map
+            parameter = op.get_parameter(own.parameter)
+            change = own.weight_change(theta * part, parameter.numel()).reshape(parameter.shape)
+            after = parameter + sharded_like(change, parameter)
+            moved = whole(after.double() - parameter.double())  # not the change, where the parameter's dtype rounds
+            branch.subtract((own.map_change(moved.flatten()) / theta.double()).to(part))
+            parameter.copy_(after)
 
 
 def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -> dict[str, Tensor]:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from surgeon.certificate import certify
 from surgeon.errors import PlanError, SurgeryError, TaskError, TrainingError, UsageError
-from surgeon.surgery import LowRankUpdates, refold, relax, strip, with_rank
+from surgeon.surgery import LowRankUpdates, find, refold, relax, strip, with_rank
 from surgeon.training import Finetuner, FinetuneSettings, StepEvent, arm_named, finetune, training_costs
 from surgeon.training.ema import Ema
 from surgeon.training.optimizers import BlockAdamW, block_mean, rate_scale
 from surgeon.training.state import random_state, set_random_state
 from surgeon.types import StripMode
+from tests import nets
+from tests.nets import o3
 from tests.tiny import Net, TinyTask
 from tests.training.conftest import plan_of
 
@@ -51,6 +53,24 @@ def test_a_refold_changes_no_output_and_leaves_nothing_foldable(make: Make) -> N
     assert any(not torch.equal(p, q) for p, q in zip(relaxation.base_parameters(), base, strict=True))
 
 
+def test_a_refold_leaves_in_w_what_rounding_keeps_from_the_base() -> None:
+    net = o3.Linear("8x0e+8x1o", "8x0e+8x1o").to(torch.bfloat16)
+    relaxation = relax(net, find(net, "O3"), init_scale=0.01)
+    relaxation.set_theta(0.5)
+    (branch,) = relaxation.branches.values()
+
+    def coefficients() -> Tensor:
+        """The linear map of base and branch together, in float64."""
+        twin = o3.Linear("8x0e+8x1o", "8x0e+8x1o").double()
+        twin.load_state_dict({"weight": net.weight.detach().double()}, strict=False)
+        return nets.linear_map(twin, None, 32) + 0.5 * branch.weight.detach().double()
+
+    before, part, base = coefficients(), branch.foldable_part().detach().double(), net.weight.detach().clone()
+    refold(relaxation)
+    assert not torch.equal(net.weight, base)
+    assert (coefficients() - before).norm() < 0.02 * 0.5 * part.norm()  # two thirds if W lost all of P(W)
+
+
 def test_a_refold_at_theta_zero_does_nothing(make: Make) -> None:
     net, relaxation = make("drop", init_scale=1.0)
     before = copy.deepcopy(net.state_dict())
@@ -74,8 +94,10 @@ def test_low_rank_branches_are_not_refolded(make: Make) -> None:
     net = Net()
     relaxation = relax(net, with_rank(plan_of(net), 1), init_scale=1.0)
     relaxation.set_theta(1.0)
+    base = copy.deepcopy(net.state_dict())
     with pytest.raises(SurgeryError, match="expected a dense W"):
         refold(relaxation)
+    assert all(torch.equal(value, base[key]) for key, value in net.state_dict().items())
 
 
 def test_a_frozen_base_needs_an_arm_that_keeps_something(make: Make, task: TinyTask) -> None:
