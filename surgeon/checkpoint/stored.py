@@ -19,7 +19,7 @@ from surgeon.imports import one_line
 LARGEST_HEADER = 100 * 2**20
 """Of the safetensors format itself."""
 
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 4 * 2**20
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 _DTYPES: Mapping[str, torch.dtype] = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
