@@ -110,6 +110,21 @@ class Schedule:
         return {**asdict(self), "sites": [list(pair) for pair in self.sites]}
 
 
+def schedule_of(given: Schedule | str | None) -> Schedule:
+    """Return a schedule, that of a name with the usual tail and peak, or the triangle for None.
+
+    Raises:
+        UsageError: if it is neither, or the name is unknown.
+    """
+    if isinstance(given, Schedule):
+        return given
+    if given is None or isinstance(given, str):
+        return Schedule(given or "triangle")
+    raise UsageError(
+        f"expected a surgeon.Schedule or the name of one ({', '.join(SHAPES)}), got {type(given).__name__}: name one"
+    )
+
+
 def _share(progress: float) -> float:
     if not 0 <= progress <= 1:
         raise UsageError(

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgeon.certificate import package_versions
-from surgeon.errors import CheckFailedError
+from surgeon.errors import CheckFailedError, PrecisionError
 from surgeon.evaluation import in_evaluation_mode, names_in_evaluation, outputs_on
 from surgeon.export.checks import check_onnx
 from surgeon.export.convert import outputs_by_derivative, to_onnx
@@ -59,9 +60,10 @@ def export_onnx(
     Raises:
         CheckFailedError: if a check fails; it says what differs.
         UsageError: if the selected outputs do not exist.
+        PrecisionError: if the model is in bfloat16.
     """
     task = stripped.task
-    sample = sample_of(task, model_dtype(stripped.model))
+    sample = sample_of(task, _usable_dtype(stripped.model))
     stripped = eager(stripped, sample.batch)
     model = stripped.model
     every = output_names(task, outputs_on(model, task, [sample.batch])[0])
@@ -138,6 +140,16 @@ def _same_graph(stripped: Stripped, converted: Any, before: Any, names: list[str
     if differences:
         raise CheckFailedError(f"the ONNX graph is not that of the original: {differences[0]}; nothing was written")
     return signature_hash(rows[1])
+
+
+def _usable_dtype(model: nn.Module) -> torch.dtype:
+    dtype = model_dtype(model)
+    if dtype == torch.bfloat16:
+        raise PrecisionError(
+            "expected a model in a dtype that ONNX Runtime computes in on a CPU, where the file is checked, got "
+            "bfloat16: relax and train a float32 copy of the checkpoint; nothing was written"
+        )
+    return dtype
 
 
 def onnx_extra(

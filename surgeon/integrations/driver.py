@@ -92,9 +92,11 @@ class RelaxationDriver:
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
-    def _taken_loss(self) -> Tensor | float:
+    def _taken_loss(self) -> Tensor:
         loss, self._loss = self._loss, None
-        return math.nan if loss is None else loss
+        # a tensor in any case: processes average it, and one may have had a step without a loss
+        theta = next(iter(self.relaxation.branches.values())).theta
+        return theta.new_full((), math.nan) if loss is None else loss
 
     def weighted_penalty(self) -> Tensor:
         """Return lambda times the penalty of an optimiser step for the losses that were taken up, shape ()."""

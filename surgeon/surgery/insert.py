@@ -25,7 +25,7 @@ from surgeon.intertwiners import FoldMap
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
 from surgeon.regularizer import PenaltyForm
 from surgeon.representations import Representation
-from surgeon.schedule import Schedule
+from surgeon.schedule import Schedule, schedule_of
 from surgeon.surgery.channels import channel_map
 from surgeon.surgery.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation, theta_shares
 from surgeon.surgery.rewrite import check_places, install, uninstall
@@ -71,7 +71,11 @@ def relax(
     """
     if mode not in ("drop", "fold"):
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
-    schedule = Schedule(schedule) if isinstance(schedule, str) else schedule or Schedule()
+    schedule = schedule_of(schedule)
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"expected a Plan, got {type(plan).__name__}: make one with surgeon.find, or read one with Plan.from_json"
+        )
     penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
     theta_shares(schedule, plan)
     group = parse_group(plan.group)

@@ -20,7 +20,7 @@ from surgeon.forms import row_representations
 from surgeon.groups import Group
 from surgeon.moments import average_over_processes, mean_over_processes, processes, rows_per_process
 from surgeon.regularizer import Commutator, PenaltyForm, SitePenalty, site_penalty
-from surgeon.schedule import Schedule
+from surgeon.schedule import Schedule, schedule_of
 from surgeon.surgery.select import matching_sites
 from surgeon.types import Plan, Site, StripMode
 
@@ -28,6 +28,10 @@ DEFAULT_ROWS, DEFAULT_EVERY = 128, 4
 NOTHING_RECORDED = (
     "the penalty is 0, since no branch recorded features: call the model in training mode and with gradients "
     "(model.train()) before penalty()"
+)
+NOTHING_NEW = (
+    "the penalty is that of earlier features, since the branches whose turn it was ({}) recorded none: call the model "
+    "in training mode and with gradients before every penalty(), unless the batch does not use them"
 )
 _OFFSET_STEP = math.sqrt(2) - 1
 
@@ -100,7 +104,8 @@ class Relaxation:
         return self._schedule
 
     @schedule.setter
-    def schedule(self, schedule: Schedule) -> None:
+    def schedule(self, schedule: Schedule | str) -> None:
+        schedule = schedule_of(schedule)
         self._shares = theta_shares(schedule, self.plan)
         self._schedule = schedule
 
@@ -197,10 +202,13 @@ class Relaxation:
         due = [key for number, key in enumerate(self.branches) if self._is_due(number)]
         for key in due:
             self._terms.pop(key, None)
-        self._terms.update(self._computed(due))
+        computed = self._computed(due)
+        self._terms.update(computed)
         if self._terms:
             self._turn += 1
             self._record()
+        if due and self._terms and not computed and not may_be_empty:
+            warnings.warn(NOTHING_NEW.format(", ".join(map(repr, due))), stacklevel=2)
         weights = {key: self.branches[key].factors for key in self._terms}
         flat = [weight for factors in weights.values() for weight in factors]
         if not flat:

@@ -109,8 +109,8 @@ class TrainingSession:
             scale: multiplies theta of what will be dropped.
 
         Raises:
-            UsageError: if more than all are done, or the number of steps is another than before, in the training that
-                is resumed, too.
+            UsageError: if there are none, more than all are done, or their number is another than before, also in the
+                training that is resumed.
         """
         if self.steps is not None and steps != self.steps:
             raise UsageError(
@@ -118,10 +118,10 @@ class TrainingSession:
                 "theta follows the share of the steps that is done and would jump, so resume with the same number of "
                 "epochs, steps and batches, or start a new training from the clean weights"
             )
-        if not 0 <= step <= steps:
+        if not 0 <= step <= steps or not steps:
             raise UsageError(
-                f"expected at most {steps} done optimiser steps in a training of so many, got {step}: count the steps "
-                "of the whole training, all epochs together"
+                f"expected from 0 to all of the optimiser steps of a training to be done, got {step} of {steps}: count "
+                "those of the whole training, all epochs together"
             )
         self.steps = steps
         self.relaxation.set_progress(step / steps, scale)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from surgeon.errors import UsageError
 
 PenaltyScale = Literal["relative", "absolute"]
 
@@ -26,6 +29,9 @@ class PenaltyWeight:
         loss_sum: decayed sum behind the running mean.
         loss_weight: decayed sum of weights behind it.
 
+    Raises:
+        UsageError: if lambda is negative or not finite, or the scale unknown.
+
     Example:
         >>> weight = PenaltyWeight(0.01)
         >>> round(weight(2.0), 6)  # the first loss is the mean
@@ -36,6 +42,12 @@ class PenaltyWeight:
     scale: PenaltyScale = "relative"
     loss_sum: float = 0.0
     loss_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.value >= 0 and math.isfinite(self.value)):
+            raise UsageError(f"expected a finite weight of the penalty of at least 0, got {self.value}")
+        if self.scale not in get_args(PenaltyScale):
+            raise UsageError(f"expected a penalty scale among {', '.join(get_args(PenaltyScale))}, got {self.scale!r}")
 
     def __call__(self, loss: float) -> float:
         """Take up the task loss of a step (a finite number) and return the factor of the penalty at this step."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import CheckFailedError, TaskError, UsageError
+from surgeon.errors import CheckFailedError, PrecisionError, TaskError, UsageError
 from surgeon.export import check_onnx, compare_signatures, export_onnx, sample_of, signature, signature_hash
 from surgeon.export.convert import to_onnx
 from surgeon.groups import parse_group
@@ -38,6 +38,11 @@ def beside(model: nn.Module, original: nn.Module | None = None, group: str | Non
     named = None if group is None else parse_group(group)
     double = copy.deepcopy(model).double()
     return Stripped(model, copy.deepcopy(model) if original is None else original, double, TASK, named)
+
+
+def test_bfloat16_is_refused_before_anything_is_converted(tmp_path: Path) -> None:
+    with pytest.raises(PrecisionError, match="got bfloat16: relax and train a float32 copy"):
+        export_onnx(tmp_path / "model.onnx", beside(Net().bfloat16()))
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from torch import Tensor
 
 import surgeon
 from surgeon.branch import branches_of
-from surgeon.errors import UsageError
+from surgeon.errors import PlanError, UsageError
 from surgeon.groups import parse_group
 from surgeon.regularizer import EPSILON, commutator_penalty, commutator_penalty_rows, norm_penalty, norm_penalty_rows
 from surgeon.representations import Representation
 from surgeon.schedule import Schedule
+from surgeon.surgery import PenaltySettings
 from tests import nets
 
 pytestmark = pytest.mark.e3nn
@@ -190,6 +191,30 @@ def test_nothing_is_recorded_in_eval_without_gradients_when_disabled_or_clean() 
     net(*inputs)
     assert relaxation.penalty() > 0
     assert len(relaxation.penalty_terms()) == 2
+
+
+def test_a_penalty_of_earlier_features_says_so() -> None:
+    """A site that is computed anew every other step keeps its terms meanwhile."""
+    _, net, relaxation, inputs = nets.relaxed("linears")
+    relaxation.set_penalty(PenaltySettings(every=2))
+    net(*inputs)
+    relaxation.penalty()
+    with pytest.warns(UserWarning, match="is that of earlier features, since the branches whose turn it was"):
+        relaxation.penalty()
+    relaxation.penalty(may_be_empty=True)
+    net(*inputs)
+    relaxation.penalty()
+
+
+def test_a_schedule_by_its_name_also_later_and_what_is_none() -> None:
+    _, net, relaxation, _ = nets.relaxed("linears")
+    relaxation.schedule = "one-sided"
+    assert relaxation.schedule == Schedule("one-sided")
+    with pytest.raises(UsageError, match=r"a surgeon.Schedule or the name of one \(triangle, .*got function"):
+        relaxation.schedule = lambda progress: 1.0
+    surgeon.strip(net)
+    with pytest.raises(PlanError, match="expected a Plan, got str: make one with surgeon.find, or read one"):
+        surgeon.relax(net, "plan.json")  # type: ignore[arg-type]
 
 
 def test_the_defect_term_pulls_towards_an_intertwiner() -> None:

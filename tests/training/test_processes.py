@@ -128,6 +128,14 @@ def test_processes_share_out_an_order_from_the_global_generators(tmp_path: Path,
         assert (orders[0] != orders[1]) is (split == "train")  # every epoch has an order of its own
 
 
+def test_a_step_without_a_loss_in_one_process_has_no_penalty_in_any(tmp_path: Path) -> None:
+    done = forked(tmp_path, program="tests.training.lossless", count=2, timeout=40)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert equal(one, other)
+    assert one[0] == 0 < one[1]
+
+
 def test_an_order_that_differs_between_processes_is_refused(tmp_path: Path) -> None:
     done = forked(tmp_path, "own", program="tests.training.shuffled", count=2, environment=CPU)
     assert done.returncode == 1

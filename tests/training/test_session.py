@@ -108,10 +108,25 @@ def test_another_number_of_steps_is_refused() -> None:
     assert again.relaxation.theta == session.relaxation.theta
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"penalty_weight": -0.1}, "finite weight of the penalty of at least 0, got -0.1"),
+        ({"penalty_weight": float("nan")}, "got nan"),
+        ({"penalty_scale": "rel"}, "penalty scale among relative, absolute, got 'rel'"),
+    ],
+)
+def test_an_unusable_penalty_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        TrainingSession(relaxed_network(), **settings)
+
+
 def test_more_steps_than_there_are_are_refused() -> None:
     session = TrainingSession(relaxed_network())
     session.set_step(12, 12)
-    with pytest.raises(UsageError, match="at most 12 done optimiser steps in a training of so many, got 13"):
+    with pytest.raises(UsageError, match="got 0 of 0"):
+        TrainingSession(relaxed_network()).set_step(0, 0)
+    with pytest.raises(UsageError, match="of a training to be done, got 13 of 12: count those of the whole"):
         session.set_step(13, 12)
 
 

@@ -1,0 +1,33 @@
+"""A trainer in two processes, one of which has a step without a loss: a program for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from surgeon.integrations.driver import RelaxationDriver
+from surgeon.integrations.settings import RelaxationSettings
+from surgeon.surgery import find
+from tests.training.heads import Heads
+
+
+def main(arguments: list[str]) -> None:
+    """Write the penalties that one of the processes gets to ``RANK.pt``."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    network = Heads()
+    batch = (torch.randn(5, 6), "both")
+    settings = RelaxationSettings(plan=find(network, "O3", batch), module="0")
+    driver = RelaxationDriver(nn.Sequential(network).train(), settings, lambda: None, lambda model, batch: model(batch))
+    found = []
+    for step in range(2):
+        driver.set_step(step, 2)
+        outputs = network(batch)
+        if step or not rank:
+            driver.add_loss(outputs.square().mean())
+        found.append(driver.weighted_penalty().detach())
+    torch.save(found, Path(f"{rank}.pt"))
+    torch.distributed.destroy_process_group()
