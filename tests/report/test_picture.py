@@ -27,7 +27,7 @@ class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(LAYERS))
-        self.scale, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.scale, self.head = nn.Linear(4, 4), nn.Linear(4, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.scale(x.square().sum(-1))[..., None]
