@@ -59,8 +59,7 @@ def export_onnx(
 
     Raises:
         CheckFailedError: if a check fails; it says what differs.
-        UsageError: if the selected outputs do not exist.
-        PrecisionError: if the model is in bfloat16.
+        SurgeonError: if the selected outputs do not exist, or the model is in bfloat16.
     """
     task = stripped.task
     sample = sample_of(task, _usable_dtype(stripped.model))
