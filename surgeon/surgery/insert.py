@@ -73,9 +73,7 @@ def relax(
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
     schedule = schedule_of(schedule)
     if not isinstance(plan, Plan):
-        raise PlanError(
-            f"expected a Plan, got {type(plan).__name__}: make one with surgeon.find, or read one with Plan.from_json"
-        )
+        raise PlanError(f"expected a Plan, got {type(plan).__name__}: use surgeon.find, or Plan.from_json of a file")
     penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
     theta_shares(schedule, plan)
     group = parse_group(plan.group)

@@ -213,7 +213,7 @@ def test_a_schedule_by_its_name_also_later_and_what_is_none() -> None:
     with pytest.raises(UsageError, match=r"a surgeon.Schedule or the name of one \(triangle, .*got function"):
         relaxation.schedule = lambda progress: 1.0
     surgeon.strip(net)
-    with pytest.raises(PlanError, match="expected a Plan, got str: make one with surgeon.find, or read one"):
+    with pytest.raises(PlanError, match="expected a Plan, got str: use surgeon.find, or Plan.from_json"):
         surgeon.relax(net, "plan.json")  # type: ignore[arg-type]
 
 
