@@ -7,7 +7,7 @@ VENV := .venv
 EXTRAS := dev,plots
 JOBS := 2
 FAMILIES := mace nequip escnn pyg
-LAYERS := $(patsubst %,.venv-%,e3nn044 integrations $(FAMILIES))
+LAYERS := $(patsubst %,.venv-%,e3nn044 oldest integrations $(FAMILIES))
 IN_VENV := $(VENV)/bin/python
 # The processes that share the tests would otherwise each take a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1
@@ -70,8 +70,9 @@ test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, tra
 mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a test notices each; goes on where it was
 	@$(IN_VENV) -m tests.mutants.run --jobs $(JOBS) $(ARGS)
 
-test-portable: $(VENV)/.stamp  ## run the numerical tests as other processors, thread counts and seeds would
-	$(ONE_THREAD) $(IN_VENV) -m tests.portable $(ARGS)
+# The slice is for continuous integration, and does without the other versions.
+test-portable: $(VENV)/.stamp $(if $(filter --slice,$(ARGS)),,.venv-oldest/.stamp)  ## run the tests as other processors, thread counts, seeds and versions would (an hour)
+	$(ONE_THREAD) $(IN_VENV) -m tests.portable $(ARGS) $(if $(filter --slice,$(ARGS)),,$(SHARED))
 
 lint: $(VENV)/.stamp  ## check style and formatting
 	$(IN_VENV) -m ruff check .
