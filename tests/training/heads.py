@@ -93,7 +93,7 @@ def penalties(relaxation: Relaxation, batches: Sequence[Sequence[Batch]]) -> lis
     for of_step in batches:
         for batch in of_step:
             relaxation.model(batch)
-        penalty = relaxation.penalty()
+        penalty = relaxation.penalty(may_be_empty=True)
         parameters = relaxation.branch_parameters()
         gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
         terms = {key: torch.stack(pair) for key, pair in relaxation.penalty_terms().items()}
