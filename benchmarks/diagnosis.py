@@ -20,8 +20,9 @@ from overhead_networks import segnn
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.certificate import machine, versions
-from surgeon.diagnosis import DiagnosisSettings, diagnose
+from surgeon.proof.certificate import machine, versions
+from surgeon.training.diagnosis.result import DiagnosisSettings
+from surgeon.training.diagnosis.work import diagnose
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
 

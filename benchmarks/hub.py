@@ -30,12 +30,14 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.certificate import machine, versions
-from surgeon.checkpoint import read_relaxed, write_relaxed
-from surgeon.e3nn_compat import import_e3nn
-from surgeon.files import json_text
+from surgeon.files.atomic import json_text
+from surgeon.files.relaxed import read_relaxed, write_relaxed
 from surgeon.hub.content import content_of
-from surgeon.workspace import OpenOptions, open_path, relaxed_config
+from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.proof.certificate import machine, versions
+from surgeon.support.e3nn_compat import import_e3nn
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "hub.json"

@@ -31,13 +31,15 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from surgeon.certificate import machine, versions
-from surgeon.export import Selection, export_onnx, sample_of
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.export.checks import session_of
-from surgeon.groups import parse_group
-from surgeon.stripped import Stripped
-from surgeon.tasks import load_task, task_batches, task_forward
-from surgeon.trees import tensors_in, to_dtype
+from surgeon.export.onnx_file import export_onnx
+from surgeon.export.outputs import Selection
+from surgeon.export.sample import sample_of
+from surgeon.export.stripped import Stripped
+from surgeon.opening.tasks import load_task, task_batches, task_forward
+from surgeon.proof.certificate import machine, versions
+from surgeon.support.trees import tensors_in, to_dtype
 
 RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
 WARM_UP = 5
@@ -112,7 +114,7 @@ class _FamilyTask:
 
 def mace() -> Network:
     """MACE, 2 interactions, 16x0e+16x1o, energy and forces."""
-    from surgeon_adapters.mace_models import import_mace
+    from surgeon_adapters.mace.models import import_mace
     from tests.families.mace_models import molecules, potential
 
     import_mace()  # with spherical harmonics that are not scripted

@@ -40,11 +40,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # run as a script or imported by
 from overhead_networks import NETWORKS, Case
 
 import surgeon
-from surgeon.certificate import machine, versions
-from surgeon.forms import form_of, row_representations, rows_of
-from surgeon.groups import parse_group
-from surgeon.surgery import Relaxation, merge, select
-from surgeon.types import Plan
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.merge import merge
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.select import select
+from surgeon.finding.forms import form_of, row_representations, rows_of
+from surgeon.plan import Plan
+from surgeon.proof.certificate import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 WEIGHT, THETA, RANK = 0.01, 0.5, 8

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "nbody"))
 
 from segnn import SEGNN, SEGNNConfig
 
-from surgeon.e3nn_compat import import_e3nn
-from surgeon_adapters.vn.dgcnn import VNDGCNN
-from surgeon_adapters.vn.pointnet import VNPointNet
+from surgeon.support.e3nn_compat import import_e3nn
+from surgeon_adapters.zoo.vector_neurons.dgcnn import VNDGCNN
+from surgeon_adapters.zoo.vector_neurons.pointnet import VNPointNet
 
 CLASSES = 40
 

@@ -21,12 +21,15 @@ import torch
 from scipy.stats import t
 
 import surgeon
-from surgeon.certificate import machine, versions
-from surgeon.evaluation import evaluate
-from surgeon.surgery import strip
-from surgeon.tasks import task_forward
-from surgeon.training import FinetuneSettings, arm_named, finetune
-from surgeon.workspace import OpenOptions, open_path
+from surgeon.editing.strip import strip
+from surgeon.opening.evaluation import evaluate
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.tasks import task_forward
+from surgeon.proof.certificate import machine, versions
+from surgeon.training.arms import arm_named
+from surgeon.training.engine import finetune
+from surgeon.training.settings import FinetuneSettings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "penalty.json"

@@ -13,35 +13,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surgeon.certificate import certify
+    from surgeon.editing.insert import relax
+    from surgeon.editing.relaxation import Relaxation
+    from surgeon.editing.select import select
+    from surgeon.editing.strip import strip
+    from surgeon.finding.find import find
     from surgeon.hub.loading import from_hub, from_pretrained, save_pretrained
     from surgeon.hub.pushing import PushOptions, push_to_hub
-    from surgeon.surgery import Relaxation, find, relax, select, strip
+    from surgeon.opening.open import open_path
+    from surgeon.opening.options import OpenOptions
+    from surgeon.plan import Certificate, Plan, Site, Task
+    from surgeon.proof.certificate import certify
     from surgeon.training.session import TrainingSession
-    from surgeon.types import Certificate, Plan, Site, Task
-    from surgeon.workspace import OpenOptions, open_path
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Certificate": "surgeon.types",
-    "OpenOptions": "surgeon.workspace",
-    "Plan": "surgeon.types",
+    "Certificate": "surgeon.plan",
+    "OpenOptions": "surgeon.opening.options",
+    "Plan": "surgeon.plan",
     "PushOptions": "surgeon.hub.pushing",
-    "Relaxation": "surgeon.surgery",
-    "Site": "surgeon.types",
-    "Task": "surgeon.types",
+    "Relaxation": "surgeon.editing.relaxation",
+    "Site": "surgeon.plan",
+    "Task": "surgeon.plan",
     "TrainingSession": "surgeon.training.session",
-    "certify": "surgeon.certificate",
-    "find": "surgeon.surgery",
+    "certify": "surgeon.proof.certificate",
+    "find": "surgeon.finding.find",
     "from_hub": "surgeon.hub.loading",
     "from_pretrained": "surgeon.hub.loading",
-    "open_path": "surgeon.workspace",
+    "open_path": "surgeon.opening.open",
     "push_to_hub": "surgeon.hub.pushing",
-    "relax": "surgeon.surgery",
+    "relax": "surgeon.editing.insert",
     "save_pretrained": "surgeon.hub.loading",
-    "select": "surgeon.surgery",
-    "strip": "surgeon.surgery",
+    "select": "surgeon.editing.select",
+    "strip": "surgeon.editing.strip",
 }
 
 __all__ = [

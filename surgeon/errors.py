@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from surgeon.types import Plan
+    from surgeon.plan import Plan
 
 
 class SurgeonError(Exception):

@@ -13,13 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.named import named_group
+from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
-from surgeon.groups import Group
-from surgeon.groups.named import named_group
-from surgeon.imports import registered
-from surgeon.intertwiners import FoldMap
-from surgeon.representations import Representation
-from surgeon.types import Convolution, Coverage, Path, Site, Task
+from surgeon.plan import Convolution, Coverage, Path, Site, Task
+from surgeon.support.imports import registered
 
 ENTRY_POINTS = "surgeon.adapters"
 
@@ -40,7 +40,7 @@ class Proposal:
         rho_in: representation of that argument's feature axes.
         rho_out: representation of the output's feature axes.
         context: representations of the last axes of further arguments, which transform along but get no branch.
-        path_in, path_out, convolution: as in :class:`surgeon.types.Site`.
+        path_in, path_out, convolution: as in :class:`surgeon.plan.Site`.
         axes_in, axes_out: as there; or a function of the tensor's number of axes, which needs a sample batch.
         symmetrised: for an op that is equivariant only approximately, those of its own parameters and buffers, by name,
             that make it exactly so: its representations are verified with these. None for an equivariant op.

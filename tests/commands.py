@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.trust import remember_task
+from surgeon.opening.trust import remember_task
 from surgeon_cli.main import main
 from tests import tiny
 

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from surgeon.e3nn_compat import import_e3nn
+from surgeon.support.e3nn_compat import import_e3nn
 
 atexit.register(shutil.rmtree, os.environ["SURGEON_HOME"], ignore_errors=True)
 os.umask(0o022)  # task files that a group may write are refused

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.branch import CHILD
-from surgeon.e3nn_compat import import_e3nn
-from surgeon.groups import Group, parse_group
-from surgeon.measure import equivariance_error
-from surgeon.modes import default_dtype
-from surgeon.representations import irreps
-from surgeon.surgery import Relaxation
-from surgeon.types import Site
+from surgeon.algebra.equivariance import equivariance_error
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import irreps
+from surgeon.editing.branch import CHILD
+from surgeon.editing.relaxation import Relaxation
+from surgeon.plan import Site
+from surgeon.support.e3nn_compat import import_e3nn
+from surgeon.support.modes import default_dtype
 
 o3 = import_e3nn()
 

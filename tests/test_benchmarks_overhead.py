@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.forms import form_of, row_representations, rows_of
-from surgeon.groups import parse_group
-from surgeon.regularizer import Commutator, commutator_penalty_rows, norm_penalty_rows
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.penalty import Commutator, commutator_penalty_rows, norm_penalty_rows
+from surgeon.finding.forms import form_of, row_representations, rows_of
 
 ROOT = Path(__file__).parents[1]
 

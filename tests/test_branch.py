@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from surgeon.branch import CHILD, Branch, Branches, Tap, argument_position, branches_child, branches_of
+from surgeon.algebra.intertwiners import FoldMap, WeightEntries
+from surgeon.editing.branch import CHILD, Branch, Branches, Tap, argument_position, branches_child, branches_of
+from surgeon.editing.insert import attach, detach
 from surgeon.errors import PlanError, ShapeError
-from surgeon.intertwiners import FoldMap, WeightEntries
-from surgeon.surgery.insert import attach, detach
-from surgeon.types import Site
+from surgeon.plan import Site
 
 DOUBLE = torch.float64
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.attributes import HOOKS
-from surgeon.branch import Branch
-from surgeon.certificate import (
+from surgeon.editing.branch import Branch
+from surgeon.editing.insert import attach
+from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, Site
+from surgeon.proof.certificate import (
     CHECKS,
     CONSTANTS_CHECK,
     FORM_CHECKS,
@@ -24,8 +25,7 @@ from surgeon.certificate import (
     versions,
     written_by_running,
 )
-from surgeon.surgery.insert import attach
-from surgeon.types import FUNCTION_CHECK, GRAPH_CHECK, Certificate, Site
+from surgeon.support.attributes import HOOKS
 from tests import nets
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from surgeon.certificate_words import certificate_text
-from surgeon.files import json_compatible
-from surgeon.types import FUNCTION_CHECK, GRAPH_CHECK, Certificate, ErrorSummary, SiteRecord
+from surgeon.files.atomic import json_compatible
+from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, ErrorSummary, SiteRecord
+from surgeon.proof.certificate_words import certificate_text
 
 ERRORS = {
     model: {"float32": {"identity": ErrorSummary(2e-7, 1e-7, maximum, 16, "random 3")}}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.chance import LEVEL, Rows, can_exclude_chance, chance_of, rounded_anew, row_errors
+from surgeon.proof.chance import LEVEL, Rows, can_exclude_chance, chance_of, rounded_anew, row_errors
 
 SAMPLES = 40
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.certificate import canonical_digest
-from surgeon.checkpoint import Checkpoint, open_checkpoint
-from surgeon.clean import write_clean
 from surgeon.errors import CheckFailedError, SurgeonError
-from surgeon.files import write_tensors
-from surgeon.models import find_model
-from surgeon.reopening import write_beside
-from surgeon.types import Certificate
+from surgeon.export.reopening import write_beside
+from surgeon.files.atomic import write_tensors
+from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.opening.models import find_model
+from surgeon.plan import Certificate
+from surgeon.proof.certificate import canonical_digest
+from surgeon.proof.clean import write_clean
 from tests.commands import Surgeon
 from tests.tiny import Net
 
@@ -65,7 +65,9 @@ def test_a_clean_folder(tmp_path: Path, name: str) -> None:
 def test_how_to_build_the_model_is_kept_if_a_file_may_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registered: bool
 ) -> None:
-    monkeypatch.setattr("surgeon.clean.is_registered", lambda factory: registered and factory == "torch.nn:Linear")
+    monkeypatch.setattr(
+        "surgeon.proof.clean.is_registered", lambda factory: registered and factory == "torch.nn:Linear"
+    )
     statement = {"factory": "torch.nn:Linear", "args": {"in_features": 2, "out_features": 3}}
     original = saved(tmp_path, "net.safetensors", nn.Linear(2, 3))
     files = write_clean(tmp_path / "out", nn.Linear(2, 3), GOOD, original, statement=statement)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.copies import copied
+from surgeon.support.copies import copied
 
 
 class Description:

@@ -15,14 +15,17 @@ from e3nn import o3
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.diagnosis import Curvature, Diagnosis, DiagnosisSettings, Estimate, diagnose, result, work
-from surgeon.diagnosis.curvature import BranchLoss, smallest_eigenvalue, transverse_projection
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.penalty import Commutator
+from surgeon.algebra.representations.build import irreps, regular
+from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError, TaskError, UsageError
-from surgeon.files import json_compatible
-from surgeon.groups import parse_group
-from surgeon.regularizer import Commutator
-from surgeon.representations import Representation, irreps, regular
-from surgeon.types import Plan, Site
+from surgeon.files.atomic import json_compatible
+from surgeon.plan import Plan, Site
+from surgeon.training.diagnosis import result, work
+from surgeon.training.diagnosis.curvature import BranchLoss, smallest_eigenvalue, transverse_projection
+from surgeon.training.diagnosis.result import Curvature, Diagnosis, DiagnosisSettings, Estimate
+from surgeon.training.diagnosis.work import diagnose
 from tests import nets
 from tests.tiny import Net, TinyTask
 
@@ -282,7 +285,7 @@ def test_the_transverse_part_is_orthogonal_to_every_intertwiner(
 
 
 def test_a_projection_that_is_not_found_takes_all_of_w(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surgeon.diagnosis.curvature.ITERATIONS", 0)
+    monkeypatch.setattr("surgeon.training.diagnosis.curvature.ITERATIONS", 0)
     rho = regular(parse_group("C4"), 1)
     project, note = transverse_projection(site("C4", rho, rho), parse_group("C4"))
     weight = torch.randn(4, 4)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.diagnosis import DiagnosisSettings, budget, result
-from surgeon.diagnosis.curvature import BranchLoss
 from surgeon.errors import UsageError
+from surgeon.training.diagnosis import budget, result
+from surgeon.training.diagnosis.curvature import BranchLoss
+from surgeon.training.diagnosis.result import DiagnosisSettings
 from tests.test_diagnosis import planted
 
 pytestmark = pytest.mark.e3nn

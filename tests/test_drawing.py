@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy
 import torch
 
-from surgeon.drawing import RandomNumbers
-from surgeon.tasks import count_batches, task_batches
-from surgeon.types import Split
+from surgeon.opening.drawing import RandomNumbers
+from surgeon.opening.tasks import count_batches, task_batches
+from surgeon.plan import Split
 
 
 def numbers() -> list[float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.evaluation import evaluate, in_evaluation_mode, is_better, names_in_evaluation, outputs_on
+from surgeon.opening.evaluation import evaluate, in_evaluation_mode, is_better, names_in_evaluation, outputs_on
 
 
 class Uneven:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from surgeon import files
 from surgeon.errors import CheckpointError, ExistsError, WriteError
-from surgeon.files import (
+from surgeon.files import atomic as files
+from surgeon.files.atomic import (
     atomic_file,
     atomic_folder,
     check_writable,

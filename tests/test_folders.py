@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from surgeon import files, folders
 from surgeon.errors import CheckpointError, ExistsError, WriteError
-from surgeon.files import atomic_folder, put_back, write_text
-from surgeon.folders import SEAL_FILE, check_seal, recover, seal_folder, sole_writer, updated_folder
+from surgeon.files import atomic as files
+from surgeon.files import seals as folders
+from surgeon.files.atomic import atomic_folder, put_back, write_text
+from surgeon.files.seals import SEAL_FILE, check_seal, recover, seal_folder, sole_writer, updated_folder
 from tests.commands import CHILD_ENVIRONMENT, dead_pid, files_in
 
 NAMES = ("README.md", "a.txt", "deep/b.txt")
@@ -210,7 +211,7 @@ def test_of_two_that_write_one_file_without_force_the_second_is_refused(
 
 HOLDER = """
 import os, sys
-from surgeon.folders import sole_writer
+from surgeon.files.seals import sole_writer
 with sole_writer(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.penalty import Commutator
+from surgeon.algebra.representations.build import irreps, on_grid, regular, trivial
+from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError, ShapeError
-from surgeon.forms import (
+from surgeon.finding.forms import (
     ConvolutionForm,
     Form,
     LinearForm,
@@ -23,10 +27,7 @@ from surgeon.forms import (
     rows_of,
     some_rows,
 )
-from surgeon.groups import parse_group
-from surgeon.regularizer import Commutator
-from surgeon.representations import Representation, irreps, on_grid, regular, trivial
-from surgeon.types import Convolution, Site
+from surgeon.plan import Convolution, Site
 
 CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 SQUARE = ((1, 0), (0, 1))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from surgeon.gram_form import GramForm, sorted_side
-from surgeon.groups import group_from_generators, parse_group
-from surgeon.representations import Representation, axes, irreps, regular, trivial
+from surgeon.algebra.gram_form import GramForm, sorted_side
+from surgeon.algebra.groups.custom import group_from_generators
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, irreps, regular, trivial
+from surgeon.algebra.representations.core import Representation
 
 pytestmark = pytest.mark.e3nn
 

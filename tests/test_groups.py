@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.custom import group_from_generators
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import GroupError, ShapeError
-from surgeon.groups import Group, group_from_generators, parse_group
 
 LIE_GROUPS = ("SO2", "O2", "SO3", "O3", "SE3", "E3", "SO13", "O13")
 METRIC = torch.diag(torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=torch.float64))

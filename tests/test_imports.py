@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import TaskError, UsageError
-from surgeon.imports import (
+from surgeon.support.imports import (
     call_with,
     close_names,
     import_attribute,

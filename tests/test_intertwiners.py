@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import FoldMap, WeightEntries, average, copy_indices
+from surgeon.algebra.representations.build import axes, irreps
+from surgeon.algebra.representations.core import Representation
 from surgeon.errors import GroupError, ShapeError
-from surgeon.groups import parse_group
-from surgeon.intertwiners import FoldMap, WeightEntries, average, copy_indices
-from surgeon.representations import Representation, axes, irreps
-from surgeon.types import Site
-from surgeon_adapters.e3nn_ops import adapter
+from surgeon.plan import Site
+from surgeon_adapters.e3nn_layers.adapter import adapter
 from tests import nets
 from tests.nets import o3
 

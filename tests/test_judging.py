@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.chance import Rows
-from surgeon.groups import parse_group
-from surgeon.judging import flipped_rows, less_equivariant, other_function
-from surgeon.measure import equivariance_error
-from surgeon.types import ErrorSummary
+from surgeon.algebra.equivariance import equivariance_error
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.plan import ErrorSummary
+from surgeon.proof.chance import Rows
+from surgeon.proof.judging import flipped_rows, less_equivariant, other_function
 
 J = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
 

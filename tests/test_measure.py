@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgeon.algebra.equivariance import equivariance_error, projection_error, relative_difference, summarise
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.groups import parse_group
-from surgeon.measure import equivariance_error, projection_error, relative_difference, summarise
 
 DOUBLE = torch.float64
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import Checkpoint, open_checkpoint
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError, UsageError
-from surgeon.files import write_json, write_tensors
-from surgeon.models import find_model
-from surgeon.tasks import load_task
-from surgeon.trust import remember_task
+from surgeon.files.atomic import write_json, write_tensors
+from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.opening.models import find_model
+from surgeon.opening.tasks import load_task
+from surgeon.opening.trust import remember_task
 
 FACTORY = """
 from pathlib import Path
@@ -74,7 +74,7 @@ def same(left: Any, right: Any) -> bool:
 
 def register(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     points = EntryPoints([EntryPoint("some", value, "surgeon.models")])
-    monkeypatch.setattr("surgeon.models.registered", lambda group: points.select(group=group))
+    monkeypatch.setattr("surgeon.opening.models.registered", lambda group: points.select(group=group))
 
 
 def test_1_a_factory_of_the_user(here: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.modes import default_dtype, set_training
+from surgeon.support.modes import default_dtype, set_training
 
 
 def test_the_default_dtype_comes_back_after_an_error() -> None:

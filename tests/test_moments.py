@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from surgeon.moments import SecondMoment, gram_matrix
+from surgeon.algebra.moments import SecondMoment, gram_matrix
 
 
 @pytest.mark.parametrize("parts", [(2,), (2, 1), (3, 4), (9,), (9, 2)])

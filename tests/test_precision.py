@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surgeon.errors import PrecisionError
-from surgeon.precision import run_in_double
+from surgeon.finding.precision import run_in_double
 
 
 class Asking(nn.Module):

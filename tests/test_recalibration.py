@@ -14,8 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.editing.recalibration import (
+    StatisticsChange,
+    normalisation_layers,
+    recalibrate,
+    recalibrated,
+    statistics_of,
+)
 from surgeon.errors import SurgeryError, UsageError
-from surgeon.recalibration import StatisticsChange, normalisation_layers, recalibrate, recalibrated, statistics_of
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "pointcloud"
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from surgeon.algebra.groups.custom import group_from_generators
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import PlanError
-from surgeon.groups import group_from_generators, parse_group
 from surgeon.registry import CUSTOM, BaseAdapter, adapter_named, installed_adapters, speaks_of
 
 pytestmark = pytest.mark.e3nn

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgeon.errors import ShapeError
-from surgeon.groups import group_from_generators, parse_group
-from surgeon.intertwiners import average
-from surgeon.moments import SecondMoment
-from surgeon.regularizer import (
+from surgeon.algebra.groups.custom import group_from_generators
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import average
+from surgeon.algebra.moments import SecondMoment
+from surgeon.algebra.penalty import (
     EPSILON,
     Commutator,
     commutator_penalty,
@@ -25,7 +25,9 @@ from surgeon.regularizer import (
     norm_penalty_rows,
     site_penalty,
 )
-from surgeon.representations import Representation, axes, irreps, regular, trivial
+from surgeon.algebra.representations.build import axes, irreps, regular, trivial
+from surgeon.algebra.representations.core import Representation
+from surgeon.errors import ShapeError
 
 pytestmark = pytest.mark.e3nn
 

@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon import registry, reopening
-from surgeon.checkpoint import open_checkpoint
-from surgeon.clean import write_clean
+from surgeon import registry
 from surgeon.errors import CheckFailedError, CheckpointError
-from surgeon.reopening import container_extra
-from surgeon.verdict import MeasureSettings, strip_and_certify
-from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon.export import reopening
+from surgeon.export.reopening import container_extra
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.workspace import Workspace
+from surgeon.proof.clean import write_clean
+from surgeon.proof.verdict import MeasureSettings, strip_and_certify
 from tests import tiny
 from tests.commands import Surgeon
 from tests.test_workspace import make_relaxed
@@ -159,7 +162,7 @@ class Migrating(nn.Module):
 
 
 def test_loading_code_that_changes_values_is_refused_at_once(tmp_path: Path) -> None:
-    from surgeon.checkpoint import load_into
+    from surgeon.files.loading import load_into
 
     with pytest.raises(CheckpointError, match=r"Migrating changes the values of 1 \(weight\) tensors while it loads"):
         load_into(Migrating(), {"weight": torch.full((2,), 3.0)}, "old.pt")

@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgeon.e3nn_compat import import_e3nn
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.custom import group_from_generators
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, irreps, regular, trivial
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.factors import irrep_generators
 from surgeon.errors import GroupError, ShapeError
-from surgeon.groups import Group, group_from_generators, parse_group
-from surgeon.modes import default_dtype
-from surgeon.representations import Representation, axes, irreps, regular, trivial
-from surgeon.representations.factors import irrep_generators
+from surgeon.support.e3nn_compat import import_e3nn
+from surgeon.support.modes import default_dtype
 
 TOLERANCE = 1e-10
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, irreps, matrices, on_grid, regular, repeated, trivial
+from surgeon.algebra.representations.core import Representation
 from surgeon.errors import GroupError
-from surgeon.groups import Group, parse_group
-from surgeon.representations import Representation, axes, irreps, matrices, on_grid, regular, repeated, trivial
 
 TOLERANCE = 1e-10
 SQUARE = ((1, 0), (0, 1))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgeon.algebra.schedule import SHAPES, Schedule
 from surgeon.errors import UsageError
-from surgeon.schedule import SHAPES, Schedule
 
 PROGRESS = st.floats(0.0, 1.0)
 TAILS = st.floats(0.0, 0.9)

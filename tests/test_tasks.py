@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.files import sha256_of_file
-from surgeon.tasks import (
+from surgeon.files.atomic import sha256_of_file
+from surgeon.opening.tasks import (
     can_act,
     load_task,
     primary_metric,
@@ -251,7 +251,7 @@ class Offering:
 
 def test_an_adapters_task_is_named_with_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"mine": Offering()}
-    monkeypatch.setattr("surgeon.tasks.adapter_with_task", found.get)
+    monkeypatch.setattr("surgeon.opening.tasks.adapter_with_task", found.get)
     data = tmp_path / "frames.xyz"
     data.write_text("1\n")
     monkeypatch.chdir(tmp_path)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, irreps, matrices, on_grid, regular, trivial
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError, ShapeError
-from surgeon.groups import Group, parse_group
-from surgeon.representations import Representation, TensorType, axes, irreps, matrices, on_grid, regular, trivial
 
 SQUARE = ((1, 0), (0, 1))
 SO3, O3, SO13, C4, D4 = (parse_group(name) for name in ("SO3", "O3", "SO13", "C4", "D4"))

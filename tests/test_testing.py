@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import average
+from surgeon.algebra.representations.build import axes, irreps
 from surgeon.errors import CheckFailedError
-from surgeon.groups import parse_group
-from surgeon.intertwiners import average
-from surgeon.representations import axes, irreps
-from surgeon.testing import assert_equivariant
+from surgeon.testing.equivariance import assert_equivariant
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

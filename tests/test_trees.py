@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from surgeon.errors import ShapeError
-from surgeon.trees import (
+from surgeon.support.trees import (
     allclose,
     equal,
     first_tensor,

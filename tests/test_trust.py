@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from surgeon import trust
 from surgeon.errors import TrustError
-from surgeon.folders import seal_folder
+from surgeon.files.seals import seal_folder
 from surgeon.integrations.settings import RelaxationSettings, plan_for
-from surgeon.trust import check_task, is_remembered, remember_task, state_folder
-from surgeon.workspace import OpenOptions, open_path
+from surgeon.opening import trust
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.trust import check_task, is_remembered, remember_task, state_folder
 from tests.commands import Surgeon
 from tests.test_workspace import make_relaxed
 
@@ -109,7 +110,7 @@ def test_a_link_to_a_given_file_is_not_that_file(surgeon: Surgeon) -> None:
 
 def test_a_plan_that_names_code_as_its_group_imports_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(surgeon.path)
-    code = "from pathlib import Path\nfrom surgeon.groups import parse_group\n" + RAN
+    code = "from pathlib import Path\nfrom surgeon.algebra.groups import parse_group\n" + RAN
     Path("somebodys.py").write_text(code + "def group():\n    return parse_group('SO3')\n")
     surgeon("inspect", "net.pt", "--task", "task.py", "--plan", "plan.json", "--group", "SO3")
     assert ran(surgeon.path)

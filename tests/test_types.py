@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from surgeon.errors import PlanError
-from surgeon.types import PLAN_FORMAT_VERSION, AuditEntry, Convolution, Plan, Site, Skipped, named_module
+from surgeon.plan import PLAN_FORMAT_VERSION, AuditEntry, Convolution, Plan, Site, Skipped, named_module
 
 MOVES = Convolution((3, 5), (1, 2), (1, 0), (1, 2), "circular", ((0, -1), (1, 0)))
 SITES = {

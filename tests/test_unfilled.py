@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon import models
-from surgeon.checkpoint.reading import open_checkpoint
-from surgeon.e3nn_compat import import_e3nn
-from surgeon.unfilled import build_unfilled
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening import models
+from surgeon.opening.unfilled import build_unfilled
+from surgeon.support.e3nn_compat import import_e3nn
 
 
 class Counted:

@@ -8,13 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.certificate import CHECKS
-from surgeon.folders import seal_folder
-from surgeon.groups import parse_group
-from surgeon.surgery import Relaxation, relax, strip
-from surgeon.types import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMode
-from surgeon.verdict import MeasureSettings, at_full_relaxation, sample_batches, strip_and_certify, task_equivariance
-from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.insert import relax
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.strip import strip
+from surgeon.files.seals import seal_folder
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMode
+from surgeon.proof.certificate import CHECKS
+from surgeon.proof.verdict import (
+    MeasureSettings,
+    at_full_relaxation,
+    sample_batches,
+    strip_and_certify,
+    task_equivariance,
+)
 from tests.commands import Surgeon
 from tests.test_workspace import make_relaxed
 from tests.tiny import Net
@@ -101,7 +111,7 @@ def lose_function(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None
         workspace.model.second.weight.data.mul_(1.01)  # type: ignore[union-attr, operator]
         return records
 
-    monkeypatch.setattr("surgeon.verdict.strip", damaging)
+    monkeypatch.setattr("surgeon.proof.verdict.strip", damaging)
 
 
 def lose_symmetry(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +166,7 @@ def test_drop_is_held_to_float64s_rounding(turned: Workspace, monkeypatch: pytes
         turned.model.second.weight.data.mul_(1 + 1e-6)  # type: ignore[union-attr, operator]
         return records
 
-    monkeypatch.setattr("surgeon.verdict.strip", damaging)
+    monkeypatch.setattr("surgeon.proof.verdict.strip", damaging)
     _, certificate = strip_and_certify(turned, "drop", QUICK, split=None)
     assert not certificate.checks[FUNCTION_CHECK]
 

@@ -13,17 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon.attributes import tensor_sha256
-from surgeon.certificate import canonical_digest, seal
-from surgeon.clean import write_clean
 from surgeon.errors import CheckFailedError, CheckpointError
-from surgeon.files import sha256_of_file
-from surgeon.reopening import container_extra
-from surgeon.trust import remember_task
-from surgeon.verdict import MeasureSettings, strip_and_certify
-from surgeon.verification import Verification, verify_clean
-from surgeon.verification.rebuilt import SOURCE_CHECK
-from surgeon.workspace import OpenOptions, open_path
+from surgeon.export.reopening import container_extra
+from surgeon.files.atomic import sha256_of_file
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.trust import remember_task
+from surgeon.proof.certificate import canonical_digest, seal
+from surgeon.proof.clean import write_clean
+from surgeon.proof.verdict import MeasureSettings, strip_and_certify
+from surgeon.proof.verification import verify_clean
+from surgeon.proof.verification.rebuilt import SOURCE_CHECK
+from surgeon.proof.verification.result import Verification
+from surgeon.support.attributes import tensor_sha256
 from tests.commands import Surgeon, files_in
 from tests.test_workspace import make_relaxed
 from tests.tiny import Net, Plain
@@ -348,7 +350,7 @@ def test_what_a_certificate_leaves_out_is_measured_all_the_same(work: Path) -> N
 
 def test_what_a_certificate_leaves_out_is_judged_all_the_same(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(work, hide, sealed=True)
-    monkeypatch.setattr("surgeon.verification.rebuilt.less_equivariant", lambda *_: ["worse than the original"])
+    monkeypatch.setattr("surgeon.proof.verification.rebuilt.less_equivariant", lambda *_: ["worse than the original"])
     assert verified(work).differences == ("worse than the original",)
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from surgeon.verification.agreement import differing_figures, same_deviation, same_error
+from surgeon.proof.verification.agreement import differing_figures, same_deviation, same_error
 
 
 @pytest.mark.parametrize(

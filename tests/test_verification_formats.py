@@ -14,16 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon.attributes import tensor_sha256
-from surgeon.certificate import seal
-from surgeon.clean import hashes_of, write_clean
-from surgeon.export import onnx_extra, pt2_extra
-from surgeon.reopening import container_extra
-from surgeon.stripped import stripped_beside_original
-from surgeon.trust import remember_task
-from surgeon.verdict import MeasureSettings, strip_and_certify
-from surgeon.verification import Verification, formats, verify_clean
-from surgeon.workspace import open_path
+from surgeon.export.onnx_file import onnx_extra
+from surgeon.export.pt2_file import pt2_extra
+from surgeon.export.reopening import container_extra
+from surgeon.export.stripped import stripped_beside_original
+from surgeon.opening.open import open_path
+from surgeon.opening.trust import remember_task
+from surgeon.proof.certificate import seal
+from surgeon.proof.clean import hashes_of, write_clean
+from surgeon.proof.verdict import MeasureSettings, strip_and_certify
+from surgeon.proof.verification import formats, verify_clean
+from surgeon.proof.verification.result import Verification
+from surgeon.support.attributes import tensor_sha256
 from tests.commands import Surgeon
 from tests.export.test_pt2 import other_node, other_weight, rewritten
 from tests.test_workspace import make_relaxed

@@ -13,14 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.checkpoint import write_relaxed
+from surgeon.editing.insert import relax
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
-from surgeon.folders import seal_folder
-from surgeon.surgery import find, relax
-from surgeon.trees import to_dtype
-from surgeon.trust import remember_task
-from surgeon.verdict import model_dtype
-from surgeon.workspace import OpenOptions, Workspace, open_path, relaxed_config
+from surgeon.files.relaxed import write_relaxed
+from surgeon.files.seals import seal_folder
+from surgeon.finding.find import find
+from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.trust import remember_task
+from surgeon.opening.workspace import Workspace
+from surgeon.proof.verdict import model_dtype
+from surgeon.support.trees import to_dtype
 from tests.commands import Surgeon
 from tests.tiny import Net, TinyTask
 

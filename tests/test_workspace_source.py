@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import CheckpointError
-from surgeon.training import FinetuneSettings
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.source import check_source
+from surgeon.opening.workspace import Workspace
+from surgeon.proof.verdict import MeasureSettings, strip_and_certify
+from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import comparison_of
-from surgeon.verdict import MeasureSettings, strip_and_certify
-from surgeon.workspace import OpenOptions, Workspace, check_source, open_path
 from tests.commands import Surgeon
 from tests.test_workspace import make_relaxed
 

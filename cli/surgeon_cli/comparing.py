@@ -11,16 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from surgeon.certificate import machine, versions
 from surgeon.errors import ExistsError, TrainingError, UsageError
-from surgeon.files import check_writable, write_json
-from surgeon.tasks import primary_metric
-from surgeon.training import ArmRun, FinetuneSettings, arm_named, compare, summarise_runs, sweep
-from surgeon.training.compare import Comparison, Execute, Failure, Outcome, Point, final_points, one_after_the_other
+from surgeon.files.atomic import check_writable, write_json
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.tasks import primary_metric
+from surgeon.opening.workspace import Workspace
+from surgeon.proof.certificate import machine, versions
+from surgeon.training.arms import arm_named
+from surgeon.training.compare import (
+    ArmRun,
+    Comparison,
+    Execute,
+    Failure,
+    Outcome,
+    Point,
+    compare,
+    final_points,
+    one_after_the_other,
+)
+from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Source, comparison_of, local_processes, ray_cluster
-from surgeon.training.statistics import edges_of_grid
+from surgeon.training.statistics import edges_of_grid, summarise_runs
 from surgeon.training.store import IDENTITY_FILE, RunStore
-from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon.training.sweep import sweep
 from surgeon_cli.comparison_words import budget, read_sweep, sentences
 from surgeon_cli.progress import TrainingBar, training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table

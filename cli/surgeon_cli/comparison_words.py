@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError
-from surgeon.training import ArmRun
+from surgeon.training.compare import ArmRun
 
 
 def budget(runs: Sequence[ArmRun]) -> str:

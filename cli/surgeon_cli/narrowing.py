@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
+from surgeon.editing.budget import best_scored, with_blocks, with_rank, within_budget
 from surgeon.errors import UsageError
-from surgeon.files import read_json
-from surgeon.surgery import best_scored, with_blocks, with_rank, within_budget
-from surgeon.types import Plan
+from surgeon.files.atomic import read_json
+from surgeon.plan import Plan
 
 
 @dataclass(frozen=True)

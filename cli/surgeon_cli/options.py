@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from surgeon.checkpoint import find_only_folder, is_relaxed_folder
 from surgeon.errors import UsageError
-from surgeon.files import put_back
-from surgeon.folders import finish_update
-from surgeon.hub.address import HubPath, is_hub_path
-from surgeon.training import has_run
-from surgeon.verdict import MeasureSettings
-from surgeon.workspace import OpenOptions
+from surgeon.files.address import HubPath, is_hub_path
+from surgeon.files.atomic import put_back
+from surgeon.files.relaxed import find_only_folder, is_relaxed_folder
+from surgeon.files.seals import finish_update
+from surgeon.opening.options import OpenOptions
+from surgeon.proof.verdict import MeasureSettings
+from surgeon.training.runs import has_run
 from surgeon_cli.screen import say
 
 MODEL = "How to find the model"

@@ -9,11 +9,11 @@ from typing import get_args
 from rich.table import Table
 from torch import nn
 
-from surgeon.branch import CHILD
+from surgeon.editing.branch import CHILD
 from surgeon.errors import NotASymmetryError, NothingToRelaxError
-from surgeon.inference import Breaks
-from surgeon.report.words import arrow
-from surgeon.types import EXACT_WHILE, AuditEntry, Coverage, Plan, Site
+from surgeon.finding.inference.breaks import Breaks
+from surgeon.plan import EXACT_WHILE, AuditEntry, Coverage, Plan, Site
+from surgeon.recording.labels import arrow
 from surgeon_cli.screen import console, print_json, say
 
 MOST_NAMES = 4

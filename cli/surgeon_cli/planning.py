@@ -8,21 +8,23 @@ from typing import Any
 
 import torch
 
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.select import select
 from surgeon.errors import PlanError, TaskError
-from surgeon.files import read_json
-from surgeon.graph import record
-from surgeon.groups import Group, parse_group
-from surgeon.inference import Breaks, Symmetry, find_breaks
-from surgeon.modes import default_dtype
-from surgeon.report import model_picture
-from surgeon.surgery import find, select
-from surgeon.surgery.find import in_training_mode
-from surgeon.tasks import LoadedTask, can_act, task_batches, task_forward, with_action
-from surgeon.trees import to_dtype
-from surgeon.trust import refuse_named_code
-from surgeon.types import ErrorSummary, Plan
-from surgeon.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
-from surgeon.workspace import Workspace
+from surgeon.files.atomic import read_json
+from surgeon.finding.find import find, in_training_mode
+from surgeon.finding.inference.breaks import Breaks, find_breaks
+from surgeon.finding.inference.symmetry import Symmetry
+from surgeon.opening.tasks import LoadedTask, can_act, task_batches, task_forward, with_action
+from surgeon.opening.trust import refuse_named_code
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import ErrorSummary, Plan
+from surgeon.proof.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
+from surgeon.recording.picture import model_picture
+from surgeon.recording.record import record
+from surgeon.support.modes import default_dtype
+from surgeon.support.trees import to_dtype
 
 FURTHER = 1
 """Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""

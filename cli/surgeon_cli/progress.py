@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from surgeon.training import StepEvent
+from surgeon.training.engine import StepEvent
 
 PRINTED = 4
 """Lines per run when the output is not a terminal."""

@@ -9,23 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from surgeon.checkpoint import read_relaxed
 from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
-from surgeon.files import check_writable
-from surgeon.folders import recover, sole_writer
-from surgeon.tasks import primary_metric
-from surgeon.training import (
-    Finetuner,
-    FinetuneResult,
-    FinetuneSettings,
-    arm_named,
-    has_run,
-    read_record,
-    restore_run,
-    save_run,
-    training_costs,
-)
-from surgeon.workspace import OpenOptions, Workspace, check_source, open_path
+from surgeon.files.atomic import check_writable
+from surgeon.files.relaxed import read_relaxed
+from surgeon.files.seals import recover, sole_writer
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.source import check_source
+from surgeon.opening.tasks import primary_metric
+from surgeon.opening.workspace import Workspace
+from surgeon.training.arms import arm_named
+from surgeon.training.costs import training_costs
+from surgeon.training.engine import Finetuner, FinetuneResult
+from surgeon.training.runs import has_run, read_record, restore_run, save_run
+from surgeon.training.settings import FinetuneSettings
 from surgeon_cli.options import refuse_overwriting, shown
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import print_json, say

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.certificate_words import flipped_words
-from surgeon.files import json_compatible
-from surgeon.types import EXACT_WHILE, Certificate, ErrorSummary
+from surgeon.files.atomic import json_compatible
+from surgeon.plan import EXACT_WHILE, Certificate, ErrorSummary
+from surgeon.proof.certificate_words import flipped_words
 
 
 def console() -> Console:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from surgeon.errors import UsageError
-from surgeon.training import ARMS, PRESETS, FinetuneSettings
+from surgeon.training.arms import ARMS
+from surgeon.training.settings import PRESETS, FinetuneSettings
 
 TRAINING = "Training"
 COMPARISON = "Comparison"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy
 import torch
 
+from surgeon.algebra.intertwiners import FoldMap, WeightEntries
+from surgeon.algebra.representations.build import axes
 from surgeon.errors import TaskError
-from surgeon.imports import call_with
-from surgeon.intertwiners import FoldMap, WeightEntries
 from surgeon.registry import BaseAdapter, Proposal
-from surgeon.representations import axes
+from surgeon.support.imports import call_with
 
 
 class ArrowsAdapter(BaseAdapter):

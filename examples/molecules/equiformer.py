@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from md17_files import write_both
 
-from surgeon_adapters.equiformer import build
-from surgeon_adapters.equiformer.task import EquiformerTask
+from surgeon_adapters.zoo.equiformer import build
+from surgeon_adapters.zoo.equiformer.task import EquiformerTask
 
 SETTINGS = {
     "embedding": "16x0e+8x1e",

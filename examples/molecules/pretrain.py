@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from surgeon.evaluation import evaluate
-from surgeon_adapters.mace_data import frames_of, head_of
-from surgeon_adapters.mace_models import adapter, build
-from surgeon_adapters.mace_task import MaceTask
+from surgeon.opening.evaluation import evaluate
+from surgeon_adapters.mace.data import frames_of, head_of
+from surgeon_adapters.mace.models import adapter, build
+from surgeon_adapters.mace.task import MaceTask
 
 HERE = Path(__file__).parent
 DATA = HERE / "ethanol_gfn1.xyz"

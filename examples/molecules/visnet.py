@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn.models import ViSNet
 
-from surgeon_adapters.md17 import Sizes, read_md17, split_frames
+from surgeon_adapters.atoms.md17 import Sizes, read_md17, split_frames
 
 SETTINGS = {
     "lmax": 1,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from surgeon.errors import ShapeError, UsageError
-from surgeon.types import Split
+from surgeon.plan import Split
 
 Batch = Mapping[str, Tensor]
 

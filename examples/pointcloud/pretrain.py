@@ -16,7 +16,7 @@ from shapes import SHAPES, sample_clouds
 from torch import nn
 from torch.nn import functional
 
-from surgeon_adapters.vn.pointnet import VNPointNet
+from surgeon_adapters.zoo.vector_neurons.pointnet import VNPointNet
 
 POINTS = 64
 TRAIN_NOISE, FILE_NOISE = 0.06, 0.02

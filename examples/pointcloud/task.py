@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surgeon.errors import ShapeError, UsageError
-from surgeon.types import Split
-from surgeon_adapters.vn.dgcnn import VNDGCNN
-from surgeon_adapters.vn.layers import Pooling
-from surgeon_adapters.vn.pointnet import VNPointNet
+from surgeon.plan import Split
+from surgeon_adapters.zoo.vector_neurons.dgcnn import VNDGCNN
+from surgeon_adapters.zoo.vector_neurons.layers import Pooling
+from surgeon_adapters.zoo.vector_neurons.pointnet import VNPointNet
 
 Batch = Mapping[str, Tensor]
 

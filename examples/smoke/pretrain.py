@@ -11,8 +11,9 @@ from steerable import SteerableNet
 from task import SmokeTask, make_task
 from torch import nn
 
-from surgeon.evaluation import evaluate
-from surgeon_adapters.relaxed_conv import RelaxedRotationNet, RelaxedScaleNet
+from surgeon.opening.evaluation import evaluate
+from surgeon_adapters.zoo.relaxed_convolutions.rotation import RelaxedRotationNet
+from surgeon_adapters.zoo.relaxed_convolutions.scale import RelaxedScaleNet
 
 FOLDER = Path(__file__).parent
 NAMES = ("relaxed_rotation", "relaxed_scale", "steerable")

@@ -14,7 +14,7 @@ from data import Sequences, read_sequences
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError, UsageError
-from surgeon.types import Split
+from surgeon.plan import Split
 
 Batch = Mapping[str, Tensor]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import CheckFailedError
-from surgeon.imports import one_line
+from surgeon.support.imports import one_line
 
 _GRAPH = "models/model.json"
 _SAMPLE = "data/sample_inputs/model.pt"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.export.sample import Sample
-from surgeon.trees import tensors_in
+from surgeon.support.trees import tensors_in
 
 
 def captured(function: nn.Module, sample: Sample, packages: Iterable[str] = ()) -> torch.export.ExportedProgram:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.deviation import allowed_deviation, largest_deviation, largest_entry
-from surgeon.evaluation import model_dtype, outputs_on
+from surgeon.export.deviation import allowed_deviation, largest_deviation, largest_entry
 from surgeon.export.sample import Sample
-from surgeon.imports import import_onnxruntime, one_line
-from surgeon.stripped import Stripped
-from surgeon.surgery import symmetrised_copy
-from surgeon.tasks import can_act
-from surgeon.trees import map_tensors, tensors_in, to_dtype
+from surgeon.export.stripped import Stripped
+from surgeon.finding.symmetrised import symmetrised_copy
+from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.tasks import can_act
+from surgeon.support.imports import import_onnxruntime, one_line
+from surgeon.support.trees import map_tensors, tensors_in, to_dtype
 
 ELEMENTS = 2
 """Random elements per component and batch."""

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.errors import CheckFailedError, SurgeonError, UsageError
-from surgeon.evaluation import in_evaluation_mode, names_in_evaluation
 from surgeon.export.capture import captured, packages_of
 from surgeon.export.derivative import derived_outputs, record_derivatives
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
-from surgeon.imports import import_onnxruntime
-from surgeon.tasks import task_forward
-from surgeon.trees import tensors_in
-from surgeon.types import Task
+from surgeon.opening.evaluation import in_evaluation_mode, names_in_evaluation
+from surgeon.opening.tasks import task_forward
+from surgeon.plan import Task
+from surgeon.support.imports import import_onnxruntime
+from surgeon.support.trees import tensors_in
 
 OPSETS = range(18, 24)
 """Versions of the ONNX operator set that torch's exporter writes."""

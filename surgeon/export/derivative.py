@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from surgeon.errors import CheckFailedError
 from surgeon.export.capture import symbolic_sizes
 from surgeon.export.sample import Sample
-from surgeon.trees import map_tensors, tensors_in
+from surgeon.support.trees import map_tensors, tensors_in
 
 
 class _Changed(TorchFunctionMode):

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.groups import Group
-from surgeon.inference import TensorProbe, infer_type
-from surgeon.inference.probe import Elements
-from surgeon.representations import TensorType
-from surgeon.tasks import can_act
-from surgeon.trees import tensors_in
-from surgeon.types import Task
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.hypotheses import infer_type
+from surgeon.finding.inference.probe import Elements, TensorProbe
+from surgeon.opening.tasks import can_act
+from surgeon.plan import Task
+from surgeon.support.trees import tensors_in
 
 _VECTOR = "axes v"
 _THREE_DIMENSIONAL = ("SO3", "O3", "SE3", "E3")

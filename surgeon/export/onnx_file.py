@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.certificate import package_versions
 from surgeon.errors import CheckFailedError, PrecisionError
-from surgeon.evaluation import in_evaluation_mode, names_in_evaluation, outputs_on
 from surgeon.export.checks import check_onnx
 from surgeon.export.convert import outputs_by_derivative, to_onnx
 from surgeon.export.facts import Named, facts
 from surgeon.export.outputs import ALL_OUTPUTS, Selection, apart_from, output_names
 from surgeon.export.sample import Sample, sample_of
 from surgeon.export.signature import compare_signatures, signature, signature_hash
+from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
-from surgeon.imports import one_line
-from surgeon.modes import set_training
-from surgeon.stripped import Stripped
-from surgeon.trees import to_dtype
-from surgeon.verdict import model_dtype
+from surgeon.opening.evaluation import in_evaluation_mode, names_in_evaluation, outputs_on
+from surgeon.proof.certificate import package_versions
+from surgeon.proof.verdict import model_dtype
+from surgeon.support.imports import one_line
+from surgeon.support.modes import set_training
+from surgeon.support.trees import to_dtype
 
 ONNX_FILE = "model.onnx"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.errors import UsageError
-from surgeon.imports import close_names
-from surgeon.trees import tensor_leaves
-from surgeon.types import Task
+from surgeon.plan import Task
+from surgeon.support.imports import close_names
+from surgeon.support.trees import tensor_leaves
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.errors import CheckFailedError, SurgeonError
-from surgeon.evaluation import in_evaluation_mode, outputs_on
 from surgeon.export.capture import packages_of
 from surgeon.export.convert import Positional, outputs_by_derivative
 from surgeon.export.derivative import record_derivatives
 from surgeon.export.outputs import output_names
 from surgeon.export.sample import Sample
-from surgeon.imports import one_line
-from surgeon.tasks import task_forward
-from surgeon.trees import tensors_in
-from surgeon.types import Task
+from surgeon.opening.evaluation import in_evaluation_mode, outputs_on
+from surgeon.opening.tasks import task_forward
+from surgeon.plan import Task
+from surgeon.support.imports import one_line
+from surgeon.support.trees import tensors_in
 
 OWNER = "model."
 """Stands in front of the names of the state dict in a program."""

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
-from surgeon.evaluation import in_evaluation_mode
 from surgeon.export.archive import Archive, compare_archives, read_archive
 from surgeon.export.checks import check_run
 from surgeon.export.program import OWNER, to_program
 from surgeon.export.sample import Sample, sample_of
+from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
-from surgeon.stripped import Stripped
-from surgeon.trees import tensors_in
-from surgeon.verdict import model_dtype
+from surgeon.opening.evaluation import in_evaluation_mode
+from surgeon.proof.verdict import model_dtype
+from surgeon.support.trees import tensors_in
 
 PT2_FILE = "model.pt2"
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from surgeon.export.sample import Sample
-from surgeon.imports import one_line
+from surgeon.support.imports import one_line
 
 _LONGEST = 300
 _FIXED = re.compile(r"\['tensors'\]\[(\d+)\]\.(?:size\(\)|shape)\[(\d+)\]")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import SurgeonError, TaskError
-from surgeon.imports import close_names
-from surgeon.tasks import task_batches
-from surgeon.trees import map_tensors, tensor_leaves, tensors_in, to_dtype
-from surgeon.types import Path, Split, Task
+from surgeon.opening.tasks import task_batches
+from surgeon.plan import Path, Split, Task
+from surgeon.support.imports import close_names
+from surgeon.support.trees import map_tensors, tensor_leaves, tensors_in, to_dtype
 
 EXAMPLE_SIZE = 7
 """Length of a sliced batch: torch.export takes sizes 0 and 1 for fixed, and a small one is traced quickly."""

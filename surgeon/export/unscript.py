@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
-from surgeon.evaluation import outputs_on
+from surgeon.export.stripped import Stripped
 from surgeon.export.torchscript import Unscripted
-from surgeon.stripped import Stripped
-from surgeon.trees import tensors_in
+from surgeon.opening.evaluation import outputs_on
+from surgeon.support.trees import tensors_in
 
 RUNS = 3
 """Runs of a scripted model, of which an eager one has to give the bits of one."""

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: ``hf://`` paths, downloads that are checked, uploads, model cards.
+"""To the Hugging Face Hub and back: uploads, model cards, whole folders, loading by name.
 
-Nothing is imported here, so that opening a local file does not load the client library.
+Nothing is imported here, so that importing surgeon does not load the client library.
 """

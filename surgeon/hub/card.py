@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from surgeon.certificate_words import equivariance_section, grade_words, markdown_table
-from surgeon.checkpoint.card import BEGIN, END
-from surgeon.checkpoint.relaxed import RelaxedConfig
 from surgeon.errors import HubError
+from surgeon.files.card import BEGIN, END
+from surgeon.files.relaxed import RelaxedConfig
 from surgeon.hub.content import Content
+from surgeon.proof.certificate_words import equivariance_section, grade_words, markdown_table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

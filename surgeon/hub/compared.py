@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from surgeon.certificate_words import markdown_table
 from surgeon.errors import CheckpointError
-from surgeon.files import read_json
+from surgeon.files.atomic import read_json
+from surgeon.proof.certificate_words import markdown_table
 
 
 def read_comparison(path: str | Path) -> str:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from surgeon.checkpoint.reading import open_checkpoint
-from surgeon.checkpoint.relaxed import (
+from surgeon.errors import CheckpointError, PlanError, UsageError
+from surgeon.files.atomic import json_text, read_json
+from surgeon.files.reading import open_checkpoint
+from surgeon.files.relaxed import (
     BASE_FILE,
     BRANCH_FILE,
     CONFIG_FILE,
@@ -19,12 +21,10 @@ from surgeon.checkpoint.relaxed import (
     is_relaxed_folder,
     read_relaxed,
 )
-from surgeon.clean import CARD_FILE as CARD
-from surgeon.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
-from surgeon.errors import CheckpointError, PlanError, UsageError
-from surgeon.files import json_text, read_json
-from surgeon.folders import SEAL_FILE, recover
-from surgeon.models import STATEMENT_SUFFIX
+from surgeon.files.seals import SEAL_FILE, recover
+from surgeon.opening.models import STATEMENT_SUFFIX
+from surgeon.proof.clean import CARD_FILE as CARD
+from surgeon.proof.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
 
 RECORDS = ("records.jsonl", "steps.jsonl")
 STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")

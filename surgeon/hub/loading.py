@@ -9,12 +9,15 @@ from pathlib import Path
 
 from torch import nn
 
-from surgeon.checkpoint import write_relaxed
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError
-from surgeon.hub.address import HubPath, check_repo, check_revision, is_hub_path
-from surgeon.surgery import strip
-from surgeon.types import EXACT_WHILE, StripMode
-from surgeon.workspace import OpenOptions, Workspace, open_path, relaxed_config
+from surgeon.files.address import HubPath, check_repo, check_revision, is_hub_path
+from surgeon.files.relaxed import write_relaxed
+from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import EXACT_WHILE, StripMode
 
 
 def from_hub(

@@ -7,18 +7,18 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from surgeon.checkpoint.relaxed import CONFIG_FILE, read_relaxed
-from surgeon.clean import CARD_FILE as CARD
-from surgeon.clean import CERTIFICATE_FILE
 from surgeon.errors import CheckpointError
-from surgeon.files import atomic_folder, write_json
-from surgeon.folders import seal_folder
-from surgeon.hub.address import HubPath, is_hub_path
-from surgeon.hub.client import Listing, list_files
+from surgeon.files.address import HubPath, is_hub_path
+from surgeon.files.atomic import atomic_folder, write_json
+from surgeon.files.relaxed import CONFIG_FILE, read_relaxed
+from surgeon.files.seals import seal_folder
 from surgeon.hub.content import CLEAN, RELAXED, STATE, read_clean
-from surgeon.hub.fetch import download
-from surgeon.hub.safety import check_config
-from surgeon.workspace import check_values
+from surgeon.opening.originals import check_values
+from surgeon.opening.remote.client import Listing, list_files
+from surgeon.opening.remote.fetch import download
+from surgeon.opening.remote.safety import check_config
+from surgeon.proof.clean import CARD_FILE as CARD
+from surgeon.proof.clean import CERTIFICATE_FILE
 
 
 @dataclass(frozen=True)

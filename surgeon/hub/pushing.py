@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from surgeon.checkpoint.relaxed import CONFIG_FILE
-from surgeon.clean import CARD_FILE as CARD
 from surgeon.errors import HubError, UsageError
-from surgeon.files import sha256_of_file
-from surgeon.hub.address import HubPath, check_repo, check_revision, is_commit, is_hub_path
+from surgeon.files.address import HubPath, check_repo, check_revision, is_commit, is_hub_path
+from surgeon.files.atomic import sha256_of_file
+from surgeon.files.relaxed import CONFIG_FILE
 from surgeon.hub.card import card_text
-from surgeon.hub.client import (
+from surgeon.hub.compared import read_comparison
+from surgeon.hub.content import Content, content_of
+from surgeon.opening.remote.client import (
     HubFile,
     Listing,
     RepositoryMissing,
@@ -24,9 +25,8 @@ from surgeon.hub.client import (
     is_offline,
     list_files,
 )
-from surgeon.hub.compared import read_comparison
-from surgeon.hub.content import Content, content_of
-from surgeon.hub.fetch import download, git_hash
+from surgeon.opening.remote.fetch import download, git_hash
+from surgeon.proof.clean import CARD_FILE as CARD
 
 
 @dataclass(frozen=True)

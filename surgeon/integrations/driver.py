@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import CHILD, branches_of
+from surgeon.algebra.moments import processes
+from surgeon.editing.branch import CHILD, branches_of
+from surgeon.editing.insert import relax
+from surgeon.editing.recalibration import running_statistics
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.integrations.settings import RelaxationSettings, network_of, plan_for
-from surgeon.moments import processes
-from surgeon.recalibration import running_statistics
-from surgeon.surgery import relax, strip
+from surgeon.plan import SiteRecord
+from surgeon.support.trees import map_tensors
 from surgeon.training.session import TrainingSession, flat
-from surgeon.trees import map_tensors
-from surgeon.types import SiteRecord
 
 AVERAGING_METHODS = ("update_parameters", "swap_parameters")
 """Methods by which averages of weights, torch's own ``AveragedModel`` among them, take a model's parameters."""

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import UsageError
 from surgeon.integrations.driver import RelaxationDriver
 from surgeon.integrations.progress import done, idle_optimizers, length, reaches
 from surgeon.integrations.settings import RelaxationSettings, base_class, first_call, require_library
-from surgeon.regularizer import PenaltyForm
-from surgeon.schedule import Schedule
-from surgeon.surgery import Relaxation
+from surgeon.plan import Plan, SiteRecord, StripMode
 from surgeon.training.session import RECALIBRATION_BATCHES
 from surgeon.training.weighting import PenaltyScale
-from surgeon.types import Plan, SiteRecord, StripMode
 
 _Callback: Any = base_class("lightning.pytorch", "Callback")
 _SHARDING_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")

@@ -13,16 +13,17 @@ from typing import Any, get_args
 
 from torch import nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.select import select
 from surgeon.errors import PlanError, SurgeonError, UsageError
-from surgeon.groups import parse_group
-from surgeon.imports import close_names, one_line
-from surgeon.regularizer import PenaltyForm
-from surgeon.schedule import Schedule
-from surgeon.surgery import find, select
+from surgeon.finding.find import find
+from surgeon.opening.trust import refuse_named_code
+from surgeon.plan import Plan, StripMode
+from surgeon.support.imports import close_names, one_line
 from surgeon.training.session import RECALIBRATION_BATCHES
 from surgeon.training.weighting import PenaltyScale
-from surgeon.trust import refuse_named_code
-from surgeon.types import Plan, StripMode
 
 DEFAULT_PENALTY_WEIGHT = MappingProxyType({"drop": 0.01, "fold": 0.0})
 """Lambda by mode; "fold" keeps the equivariant part of W on purpose, and a penalty on |Wx| would pull it to 0."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.integrations.driver import RelaxationDriver
 from surgeon.integrations.settings import RelaxationSettings, base_class, require_library
-from surgeon.surgery import Relaxation
-from surgeon.types import SiteRecord
+from surgeon.plan import SiteRecord
 
 _Trainer: Any = base_class("transformers", "Trainer")
 STATE_FILE = "relaxation_state.pt"

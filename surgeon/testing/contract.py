@@ -14,21 +14,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import Branch
-from surgeon.certificate import Architecture
-from surgeon.checkpoint import load_into
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import average
+from surgeon.algebra.representations.core import Representation
+from surgeon.editing.branch import Branch
+from surgeon.editing.insert import relax
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, GroupError, SurgeonError
-from surgeon.groups import parse_group
-from surgeon.imports import import_attribute
-from surgeon.intertwiners import average
-from surgeon.measure import relative_difference
+from surgeon.files.loading import load_into
+from surgeon.finding.find import find
+from surgeon.opening.tasks import task_batches, task_forward, task_loss
+from surgeon.plan import Plan, Task
+from surgeon.proof.certificate import Architecture
 from surgeon.registry import Adapter, DescribesModels, OffersTask, installed_adapters
-from surgeon.representations import Representation
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery import Relaxation, find, relax, strip
-from surgeon.tasks import task_batches, task_forward, task_loss
-from surgeon.trees import map_tensors, tensors_in
-from surgeon.types import Plan, Task
+from surgeon.support.imports import import_attribute
+from surgeon.support.trees import map_tensors, tensors_in
+from surgeon.testing.soundness import Model, check_plan
 
 ROUNDING = 1e-9
 """Largest relative deviation that counts as rounding in float64."""
@@ -51,7 +54,7 @@ class AdapterContract:
     Example::
 
         class TestE3nn(AdapterContract):
-            adapter = "surgeon_adapters.e3nn_ops:adapter"
+            adapter = "surgeon_adapters.e3nn_layers.adapter:adapter"
             libraries = ("e3nn",)
             group = "O3"
 

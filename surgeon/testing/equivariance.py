@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.representations.core import Representation
 from surgeon.errors import CheckFailedError
-from surgeon.measure import relative_difference
-from surgeon.representations import Representation
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation relative to the scale of the output that counts as rounding."""
@@ -41,8 +41,8 @@ def assert_equivariant(
         CheckFailedError: if the relative deviation exceeds the tolerance; the worst element is named.
 
     Example:
-        >>> from surgeon.groups import parse_group
-        >>> from surgeon.representations import irreps
+        >>> from surgeon.algebra.groups import parse_group
+        >>> from surgeon.algebra.representations import irreps
         >>> rho = irreps(parse_group("O3"), "2x1o")
         >>> assert_equivariant(lambda x: 3 * x, rho, rho)
     """

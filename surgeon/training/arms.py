@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from surgeon.errors import UsageError
-from surgeon.types import StripMode
+from surgeon.plan import StripMode
 
 
 @dataclass(frozen=True)

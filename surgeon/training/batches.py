@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from surgeon.drawing import shared
 from surgeon.errors import TaskError
-from surgeon.tasks import count_batches, task_batches
-from surgeon.types import Task
+from surgeon.opening.drawing import shared
+from surgeon.opening.tasks import count_batches, task_batches
+from surgeon.plan import Task
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.checkpoint import load_branches
+from surgeon.editing.insert import relax
+from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.strip import strip
 from surgeon.errors import TrainingError, UsageError
-from surgeon.evaluation import evaluate
-from surgeon.surgery import LowRankUpdates, relax, strip
-from surgeon.tasks import task_batches
+from surgeon.files.loading import load_branches
+from surgeon.opening.evaluation import evaluate
+from surgeon.opening.tasks import task_batches
+from surgeon.plan import Plan, SiteRecord, Task
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.engine import StepEvent, finetune
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.statistics import require_equal_budgets
-from surgeon.types import Plan, SiteRecord, Task
 
 
 @dataclass(frozen=True)

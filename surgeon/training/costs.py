@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from surgeon.evaluation import fitted, in_evaluation_mode
-from surgeon.surgery import Relaxation
-from surgeon.tasks import task_batches, task_forward
-from surgeon.types import Task
+from surgeon.editing.relaxation import Relaxation
+from surgeon.opening.evaluation import fitted, in_evaluation_mode
+from surgeon.opening.tasks import task_batches, task_forward
+from surgeon.plan import Task
 
 
 @dataclass(frozen=True)

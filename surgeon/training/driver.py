@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import SurgeonError, TrainingError, UsageError
-from surgeon.imports import one_line
+from surgeon.support.imports import one_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

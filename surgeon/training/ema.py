@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from surgeon.sharding import own_part, sharded_like
+from surgeon.support.sharding import own_part, sharded_like
 
 
 class Ema:

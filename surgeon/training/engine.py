@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.merge import merge, unmerge
+from surgeon.editing.relaxation import PenaltySettings, Relaxation
+from surgeon.editing.strip import refold
 from surgeon.errors import TrainingError, UsageError
-from surgeon.evaluation import fitted
-from surgeon.modes import set_training
-from surgeon.sharding import is_sharded, whole
-from surgeon.surgery import LowRankUpdates, PenaltySettings, Relaxation, merge, refold, unmerge
-from surgeon.tasks import task_forward, task_loss
+from surgeon.opening.evaluation import fitted
+from surgeon.opening.tasks import task_forward, task_loss
+from surgeon.plan import Task
+from surgeon.support.modes import set_training
+from surgeon.support.sharding import is_sharded, whole
 from surgeon.training.arms import Arm
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
 from surgeon.training.driver import (
@@ -39,7 +43,6 @@ from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState, random_state, set_random_state
 from surgeon.training.weighting import PenaltyWeight
-from surgeon.types import Task
 
 LOG_EVERY = 10
 """Steps between records of single steps."""

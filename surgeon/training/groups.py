@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.core import Representation
+from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import TrainingError
-from surgeon.groups import parse_group
-from surgeon.representations import Representation
-from surgeon.surgery import LowRankUpdates, Relaxation
 from surgeon.training.arms import Arm
 from surgeon.training.settings import FinetuneSettings
 

@@ -10,16 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.checkpoint import STATE_FOLDER, is_relaxed_folder, open_checkpoint, read_relaxed, write_relaxed
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.files import atomic_folder, write_json, write_tensors, write_text
-from surgeon.folders import seal_folder, updated_folder
-from surgeon.sharding import load_whole_state, sharded_like, whole, whole_state
+from surgeon.files.atomic import atomic_folder, write_json, write_tensors, write_text
+from surgeon.files.reading import open_checkpoint
+from surgeon.files.relaxed import STATE_FOLDER, is_relaxed_folder, read_relaxed, write_relaxed
+from surgeon.files.seals import seal_folder, updated_folder
+from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.workspace import Workspace
+from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
 from surgeon.training.driver import shards
 from surgeon.training.engine import Finetuner
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState
-from surgeon.workspace import Workspace, relaxed_config
 
 RECORDS_FILE, STEPS_FILE = "records.jsonl", "steps.jsonl"
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import TaskError
-from surgeon.evaluation import evaluate, fitted, is_better
-from surgeon.sharding import reshard, whole_state
-from surgeon.surgery import Relaxation
-from surgeon.tasks import primary_metric, task_batches, task_forward
+from surgeon.opening.evaluation import evaluate, fitted, is_better
+from surgeon.opening.tasks import primary_metric, task_batches, task_forward
+from surgeon.plan import Task
+from surgeon.support.sharding import reshard, whole_state
 from surgeon.training.driver import gathered, shards, share_buffers
 from surgeon.training.ema import Ema
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import PATIENCE_THETA, FinetuneSettings
 from surgeon.training.state import TrainingState
-from surgeon.types import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

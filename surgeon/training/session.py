@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.copies import copied
-from surgeon.errors import CheckpointError, TrainingError, UsageError
-from surgeon.evaluation import device_of
-from surgeon.moments import mean_over_processes, processes
-from surgeon.recalibration import (
+from surgeon.algebra.moments import mean_over_processes, processes
+from surgeon.editing.recalibration import (
     StatisticsChange,
     gathered_since,
     layers_with_statistics,
@@ -23,11 +20,15 @@ from surgeon.recalibration import (
     running_statistics,
     statistics_of,
 )
-from surgeon.surgery import Relaxation, strip
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.strip import strip
+from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.opening.evaluation import device_of
+from surgeon.opening.source import graph_on, not_comparable
+from surgeon.support.copies import copied
+from surgeon.support.trees import to_device
 from surgeon.training.state import random_state, set_random_state
 from surgeon.training.weighting import PenaltyScale, PenaltyWeight
-from surgeon.trees import to_device
-from surgeon.workspace.source import graph_on, not_comparable
 
 RECALIBRATION_BATCHES = 20
 """Training batches from which statistics are taken anew for clean evaluation."""

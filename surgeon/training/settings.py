@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS
 from surgeon.errors import UsageError
-from surgeon.regularizer import PenaltyForm
-from surgeon.schedule import Schedule
-from surgeon.surgery.relaxation import DEFAULT_EVERY, DEFAULT_ROWS
 from surgeon.training.weighting import PenaltyScale
 
 
@@ -41,7 +41,7 @@ class FinetuneSettings:
         penalty_weight: lambda of eq. 5; None takes the arm's own.
         penalty_scale: "relative" multiplies lambda by a running mean of the task loss, so that it carries over between
             tasks; "absolute" is the paper's.
-        penalty_form: "gram", "rows" or "square", see ``surgeon.regularizer``.
+        penalty_form: "gram", "rows" or "square", see ``surgeon.algebra.penalty``.
         penalty_rows: rows of each forward that the penalty looks at; None for all.
         penalty_every: steps after which the penalty of a site is computed anew.
         schedule: theta(t).

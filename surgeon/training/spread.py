@@ -17,15 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgeon.certificate import certify
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, TrainingError, UsageError
-from surgeon.groups import parse_group
-from surgeon.imports import one_line
-from surgeon.tasks import can_act, task_forward
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.source import check_source
+from surgeon.opening.tasks import can_act, task_forward
+from surgeon.opening.workspace import Workspace
+from surgeon.proof.certificate import certify
+from surgeon.proof.verdict import MeasureSettings, sample_batches, task_equivariance
+from surgeon.support.imports import one_line
 from surgeon.training.compare import ArmRun, Comparison, Execute, Outcome, Point, outcome_of
 from surgeon.training.settings import FinetuneSettings
-from surgeon.verdict import MeasureSettings, sample_batches, task_equivariance
-from surgeon.workspace import OpenOptions, Workspace, check_source, open_path
 
 
 @dataclass(frozen=True)

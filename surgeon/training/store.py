@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
-from surgeon.files import atomic_folder, check_writable, json_compatible, write_json
+from surgeon.files.atomic import atomic_folder, check_writable, json_compatible, write_json
+from surgeon.plan import SiteRecord
 from surgeon.training.compare import ArmRun, Failure, Outcome, Point
-from surgeon.types import SiteRecord
 
 IDENTITY_FILE = "comparison.json"
 

@@ -8,8 +8,8 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from surgeon.errors import TrainingError, UsageError
-from surgeon.evaluation import is_better
-from surgeon.tasks import primary_metric
+from surgeon.opening.evaluation import is_better
+from surgeon.opening.tasks import primary_metric
 from surgeon.training.compare import (
     ArmRun,
     Comparison,

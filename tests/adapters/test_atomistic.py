@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.groups import parse_group
-from surgeon_adapters.atomistic import AtomisticTask, Frames, act_on_atoms, act_on_labels
+from surgeon_adapters.atoms.task import AtomisticTask, Frames, act_on_atoms, act_on_labels
 
 SIZES = {"many.xyz": 20, "few.xyz": 2, "other.xyz": 5}
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import surgeon_adapters.vn.adapter as vector_neurons
+import surgeon_adapters.zoo.vector_neurons.adapter as vector_neurons
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.representations.build import irreps
 from surgeon.errors import PlanError
-from surgeon.groups import Group, parse_group
-from surgeon.intertwiners import FoldMap
+from surgeon.finding.find import find
+from surgeon.plan import Site
 from surgeon.registry import BaseAdapter, Proposal, Refusal
-from surgeon.representations import irreps
-from surgeon.soundness import Model
-from surgeon.surgery import find
-from surgeon.testing import AdapterContract
-from surgeon.types import Site
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
 from tests import nets
 
 
@@ -28,7 +29,7 @@ def _act(rho: str, g: Tensor, x: Tensor) -> Tensor:
 
 
 class TestE3nn(AdapterContract):
-    adapter = "surgeon_adapters.e3nn_ops:adapter"
+    adapter = "surgeon_adapters.e3nn_layers.adapter:adapter"
     libraries = ("e3nn", "scipy")
     group = "O3"
 
@@ -61,7 +62,7 @@ class VectorNeurons(AdapterContract):
     """Copies of the published layers in somebody's own network; tests/families has the published networks."""
 
     __test__ = False
-    adapter = "surgeon_adapters.vn.adapter:adapter"
+    adapter = "surgeon_adapters.zoo.vector_neurons.adapter:adapter"
     group = "SO3"
 
     def sample(self) -> Model:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.groups import parse_group
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.registry import Adapter, Proposal, Refusal, adapter_named, installed_adapters
-from surgeon_adapters.e3nn_ops import adapter
+from surgeon_adapters.e3nn_layers.adapter import adapter
 from tests import nets
 from tests.nets import o3
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surgeon.errors import TaskError
-from surgeon_adapters.md17 import NAMES, Sizes, read_md17, split_frames
+from surgeon_adapters.atoms.md17 import NAMES, Sizes, read_md17, split_frames
 from tests.families.equiformer_models import ETHANOL, trajectory, write_md17
 
 

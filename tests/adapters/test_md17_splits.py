@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from surgeon.errors import TaskError
-from surgeon_adapters.equiformer.task import EquiformerTask
-from surgeon_adapters.md17 import Sizes, read_md17
-from surgeon_adapters.md17_splits import published_splits
+from surgeon_adapters.atoms.md17 import Sizes, read_md17
+from surgeon_adapters.atoms.md17_splits import published_splits
+from surgeon_adapters.zoo.equiformer.task import EquiformerTask
 from tests.families.equiformer_models import L1, network, write_md17
 
 FRAMES = 60

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, regular, trivial
+from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import PlanError
-from surgeon.groups import Group, parse_group
-from surgeon.measure import relative_difference
+from surgeon.finding.symmetrised import symmetrised_copy
+from surgeon.plan import Plan
 from surgeon.registry import BaseAdapter, Proposal, Refusal
-from surgeon.representations import TensorType, axes, regular, trivial
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery import symmetrised_copy
-from surgeon.testing import AdapterContract
-from surgeon.types import Plan
-from surgeon_adapters.relaxed_conv import RelaxedRotationConv2d, RelaxedRotationNet
-from surgeon_adapters.relaxed_conv.adapter import FRAME, adapter
-from surgeon_adapters.relaxed_conv.rotation import Fields
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model, check_plan
+from surgeon_adapters.zoo.relaxed_convolutions.adapter import FRAME, adapter
+from surgeon_adapters.zoo.relaxed_convolutions.rotation import Fields, RelaxedRotationConv2d, RelaxedRotationNet
 
 C4 = parse_group("C4")
 
@@ -78,7 +79,7 @@ def plan_of(module: nn.Module) -> Plan:
 
 
 class TestContract(AdapterContract):
-    adapter = "surgeon_adapters.relaxed_conv.adapter:adapter"
+    adapter = "surgeon_adapters.zoo.relaxed_convolutions.adapter:adapter"
     group = "C4"
     folds = False
 

@@ -7,16 +7,18 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.penalty import Commutator
+from surgeon.algebra.representations.build import on_grid, trivial
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError
-from surgeon.forms import row_representations
-from surgeon.groups import parse_group
+from surgeon.finding.forms import row_representations
+from surgeon.finding.symmetrised import symmetrised_copy
+from surgeon.plan import Plan
 from surgeon.registry import Refusal
-from surgeon.regularizer import Commutator
-from surgeon.representations import Representation, TensorType, on_grid, trivial
-from surgeon.surgery import symmetrised_copy
-from surgeon.types import Plan
-from surgeon_adapters.relaxed_conv import RelaxedScaleConv2d, RelaxedScaleNet
-from surgeon_adapters.relaxed_conv.adapter import FRAME, adapter, velocities
+from surgeon_adapters.zoo.relaxed_convolutions.adapter import FRAME, adapter, velocities
+from surgeon_adapters.zoo.relaxed_convolutions.scale import RelaxedScaleConv2d, RelaxedScaleNet
 
 GROUP = parse_group("SCALE2")
 SHRINK = GROUP.elements[0]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import Checkpoint, open_checkpoint, write_container
-from surgeon.checkpoint import container as container_module
 from surgeon.errors import CheckpointError, ExistsError, WriteError
-from surgeon.files import write_tensors
+from surgeon.files import container as container_module
+from surgeon.files.atomic import write_tensors
+from surgeon.files.container import write_container
+from surgeon.files.reading import Checkpoint, open_checkpoint
 
 TENSORS = {"b.weight": torch.arange(6.0).view(2, 3), "a": torch.ones(2, dtype=torch.bfloat16), "e": torch.zeros(0, 3)}
 

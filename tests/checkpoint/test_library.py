@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import Checkpoint, KeepsFiles, open_checkpoint, write_container
 from surgeon.errors import CheckpointError, TrustError, WriteError
+from surgeon.files.container import write_container
+from surgeon.files.library import KeepsFiles
+from surgeon.files.reading import Checkpoint, open_checkpoint
 from surgeon.registry import Adapter, BaseAdapter
 
 
@@ -43,7 +45,7 @@ class Forgetful(Halves):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, adapters: Mapping[str, Adapter]) -> None:
-    monkeypatch.setattr("surgeon.checkpoint.library.installed_adapters", lambda: adapters)
+    monkeypatch.setattr("surgeon.files.library.installed_adapters", lambda: adapters)
 
 
 @pytest.fixture

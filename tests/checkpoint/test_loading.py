@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import load_into
 from surgeon.errors import CheckpointError
+from surgeon.files.loading import load_into
 from tests import nets
 
 

@@ -11,22 +11,22 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.checkpoint import (
+from surgeon.errors import CheckpointError, ExistsError, UsageError
+from surgeon.files import relaxed
+from surgeon.files.atomic import write_json, write_tensors
+from surgeon.files.card import model_card
+from surgeon.files.loading import load_into
+from surgeon.files.reading import keys_hash
+from surgeon.files.relaxed import (
     RelaxedConfig,
     find_only_folder,
     is_relaxed_folder,
-    keys_hash,
-    load_into,
     read_relaxed,
-    relaxed,
     split_state,
     write_relaxed,
 )
-from surgeon.checkpoint.card import model_card
-from surgeon.errors import CheckpointError, ExistsError, UsageError
-from surgeon.files import write_json, write_tensors
-from surgeon.folders import check_seal
-from surgeon.types import Plan, Site
+from surgeon.files.seals import check_seal
+from surgeon.plan import Plan, Site
 
 FILES = ["README.md", "model.safetensors", "relaxation.safetensors", "surgeon_config.json", "surgeon_seal.json"]
 

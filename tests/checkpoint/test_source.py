@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.checkpoint import Checkpoint, load_into, open_checkpoint, reading
-from surgeon.checkpoint.library import write_by_library
-from surgeon.checkpoint.source import Source
 from surgeon.errors import CheckpointError
-from surgeon.files import sha256_of_file, write_tensors
+from surgeon.files import reading
+from surgeon.files.atomic import sha256_of_file, write_tensors
+from surgeon.files.library import write_by_library
+from surgeon.files.loading import load_into
+from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.source import Source
 
 WIDTH = 600  # more than a page of a mapped file
 FORMATS = ["net.safetensors", "net.pt"]

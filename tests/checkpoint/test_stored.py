@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from surgeon.checkpoint import load_into, open_checkpoint
-from surgeon.checkpoint.source import Source
-from surgeon.checkpoint.stored import StoredTensors, open_safetensors, pieces
 from surgeon.errors import CheckpointError
+from surgeon.files.loading import load_into
+from surgeon.files.reading import open_checkpoint
+from surgeon.files.source import Source
+from surgeon.files.stored import StoredTensors, open_safetensors, pieces
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import surgeon as package
-from surgeon import files
-from surgeon.checkpoint import open_checkpoint, read_relaxed
-from surgeon.tasks import load_task
+from surgeon.files import atomic as files
+from surgeon.files.reading import open_checkpoint
+from surgeon.files.relaxed import read_relaxed
+from surgeon.opening.tasks import load_task
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child, dead_pid, files_in
 from tests.test_workspace import make_relaxed
 
@@ -302,7 +303,7 @@ def test_the_preset_of_the_paper(surgeon: Surgeon) -> None:
 
 
 def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    import surgeon.verdict as verdict
+    import surgeon.proof.verdict as verdict
 
     surgeon("relax", "net.pt")
     before = files_in(surgeon.path)

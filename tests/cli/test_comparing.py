@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.surgery import Relaxation
-from surgeon.training import FinetuneSettings
+from surgeon.editing.relaxation import Relaxation
+from surgeon.opening.open import open_path
 from surgeon.training.compare import Point, outcome_of
+from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Source, comparison_of, work
-from surgeon.workspace import open_path
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
 from tests.tiny import Net

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgeon.checkpoint import read_relaxed
-from surgeon.tasks import load_task
-from surgeon.workspace import open_path
+from surgeon.files.relaxed import read_relaxed
+from surgeon.opening.open import open_path
+from surgeon.opening.tasks import load_task
 from tests.commands import QUICK, Surgeon
 
 ASKING = """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.checkpoint import read_relaxed
+from surgeon.files.relaxed import read_relaxed
 from tests.cli.sweeps import Done
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
@@ -123,7 +123,7 @@ def test_of_two_trainings_of_one_folder_the_second_is_refused(
 
 def test_of_two_that_relax_into_one_folder_one_is_refused(surgeon: Surgeon) -> None:
     command = ("relax", "net.pt", "--strip-mode")
-    second, code, told = met(surgeon.path, (*command, "fold"), "surgeon.files:_swap_in", (*command, "drop"))
+    second, code, told = met(surgeon.path, (*command, "fold"), "surgeon.files.atomic:_swap_in", (*command, "drop"))
     assert (second.code, code) == (0, 2), (second, told)
     assert "net-relaxed' exists already" in told
     assert read_relaxed(Path("net-relaxed")).config.strip_mode == "fold"

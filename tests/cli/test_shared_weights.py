@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from surgeon.groups import parse_group
-from surgeon.intertwiners import average
-from surgeon.representations import irreps
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import average
+from surgeon.algebra.representations.build import irreps
 from tests import nets
 from tests.commands import QUICK, Surgeon
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from surgeon.folders import seal_folder
-from surgeon.surgery import strip
-from surgeon.tasks import load_task
-from surgeon.workspace import open_path
+from surgeon.editing.strip import strip
+from surgeon.files.seals import seal_folder
+from surgeon.opening.open import open_path
+from surgeon.opening.tasks import load_task
 from tests.commands import Surgeon
 
 NORMALISED = """
@@ -191,7 +191,7 @@ def test_training_batches_that_fail_are_an_error_and_nothing_is_written(surgeon:
 
 
 def test_it_is_said_when_the_gathered_statistics_were_better(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    import surgeon.verdict as verdict
+    import surgeon.proof.verdict as verdict
 
     relaxed(surgeon)
     gather()

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import TaskError
-from surgeon.soundness import Model
-from surgeon.tasks import load_task
-from surgeon.testing import AdapterContract
-from surgeon.workspace import open_path
+from surgeon.opening.open import open_path
+from surgeon.opening.tasks import load_task
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
 from tests.commands import ROOT, Surgeon, files_in
 
 pytest.importorskip("hatchling", reason="hatchling, which builds the example's package, is not installed: make setup")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from surgeon.errors import ShapeError, UsageError
-from surgeon.types import Task
+from surgeon.plan import Task
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "nbody"

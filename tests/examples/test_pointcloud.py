@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import ShapeError, UsageError
-from surgeon.measure import relative_difference
-from surgeon.soundness import Model, check_plan
-from surgeon.types import Task
-from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.vn import layers
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.plan import Task
+from surgeon.testing.soundness import Model, check_plan
+from surgeon_adapters.zoo.vector_neurons import layers
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
 MODULES = ("shapes", "task", "pretrain")

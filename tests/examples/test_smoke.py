@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes
+from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import TaskError, UsageError
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
-from surgeon.representations import TensorType, axes
-from surgeon_adapters.relaxed_conv.adapter import FRAME, adapter, velocities
+from surgeon_adapters.zoo.relaxed_convolutions.adapter import FRAME, adapter, velocities
 from tests.commands import Surgeon
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smoke"

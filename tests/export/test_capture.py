@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.export import sample_of
 from surgeon.export.capture import captured, packages_of, symbolic_sizes
+from surgeon.export.sample import sample_of
 from tests.export.failing import RowsTask
 
 SAMPLE = sample_of(RowsTask(), torch.float32)

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from surgeon.evaluation import evaluate
-from surgeon.tasks import load_task
+from surgeon.opening.evaluation import evaluate
+from surgeon.opening.tasks import load_task
 from tests.commands import QUICK, Surgeon
 
 ROOT = Path(__file__).parents[2]

@@ -15,22 +15,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.insert import relax
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, UsageError
-from surgeon.export import (
-    Selection,
-    check_onnx,
-    compare_signatures,
-    export_onnx,
-    sample_of,
-    signature,
-    signature_hash,
-)
+from surgeon.export.checks import check_onnx
 from surgeon.export.convert import Positional, outputs_by_derivative, to_onnx
 from surgeon.export.derivative import record_derivatives
-from surgeon.groups import parse_group
-from surgeon.stripped import Stripped
-from surgeon.surgery import find, relax, strip
-from surgeon.trees import tensors_in
+from surgeon.export.onnx_file import export_onnx
+from surgeon.export.outputs import Selection
+from surgeon.export.sample import sample_of
+from surgeon.export.signature import compare_signatures, signature, signature_hash
+from surgeon.export.stripped import Stripped
+from surgeon.finding.find import find
+from surgeon.support.trees import tensors_in
 from tests.export.potential import Potential, PotentialTask, WrongForces, molecules
 from tests.tiny import Net, TinyTask
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.export.facts import facts
-from surgeon.groups import parse_group
-from surgeon.tasks import load_task
-from surgeon.trees import to_dtype
+from surgeon.opening.tasks import load_task
+from surgeon.support.trees import to_dtype
 from tests.export.potential import PotentialTask, molecules
 from tests.tiny import TinyTask
 

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from torch import nn
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckFailedError
-from surgeon.export import export_onnx
-from surgeon.groups import parse_group
-from surgeon.stripped import Stripped
+from surgeon.export.onnx_file import export_onnx
+from surgeon.export.stripped import Stripped
 from tests.export.graphs import GraphTask, Messages, graphs
 
 

@@ -14,12 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.insert import relax
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, PrecisionError, TaskError, UsageError
-from surgeon.export import check_onnx, compare_signatures, export_onnx, sample_of, signature, signature_hash
+from surgeon.export.checks import check_onnx
 from surgeon.export.convert import to_onnx
-from surgeon.groups import parse_group
-from surgeon.stripped import Stripped
-from surgeon.surgery import find, relax, strip
+from surgeon.export.onnx_file import export_onnx
+from surgeon.export.sample import sample_of
+from surgeon.export.signature import compare_signatures, signature, signature_hash
+from surgeon.export.stripped import Stripped
+from surgeon.finding.find import find
 from tests.commands import Surgeon
 from tests.tiny import Net, TinyTask
 

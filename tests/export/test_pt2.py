@@ -14,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.insert import relax
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError
-from surgeon.export import export_pt2, sample_of
 from surgeon.export.archive import compare_archives, read_archive
 from surgeon.export.program import to_program
-from surgeon.export.pt2_file import archive_of, differing_tensors
-from surgeon.groups import parse_group
-from surgeon.stripped import Stripped
-from surgeon.surgery import find, relax, strip
+from surgeon.export.pt2_file import archive_of, differing_tensors, export_pt2
+from surgeon.export.sample import sample_of
+from surgeon.export.stripped import Stripped
+from surgeon.finding.find import find
 from tests.commands import Surgeon
 from tests.tiny import Net, TinyTask
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from surgeon.errors import CheckFailedError, UsageError
-from surgeon.export import sample_of
 from surgeon.export.convert import to_onnx
+from surgeon.export.sample import sample_of
 from tests.export.failing import Failing, RowsTask
 
 SOURCE = Path(__file__).with_name("failing.py")

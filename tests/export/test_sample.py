@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import TaskError
-from surgeon.export import Sample, sample_of
+from surgeon.export.sample import Sample, sample_of
 from tests.export.graphs import GraphTask
 
 

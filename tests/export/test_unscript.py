@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
-from surgeon.export import export_onnx, unscript
+from surgeon.export import unscript
+from surgeon.export.onnx_file import export_onnx
+from surgeon.export.stripped import Stripped
 from surgeon.export.torchscript import Unscripted
 from surgeon.export.unscript import find_scripted, unscripted
-from surgeon.stripped import Stripped
 from tests.export.gated import Gated, GatedTask
 from tests.export.scripted import Around, Flow, Forked, again
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.modes import default_dtype
-from surgeon.soundness import Model, check_plan
-from surgeon.types import Plan
+from surgeon.plan import Plan
+from surgeon.support.modes import default_dtype
+from surgeon.testing.soundness import Model, check_plan
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from surgeon_adapters.equiformer import build
+from surgeon_adapters.zoo.equiformer import build
 from tests.families.cases import double
 
 ETHANOL = (6, 6, 8, 1, 1, 1, 1, 1, 1)

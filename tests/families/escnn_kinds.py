@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.copies import copied
-from surgeon.soundness import Model
+from surgeon.support.copies import copied
+from surgeon.testing.soundness import Model
 
 KINDS = {
     "c4-images": ("C4", "rot2dOnR2", 4),

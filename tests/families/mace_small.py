@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.modes import default_dtype
-from surgeon_adapters.mace_models import adapter, build, decoded, import_mace
+from surgeon.support.modes import default_dtype
+from surgeon_adapters.mace.models import adapter, build, decoded, import_mace
 
 HEADS = ["tight-binding", "other"]
 ENERGIES = [1.0, 2.0, 3.0]

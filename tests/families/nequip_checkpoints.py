@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from surgeon.modes import default_dtype
-from surgeon_adapters.nequip_models import import_nequip, nequip_state
+from surgeon.support.modes import default_dtype
+from surgeon_adapters.nequip.models import import_nequip, nequip_state
 from tests.commands import ROOT
 
 DATA = ROOT / "examples" / "molecules" / "ethanol_gfn2.xyz"

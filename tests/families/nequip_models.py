@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from surgeon.e3nn_compat import import_e3nn
+from surgeon.support.e3nn_compat import import_e3nn
 from tests.families.cases import FamilyCase, all_pairs, double
 
 COUNTS = [4, 3]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.branch import CHILD, branches_of
-from surgeon.surgery import strip
+from surgeon.editing.branch import CHILD, branches_of
+from surgeon.editing.strip import strip
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed: make test-nequip")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from surgeon.e3nn_compat import import_e3nn
+from surgeon.support.e3nn_compat import import_e3nn
 
 o3 = import_e3nn()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon_adapters.segnn.models import build
+from surgeon_adapters.zoo.segnn.models import build
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nbody"
 SUFFIX = "charged5_initvel1small"

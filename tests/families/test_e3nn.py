@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.groups import Group
-from surgeon.intertwiners import FoldMap
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.representations.build import irreps
+from surgeon.algebra.representations.core import Representation
+from surgeon.plan import Plan, Site
 from surgeon.registry import Proposal, Refusal
-from surgeon.representations import Representation, irreps
-from surgeon.types import Plan, Site
-from surgeon_adapters.e3nn_ops import adapter
+from surgeon_adapters.e3nn_layers.adapter import adapter
 from tests.families.cases import FamilyCase, double, keys
 from tests.nets import o3
 
@@ -115,7 +116,7 @@ def case(other_layout: bool, group: str) -> FamilyCase:
         module = OtherLayout() if other_layout else Trunk()
 
     def rho(name: str, g: Tensor, x: Tensor) -> Tensor:
-        from surgeon.groups import parse_group
+        from surgeon.algebra.groups.parse import parse_group
 
         made = components_first(parse_group(group)) if other_layout else irreps(parse_group(group), name)
         return made.action(g).apply(x)[0]

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError
 from surgeon.export.capture import captured
 from surgeon.export.sample import Sample
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
-from surgeon.models import find_model
-from surgeon.soundness import Model
-from surgeon.testing import AdapterContract
-from surgeon.workspace import open_path
-from surgeon_adapters.equiformer import EquiformerConfig, build
-from surgeon_adapters.equiformer.adapter import adapter
-from surgeon_adapters.equiformer.config import from_data, published, published_names
-from surgeon_adapters.equiformer.edges import neighbours, softmax_over_edges, sum_to_molecules, sum_to_nodes
-from surgeon_adapters.equiformer.recognition import candidates
+from surgeon.opening.models import find_model
+from surgeon.opening.open import open_path
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
+from surgeon_adapters.zoo.equiformer import build
+from surgeon_adapters.zoo.equiformer.adapter import adapter
+from surgeon_adapters.zoo.equiformer.config import EquiformerConfig, from_data, published, published_names
+from surgeon_adapters.zoo.equiformer.edges import neighbours, softmax_over_edges, sum_to_molecules, sum_to_nodes
+from surgeon_adapters.zoo.equiformer.recognition import candidates
 from tests.families.equiformer_keys import PUBLISHED, Published
 from tests.families.equiformer_models import E3, L1, L2, L3, molecules, network, write_md17
 
@@ -76,7 +76,7 @@ def error(model: Model, group: str) -> float:
 
 
 class TestContract(AdapterContract):
-    adapter = "surgeon_adapters.equiformer.adapter:adapter"
+    adapter = "surgeon_adapters.zoo.equiformer.adapter:adapter"
     libraries = ("e3nn", "scipy")
     group = "SO3"
     annotates = False  # its layers are e3nn's
@@ -141,7 +141,7 @@ def test_without_odd_irreps_a_reflection_is_no_symmetry() -> None:
 def test_branches_break_the_symmetry_that_the_network_has(pattern: str) -> None:
     model = sample(L1)
     plan = surgeon.find(model.module, "SO3", *model.inputs, forward=call)
-    plan = surgeon.surgery.select(plan, include=[pattern])
+    plan = surgeon.editing.select(plan, include=[pattern])
     assert all(site.verified for site in plan.sites)
     assert {site.fold_note for site in plan.sites if ".dtp." not in site.name} == {""}
     relaxation = surgeon.relax(model.module, plan, init_scale=1.0)
@@ -233,7 +233,7 @@ def test_odd_irreps_of_other_widths_need_a_statement(tmp_path: Path) -> None:
         CheckpointError, match="no settings that this package knows.*net.pth.model.json|CKPT.model.json"
     ):
         open_path(tmp_path / "net.pth")
-    statement = {"factory": "surgeon_adapters.equiformer:build", "args": {"settings": E3}}
+    statement = {"factory": "surgeon_adapters.zoo.equiformer:build", "args": {"settings": E3}}
     (tmp_path / "net.pth.model.json").write_text(json.dumps(statement))
     assert open_path(tmp_path / "net.pth").model.config == shared("E3").config  # type: ignore[union-attr]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import TaskError
-from surgeon.measure import relative_difference
-from surgeon_adapters.equiformer import build
-from surgeon_adapters.equiformer.task import EquiformerTask
-from surgeon_adapters.md17 import read_md17
+from surgeon_adapters.atoms.md17 import read_md17
+from surgeon_adapters.zoo.equiformer import build
+from surgeon_adapters.zoo.equiformer.task import EquiformerTask
 from tests.commands import QUICK, Surgeon, child
 from tests.families.equiformer_models import L1, network, write_md17
 

@@ -9,8 +9,8 @@ import torch
 
 import surgeon
 from surgeon.errors import TaskError
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery.annotated import INVARIANT
+from surgeon.finding.annotated_ops import INVARIANT
+from surgeon.testing.soundness import Model, check_plan
 from tests.families.cases import FamilyCase, keys
 
 with warnings.catch_warnings():

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from surgeon.soundness import Model
-from surgeon.testing import AdapterContract
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 class TestEscnn(AdapterContract):
-    adapter = "surgeon_adapters.escnn_ops:adapter"
+    adapter = "surgeon_adapters.escnn.adapter:adapter"
     libraries = ("escnn", "scipy")
     group = "C4"
     folds = False

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import surgeon
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
-from surgeon.workspace import OpenOptions
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.opening.options import OpenOptions
 from tests.commands import Surgeon
 from tests.families import escnn_kinds
 from tests.families.escnn_kinds import KINDS

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import surgeon
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import trivial
 from surgeon.errors import PlanError
-from surgeon.groups import Group, parse_group
-from surgeon.measure import relative_difference
 from surgeon.registry import BaseAdapter, Proposal, Refusal
-from surgeon.representations import trivial
-from surgeon.soundness import THETA, Model, check_plan
 from surgeon.testing.contract import BROKEN
-from surgeon_adapters.escnn_ops import adapter
+from surgeon.testing.soundness import THETA, Model, check_plan
+from surgeon_adapters.escnn.adapter import adapter
 from tests.families.escnn_kinds import KINDS, model_of
 
 with warnings.catch_warnings():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from surgeon.folders import seal_folder
+from surgeon.files.seals import seal_folder
 from tests.commands import Surgeon
 
 with warnings.catch_warnings():

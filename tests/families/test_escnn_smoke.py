@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
 from tests.commands import Surgeon
 
 with warnings.catch_warnings():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.copies import copied
-from surgeon.groups import parse_group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.support.copies import copied
 from tests.families.cases import FamilyCase, keys
 
 with warnings.catch_warnings():

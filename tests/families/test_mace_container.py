@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import CheckFailedError
-from surgeon.reopening import container_extra, reopen
-from surgeon.tasks import LoadedTask
-from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon.export.reopening import container_extra, reopen
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.tasks import LoadedTask
+from surgeon.opening.workspace import Workspace
 from tests.families.cases import FamilyCase
 
 with warnings.catch_warnings():

@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import open_checkpoint, write_container
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError
-from surgeon.modes import default_dtype
-from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.mace_models import KINDS, adapter, decoded, import_mace
-from surgeon_adapters.mace_task import MaceTask
+from surgeon.files.container import write_container
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.support.modes import default_dtype
+from surgeon_adapters.mace.models import KINDS, adapter, decoded, import_mace
+from surgeon_adapters.mace.task import MaceTask
 from tests.commands import ROOT
 
 with warnings.catch_warnings():

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, TaskError, TrustError
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
-from surgeon.tasks import load_task
-from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.mace_models import adapter, build
-from surgeon_adapters.mace_task import MaceTask
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.tasks import load_task
+from surgeon_adapters.mace.models import adapter, build
+from surgeon_adapters.mace.task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, ROOT
 
 with warnings.catch_warnings():
@@ -232,7 +233,7 @@ def test_the_command_line_names_the_task(tmp_path: Path) -> None:
 
 def test_importing_mace_leaves_the_environment_alone() -> None:
     """MACE switches off the safe reader of torch for the whole process; nor is anything printed."""
-    code = "import os; from surgeon_adapters.mace_models import import_mace; import_mace(); print(dict(os.environ))"
+    code = "import os; from surgeon_adapters.mace.models import import_mace; import_mace(); print(dict(os.environ))"
     clean = {name: value for name, value in CHILD_ENVIRONMENT.items() if not name.startswith("TORCH_FORCE")}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in done.stdout

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
-from surgeon.workspace import open_path
-from surgeon_adapters.atomistic import Batches
-from surgeon_adapters.mace_data import MaceFrames, frames_of, head_of
-from surgeon_adapters.mace_models import import_mace
-from surgeon_adapters.mace_task import MaceTask
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.opening.open import open_path
+from surgeon_adapters.atoms.task import Batches
+from surgeon_adapters.mace.data import MaceFrames, frames_of, head_of
+from surgeon_adapters.mace.models import import_mace
+from surgeon_adapters.mace.task import MaceTask
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.soundness import Model
-from surgeon.testing import AdapterContract
-from surgeon.workspace import OpenOptions, Workspace, open_path
-from surgeon_adapters.atomistic import Batches
-from surgeon_adapters.mace_data import frames_of, head_of
-from surgeon_adapters.mace_models import adapter, decoded, import_mace
-from surgeon_adapters.mace_task import MaceTask
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.workspace import Workspace
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
+from surgeon_adapters.atoms.task import Batches
+from surgeon_adapters.mace.data import frames_of, head_of
+from surgeon_adapters.mace.models import adapter, decoded, import_mace
+from surgeon_adapters.mace.task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, ROOT, Surgeon, child
 
 with warnings.catch_warnings():
@@ -91,7 +93,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class TestContract(AdapterContract):
-    adapter = "surgeon_adapters.mace_models:adapter"
+    adapter = "surgeon_adapters.mace.models:adapter"
     libraries = ("mace", "e3nn", "ase")
     group = "O3"
     annotates = False  # its layers are e3nn's

@@ -18,14 +18,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import open_checkpoint, write_container
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, TaskError, TrustError
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
-from surgeon.modes import default_dtype
-from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.nequip_models import adapter, build, import_nequip, installed_version
-from surgeon_adapters.nequip_task import NequipTask
+from surgeon.files.container import write_container
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.support.modes import default_dtype
+from surgeon_adapters.nequip.models import adapter, build, import_nequip, installed_version
+from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT
 
 with warnings.catch_warnings():
@@ -290,7 +292,7 @@ def test_building_leaves_the_process_alone() -> None:
     code = f"""
 import json, os, torch
 before, environment = torch.get_rng_state(), dict(os.environ)
-from surgeon_adapters.nequip_models import build
+from surgeon_adapters.nequip.models import build
 build({dict(SETTINGS)!r})
 same = torch.equal(before, torch.get_rng_state())
 kept = torch.get_default_dtype() == torch.float32 and os.environ == environment

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.checkpoint import write_container
-from surgeon.workspace import open_path
+from surgeon.files.container import write_container
+from surgeon.opening.open import open_path
 from tests.families.cases import double
 
 with warnings.catch_warnings():

@@ -14,14 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from surgeon.checkpoint import write_container
-from surgeon.modes import default_dtype
-from surgeon.soundness import Model
-from surgeon.testing import AdapterContract
-from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.nequip_data import frames_of, potential_of
-from surgeon_adapters.nequip_models import build
-from surgeon_adapters.nequip_task import NequipTask
+from surgeon.files.container import write_container
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.support.modes import default_dtype
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
+from surgeon_adapters.nequip.data import frames_of, potential_of
+from surgeon_adapters.nequip.models import build
+from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child
 
 with warnings.catch_warnings():
@@ -87,7 +88,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class TestContract(AdapterContract):
-    adapter = "surgeon_adapters.nequip_models:adapter"
+    adapter = "surgeon_adapters.nequip.models:adapter"
     libraries = ("nequip", "e3nn", "ase", "lightning", "hydra")
     group = "O3"
     annotates = False  # its layers are e3nn's

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery import find
-from surgeon.trees import equal, map_tensors, tensor_at, tensor_leaves, to_device, to_dtype, with_tensor
+from surgeon.finding.find import find
+from surgeon.support.trees import equal, map_tensors, tensor_at, tensor_leaves, to_device, to_dtype, with_tensor
+from surgeon.testing.soundness import Model, check_plan
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon
 
 pyg = pytest.importorskip("torch_geometric.data", reason="torch_geometric is not installed: make test-pyg")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import PlanError
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery import find
-from surgeon.trees import to_dtype
+from surgeon.finding.find import find
+from surgeon.support.trees import to_dtype
+from surgeon.testing.soundness import Model, check_plan
 from tests.commands import Surgeon
 
 models = pytest.importorskip("torch_geometric.nn.models", reason="torch_geometric is not installed: make test-pyg")

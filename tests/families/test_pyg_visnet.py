@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from surgeon.modes import default_dtype
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery import find
-from surgeon.trees import to_dtype
+from surgeon.finding.find import find
+from surgeon.support.modes import default_dtype
+from surgeon.support.trees import to_dtype
+from surgeon.testing.soundness import Model, check_plan
 from tests.commands import Surgeon
 
 visnet = pytest.importorskip(

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.modes import default_dtype
-from surgeon.soundness import Model, check_plan
-from surgeon.tasks import load_task, task_forward
-from surgeon.trees import to_dtype
-from surgeon.verdict import sample_batches
+from surgeon.opening.tasks import load_task, task_forward
+from surgeon.proof.verdict import sample_batches
+from surgeon.support.modes import default_dtype
+from surgeon.support.trees import to_dtype
+from surgeon.testing.soundness import Model, check_plan
 from tests.examples.test_nbody import EXAMPLE, example
 
 __all__ = ["example"]

@@ -11,18 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import load_into, open_checkpoint
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import irreps
 from surgeon.errors import CheckpointError, ModelNotFoundError, ShapeError, TaskError
-from surgeon.groups import parse_group
-from surgeon.measure import relative_difference
-from surgeon.representations import irreps
-from surgeon.soundness import Model
-from surgeon.tasks import load_task
-from surgeon.testing import AdapterContract
-from surgeon.workspace import open_path
-from surgeon_adapters.segnn.adapter import adapter
-from surgeon_adapters.segnn.models import build, recognised
-from surgeon_adapters.segnn.particles import graph_of
+from surgeon.files.loading import load_into
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.open import open_path
+from surgeon.opening.tasks import load_task
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
+from surgeon_adapters.zoo.segnn.adapter import adapter
+from surgeon_adapters.zoo.segnn.models import build, recognised
+from surgeon_adapters.zoo.segnn.particles import graph_of
 from tests.commands import QUICK, Surgeon
 from tests.families.segnn_files import EXAMPLE, FRAMES, SMALL, SUFFIX, example_module, network, published, write_motions
 
@@ -145,7 +146,7 @@ def test_other_forms_are_recognised_and_equivariant(settings: dict[str, Any]) ->
 
 
 class TestContract(AdapterContract):
-    adapter = "surgeon_adapters.segnn.adapter:adapter"
+    adapter = "surgeon_adapters.zoo.segnn.adapter:adapter"
     libraries = ("e3nn", "scipy")
     group = "E3"
     annotates = False  # its layers are e3nn's

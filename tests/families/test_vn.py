@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import ShapeError, TaskError
-from surgeon.soundness import Model
-from surgeon.tasks import load_task
-from surgeon.testing import AdapterContract
-from surgeon_adapters.vn.classes import Classes
-from surgeon_adapters.vn.parts import Parts
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.tasks import load_task
+from surgeon.testing.contract import AdapterContract
+from surgeon.testing.soundness import Model
+from surgeon_adapters.zoo.vector_neurons.classes import Classes
+from surgeon_adapters.zoo.vector_neurons.parts import Parts
 from tests.commands import QUICK, Surgeon
 from tests.families.vn_files import CLASSES, inputs, network, shapes, trained, write_checkpoint, write_clouds
 
@@ -31,7 +31,7 @@ SMALL = {"batch_size": 10, "metric": "cross_entropy"}
 class TestContract(AdapterContract):
     """With part segmentation; the other networks are examined with the example."""
 
-    adapter = "surgeon_adapters.vn.adapter:adapter"
+    adapter = "surgeon_adapters.zoo.vector_neurons.adapter:adapter"
     libraries = ("h5py",)
     group = "SO3"
     kind = "dgcnn_partseg"

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import open_checkpoint
+from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import CheckpointError, ModelNotFoundError
-from surgeon.measure import relative_difference
-from surgeon.workspace import OpenOptions, open_path
-from surgeon_adapters.vn.adapter import adapter
-from surgeon_adapters.vn.models import Settings, build, described, recognised
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon_adapters.zoo.vector_neurons.adapter import adapter
+from surgeon_adapters.zoo.vector_neurons.models import Settings, build, described, recognised
 from tests.families.vn_files import SIZES, inputs, network, write_checkpoint
 from tests.families.vn_published import PUBLISHED
 
@@ -109,7 +110,7 @@ def test_variants_are_named_and_left_to_the_user(tmp_path: Path) -> None:
             open_path(tmp_path / "variant.pt")
     # a task beside the file, which is asked later, still builds the user's own variant
     (tmp_path / "task.py").write_text(
-        "from surgeon_adapters.vn.models import build\n\n\nclass Task:\n    def model(self):\n"
+        "from surgeon_adapters.zoo.vector_neurons.models import build\n\n\nclass Task:\n    def model(self):\n"
         "        model = build('pointnet', 10, base=6)\n"
         "        model.fc1.weight = __import__('torch').nn.Parameter(__import__('torch').ones(5, 192))\n"
         "        return model\n\n"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon_adapters.vn.models import build
+from surgeon_adapters.zoo.vector_neurons.models import build
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
 CLASSES = 10

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import CheckpointError
-from surgeon.files import write_tensors
+from surgeon.files.atomic import write_tensors
+from surgeon.files.reading import open_checkpoint
 
 WEIGHTS = {"a.weight": torch.arange(200.0).view(20, 10), "b": torch.ones(3, dtype=torch.long)}
 CONTAINERS = ["safetensors", "state_dict", "legacy", "nested", "module"]

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import surgeon.errors
-from surgeon.checkpoint import open_checkpoint, write_container
 from surgeon.errors import WriteError
-from surgeon.files import atomic_folder, check_writable, write_tensors, write_text
+from surgeon.files.atomic import atomic_folder, check_writable, write_tensors, write_text
+from surgeon.files.container import write_container
+from surgeon.files.reading import open_checkpoint
 
 WORDS = {
     errno.ENOSPC: "the disk is full",
@@ -89,7 +90,7 @@ LIMITED = """
 import resource, sys, torch
 from surgeon.checkpoint import open_checkpoint, write_container
 from surgeon.errors import WriteError
-from surgeon.files import write_tensors, write_text
+from surgeon.files.atomic import write_tensors, write_text
 torch.set_num_threads(1)
 checkpoint = open_checkpoint(sys.argv[1])
 big = torch.ones(100_000)

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.graph import compare_graphs, graph_hash, record
-from surgeon.surgery import find, relax, strip
+from surgeon.editing.insert import relax
+from surgeon.editing.strip import strip
+from surgeon.finding.find import find
+from surgeon.recording.compare import compare_graphs, graph_hash
+from surgeon.recording.record import record
 from tests.tiny import Net, TinyTask
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

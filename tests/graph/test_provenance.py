@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon.graph import bypassed_parameters, record, used_parameters
+from surgeon.recording.provenance import bypassed_parameters, used_parameters
+from surgeon.recording.record import record
 
 Use = Callable[[nn.ModuleDict, Tensor], Tensor]
 

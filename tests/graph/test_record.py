@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.graph import Recording, record
+from surgeon.recording.record import Recording, record
 
 Pair = namedtuple("Pair", ["left", "right"])
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from surgeon.attributes import attributes_of
-from surgeon.certificate import certify
-from surgeon.graph import graph_hash, record
+from surgeon.proof.certificate import certify
+from surgeon.recording.compare import graph_hash
+from surgeon.recording.record import record
+from surgeon.support.attributes import attributes_of
 from tests.commands import CHILD_ENVIRONMENT
 
 

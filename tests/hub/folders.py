@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from surgeon.checkpoint import write_relaxed
-from surgeon.clean import write_clean
-from surgeon.surgery import find, relax
-from surgeon.training import Finetuner, FinetuneSettings, arm_named, save_run
-from surgeon.verdict import strip_and_certify
-from surgeon.workspace import OpenOptions, open_path, relaxed_config
+from surgeon.editing.insert import relax
+from surgeon.files.relaxed import write_relaxed
+from surgeon.finding.find import find
+from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.proof.clean import write_clean
+from surgeon.proof.verdict import strip_and_certify
+from surgeon.training.arms import arm_named
+from surgeon.training.engine import Finetuner
+from surgeon.training.runs import save_run
+from surgeon.training.settings import FinetuneSettings
 from tests import tiny
 
 

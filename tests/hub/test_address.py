@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import TrustError, UsageError
-from surgeon.hub.address import HubPath, check_name, is_hub_path
+from surgeon.files.address import HubPath, check_name, is_hub_path
 
 COMMIT = "0123456789" * 4
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from surgeon.checkpoint.card import BEGIN, END
 from surgeon.errors import CheckpointError, HubError
+from surgeon.files.card import BEGIN, END
 from surgeon.hub.card import card_text
 from surgeon.hub.content import content_of
 from surgeon.hub.pushing import PushOptions, push_to_hub

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from surgeon.errors import HubError
-from surgeon.hub.client import hub_errors, scrubbed
+from surgeon.opening.remote.client import hub_errors, scrubbed
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
 

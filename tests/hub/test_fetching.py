@@ -11,13 +11,14 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save
 
 import surgeon as package
-from surgeon.checkpoint import read_relaxed
 from surgeon.errors import CheckpointError, HubError, TrustError, UsageError
-from surgeon.folders import seal_folder
-from surgeon.hub.fetch import open_anywhere
+from surgeon.files.relaxed import read_relaxed
+from surgeon.files.seals import seal_folder
 from surgeon.hub.pulling import pull
 from surgeon.hub.pushing import push_to_hub
-from surgeon.workspace import OpenOptions, open_path
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.remote.fetch import open_anywhere
 from tests import tiny
 from tests.commands import Surgeon
 from tests.hub.client import OWNER_TOKEN

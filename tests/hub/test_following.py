@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.hub import fetch
-from surgeon.hub.address import HubPath
-from surgeon.hub.client import list_files
-from surgeon.hub.following import Following, following
+from surgeon.files.address import HubPath
+from surgeon.opening.remote import fetch
+from surgeon.opening.remote.client import list_files
+from surgeon.opening.remote.following import Following, following
 from tests.hub.server import Hub
 from tests.hub.test_fetching import BASE, weights
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from surgeon.checkpoint import read_relaxed
-from surgeon.files import json_text
+from surgeon.files.atomic import json_text
+from surgeon.files.relaxed import read_relaxed
 from surgeon.hub.content import published
 from tests.commands import Surgeon, files_in
 from tests.hub.folders import files_of, made

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.checkpoint import read_relaxed
 from surgeon.errors import CheckpointError, SurgeonError, UsageError
+from surgeon.files.relaxed import read_relaxed
 from surgeon.hub.pushing import push_to_hub
 from tests import tiny
 from tests.hub.folders import made

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from surgeon.editing.strip import strip
 from surgeon.hub.loading import save_pretrained
-from surgeon.surgery import strip
-from surgeon.workspace import open_path
+from surgeon.opening.open import open_path
 from tests import tiny
 from tests.commands import PYTHON_PATH, Surgeon, child
 from tests.hub.server import Hub

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import CheckpointError, HubError, UsageError
-from surgeon.files import _BACKUP, _host
+from surgeon.files.atomic import _BACKUP, _host
 from surgeon.hub.content import content_of
 from surgeon.hub.pulling import pull
 from surgeon.hub.pushing import PushOptions, push_to_hub

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from surgeon.groups import parse_group
-from surgeon.inference import TensorProbe
-from surgeon.inference.probe import Elements
-from surgeon.representations import Representation, TensorType
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.probe import Elements, TensorProbe
 
 
 def elements_of(group: str) -> Elements:

@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.groups import Group, parse_group
-from surgeon.inference import TensorProbe
-from surgeon.inference.axis import axis_representations
-from surgeon.representations import Representation, TensorType, axes, irreps, matrices, regular, trivial
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, irreps, matrices, regular, trivial
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.axis import axis_representations
+from surgeon.finding.inference.probe import TensorProbe
 from tests.inference.probes import elements_of, probe_as, probe_of, random
 
 ROWS = 20

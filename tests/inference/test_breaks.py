@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.groups import parse_group
-from surgeon.inference import Breaks, find_breaks
+from surgeon.finding.inference.breaks import Breaks, find_breaks
 from tests.inference.probes import random
 
 GROUPS = ["C3", "D3", "D6", "OCTA", "OCTAH", "O2", "SO3", "O3"]

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.groups import parse_group
-from surgeon.inference import TensorProbe, infer_type
-from surgeon.inference.hypotheses import TOLERANCE, frames, one_dimensional, residual_of, vector_types
-from surgeon.representations import TensorType, axes, irreps, trivial
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, irreps, trivial
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.hypotheses import (
+    TOLERANCE,
+    frames,
+    infer_type,
+    one_dimensional,
+    residual_of,
+    vector_types,
+)
+from surgeon.finding.inference.probe import TensorProbe
 from tests.inference.probes import elements_of, probe_as, probe_of, random
 
 C3, C4, D3, D4, D6, OCTA, OCTAH, O2, SO3, O3, SO13 = (

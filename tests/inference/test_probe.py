@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.groups import parse_group
-from surgeon.inference import Symmetry, make_probe
-from surgeon.inference.probe import CHECKS, STEP, Elements, captured
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.finding.inference.probe import CHECKS, STEP, Elements, captured, make_probe
+from surgeon.finding.inference.symmetry import Symmetry
 from tests.inference.probes import elements_of, probe_of, random
 
 

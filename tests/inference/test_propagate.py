@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.graph import record
-from surgeon.groups import parse_group
-from surgeon.inference import Verdict
-from surgeon.inference.propagate import type_by_use
-from surgeon.representations import TensorType, axes
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.hypotheses import Verdict
+from surgeon.finding.inference.propagate import type_by_use
+from surgeon.recording.record import record
 from tests.inference.probes import elements_of, random
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from surgeon.groups import parse_group
-from surgeon.inference.relations import respects_brackets, respects_relations
-from surgeon.representations import axes, irreps, regular
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, irreps, regular
+from surgeon.finding.inference.relations import respects_brackets, respects_relations
 from tests.inference.probes import random
 
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.groups import parse_group
-from surgeon.inference import Symmetry
-from surgeon.inference.symmetry import all_rows_equal
+from surgeon.finding.inference.symmetry import Symmetry, all_rows_equal
 from tests.inference.probes import random
 
 GROUPS = ["C1", "C2", "C3", "D3", "D6", "OCTA", "OCTAH", "O2", "SO3", "O3", "SO13"]

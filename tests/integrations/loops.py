@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import surgeon
+from surgeon.plan import StripMode
 from surgeon.training.weighting import PenaltyScale, PenaltyWeight
-from surgeon.types import StripMode
 from tests.tiny import Net
 
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon.branch import branches_of
-from surgeon.recalibration import recalibrate
-from surgeon.surgery import strip
+from surgeon.editing.branch import branches_of
+from surgeon.editing.recalibration import recalibrate
+from surgeon.editing.strip import strip
 from tests.integrations.loops import Batch
 from tests.tiny import Net
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.integrations.settings import base_class, require_library
 from tests.integrations.loops import batches, largest_difference, network, plain_loop
 

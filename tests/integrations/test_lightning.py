@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.branch import CHILD, branches_of
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.branch import CHILD, branches_of
+from surgeon.editing.strip import strip
 from surgeon.errors import UsageError
-from surgeon.schedule import Schedule
-from surgeon.surgery import strip
-from surgeon.trees import equal
+from surgeon.support.trees import equal
 from tests.integrations.loops import Batch, batches, largest_difference, network, plain_loop
 from tests.integrations.normalised import expected_error, normalised
 

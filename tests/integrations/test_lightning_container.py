@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from surgeon.errors import CheckFailedError
-from surgeon.reopening import container_extra
-from surgeon.tasks import load_task
-from surgeon.workspace import OpenOptions, open_path
+from surgeon.export.reopening import container_extra
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.tasks import load_task
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

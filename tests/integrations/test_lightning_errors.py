@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.errors import CheckpointError, PlanError, SurgeonError, TrainingError, UsageError
 from tests.integrations.loops import batches, network
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset, SequentialSampler
 
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, SurgeonError, TrainingError, UsageError
 from surgeon.integrations.settings import RelaxationSettings
-from surgeon.surgery import strip
 from tests.integrations.loops import RATE, batches, largest_difference, network, plain_loop, samples
 from tests.integrations.normalised import expected_error, normalised
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.graph import record
-from surgeon.report import model_picture
-from surgeon.report.flow import INPUT, OUTPUT, data_flow
-from surgeon.report.words import representation_in_words
+from surgeon.recording.flow import INPUT, OUTPUT, data_flow
+from surgeon.recording.labels import representation_in_words
+from surgeon.recording.picture import model_picture
+from surgeon.recording.record import record
 from tests.families.awkward.case import gated, vectors
 from tests.nets import default_dtype
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import irreps
 from surgeon.errors import NotASymmetryError, NothingToRelaxError
-from surgeon.groups import parse_group
 from surgeon.registry import installed_adapters
-from surgeon.representations import irreps
 from tests.nets import o3
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.branch import LowRankBranch
+from surgeon.editing.branch import LowRankBranch
+from surgeon.editing.budget import best_scored, with_blocks, with_rank, within_budget
+from surgeon.editing.strip import strip
 from surgeon.errors import PlanError
-from surgeon.surgery import best_scored, strip, with_blocks, with_rank, within_budget
 from tests import nets
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import irreps
+from surgeon.algebra.representations.core import Representation
+from surgeon.editing.branch import branches_of
 from surgeon.errors import PlanError
-from surgeon.groups import parse_group
-from surgeon.representations import Representation, irreps
-from surgeon.types import Plan
+from surgeon.plan import Plan
 
 GROUP = parse_group("O3")
 VECTORS, MIXED = "1x1o", "1x1o+1x2e"

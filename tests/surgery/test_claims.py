@@ -12,9 +12,9 @@ from torch.nn import functional
 
 import surgeon
 from surgeon.errors import NothingToRelaxError
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery.annotated import INVARIANT, LABELLED, UNCHECKED
-from surgeon.surgery.find import CONSTANT
+from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
+from surgeon.finding.find import CONSTANT
+from surgeon.testing.soundness import Model, check_plan
 from tests.nets import o3
 from tests.surgery.test_audit import Invariants, audited, coverage
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import irreps
+from surgeon.editing.branch import branches_of
+from surgeon.editing.conditions import check_folds
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.strip import strip
 from surgeon.errors import SurgeryError
-from surgeon.groups import parse_group
-from surgeon.representations import irreps
-from surgeon.surgery import Relaxation, check_folds, strip
-from surgeon.types import Plan
+from surgeon.plan import Plan
 from tests import nets
 from tests.nets import o3
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.branch import branches_of
 from surgeon.errors import GroupError, PlanError
-from surgeon.groups import parse_group
 from tests import nets
 from tests.nets import o3
 

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.surgery import find, relax, strip
-from surgeon.trees import to_dtype
+from surgeon.editing.insert import relax
+from surgeon.editing.strip import strip
+from surgeon.finding.find import find
+from surgeon.support.trees import to_dtype
 from tests.nets import o3
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import surgeon
-from surgeon.branch import CHILD, Branch, branches_of
+from surgeon.editing import insert
+from surgeon.editing.branch import CHILD, Branch, branches_of
 from surgeon.errors import GroupError, PlanError, SurgeryError, UsageError
-from surgeon.surgery import insert
-from surgeon.types import Plan
+from surgeon.plan import Plan
 from tests import nets
 
 pytestmark = pytest.mark.e3nn

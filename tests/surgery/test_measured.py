@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import NotASymmetryError, NothingToRelaxError, SurgeonError
-from surgeon.groups import parse_group
 
 QUARTER = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
 

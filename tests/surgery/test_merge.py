@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.surgery import Relaxation, merge, unmerge
-from surgeon.types import Plan, Site
+from surgeon.editing.merge import merge, unmerge
+from surgeon.editing.relaxation import Relaxation
+from surgeon.plan import Plan, Site
 
 
 class Layer(nn.Module):
@@ -26,8 +27,8 @@ class Layer(nn.Module):
 def relaxed(bias: bool = False, mode: Any = "drop") -> tuple[Layer, Relaxation, Tensor]:
     torch.manual_seed(0)
     net, x = Layer(bias), torch.randn(2, 4, 3, 7, dtype=torch.float64)
-    from surgeon.groups import parse_group
-    from surgeon.representations import axes
+    from surgeon.algebra.groups.parse import parse_group
+    from surgeon.algebra.representations.build import axes
 
     group = parse_group("SO3")
     rho_in, rho_out = (axes(group, "v c", {"c": size}).to_data() for size in (4, 5))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import NotASymmetryError
-from surgeon.groups import parse_group
-from surgeon.surgery.own_symmetry import judged
+from surgeon.finding.own_symmetry import judged
 from tests.nets import o3
 
 pytestmark = pytest.mark.e3nn

@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.penalty import (
+    EPSILON,
+    commutator_penalty,
+    commutator_penalty_rows,
+    norm_penalty,
+    norm_penalty_rows,
+)
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.branch import branches_of
+from surgeon.editing.relaxation import PenaltySettings
 from surgeon.errors import PlanError, UsageError
-from surgeon.groups import parse_group
-from surgeon.regularizer import EPSILON, commutator_penalty, commutator_penalty_rows, norm_penalty, norm_penalty_rows
-from surgeon.representations import Representation
-from surgeon.schedule import Schedule
-from surgeon.surgery import PenaltySettings
 from tests import nets
 
 pytestmark = pytest.mark.e3nn

@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import surgeon
-from surgeon.branch import CHILD, Branch, branches_of
+from surgeon.editing.branch import CHILD, Branch, branches_of
+from surgeon.editing.insert import detach
+from surgeon.editing.rewrite import install
 from surgeon.errors import PlanError
-from surgeon.soundness import Model, check_plan
-from surgeon.surgery.insert import detach
-from surgeon.surgery.rewrite import install
-from surgeon.surgery.trace import NotTraceableError, raw_ops, trace_complaint, trace_forward
-from surgeon.types import Plan
+from surgeon.finding.trace import NotTraceableError, raw_ops, trace_complaint, trace_forward
+from surgeon.plan import Plan
+from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward.case import vectors
 from tests.families.awkward.layouts import InsideForward, Untraceable
 from tests.nets import default_dtype

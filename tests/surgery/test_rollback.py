@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing import insert, relaxation, rewrite
+from surgeon.editing.branch import branches_of
 from surgeon.errors import PlanError, UsageError
-from surgeon.schedule import Schedule
-from surgeon.surgery import insert, relaxation, rewrite
-from surgeon.types import Plan
+from surgeon.plan import Plan
 from tests import nets
 
-INSERTION = frozenset(str(module.__file__) for module in (insert, relaxation, rewrite, surgeon.branch))
+INSERTION = frozenset(str(module.__file__) for module in (insert, relaxation, rewrite, surgeon.editing.branch))
 
 
 class OutOfLuckError(BaseException):

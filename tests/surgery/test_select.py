@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from surgeon.editing.select import select
 from surgeon.errors import PlanError
-from surgeon.surgery import select
-from surgeon.types import Plan, Site, Skipped
+from surgeon.plan import Plan, Site, Skipped
 
 NAMES = ("embedding", "layers.0.message", "layers.0.update", "layers.1.message", "layers.1.update", "readout")
 

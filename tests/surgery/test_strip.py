@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.strip import strip
 from surgeon.errors import SurgeryError, UsageError
-from surgeon.surgery import Relaxation, strip
 from tests import nets
 from tests.nets import o3
 

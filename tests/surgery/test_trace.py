@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon.surgery.trace import (
+from surgeon.finding.trace import (
     NotTraceableError,
     raw_ops,
     read_operand,

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon.graph import record
-from surgeon.surgery.usage import WeightUsage
+from surgeon.finding.usage import WeightUsage
+from surgeon.recording.record import record
 
 
 class Model(nn.Module):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from surgeon.groups import parse_group
-from surgeon.intertwiners import FoldMap
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.representations.build import axes, trivial
+from surgeon.finding.site_check import SiteCheck, captured_calls, fold_complaint
+from surgeon.plan import Site
 from surgeon.registry import Proposal
-from surgeon.representations import axes, trivial
-from surgeon.surgery.verify import SiteCheck, captured_calls, fold_complaint
-from surgeon.types import Site
 
 GROUP = parse_group("SO2")
 VECTORS, SCALARS = axes(GROUP, "c v", {"c": 2}), trivial(GROUP, 4)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from surgeon.surgery import Relaxation, find, relax
-from surgeon.training import arm_named
-from surgeon.types import Plan
+from surgeon.editing.insert import relax
+from surgeon.editing.relaxation import Relaxation
+from surgeon.finding.find import find
+from surgeon.plan import Plan
+from surgeon.training.arms import arm_named
 from tests.tiny import Net, TinyTask
 
 Made = tuple[Net, Relaxation | None]

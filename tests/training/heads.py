@@ -10,8 +10,10 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from surgeon.regularizer import PenaltyForm
-from surgeon.surgery import PenaltySettings, Relaxation, find, relax
+from surgeon.algebra.penalty import PenaltyForm
+from surgeon.editing.insert import relax
+from surgeon.editing.relaxation import PenaltySettings, Relaxation
+from surgeon.finding.find import find
 
 Batch = tuple[Tensor, str]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from surgeon.finding.find import find
 from surgeon.integrations.driver import RelaxationDriver
 from surgeon.integrations.settings import RelaxationSettings
-from surgeon.surgery import find
 from tests.training.heads import Heads
 
 

@@ -10,8 +10,10 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from surgeon.training import FinetuneSettings, arm_named, finetune
-from surgeon.types import Split
+from surgeon.plan import Split
+from surgeon.training.arms import arm_named
+from surgeon.training.engine import finetune
+from surgeon.training.settings import FinetuneSettings
 
 SAMPLES = 12
 GENERATOR = torch.Generator()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from surgeon.errors import UsageError
-from surgeon.training import ARMS, arm_named
+from surgeon.training.arms import ARMS, arm_named
 
 
 def test_a_look_up_lists_the_arms() -> None:

@@ -11,14 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.certificate import certify
+from surgeon.editing.budget import with_rank
+from surgeon.editing.insert import relax
+from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.strip import refold, strip
 from surgeon.errors import PlanError, SurgeryError, TaskError, TrainingError, UsageError
-from surgeon.surgery import LowRankUpdates, find, refold, relax, strip, with_rank
-from surgeon.training import Finetuner, FinetuneSettings, StepEvent, arm_named, finetune, training_costs
+from surgeon.finding.find import find
+from surgeon.plan import StripMode
+from surgeon.proof.certificate import certify
+from surgeon.training.arms import arm_named
+from surgeon.training.costs import training_costs
 from surgeon.training.ema import Ema
+from surgeon.training.engine import Finetuner, StepEvent, finetune
 from surgeon.training.optimizers import BlockAdamW, block_mean, rate_scale
+from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import random_state, set_random_state
-from surgeon.types import StripMode
 from tests import nets
 from tests.nets import o3
 from tests.tiny import Net, TinyTask
@@ -324,7 +331,7 @@ def test_adaptive_theta_falls_when_the_relaxed_model_is_worse(make: Make, task: 
 
 
 def test_sites_can_have_a_share_of_theta(make: Make) -> None:
-    from surgeon.schedule import Schedule
+    from surgeon.algebra.schedule import Schedule
 
     net, relaxation = make("drop")
     relaxation.schedule = Schedule("triangle", tail=0.0, sites=(("*", 0.5), ("second", 0.25)))

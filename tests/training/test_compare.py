@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.errors import TaskError, TrainingError, UsageError
-from surgeon.training import ARMS, ArmRun, Comparison, FinetuneSettings, StepEvent, compare, summarise_runs, sweep
-from surgeon.training.compare import Outcome, Point, one_after_the_other
-from surgeon.training.statistics import edges_of_grid, require_equal_budgets
+from surgeon.training.arms import ARMS
+from surgeon.training.compare import ArmRun, Comparison, Outcome, Point, compare, one_after_the_other
+from surgeon.training.engine import StepEvent
+from surgeon.training.settings import FinetuneSettings
+from surgeon.training.statistics import edges_of_grid, require_equal_budgets, summarise_runs
+from surgeon.training.sweep import sweep
 from tests.tiny import Net, TinyTask
 from tests.training.conftest import plan_of
 

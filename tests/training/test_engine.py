@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from surgeon.branch import CHILD
-from surgeon.certificate import certify
+from surgeon.editing.branch import CHILD
+from surgeon.editing.relaxation import PenaltySettings
+from surgeon.editing.strip import strip
 from surgeon.errors import TaskError, TrainingError
-from surgeon.evaluation import evaluate
-from surgeon.surgery import PenaltySettings, strip
-from surgeon.training import PRESETS, Finetuner, FinetuneSettings, StepEvent, arm_named, finetune
+from surgeon.opening.evaluation import evaluate
+from surgeon.proof.certificate import certify
+from surgeon.training.arms import arm_named
+from surgeon.training.engine import Finetuner, StepEvent, finetune
+from surgeon.training.settings import PRESETS, FinetuneSettings
 from surgeon.training.weighting import PenaltyWeight
 from tests.tiny import Plain, TinyTask
 

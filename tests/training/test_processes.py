@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.checkpoint import open_checkpoint
+from surgeon.algebra.penalty import PenaltyForm
 from surgeon.errors import TaskError
-from surgeon.regularizer import PenaltyForm
+from surgeon.files.reading import open_checkpoint
+from surgeon.support.trees import allclose, equal
 from surgeon.training.batches import Sharing, training_steps
-from surgeon.trees import allclose, equal
 from tests.commands import Surgeon, torchrun
 from tests.processes import forked
 from tests.tiny import TinyTask

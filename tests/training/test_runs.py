@@ -12,13 +12,21 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.checkpoint import open_checkpoint, read_relaxed, write_relaxed
+from surgeon.editing.insert import relax
 from surgeon.errors import CheckpointError, TrainingError, UsageError
-from surgeon.folders import SEAL_FILE, seal_folder
-from surgeon.surgery import find, relax
-from surgeon.training import Finetuner, FinetuneSettings, arm_named, has_run, read_record, restore_run, save_run
-from surgeon.types import StripMode
-from surgeon.workspace import OpenOptions, Workspace, open_path, relaxed_config
+from surgeon.files.reading import open_checkpoint
+from surgeon.files.relaxed import read_relaxed, write_relaxed
+from surgeon.files.seals import SEAL_FILE, seal_folder
+from surgeon.finding.find import find
+from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import StripMode
+from surgeon.training.arms import arm_named
+from surgeon.training.engine import Finetuner
+from surgeon.training.runs import has_run, read_record, restore_run, save_run
+from surgeon.training.settings import FinetuneSettings
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
 from tests.tiny import TinyTask
@@ -254,7 +262,7 @@ def test_a_shared_module_is_saved_and_resumed(folder: Path, tmp_path: Path) -> N
     work = folder.parent
     (work / "shared.py").write_text((work / "task.py").read_text() + SHARED)
     options = OpenOptions(task=str(work / "shared.py"))
-    from surgeon.tasks import load_task
+    from surgeon.opening.tasks import load_task
 
     model = load_task(work / "shared.py").task.model()  # type: ignore[attr-defined]
     torch.save(model.state_dict(), work / "shared.pt")

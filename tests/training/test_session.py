@@ -10,14 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.branch import branches_of
+from surgeon.editing.branch import branches_of
+from surgeon.editing.insert import relax
+from surgeon.editing.recalibration import recalibrate, running_statistics
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.evaluation import evaluate
-from surgeon.recalibration import recalibrate, running_statistics
-from surgeon.surgery import Relaxation, find, relax, strip
-from surgeon.training import FinetuneSettings, arm_named, finetune
+from surgeon.finding.find import find
+from surgeon.opening.evaluation import evaluate
+from surgeon.support.trees import allclose, equal
+from surgeon.training.arms import arm_named
+from surgeon.training.engine import finetune
 from surgeon.training.session import TrainingSession
-from surgeon.trees import allclose, equal
+from surgeon.training.settings import FinetuneSettings
 from tests.integrations.normalised import Normalised
 from tests.tiny import TinyTask
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from surgeon.algebra.schedule import Schedule
 from surgeon.errors import UsageError
-from surgeon.schedule import Schedule
-from surgeon.training import PRESETS, FinetuneSettings
+from surgeon.training.settings import PRESETS, FinetuneSettings
 
 BAD = [
     ("epochs", 0, "epochs of at least 1"),

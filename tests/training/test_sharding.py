@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.checkpoint import open_checkpoint
 from surgeon.errors import TrainingError
-from surgeon.evaluation import evaluate, metric_sums
-from surgeon.sharding import is_sharded, load_whole_state, own_part, sharded_like, whole, whole_state
-from surgeon.tasks import load_task
-from surgeon.training import Finetuner, FinetuneSettings, arm_named, read_record
+from surgeon.files.reading import open_checkpoint
+from surgeon.opening.evaluation import evaluate, metric_sums
+from surgeon.opening.open import open_path
+from surgeon.opening.tasks import load_task
+from surgeon.support.sharding import is_sharded, load_whole_state, own_part, sharded_like, whole, whole_state
+from surgeon.training.arms import arm_named
 from surgeon.training.driver import make_accelerator, shards
-from surgeon.workspace import open_path
+from surgeon.training.engine import Finetuner
+from surgeon.training.runs import read_record
+from surgeon.training.settings import FinetuneSettings
 from tests.commands import Surgeon, torchrun
 from tests.processes import forked
 from tests.tiny import Net, TinyTask

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.training import FinetuneSettings, spread
+from surgeon.opening.options import OpenOptions
+from surgeon.training import spread
 from surgeon.training.compare import Point
+from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Source, ending_with, work_beside_others, worker_number
-from surgeon.workspace import OpenOptions
 from tests.commands import CHILD_ENVIRONMENT
 
 SOURCE = Source("net-relaxed", OpenOptions(), FinetuneSettings(), ".")

@@ -16,15 +16,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from surgeon.certificate import machine, versions
-from surgeon.diagnosis import Curvature, Diagnosis, DiagnosisSettings, Estimate
-from surgeon.diagnosis import diagnose as compute
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.select import select
+from surgeon.editing.strip import strip
 from surgeon.errors import UsageError
-from surgeon.files import check_writable, write_json
-from surgeon.groups import parse_group
-from surgeon.surgery import select, strip
-from surgeon.types import Plan
-from surgeon.workspace import Workspace, open_path
+from surgeon.files.atomic import check_writable, write_json
+from surgeon.opening.open import open_path
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import Plan
+from surgeon.proof.certificate import machine, versions
+from surgeon.training.diagnosis.result import Curvature, Diagnosis, DiagnosisSettings, Estimate
+from surgeon.training.diagnosis.work import diagnose as compute
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ActionOption,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from surgeon.hub.address import HubPath
+from surgeon.files.address import HubPath
 from surgeon.hub.pulling import pull as pull_repo
 from surgeon.hub.pushing import Pushed, PushOptions, push_to_hub
 from surgeon_cli.bundles import unbundled

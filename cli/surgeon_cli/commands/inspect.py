@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from surgeon.errors import UsageError
-from surgeon.files import check_writable, json_compatible, write_json, write_text
-from surgeon.types import ErrorSummary, Plan
-from surgeon.workspace import Workspace, open_path
+from surgeon.files.atomic import check_writable, json_compatible, write_json, write_text
+from surgeon.opening.open import open_path
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import ErrorSummary, Plan
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
 from surgeon_cli.plan_screen import show_breaks, show_plan, showing_refusals

@@ -6,15 +6,16 @@ import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
+from surgeon.algebra.equivariance import projection_error
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.evaluation import outputs_on
-from surgeon.groups import parse_group
-from surgeon.measure import projection_error
-from surgeon.tasks import can_act
-from surgeon.trees import to_dtype
-from surgeon.types import ErrorSummary
-from surgeon.verdict import MeasureSettings, at_full_relaxation, both_precisions, model_dtype, sample_batches
-from surgeon.workspace import Workspace, open_path
+from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.open import open_path
+from surgeon.opening.tasks import can_act
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import ErrorSummary
+from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, both_precisions, model_dtype, sample_batches
+from surgeon.support.trees import to_dtype
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, Reopening, folder_or_only
 from surgeon_cli.screen import console, equivariance_table, print_json, say

@@ -11,15 +11,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from surgeon.checkpoint import write_relaxed
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.insert import relax as insert
+from surgeon.editing.select import select
 from surgeon.errors import PlanError, UsageError
-from surgeon.evaluation import rehearse
-from surgeon.files import check_writable
-from surgeon.schedule import Schedule
-from surgeon.surgery import relax as insert
-from surgeon.surgery import select
-from surgeon.types import Plan
-from surgeon.workspace import Workspace, open_path, relaxed_config
+from surgeon.files.atomic import check_writable
+from surgeon.files.relaxed import write_relaxed
+from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.evaluation import rehearse
+from surgeon.opening.open import open_path
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import Plan
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.narrowing import Narrowing, narrowed, theta_shares
 from surgeon_cli.options import (

@@ -10,17 +10,21 @@ from typing import Annotated, Any, Literal
 import typer
 from torch import nn
 
-from surgeon.certificate_words import grade_words
-from surgeon.checkpoint import Checkpoint
-from surgeon.clean import CERTIFICATE_FILE, write_clean
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.export import Selection, onnx_extra, pt2_extra
-from surgeon.files import check_writable, read_json
-from surgeon.reopening import container_extra
-from surgeon.stripped import stripped_beside_original
-from surgeon.types import Certificate, StripMode
-from surgeon.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
-from surgeon.workspace import OpenOptions, Workspace, open_path
+from surgeon.export.onnx_file import onnx_extra
+from surgeon.export.outputs import Selection
+from surgeon.export.pt2_file import pt2_extra
+from surgeon.export.reopening import container_extra
+from surgeon.export.stripped import stripped_beside_original
+from surgeon.files.atomic import check_writable, read_json
+from surgeon.files.reading import Checkpoint
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import Certificate, StripMode
+from surgeon.proof.certificate_words import grade_words
+from surgeon.proof.clean import CERTIFICATE_FILE, write_clean
+from surgeon.proof.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ForceOption,

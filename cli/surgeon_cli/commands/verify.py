@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.errors import CheckFailedError
-from surgeon.types import ErrorSummary
-from surgeon.verification import Verification, verify_clean
+from surgeon.plan import ErrorSummary
+from surgeon.proof.verification import verify_clean
+from surgeon.proof.verification.result import Verification
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, shown
 from surgeon_cli.screen import console, equivariance_table, print_json, say

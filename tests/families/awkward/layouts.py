@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon.groups import parse_group
-from surgeon.representations import irreps
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import irreps
 from tests.families.awkward.case import CHANNELS, Case, gated, vectors
 
 MINKOWSKI = torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from surgeon.e3nn_compat import import_e3nn
+from surgeon.support.e3nn_compat import import_e3nn
 from tests.families.awkward.case import CHANNELS, Case, Mix, Trunk, gated, vectors
 from tests.families.awkward.layouts import turn_image
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 import surgeon
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import SurgeonError
-from surgeon.groups import parse_group
-from surgeon.inference import find_breaks
-from surgeon.inference.breaks import Breaks
-from surgeon.modes import default_dtype
+from surgeon.finding.inference.breaks import Breaks, find_breaks
+from surgeon.support.modes import default_dtype
 from tests.families.awkward.broken import BROKEN, Broken
 from tests.families.awkward.case import Case
 from tests.families.awkward.test_catalogue import build, find

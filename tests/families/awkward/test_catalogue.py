@@ -10,9 +10,9 @@ from torch import nn
 
 import surgeon
 from surgeon.errors import SurgeonError
-from surgeon.modes import default_dtype
-from surgeon.soundness import Model, check_plan
-from surgeon.types import Plan
+from surgeon.plan import Plan
+from surgeon.support.modes import default_dtype
+from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward import forwards, layouts, negatives, operations, structures, symmetries, weights
 from tests.families.awkward.case import Case
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.graph import record, used_parameters
-from surgeon.groups import parse_group
-from surgeon.measure import equivariance_error
-from surgeon.modes import default_dtype
-from surgeon.trees import equal, map_tensors, tensors_in
+from surgeon.algebra.equivariance import equivariance_error
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.recording.provenance import used_parameters
+from surgeon.recording.record import record
+from surgeon.support.modes import default_dtype
+from surgeon.support.trees import equal, map_tensors, tensors_in
 from tests.families.awkward import forwards, layouts, negatives, operations, structures, symmetries, weights
 from tests.families.awkward.broken import BROKEN
 from tests.families.awkward.case import Case

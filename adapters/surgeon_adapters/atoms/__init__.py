@@ -1,0 +1,1 @@
+"""What interatomic potentials share: frames, tasks, rMD17."""

@@ -1,0 +1,1 @@
+"""Steerable networks of escnn."""

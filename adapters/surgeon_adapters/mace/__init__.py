@@ -1,0 +1,1 @@
+"""MACE: models, files, data and task of mace-torch."""

@@ -1,0 +1,97 @@
+"""A task for MACE potentials on extended-XYZ files: energies, forces and stresses, with MACE's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon_adapters.atoms.task import MILLI, AtomisticTask
+from surgeon_adapters.mace.data import INPUTS, frames_of, head_of
+from surgeon_adapters.mace.models import import_mace
+
+
+@dataclass(frozen=True)
+class MaceTask(AtomisticTask):
+    """The frames of extended-XYZ files for a MACE potential.
+
+    Energies are those of interaction: labels lose the energies of their isolated atoms (of the file's own, if it has
+    frames of type IsolatedAtom, else of the model's), and outputs those of the model's. Both are differences taken in
+    float64, or before float32 rounds them.
+
+    Attributes:
+        head: which head of a model with several to train; its name.
+    """
+
+    forces_weight: float = 100.0
+    head: str | None = None
+
+    library = "mace"
+    positions = "positions"
+    vectors = ("shifts", "cell")
+
+    def for_model(self, model: nn.Module) -> MaceTask:
+        """Read the files for a model: its elements, cutoff, head and isolated atoms.
+
+        Raises:
+            TaskError: if it is no MACE potential, or a file does not fit it.
+        """
+        head = head_of(model, self.head)
+        return replace(self, frames=self.split(lambda path, isolated: frames_of(path, head, self.keys, isolated)))
+
+    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return energies of interaction, forces and stresses; MACE writes into the dict that it is given."""
+        given = {key: batch[key].detach().clone() for key in INPUTS}
+        wanted, stress = torch.is_grad_enabled(), "stress" in batch
+        with torch.enable_grad():
+            result = model(given, training=wanted, compute_force=True, compute_stress=stress)
+        outputs = {"energy": _interaction(result), "forces": result["forces"]}
+        if stress:
+            outputs["stress"] = result["stress"]
+        return outputs if wanted else {key: value.detach() for key, value in outputs.items()}
+
+    def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Return MACE's weighted loss: squared errors of energy per atom, forces and stress."""
+        losses = import_mace("modules.loss")
+        if "stress" in batch:
+            function = losses.WeightedEnergyForcesStressLoss(self.energy_weight, self.forces_weight, self.stress_weight)
+        else:
+            function = losses.WeightedEnergyForcesLoss(self.energy_weight, self.forces_weight)
+        loss: Tensor = function.to(outputs["forces"])(pred=outputs, ref=_Reference(batch))
+        return loss
+
+    def metrics(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor | float, float]]:
+        """Return mean absolute errors: energy per atom in meV, forces in meV/A, stress in meV/A^3."""
+        atoms = batch["ptr"].diff().to(outputs["energy"])
+        energies = (batch["energy"] - outputs["energy"]).abs() / atoms
+        found: dict[str, tuple[Tensor | float, float]] = {}
+        labelled = batch["energy_weight"] > 0
+        if bool(labelled.any()):
+            found["energy_mae"] = (MILLI * energies[labelled].sum(), float(labelled.sum()))
+        moving = (batch["forces_weight"] > 0)[batch["batch"]]
+        if bool(moving.any()):
+            errors = (batch["forces"] - outputs["forces"])[moving].abs()
+            found["force_mae"] = (MILLI * errors.sum(), float(errors.numel()))
+        if "stress" in batch and bool((batch["stress_weight"] > 0).any()):
+            errors = (batch["stress"] - outputs["stress"])[batch["stress_weight"] > 0].abs()
+            found["stress_mae"] = (MILLI * errors.sum(), float(errors.numel()))
+        return found
+
+
+def _interaction(result: Mapping[str, Tensor]) -> Tensor:
+    """Return the energies without those of isolated atoms, which would round the rest away in float32."""
+    if result.get("interaction_energy") is not None:
+        return result["interaction_energy"]
+    return result["contributions"][:, 1:].sum(dim=-1)
+
+
+class _Reference(dict[str, Tensor]):
+    """A batch as MACE's losses read it: by key and by attribute."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        return self[name]

@@ -1,0 +1,1 @@
+"""NequIP: models, packaged files, data and task."""

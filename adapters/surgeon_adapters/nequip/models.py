@@ -1,0 +1,182 @@
+"""Adapter for NequIP potentials: from its checkpoints and packages to plain data and back, and a task on extended XYZ.
+
+The layers inside are e3nn's, whose adapter annotates them.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckpointError, TaskError
+from surgeon.plan import Task
+from surgeon.registry import BaseAdapter
+from surgeon.support.e3nn_compat import import_e3nn
+from surgeon.support.imports import call_with, one_line, unchanged_environment
+
+if TYPE_CHECKING:
+    from surgeon.files.reading import Checkpoint
+
+FACTORY = "surgeon_adapters.nequip.models:build"
+TARGET = "_target_"
+MODIFY = "nequip.model.modify"
+BUILDERS = tuple(f"nequip.model.{name}" for name in ("NequIPGNNModel", "PresetNequIPGNNModel", "FullNequIPGNNModel"))
+"""Functions that a file may name to build the network; they are nequip's own, and take plain data."""
+PARTS = tuple(f"nequip.nn.pair_potential.{name}" for name in ("ZBL", "LennardJones", "SimpleLennardJones"))
+"""Classes that their settings may name."""
+
+
+def import_nequip(name: str) -> ModuleType:
+    """Return ``nequip.<name>``, without what importing it changes in the environment of the process."""
+    import_e3nn()
+    with unchanged_environment(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"nequip.{name}")
+
+
+@contextmanager
+def nequip_state() -> Iterator[None]:
+    """Give nequip the global state that it builds models in, for as long as the context is open.
+
+    Its own function for this sets seeds, the default dtype and more in the whole process, once and for all: only what
+    building depends on is set here, and put back.
+    """
+    state: Any = import_nequip("utils.global_state")
+    e3nn = importlib.import_module("e3nn")
+    before, initialised = e3nn.get_optimization_defaults(), state._GLOBAL_STATE_INITIALIZED
+    e3nn.set_optimization_defaults(**{**before, "jit_mode": "eager"})
+    state._GLOBAL_STATE_INITIALIZED = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # hints for training, and other versions than those of a file
+            yield
+    finally:
+        state._GLOBAL_STATE_INITIALIZED = initialised
+        e3nn.set_optimization_defaults(**before)
+
+
+def build(settings: Mapping[str, Any], version: str = "") -> nn.Module:
+    """Build a NequIP architecture from plain data, with weights of its own.
+
+    Args:
+        settings: the ``model`` of a nequip configuration: the name of its builder as ``_target_``, and its arguments.
+            Only nequip's own builders are called. Modifiers that change no weights and no function are left out.
+        version: of nequip that wrote them, for messages.
+
+    Returns:
+        The network in the dtype that the settings name; under the default dtype float64 in any case in float64.
+
+    Raises:
+        CheckpointError: if they name something else, or the installed nequip refuses them.
+    """
+    require_known(settings)
+    models, utils = import_nequip("model"), import_nequip("model.modify_utils")
+    chosen = _in_default_dtype(settings)
+    name = chosen.pop(TARGET).rpartition(".")[2]
+    try:
+        with nequip_state(), utils.only_apply_persistent_modifiers(True), models.override_model_compile_mode("eager"):
+            module: nn.Module = getattr(models, name)(**chosen)
+            return module
+    except Exception as error:
+        raise CheckpointError(
+            f"nequip {installed_version()} refuses the settings of a model that nequip {version or '(unknown)'} wrote "
+            f"({one_line(error)[:300]}): install that version"
+        ) from error
+
+
+def installed_version() -> str:
+    """Return the version of the installed nequip."""
+    return version("nequip")
+
+
+def require_known(settings: Any) -> None:
+    """Check that settings name nothing but nequip's own builders and parts: anything named would be called.
+
+    Raises:
+        CheckpointError: naming what is not known.
+    """
+    if isinstance(settings, Mapping):
+        target = settings.get(TARGET)
+        if target is not None and target not in (MODIFY, *BUILDERS, *PARTS):
+            raise CheckpointError(
+                f"expected a model that nequip itself builds ({', '.join(BUILDERS)}), got {str(target)[:200]!r}: it is "
+                "a variant of another package; give `--model module:function` that builds it"
+            )
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        for value in settings:
+            require_known(value)
+
+
+def _in_default_dtype(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of settings for float64 if that is the default dtype."""
+    result = copy.deepcopy(dict(settings))
+    inner = result
+    while inner.get(TARGET) == MODIFY:
+        inner = inner["model"]
+    if torch.get_default_dtype() == torch.float64:
+        inner["model_dtype"] = "float64"
+    return result
+
+
+def statement_of(settings: Mapping[str, Any], version: str) -> dict[str, str]:
+    """Return settings as the metadata from which a checkpoint's model is built.
+
+    Raises:
+        CheckpointError: if they are no plain data.
+    """
+    try:
+        text = json.dumps({"factory": FACTORY, "args": {"settings": settings, "version": version}})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"expected the settings of a nequip model as plain data, got {one_line(error)}: "
+            "give `--model module:function` that builds it"
+        ) from error
+    return {"format": "pt", "surgeon.model": text}
+
+
+class NequipAdapter(BaseAdapter):
+    """NequIP from its file to its file."""
+
+    name = "nequip"
+    groups = ("SO3", "O3", "SE3", "E3")
+
+    def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
+        """Open a checkpoint of nequip's training, or a package; None for other files."""
+        from surgeon_adapters.nequip import files as nequip_files
+
+        return nequip_files.open_file(path, trust_pickle)
+
+    def write_file(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Write it again with other weights."""
+        from surgeon_adapters.nequip import files as nequip_files
+
+        nequip_files.write_file(checkpoint, tensors, path)
+
+    def reopen(self, path: Path) -> nn.Module | None:
+        """Open a checkpoint or a package as nequip's own commands do; None for other files."""
+        from surgeon_adapters.nequip import files as nequip_files
+
+        return nequip_files.open_by_nequip(path)
+
+    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
+        """Return the task on an extended-XYZ file."""
+        from surgeon_adapters.nequip.task import NequipTask
+
+        task: Task = call_with(functools.partial(NequipTask, data), arguments, "the task of nequip", TaskError)
+        return task
+
+
+adapter = NequipAdapter()

@@ -1,0 +1,1 @@
+"""Networks of papers, written again here with their data: not adapters of installed libraries."""

@@ -1,0 +1,261 @@
+"""Real representations on a flat feature axis: direct sums of blocks with a layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from torch import Tensor
+
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.representations.factors import Factor, check_orthogonal
+from surgeon.algebra.representations.operator import BlockOperator, OperatorBlock
+from surgeon.errors import GroupError
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slice of the feature axis, and how it transforms.
+
+    Attributes:
+        start: first index of the slice.
+        shape: the slice is reshaped, row-major, to this shape.
+        factors: pairs (axis, factor) of the axes that transform, all others count copies; none: invariant.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    factors: tuple[tuple[int, Factor], ...]
+
+    @property
+    def size(self) -> int:
+        """Length of the slice."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Representation:
+    """A real representation of a group on R^d, applied block by block.
+
+    Build one with :func:`irreps`, :func:`axes`, :func:`regular` or :func:`trivial`, and add them for a direct sum. Two
+    are equal if they have the same description and groups of the same name. Equal neighbouring blocks are merged, so
+    ``blocks`` can be fewer than the terms of the description.
+
+    Attributes:
+        group: the group.
+        blocks: cover the feature axis in order.
+        spec: the description as JSON, see :meth:`to_data`.
+
+    Example:
+        >>> from surgeon.algebra.groups import parse_group
+        >>> from surgeon.algebra.representations import irreps
+        >>> rho = irreps(parse_group("O3"), "16x0e+8x1o")
+        >>> rho, rho.dimension, rho.generators().count
+        (16x0e+8x1o (mul_ir), 40, 3)
+    """
+
+    group: Group
+    blocks: tuple[Block, ...]
+    spec: str
+
+    @property
+    def dimension(self) -> int:
+        """Length d of the feature axis."""
+        return self.blocks[-1].start + self.blocks[-1].size
+
+    @property
+    def is_trivial(self) -> bool:
+        """True if every block is invariant."""
+        return not any(block.factors for block in self.blocks)
+
+    def action(self, g: Tensor) -> BlockOperator:
+        """Return rho(g).
+
+        Args:
+            g: shape (k, k) or (n, k, k); elements in the defining representation, or their linear parts.
+
+        Returns:
+            A stack of n operators (one for a single element), float64 on the CPU.
+
+        Raises:
+            GroupError: if ``g`` is not in the group; tested for irreps and regular representations only.
+            ShapeError: if ``g`` has another shape.
+        """
+        linear = self._linear_stack(g)
+        self._check_proper(linear)
+        matrices = {factor: factor.action(self.group, linear) for factor in self._factors}
+        blocks = tuple(
+            OperatorBlock(block.start, block.shape, tuple((axis, matrices[f]) for axis, f in block.factors))
+            for block in self.blocks
+        )
+        return BlockOperator(len(linear), self.dimension, blocks, "action")
+
+    def derivative(self, a: Tensor) -> BlockOperator:
+        """Return drho(A), the derivative of the action at the identity.
+
+        Args:
+            a: shape (k, k) or (n, k, k); Lie-algebra elements in the defining representation, or their linear parts.
+
+        Returns:
+            A stack of n operators (one for a single generator), float64 on the CPU.
+
+        Raises:
+            GroupError: if irreps are asked for a matrix that is not antisymmetric.
+            ShapeError: if ``a`` has another shape.
+        """
+        linear = self._linear_stack(a)
+        matrices = {factor: factor.derivative(self.group, linear) for factor in self._factors}
+        blocks = []
+        for block in self.blocks:
+            pairs = [(axis, matrices[factor]) for axis, factor in block.factors]
+            kept = tuple((axis, matrix) for axis, matrix in pairs if matrix is not None)
+            blocks.append(OperatorBlock(block.start, block.shape, kept))
+        return BlockOperator(len(linear), self.dimension, tuple(blocks), "derivative")
+
+    def generators(self) -> BlockOperator:
+        """Return the derivative at each generator of ``group.feature_algebra``."""
+        return self.derivative(self.group.feature_algebra)
+
+    def element_actions(self) -> BlockOperator:
+        """Return the action of each of ``group.feature_elements``."""
+        return self.action(self.group.feature_elements)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return a description as JSON-compatible data.
+
+        One of ``{"irreps": "16x0e+8x1o", "layout": "mul_ir"}``, ``{"axes": "c v", "sizes": {"c": 16}}``,
+        ``{"regular": 4, "layout": "mul_ir"}``, ``{"trivial": 7}``, ``{"copies": 8, "of": {...}}``, ``{"sum": [...]}``,
+        ``{"matrices": {"algebra": [...], "elements": [...]}, "copies": 2, "layout": "mul_ir"}``,
+        ``{"grid": [3, 3], "frame": [[1, 0], [0, 1]], "of": {...}}``.
+        """
+        data: dict[str, Any] = json.loads(self.spec)
+        return data
+
+    @classmethod
+    def from_data(cls, group: Group, data: Mapping[str, Any]) -> Representation:
+        """Rebuild a representation from :meth:`to_data`.
+
+        Args:
+            group: the group.
+            data: a description; a missing layout is "mul_ir", missing sizes are none.
+
+        Raises:
+            GroupError: if the description is malformed or the group has no such representation.
+        """
+        # Imported here, because the constructors need this class.
+        from surgeon.algebra.representations.build import axes, irreps, matrices, on_grid, regular, repeated, trivial
+
+        match data if isinstance(data, Mapping) else {}:
+            case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
+                return irreps(group, text, rest.get("layout", "mul_ir"))
+            case {"axes": str(names)} if data.keys() <= {"axes", "sizes"}:
+                return axes(group, names, data.get("sizes", {}))
+            case {"regular": int(copies), **rest} if rest.keys() <= {"layout"}:
+                return regular(group, copies, rest.get("layout", "mul_ir"))
+            case {"trivial": int(dimension), **rest} if not rest:
+                return trivial(group, dimension)
+            case {"matrices": dict(images), "copies": int(copies), **rest} if rest.keys() <= {"layout"}:
+                return matrices(group, images, copies, rest.get("layout", "mul_ir"))
+            case {"copies": int(copies), "of": dict(inner), **rest} if not rest:
+                return repeated(cls.from_data(group, inner), copies)
+            case {"grid": [*sizes], "frame": [*frame], "of": dict(inner), **rest} if not rest:
+                return on_grid(cls.from_data(group, inner), sizes, frame)
+            case {"sum": [_, *_] as terms, **rest} if not rest:
+                return reduce(lambda left, right: left + right, (cls.from_data(group, term) for term in terms))
+        raise GroupError(
+            f"expected a representation as irreps, axes, regular, trivial, matrices, copies, grid or sum, "
+            f"got {data!r}: see Representation.to_data"
+        )
+
+    def __add__(self, other: Representation) -> Representation:
+        """Direct sum: the features of ``other`` follow those of ``self``."""
+        if self.group.name != other.group.name:
+            raise GroupError(
+                f"expected representations of one group in a direct sum, got {self.group.name} and {other.group.name}: "
+                "build both with the same group"
+            )
+        shifted = [Block(self.dimension + block.start, block.shape, block.factors) for block in other.blocks]
+        terms = [term for data in (self.to_data(), other.to_data()) for term in data.get("sum", [data])]
+        return Representation(self.group, merged([*self.blocks, *shifted]), encoded({"sum": terms}))
+
+    def __eq__(self, other: object) -> bool:
+        """Equal descriptions and groups of the same name."""
+        if not isinstance(other, Representation):
+            return NotImplemented
+        return (self.group.name, self.spec) == (other.group.name, other.spec)
+
+    def __hash__(self) -> int:
+        """Consistent with equality."""
+        return hash((self.group.name, self.spec))
+
+    def __repr__(self) -> str:
+        """The description in words, for example "16x0e+8x1o (mul_ir)"."""
+        return _words(self.to_data())
+
+    @property
+    def _factors(self) -> list[Factor]:
+        """The distinct factors, in order."""
+        return list(dict.fromkeys(factor for block in self.blocks for _, factor in block.factors))
+
+    def _linear_stack(self, matrices: Tensor) -> Tensor:
+        linear = self.group.linear(matrices)
+        return linear.reshape(-1, *linear.shape[-2:])
+
+    def _check_proper(self, linear: Tensor) -> None:
+        """Irreps ignore parity in a group without inversion, so an improper element has no meaning there."""
+        if self.group.name not in ("SO3", "SE3") or not any(factor.kind == "irrep" for factor in self._factors):
+            return
+        if bool((check_orthogonal(linear) < 0).any()):
+            raise GroupError(
+                f"expected elements of {self.group.name} with determinant 1, got one with determinant -1: "
+                "use O3 or E3 for inversions and reflections"
+            )
+
+
+def merged(blocks: list[Block]) -> tuple[Block, ...]:
+    """Join neighbours that transform alike and whose copies lie one after the other, so that there is less to do."""
+    result: list[Block] = []
+    for block in blocks:
+        # Invariant entries need no shape.
+        current = block if block.factors else Block(block.start, (block.size,), ())
+        previous = result[-1] if result else None
+        if previous is not None and _mergeable(previous, current):
+            joined = (previous.shape[0] + current.shape[0], *current.shape[1:])
+            result[-1] = Block(previous.start, joined, previous.factors)
+        else:
+            result.append(current)
+    return tuple(result)
+
+
+def _mergeable(first: Block, second: Block) -> bool:
+    alike = first.factors == second.factors and first.shape[1:] == second.shape[1:]
+    return alike and all(axis != 0 for axis, _ in first.factors)
+
+
+def encoded(data: Mapping[str, Any]) -> str:
+    """Canonical JSON."""
+    return json.dumps(data, sort_keys=True)
+
+
+def _words(data: Mapping[str, Any]) -> str:
+    if "irreps" in data:
+        return f"{data['irreps']} ({data['layout']})"
+    if "axes" in data:
+        sizes = ", ".join(f"{name}={size}" for name, size in data["sizes"].items())
+        return f"axes {data['axes']}" + (f" ({sizes})" if sizes else "")
+    if "regular" in data:
+        return f"{data['regular']} x regular ({data['layout']})"
+    if "trivial" in data:
+        return f"{data['trivial']} x trivial"
+    if "matrices" in data:
+        images = data["matrices"]["algebra"] or data["matrices"]["elements"]
+        return f"{data['copies']} x {len(images[0])}-dimensional ({data['layout']})"
+    if "of" in data:
+        times = f"x {data['copies']}" if "copies" in data else f"on a {' x '.join(map(str, data['grid']))} grid"
+        inner = _words(data["of"])
+        return f"({inner}) {times}" if "sum" in data["of"] else f"{inner} {times}"
+    return " + ".join(_words(term) for term in data["sum"])

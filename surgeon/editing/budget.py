@@ -1,0 +1,108 @@
+"""Choose sites by what they cost and what they are worth, and the form of their branches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.errors import PlanError
+from surgeon.finding.forms import block_mask
+from surgeon.plan import Plan, Site, Skipped
+
+
+def within_budget(plan: Plan, parameters: int, scores: Mapping[str, float] | None = None) -> Plan:
+    """Keep sites as long as their branches have at most so many trained parameters together.
+
+    Args:
+        plan: the plan to narrow down.
+        parameters: the budget.
+        scores: worth by site key; sites with more worth per parameter come first. Without them the smallest come first,
+            which relaxes the most sites.
+
+    Raises:
+        PlanError: if not even one site fits, or a site has no score.
+    """
+    if scores is None:
+        order = sorted(plan.sites, key=lambda site: site.extra_parameters)
+    else:
+        _require_scores(plan, scores)
+        order = sorted(plan.sites, key=lambda site: -scores[site.key] / site.extra_parameters)
+    kept, left = set(), parameters
+    for site in order:
+        if site.extra_parameters <= left:
+            kept.add(site.key)
+            left -= site.extra_parameters
+    if not kept:
+        smallest = min(plan.sites, key=lambda site: site.extra_parameters)
+        raise PlanError(
+            f"expected a budget for at least one branch, got {parameters:,} parameters, and the smallest branch, at "
+            f"{smallest.key!r}, has {smallest.extra_parameters:,}: give more, or give the branches a rank"
+        )
+    return _keep(plan, kept, f"over the budget of {parameters:,} extra parameters")
+
+
+def best_scored(plan: Plan, scores: Mapping[str, float], count: int) -> Plan:
+    """Keep the ``count`` sites with the highest scores.
+
+    Raises:
+        PlanError: if there are fewer sites, or a site has no score.
+    """
+    _require_scores(plan, scores)
+    if not 1 <= count <= len(plan.sites):
+        raise PlanError(f"expected a number of sites from 1 to {len(plan.sites)}, got {count}: correct it")
+    ranked = sorted(plan.sites, key=lambda site: -scores[site.key])
+    return _keep(plan, {site.key for site in ranked[:count]}, f"not among the {count} sites with the highest scores")
+
+
+def _require_scores(plan: Plan, scores: Mapping[str, float]) -> None:
+    missing = [site.key for site in plan.sites if site.key not in scores]
+    if missing:
+        raise PlanError(
+            f"expected a score for each of {len(plan.sites)} sites, but {missing[0]!r} has none: the scores were made "
+            "for other sites, run `surgeon diagnose` on this model"
+        )
+
+
+def _keep(plan: Plan, keys: set[str], reason: str) -> Plan:
+    left = tuple(Skipped(site.name, reason, "excluded") for site in plan.sites if site.key not in keys)
+    kept = tuple(site for site in plan.sites if site.key in keys)
+    return dataclasses.replace(plan, sites=kept, skipped=plan.skipped + left)
+
+
+def with_rank(plan: Plan, rank: int) -> Plan:
+    """Give every branch ``W = B A`` of this rank, where that has fewer parameters than a dense W."""
+    if rank < 1:
+        raise PlanError(f"expected a rank of at least 1, got {rank}: correct it")
+    sites = [dataclasses.replace(site, rank=rank) for site in plan.sites]
+    pairs = zip(sites, plan.sites, strict=True)
+    return dataclasses.replace(
+        plan, sites=tuple(low if low.extra_parameters < dense.extra_parameters else dense for low, dense in pairs)
+    )
+
+
+def with_blocks(plan: Plan, blocks: Sequence[tuple[int, int]]) -> Plan:
+    """Restrict every W to the blocks (l_in, l_out) that it has among these; sites with none of them are left out.
+
+    Raises:
+        PlanError: if no site remains, or a site's representations have no degrees.
+    """
+    sites, reason = [], f"has none of the blocks {', '.join(f'{l_in}>{l_out}' for l_in, l_out in blocks)}"
+    for site in plan.sites:
+        own = tuple(block for block in blocks if _has_block(plan, site, block))
+        if own:
+            sites.append(dataclasses.replace(site, blocks=own))
+    if not sites:
+        raise PlanError(f"expected a site with one of the chosen blocks, but each {reason}: choose others")
+    kept = _keep(plan, {site.key for site in sites}, reason)
+    return dataclasses.replace(kept, sites=tuple(sites))
+
+
+def _has_block(plan: Plan, site: Site, block: tuple[int, int]) -> bool:
+    whole = dataclasses.replace(site, blocks=())
+    block_mask(whole, parse_group(plan.group))  # refuses what has no degrees
+    try:
+        block_mask(dataclasses.replace(site, blocks=(block,)), parse_group(plan.group))
+    except PlanError:
+        return False
+    return True

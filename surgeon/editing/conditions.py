@@ -1,0 +1,91 @@
+"""Folds that are exact only while an op's other arguments act as on the sample batch: said in words, and looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.editing.relaxation import Relaxation
+from surgeon.errors import SurgeryError
+from surgeon.finding.site_check import captured_calls, fold_complaint
+from surgeon.plan import Site
+from surgeon.support.modes import modes_kept, set_training
+
+
+def further_arguments(site: Site, calls: Sequence[Mapping[str, Any]]) -> str:
+    """Name what an op was given beside the features of a site; empty if nothing.
+
+    Args:
+        site: annotated or measured.
+        calls: arguments by name of each recorded call.
+    """
+    given = {name: value for call in calls for name, value in call.items() if not _is_nothing(value)}
+    names = [name for name in given if name != site.argument]
+    names += [f"the rest of {site.argument}"] if site.path_in else []
+    return f"{', '.join(names)} {'acts' if len(names) == 1 else 'act'} as on the sample batch" if names else ""
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, (tuple, list, dict)) and not value)
+
+
+def check_folds(
+    relaxation: Relaxation, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any], where: str = "what was given"
+) -> dict[str, int]:
+    """Try every fold that takes an op's other arguments for constant on all calls of the op; only reads.
+
+    On each batch the model runs in eval mode as stripping by "fold" would leave it. Each such op, given what it was
+    given there, then has to do with changed weights what the fold says.
+
+    Args:
+        relaxation: the relaxed model, not yet stripped.
+        batches: the data to look at.
+        run: ``run(model, batch)``, one forward.
+        where: what the batches are, for the message.
+
+    Returns:
+        Per such fold, ``module.argument``, on how many batches its op was called. Without any, nothing is run.
+
+    Raises:
+        SurgeryError: if a fold is wrong on some batch.
+    """
+    folds = [(site, relaxation.branches[site.key].fold_map) for site in relaxation.plan.sites]
+    conditional = {site.key: (site, own) for site, own in folds if own is not None and own.holds_while}
+    seen = dict.fromkeys(conditional, 0)
+    if not conditional:
+        return seen
+    model, generator = relaxation.model, torch.Generator().manual_seed(0)
+    ops = {key: model.get_submodule(site.name) for key, (site, _) in conditional.items()}
+    with _as_folded(relaxation):
+        for number, batch in enumerate(batches, start=1):
+            with captured_calls(ops) as calls:
+                run(model, batch)
+            for key, (site, own) in conditional.items():
+                seen[key] += bool(calls[key])
+                complaints = (fold_complaint(ops[key], site, call, own, generator) for call in calls[key])
+                complaint = next((each for each in complaints if each), "")
+                if complaint:
+                    raise SurgeryError(
+                        f"expected the fold at {key!r} to be exact on every batch of {where}, as it is while "
+                        f"{own.holds_while}, but on batch {number} it is not ({complaint}): strip by drop (`--drop`)"
+                    )
+    return seen
+
+
+@contextmanager
+def _as_folded(relaxation: Relaxation) -> Iterator[None]:
+    """Let the model compute in eval mode what stripping by "fold" would leave, whatever its own mode."""
+    before = {branch: branch.mode for branch in relaxation.branches.values()}
+    for branch in before:
+        branch.mode = "fold"
+    try:
+        with modes_kept(relaxation.model), relaxation.clean():
+            set_training(relaxation.model, False)
+            yield
+    finally:
+        for branch, mode in before.items():
+            branch.mode = mode

@@ -1,0 +1,248 @@
+"""Insert branches: everything is validated first, and on any failure the model is as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.schedule import Schedule, schedule_of
+from surgeon.editing.branch import (
+    CHILD,
+    Branch,
+    Branches,
+    LowRankBranch,
+    Target,
+    argument_position,
+    branches_child,
+    branches_of,
+)
+from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation, theta_shares
+from surgeon.editing.rewrite import check_places, install, uninstall
+from surgeon.errors import PlanError, SurgeryError, UsageError
+from surgeon.finding.channels import channel_map
+from surgeon.finding.forms import block_mask, form_of
+from surgeon.finding.usage import tied_modules
+from surgeon.plan import Plan, Site, StripMode, named_module
+from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
+
+
+def relax(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    mode: StripMode = "drop",
+    schedule: Schedule | str | None = None,
+    penalty_form: PenaltyForm = "gram",
+    penalty_rows: int | None = DEFAULT_ROWS,
+    penalty_every: int = DEFAULT_EVERY,
+    init_scale: float = 0.0,
+    seed: int = 0,
+    adapters: Mapping[str, Adapter] | None = None,
+) -> Relaxation:
+    """Insert one branch per site of ``plan``, in place, with theta = 0: the function does not change.
+
+    Args:
+        model: the network for which the plan was made.
+        plan: sites, from :func:`surgeon.find`.
+        mode: "drop" is the paper's method; with "fold" the equivariant part of W is kept (docs/method.md).
+        schedule: theta(t), or its name for one with the usual tail and peak; default a triangle with an exact-zero
+            tail.
+        penalty_form: "gram" (root of the mean square over rows), "rows" (the paper's mean of norms) or "square".
+        penalty_rows: rows of each forward that the penalty looks at, spread evenly; None for all.
+        penalty_every: steps after which the penalty of a site is computed anew; its gradient is used until then.
+        init_scale: standard deviation of W's entries times sqrt(d_in); 0 starts at W = 0.
+        seed: seed of the initial W.
+        adapters: adapters by name; default all installed ones.
+
+    Returns:
+        The handle.
+
+    Raises:
+        UsageError: if a setting is none that exists; the model is untouched.
+        PlanError: if the plan does not fit the model, or the schedule the plan; the model is untouched.
+        SurgeryError: if an insertion fails; all branches are taken out again.
+    """
+    if mode not in ("drop", "fold"):
+        raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
+    schedule = schedule_of(schedule)
+    if not isinstance(plan, Plan):
+        raise PlanError(f"expected a Plan, got {type(plan).__name__}: use surgeon.find, or Plan.from_json of a file")
+    penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
+    theta_shares(schedule, plan)
+    group = parse_group(plan.group)
+    adapters = installed_adapters() if adapters is None else adapters
+    branches = _prepare(model, plan, group, mode, adapters)
+    _initialise(branches, init_scale, seed)
+    done: list[nn.Module] = []
+    try:
+        _insert(model, plan, branches, done)
+        return Relaxation(model, plan, group, mode, schedule, penalty)
+    except BaseException as error:
+        for op in done:
+            detach(op)
+        if not isinstance(error, Exception):  # somebody stopped the process
+            raise
+        raise SurgeryError(
+            f"inserting a branch failed ({error}); all branches were taken out again and the model is as it was"
+        ) from error
+
+
+def _insert(model: nn.Module, plan: Plan, branches: Mapping[str, Branch], done: list[nn.Module]) -> None:
+    """Attach all branches; every op is noted in ``done`` before it is touched."""
+    for site in plan.sites:
+        op = named_module(model, site.name)
+        done.append(op)
+        if site.node is None:
+            attach(op, site, branches[site.key])
+    for name, raw in _raw_sites(plan, branches).items():
+        install(named_module(model, name), raw)
+
+
+def _raw_sites(plan: Plan, branches: Mapping[str, Branch]) -> dict[str, dict[str, tuple[str, Branch]]]:
+    """Collect the ops inside forwards: per module, the op's place to slot and branch."""
+    found: dict[str, dict[str, tuple[str, Branch]]] = {}
+    for site in plan.sites:
+        if site.node is not None:
+            found.setdefault(site.name, {})[site.node] = (site.slot, branches[site.key])
+    return found
+
+
+def _prepare(
+    model: nn.Module, plan: Plan, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]
+) -> dict[str, Branch]:
+    """Validate every site and build its branch; nothing is attached yet."""
+    if not plan.sites:
+        raise PlanError("expected a plan with at least one site, got none: there is nothing to relax")
+    if branches_of(model):
+        raise PlanError("expected a model without branches, but it has some already: strip it first")
+    keys = [site.key for site in plan.sites]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise PlanError(f"expected each site once, but the plan lists {twice!r} more than once: remove one")
+    first_names = {name for name, _ in model.named_modules()}
+    for site in plan.sites:
+        if site.name not in first_names and named_module(model, site.name):
+            raise PlanError(
+                f"expected modules by their first names, but {site.name!r} is another name of a module that is shared: "
+                "keep only the first"
+            )
+    branches = {site.key: _branch(model, site, group, mode, adapters) for site in plan.sites}
+    for name, raw in _raw_sites(plan, branches).items():
+        check_places(named_module(model, name), {place: slot for place, (slot, _) in raw.items()})
+    return branches
+
+
+def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]) -> Branch:
+    op = named_module(model, site.name)
+    if isinstance(op, torch.jit.ScriptModule):
+        raise PlanError(
+            f"expected an ordinary module at {site.name!r}, got a TorchScript one, which takes no branch: exclude it"
+        )
+    if site.node is None:
+        argument_position(op, site.argument)
+    dimensions = tuple(Representation.from_data(group, rho).dimension for rho in (site.rho_out, site.rho_in))
+    if site.convolution is not None:
+        dimensions += site.convolution.kernel
+    if dimensions != site.shape:
+        raise PlanError(
+            f"expected W at {site.key!r} to have the shape {dimensions} of its representations, "
+            f"got {site.shape}: correct the plan"
+        )
+    own = next((parameter for parameter in op.parameters() if parameter.is_floating_point()), None)
+    if own is None:
+        raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
+    fold_map = fold_map_of(model, site, group, adapters)
+    if site.rank is None:
+        return Branch(site.shape, own, mode, fold_map, form_of(site), block_mask(site, group))
+    smallest = min(site.shape[0], math.prod(site.shape[1:]))
+    if site.blocks is not None or not 1 <= site.rank <= smallest:
+        raise PlanError(
+            f"expected W at {site.key!r} to have either blocks or a rank from 1 to {smallest}, got rank {site.rank}"
+            f"{'' if site.blocks is None else ' and blocks'}: correct the plan"
+        )
+    return LowRankBranch(site.shape, own, mode, fold_map, form_of(site), rank=site.rank)
+
+
+def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+    """Ask for the fold map of a site once more, and whether its parameter is the op's alone; None without a fold.
+
+    Raises:
+        PlanError: if the op is not what the plan says, or shares the parameter with another.
+    """
+    fold_map = _fold_map(model, site, group, adapters)
+    tied = tied_modules(model, site.name, fold_map.parameter) if fold_map is not None else ()
+    if tied:
+        raise PlanError(
+            f"expected {site.name!r} to fold into weights of its own, but they are tied to {', '.join(sorted(tied))}, "
+            "which folding would change too: set fold to null in the plan, or make a new one with `surgeon inspect`"
+        )
+    if fold_map is not None:
+        fold_map.holds_while = fold_map.holds_while or site.fold_while
+    return fold_map
+
+
+def _fold_map(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+    """Ask the adapter that the plan names; a site found by measurement has none."""
+    op = named_module(model, site.name)
+    if not site.adapter:
+        return None if site.fold is None else channel_map(op, site)
+    adapter = adapter_named(site.adapter, adapters)
+    proposal = proposal_for(model, site.name, adapter, group)
+    takes = None
+    if isinstance(proposal, Proposal):
+        shape = (proposal.rho_out.dimension, proposal.rho_in.dimension)
+        takes = (proposal.argument, proposal.path_in, shape)
+    if takes != (site.argument, site.path_in, site.shape[:2]):
+        raise PlanError(
+            f"expected {site.name!r} to be an op that takes W of shape {site.shape} on {site.argument!r}, but "
+            f"{type(op).__name__} is not: the plan was made for another model, make a new one with `surgeon inspect`"
+        )
+    try:
+        return None if site.fold is None else adapter.fold_map(op, site, group)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError(
+            f"expected fold data at {site.key!r} as the adapter {site.adapter!r} writes them, "
+            f"got {dict(site.fold or {})}: correct the plan, or set fold to null"
+        ) from error
+
+
+def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None:
+    if not (scale >= 0 and math.isfinite(scale)):
+        raise UsageError(f"expected a finite scale of the initial W of at least 0, got {scale}")
+    generator = torch.Generator().manual_seed(seed)
+    for branch in branches.values():
+        branch.initialise(scale, generator)
+
+
+def attach(op: nn.Module, site: Site, branch: Branch) -> None:
+    """Attach a branch to an op, in place, by a child module and a forward hook that is its bound method."""
+    child = branches_child(op)
+    if child is None:
+        child = Branches()
+        op.add_module(CHILD, child)
+    if not any(child.targets.values()):
+        op.register_forward_hook(child.add_to_output, with_kwargs=True)
+    position = argument_position(op, site.argument)
+    child.add(site.slot, branch, Target(position, site.argument, site.path_in, site.path_out))
+    child.train(op.training)
+
+
+def detach(op: nn.Module) -> None:
+    """Take all branches and their hook off an op, in place; works on deep copies and unpickled models too."""
+    child = branches_child(op)
+    if child is None:
+        return
+    uninstall(op)
+    for number, hook in list(op._forward_hooks.items()):
+        if getattr(hook, "__self__", None) is child:
+            del op._forward_hooks[number]
+            op._forward_hooks_with_kwargs.pop(number, None)
+    del op._modules[CHILD]

@@ -1,0 +1,372 @@
+"""The handle on a relaxed model: its coefficients, its penalty, and its clean evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.moments import average_over_processes, mean_over_processes, processes, rows_per_process
+from surgeon.algebra.penalty import Commutator, PenaltyForm, SitePenalty, site_penalty
+from surgeon.algebra.schedule import Schedule, schedule_of
+from surgeon.editing.branch import Branch, Tap, branches_of
+from surgeon.editing.select import matching_sites
+from surgeon.errors import UsageError
+from surgeon.finding.forms import row_representations
+from surgeon.plan import Plan, Site, StripMode
+
+DEFAULT_ROWS, DEFAULT_EVERY = 128, 4
+NOTHING_RECORDED = (
+    "the penalty is 0, since no branch recorded features: call the model in training mode and with gradients "
+    "(model.train()) before penalty()"
+)
+NOTHING_NEW = (
+    "the penalty is that of earlier features, since the branches whose turn it was ({}) recorded none: call the model "
+    "in training mode and with gradients before every penalty(), unless the batch does not use them"
+)
+_OFFSET_STEP = math.sqrt(2) - 1
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """How the penalty is computed; ``rows=None, every=1`` is exact.
+
+    Attributes:
+        form: "gram" takes the root of the mean square over rows, "rows" the paper's mean of norms, "square" the mean
+            square without a root.
+        rows: rows of each forward that are looked at, spread evenly and others at every step; None for all.
+        every: steps after which the penalty of a site is computed anew; its gradient is used until then. The sites take
+            turns.
+
+    Raises:
+        UsageError: if the form is unknown or a number is not positive.
+    """
+
+    form: PenaltyForm = "gram"
+    rows: int | None = DEFAULT_ROWS
+    every: int = DEFAULT_EVERY
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(PenaltyForm):
+            raise UsageError(f"expected a penalty form among {', '.join(get_args(PenaltyForm))}, got {self.form!r}")
+        if self.every < 1 or (self.rows is not None and self.rows < 1):
+            raise UsageError(
+                f"expected the penalty to look at 1 row or more every 1 step or more, got {self.rows} rows every "
+                f"{self.every} steps: leave rows out for all of them"
+            )
+
+
+class Relaxation:
+    """A model with its branches in place.
+
+    In anybody's own training loop three lines are enough: ``relaxation.set_progress(step / steps)`` before the
+    forward, ``loss = loss + lam * relaxation.penalty()`` after it, and ``surgeon.strip(model)`` at the end.
+
+    Attributes:
+        model: the relaxed model, edited in place.
+        plan: what was inserted.
+        mode: "drop" or "fold": what stripping, and therefore clean evaluation, keeps of the branches.
+        schedule: theta as a function of progress.
+        penalty_settings: how the penalty is computed.
+        branches: ``module.argument`` to branch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        group: Group,
+        mode: StripMode,
+        schedule: Schedule,
+        penalty: PenaltySettings,
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.mode = mode
+        self.branches: Mapping[str, Branch] = branches_of(model)
+        self.schedule = schedule
+        cache: dict[str, Commutator] = {}
+        self._commutators = {site.key: _commutator(cache, group, site) for site in plan.sites}
+        self.set_penalty(penalty)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Theta as a function of progress."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule | str) -> None:
+        schedule = schedule_of(schedule)
+        self._shares = theta_shares(schedule, self.plan)
+        self._schedule = schedule
+
+    @property
+    def theta(self) -> tuple[float, float]:
+        """The present coefficients ``(theta_perp, theta_par)`` of the first branch; equal in mode "drop"."""
+        first = next(iter(self.branches.values())).theta
+        return float(first[0].detach()), float(first[1].detach())
+
+    @property
+    def thetas(self) -> dict[str, tuple[float, float]]:
+        """The present coefficients of every branch."""
+        return {key: tuple(branch.theta.detach().tolist()) for key, branch in self.branches.items()}
+
+    def set_theta(self, perpendicular: float, parallel: float | None = None) -> None:
+        """Set the coefficients of all branches.
+
+        Args:
+            perpendicular: theta of what will be dropped.
+            parallel: theta of the foldable part; default the same value.
+        """
+        values = (perpendicular, perpendicular if parallel is None else parallel)
+        self.set_thetas(dict.fromkeys(self.branches, values))
+
+    def set_thetas(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Set the coefficients ``(theta_perp, theta_par)`` of some branches, by key.
+
+        Raises:
+            UsageError: if a coefficient is no finite number; none is set then.
+        """
+        for key, pair in values.items():
+            if not all(math.isfinite(value) for value in pair):
+                raise UsageError(f"expected finite coefficients theta of the branch at {key!r}, got {tuple(pair)}")
+        with torch.no_grad():
+            for key, pair in values.items():
+                branch = self.branches[key]
+                branch.theta.copy_(torch.tensor(pair, dtype=branch.theta.dtype))
+                branch.theta_was_set = True
+
+    def set_progress(self, progress: float, scale: float = 1.0) -> None:
+        """Set the coefficients from the schedule.
+
+        Args:
+            progress: in [0, 1], the share of the training that is done.
+            scale: multiplies theta of what will be dropped.
+
+        Raises:
+            UsageError: if the progress is outside [0, 1].
+        """
+        perpendicular = scale * self.schedule.perpendicular(progress)
+        parallel = perpendicular if self.mode == "drop" else self.schedule.parallel(progress)
+        self.set_thetas({key: (share * perpendicular, share * parallel) for key, share in self._shares.items()})
+
+    def learn_theta(self, learned: bool) -> None:
+        """Make the coefficients leaves that gradients reach, or plain numbers again."""
+        for branch in self.branches.values():
+            branch.theta.grad = None
+            branch.theta.requires_grad_(learned)
+
+    def set_penalty(self, penalty: PenaltySettings | None) -> None:
+        """Choose how the penalty is computed from now on; None switches it, and the recording for it, off."""
+        self.penalty_settings = penalty
+        self._turn = 0
+        self._terms: dict[str, SitePenalty] = {}
+        self._record()
+
+    def enable_penalty(self, enabled: bool) -> None:
+        """Switch the recording of inputs on or off; without it :meth:`penalty` has nothing to work on."""
+        self.set_penalty((self.penalty_settings or PenaltySettings()) if enabled else None)
+
+    def _is_due(self, number: int) -> bool:
+        """Tell whether a site is computed anew at the coming step; at the first step all are."""
+        settings = self.penalty_settings
+        return settings is not None and (self._turn == 0 or (self._turn + number) % settings.every == 0)
+
+    def _record(self) -> None:
+        settings = self.penalty_settings
+        offset = self._turn * _OFFSET_STEP % 1.0
+        grams: dict[Any, tuple[Tensor, Tensor]] = {}
+        for number, branch in enumerate(self.branches.values()):
+            due = settings is not None and self._is_due(number)
+            branch.record(Tap(settings.form == "rows", settings.rows, offset, grams) if settings and due else None)
+
+    def penalty(self, *, may_be_empty: bool = False) -> Tensor:
+        """Return the sum of all penalty terms, shape (): what eq. 5 multiplies by lambda.
+
+        Call it once per optimiser step, after all its forwards, in every process of torch.distributed: what they
+        recorded is used, averaged over processes, and forgotten. A site that saw no input in any process is left out;
+        if none saw any, it is 0 and warns.
+
+        Args:
+            may_be_empty: do not warn, since the caller looks at :meth:`penalty_terms` itself.
+        """
+        due = [key for number, key in enumerate(self.branches) if self._is_due(number)]
+        for key in due:
+            self._terms.pop(key, None)
+        computed = self._computed(due)
+        self._terms.update(computed)
+        if self._terms:
+            self._turn += 1
+            self._record()
+        if due and self._terms and not computed and not may_be_empty:
+            warnings.warn(NOTHING_NEW.format(", ".join(map(repr, due))), stacklevel=2)
+        weights = {key: self.branches[key].factors for key in self._terms}
+        flat = [weight for factors in weights.values() for weight in factors]
+        if not flat:
+            if self.penalty_settings is not None and not may_be_empty:
+                warnings.warn(NOTHING_RECORDED, stacklevel=2)
+            return next(iter(self.branches.values())).theta.new_zeros(())
+        gradients = [gradient for key in weights for gradient in self._terms[key].gradients]
+        value = torch.stack([part for term in self._terms.values() for part in (term.norm, term.defect)]).sum()
+        penalty: Tensor = _WithGradients.apply(value, gradients, *flat)  # type: ignore[no-untyped-call]
+        return penalty
+
+    def _computed(self, keys: Sequence[str]) -> dict[str, SitePenalty]:
+        """Return the terms of those sites that saw an input in any process.
+
+        What one process sees depends on its batches, while all have to send messages of the same form and end with the
+        same terms: so these are about all ``keys``, with zeros for what a process did not see.
+        """
+        settings = self.penalty_settings
+        moments = {key: self.branches[key].recorded for key in keys}
+        counts: dict[str, float | None] = {key: None for key, moment in moments.items() if moment.count}
+        together = processes() > 1
+        if settings is None or not keys or not (counts or together):
+            return {}
+        for key in keys if together else ():
+            if not moments[key].count:
+                moments[key].add(self.branches[key].theta.new_zeros(0, moments[key].dimension))
+        if together and settings.form == "rows":
+            # a mean over rows is the mean over processes of local sums over the rows per process
+            means = rows_per_process([moment.count for moment in moments.values()])
+            counts = {key: mean for key, mean in zip(keys, means, strict=True) if mean}
+        elif together:
+            average_over_processes(list(moments.values()))
+            counts = {key: None for key, moment in moments.items() if moment.count}
+        terms = {
+            key: site_penalty(self.branches[key].factors, moments[key], self._commutators[key], settings.form, count)
+            for key, count in counts.items()
+        }
+        if together and terms and settings.form == "rows":
+            return _averaged(terms)
+        return terms
+
+    def penalty_terms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return, per site, the norm term and the defect term that the last :meth:`penalty` summed up; detached."""
+        return {key: (term.norm, term.defect) for key, term in self._terms.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs besides the model's state dict: thetas, and the penalty's turn and gradients."""
+        gradients = {
+            f"{key}:{number}": gradient
+            for key, term in self._terms.items()
+            for number, gradient in enumerate((term.norm, term.defect, *term.gradients))
+        }
+        return {"turn": self._turn, "thetas": self.thetas, "penalty": gradients}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            KeyError: if it belongs to other sites.
+        """
+        self.set_thetas(state["thetas"])
+        self._turn = int(state["turn"])
+        found: dict[str, list[Tensor]] = {}
+        for name, tensor in state["penalty"].items():
+            found.setdefault(name.rpartition(":")[0], []).append(tensor)
+        like = {key: branch.theta for key, branch in self.branches.items()}
+        self._terms = {}
+        for key, tensors in found.items():
+            norm, defect, *gradients = (tensor.to(like[key]) for tensor in tensors)
+            self._terms[key] = SitePenalty(norm, defect, tuple(gradients))
+        self._record()
+
+    @contextmanager
+    def clean(self) -> Iterator[nn.Module]:
+        """While the context is open the model computes what it would compute after stripping with this mode.
+
+        Where a fold is exact only while something is constant, it is so only where that is (:func:`check_folds`).
+        Running statistics stay those that the relaxed model has gathered;
+        :meth:`surgeon.training.session.TrainingSession.clean_evaluation` takes them anew.
+        """
+        before = {branch: branch.clean for branch in self.branches.values()}
+        for branch in before:
+            branch.clean = True
+        try:
+            yield self.model
+        finally:
+            for branch, clean in before.items():
+                branch.clean = clean
+
+    def branch_parameters(self) -> list[nn.Parameter]:
+        """Return the weights of all branches: W, or its factors."""
+        return [parameter for branch in self.branches.values() for parameter in branch.parameters()]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the modules that hold them."""
+        yield from self.branches.values()
+
+    def base_parameters(self) -> list[nn.Parameter]:
+        """Return the model's own parameters."""
+        added = {id(parameter) for parameter in self.branch_parameters()}
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in added]
+
+    def defects(self) -> dict[str, float]:
+        """Return per site ``sqrt(sum_A |L_A(W)|^2) / |W|`` without data; 0 for an intertwiner (or W = 0)."""
+        result = {}
+        with torch.no_grad():
+            for key, branch in self.branches.items():
+                norm = float(branch.masked.norm())
+                result[key] = float(self._commutators[key](branch.matrix).norm()) / norm if norm else 0.0
+        return result
+
+
+def _averaged(terms: Mapping[str, SitePenalty]) -> dict[str, SitePenalty]:
+    """Return the mean over processes; gradients too, so that every process keeps the same until a site's next turn."""
+    parts = {key: (term.norm, term.defect, *term.gradients) for key, term in terms.items()}
+    flat = [part for of_site in parts.values() for part in of_site]
+    means = mean_over_processes(torch.cat([part.flatten() for part in flat]))
+    split = iter(torch.split_with_sizes(means, [part.numel() for part in flat]))
+    result = {}
+    for key, of_site in parts.items():
+        norm, defect, *gradients = (next(split).view(part.shape).to(part) for part in of_site)
+        result[key] = SitePenalty(norm, defect, tuple(gradients))
+    return result
+
+
+class _WithGradients(torch.autograd.Function):
+    """A number with given gradients."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, gradients: list[Tensor], *weights: Tensor) -> Tensor:
+        """Return the number."""
+        context.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients."""
+        return None, None, *torch._foreach_mul(context.gradients, gradient)
+
+
+def theta_shares(schedule: Schedule, plan: Plan) -> dict[str, float]:
+    """Return the share of theta that every site gets.
+
+    Raises:
+        PlanError: if a pattern of the schedule matches no site.
+    """
+    shares = {site.key: 1.0 for site in plan.sites}
+    for pattern, share in schedule.sites:
+        matching = [site.key for site in matching_sites(plan.sites, pattern, "the schedule's pattern")]
+        shares.update(dict.fromkeys(matching, share))
+    return shares
+
+
+def _commutator(cache: dict[str, Commutator], group: Group, site: Site) -> Commutator:
+    """Build the operators of a pair of representations once, however many sites share it."""
+    rho_out, rho_in = row_representations(site, group)
+    key = json.dumps([rho_out.to_data(), rho_in.to_data()])
+    if key not in cache:
+        cache[key] = Commutator(rho_out, rho_in)
+    return cache[key]

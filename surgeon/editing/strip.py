@@ -1,0 +1,128 @@
+"""Take the branches out: drop them, or fold what the base weights can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.editing.branch import Branch, Branches, branches_child, branches_of
+from surgeon.editing.insert import detach
+from surgeon.editing.relaxation import Relaxation
+from surgeon.errors import SurgeryError, UsageError
+from surgeon.plan import EXACT_WHILE, SiteRecord, StripMode
+from surgeon.support.sharding import sharded_like, whole
+
+
+def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tuple[SiteRecord, ...]:
+    """Remove all branches, in place; nothing is left behind.
+
+    Args:
+        relaxed: the relaxed model or its handle.
+        mode: "drop" discards the branches (the paper's projection); "fold" first adds ``theta_par P_op(W)`` to the
+            op's own weights. Default: the mode with which the branches were inserted.
+
+    Returns:
+        Per site: the norm of W, of the folded part, and of what was lost (the effective matrix minus the folded one),
+        all Frobenius norms. ``lost`` is the change of the op's linear map, in float64, with its parameters as they
+        are stored: in low precision a fold may lose more than half of itself by rounding. A fold that takes an op's
+        other arguments for constant says so in its note ("exact while"); :func:`check_folds` looks at them.
+
+    Raises:
+        UsageError: if the mode is unknown; the model is unchanged.
+        SurgeryError: if there is no branch, or a branch holds a non-finite number; the model is unchanged then.
+    """
+    if mode not in ("drop", "fold", None):
+        raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
+    model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
+    branches = branches_of(model)
+    if not branches:
+        raise SurgeryError("expected a model with branches, but it has none: it may be stripped already")
+    for key, branch in branches.items():
+        if not torch.isfinite(branch.weight).all():
+            raise SurgeryError(
+                f"expected finite weights in the branch at {key!r}, got NaN or infinity: nothing was stripped, "
+                "go back to an earlier checkpoint"
+            )
+    found = ((name, op, branches_child(op)) for name, op in model.named_modules())
+    for key, branch in branches.items():
+        if (mode or branch.mode) == "fold" and not branch.theta_was_set and branch.weight.any():
+            raise SurgeryError(
+                f"expected theta to be set before folding, but that of the branch at {key!r} was not: theta is not "
+                "part of the state dict, so call set_progress(1.0) after loading one, or strip by 'drop'"
+            )
+    ops = [(name, op, child) for name, op, child in found if child is not None]
+    records = []
+    with torch.no_grad():
+        after = [_folded_parameters(child, op, mode) for _, op, child in ops]
+        for (name, op, child), own in zip(ops, after, strict=True):
+            records += [_record(name, slot, branch, op, own, mode or branch.mode) for slot, branch in child.items()]
+        # Nothing was touched so far: from here on nothing can fail half-way.
+        for (_, op, _), own in zip(ops, after, strict=True):
+            for key, value in own.items():
+                op.get_parameter(key).copy_(value)
+    for _, op, _ in ops:
+        detach(op)
+    return tuple(records)
+
+
+@torch.no_grad()
+def refold(relaxed: nn.Module | Relaxation) -> None:
+    """Move ``theta P_op(W)`` into the base weights and take P_op(W) off W, in place; the function does not change.
+
+    It does where a fold is exact only while an op's other arguments are constant, and they are not.
+    The gradient with respect to W stays the same, so that the optimiser's state may stay, too (docs/method.md, "Fold
+    instead of drop"). Branches with theta = 0 are left alone, since there nothing would be moved.
+    """
+    model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
+    for op in model.modules():
+        child = branches_child(op)
+        for _, branch in child.items() if child is not None else ():
+            theta = branch.theta[0] if branch.mode == "drop" else branch.theta[1]
+            if branch.fold_map is None or not theta:
+                continue
+            part, own = branch.foldable_part(), branch.fold_map
+            parameter = op.get_parameter(own.parameter)
+            change = own.weight_change(theta * part, parameter.numel()).reshape(parameter.shape)
+            after = parameter + sharded_like(change, parameter)
+            moved = whole(after.double() - parameter.double())  # not the change, where the parameter's dtype rounds
+            branch.subtract((own.map_change(moved.flatten()) / theta.double()).to(part))
+            parameter.copy_(after)
+
+
+def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -> dict[str, Tensor]:
+    """Return what the op's parameters become, by name and in their own dtypes; the sums are taken in float64."""
+    sums: dict[str, Tensor] = {}
+    for _, branch in child.items():
+        if branch.fold_map is None or (mode or branch.mode) == "drop":
+            continue
+        key = branch.fold_map.parameter
+        parameter = op.get_parameter(key)
+        change = branch.fold_map.weight_change(_wanted(branch)[1], parameter.numel()).reshape(parameter.shape)
+        sums[key] = sums.get(key, parameter.double()) + change.to(parameter.device)
+    return {key: value.to(op.get_parameter(key).dtype) for key, value in sums.items()}
+
+
+def _wanted(branch: Branch) -> tuple[Tensor, Tensor]:
+    """Return what a branch adds to its op's linear map, and the part that can be folded; float64, shaped as W."""
+    weight, theta = branch.masked.double(), branch.theta.double()
+    foldable = torch.zeros_like(weight) if branch.fold_map is None else branch.fold_map.project(weight)
+    if branch.mode == "drop" or branch.fold_map is None:
+        return theta[0] * weight, theta[1] * foldable
+    return theta[0] * (weight - foldable) + theta[1] * foldable, theta[1] * foldable
+
+
+def _record(
+    name: str, slot: str, branch: Branch, op: nn.Module, after: Mapping[str, Tensor], mode: StripMode
+) -> SiteRecord:
+    """Compare what a branch adds with what the op's parameters, as they will be stored, add instead."""
+    effective, folded = _wanted(branch)
+    norm = float(branch.masked.double().norm())
+    own = branch.fold_map
+    if own is None or mode == "drop":
+        return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")
+    moved = after[own.parameter].double() - op.get_parameter(own.parameter).double()
+    lost = effective - own.map_change(moved.flatten()).to(effective)
+    note = f"folded, {EXACT_WHILE} {own.holds_while}" if own.holds_while else "folded"
+    return SiteRecord(name, slot, norm, float(folded.norm()), float(lost.norm()), note)

@@ -1,0 +1,221 @@
+"""Load named tensors into a model, strictly: every key, every shape, and the file's own dtype."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from surgeon.editing.branch import CHILD
+from surgeon.errors import CheckpointError
+from surgeon.files.stored import forms, pieces, renamed
+
+COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
+"""What torch.fx adds to a generated module (a tensor product of e3nn) when that is deep-copied, as for an average."""
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load ``tensors`` into ``model``, which must have exactly these keys and shapes.
+
+    If all floating tensors of the file agree on one dtype that is not the model's, the whole model is converted to it
+    first, and if the file mixes dtypes, each tensor takes its own: loading never rounds. An integer takes the width
+    that the model has for it. Keys, shapes, ties and kinds of numbers are checked before anything is loaded, and the
+    values, bit by bit, afterwards. Constants that only a deep copy of the model has are left out.
+
+    Args:
+        model: edited in place.
+        tensors: name to tensor, any shape and dtype.
+        where: what the message calls the source ("model.pt").
+
+    Raises:
+        CheckpointError: if keys, shapes or kinds of numbers differ, tensors that the model ties have different values
+            in the file, or the model then holds other values than the file.
+    """
+    state = model.state_dict()
+    tensors = renamed(tensors, {key: key for key in tensors if key in state or not COPIED_CONSTANT.search(key)})
+    own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    _check_keys(model, own, tensors, where)
+    _check_shapes(model, own, forms(tensors), where)
+    _check_kinds(own, forms(tensors), where)
+    _check_ties(own, tensors, where)
+    _match_dtypes(model, own, forms(tensors))
+    if _loads_plainly(model) and len(own) == len(state):
+        _copy(model, tensors)
+        _check_loaded(model, tensors, where)
+        return
+    try:
+        model.load_state_dict(dict(tensors), strict=len(own) == len(state))  # extra state that is no tensor is kept
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{type(model).__name__} refuses the tensors of {where} ({' '.join(str(error).split())}): "
+            "its own loading code changes keys or values, save the checkpoint again with the current version"
+        ) from error
+    _check_loaded(model, tensors, where)
+
+
+def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load the weights of all branches of a relaxed model.
+
+    Args:
+        model: edited in place.
+        tensors: weights of the branches by their names in the model.
+
+    Raises:
+        CheckpointError: if names or shapes are not those of the branches.
+    """
+    # a shared module goes by its first name, as in the file
+    own = {name: value for name, value in model.named_parameters() if CHILD in name.split(".")}
+    unknown = sorted(own.keys() ^ tensors.keys())
+    stored = forms(tensors)
+    wrong = unknown or sorted(key for key in own if own[key].shape != stored[key].shape)
+    if wrong:
+        raise CheckpointError(
+            f"expected weights for exactly {len(own)} branches, but {wrong[0]} does not fit: "
+            "the folder was made with another plan"
+        )
+    _check_kinds(own, stored, "the branches")
+    with torch.no_grad():
+        for key, index, piece in pieces(tensors):
+            own[key][index].copy_(piece)
+    _check_values("the model", own, tensors, "the branches")
+
+
+def _check_loaded(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    _check_values(type(model).__name__, model.state_dict(), tensors, where)
+
+
+def _check_values(name: str, held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a model that holds other values than its file: it would do so after every load."""
+    changed = dict.fromkeys(key for key, index, piece in pieces(tensors) if not _holds(held[key][index], piece))
+    if changed:
+        raise CheckpointError(
+            f"{name} changes the values of {_listed(list(changed))} tensors while it loads {where}: "
+            "save the checkpoint again with the current version of its library"
+        )
+
+
+def _holds(held: Tensor, stored: Tensor) -> bool:
+    """Tell whether a tensor has the bits of the stored one, or those of a cast that can be undone."""
+    if stored.is_quantized:
+        return held.is_quantized and torch.equal(held, stored)
+    undone = held.dtype == stored.dtype or same_bytes(held.to(stored.dtype), stored)
+    return undone and same_bytes(held, stored.to(held.dtype))
+
+
+def _loads_plainly(model: nn.Module) -> bool:
+    """Tell whether loading a state dict of the right keys and shapes only copies values."""
+    if type(model).load_state_dict is not nn.Module.load_state_dict:
+        return False
+    for module in model.modules():
+        kind = type(module)
+        own_code = kind._load_from_state_dict is not nn.Module._load_from_state_dict
+        if own_code and not kind._load_from_state_dict.__module__.startswith("torch.nn.modules."):
+            return False
+        if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+            return False
+        if kind.set_extra_state is not nn.Module.set_extra_state:
+            return False
+    return not any(is_lazy(value) for value in (*model.parameters(), *model.buffers()))
+
+
+@torch.no_grad()
+def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy value by value, so that the file's are not in memory together with the model's."""
+    state = model.state_dict()
+    for key, index, piece in pieces(tensors):
+        state[key][index].copy_(piece)
+
+
+def _listed(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _check_keys(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    missing = [key for key in own if key not in tensors]
+    unexpected = [key for key in tensors if key not in own]
+    parts = [f"missing from the file: {_listed(missing)}"] if missing else []
+    parts += [f"unknown to the model: {_listed(unexpected)}"] if unexpected else []
+    if parts:
+        raise CheckpointError(
+            f"expected the {len(own)} keys of {type(model).__name__}, got {len(tensors)} keys in {where}; "
+            f"{'; '.join(parts)}: build the model with the settings that it was trained with"
+        )
+
+
+def _check_shapes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    wrong = [
+        f"{key} is {tuple(tensors[key].shape)} in the file and {tuple(value.shape)} in the model"
+        for key, value in own.items()
+        if not is_lazy(value) and value.shape != tensors[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"expected the shapes of {type(model).__name__}, got {len(wrong)} other ones in {where}: "
+            f"{'; '.join(wrong[:3])}: build the model with the settings that it was trained with"
+        )
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex"
+    if dtype.is_floating_point:
+        return "floating"
+    return "boolean" if dtype == torch.bool else "integer"
+
+
+def _check_kinds(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse to cast between kinds of numbers: it drops imaginary parts, fractions, NaN or all but truth."""
+    wrong = next((key for key in own if _kind(own[key].dtype) != _kind(tensors[key].dtype)), None)
+    if wrong is not None:
+        ours, theirs = own[wrong].dtype, tensors[wrong].dtype
+        raise CheckpointError(
+            f"expected {_kind(ours)} numbers ({str(ours).removeprefix('torch.')}) for {wrong}, got "
+            f"{_kind(theirs)} ones ({str(theirs).removeprefix('torch.')}) in {where}: a cast would change values, "
+            "build the model that was saved or correct the file"
+        )
+
+
+def _check_ties(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """One tensor under two names can hold one value only; the last one read would silently win."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    for key, value in own.items():
+        if is_lazy(value) or value.numel() == 0 or value.layout != torch.strided:
+            continue
+        other = first.setdefault((value.data_ptr(), value.shape, value.stride()), key)
+        if other != key and not _same_values(tensors[other], tensors[key]):
+            raise CheckpointError(
+                f"the model uses one tensor as {other} and {key}, but they differ in {where}: "
+                "untie them in the model or correct the file"
+            )
+
+
+def _same_values(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
+
+
+def same_bytes(left: Tensor, right: Tensor) -> bool:
+    """Tell whether two dense tensors of any dtype have the same shape and the same bits, NaN included."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+    return torch.equal(flat[0], flat[1])
+
+
+def _match_dtypes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    differing = [key for key in own if own[key].dtype != tensors[key].dtype and _kind(own[key].dtype) != "integer"]
+    if not differing:
+        return
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        dtype = dtypes.pop()
+        # Module.to would also make complex tensors real
+        convert: Callable[..., nn.Module] = model._apply
+        convert(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        differing = [key for key in differing if own[key].is_complex()]
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    holders = dict(parameters) | dict(buffers)  # a state dict holds detached tensors, which cannot change dtype
+    for key in differing:
+        holders[key].data = holders[key].data.to(tensors[key].dtype)

@@ -1,0 +1,365 @@
+"""Open a checkpoint of any common container, by content and without running code, and load it strictly."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckpointError, TrustError
+from surgeon.files.address import HubPath
+from surgeon.files.library import open_by_library
+from surgeon.files.scalars import stand_ins
+from surgeon.files.source import Source
+from surgeon.files.stored import forms, open_safetensors, renamed
+from surgeon.support.imports import close_names, importable, one_line, unchanged_environment
+
+Container = Literal["safetensors", "state_dict", "nested", "module"]
+
+_WRAPPERS = ("module.", "_orig_mod.")
+_USUAL_ENTRIES = frozenset(
+    ["state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"]
+    + ["ema", "ema_state_dict", "ema_model", "model_ema"]
+)
+_ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: the file.
+        tensors: name to tensor, on the CPU, without ``prefix``, in the file's order.
+        container: "safetensors", a plain "state_dict", a "nested" dict that holds one, or a whole "module".
+        entry: the key under which a nested dict holds the weights.
+        extras: the rest of a nested dict, and entries of a state dict that are not tensors.
+        prefix: ``module.`` and ``_orig_mod.`` in front of every key, as wrappers leave them; removed from ``tensors``.
+        metadata: the strings in a safetensors header.
+        sha256: of the file's bytes.
+        module: the module itself, if the file holds one and was trusted.
+        needs_trust: True if the file could only be opened by running the code inside.
+        content: the object as it was loaded, from which the container is rebuilt; None for safetensors.
+        origin: where it was downloaded from, with repository, commit and file; None for a local file.
+        library: name of the adapter that opened the file and writes it again; empty for the usual containers.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    container: Container
+    entry: str | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    prefix: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    sha256: str = ""
+    module: nn.Module | None = field(default=None, repr=False)
+    needs_trust: bool = False
+    content: Any = field(default=None, repr=False)
+    origin: HubPath | None = None
+    library: str = ""
+
+    @property
+    def in_file(self) -> Mapping[str, Tensor]:
+        """The tensors by their keys in the file, with the prefix, which can also be the model's own."""
+        return renamed(self.tensors, {self.prefix + key: key for key in self.tensors})
+
+
+def open_checkpoint(
+    path: str | Path, *, trust_pickle: bool = False, entry: str | None = None, hashed: bool = True
+) -> Checkpoint:
+    """Open a checkpoint; its content, not its file name, decides what it is.
+
+    Args:
+        path: a safetensors file or anything that ``torch.save`` wrote.
+        trust_pickle: allow a file that can only be opened by running the code inside (whole modules).
+        entry: which entry of a nested dict holds the weights, if there are several.
+        hashed: False leaves out the hash, where nobody asks for it.
+
+    Returns:
+        The tensors and everything needed to write the same container again.
+
+    Raises:
+        TrustError: if the file needs pickle and ``trust_pickle`` is False; nothing in it was run.
+        CheckpointError: if the file is missing, damaged, ambiguous, or holds no named tensors.
+    """
+    path = Path(path)
+    source = _open_source(path)
+    try:
+        checkpoint = _read(source, trust_pickle, entry)
+        if not checkpoint.tensors:
+            raise CheckpointError(
+                f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file"
+            )
+        checkpoint = replace(checkpoint, sha256=source.sha256() if hashed else "")
+    except CheckpointError:
+        source.require_unchanged()  # one that is being written to looks damaged
+        raise
+    source.require_unchanged(by_name=bool(checkpoint.library))
+    return checkpoint
+
+
+def _read(source: Source, trust_pickle: bool, entry: str | None) -> Checkpoint:
+    path, kind = source.path, _kind_of(source)
+    if kind == "safetensors":
+        tensors, metadata = open_safetensors(source)
+        prefix = _prefix_of(tensors)
+        stripped = tensors.renamed({name.removeprefix(prefix): name for name in tensors})
+        return Checkpoint(path, stripped, "safetensors", prefix=prefix, metadata=metadata)
+    if kind == "zip":
+        _check_zip(source)
+    known = open_by_library(path, trust_pickle)
+    return known or _from_content(path, *_read_torch(source, trust_pickle, kind), entry)
+
+
+def _open_source(path: Path) -> Source:
+    if path.is_dir():
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        raise CheckpointError(
+            f"expected a checkpoint file, but {str(path)!r} is a folder: name a file in it, it holds "
+            f"{', '.join(names[:10]) or 'no file'}"
+        )
+    try:
+        return Source(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(_missing(path)) from error
+    except OSError as error:
+        raise CheckpointError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error
+
+
+def _kind_of(source: Source) -> Literal["safetensors", "zip", "pickle"]:
+    path, head = source.path, source.read(min(source.size, 64), "its begin")
+    if not head:
+        raise CheckpointError(f"expected a checkpoint, but {str(path)!r} is empty: fetch or save it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{str(path)!r} is only a pointer of Git LFS: fetch the real file with `git lfs pull`")
+    archive = head.startswith(b"PK\x03\x04")  # also a length of a header, but other readers would open the archive
+    if not archive and (head[8:9] == b"{" or path.suffix == ".safetensors"):
+        return "safetensors"
+    if archive:
+        return "zip"
+    if head.startswith(b"\x80"):
+        return "pickle"
+    raise CheckpointError(
+        f"expected safetensors or a file written by torch.save, but {str(path)!r} starts with {head[:16]!r}: {_ADVICE}"
+    )
+
+
+def _missing(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no checkpoint {str(path)!r}, nor a folder {str(folder)!r}: check the path"
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return f"there is no checkpoint {str(path)!r}: check the name, its folder holds {close_names(path.name, names)}"
+
+
+def _check_zip(source: Source) -> None:
+    """Compare the checksums, which torch.load does not: it would return flipped bits as weights."""
+    path = source.path
+    try:
+        with source.stream() as stream, zipfile.ZipFile(stream) as archive:
+            names = archive.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise CheckpointError(
+                    f"{str(path)!r} is a TorchScript archive, which is code: save the state_dict of its model instead"
+                )
+            bad = [name for name in names if not _record_is_sound(archive, name)]
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged directory raises whatever its fields lead to
+        raise CheckpointError(f"could not read {str(path)!r} as an archive ({one_line(error)}): {_ADVICE}") from error
+    if bad and len(bad) < len(names):  # torch can write without checksums: then none of them fits
+        raise CheckpointError(f"the checksum of {bad[0]!r} in {str(path)!r} is wrong: {_ADVICE}")
+
+
+def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:
+    try:
+        with archive.open(name) as record:
+            while record.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
+
+
+def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, bool]:
+    """Return the object in a file of torch.save, and whether code had to be run to get it.
+
+    Raises:
+        TrustError: if code would have to be run and ``trust_pickle`` is False.
+        CheckpointError: if the file is damaged, or its code fails.
+    """
+    return _read_torch(_open_source(path), trust_pickle, kind)
+
+
+def _read_torch(source: Source, trust_pickle: bool, kind: str) -> tuple[Any, bool]:
+    path = source.path
+    try:
+        with source.stream() as stream, warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
+            warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported below
+            return torch.load(stream, map_location="cpu", weights_only=True, mmap=False), False
+    except Exception as error:
+        needed = _refused_code(error, sound=kind == "zip")
+        if needed is None:
+            raise CheckpointError(f"could not read {str(path)!r} ({_detail(error)}): {_ADVICE}") from error
+        if not trust_pickle:
+            raise TrustError(
+                f"{str(path)!r} can only be opened by running code inside it ({needed}): "
+                "for files that you trust, and only for them, allow it with `--trust-pickle`"
+            ) from error
+    return _read_trusted(source), True
+
+
+def _refused_code(error: Exception, sound: bool) -> str | None:
+    """Return what the safe reader refused to run, or None if the file is damaged instead.
+
+    Args:
+        error: what the safe reader raised.
+        sound: whether checksums show that the bytes are as they were written.
+    """
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    named = re.search(r"(?:GLOBAL|unrecognized function|but got) (?:<[a-z -]*)?'?([\w.]+)", str(error))
+    if named is not None:
+        return f"it names {named[1]}"
+    return _detail(error) if sound else None
+
+
+def _read_trusted(source: Source) -> Any:
+    path = source.path
+    try:
+        with (
+            source.stream() as stream,
+            warnings.catch_warnings(),
+            importable(Path.cwd()),
+            unchanged_environment(),
+            redirect_stdout(io.StringIO()),
+            scripts_on_the_cpu(),
+        ):
+            warnings.simplefilter("ignore")  # of the libraries whose code is run, as is what they print
+            return torch.load(stream, map_location="cpu", weights_only=False, mmap=False)
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"{str(path)!r} needs the module {error.name!r}, which is not installed: install it, or run from its folder"
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"could not open {str(path)!r} ({one_line(error)}): it is damaged, or needs another version of its library"
+        ) from error
+
+
+@contextmanager
+def scripts_on_the_cpu() -> Iterator[None]:
+    """Open TorchScript on the CPU that a pickled module holds as bytes, as those of e3nn do.
+
+    Such a module opens it by itself and does not know of ``torch.load``'s ``map_location``, so that a file written on a
+    GPU would open on machines with one only.
+    """
+    before = torch.jit.load
+    torch.jit.load = functools.partial(before, map_location="cpu")
+    try:
+        yield
+    finally:
+        torch.jit.load = before
+
+
+def _detail(error: BaseException) -> str:
+    """Return the informative part of one of torch's long messages."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    inner = re.search(r"WeightsUnpickler error:\s*([^\n]+)", text)
+    return " ".join((inner[1] if inner else text).split()).split(". ")[0][:200] or type(error).__name__
+
+
+def _named_tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    return {key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _is_state_dict(content: Any) -> bool:
+    if isinstance(content, nn.Module):
+        return True
+    return bool(_named_tensors(content)) and len(_named_tensors(content)) == len(content)
+
+
+def _from_content(path: Path, content: Any, needs_trust: bool, entry: str | None) -> Checkpoint:
+    if not isinstance(content, Mapping | nn.Module):
+        raise CheckpointError(
+            f"expected a dict of named tensors in {str(path)!r}, got {type(content).__name__}: save a state_dict"
+        )
+    chosen = _choose_entry(path, content, entry) if isinstance(content, Mapping) else None
+    inner = content if chosen is None or isinstance(content, nn.Module) else content[chosen]
+    module = inner if isinstance(inner, nn.Module) else None
+    named = _named_tensors(inner if module is None else module.state_dict())
+    prefix = _prefix_of(named)
+    tensors = {name.removeprefix(prefix): value for name, value in named.items()}
+    container: Container = "nested" if chosen is not None else "state_dict" if module is None else "module"
+    extras: dict[str, Any] = {}
+    if isinstance(content, Mapping):
+        used = {chosen} if chosen is not None else {key for key, value in content.items() if isinstance(value, Tensor)}
+        extras = {str(key): value for key, value in content.items() if key not in used}
+    return Checkpoint(
+        path, tensors, container, chosen, extras, prefix, module=module, needs_trust=needs_trust, content=content
+    )
+
+
+def _choose_entry(path: Path, content: Mapping[Any, Any], entry: str | None) -> str | None:
+    """Return the key of the weights in a nested dict; None if the dict itself holds them."""
+    candidates = [key for key, value in content.items() if isinstance(key, str) and _is_state_dict(value)]
+    if entry is not None:
+        if entry not in candidates:
+            raise CheckpointError(
+                f"expected weights under {entry!r} in {str(path)!r}, found none: entries with weights are "
+                f"{', '.join(candidates) or 'none'}"
+            )
+        return entry
+    usual = [key for key in candidates if key in _USUAL_ENTRIES]
+    for choice in (candidates, usual):
+        if len(choice) == 1:
+            return choice[0]
+    if candidates:
+        raise CheckpointError(
+            f"expected one set of weights in {str(path)!r}, found several ({', '.join(candidates)}): "
+            "name one with `--entry`"
+        )
+    return None
+
+
+def _prefix_of(names: Iterable[str]) -> str:
+    """Return the ``module.`` and ``_orig_mod.`` with which all names start."""
+    rest, prefix = list(names), ""
+    while rest:
+        wrapper = next((w for w in _WRAPPERS if all(name.startswith(w) for name in rest)), None)
+        if wrapper is None:
+            break
+        rest = [name.removeprefix(wrapper) for name in rest]
+        prefix += wrapper
+    return prefix
+
+
+def keys_hash(state_dict: Mapping[str, Tensor]) -> str:
+    """Return a fingerprint of the names, shapes and dtypes of a state dict.
+
+    The names are sorted first, because safetensors does not keep their order.
+
+    Args:
+        state_dict: name to tensor, any shape and dtype.
+
+    Returns:
+        64 hex digits.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(forms(state_dict).items()):
+        digest.update(f"{key}\0{tuple(tensor.shape)}\0{tensor.dtype}\n".encode())
+    return digest.hexdigest()

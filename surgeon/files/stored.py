@@ -1,0 +1,186 @@
+"""Tensors in a safetensors file: its header is checked before anything is allocated, and values are read when used."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.errors import CheckpointError
+from surgeon.files.source import Source
+from surgeon.support.imports import one_line
+
+LARGEST_HEADER = 100 * 2**20
+"""Of the safetensors format itself."""
+
+_PIECE_BYTES = 4 * 2**20
+_ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
+_DTYPES: Mapping[str, torch.dtype] = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "C64": torch.complex64},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz},
+    **{"F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz},
+}
+
+
+Index = slice | EllipsisType
+Piece = tuple[str, Index, Tensor]
+"""A tensor's name, what part of it this is, and the values."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file: its shape and dtype as a tensor without values, and the offset of its first byte."""
+
+    form: Tensor
+    start: int
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a file by name: one is read when it is asked for, each time anew, and kept by who asked only.
+
+    Args:
+        source: the file.
+        entries: name to place.
+    """
+
+    def __init__(self, source: Source, entries: Mapping[str, Entry]) -> None:
+        self._source, self._entries = source, dict(entries)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read(name, self._entries[name].form, self._entries[name].start)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def renamed(self, names: Mapping[str, str]) -> StoredTensors:
+        """Return tensors under other names; ``names`` says for each new one which it has here."""
+        return StoredTensors(self._source, {new: self._entries[name] for new, name in names.items()})
+
+    def forms(self) -> dict[str, Tensor]:
+        """Return tensors of the same shapes and dtypes without values."""
+        return {name: entry.form for name, entry in self._entries.items()}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield all values, large tensors cut along their first axis."""
+        for name, entry in self._entries.items():
+            form = entry.form
+            if form.nbytes <= _PIECE_BYTES or len(form) == 1:
+                yield name, ..., self[name]
+                continue
+            row = form.nbytes // len(form)
+            step = max(1, _PIECE_BYTES // row)
+            for first in range(0, len(form), step):
+                rows = slice(first, first + step)
+                yield name, rows, self._read(name, form[rows], entry.start + first * row)
+
+    def _read(self, name: str, form: Tensor, start: int) -> Tensor:
+        tensor = torch.empty(form.shape, dtype=form.dtype, device="cpu")
+        if tensor.numel():
+            buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+            self._source.read_into(buffer, start, f"the tensor {name!r}")
+        return tensor
+
+
+def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
+    """Yield all values as ``name, index, piece``, in a way that keeps little memory if they are in a file."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.pieces()
+    return ((name, ..., tensor) for name, tensor in tensors.items())
+
+
+def forms(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors of the same shapes and dtypes; of those in a file no value is read."""
+    return tensors.forms() if isinstance(tensors, StoredTensors) else tensors
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """Return tensors under other names, new one to old; of those in a file no value is read."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.renamed(names)
+    return {new: tensors[name] for new, name in names.items()}
+
+
+def open_safetensors(source: Source) -> tuple[StoredTensors, dict[str, str]]:
+    """Check the header of a safetensors file against the file's size; return the tensors, and the strings in it.
+
+    Raises:
+        CheckpointError: if names occur twice, sizes do not fit, or ranges overlap or leave gaps; nothing was allocated.
+    """
+    try:
+        size = source.size
+        length = int.from_bytes(source.read(min(size, 8), "the length of the header"), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        header = json.loads(source.read(length, "the header", 8), object_pairs_hook=unique_names)
+        if not isinstance(header, dict):
+            raise ValueError(f"a header that is a {type(header).__name__}")
+        metadata = header.pop("__metadata__", None) or {}
+        ranges = {name: _range_of(name, entry) for name, entry in header.items()}
+        _check_ranges(ranges, size - 8 - length)
+        entries = {
+            name: Entry(_form_of(header[name]), 8 + length + start) for name, (start, _) in sorted(ranges.items())
+        }
+        return StoredTensors(source, entries), {str(key): str(value) for key, value in metadata.items()}
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        where = str(source.path)
+        raise CheckpointError(f"could not read {where!r} as safetensors ({_said(error)}): {_ADVICE}") from error
+
+
+def _form_of(entry: Mapping[str, Any]) -> Tensor:
+    return torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+
+
+def _said(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else one_line(error)[:200]
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return pairs of a JSON object as a dict.
+
+    Raises:
+        ValueError: if a name occurs twice: readers differ in which value they take.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name[:80]!r} twice")
+        found[name] = value
+    return found
+
+
+def _range_of(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Return where a tensor's bytes are, checked against its shape and dtype."""
+    shape, (start, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)) or end < start:
+        raise ValueError(f"an unusable shape or range of {name[:80]!r}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name[:80]!r} of dtype {str(dtype)[:80]!r}, which is none of {', '.join(_DTYPES)}")
+    if math.prod(shape) * _DTYPES[dtype].itemsize != end - start:
+        raise ValueError(f"{name[:80]!r} of shape {shape} and dtype {dtype} in {end - start:,} bytes")
+    return start, end
+
+
+def _check_ranges(ranges: Mapping[str, tuple[int, int]], size: int) -> None:
+    place = 0
+    for name, (start, end) in sorted(ranges.items(), key=lambda item: item[1]):
+        if start != place:
+            raise ValueError(f"bytes of {name[:80]!r} that overlap others or leave a gap")
+        place = end
+    if place != size:
+        raise ValueError(f"{place:,} bytes of tensors announced, {size:,} there")

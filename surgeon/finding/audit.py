@@ -1,0 +1,101 @@
+"""The coverage audit: every parameter of a model ends in exactly one class, with the reason in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from surgeon.plan import AuditEntry, Coverage, Site, Skipped
+from surgeon.recording.provenance import used_parameters
+
+if TYPE_CHECKING:
+    from surgeon.finding.combine import Evidence
+
+_BY_MEETING: Mapping[str, str] = {
+    "shift": "it is only added to an activation",
+    "lookup": "rows of it are looked up",
+    "product": "it only scales an activation",
+    "normalisation": "it scales and shifts what a normalisation leaves",
+}
+
+_MULTIPLYING = frozenset(("product", "contraction", "convolution"))
+
+
+def audit_parameters(evidence: Evidence, sites: Sequence[Site], skipped: Sequence[Skipped]) -> tuple[AuditEntry, ...]:
+    """Classify every parameter of a model.
+
+    Args:
+        evidence: one recorded run.
+        sites: where branches go.
+        skipped: modules that get none, with reasons.
+
+    Returns:
+        One entry per parameter, in the order of ``named_parameters``.
+    """
+    auditor = _Auditor(evidence, sites, skipped)
+    return tuple(auditor.entry(name, parameter) for name, parameter in evidence.model.named_parameters())
+
+
+class _Auditor:
+    def __init__(self, evidence: Evidence, sites: Sequence[Site], skipped: Sequence[Skipped]) -> None:
+        self.evidence = evidence
+        self.used = used_parameters(evidence.recording)
+        self.skipped = {entry.name: entry for entry in reversed(skipped)}
+        self.whole = {site.name for site in sites if site.node is None}
+        self.raw = {f"{site.name}.{name}".lstrip("."): site for site in sites for name in site.parameters}
+
+    def entry(self, name: str, parameter: nn.Parameter) -> AuditEntry:
+        """Classify one parameter."""
+        coverage, reason = self._classify(name, parameter)
+        return AuditEntry(name, parameter.numel(), coverage, reason)
+
+    def _classify(self, name: str, parameter: nn.Parameter) -> tuple[Coverage, str]:
+        if not parameter.requires_grad:
+            return "frozen", "it is not trained"
+        if name not in self.used:
+            return "unused", "no op of the recorded forward uses it"
+        owner = name.rpartition(".")[0]
+        if name in self.skipped:  # by itself, perhaps inside of a site
+            return self.skipped[name].coverage, self.skipped[name].reason
+        site = next((module for module in with_parents(owner) if module in self.whole), None)
+        if site is not None:
+            return "site", f"weights of the site {site or 'that is the model itself'}"
+        if name in self.raw:
+            return "site", f"weights of the op {self.raw[name].node}"
+        return self._left_alone(name, owner)
+
+    def _left_alone(self, name: str, owner: str) -> tuple[Coverage, str]:
+        holders = [c for c in self.evidence.candidates.values() if name in c.parameters]
+        places = [name, *(candidate.module for candidate in holders), *with_parents(owner)]
+        entry = next((self.skipped[place] for place in places if place in self.skipped), None)
+        if entry is not None:
+            return entry.coverage, entry.reason
+        ops = {
+            node: meeting
+            for candidate in holders
+            for node, meeting in zip(candidate.nodes, candidate.meetings, strict=True)
+            if any(name in part.meta["parameters"] for part in node.all_input_nodes)
+        }
+        meetings = set(ops.values())
+        if not meetings:
+            return "supplied", "it meets no activation: the run makes constants of it"
+        if meetings <= _MULTIPLYING and not any(self._meets_something(node) for node in ops):
+            return "unexplained", "all that it meets is 0 on the sample batch"
+        if meetings <= set(_BY_MEETING):
+            return "not linear", "; ".join(_BY_MEETING[meeting] for meeting in sorted(meetings))
+        if self.evidence.unmeasured:
+            return "unexplained", f"no adapter knows its op, and it was not {self.evidence.unmeasured}"
+        return "unexplained", f"its ops ({', '.join(sorted(meetings))}) are no linear map that is known"
+
+    def _meets_something(self, node: fx.Node) -> bool:
+        """Tell whether an activation that is not 0 goes into an op."""
+        values = (self.evidence.recording.values.get(part) for part in node.all_input_nodes if part.meta["activation"])
+        return any(value is not None and bool(value.any()) for value in values)
+
+
+def with_parents(name: str) -> list[str]:
+    """Return a module's name and those of the modules it is in, innermost first; the model itself is last."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:length]) for length in range(len(parts), -1, -1)]

@@ -1,0 +1,365 @@
+"""Bring annotation and measurement together: each checks the other, and what neither explains is left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.penalty import Commutator
+from surgeon.algebra.representations.build import axes
+from surgeon.algebra.representations.core import Representation
+from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
+from surgeon.finding.channels import with_channel_fold
+from surgeon.finding.claims import check_claims, typed_by_use
+from surgeon.finding.effect import without_effect
+from surgeon.finding.forms import row_representations
+from surgeon.finding.kernels import kernels_of
+from surgeon.finding.measured_ops import Found, measure_module, same_action
+from surgeon.finding.measurement import Measurement
+from surgeon.finding.ops import Op
+from surgeon.finding.raw_ops import measure_raw
+from surgeon.finding.usage import WeightUsage
+from surgeon.plan import Site, Skipped
+from surgeon.recording.candidates import Candidate, reaches_output
+from surgeon.recording.record import Recording
+from surgeon.registry import Refusal
+
+NO_EFFECT = (
+    "no gradient of the output reaches it on the sample batch: nothing uses what it computes, it only makes a choice, "
+    "or what follows is flat there"
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one recorded run says of a model.
+
+    Attributes:
+        model: the network.
+        group: the group.
+        recording: the run.
+        candidates: ops in which trainable parameters meet activations, by module.
+        usage: who uses which weights.
+        proposed: modules of which an annotation says that they are equivariant and linear.
+        unmeasured: why the model was not run under the group, in words; empty if it was.
+    """
+
+    model: nn.Module
+    group: Group
+    recording: Recording
+    candidates: Mapping[str, Candidate]
+    usage: WeightUsage
+    proposed: frozenset[str] = frozenset()
+    unmeasured: str = ""
+
+
+@dataclass
+class Combined:
+    """The sites that remain, what is skipped, and what the user should know.
+
+    ``partly_invariant`` says of the modules of which some argument is mapped from invariants to invariants what is
+    known of that; ``claims`` are all ops, measured, of which that is said.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    partly_invariant: dict[str, str] = field(default_factory=dict)
+    claims: list[Found] = field(default_factory=list)
+
+
+def combine(
+    evidence: Evidence, annotated: Sequence[Site], skipped: Sequence[Skipped], measurement: Measurement | None
+) -> Combined:
+    """Compare annotated with measured sites, add those found by measurement alone, and drop those without effect.
+
+    Args:
+        evidence: the recorded run.
+        annotated: sites by annotation, verified.
+        skipped: what the annotations say is no site.
+        measurement: runs under the group; None if there are none.
+
+    Returns:
+        The sites in the order of the model's modules.
+    """
+    result = Combined(list(annotated), list(skipped))
+    if measurement is not None:
+        by_name = {site.name: site for site in annotated}
+        known = [*by_name, *(entry.name for entry in skipped if entry.reason == LABELLED)]
+        for name, candidate in _modules_to_measure(evidence, known):
+            _judge(result, evidence, by_name.get(name), name, candidate, measurement)
+        _check_claims(result, evidence, measurement)
+    _drop_without_effect(result, evidence, measurement)
+    result.notes += [note for site in result.sites for note in _discretisation(site, evidence)]
+    order = {name: position for position, (name, _) in enumerate(evidence.model.named_modules())}
+    result.sites.sort(key=lambda site: order[site.name])
+    return result
+
+
+def _modules_to_measure(evidence: Evidence, annotated: Sequence[str]) -> list[tuple[str, Candidate | None]]:
+    """Candidates that may be linear maps; one that only scales counts if no op inside it is a candidate itself."""
+    chosen: list[tuple[str, Candidate | None]] = [
+        (name, candidate)
+        for name, candidate in evidence.candidates.items()
+        if candidate.multiplies and (candidate.contracts or not _has_inner(name, evidence.candidates))
+    ]
+    names = {name for name, _ in chosen}
+    return [*chosen, *((name, None) for name in annotated if name not in names)]
+
+
+def _has_inner(name: str, candidates: Mapping[str, Candidate]) -> bool:
+    prefix = f"{name}." if name else ""
+    return any(other != name and other.startswith(prefix) and more.multiplies for other, more in candidates.items())
+
+
+def _judge(
+    result: Combined,
+    evidence: Evidence,
+    site: Site | None,
+    name: str,
+    candidate: Candidate | None,
+    measurement: Measurement,
+) -> None:
+    if any(entry.name == name and not _only_doubted(entry, evidence) for entry in result.skipped):
+        return  # the annotation knows why
+    labelled = any(entry.name == name and entry.reason == LABELLED for entry in result.skipped)
+    module = evidence.model.get_submodule(name)
+    if isinstance(module, torch.jit.ScriptModule):
+        _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
+        return
+    found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
+    if isinstance(found, Refusal):
+        if site is None and not labelled:
+            _judge_raw(result, evidence, name, candidate, measurement, found)
+        return
+    complaint = evidence.usage.complaint(name)
+    if site is not None:
+        _compare(result, site, found, measurement)
+    elif complaint:
+        _forget(result, name)
+        _skip(result, name, Refusal(complaint, evidence.usage.coverage(name)))
+    elif all(each.invariant for each in found):
+        _forget(result, name)
+        _skip(result, name, Refusal(INVARIANT, "invariant"))
+        result.claims += found
+    elif not measurement.trusted:
+        _forget(result, name)
+        _skip(result, name, Refusal(_untrusted(measurement), "unexplained"))
+    else:
+        _replace_refusal(result, name)
+        count = evidence.recording.calls.get(name, 0)
+        sites = [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
+        if len(sites) < len(found):
+            result.partly_invariant[name] = INVARIANT
+            result.claims += [each for each in found if each.invariant]
+        if len(found) == 1:
+            sites = [with_channel_fold(sites[0], found[0], measurement, evidence.usage.tied_to(name))]
+        result.sites += sites
+
+
+def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
+    """Tell whether an annotation was not confirmed, so that a measurement may know better."""
+    if entry.reason == LABELLED:
+        return True
+    return entry.name in evidence.proposed and entry.coverage not in ("unused", "bypassed")
+
+
+def _forget(result: Combined, name: str) -> None:
+    """Drop what only an annotation says, now that more is known."""
+    result.skipped = [entry for entry in result.skipped if entry.name != name or entry.reason != LABELLED]
+
+
+def _judge_raw(
+    result: Combined,
+    evidence: Evidence,
+    name: str,
+    candidate: Candidate | None,
+    measurement: Measurement,
+    refusal: Refusal,
+) -> None:
+    """Look inside a module that is not linear as a whole."""
+    if candidate is None or not candidate.contracts or refusal.coverage not in ("not linear", "unexplained"):
+        _skip(result, name, refusal)
+        return
+    found, refusals = measure_raw(measurement, name)
+    if isinstance(refusals, Refusal):  # the first reason is the true one, this is why nothing better is known
+        reason = f"{refusal.reason}; {refusals.reason}" if refusal.coverage == "not linear" else refusal.reason
+        _skip(result, name, Refusal(reason, "unexplained"))
+        return
+    for each in found:
+        if each.invariant:
+            _skip_parameters(result, name, each.op.parameters, Refusal(INVARIANT, "invariant"))
+            result.claims.append(each)
+        elif not measurement.trusted:
+            _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "unexplained"))
+        else:
+            result.sites.append(dataclasses.replace(each.site(), calls=evidence.recording.calls.get(name, 1)))
+    for parameter, why in refusals:
+        _skip(result, f"{name}.{parameter}".lstrip("."), why)
+    if not found and not refusals:
+        _skip(result, name, refusal)
+
+
+def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement) -> None:
+    """Call ops invariant only where any invariants would do in place of their results; the others go by their use."""
+    for found, outcome in zip(result.claims, check_claims(measurement, result.claims), strict=True):
+        if outcome == "holds":
+            continue
+        op = found.op
+        names = _names(op)
+        unchecked = Refusal(UNCHECKED.format("on the sample batch"), "invariant")
+        answer = unchecked if outcome == "unchecked" else typed_by_use(measurement, found)
+        if isinstance(answer, Refusal) and op.module in result.partly_invariant:
+            result.partly_invariant[op.module] = answer.reason
+        claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == INVARIANT]
+        result.skipped = [entry for entry in result.skipped if entry not in claimed]
+        if isinstance(answer, Found):
+            site = dataclasses.replace(answer.site(), calls=evidence.recording.calls.get(op.module, 0))
+            if op.node is None:
+                site = with_channel_fold(site, answer, measurement, evidence.usage.tied_to(op.module))
+            result.sites.append(site)
+            result.notes.append(f"{site.key}: its features are invariant on the sample batch; typed by their use")
+        elif claimed:
+            result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
+        elif outcome == "refuted":
+            result.notes.append(f"{found.site().key}: {answer.reason}")
+
+
+def _names(op: Op) -> list[str]:
+    """Return under which names an op is skipped: that of its module, or of the parameters of a raw one."""
+    return [op.module] if op.node is None else [f"{op.module}.{name}".lstrip(".") for name in op.parameters]
+
+
+def _drop_idle_claims(result: Combined, idle: Sequence[Found]) -> set[str]:
+    """Of what reaches no output nothing was tried out: any tensor would do in its place. Returns the names."""
+    names = {name for found in idle for name in _names(found.op)}
+    busy = {name for found in result.claims if found not in idle for name in _names(found.op)}
+    claimed = {e.name for e in result.skipped if e.coverage == "invariant"} & (names - busy)
+    result.skipped = [Skipped(e.name, NO_EFFECT, "no effect") if e.name in claimed else e for e in result.skipped]
+    return claimed
+
+
+def _skip_parameters(result: Combined, name: str, parameters: Sequence[str], refusal: Refusal) -> None:
+    for parameter in parameters:
+        _skip(result, f"{name}.{parameter}".lstrip("."), refusal)
+
+
+def _skip(result: Combined, name: str, refusal: Refusal) -> None:
+    """Add a reason, unless an annotation gave one already."""
+    if all(entry.name != name for entry in result.skipped):
+        result.skipped.append(Skipped(name, refusal.reason, refusal.coverage))
+
+
+def _replace_refusal(result: Combined, name: str) -> None:
+    """Where an annotation was found wrong and the measurement holds, the measured representations are used."""
+    for entry in [entry for entry in result.skipped if entry.name == name]:
+        result.skipped.remove(entry)
+        result.notes.append(
+            f"{name or 'the model itself'}: the annotation does not hold ({entry.reason}); what was measured is used"
+        )
+
+
+def _untrusted(measurement: Measurement) -> str:
+    if not measurement.errors:
+        return "measured only: it is accepted when act_output shows that the model's output transforms"
+    worst = max(measurement.errors.values())
+    return f"measured only, and the model's own output does not transform as it should (relative error {worst:.1e})"
+
+
+def _compare(result: Combined, site: Site, found: list[Found], measurement: Measurement) -> None:
+    """Confirm an annotated site, or use what was measured instead and say so."""
+    same = next((each for each in found if each.op.argument == site.argument), None)
+    if same is None:
+        return
+    group = measurement.symmetry.group
+    elements = torch.stack([element.g for element in measurement.own.elements.judges])
+    measured = same.site()
+    pairs = [
+        (Representation.from_data(group, left), Representation.from_data(group, right))
+        for left, right in ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
+    ]
+    orders = ((site.axes_in, measured.axes_in), (site.axes_out, measured.axes_out))
+    position = result.sites.index(site)
+    reordered = [(left, _in_order(right, *order)) for (left, right), order in zip(pairs, orders, strict=True)]
+    if all(right is not None and same_action(left, right, elements) for left, right in reordered):
+        residual = max(site.residual or 0.0, same.residual)
+        result.sites[position] = dataclasses.replace(site, source="both", residual=residual)
+        return
+    said = [" -> ".join(str(pair[end]) for pair in pairs) for end in (0, 1)]
+    what = "no branch is attached" if same.invariant else "the measured representations are used"
+    result.notes.append(
+        f"{site.name or 'the model itself'}: annotated as {said[0]}, which its op satisfies, measured on its features "
+        f"as {said[1]}; {what}"
+    )
+    if same.invariant:
+        del result.sites[position]
+        result.skipped.append(Skipped(site.name, INVARIANT, "invariant"))
+        result.claims.append(same)
+        return
+    note = "its annotation does not agree with the measurement"
+    result.sites[position] = dataclasses.replace(measured, calls=site.calls, fold_note=note)
+
+
+def _in_order(rho: Representation, wanted: tuple[int, ...], order: tuple[int, ...]) -> Representation | None:
+    """Return a representation of axes in ``order`` for the same axes in the order that is wanted; None for others."""
+    if wanted == order:
+        return rho
+    data = rho.to_data()
+    if sorted(wanted) != sorted(order) or "axes" not in data:
+        return None
+    names = dict(zip(order, data["axes"].split(), strict=True))
+    return axes(rho.group, " ".join(names[axis] for axis in wanted), data["sizes"])
+
+
+def _discretisation(site: Site, evidence: Evidence) -> list[str]:
+    """Say how far a kernel on a grid is from equivariance under elements that do not map the grid to itself."""
+    if site.convolution is None or evidence.group.finite:
+        return []
+    kernels = kernels_of(evidence.candidates.get(site.name), evidence.recording)
+    if len(kernels) != 1:
+        return []
+    kernel = kernels[0].dense().flatten(1)
+    defect = float(Commutator(*row_representations(site, evidence.group))(kernel).norm() / kernel.norm())
+    if evidence.group.rescales:
+        return [
+            f"{site.name}: verified where a change of scale leaves neither the image nor the range of scales; with "
+            f"what is cut off there the original kernel's own defect is {defect:.2f} of its norm"
+        ]
+    return [
+        f"{site.name}: verified under quarter turns; under small rotations of the grid the original kernel's own "
+        f"defect is {defect:.2f} of its norm, which is discretisation"
+    ]
+
+
+def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Measurement | None) -> None:
+    reached = reaches_output(evidence.recording)
+    silent = [
+        site
+        for site in result.sites
+        if site.name in evidence.candidates and not any(n in reached for n in evidence.candidates[site.name].nodes)
+    ]
+    weights: list[str] = []
+    if measurement is not None:
+        claims = [found.site() for found in result.claims]
+        more, weights = without_effect(measurement, [*(site for site in result.sites if site not in silent), *claims])
+        silent += [site for site in more if site in result.sites]
+        idle = _drop_idle_claims(result, [f for f, site in zip(result.claims, claims, strict=True) if site in more])
+        weights = [name for name in weights if name.rpartition(".")[0] not in idle]
+    result.sites = [site for site in result.sites if site not in silent]
+    kept = {site.name for site in result.sites}
+    nothing = Refusal(NO_EFFECT, "no effect")
+    for name in weights:
+        _skip(result, name, nothing)
+    for site in silent:
+        if site.name in kept:
+            result.notes.append(f"{site.key}: {NO_EFFECT}")
+        elif site.name in result.partly_invariant:
+            rest = f"what it makes of {site.slot} reaches no output; else {result.partly_invariant[site.name]}"
+            _skip(result, site.name, Refusal(rest, "invariant"))
+        else:
+            _skip(result, site.name, nothing)

@@ -1,0 +1,82 @@
+"""Which ops have an influence on the model's output: one backward pass for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.finding.measurement import Measurement, perturbed
+from surgeon.finding.ops import random_like
+from surgeon.plan import Path, Site
+from surgeon.recording.record import fresh_copy, unchanged
+from surgeon.support.modes import default_dtype, set_training
+from surgeon.support.trees import map_tensors, tensor_at, tensors_in, with_tensor
+
+
+def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
+    """Return the sites whose result has no influence on the model's output, with perturbed weights.
+
+    Each result, one tensor of what a module returns, gets a zero added that requires a gradient; a random projection of
+    the model's outputs is differentiated by all of these at once, and by the weights. An op inside a forward is judged
+    by its weights alone.
+
+    Args:
+        measurement: gives the float64 twin and its inputs.
+        sites: where branches would go.
+
+    Returns:
+        These sites; and the qualified names of all trainable parameters of the sites' modules without influence.
+    """
+    twin = measurement.twin
+    # Models that differentiate in their forward keep the graph of it in training mode only.
+    with default_dtype(torch.float64), perturbed(twin), torch.enable_grad():
+        for train in (True, False):
+            set_training(twin, train)
+            try:
+                with unchanged(twin):
+                    return _unfelt(measurement, sites)
+            except RuntimeError:
+                continue
+            finally:
+                set_training(twin, False)
+    return [], []  # without gradients nothing can be told
+
+
+def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
+    twin, symmetry = measurement.twin, measurement.symmetry
+    probes: list[list[Tensor]] = [[] for _ in sites]
+    weights: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for site, found in zip(sites, probes, strict=True):
+            module = twin.get_submodule(site.name)
+            own = {name: value for name, value in module.named_parameters() if value.requires_grad}
+            weights |= {f"{site.name}.{name}".lstrip("."): value for name, value in own.items()}
+            if site.node is None:
+                stack.callback(module.register_forward_hook(_adder(site.path_out, found)).remove)
+            else:
+                found += [own[name] for name in site.parameters]
+        outputs = symmetry.forward(twin, *map_tensors(fresh_copy, measurement.inputs))
+    generator = torch.Generator().manual_seed(0)
+    leaves = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
+    flat = list({id(t): t for t in (*(t for found in probes for t in found), *weights.values())}.values())
+    if not flat or not leaves:
+        return [], []
+    total = torch.stack([(leaf * random_like(leaf.detach(), generator)).sum() for leaf in leaves]).sum()
+    gradients = torch.autograd.grad(total, flat, allow_unused=True)
+    felt = {id(t) for t, gradient in zip(flat, gradients, strict=True) if gradient is not None and gradient.any()}
+    silent = [site for site, found in zip(sites, probes, strict=True) if not any(id(t) in felt for t in found)]
+    return silent, [name for name, value in weights.items() if id(value) not in felt]
+
+
+def _adder(path: Path, into: list[Tensor]) -> Any:
+    def add(module: nn.Module, args: Any, output: Any) -> Any:
+        result = tensor_at(output, path)
+        probe = torch.zeros_like(result, requires_grad=True)
+        into.append(probe)
+        return with_tensor(output, path, result + probe)
+
+    return add

@@ -1,0 +1,225 @@
+"""Find the sites of a model: adapters propose, measurements check them and find what no adapter knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.branch import branches_of
+from surgeon.errors import GroupError, NotASymmetryError, PlanError
+from surgeon.finding.annotated_ops import LABELLED, annotated_site, collect_proposals, verify_all
+from surgeon.finding.audit import audit_parameters, with_parents
+from surgeon.finding.combine import Evidence, combine
+from surgeon.finding.inference.symmetry import Symmetry
+from surgeon.finding.measurement import Measurement, double_twin, measure_model
+from surgeon.finding.own_symmetry import symmetry_complaint
+from surgeon.finding.refusal import refusal
+from surgeon.finding.site_check import captured_calls
+from surgeon.finding.usage import WeightUsage
+from surgeon.plan import AuditEntry, Plan, Site, Skipped
+from surgeon.recording.candidates import Candidate, find_candidates
+from surgeon.recording.record import Recording, fresh_copy, record, unchanged
+from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
+from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.trees import map_tensors
+
+Forward = Callable[..., Any]
+
+CONSTANT = "the model's output is the same for every sample of the batch: whether it transforms cannot be seen"
+UNVERIFIED = "not verified: no sample batch, sites come from the layers' annotations alone"
+
+
+def find(
+    model: nn.Module,
+    group: Group | str,
+    *inputs: Any,
+    forward: Forward | None = None,
+    further: Sequence[tuple[Any, ...]] = (),
+    adapters: Mapping[str, Adapter] | None = None,
+    act: Callable[..., tuple[Any, ...]] | None = None,
+    act_output: Callable[[torch.Tensor, Any], Any] | None = None,
+    twin: nn.Module | None = None,
+) -> Plan:
+    """Find the equivariant linear ops of a model to which a branch can be attached. Only reads.
+
+    With sample inputs the model is run once, in training mode, and each op that an adapter proposes is verified on
+    what it really receives: that it is called, that its own forward uses its weights, that it is linear in its
+    features, equivariant as labelled, and folds. With an action on the inputs, a float64 copy is also run on
+    transformed inputs: then the representations at both ends of *every* op in which trainable weights multiply an
+    activation are measured, annotated or not. Without inputs the sites come from the annotations alone.
+
+    Args:
+        model: the network.
+        group: a group or its name, see ``surgeon.algebra.groups.parse_group``.
+        *inputs: one sample call of the model.
+        forward: how to call it, ``forward(model, *inputs)``; default ``model(*inputs)``.
+        further: inputs of more sample calls; what an op needs to be constant, such as the scalar of a tensor product
+            that a branch is folded into, has to be so in all of them.
+        adapters: adapters by name; default all installed ones.
+        act: how the group acts, ``act(g, *inputs)`` returns a tuple; g of shape (k, k), float64.
+        act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the model's output is seen
+            to transform by it.
+        twin: a float64 copy of the model; default ``copy.deepcopy(model).double()``.
+
+    Returns:
+        The plan; its audit explains every parameter.
+
+    Raises:
+        GroupError: if no adapter knows representations of the group and there is no action to measure them by.
+        TaskError: if the action is none, or the inputs cannot show anything.
+        PlanError: if the model already has branches.
+        NothingToRelaxError, NotASymmetryError: if nothing can be relaxed, or the group is wrong; ``plan`` tells.
+    """
+    group = parse_group(group) if isinstance(group, str) else group
+    adapters = installed_adapters() if adapters is None else adapters
+    symmetry = None if act is None else Symmetry(group, act, act_output, forward or _call)
+    if symmetry is None:
+        _check_group(group, adapters)
+    if branches_of(model):
+        raise PlanError("expected a model without branches, but it has some already: strip it first")
+    proposals, skipped, failures = collect_proposals(model, group, adapters)
+    if not inputs and not forward:
+        sites = [annotated_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
+        return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures))
+    with in_training_mode(model), unchanged(model):
+        with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
+            recording = record(model, *inputs, forward=forward)
+            for more in further:
+                (forward or _call)(model, *map_tensors(fresh_copy, more))
+        annotated, notes = verify_all(model, group, adapters, proposals, recording, calls, skipped)
+    plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin)
+    return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
+
+
+def _combined(
+    model: nn.Module,
+    group: Group,
+    recording: Recording,
+    annotated: Sequence[Site],
+    skipped: Sequence[Skipped],
+    proposals: Mapping[str, tuple[str, Proposal]],
+    symmetry: Symmetry | None,
+    inputs: tuple[Any, ...],
+    twin: nn.Module | None,
+) -> Plan:
+    """Measure what can be measured, compare with the annotations, and explain the rest."""
+    candidates, proposed = find_candidates(recording, _trainable(model)), set(proposals)
+    labelled = {entry.name for entry in skipped if entry.reason == LABELLED}
+    measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed | labelled, twin)
+    complaint = None
+    if symmetry is not None:
+        with modes_kept(model):
+            set_training(model, False)
+            with torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
+                complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
+    notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
+    notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
+    usage = WeightUsage(model, recording)
+    evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
+    combined = combine(evidence, annotated, skipped, measurement)
+    notes = (*notes, *combined.notes)
+    return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement, complaint)
+
+
+def _call(model: nn.Module, *inputs: Any) -> Any:
+    return model(*inputs)
+
+
+def _trainable(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
+    if not any(speaks_of(adapter, group) for adapter in adapters.values()):
+        known = {name for adapter in adapters.values() for name in adapter.groups}
+        families = ", ".join(sorted({re.sub(r"^([CD])\d+$", r"\1<n>", name) for name in known}))
+        raise GroupError(
+            f"expected a group whose representations an adapter reads off the layers ({families or 'none'}), "
+            f"or a task with `act` and `act_output` to measure them by, got {group.name}: choose another group or give "
+            "the actions"
+        )
+
+
+def _measure(
+    model: nn.Module,
+    symmetry: Symmetry | None,
+    inputs: tuple[Any, ...],
+    candidates: Mapping[str, Candidate],
+    proposed: set[str],
+    twin: nn.Module | None,
+) -> tuple[Measurement | None, str]:
+    """Measure; if the model cannot be run as that needs, annotations have to do, and it is said why."""
+    if symmetry is None:
+        return None, "measured: there is no action of the group to measure it by"
+    modules = {name for name, candidate in candidates.items() if candidate.multiplies} | proposed
+    hookable = [name for name in modules if not isinstance(model.get_submodule(name), torch.jit.ScriptModule)]
+    try:
+        return measure_model(twin if twin is not None else double_twin(model), symmetry, inputs, hookable), ""
+    except PlanError as error:
+        if not proposed:
+            raise
+        return None, f"measured: {error}"
+
+
+def _plan(
+    model: nn.Module,
+    group: Group,
+    sites: Sequence[Site],
+    skipped: Sequence[Skipped],
+    known: set[str],
+    notes: tuple[str, ...],
+    evidence: Evidence | None = None,
+    measurement: Measurement | None = None,
+    complaint: str | None = None,
+) -> Plan:
+    audit = () if evidence is None else audit_parameters(evidence, sites, skipped)
+    explained = known | {entry.name for entry in skipped} | {site.name for site in sites}
+    skipped = [*skipped, *_without_explanation(model, explained, audit)]
+    plan = Plan(group.name, tuple(sites), tuple(skipped), notes, audit)
+    if complaint is not None:
+        raise NotASymmetryError(complaint, dataclasses.replace(plan, sites=()))
+    if not sites:
+        raise refusal(model, plan, measurement)
+    return plan
+
+
+def _without_explanation(model: nn.Module, explained: set[str], audit: Sequence[AuditEntry]) -> list[Skipped]:
+    """List the modules that own trainable parameters and are neither sites, nor refused, nor inside one of these."""
+    found, entries = [], {entry.parameter: entry for entry in audit}
+    for name, module in model.named_modules():
+        inside = any(place in explained for place in with_parents(name) if place or not name)
+        own = {
+            f"{name}.{key}" if name else key: key
+            for key, p in module.named_parameters(recurse=False)
+            if p.requires_grad
+        }
+        if inside or not own:
+            continue
+        known = [entries[key] for key in own if key in entries]
+        if known and all(entry.coverage != "site" for entry in known):
+            reasons = "; ".join(dict.fromkeys(entry.reason for entry in known))
+            found.append(Skipped(name, reasons, known[0].coverage))
+        elif not known:
+            what = f"own {', '.join(own.values())} of {type(module).__name__}"
+            found.append(Skipped(name, f"{what}: no equivariant linear op that an adapter knows"))
+    return found
+
+
+@contextmanager
+def in_training_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode and every module back into its own mode afterwards.
+
+    In eval mode some libraries use cached kernels instead of their parameters.
+    """
+    with modes_kept(model):
+        set_training(model, True)
+        with torch.enable_grad():
+            yield

@@ -1,0 +1,374 @@
+"""The representation along one axis: label each coordinate, cut the axis into runs, and fit each run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.representations.build import axes, irreps, matrices, regular, trivial
+from surgeon.algebra.representations.core import Representation
+from surgeon.finding.inference.probe import STEP, TensorProbe
+from surgeon.finding.inference.relations import respects_brackets, respects_relations
+
+LABEL_TOLERANCE = 1e-2
+"""Relative; a label only decides what is tried, the random elements judge it."""
+
+FIT_TOLERANCE = 1e-6
+LARGEST_FITTED = 64
+"""Width up to which the blocks of a finite group are found by one regression along the axis."""
+
+Layout = Literal["mul_ir", "ir_mul"]
+THREE_DIMENSIONAL = ("SO3", "O3", "SE3", "E3")
+PLANAR = ("SO2", "O2")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One tensor with an axis brought to the end and all others flattened.
+
+    Attributes:
+        base: shape (rows, n).
+        moved: shape (n_elements, rows, n), in the order of the probe's elements.
+    """
+
+    probe: TensorProbe
+    base: Tensor
+    moved: Tensor
+
+    @classmethod
+    def along(cls, probe: TensorProbe, axis: int) -> Rows:
+        """Bring ``axis`` to the end."""
+        flat = torch.stack([value.movedim(axis, -1).reshape(-1, value.shape[axis]) for value in probe.values])
+        return cls(probe, flat[0], flat)
+
+    @property
+    def group(self) -> Group:
+        """The group."""
+        return self.probe.elements.group
+
+    @property
+    def first_component(self) -> int:
+        """Position of the first further component (or generator of a finite group) in ``moved``."""
+        return 1 + 2 * len(self.probe.elements.small)
+
+    def slice(self, index: Tensor) -> Rows:
+        """Keep some coordinates."""
+        return Rows(self.probe, self.base[:, index], self.moved[:, :, index])
+
+
+def axis_representations(probe: TensorProbe, axis: int) -> Iterator[Representation]:
+    """Yield the representations along an axis that explain the values, from the simplest on."""
+    rows = Rows.along(probe, axis)
+    yield from _finite(rows) if rows.group.finite else _continuous(rows)
+
+
+def _continuous(rows: Rows) -> Iterator[Representation]:
+    labels = _labels(rows)
+    if labels is None:
+        return
+    terms: list[Representation] = []
+    start = 0
+    for label, length in _runs(labels):
+        fitted = _fit_run(rows.slice(torch.arange(start, start + length)), label)
+        if fitted is None:
+            return
+        terms += fitted
+        start += length
+    yield _joined(rows.group, terms)
+
+
+def _joined(group: Group, terms: list[Representation]) -> Representation:
+    """Direct sum; neighbouring irreps of one layout are written as one string."""
+    joined: list[Representation] = []
+    for term in terms:
+        last, new = joined[-1].to_data() if joined else {}, term.to_data()
+        if "irreps" in last and "irreps" in new and last["layout"] == new["layout"]:
+            joined[-1] = irreps(group, f"{last['irreps']}+{new['irreps']}", new["layout"])
+        else:
+            joined.append(term)
+    return reduce(add, joined)
+
+
+Label = tuple[int, tuple[int, ...]]
+"""Degree (or frequency; 1 for "not invariant" in other groups) and the signs of the further components, 0: none."""
+
+
+def _runs(labels: list[Label]) -> Iterator[tuple[Label, int]]:
+    start = 0
+    for index in range(1, len(labels) + 1):
+        if index == len(labels) or labels[index] != labels[start]:
+            yield labels[start], index - start
+            start = index
+
+
+def _labels(rows: Rows) -> list[Label] | None:
+    """Label every coordinate, or None if one mixes several degrees or is 0 on all rows."""
+    norms = rows.moved.norm(dim=(0, 1))
+    if bool((norms <= 1e-12 * norms.max()).any()):
+        return None
+    degrees = _degrees(rows)
+    if degrees is None:
+        return None
+    return [(degree, _component_signs(rows, index, degree)) for index, degree in enumerate(degrees)]
+
+
+def _degrees(rows: Rows) -> list[int] | None:
+    """Read l (or the frequency) off the Casimir: ``sum_A (y_+ + y_- - 2y) / eps^2 = -c y`` for every coordinate."""
+    count = len(rows.probe.elements.small)
+    invariant = (rows.moved[1 : 1 + 2 * count] - rows.base).norm(dim=(0, 1)) <= 1e-9 * rows.moved.norm(dim=(0, 1))
+    if rows.group.name not in (*THREE_DIMENSIONAL, *PLANAR):
+        return [0 if still else 1 for still in invariant.tolist()]
+    second = (rows.moved[1 : 1 + 2 * count].sum(dim=0) - 2 * count * rows.base) / STEP**2
+    squares = rows.base.square().sum(dim=0)
+    casimir = -(second * rows.base).sum(dim=0) / squares
+    rest = (second + casimir * rows.base).norm(dim=0) / squares.sqrt()
+    raw = (
+        ((-1 + (1 + 4 * casimir.clamp(min=0)).sqrt()) / 2)
+        if rows.group.name in THREE_DIMENSIONAL
+        else (casimir.clamp(min=0).sqrt())
+    )
+    rounded = raw.round()
+    pure = (rest <= LABEL_TOLERANCE * (1 + casimir)) & ((raw - rounded).abs() <= LABEL_TOLERANCE)
+    if not bool(pure.all()):
+        return None
+    return [int(value) for value in rounded.tolist()]
+
+
+def _component_signs(rows: Rows, index: int, degree: int) -> tuple[int, ...]:
+    """Signs of a coordinate under the further components; irreps of O(3) and scalars have them."""
+    if rows.group.name not in ("O3", "E3") and degree:
+        return ()
+    signs = []
+    for offset in range(len(rows.probe.elements.components)):
+        moved, base = rows.moved[rows.first_component + offset, :, index], rows.base[:, index]
+        signs.append(1 if float((moved * base).sum()) >= 0 else -1)
+    return tuple(signs)
+
+
+def _fit_run(rows: Rows, label: Label) -> list[Representation] | None:
+    """Return the representations of a run of coordinates with one label, in order."""
+    degree, signs = label
+    length = rows.base.shape[1]
+    if degree == 0:
+        scalars = _scalars(rows.group, length, signs)
+        return [scalars] if _explains(scalars, rows) else None
+    size = _block_size(rows.group, degree)
+    if size is None or length % size:
+        return None
+    for copies in range(length // size, 0, -1):  # the whole run, or a first part of it and the rest
+        first = rows.slice(torch.arange(copies * size))
+        for layout in _layouts(copies):
+            fitted = _fit_block(first, degree, signs, copies, size, layout)
+            if fitted is None:
+                continue
+            if copies * size == length:
+                return [fitted]
+            rest = _fit_run(rows.slice(torch.arange(copies * size, length)), label)
+            if rest is not None:
+                return [fitted, *rest]
+    return None
+
+
+def _layouts(copies: int) -> tuple[Layout, ...]:
+    return ("mul_ir",) if copies == 1 else ("mul_ir", "ir_mul")
+
+
+def _block_size(group: Group, degree: int) -> int | None:
+    if group.name in THREE_DIMENSIONAL:
+        return 2 * degree + 1
+    return 2 if group.name in PLANAR else group.vector_dimension
+
+
+def _scalars(group: Group, count: int, signs: tuple[int, ...]) -> Representation:
+    if group.name in THREE_DIMENSIONAL:
+        return irreps(group, f"{count}x0{'o' if -1 in signs else 'e'}")
+    if -1 not in signs:
+        return trivial(group, count)
+    images = {"algebra": [[[0.0]]] * len(group.feature_algebra), "elements": [[[float(sign)]] for sign in signs]}
+    return matrices(group, images, count)
+
+
+def _blocks(values: Tensor, copies: int, size: int, layout: Layout) -> Tensor:
+    """Split the last axis to (copies, size) and flatten rows with copies: shape (..., rows * copies, size)."""
+    *lead, rows, _ = values.shape
+    if layout == "mul_ir":
+        return values.reshape(*lead, rows * copies, size)
+    return values.reshape(*lead, rows, size, copies).transpose(-1, -2).reshape(*lead, rows * copies, size)
+
+
+def _fit_block(
+    rows: Rows, degree: int, signs: tuple[int, ...], copies: int, size: int, layout: Layout
+) -> Representation | None:
+    """Fit one small matrix per element to a run that is read in one layout; None if that does not explain it."""
+    blocks = _blocks(rows.moved, copies, size, layout)
+    named = _named(rows.group, degree, signs, copies, layout)
+    if named is not None and _explains(named, rows):
+        return named
+    fitted = [_regress(blocks[0], moved) for moved in blocks[1:]]
+    if any(matrix is None for matrix in fitted):
+        return None
+    images = [matrix for matrix in fitted if matrix is not None]
+    count = len(rows.probe.elements.small)
+    algebra = [_logarithm(image) / STEP for image in images[: 2 * count : 2]]
+    elements = images[2 * count : 2 * count + len(rows.probe.elements.components)]
+    if not respects_brackets(rows.group, algebra, elements):
+        return None
+    data = {"algebra": [m.tolist() for m in algebra], "elements": [m.tolist() for m in elements]}
+    return matrices(rows.group, data, copies, layout)
+
+
+def _explains(rho: Representation, rows: Rows) -> bool:
+    start = rows.first_component
+    elements = torch.cat([rows.probe.elements.components, rows.probe.elements.checks])
+    expected = rho.action(elements).apply(rows.base)
+    moved = rows.moved[start:]
+    return bool((expected - moved).norm() <= FIT_TOLERANCE * moved.norm())
+
+
+def _named(group: Group, degree: int, signs: tuple[int, ...], copies: int, layout: Layout) -> Representation | None:
+    if group.name in THREE_DIMENSIONAL:
+        parity = "o" if (signs[0] < 0 if signs else degree % 2) else "e"
+        return irreps(group, f"{copies}x{degree}{parity}", layout)
+    if group.name in PLANAR and degree != 1:
+        return None
+    names, sizes = ("c v", {"c": copies}) if layout == "mul_ir" else ("v c", {"c": copies})
+    return axes(group, names, sizes)
+
+
+def _regress(base: Tensor, moved: Tensor) -> Tensor | None:
+    """Return M with ``moved = base M^T``; None if the rows leave M open, or if there is none."""
+    size = base.shape[1]
+    if int(torch.linalg.matrix_rank(base, rtol=1e-9)) < size:
+        return None
+    matrix: Tensor = torch.linalg.lstsq(base, moved).solution.mT
+    good = (base @ matrix.mT - moved).norm() <= FIT_TOLERANCE * moved.norm()
+    return matrix if bool(good) else None
+
+
+def _logarithm(matrix: Tensor) -> Tensor:
+    """Logarithm of a matrix near the identity."""
+    raw = torch.from_numpy(importlib.import_module("scipy.linalg").logm(matrix.numpy()))
+    return raw.real.to(torch.float64)
+
+
+def _finite(rows: Rows) -> Iterator[Representation]:
+    """Try copies of one small block in each layout; then regress along the whole axis and read off the blocks."""
+    n = rows.base.shape[1]
+    for size in range(1, min(n, 2 * len(rows.group.all_elements())) + 1):
+        for layout in _layouts(n // size) if n % size == 0 else ():
+            simple = _copies_of_one_block(rows, n // size, size, layout)
+            if simple is not None:
+                yield simple
+    different = _different_blocks(rows) if n <= LARGEST_FITTED * 4 else None
+    if different is not None:
+        yield different
+
+
+def _different_blocks(rows: Rows) -> Representation | None:
+    count = len(rows.probe.elements.components)
+    images = [_regress(rows.base, rows.moved[1 + index]) for index in range(count)]
+    found = [image for image in images if image is not None]
+    if len(found) < count or not respects_relations(rows.group, found):
+        return None
+    mixed = torch.stack([image.abs() for image in found]).amax(dim=0) > FIT_TOLERANCE
+    blocks = _connected(mixed | mixed.mT)
+    if max(len(block) for block in blocks) > LARGEST_FITTED // 2:
+        return None
+    terms = []
+    for index, copies, size, layout in _segments(blocks):
+        term = _finite_block(rows.group, found, index, copies, size, layout)
+        if term is None:
+            return None
+        terms.append(term)
+    covered = sum(term.dimension for term in terms)
+    return reduce(add, terms) if covered == rows.base.shape[1] else None
+
+
+def _copies_of_one_block(rows: Rows, copies: int, size: int, layout: Layout) -> Representation | None:
+    count = len(rows.probe.elements.components)
+    blocks = _blocks(rows.moved[: 1 + count], copies, size, layout)
+    images = [_regress(blocks[0], moved) for moved in blocks[1:]]
+    found = [image for image in images if image is not None]
+    if len(found) < count or not respects_relations(rows.group, found):
+        return None
+    return _named_finite(rows.group, found, copies, layout)
+
+
+def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layout) -> Representation:
+    """Return copies of the block with these images, by its name if it has one."""
+    size = len(images[0])
+    rounded = [image.round() for image in images]
+    pairs = zip(images, rounded, strict=True)
+    cleaned = [near if float((image - near).abs().max()) < 1e-9 else image for image, near in pairs]
+    if size == 1 and all(float(image) == 1.0 for image in cleaned):
+        return trivial(group, copies)
+    if size == len(group.all_elements()):
+        dense = regular(group, 1).action(group.elements).dense()
+        if bool((dense - torch.stack(cleaned)).abs().max() < 1e-9):
+            return regular(group, copies, layout)
+    return matrices(group, {"algebra": [], "elements": [image.tolist() for image in cleaned]}, copies, layout)
+
+
+def _connected(mixed: Tensor) -> list[tuple[int, ...]]:
+    """Connected components of a symmetric pattern, by first member."""
+    left = set(range(len(mixed)))
+    found = []
+    while left:
+        frontier = [min(left)]
+        block = set(frontier)
+        while frontier:
+            for other in mixed[frontier.pop()].nonzero().flatten().tolist():
+                if other not in block:
+                    block.add(other)
+                    frontier.append(other)
+        left -= block
+        found.append(tuple(sorted(block)))
+    return found
+
+
+def _segments(blocks: list[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], int, int, Layout]]:
+    """Group blocks into runs of copies in one layout."""
+    position = 0
+    remaining = list(blocks)
+    while remaining:
+        first = remaining[0]
+        size = len(first)
+        stride = first[1] - first[0] if size > 1 else 1
+        layout: Layout = "mul_ir" if stride == 1 else "ir_mul"
+        same = []
+        for offset, block in enumerate(remaining):
+            expected = (
+                tuple(range(position + offset * size, position + (offset + 1) * size))
+                if layout == "mul_ir"
+                else tuple(position + offset + stride * step for step in range(size))
+            )
+            if block != expected or (layout == "ir_mul" and offset >= stride):
+                break
+            same.append(block)
+        if not same:
+            return
+        yield same, len(same), size, layout
+        remaining = remaining[len(same) :]
+        position += len(same) * size
+
+
+def _finite_block(
+    group: Group, images: list[Tensor], blocks: list[tuple[int, ...]], copies: int, size: int, layout: Layout
+) -> Representation | None:
+    parts = [torch.stack([image[list(block)][:, list(block)] for block in blocks]) for image in images]
+    if any(float((part - part[:1]).abs().max()) > FIT_TOLERANCE for part in parts):
+        if layout == "ir_mul" or copies == 1:
+            return None
+        terms = [_finite_block(group, images, [block], 1, size, layout) for block in blocks]
+        good = [term for term in terms if term is not None]
+        return reduce(add, good) if len(good) == len(terms) else None
+    first = [part[0] for part in parts]
+    return _named_finite(group, first, copies, layout)

@@ -1,0 +1,198 @@
+"""Find the first tensor of a run at which equivariance fails: a debugger for equivariance bugs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.algebra.equivariance import largest, relative_difference
+from surgeon.algebra.groups.core import Group
+from surgeon.finding.inference.hypotheses import Verdict, infer_type, residual_of
+from surgeon.finding.inference.probe import Elements, TensorProbe
+from surgeon.finding.inference.symmetry import Symmetry
+from surgeon.recording.record import Recording, record
+
+OUTPUT_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Break:
+    """The first tensor in execution order that does not transform although everything it is made of does.
+
+    Attributes:
+        owner: qualified name of the module that was running; the empty string is the model itself.
+        op: the aten op that made it.
+        call_index: the how manieth call of the owner, from 0.
+        shape: of the tensor.
+        error: relative deviation from its input's representation if the shapes agree, else from the best that fits.
+        inputs: the tensors that it is made of, in words, with how they transform.
+    """
+
+    owner: str
+    op: str
+    call_index: int
+    shape: tuple[int, ...]
+    error: float
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Breaks:
+    """What a search found.
+
+    Attributes:
+        first: the first break; None if the output transforms as it should, or if no single op can be named.
+        output_error: component name to the largest relative equivariance error of the output.
+        checked: number of tensors that were judged.
+        tolerance: largest error of the output that counts as none.
+    """
+
+    first: Break | None
+    output_error: Mapping[str, float]
+    checked: int
+    tolerance: float = OUTPUT_TOLERANCE
+
+    @property
+    def broken(self) -> bool:
+        """True if the output does not transform as it should."""
+        return not max(self.output_error.values()) <= self.tolerance
+
+
+def find_breaks(
+    model: nn.Module,
+    group: Group,
+    *inputs: Any,
+    act: Callable[..., tuple[Any, ...]],
+    act_output: Callable[[Tensor, Any], Any] | None,
+    forward: Callable[..., Any] | None = None,
+    seed: int = 0,
+) -> Breaks:
+    """Run a model under the group and walk back from its output to the op that breaks the symmetry.
+
+    Args:
+        model: in float64, eval mode, deterministic.
+        group: the group.
+        *inputs: one sample call, float64.
+        act: ``act(g, *inputs)`` returns a tuple of inputs.
+        act_output: ``act_output(g, outputs)``.
+        forward: how to call the model; default ``model(*inputs)``.
+        seed: seed of the group elements.
+
+    Raises:
+        TaskError: if the action is none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    symmetry = Symmetry(group, act, act_output, forward or (lambda model, *given: model(*given)))
+    symmetry.check(inputs, generator)
+    elements = Elements.draw(group, generator)
+    recordings = [
+        record(model, *(symmetry.moved(g, inputs) if index else inputs), forward=forward, copies=True)
+        for index, g in enumerate(elements.all())
+    ]
+    errors = _output_errors(recordings, elements, symmetry)
+    search = _Search(recordings, elements)
+    if max(errors.values()) <= OUTPUT_TOLERANCE:
+        return Breaks(None, errors, len(search.outputs()))
+    return Breaks(search.first(), errors, len(search.verdicts))
+
+
+def _output_errors(recordings: list[Recording], elements: Elements, symmetry: Symmetry) -> dict[str, float]:
+    assert symmetry.act_output is not None
+    base, judges = recordings[0].outputs, elements.judges
+    errors: dict[str, float] = {}
+    for (_, component, g), recording in zip(judges, recordings[-len(judges) :], strict=True):
+        error = relative_difference(recording.outputs, symmetry.act_output(g, base))
+        errors[component] = largest(errors.get(component, 0.0), error)
+    return errors
+
+
+class _Search:
+    """The nodes of equal runs, judged when they are asked for."""
+
+    def __init__(self, recordings: list[Recording], elements: Elements) -> None:
+        self.recordings, self.elements = recordings, elements
+        self.nodes = list(recordings[0].graph.nodes)
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self.others = [list(recording.graph.nodes) for recording in recordings]
+        self.verdicts: dict[fx.Node, Verdict] = {}
+
+    def outputs(self) -> list[fx.Node]:
+        """Return the nodes of the model's output tensors."""
+        return list(self.nodes[-1].all_input_nodes)
+
+    def first(self) -> Break | None:
+        """Walk back from the outputs through tensors that fail; the first whose inputs all hold is the culprit."""
+        diverged = self._first_difference()
+        if diverged is not None:
+            return diverged
+        seen: set[fx.Node] = set()
+        stack, culprits = list(self.outputs()), []
+        while stack:
+            node = stack.pop()
+            if node in seen or self._holds(node):
+                continue
+            seen.add(node)
+            inputs = [part for part in node.all_input_nodes if part.meta["activation"]]
+            failing = [part for part in inputs if not self._holds(part)]
+            stack += failing
+            if not failing and node.op == "call_function":
+                culprits.append(node)
+        return self._describe(min(culprits, key=self.position.__getitem__)) if culprits else None
+
+    def _first_difference(self) -> Break | None:
+        """A run that takes another path is a break at the first op that differs."""
+        targets = [[str(node.target) for node in nodes] for nodes in self.others]
+        for index, node in enumerate(self.nodes):
+            if any(index >= len(other) or other[index] != targets[0][index] for other in targets[1:]):
+                what = f"{node.target} (the ops that run depend on the group element)"
+                if node.op == "output":
+                    return Break("", what, 0, (), float("inf"), ())
+                meta = node.meta
+                return Break(meta["owner"], what, meta["call_index"], tuple(meta["shape"] or ()), float("inf"), ())
+        return None
+
+    def _probe(self, node: fx.Node) -> TensorProbe | None:
+        index = self.position[node]
+        pairs = zip(self.recordings, self.others, strict=True)
+        values = [recording.values.get(nodes[index]) for recording, nodes in pairs]
+        known = [value for value in values if value is not None]
+        return TensorProbe(self.elements, tuple(known)) if len(known) == len(values) else None
+
+    def _holds(self, node: fx.Node) -> bool:
+        if not node.meta["activation"]:
+            return True
+        return self._verdict(node).type is not None or self._is_exempt(node)
+
+    def _is_exempt(self, node: fx.Node) -> bool:
+        """Inputs transform as the user says; tensors that no group element changes need no representation."""
+        if node.op == "placeholder":
+            return True
+        probe = self._probe(node)
+        if probe is None:  # an op that returns several tensors: its parts are judged
+            return all(self._holds(part) for part in node.all_input_nodes)
+        return all(torch.equal(value, probe.base) for value in probe.values)
+
+    def _verdict(self, node: fx.Node) -> Verdict:
+        if node not in self.verdicts:
+            probe = self._probe(node)
+            self.verdicts[node] = Verdict(None, float("inf"), "no tensor") if probe is None else infer_type(probe)
+        return self.verdicts[node]
+
+    def _describe(self, node: fx.Node) -> Break:
+        probe, error = self._probe(node), self._verdict(node).residual
+        words = []
+        for part in node.all_input_nodes:
+            if not part.meta["activation"]:
+                continue
+            verdict = self._verdict(part)
+            words.append(
+                f"{part.target} {tuple(part.meta['shape'] or ())}: {verdict.type or 'as the input transforms'}"
+            )
+            if verdict.type is not None and probe is not None and part.meta["shape"] == node.meta["shape"]:
+                error = residual_of(verdict.type, probe)
+        shape = tuple(node.meta["shape"] or ())
+        return Break(node.meta["owner"], str(node.target), node.meta["call_index"], shape, error, tuple(words))

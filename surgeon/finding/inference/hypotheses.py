@@ -1,0 +1,229 @@
+"""From the values of one tensor under several group elements to a representation on some of its axes.
+
+Hypotheses are tried from the simplest to the most general, and each has to hold under random elements. Only structured
+ones are made: invariants, vector indices, direct sums of irreps or of small blocks along one axis, fields on a grid. A
+dense fit along a wide axis would "succeed" for any injective map of equivariant features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, permutations, product
+
+import torch
+from torch import Tensor
+
+from surgeon.algebra.equivariance import largest
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.representations.build import axes, irreps, matrices, trivial
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.axis import axis_representations
+from surgeon.finding.inference.probe import TensorProbe
+
+TOLERANCE = 1e-6
+"""Largest relative deviation of a measured type in float64; constants of the model may have gone through float32."""
+
+SMALLEST = 1e-9
+"""Features count as at least of this size, relative to the largest of their tensor: what is below is rounding."""
+
+MOST_VECTOR_AXES = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found for one tensor.
+
+    Attributes:
+        type: how it transforms; None if no hypothesis holds.
+        residual: largest relative deviation under the random elements, of ``type`` or else of the best hypothesis.
+        reason: why there is no type, in words; empty if there is one.
+        silent: axes along which some entries are 0 in all runs; 0 transforms by any representation.
+        refuted: if there is no type, one that holds in some of the runs only.
+    """
+
+    type: TensorType | None
+    residual: float
+    reason: str = ""
+    silent: tuple[int, ...] = ()
+    refuted: TensorType | None = None
+
+
+def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...] = ()) -> float:
+    """Return the largest ``|rho(g) y - y_g| / |y_g|`` over the elements that check a hypothesis; dimensionless.
+
+    Each copy of each block of the representation is judged by itself, so that large features do not hide what happens
+    to small ones.
+
+    Args:
+        candidate: the hypothesis.
+        probe: the tensor in all runs.
+        apart: negative positions of further axes whose entries are copies to judge by themselves; others are rows.
+    """
+    further = tuple(axis for axis in apart if axis not in (*candidate.axes, *candidate.grid))
+    typed = candidate.with_copies(further, probe.base)
+    worst = 0.0
+    for g, moved in probe.checks():
+        differences, scales = (_norms_of_copies(typed, x) for x in (candidate.act(g, probe.base) - moved, moved))
+        scales = scales.clamp(min=SMALLEST * float(scales.max()))
+        ratios = torch.where(differences == 0, differences, differences / scales)
+        worst = largest(worst, float(ratios.max()))
+    return worst
+
+
+def _norms_of_copies(typed: TensorType, x: Tensor) -> Tensor:
+    """Return the norm of every copy of every block, over all rows: shape (copies,)."""
+    squares = typed.on_rows(x).square().reshape(-1, typed.rho.dimension).sum(dim=0)
+    parts = []
+    for block in typed.rho.blocks:
+        part = squares[block.start : block.start + block.size].reshape(block.shape)
+        transforming = [axis for axis, _ in block.factors]
+        parts.append((part.sum(dim=transforming) if transforming else part).flatten())
+    return torch.cat(parts).sqrt()
+
+
+def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[int, ...] = ()) -> Verdict:
+    """Find how a tensor transforms.
+
+    Args:
+        probe: the tensor in all runs, float64.
+        tolerance: largest relative deviation under the random elements.
+        apart: negative positions of the axes that are known to count features, which are judged one by one.
+
+    Returns:
+        The verdict; the first hypothesis that holds, in the order of :func:`hypotheses`.
+    """
+    complaint = _unusable(probe)
+    if complaint:
+        return Verdict(None, float("inf"), complaint)
+    best = float("inf")
+    for candidate in hypotheses(probe):
+        residual = residual_of(candidate, probe, apart)
+        if residual <= tolerance:
+            return Verdict(candidate, residual, silent=_silent_axes(probe))
+        best = min(best, residual)
+    reason = f"no structured representation fits (best relative residual {best:.1e})"
+    return Verdict(None, best, reason, _silent_axes(probe))
+
+
+def _silent_axes(probe: TensorProbe) -> tuple[int, ...]:
+    magnitude = torch.stack([value.abs() for value in probe.values]).amax(dim=0)
+    silent = []
+    for axis in range(-magnitude.ndim, 0):
+        profile = magnitude.movedim(axis, 0).reshape(magnitude.shape[axis], -1).amax(dim=1)
+        if bool((profile == 0).any()):
+            silent.append(axis)
+    return tuple(silent)
+
+
+def _unusable(probe: TensorProbe) -> str:
+    base = probe.base
+    if not base.is_floating_point() or not base.numel():
+        return f"{base.dtype} of shape {tuple(base.shape)} holds no features"
+    if any(value.shape != base.shape for value in probe.values):
+        return "its shape depends on the group element"
+    if not all(bool(torch.isfinite(value).all()) for value in probe.values):
+        return "it holds numbers that are not finite"
+    if not any(bool(value.any()) for value in probe.values):
+        return "it is 0 on the sample batch, so that nothing can be measured"
+    return ""
+
+
+def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
+    """Yield candidate types of a tensor, simplest first."""
+    group = probe.elements.group
+    yield from _one_dimensional(group, probe)
+    yield from vector_types(group, probe.base)
+    for axis in _axes_by_preference(probe.base):
+        yield from (TensorType(rho, (axis,)) for rho in axis_representations(probe, axis))
+    yield from _on_grids(group, probe)
+
+
+def _axes_by_preference(base: Tensor) -> list[int]:
+    return [axis for axis in range(-1, -base.ndim - 1, -1) if base.shape[axis] > 1]
+
+
+def _one_dimensional(group: Group, probe: TensorProbe) -> Iterator[TensorType]:
+    """Invariants, and one-dimensional representations that change sign in some components."""
+    yield TensorType(trivial(group, 1), ())
+    if not len(group.feature_elements):
+        return
+    signs = [_sign(probe.base, moved) for _, moved in probe.components()]
+    if -1.0 in signs and 0.0 not in signs:
+        yield TensorType(one_dimensional(group, signs), ())
+
+
+def one_dimensional(group: Group, signs: list[float]) -> Representation:
+    """Return the representation that is 1 on the identity component and ``signs`` on the further components."""
+    if group.name in ("O3", "E3"):
+        return irreps(group, "1x0o" if signs[0] < 0 else "1x0e")
+    images = {"algebra": [[[0.0]]] * len(group.feature_algebra), "elements": [[[sign]] for sign in signs]}
+    return matrices(group, images)
+
+
+def _sign(base: Tensor, moved: Tensor) -> float:
+    """Return s = +-1 with ``moved = s base``, or 0."""
+    for sign in (1.0, -1.0):
+        if float((moved - sign * base).norm()) <= 1e-3 * float(base.norm()):
+            return sign
+    return 0.0
+
+
+def vector_types(group: Group, base: Tensor) -> Iterator[TensorType]:
+    """Vector indices on axes of the group's dimension; in three dimensions also axial vectors."""
+    fitting = [axis for axis in range(-base.ndim, 0) if base.shape[axis] == group.vector_dimension]
+    for count in range(1, min(len(fitting), MOST_VECTOR_AXES) + 1):
+        for chosen in combinations(reversed(fitting), count):
+            names = " ".join("vwu"[:count])
+            yield TensorType(axes(group, names, {}), tuple(sorted(chosen)))
+            if count == 1 and group.name in ("O3", "E3"):
+                yield TensorType(irreps(group, "1x1e"), chosen)
+
+
+def _on_grids(group: Group, probe: TensorProbe) -> Iterator[TensorType]:
+    """Fields on a grid that a finite group maps to itself: the grid is turned back, then the values are judged."""
+    if not group.finite or not _maps_grids(group):
+        return
+    base, d = probe.base, group.vector_dimension
+    for grid in combinations(range(-base.ndim, 0), d):
+        sizes = {base.shape[axis] for axis in grid}
+        if len(sizes) != 1 or sizes == {1}:
+            continue
+        for frame in frames(group):
+            yield from _values_on_grid(group, probe, grid, frame)
+
+
+def _values_on_grid(
+    group: Group, probe: TensorProbe, grid: tuple[int, ...], frame: tuple[tuple[int, ...], ...]
+) -> Iterator[TensorType]:
+    plain = TensorType(trivial(group, 1), (), grid, frame)
+    yield plain
+    elements = [torch.eye(group.dimension, dtype=torch.float64), *probe.elements.components, *probe.elements.checks]
+    back = tuple(plain.act(torch.linalg.inv(g), value) for g, value in zip(elements, probe.values, strict=True))
+    turned = TensorProbe(probe.elements, back)
+    for axis in _axes_by_preference(probe.base):
+        if axis not in grid:
+            yield from (TensorType(rho, (axis,), grid, frame) for rho in axis_representations(turned, axis))
+
+
+def _maps_grids(group: Group) -> bool:
+    rounded = group.feature_elements.round()
+    return bool((group.feature_elements - rounded).abs().max() < TOLERANCE)
+
+
+def frames(group: Group) -> list[tuple[tuple[int, ...], ...]]:
+    """Return the signed permutations that give different actions of the group on a grid."""
+    d = group.vector_dimension
+    found: list[tuple[tuple[int, ...], ...]] = []
+    actions: list[Tensor] = []
+    for order in permutations(range(d)):
+        for signs in product((1, -1), repeat=d):
+            frame = torch.zeros(d, d, dtype=torch.float64)
+            for row, (column, sign) in enumerate(zip(order, signs, strict=True)):
+                frame[row, column] = sign
+            action = frame @ group.feature_elements @ frame.mT
+            if not any(torch.allclose(action, other) for other in actions):
+                actions.append(action)
+                found.append(tuple(tuple(int(entry) for entry in row) for row in frame))
+    return found

@@ -1,0 +1,177 @@
+"""Run a model on transformed copies of its inputs and keep what chosen modules received and returned."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.algebra.groups.core import Group, GroupElement
+from surgeon.finding.inference.symmetry import Symmetry
+from surgeon.recording.record import fresh_copy
+from surgeon.support.trees import map_tensors
+
+STEP = 1e-3
+"""Size of the small group elements exp(+-STEP A), dimensionless; for float64."""
+
+CHECKS = 2
+"""Random elements per component under which a verdict has to hold, see :meth:`Group.test_elements`."""
+
+
+@dataclass(frozen=True)
+class Elements:
+    """The group elements under which a model is run.
+
+    Attributes:
+        group: the group.
+        small: shape (n_generators, 2, k, k): exp(+STEP A), exp(-STEP A) for the generators that act on features.
+        components: shape (n, k, k): one element of each further component; generators of a finite group.
+        checks: shape (m, k, k): the other test elements of the group, random ones above all.
+        names: label and component of each element of ``components``, then of ``checks``.
+    """
+
+    group: Group
+    small: Tensor
+    components: Tensor
+    checks: Tensor
+    names: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def draw(cls, group: Group, generator: torch.Generator) -> Elements:
+        """Choose the elements."""
+        linear = group.linear(group.algebra)
+        algebra = group.algebra[linear.flatten(1).abs().sum(dim=1) > 0]
+        small = torch.linalg.matrix_exp(torch.stack([STEP * algebra, -STEP * algebra], dim=1))
+        tests = group.test_elements(generator, CHECKS)
+        own = [element for element in tests if element.label in group.element_names]
+        others = [element for element in tests if element.label not in group.element_names]
+        checks = torch.stack([element.g for element in others]) if others else group.elements[:0]
+        names = tuple((element.label, element.component) for element in [*own, *others])
+        return cls(group, small, group.elements, checks, names)
+
+    def all(self) -> list[Tensor]:
+        """Return every element, the identity first."""
+        identity = torch.eye(self.group.dimension, dtype=torch.float64)
+        return [identity, *self.small.flatten(0, 1), *self.components, *self.checks]
+
+    @property
+    def judges(self) -> list[GroupElement]:
+        """The last of ``all()``: those by which everything is judged, all generators of a finite group included."""
+        matrices = [*self.components, *self.checks]
+        return [GroupElement(*names, g) for names, g in zip(self.names, matrices, strict=True)]
+
+
+@dataclass(frozen=True)
+class TensorProbe:
+    """One tensor of a model in all the runs.
+
+    Attributes:
+        elements: the group elements.
+        values: one tensor per element of ``elements.all()``.
+    """
+
+    elements: Elements
+    values: tuple[Tensor, ...]
+
+    @property
+    def base(self) -> Tensor:
+        """The tensor on the untransformed inputs."""
+        return self.values[0]
+
+    def small(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the pairs (y_plus, y_minus), one per generator."""
+        count = len(self.elements.small)
+        flat = self.values[1 : 1 + 2 * count]
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
+    def components(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the pairs (g, y_g) of the further components."""
+        start = 1 + 2 * len(self.elements.small)
+        return list(zip(self.elements.components, self.values[start:], strict=False))
+
+    def checks(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the pairs (g, y_g) of the elements that judge."""
+        judges = self.elements.judges
+        return [(element.g, moved) for element, moved in zip(judges, self.values[-len(judges) :], strict=True)]
+
+
+Calls = list[tuple[Mapping[str, Any], Any]]
+"""The calls of one module in one run: arguments by name, and what it returned."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """All runs of a model.
+
+    Attributes:
+        elements: the group elements.
+        calls: per module name, one list of calls for each element of ``elements.all()``.
+        outputs: what the model returned for each element.
+    """
+
+    elements: Elements
+    calls: Mapping[str, Sequence[Calls]]
+    outputs: Sequence[Any]
+
+    def tensor(self, name: str, read: Callable[[Mapping[str, Any], Any], Tensor], call: int = 0) -> TensorProbe:
+        """Follow one tensor of one module: ``read(arguments, result)`` picks it out of a call."""
+        return TensorProbe(self.elements, tuple(read(*calls[call]) for calls in self.calls[name]))
+
+
+def make_probe(
+    model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], modules: Sequence[str], elements: Elements
+) -> Probe:
+    """Run ``model``, in its present mode, on the inputs under every element, and keep the calls of ``modules``.
+
+    Args:
+        model: in float64 and deterministic.
+        symmetry: how the group acts on the inputs.
+        inputs: one sample call.
+        modules: qualified names.
+        elements: the group elements.
+    """
+    collected: dict[str, list[Calls]] = {name: [] for name in modules}
+    outputs = []
+    with captured(model, modules) as calls:
+        for index, g in enumerate(elements.all()):
+            moved = map_tensors(fresh_copy, inputs if index == 0 else symmetry.moved(g, inputs))
+            with torch.random.fork_rng(devices=[]):
+                outputs.append(map_tensors(Tensor.detach, symmetry.forward(model, *moved)))
+            for name in modules:
+                collected[name].append(list(calls[name]))
+                calls[name].clear()
+    return Probe(elements, collected, outputs)
+
+
+@contextmanager
+def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Calls]]:
+    """Collect arguments and results, detached copies, of every call of the named modules while the context is open."""
+    calls: dict[str, Calls] = {name: [] for name in names}
+    with ExitStack() as stack:
+        for name in names:
+            module = model.get_submodule(name)
+            for hook in _hooks(module, calls[name]):
+                stack.callback(hook.remove)
+        yield calls
+
+
+def _hooks(module: nn.Module, into: Calls) -> list[Any]:
+    signature = inspect.signature(module.forward)
+    pending: list[Mapping[str, Any]] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pending.append(map_tensors(_snapshot, signature.bind(*args, **kwargs).arguments))
+
+    def after(_: nn.Module, args: Any, result: Any) -> None:
+        into.append((pending.pop(), map_tensors(_snapshot, result)))
+
+    return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+
+
+def _snapshot(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()

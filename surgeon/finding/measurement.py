@@ -1,0 +1,225 @@
+"""Runs of a float64 twin of a model under a group, with its own weights and with perturbed ones."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.algebra.equivariance import largest, relative_difference
+from surgeon.errors import CheckFailedError, PlanError, PrecisionError, TaskError, first_line
+from surgeon.finding.inference.probe import Elements, Probe, make_probe
+from surgeon.finding.inference.symmetry import Symmetry, all_rows_equal
+from surgeon.finding.ops import random_like
+from surgeon.finding.precision import run_in_double
+from surgeon.recording.record import Recording, plain_tensors, record
+from surgeon.support.copies import copied
+from surgeon.support.modes import default_dtype, set_training
+from surgeon.support.trees import map_tensors, to_dtype
+
+OUTPUT_TOLERANCE = 1e-5
+"""Largest relative equivariance error of a float64 model whose measured sites are accepted without an annotation."""
+
+PERTURBATION = 0.2
+"""Size of the random change of the weights, relative to their root mean square."""
+
+
+@contextmanager
+def perturbed(model: nn.Module, seed: int = 0, inside: str = "") -> Iterator[None]:
+    """Change trainable weights at random while the context is open, in place.
+
+    What holds for one set of weights only, such as an orthogonal initialisation, is no property of the architecture.
+
+    Args:
+        model: the model.
+        seed: with the parameter's name it decides the change.
+        inside: qualified name of the module whose parameters are changed; default all.
+    """
+    part = model.get_submodule(inside)
+    named = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    mode = part.training
+    try:
+        with torch.no_grad():
+            set_training(part, True)  # so that going back to eval rebuilds what a library caches there
+            for name, parameter in named.items():
+                if parameter.is_floating_point() and parameter.numel():
+                    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+                    scale = float(parameter.square().mean().sqrt()) or 1.0
+                    parameter.add_(PERTURBATION * scale * random_like(parameter, generator))
+            set_training(part, mode)
+        yield
+    finally:
+        with torch.no_grad():
+            set_training(part, True)
+            for name, parameter in named.items():
+                parameter.copy_(before[name])
+            set_training(part, mode)
+
+
+def double_twin(model: nn.Module) -> nn.Module:
+    """Return a copy in float64 and eval mode.
+
+    Raises:
+        PlanError: if the model cannot be copied.
+    """
+    # Tensors with a history, such as activations and kernels that a module keeps, refuse to be copied.
+    held = (value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values()))
+    memo = {id(t): t.detach().clone() for value in held for t in plain_tensors(value) if t.grad_fn is not None}
+    try:
+        with torch.no_grad():
+            twin = copied(model, memo).double()
+            set_training(twin, True)
+            set_training(twin, False)
+            return twin
+    except Exception as error:
+        raise PlanError(
+            f"expected a model that can be copied, but copy.deepcopy fails ({first_line(error)}): measure it from its "
+            "checkpoint, or rely on annotations"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Runs of a float64 twin of a model under the group, with its own weights and with perturbed ones.
+
+    Attributes:
+        twin: the float64 model, in eval mode.
+        symmetry: how the group acts.
+        inputs: one sample call, float64.
+        own: the runs with the model's weights.
+        changed: the runs with perturbed weights.
+        errors: component name to the largest relative equivariance error of the model's output, with its own weights,
+            or with perturbed ones if its own make the same of every sample; empty if it is unknown.
+    """
+
+    twin: nn.Module
+    symmetry: Symmetry
+    inputs: tuple[Any, ...]
+    own: Probe
+    changed: Probe
+    errors: Mapping[str, float]
+
+    @cached_property
+    def recordings(self) -> list[Recording]:
+        """The graphs of the runs with perturbed weights, with all values; made when first asked for."""
+        elements = self.changed.elements.all()
+        with default_dtype(torch.float64), perturbed(self.twin), torch.enable_grad():
+            return [
+                record(
+                    self.twin,
+                    *(self.symmetry.moved(g, self.inputs) if index else self.inputs),
+                    forward=self.symmetry.forward,
+                    copies=True,
+                )
+                for index, g in enumerate(elements)
+            ]
+
+    @property
+    def constant(self) -> bool:
+        """True if the model makes the same of every sample, so that its output says nothing of a symmetry."""
+        return all_rows_equal(self.own.outputs[0]) and all_rows_equal(self.changed.outputs[0])
+
+    @property
+    def trusted(self) -> bool:
+        """True if the model's own output transforms as it should, so that unannotated sites are accepted."""
+        return bool(self.errors) and max(self.errors.values()) <= OUTPUT_TOLERANCE
+
+
+def measure_model(
+    twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], modules: Sequence[str], seed: int = 0
+) -> Measurement:
+    """Run a float64 model under the group.
+
+    Args:
+        twin: in float64 and eval mode; its weights are perturbed for a while and put back.
+        symmetry: the group and its actions.
+        inputs: one sample call.
+        modules: qualified names of the modules whose calls are kept.
+        seed: seed of the group elements and the perturbation.
+
+    Raises:
+        TaskError: if the action is none, or the sample batch cannot show anything.
+        PlanError: if the model does not run in float64, or is not deterministic.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = to_dtype(inputs, torch.float64)
+    if all_rows_equal(inputs):
+        raise TaskError(
+            "expected a sample batch that varies, but all rows of each of its tensors are equal, so that no "
+            "representation can be told from another: give a batch of different samples"
+        )
+    with default_dtype(torch.float64):
+        symmetry.check(inputs, generator)
+        _require_deterministic(twin, symmetry, inputs)
+        elements = Elements.draw(symmetry.group, generator)
+        own = make_probe(twin, symmetry, inputs, modules, elements)
+        with perturbed(twin, seed):
+            changed = make_probe(twin, symmetry, inputs, modules, elements)
+        telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
+        # act_output creates constants as act does
+        errors = {} if telling is None else output_errors(telling, symmetry)
+    return Measurement(twin, symmetry, inputs, own, changed, errors)
+
+
+def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> None:
+    def run() -> Any:
+        return map_tensors(Tensor.detach, symmetry.forward(twin, *map_tensors(Tensor.clone, inputs)))
+
+    try:
+        run_in_double(twin, run)
+        first, second = run(), run()
+    except PrecisionError as error:
+        raise PlanError(
+            f"expected a model that runs in float64, which measuring representations needs, but {error}: make it "
+            "follow the dtype of its inputs, or leave the action out and rely on annotations"
+        ) from error
+    difference = relative_difference(second, first)
+    if difference > 1e-12:
+        raise PlanError(
+            f"expected a deterministic model, but two runs on the same batch in eval mode differ by {difference:.1e} "
+            "(relative): seed or switch off what is random in its forward"
+        )
+
+
+def output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
+    """Return the largest relative equivariance error of a model's output per component; nothing if it is unknown.
+
+    Raises:
+        TaskError: if ``act_output`` fails.
+    """
+    if symmetry.act_output is None:
+        return {}
+    judges = probe.elements.judges
+    errors: dict[str, float] = {}
+    for (_, component, g), moved in zip(judges, probe.outputs[-len(judges) :], strict=True):
+        try:
+            error = relative_difference(moved, symmetry.act_output(g, probe.outputs[0]))
+        except Exception as problem:
+            raise TaskError(
+                f"act_output fails on the model's output with {type(problem).__name__}: {first_line(problem)}; "
+                "correct act_output(g, outputs)"
+            ) from problem
+        errors[component] = largest(errors.get(component, 0.0), error)
+    return errors
+
+
+def require_trust(measurement: Measurement) -> None:
+    """Refuse to accept sites by measurement alone in a model whose own output does not transform as it should.
+
+    Raises:
+        CheckFailedError: with the error per component.
+    """
+    if measurement.trusted:
+        return
+    worst = ", ".join(f"{error:.1e} under {name}" for name, error in measurement.errors.items())
+    raise CheckFailedError(
+        f"expected {measurement.symmetry.group.name} to be a symmetry of the model, but its output deviates by {worst} "
+        "(relative): choose a smaller group, correct act and act_output, or look for the place with `--find-breaks`"
+    )

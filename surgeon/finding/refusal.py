@@ -1,0 +1,73 @@
+"""Why nothing in a model can be relaxed: by design, because it is not understood, or because the group is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import nn
+
+from surgeon.errors import CheckFailedError, NotASymmetryError, NothingToRelaxError, SurgeonError
+from surgeon.finding.annotated_ops import INVARIANT
+from surgeon.finding.measurement import Measurement, require_trust
+from surgeon.plan import AuditEntry, Plan
+
+
+def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> SurgeonError:
+    """Return the error that says why a plan has no sites; it carries the plan, whose audit has all reasons.
+
+    Args:
+        model: the network.
+        plan: a plan without sites.
+        measurement: runs under the group; None if there are none.
+    """
+    if measurement is not None and measurement.errors:
+        try:
+            require_trust(measurement)
+        except CheckFailedError as error:
+            return NotASymmetryError(str(error), plan)
+    reasons = Counter(entry.reason for entry in plan.skipped).most_common(3)
+    listed = "; ".join([f"{count} x {reason}" for reason, count in reasons] + list(plan.notes))
+    return NothingToRelaxError(
+        f"expected at least one equivariant linear op in {type(model).__name__}, but there is nothing to relax "
+        f"({listed or 'it has no trainable parameters'}): {_verdict(plan, measurement is not None)}",
+        plan,
+    )
+
+
+def _verdict(plan: Plan, measured: bool) -> str:
+    """Tell apart what is so by design from what is not known and from a wrong group."""
+    trained = [entry for entry in plan.audit if entry.coverage != "frozen"]
+    broken, unknown = (_share(trained, coverage) for coverage in ("not equivariant", "unexplained"))
+    if broken > unknown:
+        return (
+            f"{plan.group} is not the group of this model, {broken:.0%} of its parameters belong to ops that do not "
+            "commute with it; choose a smaller group"
+        )
+    if unknown:
+        advice = "see why in its audit" if measured else "give a task with act and act_output to measure it by"
+        return (
+            f"this model is not understood, {unknown:.0%} of its parameters are unexplained, so that this says nothing "
+            f"about it; {advice}, or give an adapter"
+        )
+    bypassed = _share(trained, "bypassed")
+    if bypassed:
+        return f"{bypassed:.0%} of its parameters are used where a branch cannot act"
+    invariant = [entry for entry in trained if entry.coverage == "invariant"]
+    if not invariant:
+        return "check the group, or exclude nothing"
+    sure = sum(entry.size for entry in invariant if entry.reason == INVARIANT) / sum(e.size for e in invariant)
+    if sure == 1:
+        return (
+            "it is so by design, all linear maps that it trains and uses act on invariants; no other setting will "
+            "change that"
+        )
+    return (
+        "as far as could be seen, all linear maps that it trains and uses act on invariants, but that every linear map "
+        f"is equivariant there was not checked for {1 - sure:.0%} of their weights: the audit says why"
+    )
+
+
+def _share(entries: Sequence[AuditEntry], coverage: str) -> float:
+    total = sum(entry.size for entry in entries)
+    return sum(entry.size for entry in entries if entry.coverage == coverage) / total if total else 0.0

@@ -1,0 +1,225 @@
+"""Check a proposed site on what its op really receives."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from surgeon.algebra.equivariance import largest
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.grids import in_frame, maps_to_itself
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.errors import GroupError, first_line
+from surgeon.finding.forms import form_of
+from surgeon.finding.ops import call_forward
+from surgeon.plan import Coverage, Site
+from surgeon.registry import Proposal
+from surgeon.support.trees import map_tensors, tensor_at, with_tensor
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest relative deviation from linearity and equivariance that an op of a dtype may show.
+
+In float64 it allows for constants that were made in float32, as those of a model that was built so and then converted.
+"""
+
+
+@contextmanager
+def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Mapping[str, Any]]]]:
+    """Collect the arguments, by name and detached, of every call of ``modules`` while the context is open."""
+    calls: dict[str, list[Mapping[str, Any]]] = {name: [] for name in modules}
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            signature = inspect.signature(module.forward)
+
+            def capture(
+                _: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                name: str = name,
+                signature: inspect.Signature = signature,
+            ) -> None:
+                calls[name].append(map_tensors(Tensor.detach, signature.bind(*args, **kwargs).arguments))
+
+            stack.callback(module.register_forward_pre_hook(capture, with_kwargs=True).remove)
+        yield calls
+
+
+class SiteCheck:
+    """Linearity and equivariance of single ops, under the test elements of a group."""
+
+    def __init__(self, group: Group, seed: int = 0) -> None:
+        self._group = group
+        self._generator = torch.Generator().manual_seed(seed)
+        self._elements = torch.stack([element.g for element in group.test_elements(self._generator, 1)])
+        self._actions: dict[str, Any] = {}
+
+    def _act(self, rho: Representation, x: Tensor) -> Tensor:
+        """Apply all chosen elements to features (..., d): shape (elements, ..., d)."""
+        key = json.dumps(rho.to_data())
+        if key not in self._actions:
+            self._actions[key] = rho.action(self._elements)
+        result: Tensor = self._actions[key].to(x).apply(x)
+        return result
+
+    def __call__(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
+        """Return the largest relative residual and a complaint, empty if the site holds.
+
+        The feature argument is replaced by random numbers of its shape, since real features may be 0 in a whole irrep
+        and hide a wrong label; all other arguments are the real ones, transformed along where they transform. An op
+        that is equivariant only approximately is judged with its symmetrised weights.
+        """
+        try:
+            with torch.no_grad():
+                return self._judge(op, proposal, call)
+        except Exception as error:  # the op is foreign code
+            return float("inf"), f"could not be checked on its own recorded inputs ({first_line(error)})"
+
+    def own_deviation(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> float:
+        """Return how far an op with its own weights is from equivariance, relative to its output's scale."""
+        return self(op, dataclasses.replace(proposal, symmetrised=None), call)[0]
+
+    def _if_all_zero(self, op: nn.Module) -> dict[str, Tensor]:
+        """Return random weights if all of the op's are 0, as last layers often start: output 0 would prove nothing."""
+        named = {name: weight for name, weight in op.named_parameters() if weight.is_floating_point()}
+        if any(bool(weight.any()) for weight in named.values()):
+            return {}
+        return {name: torch.randn(weight.shape, generator=self._generator).to(weight) for name, weight in named.items()}
+
+    def _judge(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
+        real = tensor_at(call[proposal.argument], proposal.path_in)
+        type_in, type_out = _types(proposal, self._group)
+        if type_in.on_rows(real).shape[-1] != proposal.rho_in.dimension:
+            return float("inf"), f"labelled as {proposal.rho_in}, but its input has shape {tuple(real.shape)}"
+        if not real.numel():
+            return float("inf"), "not exercised: its recorded input has no rows"
+        x, other = (torch.randn(real.shape, generator=self._generator).to(real) for _ in range(2))
+
+        weights = dict(proposal.symmetrised or self._if_all_zero(op))
+
+        def run(features: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+            given = with_tensor(call[proposal.argument], proposal.path_in, features)
+            arguments = {**call, **context, proposal.argument: given}
+            result = functional_call(op, weights, (), arguments) if weights else op.forward(**arguments)
+            return tensor_at(result, proposal.path_out)
+
+        own = {name: call[name] for name in proposal.context if name in call}
+        offset = run(torch.zeros_like(x), own)
+        output = run(x, own)
+        scale = float(output.norm())
+        if not scale:
+            return float("inf"), "not exercised: its output is 0 for random features"
+        linear = float((run(x + other, own) - run(other, own) - output + offset).norm()) / scale
+        moved = {name: self._act(rho, own[name]) for name, rho in proposal.context.items() if name in own}
+        residual = linear
+        for index, g in enumerate(_elements(proposal, self._group, self._elements)):
+            context = {name: values[index] for name, values in moved.items()}
+            difference = run(type_in.act(g, x), context) - type_out.act(g, output)
+            covered = type_out.covered(g, output)
+            difference = difference if covered is None else difference * covered
+            residual = largest(residual, float(difference.norm()) / scale)
+        limit = TOLERANCE.get(output.dtype, 1e-4)
+        if residual <= limit:
+            return residual, ""
+        what = "linear" if linear > limit else f"equivariant as labelled ({proposal.rho_in} -> {proposal.rho_out})"
+        return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"
+
+
+def fold_complaint(
+    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
+) -> str:
+    """Return why changed weights do not do what ``fold_map`` says in a call of the op; empty if they do.
+
+    A subclass may rescale its output, a caller may pass the weights, or another argument may be no longer what it was:
+    the annotations do not tell. The largest entry counts, so that one row out of many is seen.
+    """
+    try:
+        with torch.no_grad():
+            residual, limit = _fold_residual(op, site, call, fold_map, generator)
+    except Exception as error:  # the op is foreign code
+        return f"it could not be run with changed weights ({first_line(error)})"
+    if residual <= limit:
+        return ""
+    return f"changed weights do not act as its annotations say, relative deviation {residual:.1e}"
+
+
+def _fold_residual(
+    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
+) -> tuple[float, float]:
+    real, own = tensor_at(call[site.argument], site.path_in), op.get_parameter(fold_map.parameter)
+    x = torch.randn(real.shape, generator=generator).to(real)
+    weight = torch.randn(fold_map.shape, generator=generator).to(own)
+    change = fold_map.weight_change(weight, own.numel()).reshape(own.shape)
+    arguments = {**call, site.argument: with_tensor(call[site.argument], site.path_in, x)}
+    before = tensor_at(call_forward(op, arguments), site.path_out)
+    changed = {f"op.{fold_map.parameter}": own + change}
+    after = tensor_at(functional_call(_Forward(op), changed, (arguments,)), site.path_out)
+    expected = form_of(site).add(torch.zeros_like(before), (fold_map.project(weight).to(x),), x)
+    if not expected.numel():
+        return 0.0, 0.0
+    scale = float(expected.abs().max()) + float(before.abs().max()) + torch.finfo(x.dtype).tiny
+    return float((after - before - expected).abs().max()) / scale, TOLERANCE.get(x.dtype, 1e-4)
+
+
+class _Forward(nn.Module):
+    """An op without its hooks, and so without its branches."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, arguments: Mapping[str, Any]) -> Any:
+        """Call the op's forward alone."""
+        return call_forward(self.op, arguments)
+
+
+def coverage_of(complaint: str) -> Coverage:
+    """Return the audit's class of what :class:`SiteCheck` complains about; most of it says nothing of the weights."""
+    if complaint.startswith("not equivariant"):
+        return "not equivariant"
+    return "not linear" if complaint.startswith("not linear") else "unexplained"
+
+
+def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
+    """Return the elements to judge an op by: on a grid those that map it to itself, such as quarter turns.
+
+    Raises:
+        GroupError: if only the identity does.
+    """
+    if proposal.convolution is None or group.rescales:
+        return elements
+    if not group.finite:
+        quarters = torch.linalg.matrix_exp(torch.pi / 2 * group.algebra).round()
+        return torch.cat([quarters, group.elements])
+    frame = torch.tensor(proposal.convolution.frame, dtype=torch.float64)
+    kept = [g for g in group.all_elements()[1:] if maps_to_itself(in_frame(group.linear(g), frame))]
+    if not kept:
+        raise GroupError(
+            f"no element of {group.name} but the identity maps the points of its grid to points: choose a group of "
+            "quarter turns"
+        )
+    return torch.stack(kept)
+
+
+def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
+    """Return how both ends transform; a convolution's grid moves along."""
+    convolution = proposal.convolution
+    grid: tuple[int, ...] = ()
+    frame: tuple[tuple[int, ...], ...] = ()
+    if convolution is not None:
+        grid, frame = tuple(range(-len(convolution.kernel), 0)), convolution.frame
+    assert not callable(proposal.axes_in)
+    assert not callable(proposal.axes_out)
+    return (
+        TensorType(proposal.rho_in, proposal.axes_in, grid, frame),
+        TensorType(proposal.rho_out, proposal.axes_out, grid, frame),
+    )

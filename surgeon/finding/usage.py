@@ -1,0 +1,78 @@
+"""Who uses an op's weights in a recorded run: the op itself, a caller behind its back, or another op tied to it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from surgeon.plan import Coverage
+from surgeon.recording.provenance import bypassed_parameters, runs_inside, used_parameters
+from surgeon.recording.record import Recording
+
+
+def tied_modules(model: nn.Module, name: str, parameter: str | None = None) -> set[str]:
+    """Return the modules outside ``name`` that own one of its parameters too: a tie needs no run to be seen.
+
+    Args:
+        model: the network.
+        name: of a module in it; its further names do not count.
+        parameter: qualified relative to the module; default all of its parameters.
+    """
+    op = model.get_submodule(name)
+    inside = set(op.modules())
+    wanted = op.parameters() if parameter is None else [op.get_parameter(parameter)]
+    own = list(wanted)
+    return {
+        other
+        for other, module in model.named_modules()
+        if module not in inside and any(_same(one, each) for each in module.parameters(recurse=False) for one in own)
+    }
+
+
+def _same(one: nn.Parameter, other: nn.Parameter) -> bool:
+    """Tell whether two parameters are one object, or look at the same memory."""
+    if one is other or one.is_meta or other.is_meta or one.device != other.device:
+        return one is other
+    (start, end), (from_, to) = _extent(one), _extent(other)
+    return max(start, from_) < min(end, to)
+
+
+def _extent(parameter: nn.Parameter) -> tuple[int, int]:
+    """Return where a parameter's numbers begin and end in memory, in bytes."""
+    start = parameter.data_ptr()
+    if not parameter.numel():
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+    return start, start + (last + 1) * parameter.element_size()
+
+
+class WeightUsage:
+    """Ownership and use of a model's parameters, by qualified module names."""
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self._model = model
+        self._recording = recording
+        self.bypassed = bypassed_parameters(recording)
+        self._used = used_parameters(recording)
+        self._first_names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def tied_to(self, name: str) -> set[str]:
+        """Return the modules outside ``name`` that own one of its parameters too."""
+        return tied_modules(self._model, name)
+
+    def complaint(self, name: str) -> str:
+        """Return why a branch at ``name`` would not act where its weights act; empty if it would."""
+        tied = {name, *self.tied_to(name)}
+        found = set().union(*(self.bypassed.get(owner, set()) for owner in tied))
+        outside = {user for user in found if not any(runs_inside(self._recording, user, owner) for owner in tied)}
+        if outside:
+            users = ", ".join(sorted(user or "the model itself" for user in outside))
+            return f"its weights are also used directly by {users}, where a branch cannot act"
+        names = (self._first_names[id(parameter)] for parameter in self._model.get_submodule(name).parameters())
+        users_of_own = set().union(*(self._used.get(parameter, set()) for parameter in names))
+        if not any(runs_inside(self._recording, user, name) for user in users_of_own):
+            return "does not use its own weights in the recorded forward"
+        return ""
+
+    def coverage(self, name: str) -> Coverage:
+        """Return the audit's class of a module about which there is a complaint."""
+        return "unused" if "does not use" in self.complaint(name) and name not in self.bypassed else "bypassed"

@@ -1,0 +1,167 @@
+"""Metrics of a model over a split of its task."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import TaskError
+from surgeon.opening.drawing import shared
+from surgeon.opening.tasks import task_batches, task_forward, task_loss, task_metrics
+from surgeon.plan import Split, Task
+from surgeon.support.imports import one_line
+from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.trees import map_tensors, tensors_in, to_device, to_dtype
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and every module back into its own mode afterwards."""
+    with modes_kept(model):
+        set_training(model, False)
+        yield
+
+
+def names_in_evaluation(model: nn.Module) -> set[str]:
+    """Return the names of the state dict in eval mode, for which some libraries compute tensors of their own."""
+    with in_evaluation_mode(model):
+        return set(model.state_dict())
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer; the CPU if it has none."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the model's floating parameters, that of the first one."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def fitted(batch: Any, model: nn.Module, device: torch.device | None = None) -> Any:
+    """Return a batch where the model is, and in the dtype of weights that are not float32.
+
+    Tasks give float32 unless they mean something else: a float32 model gets its batch as it is.
+    """
+    moved, dtype = to_device(batch, device or device_of(model)), model_dtype(model)
+    return moved if dtype == torch.float32 else to_dtype(moved, dtype)
+
+
+def rehearse(model: nn.Module, task: Task) -> None:
+    """Go through a training step of a model whose dtype is not that of the task's batches, and change nothing.
+
+    Raises:
+        TaskError: if forward, loss, gradient or metrics fail, which would end a training, or the gradient is not
+            finite, or the weights are float16.
+    """
+    try:
+        batch = next(task_batches(task, "train", 0))
+    except TaskError:  # nothing to train on: the task is for looking
+        return
+    dtype = model_dtype(model)
+    if dtype == torch.float16:
+        raise TaskError(
+            "expected weights that can be trained, got float16, whose gradients and penalties leave its range: convert "
+            "the checkpoint to float32 or bfloat16"
+        )
+    given = {leaf.dtype for leaf in tensors_in(batch) if leaf.is_floating_point()}
+    if given <= {dtype}:
+        return
+    batch = fitted(batch, model)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with torch.random.fork_rng(), in_evaluation_mode(model), torch.enable_grad():
+            outputs = task_forward(task, model, batch)
+            found = torch.autograd.grad(task_loss(task, outputs, batch), weights, allow_unused=True)
+            task_metrics(task, map_tensors(Tensor.detach, outputs), batch)
+        if not all(bool(gradient.isfinite().all()) for gradient in found if gradient is not None):
+            raise FloatingPointError("its gradient is not finite")
+    except Exception as error:
+        words = ", ".join(sorted(str(each).removeprefix("torch.") for each in given))
+        raise TaskError(
+            f"expected a {str(dtype).removeprefix('torch.')} model that trains on the task's batches in {words}, but a "
+            f"step fails with {one_line(error)}: give them in the model's dtype, or convert the checkpoint to float32"
+        ) from error
+
+
+Sums = dict[str, tuple[float, float]]
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    split: Split,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[Sums], list[Sums]] | None = None,
+) -> dict[str, float]:
+    """Return the task's metrics over a split, in eval mode: the sum of sums over the sum of counts.
+
+    Gradients stay enabled, because some models return derivatives of their energy.
+
+    Args:
+        model: the network.
+        task: the user's task.
+        split: "train", "validation" or "test".
+        share: this process's number and how many share the batches out among them.
+        gather: returns the sums of all of them.
+
+    Raises:
+        TaskError: if the split is empty or a metric counts nothing.
+    """
+    own = metric_sums(model, task, split, share)
+    parts = [own] if gather is None else gather(own)
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    sums = {name: sum(part[name][0] for part in parts if name in part) for name in names}
+    counts = {name: sum(part[name][1] for part in parts if name in part) for name in names}
+    empty = [name for name, count in counts.items() if not count > 0]
+    if empty or not counts:
+        raise TaskError(
+            f"expected metrics with a positive count on the {split} split, got none for "
+            f"{', '.join(empty) or 'any metric'}: check metrics() of the task"
+        )
+    return {name: sums[name] / counts[name] for name in sums}
+
+
+def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, int] = (0, 1)) -> Sums:
+    """Return metric name to (sum, count) over every n-th batch of a split, in eval mode.
+
+    Every process of a share runs the model equally often, because the parts of sharded weights are put together in its
+    forward: one that has no batch left runs another's, and does not count it.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
+    with in_evaluation_mode(model):
+        batches = task_batches(task, split, 0)
+        if share[1] > 1:
+            batches = shared(batches, f"the task's batches({split!r}, 0)")
+        while group := list(itertools.islice(batches, share[1])):
+            own = share[0] < len(group)
+            moved = fitted(group[share[0] if own else 0], model)
+            outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
+            if not own:
+                continue
+            for name, (total, count) in task_metrics(task, outputs, moved).items():
+                sums[name] += float(total)
+                counts[name] += float(count)
+    return {name: (sums[name], counts[name]) for name in sums}
+
+
+def is_better(value: float, than: float, direction: str) -> bool:
+    """Tell whether a metric improved; a non-finite value never does."""
+    if not math.isfinite(value):
+        return False
+    return not math.isfinite(than) or (value < than if direction == "min" else value > than)
+
+
+def outputs_on(model: nn.Module, task: Task, batches: Sequence[Any]) -> list[Any]:
+    """Return the detached outputs of a model on batches, in eval mode."""
+    with in_evaluation_mode(model):
+        return [map_tensors(Tensor.detach, task_forward(task, model, batch)) for batch in batches]

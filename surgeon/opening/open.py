@@ -1,0 +1,115 @@
+"""Open a path that a user names: a checkpoint, a relaxed folder, or a repository on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from torch import nn
+
+from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.insert import relax
+from surgeon.errors import CheckpointError
+from surgeon.files.address import HubPath, is_hub_path
+from surgeon.files.loading import load_branches
+from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.relaxed import CONFIG_FILE, RelaxedConfig, is_relaxed_folder, read_relaxed, split_state
+from surgeon.files.seals import recover
+from surgeon.opening.folder_task import given_task, task_of_folder
+from surgeon.opening.model_of import find_for_checkpoint, find_for_folder
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.originals import check_values
+from surgeon.opening.remote.client import list_files
+from surgeon.opening.remote.fetch import fetch_relaxed, open_listed
+from surgeon.opening.remote.safety import check_config, refuse_code
+from surgeon.opening.tasks import LoadedTask, task_beside
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import StripMode
+
+
+def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripMode | None = None) -> Workspace:
+    """Open a checkpoint file or a relaxed folder.
+
+    Args:
+        path: what the user named.
+        options: how to find the model and the task.
+        mode: for a relaxed folder, how its branches will be stripped; default as it says itself.
+
+    Raises:
+        SurgeonError: one of its subclasses, saying what is wrong with the file, the model, or the task.
+    """
+    options = options or OpenOptions()
+    if is_hub_path(path):
+        return _open_hub(HubPath.parse(path), options, mode)
+    recover(path)
+    if is_relaxed_folder(path):
+        return _open_relaxed(Path(path), options, mode)
+    if Path(path).is_dir():
+        raise CheckpointError(
+            f"expected a checkpoint file or a folder made by `surgeon relax`, got the folder {str(path)!r}: "
+            "name the file inside it"
+        )
+    return _open_plain(open_checkpoint(path, trust_pickle=options.trust_pickle, entry=options.entry), options)
+
+
+def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
+    task = given_task(options)
+    found = find_for_checkpoint(checkpoint, task, options)
+    if task is None and found.task is None and checkpoint.origin is None:
+        task = task_beside(found.model, checkpoint.path, options.task_arguments, options.announce)
+    task = _bound(task or found.task, found.model)
+    return Workspace(checkpoint.path, found.model, found, checkpoint, options, task, origin=checkpoint.origin)
+
+
+def _open_hub(path: HubPath, options: OpenOptions, mode: StripMode | None) -> Workspace:
+    """Open what is on the Hub: a relaxed model if the repository holds one and no file is named."""
+    for flag, trusted in (("--trust-pickle", options.trust_pickle), ("--trust-remote-code", options.trust_remote_code)):
+        if trusted:
+            path.require_pinned(flag)
+    listing = list_files(path)
+    if path.file is None and CONFIG_FILE in listing.files:
+        return _open_relaxed(fetch_relaxed(listing), options, mode, listing.pinned)
+    return _open_plain(open_listed(listing, trust_pickle=options.trust_pickle, entry=options.entry), options)
+
+
+def _open_relaxed(
+    folder: Path, options: OpenOptions, mode: StripMode | None, origin: HubPath | None = None
+) -> Workspace:
+    files = read_relaxed(folder, sealed=origin is None)
+    config = files.config
+    if origin is None:
+        refuse_code(config, repr(str(folder)), options.trust_remote_code)
+    else:
+        check_config(config, str(origin), options.trust_remote_code)
+    task = task_of_folder(folder, config, options, origin)
+    checkpoint, found = find_for_folder(files, task, options, origin)
+    schedule, form = _training_form(config, folder)
+    relaxation = relax(found.model, config.plan, mode=mode or config.strip_mode, schedule=schedule, penalty_form=form)
+    load_branches(found.model, files.branches)
+    relaxation.set_theta(*config.theta)
+    if config.thetas is not None:
+        relaxation.set_thetas(config.thetas)
+    task = _bound(task, found.model)
+    if origin is not None:
+        check_values(*split_state(found.model.state_dict()), config, origin, options)
+    return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
+
+
+def _bound(task: LoadedTask | None, model: nn.Module) -> LoadedTask | None:
+    return None if task is None else task.for_model(model)
+
+
+def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, PenaltyForm]:
+    form = config.penalty["form"]
+    if form not in get_args(PenaltyForm):
+        raise CheckpointError(
+            f"expected a penalty form among {', '.join(get_args(PenaltyForm))} in {str(folder)!r}, got {form!r}: "
+            "write the folder again"
+        )
+    try:
+        return Schedule(config.schedule["name"], **config.schedule["settings"]), form
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the schedule in {str(folder)!r} is unusable ({error}): write the folder again"
+        ) from error

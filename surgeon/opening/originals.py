@@ -1,0 +1,100 @@
+"""Where the checkpoint that was relaxed is now, and what a relaxed model from the Hub must share with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from surgeon.errors import CheckpointError
+from surgeon.files.address import HubPath, is_hub_path
+from surgeon.files.reading import Checkpoint
+from surgeon.files.relaxed import RelaxedConfig
+from surgeon.files.stored import renamed
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.remote.fetch import open_anywhere
+from surgeon.opening.remote.safety import refuse_nonfinite
+
+
+def original_source(base: Mapping[str, Any], options: OpenOptions, origin: HubPath | None) -> str | HubPath:
+    """Return where the checkpoint that was relaxed is: as the user says, on the Hub, or where it was.
+
+    Args:
+        base: of the relaxed folder's configuration.
+        options: what the user gave.
+        origin: where the relaxed folder was downloaded from; what it says of local files holds elsewhere.
+
+    Raises:
+        CheckpointError: if only another machine knows.
+    """
+    if options.original is not None:
+        return options.original
+    if base["repo"] is not None:
+        return HubPath(base["repo"], base["revision"], base["file"])
+    if origin is not None:
+        raise CheckpointError(
+            f"{str(origin)!r} was made from {base['file']!r}, which is not on the Hub: give it as `--original FILE`"
+        )
+    return str(base["file"])
+
+
+def is_there(source: str | HubPath) -> bool:
+    """Tell whether a file exists; of one on the Hub, only opening it will tell."""
+    return isinstance(source, HubPath) or is_hub_path(source) or Path(source).is_file()
+
+
+def open_original(base: Mapping[str, Any], options: OpenOptions, origin: HubPath | None) -> Checkpoint:
+    """Open the checkpoint that was relaxed.
+
+    Args:
+        base: of the relaxed folder's configuration.
+        options: what the user gave.
+        origin: where the relaxed folder was downloaded from.
+
+    Raises:
+        CheckpointError: if it is not where it was, or has changed since.
+    """
+    source = original_source(base, options, origin)
+    if not is_there(source):
+        raise CheckpointError(
+            f"expected the original checkpoint at {str(source)!r}, but it is not there: give `--original FILE`"
+        )
+    checkpoint = open_anywhere(source, trust_pickle=options.trust_pickle, entry=base["entry"])
+    if checkpoint.sha256 != base["sha256"]:
+        raise CheckpointError(
+            f"expected the original checkpoint with sha256 {str(base['sha256'])[:12]}, but {str(source)!r} has "
+            f"{checkpoint.sha256[:12]}: it has changed since, give the right one as `--original FILE`"
+        )
+    return checkpoint
+
+
+def check_values(
+    base: Mapping[str, Tensor],
+    branches: Mapping[str, Tensor],
+    config: RelaxedConfig,
+    origin: HubPath,
+    options: OpenOptions | None = None,
+) -> None:
+    """Refuse a relaxed model from the Hub with weights that are not finite where those of its base are.
+
+    Args:
+        base: its base weights.
+        branches: weights of its branches.
+        config: its configuration, which says where the base is; that is opened only if something is not finite.
+        origin: where it was downloaded from.
+        options: what the user gave.
+
+    Raises:
+        CheckpointError: if there are such weights.
+    """
+
+    def original() -> Mapping[str, Tensor]:
+        options_without_pickle = dataclasses.replace(options or OpenOptions(), trust_pickle=False)
+        checkpoint = open_original(config.base, options_without_pickle, origin)
+        names = {prefix + key: key for key in checkpoint.tensors for prefix in ("", checkpoint.prefix)}
+        return renamed(checkpoint.tensors, names)
+
+    refuse_nonfinite(base, branches, str(origin), original)

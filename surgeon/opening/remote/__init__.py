@@ -1,0 +1,4 @@
+"""What is fetched from the Hugging Face Hub, and how it is checked.
+
+Nothing is imported here, so that opening a local file does not load the client library.
+"""

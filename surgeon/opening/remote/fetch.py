@@ -1,0 +1,193 @@
+"""Download what is needed from the Hub through the client's cache, and check it against what the Hub announced."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from surgeon.errors import CheckpointError, HubError, TrustError
+from surgeon.files.address import HubPath, is_hub_path
+from surgeon.files.atomic import sha256_of_file
+from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.relaxed import BASE_FILE, BRANCH_FILE, CONFIG_FILE
+from surgeon.opening.remote.client import HubFile, Listing, hub_errors, is_offline, list_files
+from surgeon.opening.remote.following import following
+from surgeon.support.imports import close_names
+
+WEIGHTS = ".safetensors"
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".model", ".nequip")
+LARGEST_JSON = 64 * 2**20
+
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+
+
+def open_anywhere(path: str | Path | HubPath, *, trust_pickle: bool = False, entry: str | None = None) -> Checkpoint:
+    """Open a checkpoint file, local or on the Hub; as :func:`surgeon.checkpoint.open_checkpoint`.
+
+    Raises:
+        CheckpointError: as there; if the repository does not say which file is meant.
+        TrustError: if a file on the Hub may hold code and is not trusted, or its revision is not a commit.
+        HubError: if it cannot be downloaded, or is not what the Hub announced.
+    """
+    if not isinstance(path, HubPath) and not is_hub_path(path):
+        return open_checkpoint(path, trust_pickle=trust_pickle, entry=entry)
+    address = path if isinstance(path, HubPath) else HubPath.parse(path)
+    if trust_pickle:
+        address.require_pinned("--trust-pickle")
+    return open_listed(list_files(address), trust_pickle=trust_pickle, entry=entry)
+
+
+def open_listed(listing: Listing, *, trust_pickle: bool = False, entry: str | None = None) -> Checkpoint:
+    """Download and open the checkpoint of a repository: the file named, else the only safetensors file."""
+    name = _checkpoint_name(listing, trust_pickle)
+    beside = [f"{name}.model.json", (Path(name).parent / "config.json").as_posix()]
+    folder = download(listing, [name, *(other for other in beside if other in listing.files)])
+    checkpoint = open_checkpoint(folder / name, trust_pickle=trust_pickle, entry=entry)
+    return replace(checkpoint, origin=HubPath(listing.path.repo, listing.commit, name))
+
+
+def _checkpoint_name(listing: Listing, trust_pickle: bool) -> str:
+    """Return the name of the checkpoint file; one that may hold code needs trust."""
+    name = listing.path.file
+    if name is None:
+        found = [file for file in listing.files if file.endswith(WEIGHTS)]
+        if len(found) != 1:
+            listed = ", ".join(found[:10]) or f"none, but {', '.join(list(listing.files)[:10]) or 'nothing'}"
+            raise CheckpointError(
+                f"expected one safetensors file in {listing.path}, found {listed}: name the file after the repository"
+            )
+        return found[0]
+    if name not in listing.files:
+        raise CheckpointError(
+            f"there is no file {name!r} in {listing.pinned}: it holds {close_names(name, list(listing.files))}"
+        )
+    if not name.endswith(WEIGHTS) and not trust_pickle:
+        raise TrustError(
+            f"expected a safetensors file, got {listing.path}: other files may run code when opened, so one from the "
+            "Hub is opened only with `--trust-pickle` and a commit after the @"
+        )
+    return name
+
+
+def fetch_relaxed(listing: Listing) -> Path:
+    """Download a relaxed model: its configuration and its two safetensors files, nothing else.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        CheckpointError: if a file is missing from the repository.
+        HubError: if one cannot be downloaded, or is not what the Hub announced.
+    """
+    names = (CONFIG_FILE, BASE_FILE, BRANCH_FILE)
+    absent = [name for name in names if name not in listing.files]
+    if absent:
+        raise CheckpointError(
+            f"expected a relaxed model in {listing.path}, but it lacks {', '.join(absent)}: it holds "
+            f"{', '.join(list(listing.files)[:10])}"
+        )
+    return download(listing, names)
+
+
+def download(listing: Listing, names: Iterable[str]) -> Path:
+    """Bring files into the client's cache and check each against what the Hub announced.
+
+    Args:
+        listing: the repository at one commit.
+        names: of files in it.
+
+    Returns:
+        The folder of that commit in the cache.
+
+    Raises:
+        HubError: if the download fails; a file that is damaged is removed from the cache.
+    """
+    wanted = list(names)
+    _check_sizes(listing, wanted)
+    folder, seen = (listing.folder, {}) if listing.folder else _download(listing, wanted)
+    for name in wanted:
+        _check(folder, listing.files[name], listing, seen.get(name))
+    return folder
+
+
+def _check_sizes(listing: Listing, names: list[str]) -> None:
+    for name in names:
+        size = listing.files[name].size
+        if name.endswith((".json", ".jsonl", ".md")) and size is not None and size > LARGEST_JSON:
+            raise HubError(
+                f"expected at most {LARGEST_JSON:,} bytes of {name} in {listing.path}, the Hub announces {size:,}: "
+                "it was not downloaded"
+            )
+
+
+def _download(listing: Listing, names: list[str]) -> tuple[Path, dict[str, str | None]]:
+    """Return the folder in the cache, and the hashes of those files that were read while they were written.
+
+    All files are downloaded by this thread: what others have freed stays with the process.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import repo_folder_name
+
+    repo = listing.path.repo
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    with hub_errors(f"download {listing.path}"), following(blobs) as seen:
+        # By the name that was asked for, so that the cache remembers which commit it was when it is offline; where that
+        # has changed since, by the commit.
+        hf_hub_download(repo, names[0], revision=listing.path.revision)
+        paths = {name: Path(hf_hub_download(repo, name, revision=listing.commit)) for name in names}
+    _give_memory_back()
+    folder = paths[names[0]].parents[len(PurePosixPath(names[0]).parts) - 1]
+    return folder, {name: seen.sha256(path) for name, path in paths.items()}
+
+
+def _give_memory_back() -> None:
+    """Let the system have the client's buffers of many MiB, which glibc keeps after use."""
+    with suppress(OSError, AttributeError, TypeError):  # another system
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _check(folder: Path, file: HubFile, listing: Listing, seen: str | None) -> None:
+    path = folder / file.name
+    blob = path.resolve()
+    if not path.is_file():
+        advice = "unset HF_HUB_OFFLINE" if is_offline() else "give the same command again"
+        raise HubError(f"expected {file.name} of {listing.path} in the cache, but it is not there: {advice}")
+    if not blob.is_relative_to(folder.resolve().parent.parent):
+        raise HubError(
+            f"expected {file.name} of {listing.path} inside the cache, but it is a link to somewhere else: "
+            "delete the repository from the cache"
+        )
+    if not _as_announced(blob, _with_name_of(blob, file), seen):
+        for damaged in (blob, path):
+            with suppress(OSError):
+                damaged.unlink()
+        raise HubError(
+            f"{file.name} of {listing.path} is not what the Hub announced (size or hash differ), so it was damaged on "
+            "its way or replaced: it was removed from the cache, give the same command again"
+        )
+
+
+def _with_name_of(blob: Path, file: HubFile) -> HubFile:
+    """Take the hash from the blob's name in the cache, if the Hub was not asked: the client names it so."""
+    if file.sha256 or file.git_hash:
+        return file
+    sha256 = blob.name if _SHA256.fullmatch(blob.name) else None
+    return replace(file, sha256=sha256, git_hash=blob.name if _SHA1.fullmatch(blob.name) else None)
+
+
+def _as_announced(path: Path, file: HubFile, seen: str | None) -> bool:
+    if file.size is not None and path.stat().st_size != file.size:
+        return False
+    if file.sha256 is not None:
+        return seen == file.sha256 or sha256_of_file(path) == file.sha256
+    return file.git_hash is None or git_hash(path.read_bytes()) == file.git_hash
+
+
+def git_hash(content: bytes) -> str:
+    """Return the hash by which Git, and so the Hub, knows a file that is not stored with Git LFS."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,89 @@
+"""The network's source: whether its code still computes the graph that was recorded when it was relaxed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.errors import CheckpointError
+from surgeon.opening.evaluation import model_dtype
+from surgeon.opening.tasks import LoadedTask, task_batches, task_forward
+from surgeon.opening.workspace import Workspace
+from surgeon.proof.certificate import versions
+from surgeon.recording.compare import graph_hash
+from surgeon.recording.record import record
+from surgeon.support.attributes import tensor_sha256
+from surgeon.support.copies import copied
+from surgeon.support.modes import set_training
+from surgeon.support.trees import tensors_in, to_dtype
+
+
+def graph_on(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> dict[str, Any]:
+    """Record a network without branches in eval mode.
+
+    Args:
+        network: only read.
+        run: one forward, ``run(network)``.
+        inputs: what it runs on, a nest of tensors of any shapes.
+
+    Returns:
+        JSON-compatible: ``sha256`` of the recorded graph, ``batch`` (of the inputs' tensors), and ``versions``.
+    """
+    probe = copied(network)
+    set_training(probe, False)
+    digest = hashlib.sha256("".join(tensor_sha256(tensor) for tensor in tensors_in(inputs)).encode()).hexdigest()
+    with torch.random.fork_rng(devices=[]):
+        graph = record(probe, forward=run).graph
+    return {"sha256": graph_hash(graph), "batch": digest, "versions": versions(network)}
+
+
+def graph_of(original: nn.Module, task: LoadedTask) -> dict[str, Any]:
+    """Record the original, without branches, on the first validation batch; returns what :func:`graph_on` does."""
+    batch = to_dtype(next(iter(task_batches(task.task, "validation", 0))), model_dtype(original))
+    return graph_on(original, lambda model: task_forward(task.task, model, batch), batch)
+
+
+def not_comparable(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say why two records of :func:`graph_on` do not tell whether the source has changed; empty if they do."""
+    for name, words in (("versions", "versions of libraries"), ("batch", "data")):
+        if now[name] != known[name]:
+            return f"it was relaxed with other {words}"
+    return ""
+
+
+def check_source(workspace: Workspace, original: nn.Module | None = None) -> str:
+    """Compare the original's graph with the one of its folder, if both are of one batch and the same versions.
+
+    Args:
+        workspace: an opened relaxed folder.
+        original: as its code builds it now, without branches; by default it is opened, if it is still there.
+
+    Returns:
+        What was found: that the source is the same, or why that was not compared.
+
+    Raises:
+        CheckpointError: if the same batch gives another graph: the model's code has changed since.
+    """
+    known = None if workspace.files is None else workspace.files.config.graph
+    if known is None or workspace.task is None:
+        return "the network's source was not compared: no task was known when it was relaxed, or none is now"
+    if original is None:
+        try:
+            original, _ = workspace.original()
+        except CheckpointError as error:
+            return f"the network's source was not compared: {error}"
+    now = graph_of(original, workspace.task)
+    why = not_comparable(known, now)
+    if why:
+        return f"the network's source was not compared: {why}"
+    if now["sha256"] != known["sha256"]:
+        raise CheckpointError(
+            f"expected the network that {workspace.name!r} was made from, but on the same batch its code now computes "
+            f"another graph (sha256 {now['sha256'][:12]}, then {known['sha256'][:12]}): restore the model's source, or "
+            "relax again"
+        )
+    return "the network's source computes the graph that was recorded when it was relaxed"

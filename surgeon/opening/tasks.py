@@ -1,0 +1,415 @@
+"""Load the user's task, and call its optional members with their defaults and their results checked."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field, replace
+from importlib.machinery import SourceFileLoader
+from itertools import chain
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckpointError, SurgeonError, TaskError
+from surgeon.files.atomic import sha256_of_file
+from surgeon.opening.drawing import RandomNumbers
+from surgeon.plan import Split, Task
+from surgeon.registry import FindsData, adapter_with_task, installed_adapters
+from surgeon.support.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
+
+Direction = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task and where it came from.
+
+    Attributes:
+        task: the object.
+        path: the file it was read from; None for ``module:attribute``.
+        sha256: of the file's bytes; empty if there is no file.
+        arguments: what ``make_task`` was called with.
+        spec: what the user wrote, with the data's absolute path if an adapter's task was named.
+        data: the file that an adapter's task reads; its hash is ``sha256``.
+    """
+
+    task: Task
+    path: Path | None
+    sha256: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    spec: str = ""
+    data: Path | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The file that must not be overwritten: the task's own, or its data."""
+        return self.path or self.data
+
+    def for_model(self, model: nn.Module) -> LoadedTask:
+        """Return the task for an opened model; most tasks do not depend on it.
+
+        Raises:
+            TaskError: if the task is for other models than this one.
+        """
+        bind = getattr(self.task, "for_model", None)
+        return self if bind is None else replace(self, task=_checked(bind(model), self.spec))
+
+
+def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> LoadedTask:
+    """Load a task from a Python file, from ``module:attribute``, or an adapter's own from ``adapter:datafile``.
+
+    A file defines ``task`` (an object) or ``make_task(**arguments)``; its folder is importable meanwhile. An attribute
+    is a task object, or a class or function that makes one; the current folder is importable meanwhile.
+
+    Args:
+        spec: the file, ``module:attribute``, or ``adapter:datafile`` if an installed adapter of that name has a task.
+        arguments: what to call ``make_task`` with, JSON-compatible.
+
+    Raises:
+        TaskError: if it is missing, fails, defines no task, or the task lacks ``batches`` or ``loss``.
+    """
+    given = dict(arguments or {})
+    text = str(spec)
+    offered = None if isinstance(spec, Path) else _task_of_adapter(text, given)
+    if offered is not None:
+        return offered
+    if isinstance(spec, Path) or text.endswith(".py") or ":" not in text or Path(text).is_file():
+        path = Path(text).absolute()
+        task, sha256 = _task_of_file(path, given)
+        return LoadedTask(task, path, sha256, given, text)
+    with importable(Path.cwd()):
+        found = import_attribute(text, "a task", TaskError)
+        if inspect.isclass(found) or (callable(found) and not hasattr(found, "batches")):
+            task = call_with(found, given, text, TaskError)
+        else:
+            _refuse_arguments(given, text)
+            task = found
+    source = getattr(sys.modules.get(text.partition(":")[0]), "__file__", None)
+    return LoadedTask(_checked(task, text), None, _sha256(Path(source)) if source else "", given, text)
+
+
+def is_adapters_task(spec: str) -> bool:
+    """Tell whether a spec names the ready task of an installed adapter, so that nothing of the user's is executed."""
+    return ":" in spec and not Path(spec).is_file() and adapter_with_task(spec.partition(":")[0]) is not None
+
+
+def _task_of_adapter(spec: str, arguments: dict[str, Any]) -> LoadedTask | None:
+    """Return the ready task of the adapter that is named before the colon; None if there is none."""
+    name, colon, data = spec.partition(":")
+    adapter = adapter_with_task(name) if colon and not Path(spec).is_file() else None
+    if adapter is None:
+        return None
+    path = Path(data).absolute()
+    if not path.is_file():
+        names = sorted(other.name for other in path.parent.glob("*" + path.suffix))
+        raise TaskError(
+            f"there is no data file {str(path)!r} for the task of {name}: its folder holds "
+            f"{close_names(path.name, names)}; give `--task {name}:FILE`"
+        )
+    task = _checked(adapter.task(path, arguments), spec)
+    return LoadedTask(task, None, _sha256(path), arguments, f"{name}:{path}", path)
+
+
+def task_beside(
+    model: nn.Module,
+    checkpoint: Path,
+    arguments: Mapping[str, Any] | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> LoadedTask | None:
+    """Return the ready task on the data that an adapter finds for a local checkpoint of its family, else None.
+
+    Args:
+        model: the opened model.
+        checkpoint: the file that it was opened from.
+        arguments: for the task.
+        announce: told which task was taken.
+
+    Raises:
+        TaskError: if the adapter has no task, or its task refuses the data or the arguments.
+    """
+    for name, adapter in installed_adapters().items():
+        data = adapter.data_of(model, checkpoint) if isinstance(adapter, FindsData) else None
+        if data is not None:
+            loaded = load_task(f"{name}:{data}", arguments)
+            if announce is not None:
+                announce(loaded.spec)
+            return loaded
+    return None
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except CheckpointError as error:
+        raise TaskError(str(error)) from error
+
+
+def _refuse_arguments(arguments: Mapping[str, Any], where: str) -> None:
+    if arguments:
+        raise TaskError(
+            f"{where} is a ready task and takes no arguments, got {', '.join(arguments)}: "
+            "leave them out or define `make_task`"
+        )
+
+
+def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> tuple[Task, str]:
+    """Return the task in a file, and the SHA-256 of the bytes that were run."""
+    if not path.is_file():
+        names = sorted(other.name for other in path.parent.glob("*.py"))
+        raise TaskError(
+            f"there is no task file {str(path)!r}: its folder holds {close_names(path.name, names)}; "
+            "give a Python file or `module:attribute`"
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error
+    with importable(path.parent):
+        module = _import_file(path, content)
+        maker = getattr(module, "make_task", None)
+        task = getattr(module, "task", None)
+        if maker is not None and (arguments or task is None):
+            task = call_with(maker, arguments, f"make_task of {str(path)!r}", TaskError)
+        elif task is not None:
+            _refuse_arguments(arguments, f"`task` of {str(path)!r}")
+        else:
+            names = [name for name in vars(module) if not name.startswith("_")]
+            raise TaskError(
+                f"expected {str(path)!r} to define `task` or `make_task`, found {', '.join(names[:10]) or 'nothing'}: "
+                "add one of the two"
+            )
+    return _checked(task, str(path)), hashlib.sha256(content).hexdigest()
+
+
+class _Content(SourceFileLoader):
+    """Runs these bytes: Python's own loader would run a compiled file in ``__pycache__``, whatever the source says."""
+
+    def __init__(self, name: str, path: Path, content: bytes) -> None:
+        super().__init__(name, str(path))
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the bytes."""
+        return self.source_to_code(self._content, self.path)
+
+
+def _import_file(path: Path, content: bytes) -> ModuleType:
+    """Execute a file as a module with a name of its own, so that equally named files do not meet."""
+    if path.suffix != ".py":
+        raise TaskError(f"expected a Python file, got {str(path)!r}: its name must end in .py")
+    name = f"surgeon_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    loader = _Content(name, path, content)
+    module_spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert module_spec is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    try:
+        loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        line = failing_line(error, path)
+        place = f" at line {line}" if line else ""
+        raise TaskError(f"task file {str(path)!r} failed{place} with {one_line(error)}: correct the file") from error
+    return module
+
+
+def _checked(task: Any, where: str) -> Task:
+    if inspect.isclass(task):
+        raise TaskError(f"expected a task object in {where}, got the class {task.__name__}: write {task.__name__}()")
+    missing = [name for name in ("batches", "loss") if not callable(getattr(task, name, None))]
+    if missing:
+        has = ", ".join(name for name in dir(task) if not name.startswith("_")) or "nothing"
+        raise TaskError(
+            f"expected the task of {where} to have the methods batches and loss, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {type(task).__name__} has {has}"
+        )
+    checked: Task = task
+    return checked
+
+
+def task_forward(task: Task, model: nn.Module, batch: Any) -> Any:
+    """Return the outputs for a batch: the task's ``forward(model, batch)``, or ``model(batch)`` without one."""
+    forward = getattr(task, "forward", None)
+    return model(batch) if forward is None else forward(model, batch)
+
+
+def task_loss(task: Task, outputs: Any, batch: Any) -> Tensor:
+    """Return the task's loss.
+
+    Returns:
+        Shape (), floating; the mean over the batch.
+
+    Raises:
+        TaskError: if ``loss`` returns anything else.
+    """
+    loss = task.loss(outputs, batch)
+    if not isinstance(loss, Tensor):
+        raise TaskError(f"expected the task's loss to return a scalar tensor, got {type(loss).__name__}: return one")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise TaskError(
+            f"expected the task's loss to return one floating number, got shape {tuple(loss.shape)} and {loss.dtype}: "
+            "take the mean over the batch"
+        )
+    return loss.reshape(())
+
+
+def task_metrics(task: Task, outputs: Any, batch: Any) -> dict[str, tuple[float, float]]:
+    """Return metric name to (sum, count) for a batch; the loss is always among them, counted once per batch.
+
+    Raises:
+        TaskError: if ``metrics`` returns anything but a dict of pairs of numbers.
+    """
+    metrics = getattr(task, "metrics", None)
+    found = {} if metrics is None else metrics(outputs, batch)
+    if not isinstance(found, Mapping):
+        raise TaskError(
+            f"expected the task's metrics to return a dict of name to (sum, count), got {type(found).__name__}: "
+            "return a dict"
+        )
+    result = {str(name): _sum_and_count(str(name), value) for name, value in found.items()}
+    if "loss" not in result:
+        result["loss"] = (float(task_loss(task, outputs, batch).detach()), 1.0)
+    return result
+
+
+def _sum_and_count(name: str, value: Any) -> tuple[float, float]:
+    try:
+        total, count = value
+        pair = (_number(total), _number(count))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"expected metric {name!r} as a pair of numbers (sum, count), got {value!r}: return the sum and the count"
+        ) from error
+    if pair[1] < 0:
+        raise TaskError(f"expected a count of at least 0 for metric {name!r}, got {pair[1]}: return (sum, count)")
+    return pair
+
+
+def _number(value: Any) -> float:
+    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
+
+
+def primary_metric(task: Task) -> tuple[str, Direction]:
+    """Return the name of the metric that decides and whether small or large is better; default the loss, small.
+
+    Raises:
+        TaskError: if ``primary_direction`` is neither "min" nor "max".
+    """
+    name = getattr(task, "primary_metric", "loss")
+    direction: Any = getattr(task, "primary_direction", "min")
+    if not isinstance(name, str) or direction not in get_args(Direction):
+        raise TaskError(
+            f"expected primary_metric to be a name and primary_direction 'min' or 'max', "
+            f"got {name!r} and {direction!r}: correct the task"
+        )
+    return name, direction
+
+
+def can_act(task: Task) -> bool:
+    """Tell whether the task says how the group acts on both ends: ``act`` and ``act_output``."""
+    return callable(getattr(task, "act", None)) and callable(getattr(task, "act_output", None))
+
+
+class _WithAction:
+    """A task whose action on batches, and perhaps on outputs, comes from somewhere else."""
+
+    def __init__(self, task: Task, act: Any, act_output: Any) -> None:
+        self._task = task
+        self.act = act
+        if act_output is not None:
+            self.act_output = act_output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+def with_action(loaded: LoadedTask, spec: str) -> LoadedTask:
+    """Return a task that acts as an object elsewhere says.
+
+    Args:
+        loaded: the task.
+        spec: ``module:name`` of an object with ``act(g, batch)`` and ``act_output(g, outputs)``, or of the function
+            ``act`` alone, beside which the task's own ``act_output`` counts, if it has one.
+
+    Raises:
+        TaskError: if there is no such object, or it is neither.
+    """
+    with importable(Path.cwd()):
+        found = import_attribute(spec, "an action", TaskError)
+    act = getattr(found, "act", found)
+    if not callable(act):
+        raise TaskError(
+            f"expected {spec} to be a function act(g, batch) or an object with `act`, got {type(found).__name__}: "
+            "define one"
+        )
+    return replace(loaded, task=_WithAction(loaded.task, act, getattr(found, "act_output", None)))
+
+
+def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
+    """Return the batches of a split; the first is drawn at once, so that an empty split is found early.
+
+    While the task draws, the global generators of Python, numpy and torch are in a state that begins at the seed, so
+    that what it shuffles or augments by them is the same for the same seed, in every process, and changes nothing else.
+
+    Args:
+        task: the task.
+        split: "train", "validation" or "test".
+        seed: may decide the order.
+
+    Raises:
+        TaskError: if the split is unknown or empty, or ``batches`` returns nothing to iterate over.
+    """
+    if split not in get_args(Split):
+        raise TaskError(f"expected a split, one of {', '.join(get_args(Split))}, got {split!r}: name one of them")
+    numbers = RandomNumbers(seed)
+    with numbers.drawn():
+        batches = task.batches(split, seed)
+    if not isinstance(batches, Iterable):
+        raise TaskError(
+            f"expected the task's batches({split!r}, {seed}) to return something to iterate over, "
+            f"got {type(batches).__name__}: return a list, a generator or a DataLoader"
+        )
+    iterator = _drawn(batches, split, numbers)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise TaskError(f"the task has no batch in the split {split!r}: return at least one") from None
+    return chain([first], iterator)
+
+
+def _drawn(batches: Iterable[Any], split: Split, numbers: RandomNumbers) -> Iterator[Any]:
+    """Pass batches on; an error of the user's own code becomes one sentence."""
+    number = 0
+    end = object()
+    try:
+        with numbers.drawn():
+            iterator = iter(batches)
+        while True:
+            with numbers.drawn():
+                batch = next(iterator, end)
+            if batch is end:
+                return
+            number += 1
+            yield batch
+    except Exception as error:
+        if isinstance(error, SurgeonError):
+            raise
+        raise TaskError(
+            f"the task's batches failed after {number} of the {split} split with {one_line(error)}: correct the task"
+        ) from error
+
+
+def count_batches(task: Task, split: Split, seed: int) -> int:
+    """Return the number of batches of a split; one without a length is gone through once."""
+    with RandomNumbers(seed).drawn():
+        batches = task.batches(split, seed)
+    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in task_batches(task, split, seed))

@@ -1,0 +1,122 @@
+"""Task files are code: which of them the user of this machine has given by hand, and so allowed to run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from surgeon.errors import TrustError, WriteError
+from surgeon.files.atomic import sha256_of_file, write_text
+
+Ask = Callable[[str], bool]
+"""Puts a question to the user; True is yes."""
+
+
+def state_folder() -> Path:
+    """Return where this machine's user keeps what is remembered: ``SURGEON_HOME``, or in ``XDG_STATE_HOME``."""
+    own = os.environ.get("SURGEON_HOME")
+    state = os.environ.get("XDG_STATE_HOME")
+    return Path(own) if own else (Path(state) if state else Path.home() / ".local" / "state") / "equisurgeon"
+
+
+def remember_task(path: Path) -> None:
+    """Remember that the user gave a task file by hand: these bytes at this place.
+
+    The place counts, too, since a task imports what lies beside it. A machine where nothing can be written forgets.
+    """
+    entry = _entry(path)
+    with suppress(OSError, WriteError):
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(entry, f"{_place(path)}\n", force=True)
+
+
+def is_remembered(path: Path) -> bool:
+    """Tell whether the user gave this file, as it is now and where it is now, by hand."""
+    entry = _entry(path)
+    return entry.is_file() and not writable_by_others(entry)
+
+
+def check_task(path: Path, what: str, *, allowed: bool = False, ask: Ask | None = None) -> None:
+    """Refuse to run a task file that was found and not given, unless the user has given it before.
+
+    Args:
+        path: the file.
+        what: where it was found, in words.
+        allowed: the user says that it may run; it is remembered.
+        ask: how to ask the user, if that is possible.
+
+    Raises:
+        TrustError: if others may write the file, or nobody has allowed it.
+    """
+    others = writable_by_others(path)
+    if others:
+        raise TrustError(
+            f"{what} {str(path)!r} is code that somebody else could have written, since {others}: take away their "
+            f"permission, or check it and give it as `--task {path}`"
+        )
+    if is_remembered(path):
+        return
+    if not (allowed or (ask is not None and ask(f"{what} {path} is code that was never given here. Run it?"))):
+        raise TrustError(
+            f"{what} {str(path)!r} is code that was never given on this machine: check it and give it as "
+            f"`--task {path}`, which is remembered, or add `--trust-task`"
+        )
+    remember_task(path)
+
+
+def refuse_named_code(group: str, given: str | None, where: str, how: str) -> None:
+    """Refuse a group in a file that is ``module:function``, unless the user names the same.
+
+    Args:
+        group: what the file says.
+        given: what the user says; None if nothing.
+        where: what the message calls the file.
+        how: the user can name it.
+
+    Raises:
+        TrustError: if it is refused; nothing was imported.
+    """
+    if ":" in group and group != given:
+        raise TrustError(f"{where!r} names {group!r} as its group, which is code: if you trust it, give {how}")
+
+
+def writable_by_others(path: Path) -> str:
+    """Say why a file could be somebody else's: owner and permissions of file and folder; empty if it could not."""
+    if os.name != "posix":
+        return ""
+    places = [(path.resolve(), "the file"), (path.resolve().parent, "its folder"), (_place(path).parent, "its folder")]
+    for place, name in places:
+        found = place.stat()
+        if found.st_uid not in (os.getuid(), 0):
+            return f"{name} belongs to another user"
+        if found.st_mode & stat.S_IWOTH:
+            return f"everybody may write {'to ' * (name != 'the file')}{name}"
+        if found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid):
+            return f"its group may write {'to ' * (name != 'the file')}{name}"
+    return ""
+
+
+def _is_private(group: int) -> bool:
+    """Tell whether a group is the user's alone, as on systems where new files may be written by their group."""
+    import grp
+    import pwd
+
+    try:
+        own, found = pwd.getpwuid(os.getuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return own.pw_gid == group and found.gr_name == own.pw_name and set(found.gr_mem) <= {own.pw_name}
+
+
+def _place(path: Path) -> Path:
+    """Return where a file is, beside what it imports: of a link its own place, not that of the file it leads to."""
+    return path.absolute().parent.resolve() / path.name
+
+
+def _entry(path: Path) -> Path:
+    known = f"{_place(path)}\n{sha256_of_file(path)}"
+    return state_folder() / "tasks" / hashlib.sha256(known.encode()).hexdigest()

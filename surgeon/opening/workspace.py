@@ -1,0 +1,152 @@
+"""A model that was opened, with everything that belongs to it, and the way back to its original."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from surgeon.editing.relaxation import Relaxation
+from surgeon.errors import PrecisionError, TaskError
+from surgeon.files.address import HubPath
+from surgeon.files.loading import load_into
+from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.relaxed import RelaxedFiles
+from surgeon.finding.precision import answer_in_double, run_in_double
+from surgeon.opening.doubles import double_twin
+from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.models import FoundModel
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.originals import open_original
+from surgeon.opening.tasks import LoadedTask, task_batches
+from surgeon.support.trees import to_dtype
+
+
+@dataclass
+class Workspace:
+    """An opened model.
+
+    Attributes:
+        path: what was opened; for the Hub, where it lies in the cache.
+        model: the network, with branches if ``relaxation`` is set.
+        found: how the architecture was found.
+        checkpoint: the file that holds the base weights in use.
+        options: what the user gave.
+        task: the task, if any is known.
+        relaxation: handle on the branches; None for a plain checkpoint.
+        files: the relaxed folder; None for a plain checkpoint.
+        origin: repository and commit, if it came from the Hub.
+        float64: ``how`` the network runs in float64, None if it does not, and ``why``; None if nobody has tried.
+    """
+
+    path: Path
+    model: nn.Module
+    found: FoundModel
+    checkpoint: Checkpoint
+    options: OpenOptions
+    task: LoadedTask | None = None
+    relaxation: Relaxation | None = None
+    files: RelaxedFiles | None = None
+    origin: HubPath | None = None
+    float64: Mapping[str, str | None] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        """Take over what the folder says about float64; a stranger's could make every later measurement coarser."""
+        if self.float64 is None and self.files is not None and self.origin is None:
+            self.float64 = self.files.config.float64
+
+    @property
+    def name(self) -> str:
+        """The path as a user would write it."""
+        return str(self.path if self.origin is None else self.origin)
+
+    def require_task(self) -> LoadedTask:
+        """Return the task.
+
+        Raises:
+            TaskError: if none is known.
+        """
+        if self.task is None:
+            raise TaskError(f"expected a task with data for {self.name!r}, none is known: give `--task FILE`")
+        return self.task
+
+    def original(self) -> tuple[nn.Module, Checkpoint]:
+        """Return a fresh model with the weights of the checkpoint that was relaxed, and that checkpoint.
+
+        Raises:
+            CheckpointError: if it is not where it was, or has changed since.
+        """
+        if self.files is None:
+            return self.found.rebuild(), self.checkpoint
+        checkpoint = open_original(self.files.config.base, self.options, self.origin)
+        return self._with_weights_of(checkpoint), checkpoint
+
+    def reopened(self, path: str | Path) -> tuple[nn.Module, str]:
+        """Open a container like the original's as that was opened; return its model, and where that comes from.
+
+        A whole module is its own model, even if the original was loaded into one that was built.
+        """
+        entry = self.files.config.base["entry"] if self.files is not None else self.checkpoint.entry
+        checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle, entry=entry)
+        if checkpoint.module is not None:
+            return checkpoint.module, "unpickling the module"
+        return self._with_weights_of(checkpoint), self.found.words
+
+    def _with_weights_of(self, checkpoint: Checkpoint) -> nn.Module:
+        """Build the architecture anew and load a checkpoint into it."""
+        model = self.found.rebuild()
+        tensors = checkpoint.in_file
+        own = tensors.keys() == model.state_dict().keys()
+        load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.origin or checkpoint.path))
+        return model
+
+    @property
+    def runs_in_double(self) -> bool:
+        """Whether the network runs in float64, perhaps with help; without a task, which could run it, it counts so.
+
+        It is tried once, by the first that asks, and stored in the relaxed folder.
+        """
+        if self.float64 is None and self.task is not None:
+            try:
+                self.double(self.model)
+            except PrecisionError as error:
+                self.float64 = {"how": None, "why": str(error)}
+        return self.float64 is None or self.float64["how"] is not None
+
+    @property
+    def no_double(self) -> str:
+        """Why the network does not run in float64, as a sentence without a full stop; empty if it does."""
+        return "" if self.runs_in_double or self.float64 is None else str(self.float64["why"])
+
+    def double(self, model: nn.Module) -> nn.Module:
+        """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.
+
+        A network that asks for float32 in its forward gets float64 in the twin. Ask ``runs_in_double`` first where
+        there is another way.
+
+        Raises:
+            PrecisionError: if the network does not run in float64 even so.
+        """
+        if self.float64 is not None and self.float64["how"] is None:
+            raise PrecisionError(str(self.float64["why"]))
+        twin = double_twin(model, self.found, self.relaxation, str(self.path))
+        if self.float64 is None and self.task is not None:
+            self.float64 = {"how": self._run_in_double(twin, model, self.task), "why": ""}
+        elif self.float64 is not None and self.float64["how"] == "answered":
+            answer_in_double(twin)
+        return twin
+
+    def _run_in_double(self, twin: nn.Module, model: nn.Module, task: LoadedTask) -> str:
+        (batch,) = itertools.islice(task_batches(task.task, "validation", 0), 1)
+        run = functools.partial(outputs_on, twin, task.task, [to_dtype(batch, torch.float64)])
+        own = functools.partial(outputs_on, model, task.task, [to_dtype(batch, model_dtype(model))])
+        return run_in_double(twin, run, own)
+
+    def double_or_own(self, model: nn.Module) -> nn.Module:
+        """Return the float64 twin, or ``model`` itself where the network does not run in float64."""
+        return self.double(model) if self.runs_in_double else model

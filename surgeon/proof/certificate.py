@@ -1,0 +1,384 @@
+"""Proof that stripping gave back exactly the original architecture, recomputable from the two models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.editing.branch import branches_of
+from surgeon.files.atomic import json_compatible
+from surgeon.files.loading import COPIED_CONSTANT
+from surgeon.files.reading import Checkpoint
+from surgeon.files.stored import forms, renamed
+from surgeon.plan import GRAPH_CHECK, Certificate
+from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
+from surgeon.recording.record import record
+from surgeon.support.attributes import attributes_of, hooks_of, tensor_bytes
+from surgeon.support.copies import copied
+from surgeon.support.modes import set_training
+
+SHOWN = 5
+"""Differences listed per check."""
+
+FORMAT_VERSION = 1
+"""Of ``certificate.json``; it rises when a reader of the present version would misunderstand the file."""
+
+_TASK_MODULE = re.compile(r"^surgeon_task_[0-9a-f]+\.")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything of a module that is not the value of a parameter."""
+
+    keys: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    classes: Mapping[str, str]
+    trainable: Mapping[str, bool]
+    hooks: Mapping[str, str]
+    attributes: Mapping[str, str]
+    buffers: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Architecture:
+        """Read a model; buffers are copied."""
+        state = model.state_dict()
+        modules = list(model.named_modules())
+        return cls(
+            keys=tuple(state),
+            shapes={key: tuple(value.shape) for key, value in state.items()},
+            dtypes={key: str(value.dtype) for key, value in state.items()},
+            classes={name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in modules},
+            trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            hooks={name: hooks_of(module) for name, module in modules},
+            attributes=attributes_of(model),
+            buffers={name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+        )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model's own forward writes; it may differ between two models that are one architecture.
+
+    Attributes:
+        buffers: those that a forward in training mode changes, with their values before.
+        attributes: names of those that a change of mode, or a forward in either mode, changes.
+    """
+
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    attributes: frozenset[str] = frozenset()
+
+
+def written_by_running(model: nn.Module, run: Callable[[nn.Module], Any]) -> Written:
+    """Run a copy of ``model`` in training mode, then in eval mode, and return what that changes."""
+    probe = copied(model)
+    seen, written = [attributes_of(probe)], dict[str, Tensor]()
+    with torch.random.fork_rng(devices=[]):
+        for training in (True, False):
+            set_training(probe, training)
+            before = {name: buffer.detach().clone() for name, buffer in probe.named_buffers()}
+            run(probe)
+            after = dict(probe.named_buffers())
+            if training:
+                written = {name: value for name, value in before.items() if not _same(value, after[name])}
+            seen.append(attributes_of(probe))
+    names = {name for each in seen for name in each}
+    return Written(written, frozenset(name for name in names if len({each.get(name) for each in seen}) > 1))
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Bit-equal, NaN included."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    return torch.equal(tensor_bytes(left), tensor_bytes(right))
+
+
+def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """Return name to ``[shape, dtype]`` as JSON-compatible data, for tensors of any shape and dtype."""
+    return {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in forms(tensors).items()}
+
+
+def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Return a checkpoint's tensors under the names of a state dict.
+
+    A prefix that :func:`open_checkpoint` takes away (``module.``) can be the model's own; constants that only a deep
+    copy of a generated module has are left out unless the state dict has them, too.
+
+    Args:
+        checkpoint: as opened.
+        like: the state dict, or anything with its keys.
+    """
+    prefixed = checkpoint.in_file
+    tensors = prefixed if prefixed.keys() & like.keys() else checkpoint.tensors
+    return renamed(tensors, {key: key for key in tensors if key in like or not COPIED_CONSTANT.search(key)})
+
+
+def classes_of(model: nn.Module) -> dict[str, str]:
+    """Return qualified name to class of every module; a class of the task file is called ``task.<class>``.
+
+    The module name under which a task file is imported depends on where the file lies, and a certificate may travel.
+    """
+    return {name: _TASK_MODULE.sub("task.", text) for name, text in Architecture.of(model).classes.items()}
+
+
+def canonical_digest(data: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON data in canonical form, its entry ``sha256`` left out, as 64 hex digits.
+
+    Canonical: keys sorted, no white space, UTF-8, non-finite numbers as null.
+    """
+    content = json_compatible({key: value for key, value in data.items() if key != "sha256"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def seal(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data with its own :func:`canonical_digest` as last entry, ``sha256``."""
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    return {**content, "sha256": canonical_digest(content)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models compared.
+
+    Attributes:
+        differences: name of a check to one sentence per difference; empty where the check holds.
+        buffers_written: buffers that the model's own training forward writes, to their largest change.
+        details: versions, the number of tensors and, with a run, hashes and length of the recorded graphs.
+    """
+
+    differences: Mapping[str, list[str]]
+    buffers_written: Mapping[str, float]
+    details: Mapping[str, Any]
+
+
+CONSTANTS_CHECK, FINITE_CHECK = "constants of the graph", "finite weights and buffers"
+FORM_CHECKS = (
+    "no branch left",
+    "state-dict keys and order",
+    "shapes",
+    "dtypes",
+    "module classes",
+    "trainable flags",
+    "hooks",
+    "attributes",
+    FINITE_CHECK,
+    "running variances",
+    "buffers",
+)
+CHECKS = (*FORM_CHECKS, GRAPH_CHECK, CONSTANTS_CHECK)
+"""Everything that :func:`certify` compares; the last two need a run."""
+
+
+def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Certificate:
+    """Compare two models in everything but the values of their parameters, which only have to be finite.
+
+    Args:
+        before: the original model, without branches.
+        after: the stripped model.
+        run: one forward on a sample batch, ``run(model)``; without it the recorded graphs are not compared and every
+            changed buffer counts as a difference.
+
+    Returns:
+        The certificate: ``passed`` is the verdict, ``grade`` says how much was shown ("same form" without a run, else
+        "same graph"), ``differences`` say in words what is not as it was.
+    """
+    found = compare_models(before, after, run)
+    checks = {name: not sentences for name, sentences in found.differences.items()}
+    listed = tuple(text for sentences in found.differences.values() for text in sentences[:SHOWN])
+    return Certificate(checks, listed, found.buffers_written, details=found.details)
+
+
+def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Comparison:
+    """Compare two models check by check; arguments as for :func:`certify`."""
+    left, right = Architecture.of(before), Architecture.of(after)
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in before.modules())
+    if left.keys != right.keys or (scripted and left.attributes != right.attributes):
+        # A copy of e3nn's generated tensor products has more keys, and its TorchScript other words: copy both.
+        left, right = (Architecture.of(copied(model)) for model in (before, after))
+    allowed = written_by_running(before, run) if run else Written()
+    buffers, written = _compare_buffers(left.buffers, right.buffers, allowed.buffers)
+    found = [
+        [f"branch at {key}" for key in branches_of(after)],
+        _differing_keys(left.keys, right.keys),
+        _differing("shape of", left.shapes, right.shapes),
+        _differing("dtype of", left.dtypes, right.dtypes),
+        _differing("class of", left.classes, right.classes),
+        _differing("trainable flag of", left.trainable, right.trainable),
+        _differing("hooks of", left.hooks, right.hooks),
+        _differing("attribute", *(_without(each.attributes, allowed.attributes) for each in (left, right))),
+        _newly_non_finite(before, after),
+        _impossible_statistics(before, after),
+        buffers,
+    ]
+    differences = dict(zip(FORM_CHECKS, found, strict=True))
+    details: dict[str, Any] = {"versions": versions(before), "tensors": len(left.keys)}
+    if allowed.attributes:
+        details["attributes_written"] = sorted(allowed.attributes)
+    if run:
+        differences |= _compare_recordings(before, after, run, details)
+    return Comparison(differences, written, details)
+
+
+def _without(values: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _compare_buffers(
+    left: Mapping[str, Tensor], right: Mapping[str, Tensor], allowed: Mapping[str, Tensor]
+) -> tuple[list[str], dict[str, float]]:
+    """Return what differs, and the largest change of each buffer that training may write."""
+    differences = _differing("presence of buffer", dict.fromkeys(left, "yes"), dict.fromkeys(right, "yes"))
+    written: dict[str, float] = {}
+    for name, value in left.items():
+        other = right.get(name)
+        if other is None or _same(value, other):
+            continue
+        if name in allowed and (value.shape, value.dtype) == (other.shape, other.dtype):
+            written[name] = float((other.double() - value.double()).abs().max()) if value.numel() else 0.0
+        else:
+            differences.append(f"buffer {name} changed and the model's training forward does not write it")
+    return differences, written
+
+
+def _compare_recordings(
+    before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any], details: dict[str, Any]
+) -> dict[str, list[str]]:
+    """Compare one run of both models op by op, and the constants that these ops read."""
+    left = record(_in_eval_mode(before), forward=run)
+    try:
+        right = record(_in_eval_mode(after), forward=run)
+    except Exception as error:  # a damaged model can fail in any way, and that is the verdict
+        return {GRAPH_CHECK: [f"the forward of the result fails ({type(error).__name__}: {error})"]}
+    details["graph_sha256"] = [graph_hash(left.graph), graph_hash(right.graph)]
+    details["graph_nodes"] = len(left.graph.nodes)
+    differences = compare_graphs(left.graph, right.graph)
+    if differences:  # then nobody knows which constant is which
+        return {GRAPH_CHECK: differences}
+    ours, theirs = constants_of(left), constants_of(right)
+    changed = [name for name, constant in ours.items() if not _same(constant.tensor, theirs[name].tensor)]
+    if changed:  # a task may draw its inputs at random: what a second run of the same model changes is no constant
+        again = constants_of(record(_in_eval_mode(before), forward=run))
+        changed = [name for name in changed if name in again and _same(ours[name].tensor, again[name].tensor)]
+    details["graph_constants"] = len(ours)
+    sentences = [f"a constant that {ours[name].read_by} reads has other values" for name in changed]
+    return {GRAPH_CHECK: [], CONSTANTS_CHECK: sentences}
+
+
+def _in_eval_mode(model: nn.Module) -> nn.Module:
+    probe = copied(model)
+    set_training(probe, False)
+    return probe
+
+
+def _floating(model: nn.Module) -> dict[str, Tensor]:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point() or tensor.is_complex()}
+
+
+def _newly_non_finite(before: nn.Module, after: nn.Module) -> list[str]:
+    """Name the parameters and buffers that hold NaN or infinity in places where the original's did not."""
+    return _newly(before, after, lambda tensor: ~torch.isfinite(tensor), "holds NaN or infinity")
+
+
+def _impossible_statistics(before: nn.Module, after: nn.Module) -> list[str]:
+    """Name the running variances that are negative where the original's were not."""
+    return _newly(before, after, lambda tensor: tensor < 0, "is a variance and negative", "running_var")
+
+
+def _newly(
+    before: nn.Module, after: nn.Module, bad: Callable[[Tensor], Tensor], words: str, ending: str = ""
+) -> list[str]:
+    known, sentences = _floating(before), []
+    for name, tensor in _floating(after).items():
+        if not name.endswith(ending):
+            continue
+        wrong, old = bad(tensor), known.get(name)
+        if old is not None and old.shape == tensor.shape:
+            wrong &= ~bad(old).to(wrong.device)
+        if wrong.any():
+            sentences.append(f"{name} {words}, unlike in the original")
+    return sentences
+
+
+def _differing_keys(left: tuple[str, ...], right: tuple[str, ...]) -> list[str]:
+    if left == right:
+        return []
+    missing, added = [k for k in left if k not in right], [k for k in right if k not in left]
+    if not missing and not added:
+        return ["the same keys in another order"]
+    return [*(f"key {key} is missing" for key in missing), *(f"key {key} was added" for key in added)]
+
+
+def _differing(what: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    names = dict.fromkeys([*left, *right])
+    return [
+        f"{what} {name or 'the model'}: expected {_short(left, name)}, got {_short(right, name)}"
+        for name in names
+        if left.get(name) != right.get(name)
+    ]
+
+
+def _short(values: Mapping[str, Any], name: str) -> str:
+    text = str(values.get(name, "nothing"))
+    return text if len(text) <= 100 else text[:50] + " ... " + text[-45:]
+
+
+def versions(model: nn.Module | None = None) -> dict[str, str]:
+    """Return the versions that results depend on: of Python, of our own libraries, and of those that define a model.
+
+    Args:
+        model: the packages in which the classes of its modules are defined count, too.
+    """
+    own = ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors")
+    return {"python": platform.python_version(), **package_versions([*own, *_packages_of(model)])}
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _packages_of(model: nn.Module | None) -> list[str]:
+    """Return the installed packages to which the classes of a model's modules belong."""
+    modules = () if model is None else model.modules()
+    roots = {type(module).__module__.partition(".")[0] for module in modules} - {"torch", "builtins"}
+    owners = _owners() if roots else {}
+    return sorted({package for root in roots for package in owners.get(root, ())})
+
+
+@lru_cache(maxsize=1)
+def _owners() -> Mapping[str, Sequence[str]]:
+    """Return the installed packages of each top-level name; once, because their lists of files are read for it."""
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()
+
+
+def machine() -> dict[str, Any]:
+    """Return what times depend on: processor architecture, cores, torch's threads, accelerator."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }

@@ -1,0 +1,121 @@
+"""Write clean weights: exactly the base's keys, with the certificate beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.errors import CheckFailedError
+from surgeon.files.atomic import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
+from surgeon.files.card import BEGIN, END
+from surgeon.files.reading import Checkpoint
+from surgeon.opening.models import STATEMENT_SUFFIX, is_registered
+from surgeon.plan import Certificate
+from surgeon.proof.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal
+from surgeon.proof.certificate_words import certificate_text
+from surgeon.support.attributes import tensor_sha256
+
+_CARD = f"""{BEGIN}
+# Clean weights
+
+`model.safetensors` holds the weights of the original architecture, with the original's keys, shapes and dtypes: load
+them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. `certificate.json`
+records the comparison with the original, everything that was measured, and the hash of every file; `CERTIFICATE.md`
+says the same in words, its first line how much was shown. `surgeon verify FOLDER --against ORIGINAL` computes it again.
+{END}
+"""
+
+WEIGHTS_FILE = "model.safetensors"
+CERTIFICATE_FILE, WORDS_FILE, CARD_FILE = "certificate.json", "CERTIFICATE.md", "README.md"
+
+
+def write_clean(
+    folder: str | Path,
+    model: nn.Module,
+    certificate: Certificate,
+    original: Checkpoint,
+    *,
+    extras: Mapping[str, Callable[[Path], Any]] | None = None,
+    statement: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> list[str]:
+    """Write a folder with the stripped model, completely or not at all.
+
+    Args:
+        folder: where to write.
+        model: the stripped model.
+        certificate: its certificate; one that has not ``passed`` is refused.
+        original: the checkpoint that was relaxed; its metadata, and the ``config.json`` beside it, are kept.
+        extras: more formats; each function writes into the folder it is given and returns JSON-compatible data, which
+            the certificate keeps in its details under the function's name.
+        statement: factory and arguments that build the architecture; kept beside the weights if an installed package
+            registers the factory, so that they can be opened without saying more.
+        force: replace an existing folder.
+
+    Returns:
+        The names of the files written.
+
+    Raises:
+        CheckFailedError: if the certificate does not hold; nothing is written.
+        WriteError: if the system refuses; nothing half-written is left.
+    """
+    if not certificate.passed:
+        failed = ", ".join(name for name, holds in certificate.checks.items() if not holds)
+        shown = "; ".join(certificate.differences[:3])
+        raise CheckFailedError(f"the stripped model is not certified ({failed}): {shown}; nothing was written")
+    tensors = model.state_dict()
+    config = original.path.parent / "config.json"
+    with atomic_folder(folder, force=force) as temporary:
+        write_tensors(temporary / WEIGHTS_FILE, tensors, _metadata(original.metadata))
+        if statement is not None and is_registered(statement.get("factory", "")):
+            write_json(temporary / f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}", dict(statement))
+        written = {name: write(temporary) for name, write in (extras or {}).items()}
+        write_text(temporary / CARD_FILE, _CARD)
+        if config.is_file():
+            (temporary / "config.json").write_bytes(config.read_bytes())
+        _write_certificate(temporary, model, tensors, _completed(certificate, original, written), original)
+        return sorted(path.name for path in temporary.iterdir())
+
+
+def _completed(certificate: Certificate, original: Checkpoint, extras: Mapping[str, Any]) -> Certificate:
+    source = {"file": original.path.name, "sha256": original.sha256, "entry": original.entry}
+    if original.origin is not None:
+        source |= {"repo": original.origin.repo, "revision": original.origin.revision, "file": original.origin.file}
+    return dataclasses.replace(certificate, details={**certificate.details, "original": source, **extras})
+
+
+def _write_certificate(
+    folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], certificate: Certificate, original: Checkpoint
+) -> None:
+    """Write the certificate as JSON and in words, with the hashes of all files that are there already."""
+    forms = forms_of(tensors)
+    data = {
+        "format_version": FORMAT_VERSION,
+        **certificate.to_data(),
+        "architecture": {
+            "original": forms_of(named_as(original, tensors)),
+            "result": {key: [*forms[key], tensor_sha256(tensor)] for key, tensor in tensors.items()},
+            "classes": classes_of(model),
+        },
+        "files": hashes_of(folder),
+    }
+    compatible = json_compatible(data)
+    write_text(folder / WORDS_FILE, certificate_text(compatible))
+    write_json(folder / CERTIFICATE_FILE, seal({**compatible, "files": hashes_of(folder)}))
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file in a folder, by relative name with slashes.
+
+    ``certificate.json``, which holds them, and the model card, to which anybody may add, are left out.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: sha256_of_file(folder / name) for name in names if name not in (CERTIFICATE_FILE, CARD_FILE)}
+
+
+def _metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    return metadata or {"format": "pt"}

@@ -1,0 +1,294 @@
+"""Record one real run of a model as an aten-level torch.fx graph.
+
+Symbolic tracing fails on most real equivariant networks and is sometimes silently wrong; what one run *dispatches* can
+always be recorded, TorchScript, ``.item()`` and gradients inside the forward included. The recorder only watches: ops
+return their real values.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from surgeon.recording.scripted import as_written
+from surgeon.support.trees import map_tensors, tensors_in
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of a model.
+
+    Attributes:
+        graph: aten-level fx graph. Each node's ``meta`` holds ``owner`` (qualified name of the innermost module that
+            was running; the empty string is the model itself), ``call_index`` (0 for its first call), ``shape`` and
+            ``dtype`` (None for non-tensors), ``backward`` (True if autograd ran the op inside the forward), and
+            ``activation`` (True if the value depends on an input, or on a tensor of unknown origin), and ``parameters``
+            (qualified names of the parameters that the value is made of, perhaps with constants, if no activation is).
+        values: the tensor of each node, by reference: one that was written in place later holds the later values.
+        calls: qualified module name to number of calls.
+        results: the nodes of the tensors that each call of a module returned, by name and call.
+        aliases: module or parameter name to all names of the same one, if it stands under several.
+        outputs: what the run returned.
+    """
+
+    graph: fx.Graph
+    values: Mapping[fx.Node, Tensor]
+    calls: Mapping[str, int]
+    results: Mapping[tuple[str, int], tuple[fx.Node, ...]]
+    aliases: Mapping[str, tuple[str, ...]]
+    outputs: Any
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Append one fx node per dispatched op; tensors are followed by identity, so all of them are kept."""
+
+    def __init__(self, model: nn.Module, copies: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.copies = copies
+        self.graph = fx.Graph()
+        self.calls: Counter[str] = Counter()
+        self.results: dict[tuple[str, int], tuple[fx.Node, ...]] = {}
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[tuple[str, int]] = [("", 0)]
+        self.nodes: dict[int, fx.Node] = {}
+        self.values: dict[fx.Node, Tensor] = {}  # also keeps them alive, or identities would repeat
+        self.snapshots: dict[fx.Node, Tensor] = {}
+        self.constants = 0
+        self.named_state: dict[int, str] = {}
+        self.named_storage: dict[int, str] = {}
+        self.parameter_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self.named_state.setdefault(id(tensor), name)
+            if tensor.numel():
+                self.named_storage.setdefault(tensor.untyped_storage().data_ptr(), name)
+        attributes = (value for module in model.modules() for value in vars(module).values())
+        self.kept = {id(tensor) for value in attributes for tensor in plain_tensors(value)}
+
+    def add_inputs(self, inputs: Any) -> None:
+        for index, tensor in enumerate(tensors_in(inputs)):
+            if id(tensor) not in self.named_state:
+                self._bind(tensor, self.graph.placeholder(f"input_{index}"), frozenset(), activation=True)
+
+    def _meta(
+        self,
+        parameters: frozenset[str],
+        activation: bool,
+        shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Any]:
+        owner, call_index = self.stack[-1]
+        return {
+            "owner": owner,
+            "call_index": call_index,
+            "shape": shape,
+            "dtype": dtype,
+            "parameters": parameters,
+            "activation": activation,
+            "backward": torch._C._current_graph_task_id() != -1,
+        }
+
+    def _bind(self, tensor: Tensor, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
+        node.meta = self._meta(parameters, activation, tuple(tensor.shape), tensor.dtype)
+        self.nodes[id(tensor)] = node
+        self.values[node] = tensor
+        if self.copies:
+            with _without_recording():
+                self.snapshots[node] = tensor.detach().clone()
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """Return the node of a tensor; one first seen as an argument is a parameter, a buffer, or a constant."""
+        if id(tensor) not in self.nodes:
+            name = self.named_state.get(id(tensor))
+            if name is None and tensor.numel():  # `.data` and views made before the run share the storage
+                name = self.named_storage.get(tensor.untyped_storage().data_ptr())
+            if name is None:
+                name, self.constants = f"_constant_{self.constants}", self.constants + 1
+            parameters = frozenset({name}) & self.parameter_names
+            # A constant that a module keeps as a plain attribute is part of the model; others may be inputs.
+            unknown = name.startswith("_constant_") and id(tensor) not in self.kept
+            self._bind(tensor, self.graph.create_node("get_attr", name), frozenset(parameters), unknown)
+        return self.nodes[id(tensor)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        node_args = tuple(_with_nodes(arg, self.node_of) for arg in args)
+        node_kwargs = {key: _with_nodes(value, self.node_of) for key, value in kwargs.items()}
+        result = func(*args, **kwargs)
+        # Given to create_node, the arguments would be searched for symbolic numbers, which takes longer than the rest.
+        node = self.graph.create_node("call_function", func)
+        node.args, node.kwargs = node_args, node_kwargs
+        used = node.all_input_nodes
+        activation = any(argument.meta["activation"] for argument in used)
+        flowing = frozenset() if activation else frozenset().union(*(argument.meta["parameters"] for argument in used))
+        self._bind_result(result, node, flowing, activation)
+        return result
+
+    def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
+        node.meta = self._meta(parameters, activation)
+        if isinstance(result, Tensor):
+            self._bind(result, node, parameters, activation)
+        elif isinstance(result, (tuple, list)):
+            for index, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    getter = self.graph.create_node("call_function", operator.getitem, (node, index))
+                    self._bind(part, getter, parameters, activation)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Global forward pre-hook: push the module that starts to run."""
+        name = self.names.get(id(module))
+        if name is None:  # a module created during the run belongs to its caller
+            self.stack.append(self.stack[-1])
+            return
+        self.stack.append((name, self.calls[name]))
+        self.calls[name] += 1
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Global forward hook: pop it again, and keep what it returned."""
+        call = self.stack.pop()
+        if id(module) in self.names:
+            self.results[call] = tuple(self.nodes[id(t)] for t in tensors_in(output) if id(t) in self.nodes)
+
+
+def _without_recording() -> Any:
+    return torch._C._DisableTorchDispatch()
+
+
+def plain_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield an attribute's tensors: itself, or those in a list, tuple or dict."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from (item for item in value if isinstance(item, Tensor))
+    elif isinstance(value, dict):
+        yield from (item for item in value.values() if isinstance(item, Tensor))
+
+
+def _with_nodes(value: Any, node_of: Callable[[Tensor], fx.Node]) -> Any:
+    """Replace tensors by nodes inside the lists and tuples that aten arguments are made of."""
+    if isinstance(value, Tensor):
+        return node_of(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_nodes(part, node_of) for part in value)
+    return value
+
+
+@contextmanager
+def _watching_modules(recorder: _Recorder) -> Iterator[None]:
+    # Global hooks, because children of ScriptModules refuse hooks of their own, and the model stays as it is.
+    handles = (
+        module_hooks.register_module_forward_pre_hook(recorder.enter),
+        module_hooks.register_module_forward_hook(recorder.leave, always_call=True),  # also if the model catches
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore what a forward of ``model`` may change: buffers, plain attributes, and the global random state."""
+    kept = [(module, dict(module._buffers), _plain_attributes(module)) for module in model.modules()]
+    values = {
+        id(buffer): buffer.detach().clone()
+        for _, buffers, _ in kept
+        for buffer in buffers.values()
+        if buffer is not None
+    }
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, buffers, attributes in kept:
+            _restore(module, buffers, attributes, values)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _CONTAINERS and not _is_hooks(name)}
+
+
+def _is_hooks(name: str) -> bool:
+    return name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+
+
+def _restore(
+    module: nn.Module, buffers: Mapping[str, Tensor | None], attributes: Mapping[str, Any], values: Mapping[int, Tensor]
+) -> None:
+    """Rebind what was rebound, and copy back what was written in place."""
+    with torch.no_grad():
+        for buffer in buffers.values():
+            if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
+                buffer.copy_(values[id(buffer)])
+    if isinstance(module, torch.jit.ScriptModule):  # its state is fixed
+        return
+    now = module._buffers
+    if list(now) != list(buffers) or any(now[name] is not buffer for name, buffer in buffers.items()):
+        now.clear()
+        now.update(buffers)
+    own = vars(module)
+    for name in [name for name in _plain_attributes(module) if name not in attributes]:
+        del own[name]
+    for name, value in attributes.items():
+        if own.get(name) is not value:
+            own[name] = value
+
+
+def record(
+    model: nn.Module, *inputs: Any, forward: Callable[..., Any] | None = None, copies: bool = False
+) -> Recording:
+    """Run ``model`` once, in its present mode, and record every op that it dispatches.
+
+    Neither the model (its buffers included) nor the inputs are changed: the run sees copies of the input tensors.
+
+    Args:
+        model: any module; its parameters and buffers are named by its ``named_parameters`` and ``named_buffers``.
+        *inputs: arguments of the forward; nests of tensors and plain objects are understood.
+        forward: how to run it, ``forward(model, *inputs)``; default ``model(*inputs)``.
+        copies: keep a copy of every value as it was computed, instead of a reference.
+
+    Returns:
+        The recording; gradients of the outputs can not be taken further.
+
+    Example:
+        >>> recording = record(nn.Linear(3, 2), torch.randn(5, 3))
+        >>> [str(node.target) for node in recording.graph.nodes][-2:]
+        ['aten.addmm.default', 'output']
+    """
+    recorder = _Recorder(model, copies)
+    with unchanged(model):
+        given = map_tensors(fresh_copy, inputs)
+        recorder.add_inputs(given)
+        with _watching_modules(recorder), as_written(model), recorder:
+            outputs = forward(model, *given) if forward else model(*given)
+    nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
+    recorder.graph.output(nodes)
+    values = recorder.snapshots if copies else recorder.values
+    detached = map_tensors(Tensor.detach, outputs)
+    return Recording(recorder.graph, values, dict(recorder.calls), recorder.results, _aliases(model), detached)
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {each[0]: tuple(each) for each in names.values() if len(each) > 1}
+
+
+def fresh_copy(tensor: Tensor) -> Tensor:
+    """Return a copy that a run may change in place without the user's tensor noticing."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)

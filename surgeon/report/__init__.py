@@ -1,5 +1,0 @@
-"""Pictures of models and results."""
-
-from surgeon.report.picture import model_picture
-
-__all__ = ["model_picture"]

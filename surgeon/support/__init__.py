@@ -1,0 +1,1 @@
+"""About torch and Python alone: nested values, modes, copies, sharding, imports, versions. Nothing about symmetry."""

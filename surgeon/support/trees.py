@@ -1,0 +1,326 @@
+"""Nested data: batches and outputs as trees of dicts, lists, tuples, dataclasses and plain objects with tensors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import enum
+import types
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import ShapeError
+from surgeon.plan import Path
+
+TensorFunction = Callable[[Tensor], Tensor]
+
+_LEAVES = (str, bytes, type, enum.Enum, nn.Module, types.ModuleType, types.FunctionType, types.MethodType)
+
+
+def _is_graph_like(tree: Any) -> bool:
+    """Tell whether an object maps its own tensors, as the batches of graph libraries do with ``apply``."""
+    return callable(getattr(tree, "to", None)) and callable(getattr(tree, "apply", None))
+
+
+def map_tensors(function: TensorFunction, tree: Any) -> Any:
+    """Return a copy of ``tree`` in which every tensor t is ``function(t)``; everything else is kept.
+
+    Dicts, lists, tuples, named tuples, dataclasses and objects with attributes keep their class; nothing is modified
+    in place. An object with both ``to`` and ``apply`` is copied and maps its own tensors. Modules are left alone.
+
+    Args:
+        function: applied to each tensor, any shape.
+        tree: nested data.
+
+    Returns:
+        The same structure.
+
+    Example:
+        >>> map_tensors(lambda t: t + 1, {"x": torch.zeros(2), "name": "water"})
+        {'x': tensor([1., 1.]), 'name': 'water'}
+    """
+    return _Mapper(function).map(tree)
+
+
+class _Mapper:
+    """One walk over a tree; ``move``, if given, is used for objects that have ``to`` and nothing else to map by."""
+
+    def __init__(self, function: TensorFunction, move: Callable[[Any], Any] | None = None) -> None:
+        self.function = function
+        self.move = move
+        self.done: dict[int, Any] = {}
+
+    def map(self, tree: Any) -> Any:
+        """Return the mapped copy of one node."""
+        if isinstance(tree, Tensor):
+            return self.function(tree)
+        if isinstance(tree, _LEAVES):
+            return tree
+        if isinstance(tree, Mapping):
+            return self._map_mapping(tree)
+        if isinstance(tree, list):
+            return [self.map(item) for item in tree]
+        if isinstance(tree, tuple):
+            return _like(tree, [self.map(item) for item in tree])
+        if _is_graph_like(tree):
+            return copy.copy(tree).apply(self.function)
+        if self.move is not None and callable(getattr(tree, "to", None)):
+            return self.move(copy.copy(tree))
+        return self._map_object(tree)
+
+    def _map_mapping(self, tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        mapped = {key: self.map(value) for key, value in tree.items()}
+        if type(tree) is dict or not isinstance(tree, MutableMapping):
+            return mapped
+        result = _copied(tree)
+        result.update(mapped)
+        return result
+
+    def _map_object(self, tree: Any) -> Any:
+        if id(tree) in self.done:
+            return self.done[id(tree)]
+        self.done[id(tree)] = tree  # for an object that refers to itself
+        attributes = _attributes(tree)
+        mapped = {name: self.map(value) for name, value in attributes.items()}
+        if any(mapped[name] is not value for name, value in attributes.items()):
+            result = copy.copy(tree)
+            for name, value in mapped.items():
+                object.__setattr__(result, name, value)  # frozen dataclasses too
+            self.done[id(tree)] = result
+        return self.done[id(tree)]
+
+
+def _like(tree: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    if type(tree) is tuple:
+        return tuple(items)
+    if all(new is old for new, old in zip(items, tree, strict=True)):
+        return tree
+    make = getattr(type(tree), "_make", type(tree))
+    result: tuple[Any, ...] = make(items)
+    return result
+
+
+def _attributes(tree: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return {item.name: getattr(tree, item.name) for item in dataclasses.fields(tree) if hasattr(tree, item.name)}
+    attributes = getattr(tree, "__dict__", None)
+    return dict(attributes) if isinstance(attributes, dict) else {}
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """Return ``tree`` with every tensor on ``device``; objects that have only ``to`` are moved by it."""
+    return _Mapper(lambda tensor: tensor.to(device), lambda item: item.to(device)).map(tree)
+
+
+def to_dtype(tree: Any, dtype: torch.dtype) -> Any:
+    """Return ``tree`` with every floating tensor in ``dtype``; indices, masks and complex tensors are kept."""
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)
+
+
+def _path_key(key: Any) -> Any:
+    """Return what stands for a key in a path: ``a__near__b`` for ``("a", "near", "b")``, a type of edges."""
+    return "__".join(key) if isinstance(key, tuple) and all(isinstance(part, str) for part in key) else key
+
+
+def _by_path_key(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    named = {_path_key(key): value for key, value in tree.items()}
+    return named if len(named) == len(tree) else dict(tree)
+
+
+def _children(tree: Any) -> dict[Any, Any]:
+    """Return the parts of a node by key; a leaf has none."""
+    if isinstance(tree, (Tensor, *_LEAVES)):
+        return {}
+    if isinstance(tree, Mapping):
+        return _by_path_key(tree)
+    if _is_graph_like(tree) and callable(getattr(tree, "to_dict", None)):
+        return _by_path_key(tree.to_dict())
+    if isinstance(tree, list | tuple):
+        return dict(enumerate(tree))
+    return _attributes(tree)
+
+
+def _tensors(tree: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+        return
+    if not isinstance(tree, Mapping | list | tuple):
+        if id(tree) in seen:  # an object that refers to itself
+            return
+        seen.add(id(tree))
+    for child in _children(tree).values():
+        yield from _tensors(child, seen)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return all tensors of ``tree`` in order, depth first."""
+    return list(_tensors(tree, set()))
+
+
+def first_tensor(tree: Any) -> Tensor | None:
+    """Return the first tensor of ``tree``, or None if there is none."""
+    return next(_tensors(tree, set()), None)
+
+
+def tensor_leaves(tree: Any) -> dict[Path, Tensor]:
+    """Return the tensors of ``tree`` by their paths, in order.
+
+    A key that is a tuple of strings, such as a type of edges, is joined by two underscores; keys other than these,
+    strings and numbers are left out.
+
+    Example:
+        >>> list(tensor_leaves({"1": torch.zeros(2), "more": [torch.ones(1)]}))
+        [('1',), ('more', 0)]
+    """
+    found: dict[Path, Tensor] = {}
+    _collect(tree, (), found, frozenset())
+    return found
+
+
+def _collect(tree: Any, path: Path, into: dict[Path, Tensor], above: frozenset[int]) -> None:
+    if isinstance(tree, Tensor):
+        into[path] = tree
+    elif id(tree) not in above:
+        for key, child in _children(tree).items():
+            if isinstance(key, str | int) and not isinstance(key, bool):
+                _collect(child, (*path, key), into, above | {id(tree)})
+
+
+def tensor_at(tree: Any, path: Path) -> Tensor:
+    """Return the tensor at ``path``.
+
+    Raises:
+        ShapeError: if there is none.
+    """
+    for depth, key in enumerate(path):
+        tree = _child(tree, key, path[:depth])
+    if not isinstance(tree, Tensor):
+        raise ShapeError(
+            f"expected a tensor at {list(path)}, got {type(tree).__name__}: the plan was made for other data"
+        )
+    return tree
+
+
+def _child(tree: Any, key: str | int, above: Path) -> Any:
+    children = _children(tree)
+    if key not in children:
+        raise ShapeError(
+            f"expected {key!r} at {list(above)} of {type(tree).__name__}, which holds "
+            f"{', '.join(map(repr, children)) or 'nothing'}: the plan was made for other data"
+        )
+    return children[key]
+
+
+def with_tensor(tree: Any, path: Path, tensor: Tensor) -> Any:
+    """Return a copy of ``tree`` in which the tensor at ``path`` is ``tensor``; nothing is modified in place.
+
+    Raises:
+        ShapeError: if ``tree`` has nothing at ``path``.
+    """
+    return _replaced(tree, path, 0, tensor)
+
+
+def _replaced(tree: Any, path: Path, depth: int, tensor: Tensor) -> Any:
+    if depth == len(path):
+        return tensor
+    key = path[depth]
+    if len(path) > depth + 1 and _is_graph_like(tree) and not isinstance(tree, Mapping | list | tuple):
+        return _replaced_in_stores(tree, path[depth:], tensor)
+    value = _replaced(_child(tree, key, path[:depth]), path, depth + 1, tensor)
+    if isinstance(tree, Mapping):
+        return _with_item(tree, key, value)
+    if isinstance(tree, list | tuple):
+        items = [value if index == key else item for index, item in enumerate(tree)]
+        return items if isinstance(tree, list) else _like(tree, items)
+    result = copy.copy(tree)
+    try:
+        setattr(result, str(key), value)  # the batches of graph libraries keep their tensors elsewhere than others do
+    except dataclasses.FrozenInstanceError:
+        object.__setattr__(result, str(key), value)
+    return result
+
+
+def _replaced_in_stores(tree: Any, path: Path, tensor: Tensor) -> Any:
+    """Replace a tensor in an object that maps its own tensors, and whose stores cannot be set as attributes."""
+    wanted = tensor_at(tree, path)
+    if sum(found is wanted for found in tensors_in(tree)) == 1:
+        return copy.copy(tree).apply(lambda found: tensor if found is wanted else found)
+    marks: list[tuple[Tensor, Tensor]] = []  # one for each place that one tensor is at
+
+    def mark(original: Tensor) -> Tensor:
+        marks.append((original.detach(), original))
+        return marks[-1][0]
+
+    result = copy.copy(tree).apply(mark)
+    chosen = tensor_at(result, path)
+    originals = {id(marked): tensor if marked is chosen else original for marked, original in marks}
+    return result.apply(lambda marked: originals[id(marked)])
+
+
+def _with_item(tree: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
+    key = key if key in tree else next(own for own in tree if _path_key(own) == key)
+    if isinstance(tree, MutableMapping):
+        result = _copied(tree)
+        result[key] = value
+        return result
+    return {**tree, key: value}
+
+
+def _copied(tree: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
+    """Copy a mapping together with the dicts in which one that is no dict itself may keep its items."""
+    result = copy.copy(tree)
+    if not isinstance(tree, dict) and not hasattr(tree, "__copy__"):
+        for name, value in vars(result).items():
+            if isinstance(value, MutableMapping):
+                setattr(result, name, copy.copy(value))
+    return result
+
+
+def _compare(left: Any, right: Any, same: Callable[[Tensor, Tensor], bool], seen: frozenset[int]) -> bool:
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        both = isinstance(left, Tensor) and isinstance(right, Tensor)
+        return both and left.shape == right.shape and left.dtype == right.dtype and same(left, right)
+    parts, others = _children(left), _children(right)
+    if not parts and not others:
+        return _equal_leaves(left, right)
+    if type(left) is not type(right) or parts.keys() != others.keys():
+        return False
+    if id(left) in seen:
+        return True
+    return all(_compare(parts[key], others[key], same, seen | {id(left)}) for key in parts)
+
+
+def _equal_leaves(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if type(left) is not type(right) or getattr(left, "shape", None) != getattr(right, "shape", None):
+        return False
+    if isinstance(left, _LEAVES):
+        return bool(left == right)
+    if "__eq__" not in {name for base in type(left).__mro__[:-1] for name in vars(base)}:
+        return True  # two empty objects of one class
+    verdict = left == right
+    return bool(verdict.all() if hasattr(verdict, "all") else verdict)  # arrays compare by element
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Tell whether two trees have the same structure, equal leaves, and equal tensors in shape, dtype and value."""
+    return _compare(left, right, torch.equal, frozenset())
+
+
+def allclose(left: Any, right: Any, *, relative: float = 1e-5, absolute: float = 1e-8) -> bool:
+    """Tell whether two trees have the same structure and close tensors; other leaves must be equal.
+
+    Args:
+        left: nested data.
+        right: nested data.
+        relative: allowed difference relative to ``right``, dimensionless.
+        absolute: allowed difference, in the unit of the tensors.
+
+    Returns:
+        False also where shapes, dtypes or keys differ.
+    """
+    return _compare(left, right, lambda a, b: torch.allclose(a, b, rtol=relative, atol=absolute), frozenset())
