@@ -20,7 +20,7 @@ from overhead_networks import segnn
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.proof.certificate import machine, versions
+from surgeon.support.versions import machine, versions
 from surgeon.training.diagnosis.result import DiagnosisSettings
 from surgeon.training.diagnosis.work import diagnose
 

@@ -36,8 +36,8 @@ from surgeon.hub.content import content_of
 from surgeon.opening.configuration import relaxed_config
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.proof.certificate import machine, versions
 from surgeon.support.e3nn_compat import import_e3nn
+from surgeon.support.versions import machine, versions
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "hub.json"

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.proof.certificate import machine, versions
 from surgeon.support.e3nn_compat import import_e3nn
+from surgeon.support.versions import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "insertion.json"
 HIDDEN = "16x0e+8x1o+4x2e"

@@ -22,7 +22,7 @@ from insertion import peak_mebibytes
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.proof.certificate import machine, versions
+from surgeon.support.versions import machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "inspection.json"

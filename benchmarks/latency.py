@@ -38,8 +38,8 @@ from surgeon.export.outputs import Selection
 from surgeon.export.sample import sample_of
 from surgeon.export.stripped import Stripped
 from surgeon.opening.tasks import load_task, task_batches, task_forward
-from surgeon.proof.certificate import machine, versions
 from surgeon.support.trees import tensors_in, to_dtype
+from surgeon.support.versions import machine, versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
 WARM_UP = 5

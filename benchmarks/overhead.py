@@ -46,7 +46,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.select import select
 from surgeon.finding.forms import form_of, row_representations, rows_of
 from surgeon.plan import Plan
-from surgeon.proof.certificate import machine, versions
+from surgeon.support.versions import machine, versions
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 WEIGHT, THETA, RANK = 0.01, 0.5, 8

@@ -26,7 +26,7 @@ from surgeon.opening.evaluation import evaluate
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import task_forward
-from surgeon.proof.certificate import machine, versions
+from surgeon.support.versions import machine, versions
 from surgeon.training.arms import arm_named
 from surgeon.training.engine import finetune
 from surgeon.training.settings import FinetuneSettings

@@ -5,10 +5,7 @@ Every class also subclasses the built-in exception that plain Python code would 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from surgeon.plan import Plan
+from typing import Any
 
 
 class SurgeonError(Exception):
@@ -38,9 +35,9 @@ class PrecisionError(SurgeonError, RuntimeError):
 
 
 class NothingToRelaxError(PlanError):
-    """No op of a model takes a branch; ``plan`` has no sites, and says of every parameter why."""
+    """No op of a model takes a branch; ``plan``, without sites, is a `Plan` that says of every parameter why."""
 
-    def __init__(self, message: str, plan: Plan) -> None:
+    def __init__(self, message: str, plan: Any) -> None:
         super().__init__(message)
         self.plan = plan
 
@@ -88,9 +85,9 @@ class CheckFailedError(SurgeonError, AssertionError):
 
 
 class NotASymmetryError(CheckFailedError):
-    """A model's output does not transform as the group acts; ``plan`` has no sites, and says what was found."""
+    """A model's output does not transform as the group acts; ``plan``, a `Plan` without sites, says what was found."""
 
-    def __init__(self, message: str, plan: Plan) -> None:
+    def __init__(self, message: str, plan: Any) -> None:
         super().__init__(message)
         self.plan = plan
 

@@ -14,14 +14,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import PlanError
+from surgeon.support.trees import Place
 
 Source = Literal["annotation", "measurement", "both"]
 StripMode = Literal["drop", "fold"]
 Split = Literal["train", "validation", "test"]
 
-Path = tuple[str | int, ...]
-"""The way to a tensor inside nested data: keys, indices and attribute names."""
 
 PLAN_FORMAT_VERSION = 2
 
@@ -94,8 +94,8 @@ class Site:
     rho_in: Mapping[str, Any]
     rho_out: Mapping[str, Any]
     shape: tuple[int, ...]
-    path_in: Path = ()
-    path_out: Path = ()
+    path_in: Place = ()
+    path_out: Place = ()
     axes_in: tuple[int, ...] = (-1,)
     axes_out: tuple[int, ...] = (-1,)
     convolution: Convolution | None = None
@@ -277,25 +277,6 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class ErrorSummary:
-    """Distribution of relative errors over samples and group elements; dimensionless.
-
-    Attributes:
-        mean: their mean.
-        median: their median.
-        maximum: the largest; what a verdict goes by, since a network may be broken under a few elements only.
-        count: how many there are.
-        worst: the group element of the largest one, in words.
-    """
-
-    mean: float
-    median: float
-    maximum: float
-    count: int
-    worst: str = ""
-
-
-@dataclass(frozen=True)
 class SiteRecord:
     """What became of one branch: sizes are Frobenius norms, ``lost`` is that of the change of the op's linear map."""
 
@@ -383,3 +364,7 @@ def named_module(model: nn.Module, name: str) -> nn.Module:
             f"expected a submodule {name!r} in {type(model).__name__}, but there is none: "
             "the plan was made for another model, make a new one with `surgeon inspect`"
         ) from error
+
+
+CHILD = "_relaxation"
+"""Name of the child module that holds the branches of an op."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from surgeon.algebra.groups.named import named_group
 from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
-from surgeon.plan import Convolution, Coverage, Path, Site, Task
+from surgeon.plan import Convolution, Coverage, Site, Task
 from surgeon.support.imports import registered
+from surgeon.support.trees import Place
 
 ENTRY_POINTS = "surgeon.adapters"
 
@@ -51,8 +52,8 @@ class Proposal:
     rho_in: Representation
     rho_out: Representation
     context: Mapping[str, Representation] = field(default_factory=dict)
-    path_in: Path = ()
-    path_out: Path = ()
+    path_in: Place = ()
+    path_out: Place = ()
     axes_in: Axes = (-1,)
     axes_out: Axes = (-1,)
     convolution: Convolution | None = None
@@ -170,7 +171,7 @@ class RecognisesWeights(Protocol):
 class FindsData(Protocol):
     """An adapter with a ready task that knows where the data of a checkpoint is, so that no task has to be named."""
 
-    def data_of(self, module: nn.Module, checkpoint: FilePath) -> FilePath | None:
+    def data_of(self, module: nn.Module, checkpoint: Path) -> Path | None:
         """Return the data file for :meth:`OffersTask.task`; None if there is none, or the module is of another family.
 
         Args:
@@ -184,7 +185,7 @@ class FindsData(Protocol):
 class OffersTask(Protocol):
     """An adapter with a ready task: ``--task NAME:FILE`` names it and a file in its library's usual data format."""
 
-    def task(self, data: FilePath, arguments: Mapping[str, Any]) -> Task:
+    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
         """Return the task on a data file; what it needs of the model it gets by its ``for_model``.
 
         Args:
@@ -201,7 +202,7 @@ class OffersTask(Protocol):
 class Reopener(Protocol):
     """An adapter whose library has a loader for files: what it makes of an exported container is compared."""
 
-    def reopen(self, path: FilePath) -> nn.Module | None:
+    def reopen(self, path: Path) -> nn.Module | None:
         """Open a checkpoint file as the library does for its users; None if it is not one of this family.
 
         It is called only for files that open without running code, or that the user trusts.

@@ -14,9 +14,8 @@ from surgeon.algebra.equivariance import equivariance_error
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import irreps
-from surgeon.editing.branch import CHILD
 from surgeon.editing.relaxation import Relaxation
-from surgeon.plan import Site
+from surgeon.plan import CHILD, Site
 from surgeon.support.e3nn_compat import import_e3nn
 from surgeon.support.modes import default_dtype
 

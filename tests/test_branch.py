@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from surgeon.algebra.intertwiners import FoldMap, WeightEntries
-from surgeon.editing.branch import CHILD, Branch, Branches, Tap, argument_position, branches_child, branches_of
+from surgeon.editing.branch import Branch, Branches, Tap, argument_position, branches_child, branches_of
 from surgeon.editing.insert import attach, detach
 from surgeon.errors import PlanError, ShapeError
-from surgeon.plan import Site
+from surgeon.plan import CHILD, Site
 
 DOUBLE = torch.float64
 

@@ -16,16 +16,9 @@ import surgeon
 from surgeon.editing.branch import Branch
 from surgeon.editing.insert import attach
 from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, Site
-from surgeon.proof.certificate import (
-    CHECKS,
-    CONSTANTS_CHECK,
-    FORM_CHECKS,
-    Architecture,
-    certify,
-    versions,
-    written_by_running,
-)
+from surgeon.proof.certificate import CHECKS, CONSTANTS_CHECK, FORM_CHECKS, Architecture, certify, written_by_running
 from surgeon.support.attributes import HOOKS
+from surgeon.support.versions import versions
 from tests import nets
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.files.atomic import json_compatible
-from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, ErrorSummary, SiteRecord
+from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, SiteRecord
 from surgeon.proof.certificate_words import certificate_text
 
 ERRORS = {

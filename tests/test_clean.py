@@ -18,7 +18,8 @@ from torch import nn
 from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.export.reopening import write_beside
 from surgeon.files.atomic import write_tensors
-from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.reading import open_checkpoint
 from surgeon.opening.models import find_model
 from surgeon.plan import Certificate
 from surgeon.proof.certificate import canonical_digest

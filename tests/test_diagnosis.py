@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.penalty import Commutator
-from surgeon.algebra.representations.build import irreps, regular
+from surgeon.algebra.representations.build import irreps, regular, representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError, TaskError, UsageError
 from surgeon.files.atomic import json_compatible
@@ -261,8 +261,8 @@ def site(group: str, rho_out: Representation, rho_in: Representation) -> Site:
         ("O3", lambda g: irreps(g, "2x0e+2x1o+1x2e")),
         ("C4", lambda g: regular(g, 2)),
         ("D3", lambda g: regular(g, 1)),
-        ("SO13", lambda g: Representation.from_data(g, {"axes": "c v", "sizes": {"c": 2}})),
-        ("SO2", lambda g: Representation.from_data(g, {"axes": "c v", "sizes": {"c": 2}})),
+        ("SO13", lambda g: representation_from(g, {"axes": "c v", "sizes": {"c": 2}})),
+        ("SO2", lambda g: representation_from(g, {"axes": "c v", "sizes": {"c": 2}})),
     ],
 )
 def test_the_transverse_part_is_orthogonal_to_every_intertwiner(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import FoldMap, WeightEntries, average, copy_indices
-from surgeon.algebra.representations.build import axes, irreps
+from surgeon.algebra.representations.build import axes, irreps, representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import GroupError, ShapeError
 from surgeon.plan import Site
@@ -150,7 +150,7 @@ def test_projection_is_least_squares_on_the_ops_weights(name: str) -> None:
 )
 def test_an_op_with_a_path_for_every_pair_reaches_all_intertwiners(name: str, all_of_it: bool) -> None:
     op, y, fold_map, site = op_with_map(name)
-    rho_out, rho_in = (Representation.from_data(parse_group("O3"), rho) for rho in (site.rho_out, site.rho_in))
+    rho_out, rho_in = (representation_from(parse_group("O3"), rho) for rho in (site.rho_out, site.rho_in))
     weight = torch.randn(site.shape, dtype=torch.float64)
     difference = (fold_map.project(weight) - average(weight, rho_out, rho_in)).norm()
     assert difference < EXACT if all_of_it else difference > 0.1

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.algebra.equivariance import equivariance_error
+from surgeon.algebra.equivariance import ErrorSummary, equivariance_error
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.plan import ErrorSummary
 from surgeon.proof.chance import Rows
 from surgeon.proof.judging import flipped_rows, less_equivariant, other_function
 

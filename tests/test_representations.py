@@ -17,7 +17,7 @@ from torch import Tensor
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.custom import group_from_generators
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.representations.build import axes, irreps, regular, trivial
+from surgeon.algebra.representations.build import axes, irreps, regular, representation_from, trivial
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.factors import irrep_generators
 from surgeon.errors import GroupError, ShapeError
@@ -227,7 +227,7 @@ def test_random_irreps(text: str, layout: Any, component: int, seed: int) -> Non
     permutation = layout_permutation(text)
     mul_ir, ir_mul = (irreps(group, text, kind).action(g).dense() for kind in ("mul_ir", "ir_mul"))
     torch.testing.assert_close(ir_mul, mul_ir[:, permutation][:, :, permutation], rtol=0, atol=0)
-    assert Representation.from_data(group, rho.to_data()) == rho
+    assert representation_from(group, rho.to_data()) == rho
 
 
 def layout_permutation(text: str) -> list[int]:
@@ -338,13 +338,13 @@ def test_operators_are_differentiable_in_the_matrix_and_follow_its_dtype() -> No
 @pytest.mark.parametrize("name", BUILDERS)
 def test_data_round_trip_and_equality(name: str) -> None:
     rho = BUILDERS[name]()
-    again = Representation.from_data(rho.group, rho.to_data())
+    again = representation_from(rho.group, rho.to_data())
     assert again == rho
     assert hash(again) == hash(rho)
     assert again.blocks == rho.blocks
     assert rho + rho != rho
     assert (rho + rho).dimension == 2 * rho.dimension
-    assert Representation.from_data(rho.group, (rho + rho + rho).to_data()) == rho + (rho + rho)
+    assert representation_from(rho.group, (rho + rho + rho).to_data()) == rho + (rho + rho)
     assert rho != "another type"
 
 
@@ -373,12 +373,12 @@ def test_descriptions() -> None:
         (lambda: trivial(parse_group("O3"), 0), "dimension to be a positive"),
         (lambda: trivial(parse_group("O3"), 1) + trivial(parse_group("SO3"), 1), "got O3 and SO3"),
         (
-            lambda: Representation.from_data(parse_group("O3"), {"irrep": "1o"}),
+            lambda: representation_from(parse_group("O3"), {"irrep": "1o"}),
             "irreps, axes, regular, trivial, matrices, copies, grid or sum",
         ),
-        (lambda: Representation.from_data(parse_group("O3"), {"trivial": 1, "layout": "mul_ir"}), "got {'trivial': 1"),
-        (lambda: Representation.from_data(parse_group("O3"), {"sum": []}), "got {'sum'"),
-        (lambda: Representation.from_data(parse_group("O3"), {"axes": "c", "sizes": [1]}), "exactly the axes"),
+        (lambda: representation_from(parse_group("O3"), {"trivial": 1, "layout": "mul_ir"}), "got {'trivial': 1"),
+        (lambda: representation_from(parse_group("O3"), {"sum": []}), "got {'sum'"),
+        (lambda: representation_from(parse_group("O3"), {"axes": "c", "sizes": [1]}), "exactly the axes"),
         (lambda: irreps(parse_group("O3"), "2e").action(2 * torch.eye(3)), "orthogonal matrices"),
         (lambda: irreps(parse_group("SO3"), "2e").action(-torch.eye(3)), "determinant 1, got one with determinant -1"),
         (lambda: irreps(parse_group("O3"), "2e").derivative(torch.ones(3, 3)), "antisymmetric generators"),

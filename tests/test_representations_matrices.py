@@ -14,7 +14,16 @@ from torch import Tensor
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.representations.build import axes, irreps, matrices, on_grid, regular, repeated, trivial
+from surgeon.algebra.representations.build import (
+    axes,
+    irreps,
+    matrices,
+    on_grid,
+    regular,
+    repeated,
+    representation_from,
+    trivial,
+)
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import GroupError
 
@@ -375,7 +384,7 @@ DESCRIBED: dict[str, Callable[[], Representation]] = {
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_descriptions_survive_json(name: str) -> None:
     rho = DESCRIBED[name]()
-    back = Representation.from_data(rho.group, json.loads(json.dumps(rho.to_data())))
+    back = representation_from(rho.group, json.loads(json.dumps(rho.to_data())))
     assert back == rho
     assert back.blocks == rho.blocks
     g = elements(rho.group, 1)
@@ -446,4 +455,4 @@ def test_errors(build: Callable[[], object], message: str) -> None:
 )
 def test_malformed_descriptions_are_refused(data: dict[str, Any]) -> None:
     with pytest.raises(GroupError, match="matrices, copies, grid or sum, got"):
-        Representation.from_data(parse_group("C4"), data)
+        representation_from(parse_group("C4"), data)

@@ -15,16 +15,11 @@ from surgeon.editing.strip import strip
 from surgeon.files.seals import seal_folder
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMode
 from surgeon.proof.certificate import CHECKS
-from surgeon.proof.verdict import (
-    MeasureSettings,
-    at_full_relaxation,
-    sample_batches,
-    strip_and_certify,
-    task_equivariance,
-)
+from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, strip_and_certify, task_equivariance
 from tests.commands import Surgeon
 from tests.test_workspace import make_relaxed
 from tests.tiny import Net

@@ -17,19 +17,10 @@ from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import primary_metric
 from surgeon.opening.workspace import Workspace
-from surgeon.proof.certificate import machine, versions
+from surgeon.support.versions import machine, versions
 from surgeon.training.arms import arm_named
-from surgeon.training.compare import (
-    ArmRun,
-    Comparison,
-    Execute,
-    Failure,
-    Outcome,
-    Point,
-    compare,
-    final_points,
-    one_after_the_other,
-)
+from surgeon.training.compare import Comparison, compare, final_points, one_after_the_other
+from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Source, comparison_of, local_processes, ray_cluster
 from surgeon.training.statistics import edges_of_grid, summarise_runs

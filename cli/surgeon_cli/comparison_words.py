@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError
-from surgeon.training.compare import ArmRun
+from surgeon.training.outcomes import ArmRun
 
 
 def budget(runs: Sequence[ArmRun]) -> str:

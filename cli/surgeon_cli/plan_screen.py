@@ -9,10 +9,9 @@ from typing import get_args
 from rich.table import Table
 from torch import nn
 
-from surgeon.editing.branch import CHILD
 from surgeon.errors import NotASymmetryError, NothingToRelaxError
 from surgeon.finding.inference.breaks import Breaks
-from surgeon.plan import EXACT_WHILE, AuditEntry, Coverage, Plan, Site
+from surgeon.plan import CHILD, EXACT_WHILE, AuditEntry, Coverage, Plan, Site
 from surgeon.recording.labels import arrow
 from surgeon_cli.screen import console, print_json, say
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.select import select
@@ -16,11 +17,12 @@ from surgeon.files.atomic import read_json
 from surgeon.finding.find import find, in_training_mode
 from surgeon.finding.inference.breaks import Breaks, find_breaks
 from surgeon.finding.inference.symmetry import Symmetry
-from surgeon.opening.tasks import LoadedTask, can_act, task_batches, task_forward, with_action
+from surgeon.opening.evaluation import model_dtype
+from surgeon.opening.tasks import LoadedTask, can_act, sample_batches, task_batches, task_forward, with_action
 from surgeon.opening.trust import refuse_named_code
 from surgeon.opening.workspace import Workspace
-from surgeon.plan import ErrorSummary, Plan
-from surgeon.proof.verdict import MeasureSettings, model_dtype, sample_batches, task_equivariance
+from surgeon.plan import Plan
+from surgeon.proof.verdict import MeasureSettings, task_equivariance
 from surgeon.recording.picture import model_picture
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype

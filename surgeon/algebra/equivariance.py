@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from surgeon.algebra.groups.core import Group
 from surgeon.errors import TaskError
-from surgeon.plan import ErrorSummary
 from surgeon.support.trees import map_tensors, tensors_in
 
 
@@ -129,3 +129,22 @@ def _covered(moved: Any, expected: Any) -> Any:
 def projection_error(relaxed: Sequence[Any], clean: Sequence[Any]) -> float:
     """Return the mean of ``|f(x) - f_clean(x)| / |f_clean(x)|`` over batches of outputs; dimensionless."""
     return statistics.fmean(relative_difference(a, b) for a, b in zip(relaxed, clean, strict=True))
+
+
+@dataclass(frozen=True)
+class ErrorSummary:
+    """Distribution of relative errors over samples and group elements; dimensionless.
+
+    Attributes:
+        mean: their mean.
+        median: their median.
+        maximum: the largest; what a verdict goes by, since a network may be broken under a few elements only.
+        count: how many there are.
+        worst: the group element of the largest one, in words.
+    """
+
+    mean: float
+    median: float
+    maximum: float
+    count: int
+    worst: str = ""

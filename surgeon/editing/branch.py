@@ -19,11 +19,8 @@ from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.moments import SecondMoment, gram_matrix
 from surgeon.errors import PlanError, SurgeryError
 from surgeon.finding.forms import Form, LinearForm, row_count, rows_of, some_rows
-from surgeon.plan import Path, StripMode
-from surgeon.support.trees import tensor_at, with_tensor
-
-CHILD = "_relaxation"
-"""Name of the child module that holds the branches of an op."""
+from surgeon.plan import CHILD, StripMode
+from surgeon.support.trees import Place, tensor_at, with_tensor
 
 
 @dataclass(frozen=True)
@@ -271,8 +268,8 @@ class Target:
 
     position: int
     argument: str
-    path_in: Path
-    path_out: Path
+    path_in: Place
+    path_out: Place
 
 
 class Branches(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,25 +12,7 @@ from torch import nn
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError
 from surgeon.finding.site_check import captured_calls, fold_complaint
-from surgeon.plan import Site
 from surgeon.support.modes import modes_kept, set_training
-
-
-def further_arguments(site: Site, calls: Sequence[Mapping[str, Any]]) -> str:
-    """Name what an op was given beside the features of a site; empty if nothing.
-
-    Args:
-        site: annotated or measured.
-        calls: arguments by name of each recorded call.
-    """
-    given = {name: value for call in calls for name, value in call.items() if not _is_nothing(value)}
-    names = [name for name in given if name != site.argument]
-    names += [f"the rest of {site.argument}"] if site.path_in else []
-    return f"{', '.join(names)} {'acts' if len(names) == 1 else 'act'} as on the sample batch" if names else ""
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, (tuple, list, dict)) and not value)
 
 
 def check_folds(

@@ -12,10 +12,9 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.penalty import PenaltyForm
-from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.build import representation_from
 from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import (
-    CHILD,
     Branch,
     Branches,
     LowRankBranch,
@@ -30,7 +29,7 @@ from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.finding.channels import channel_map
 from surgeon.finding.forms import block_mask, form_of
 from surgeon.finding.usage import tied_modules
-from surgeon.plan import Plan, Site, StripMode, named_module
+from surgeon.plan import CHILD, Plan, Site, StripMode, named_module
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
 
 
@@ -148,7 +147,7 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
         )
     if site.node is None:
         argument_position(op, site.argument)
-    dimensions = tuple(Representation.from_data(group, rho).dimension for rho in (site.rho_out, site.rho_in))
+    dimensions = tuple(representation_from(group, rho).dimension for rho in (site.rho_out, site.rho_in))
     if site.convolution is not None:
         dimensions += site.convolution.kernel
     if dimensions != site.shape:

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from surgeon.editing.branch import CHILD, Branch, Branches, branches_child
+from surgeon.editing.branch import Branch, Branches, branches_child
 from surgeon.errors import PlanError
 from surgeon.finding.trace import NotTraceableError, split_place, trace_forward
 from surgeon.finding.tracer import trace_own_forward
+from surgeon.plan import CHILD
 
 
 class RewrittenForward:

@@ -18,11 +18,11 @@ from torch import nn
 from surgeon.errors import CheckFailedError
 from surgeon.export.deviation import allowed_deviation, largest_deviation
 from surgeon.export.stripped import Stripped, stripped_beside_original
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.container import write_container
-from surgeon.files.reading import Checkpoint
-from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
-from surgeon.proof.verdict import model_dtype, sample_batches
 from surgeon.registry import Reopener, installed_adapters
 from surgeon.support.imports import one_line
 from surgeon.support.trees import tensors_in, to_dtype

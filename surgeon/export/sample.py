@@ -14,9 +14,9 @@ from torch import Tensor
 
 from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.tasks import task_batches
-from surgeon.plan import Path, Split, Task
+from surgeon.plan import Split, Task
 from surgeon.support.imports import close_names
-from surgeon.support.trees import map_tensors, tensor_leaves, tensors_in, to_dtype
+from surgeon.support.trees import Place, map_tensors, tensor_leaves, tensors_in, to_dtype
 
 EXAMPLE_SIZE = 7
 """Length of a sliced batch: torch.export takes sizes 0 and 1 for fixed, and a small one is traced quickly."""
@@ -109,7 +109,7 @@ Axes = tuple[tuple[int, ...], ...]
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def _given_axes(task: Task, names: Sequence[str], leaves: Mapping[Path, Tensor]) -> Axes | None:
+def _given_axes(task: Task, names: Sequence[str], leaves: Mapping[Place, Tensor]) -> Axes | None:
     """Return the axes that the task's ``dynamic_axes`` name; None if it has none."""
     given = getattr(task, "dynamic_axes", None)
     if given is None:
@@ -177,7 +177,7 @@ def _ends(batches: Iterator[Any], count: int) -> list[Any]:
     return [*itertools.islice(batches, count), *deque(batches, maxlen=1)]
 
 
-def _sliceable(leaves: Mapping[Path, Tensor]) -> bool:
+def _sliceable(leaves: Mapping[Place, Tensor]) -> bool:
     """Tell whether all tensors share the length of their first axis, and no other structure hangs on it."""
     lengths = {tensor.shape[0] if tensor.dim() else -1 for tensor in leaves.values()}
     indices = any(not tensor.is_floating_point() and tensor.dim() > 1 for tensor in leaves.values())
@@ -229,7 +229,7 @@ def _changing(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(axis for axis in range(tensors[0].dim()) if len({tensor.shape[axis] for tensor in tensors}) > 1)
 
 
-def _name(path: Path, task: Task) -> str:
+def _name(path: Place, task: Task) -> str:
     """Return the name of a tensor: its keys; for the items of a bare tuple the task's ``input_names``."""
     given = getattr(task, "input_names", ())
     if len(path) <= 1 and (not path or isinstance(path[0], int)):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from surgeon.errors import CheckpointError
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.registry import installed_adapters
-
-if TYPE_CHECKING:
-    from surgeon.files.reading import Checkpoint
 
 
 @runtime_checkable

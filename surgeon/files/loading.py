@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from surgeon.editing.branch import CHILD
 from surgeon.errors import CheckpointError
 from surgeon.files.stored import forms, pieces, renamed
+from surgeon.plan import CHILD
 
 COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
 """What torch.fx adds to a generated module (a tensor product of e3nn) when that is deep-copied, as for an average."""

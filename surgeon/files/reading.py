@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
-from surgeon.files.address import HubPath
+from surgeon.files.checkpoint import Checkpoint, Container
 from surgeon.files.library import open_by_library
 from surgeon.files.scalars import stand_ins
 from surgeon.files.source import Source
-from surgeon.files.stored import forms, open_safetensors, renamed
+from surgeon.files.stored import forms, open_safetensors
 from surgeon.support.imports import close_names, importable, one_line, unchanged_environment
-
-Container = Literal["safetensors", "state_dict", "nested", "module"]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _USUAL_ENTRIES = frozenset(
@@ -34,46 +32,6 @@ _USUAL_ENTRIES = frozenset(
     + ["ema", "ema_state_dict", "ema_model", "model_ema"]
 )
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint file holds.
-
-    Attributes:
-        path: the file.
-        tensors: name to tensor, on the CPU, without ``prefix``, in the file's order.
-        container: "safetensors", a plain "state_dict", a "nested" dict that holds one, or a whole "module".
-        entry: the key under which a nested dict holds the weights.
-        extras: the rest of a nested dict, and entries of a state dict that are not tensors.
-        prefix: ``module.`` and ``_orig_mod.`` in front of every key, as wrappers leave them; removed from ``tensors``.
-        metadata: the strings in a safetensors header.
-        sha256: of the file's bytes.
-        module: the module itself, if the file holds one and was trusted.
-        needs_trust: True if the file could only be opened by running the code inside.
-        content: the object as it was loaded, from which the container is rebuilt; None for safetensors.
-        origin: where it was downloaded from, with repository, commit and file; None for a local file.
-        library: name of the adapter that opened the file and writes it again; empty for the usual containers.
-    """
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-    container: Container
-    entry: str | None = None
-    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    prefix: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    sha256: str = ""
-    module: nn.Module | None = field(default=None, repr=False)
-    needs_trust: bool = False
-    content: Any = field(default=None, repr=False)
-    origin: HubPath | None = None
-    library: str = ""
-
-    @property
-    def in_file(self) -> Mapping[str, Tensor]:
-        """The tensors by their keys in the file, with the prefix, which can also be the model's own."""
-        return renamed(self.tensors, {self.prefix + key: key for key in self.tensors})
 
 
 def open_checkpoint(

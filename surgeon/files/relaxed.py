@@ -356,3 +356,12 @@ def find_only_folder(cwd: str | Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise UsageError(f"expected one relaxed folder in {str(cwd)!r}, found {len(found)} ({names}): name one of them")
     return found[0]
+
+
+RECORDS = ("records.jsonl", "steps.jsonl")
+
+
+STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")
+
+
+RELAXED = (CONFIG_FILE, BASE_FILE, BRANCH_FILE, *RECORDS)

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from surgeon.algebra.groups.core import Group
-from surgeon.editing.conditions import further_arguments
 from surgeon.errors import first_line
 from surgeon.finding.site_check import SiteCheck, coverage_of, fold_complaint
-from surgeon.finding.usage import WeightUsage, tied_modules
+from surgeon.finding.usage import WeightUsage, further_arguments, tied_modules
 from surgeon.plan import Site, Skipped
 from surgeon.recording.record import Recording
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.intertwiners import FoldMap, WeightEntries
-from surgeon.editing.conditions import further_arguments
 from surgeon.errors import GroupError, PlanError
 from surgeon.finding.measured_ops import Found
 from surgeon.finding.measurement import Measurement
 from surgeon.finding.ops import random_like
+from surgeon.finding.usage import further_arguments
 from surgeon.plan import Site
 from surgeon.support.modes import default_dtype
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.penalty import Commutator
-from surgeon.algebra.representations.build import axes
+from surgeon.algebra.representations.build import axes, representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
 from surgeon.finding.channels import with_channel_fold
@@ -280,7 +280,7 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
     elements = torch.stack([element.g for element in measurement.own.elements.judges])
     measured = same.site()
     pairs = [
-        (Representation.from_data(group, left), Representation.from_data(group, right))
+        (representation_from(group, left), representation_from(group, right))
         for left, right in ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
     ]
     orders = ((site.axes_in, measured.axes_in), (site.axes_out, measured.axes_out))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from surgeon.finding.measurement import Measurement, perturbed
 from surgeon.finding.ops import random_like
-from surgeon.plan import Path, Site
+from surgeon.plan import Site
 from surgeon.recording.record import fresh_copy, unchanged
 from surgeon.support.modes import default_dtype, set_training
-from surgeon.support.trees import map_tensors, tensor_at, tensors_in, with_tensor
+from surgeon.support.trees import Place, map_tensors, tensor_at, tensors_in, with_tensor
 
 
 def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
@@ -72,7 +72,7 @@ def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site]
     return silent, [name for name, value in weights.items() if id(value) not in felt]
 
 
-def _adder(path: Path, into: list[Tensor]) -> Any:
+def _adder(path: Place, into: list[Tensor]) -> Any:
     def add(module: nn.Module, args: Any, output: Any) -> Any:
         result = tensor_at(output, path)
         probe = torch.zeros_like(result, requires_grad=True)

@@ -13,7 +13,6 @@ from torch import nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.editing.branch import branches_of
 from surgeon.errors import GroupError, NotASymmetryError, PlanError
 from surgeon.finding.annotated_ops import LABELLED, annotated_site, collect_proposals, verify_all
 from surgeon.finding.audit import audit_parameters, with_parents
@@ -24,7 +23,7 @@ from surgeon.finding.own_symmetry import symmetry_complaint
 from surgeon.finding.refusal import refusal
 from surgeon.finding.site_check import captured_calls
 from surgeon.finding.usage import WeightUsage
-from surgeon.plan import AuditEntry, Plan, Site, Skipped
+from surgeon.plan import CHILD, AuditEntry, Plan, Site, Skipped
 from surgeon.recording.candidates import Candidate, find_candidates
 from surgeon.recording.record import Recording, fresh_copy, record, unchanged
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
@@ -83,7 +82,7 @@ def find(
     symmetry = None if act is None else Symmetry(group, act, act_output, forward or _call)
     if symmetry is None:
         _check_group(group, adapters)
-    if branches_of(model):
+    if any(CHILD in name.split(".") for name, _ in model.named_modules()):
         raise PlanError("expected a model without branches, but it has some already: strip it first")
     proposals, skipped, failures = collect_proposals(model, group, adapters)
     if not inputs and not forward:

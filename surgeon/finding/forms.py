@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.representations.build import on_grid
+from surgeon.algebra.representations.build import on_grid, representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError, ShapeError
 from surgeon.plan import Convolution, Site
@@ -224,7 +224,7 @@ def row_representations(site: Site, group: Group) -> tuple[Representation, Repre
     Section 3.1 of the paper, for a convolution ``(L_g W)(u) = rho_out(g) W(g^-1 u) - W(u) rho_in(g)`` up to the
     substitution u -> g u, which does not change norms over the whole kernel.
     """
-    rho_in, rho_out = (Representation.from_data(group, rho) for rho in (site.rho_in, site.rho_out))
+    rho_in, rho_out = (representation_from(group, rho) for rho in (site.rho_in, site.rho_out))
     if site.convolution is not None:
         rho_in = on_grid(rho_in, site.convolution.kernel, site.convolution.frame)
     return rho_out, rho_in
@@ -239,7 +239,7 @@ def block_mask(site: Site, group: Group) -> Tensor | None:
     if site.blocks is None:
         return None
     degrees_out, degrees_in = (
-        degrees(Representation.from_data(group, rho), site.key) for rho in (site.rho_out, site.rho_in)
+        degrees(representation_from(group, rho), site.key) for rho in (site.rho_out, site.rho_in)
     )
     mask = torch.zeros(len(degrees_out), len(degrees_in), dtype=torch.float64)
     for l_in, l_out in site.blocks:

@@ -21,12 +21,12 @@ from surgeon.finding.inference.propagate import type_by_use
 from surgeon.finding.kernels import Kernel
 from surgeon.finding.measurement import Measurement, perturbed
 from surgeon.finding.ops import Op, Structure, linear_pairs, module_op, probe_structure, random_like
-from surgeon.plan import Convolution, Path, Site
+from surgeon.plan import Convolution, Site
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
-from surgeon.support.trees import tensor_at, tensor_leaves, with_tensor
+from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
 
-Pair = tuple[str, Path, Path]
+Pair = tuple[str, Place, Place]
 """An argument, the way to its features, and the way to what they feed in the output."""
 
 Reader = Callable[[Mapping[str, Any], Any], Tensor]

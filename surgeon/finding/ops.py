@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import first_line
-from surgeon.plan import Path
 from surgeon.registry import Refusal
-from surgeon.support.trees import tensor_at, tensor_leaves, with_tensor
+from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
 
 LINEARITY = 1e-8
 """Largest relative deviation from additivity in float64."""
@@ -43,8 +42,8 @@ class Op:
 
     module: str
     argument: str
-    path_in: Path
-    path_out: Path
+    path_in: Place
+    path_out: Place
     node: str | None
     run: Callable[[nn.Module, Mapping[str, Any], Tensor], Tensor]
     read_in: Callable[[nn.Module, Mapping[str, Any]], Tensor]
@@ -59,7 +58,7 @@ def call_forward(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
     return module.forward(*bound.args, **bound.kwargs)
 
 
-def module_op(name: str, argument: str, path_in: Path, path_out: Path) -> Op:
+def module_op(name: str, argument: str, path_in: Place, path_out: Place) -> Op:
     """Return a module as an op: its forward in one tensor of one argument."""
 
     def run(model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ def random_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def linear_pairs(
     model: nn.Module, name: str, arguments: Mapping[str, Any], generator: torch.Generator
-) -> list[tuple[str, Path, Path]] | Refusal:
+) -> list[tuple[str, Place, Place]] | Refusal:
     """Find in which of its arguments' tensors a module is linear, and which tensors of its output these feed.
 
     Args:
@@ -155,11 +154,11 @@ def _linear_in(
     module: nn.Module,
     arguments: Mapping[str, Any],
     argument: str,
-    path: Path,
+    path: Place,
     real: Tensor,
     generator: torch.Generator,
-) -> tuple[list[Path], Refusal]:
-    def run(x: Tensor) -> dict[Path, Tensor]:
+) -> tuple[list[Place], Refusal]:
+    def run(x: Tensor) -> dict[Place, Tensor]:
         given = {**arguments, argument: with_tensor(arguments[argument], path, x)}
         return {
             key: leaf.detach()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import nn
 
-from surgeon.plan import Coverage
+from surgeon.plan import Coverage, Site
 from surgeon.recording.provenance import bypassed_parameters, runs_inside, used_parameters
 from surgeon.recording.record import Recording
 
@@ -76,3 +79,20 @@ class WeightUsage:
     def coverage(self, name: str) -> Coverage:
         """Return the audit's class of a module about which there is a complaint."""
         return "unused" if "does not use" in self.complaint(name) and name not in self.bypassed else "bypassed"
+
+
+def further_arguments(site: Site, calls: Sequence[Mapping[str, Any]]) -> str:
+    """Name what an op was given beside the features of a site; empty if nothing.
+
+    Args:
+        site: annotated or measured.
+        calls: arguments by name of each recorded call.
+    """
+    given = {name: value for call in calls for name, value in call.items() if not _is_nothing(value)}
+    names = [name for name in given if name != site.argument]
+    names += [f"the rest of {site.argument}"] if site.path_in else []
+    return f"{', '.join(names)} {'acts' if len(names) == 1 else 'act'} as on the sample batch" if names else ""
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, (tuple, list, dict)) and not value)

@@ -9,28 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from surgeon.errors import CheckpointError, PlanError, UsageError
+from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.atomic import json_text, read_json
-from surgeon.files.reading import open_checkpoint
+from surgeon.files.clean import CARD_FILE as CARD
+from surgeon.files.clean import CERTIFICATE_FILE, CLEAN, read_clean
 from surgeon.files.relaxed import (
     BASE_FILE,
-    BRANCH_FILE,
     CONFIG_FILE,
-    STATE_FOLDER,
+    RECORDS,
+    RELAXED,
+    STATE,
     RelaxedConfig,
     is_relaxed_folder,
     read_relaxed,
 )
 from surgeon.files.seals import SEAL_FILE, recover
-from surgeon.opening.models import STATEMENT_SUFFIX
-from surgeon.proof.clean import CARD_FILE as CARD
-from surgeon.proof.clean import CERTIFICATE_FILE, WEIGHTS_FILE, WORDS_FILE
-
-RECORDS = ("records.jsonl", "steps.jsonl")
-STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")
-RELAXED = (CONFIG_FILE, BASE_FILE, BRANCH_FILE, *RECORDS)
-STATEMENT_FILE = f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}"
-CLEAN = (WEIGHTS_FILE, STATEMENT_FILE, CERTIFICATE_FILE, WORDS_FILE, "config.json", "model.onnx", "model.onnx.data")
 
 Kind = Literal["relaxed", "clean"]
 
@@ -130,22 +123,3 @@ def _relaxed_records(folder: Path) -> dict[str, Any]:
         lines = history.read_text(encoding="utf-8").splitlines()
         records["history"] = [json.loads(line) for line in lines if line.strip()]
     return records
-
-
-def read_clean(folder: Path) -> dict[str, Any]:
-    """Return the certificate of a clean folder, whose weights have to be those it was written for.
-
-    Raises:
-        CheckpointError: if they are not, or the weights cannot be read.
-    """
-    try:
-        certificate = read_json(folder / CERTIFICATE_FILE)
-    except PlanError as error:
-        path = str(folder / CERTIFICATE_FILE)
-        raise CheckpointError(f"{path!r} is damaged ({error.__cause__ or error}): strip again") from error
-    recorded = certificate.get("files", {}).get(BASE_FILE) if isinstance(certificate, Mapping) else None
-    if recorded != open_checkpoint(folder / BASE_FILE).sha256:
-        raise CheckpointError(
-            f"expected {BASE_FILE} in {str(folder)!r} as its certificate says, but its sha256 is another: strip again"
-        )
-    return {"certificate": certificate}

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.errors import CheckpointError
-from surgeon.files.address import HubPath, is_hub_path
+from surgeon.files.address import HubPath
 from surgeon.files.atomic import atomic_folder, write_json
+from surgeon.files.clean import read_clean
 from surgeon.files.relaxed import CONFIG_FILE, read_relaxed
 from surgeon.files.seals import seal_folder
-from surgeon.hub.content import CLEAN, RELAXED, STATE, read_clean
 from surgeon.opening.originals import check_values
-from surgeon.opening.remote.client import Listing, list_files
+from surgeon.opening.remote.client import list_files
 from surgeon.opening.remote.fetch import download
+from surgeon.opening.remote.folder import wanted_files
 from surgeon.opening.remote.safety import check_config
-from surgeon.proof.clean import CARD_FILE as CARD
-from surgeon.proof.clean import CERTIFICATE_FILE
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def pull(path: str | HubPath, folder: str | Path | None = None, *, force: bool =
     target = Path(folder) if folder is not None else Path(address.stem)
     with atomic_folder(target, force=force) as temporary:
         listing = list_files(address)
-        names = _wanted(listing)
+        names = wanted_files(listing)
         source = download(listing, names)
         for name in names:
             (temporary / name).parent.mkdir(exist_ok=True)
@@ -69,30 +68,6 @@ def pull(path: str | HubPath, folder: str | Path | None = None, *, force: bool =
             read_clean(temporary)
     left_out = tuple(name for name in listing.files if name not in names)
     return Pulled(target, listing.pinned, tuple(names), left_out)
-
-
-def fetch_model(path: str | Path) -> Path:
-    """Return a folder: a local one as it is, a repository on the Hub from the cache.
-
-    Raises:
-        CheckpointError: if the repository holds no model that ``surgeon push`` uploaded.
-        HubError: if it cannot be downloaded.
-    """
-    if not is_hub_path(path):
-        return Path(path)
-    listing = list_files(HubPath.parse(path))
-    return download(listing, _wanted(listing))
-
-
-def _wanted(listing: Listing) -> list[str]:
-    relaxed = CONFIG_FILE in listing.files
-    if not relaxed and CERTIFICATE_FILE not in listing.files:
-        raise CheckpointError(
-            f"expected a model that was pushed by `surgeon push` in {listing.path}, it holds "
-            f"{', '.join(list(listing.files)[:10]) or 'nothing'}: give its path to `surgeon relax` as it is"
-        )
-    chosen = (*RELAXED, *STATE, CARD) if relaxed else (*CLEAN, CARD)
-    return [name for name in chosen if name in listing.files]
 
 
 def _check_and_forget_task(folder: Path, origin: HubPath) -> None:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.moments import processes
-from surgeon.editing.branch import CHILD, branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.editing.insert import relax
 from surgeon.editing.recalibration import running_statistics
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.integrations.settings import RelaxationSettings, network_of, plan_for
-from surgeon.plan import SiteRecord
+from surgeon.plan import CHILD, SiteRecord
 from surgeon.support.trees import map_tensors
 from surgeon.training.session import TrainingSession, flat
 

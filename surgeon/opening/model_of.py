@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from surgeon.errors import ModelNotFoundError, TrustError
 from surgeon.files.address import HubPath
-from surgeon.files.reading import Checkpoint
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.relaxed import BASE_FILE, RelaxedFiles
 from surgeon.opening.models import STATEMENT_KEY, FoundModel, find_model
 from surgeon.opening.options import OpenOptions

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
+from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.clean import STATEMENT_SUFFIX
 from surgeon.files.loading import load_into
-from surgeon.files.reading import Checkpoint
 from surgeon.files.stored import forms, renamed
 from surgeon.opening.tasks import LoadedTask, load_task
 from surgeon.opening.trust import check_task
@@ -23,7 +24,6 @@ from surgeon.registry import DescribesModels, RecognisesWeights
 from surgeon.support.imports import call_with, import_attribute, importable, registered
 
 STATEMENT_KEY = "surgeon.model"
-STATEMENT_SUFFIX = ".model.json"
 ENTRY_POINT_GROUP = "surgeon.models"
 
 _LARGE_BYTES = 16 * 2**20

@@ -12,8 +12,9 @@ from surgeon.algebra.schedule import Schedule
 from surgeon.editing.insert import relax
 from surgeon.errors import CheckpointError
 from surgeon.files.address import HubPath, is_hub_path
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.loading import load_branches
-from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import CONFIG_FILE, RelaxedConfig, is_relaxed_folder, read_relaxed, split_state
 from surgeon.files.seals import recover
 from surgeon.opening.folder_task import given_task, task_of_folder

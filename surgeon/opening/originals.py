@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgeon.errors import CheckpointError
 from surgeon.files.address import HubPath, is_hub_path
-from surgeon.files.reading import Checkpoint
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.relaxed import RelaxedConfig
 from surgeon.files.stored import renamed
 from surgeon.opening.options import OpenOptions

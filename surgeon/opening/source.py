@@ -13,13 +13,13 @@ from surgeon.errors import CheckpointError
 from surgeon.opening.evaluation import model_dtype
 from surgeon.opening.tasks import LoadedTask, task_batches, task_forward
 from surgeon.opening.workspace import Workspace
-from surgeon.proof.certificate import versions
 from surgeon.recording.compare import graph_hash
 from surgeon.recording.record import record
 from surgeon.support.attributes import tensor_sha256
 from surgeon.support.copies import copied
 from surgeon.support.modes import set_training
 from surgeon.support.trees import tensors_in, to_dtype
+from surgeon.support.versions import versions
 
 
 def graph_on(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
@@ -413,3 +414,8 @@ def count_batches(task: Task, split: Split, seed: int) -> int:
     with RandomNumbers(seed).drawn():
         batches = task.batches(split, seed)
     return len(batches) if isinstance(batches, Sized) else sum(1 for _ in task_batches(task, split, seed))
+
+
+def sample_batches(task: LoadedTask, count: int) -> list[Any]:
+    """Return the first ``count`` batches of the validation split."""
+    return list(itertools.islice(task_batches(task.task, "validation", 0), count))

@@ -14,8 +14,9 @@ from torch import nn
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import PrecisionError, TaskError
 from surgeon.files.address import HubPath
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.loading import load_into
-from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import RelaxedFiles
 from surgeon.finding.precision import answer_in_double, run_in_double
 from surgeon.opening.doubles import double_twin

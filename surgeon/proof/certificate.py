@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,8 +14,8 @@ from torch import Tensor, nn
 
 from surgeon.editing.branch import branches_of
 from surgeon.files.atomic import json_compatible
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.loading import COPIED_CONSTANT
-from surgeon.files.reading import Checkpoint
 from surgeon.files.stored import forms, renamed
 from surgeon.plan import GRAPH_CHECK, Certificate
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
@@ -26,6 +23,7 @@ from surgeon.recording.record import record
 from surgeon.support.attributes import attributes_of, hooks_of, tensor_bytes
 from surgeon.support.copies import copied
 from surgeon.support.modes import set_training
+from surgeon.support.versions import versions
 
 SHOWN = 5
 """Differences listed per check."""
@@ -332,53 +330,3 @@ def _differing(what: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> 
 def _short(values: Mapping[str, Any], name: str) -> str:
     text = str(values.get(name, "nothing"))
     return text if len(text) <= 100 else text[:50] + " ... " + text[-45:]
-
-
-def versions(model: nn.Module | None = None) -> dict[str, str]:
-    """Return the versions that results depend on: of Python, of our own libraries, and of those that define a model.
-
-    Args:
-        model: the packages in which the classes of its modules are defined count, too.
-    """
-    own = ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors")
-    return {"python": platform.python_version(), **package_versions([*own, *_packages_of(model)])}
-
-
-def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _packages_of(model: nn.Module | None) -> list[str]:
-    """Return the installed packages to which the classes of a model's modules belong."""
-    modules = () if model is None else model.modules()
-    roots = {type(module).__module__.partition(".")[0] for module in modules} - {"torch", "builtins"}
-    owners = _owners() if roots else {}
-    return sorted({package for root in roots for package in owners.get(root, ())})
-
-
-@lru_cache(maxsize=1)
-def _owners() -> Mapping[str, Sequence[str]]:
-    """Return the installed packages of each top-level name; once, because their lists of files are read for it."""
-    from importlib.metadata import packages_distributions
-
-    return packages_distributions()
-
-
-def machine() -> dict[str, Any]:
-    """Return what times depend on: processor architecture, cores, torch's threads, accelerator."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": accelerator,
-    }

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from surgeon.errors import CheckFailedError
 from surgeon.files.atomic import atomic_folder, json_compatible, sha256_of_file, write_json, write_tensors, write_text
 from surgeon.files.card import BEGIN, END
-from surgeon.files.reading import Checkpoint
-from surgeon.opening.models import STATEMENT_SUFFIX, is_registered
+from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.clean import CARD_FILE, CERTIFICATE_FILE, STATEMENT_SUFFIX, WEIGHTS_FILE, WORDS_FILE
+from surgeon.opening.models import is_registered
 from surgeon.plan import Certificate
 from surgeon.proof.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal
 from surgeon.proof.certificate_words import certificate_text
@@ -28,9 +29,6 @@ records the comparison with the original, everything that was measured, and the 
 says the same in words, its first line how much was shown. `surgeon verify FOLDER --against ORIGINAL` computes it again.
 {END}
 """
-
-WEIGHTS_FILE = "model.safetensors"
-CERTIFICATE_FILE, WORDS_FILE, CARD_FILE = "certificate.json", "CERTIFICATE.md", "README.md"
 
 
 def write_clean(

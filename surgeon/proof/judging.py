@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from surgeon.algebra.equivariance import relative_difference
-from surgeon.plan import ErrorSummary
+from surgeon.algebra.equivariance import ErrorSummary, relative_difference
 from surgeon.proof.chance import LEVEL, Rows, can_exclude_chance, chance_of, rounded_anew
 
 AS_EQUIVARIANT = 10.0

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.algebra.equivariance import equivariance_error, projection_error
+from surgeon.algebra.equivariance import ErrorSummary, equivariance_error, projection_error
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.conditions import check_folds
@@ -24,14 +24,13 @@ from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.evaluation import evaluate, fitted, in_evaluation_mode, is_better, outputs_on
 from surgeon.opening.evaluation import model_dtype as model_dtype
 from surgeon.opening.source import check_source
-from surgeon.opening.tasks import LoadedTask, can_act, primary_metric, task_batches, task_forward
+from surgeon.opening.tasks import LoadedTask, can_act, primary_metric, sample_batches, task_batches, task_forward
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import (
     EQUIVARIANCE_CHECK,
     EXACT_WHILE,
     FUNCTION_CHECK,
     Certificate,
-    ErrorSummary,
     SiteRecord,
     Split,
     StripMode,
@@ -57,11 +56,6 @@ class MeasureSettings:
     elements: int = 4
     batches: int = 2
     seed: int = 0
-
-
-def sample_batches(task: LoadedTask, count: int) -> list[Any]:
-    """Return the first ``count`` batches of the validation split."""
-    return list(itertools.islice(task_batches(task.task, "validation", 0), count))
 
 
 @contextmanager

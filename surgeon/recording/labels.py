@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.build import representation_from
 from surgeon.plan import Site
 
 
@@ -18,7 +18,7 @@ def representation_in_words(rho: Mapping[str, Any], group: str) -> str:
         >>> representation_in_words({"axes": "v c", "sizes": {"c": 8}}, "SO3")
         '8 vectors'
     """
-    text = str(Representation.from_data(parse_group(group), rho)).replace(" (mul_ir)", "")
+    text = str(representation_from(parse_group(group), rho)).replace(" (mul_ir)", "")
     text = re.sub(r"axes (?:v c|c v) \(c=(\d+)\)", r"\1 vectors", text)
     text = re.sub(r"axes v w c \(c=(\d+)\)", r"\1 tensors of rank 2", text)
     text = re.sub(r"(\d+) x trivial", r"\1 scalars", re.sub(r"axes v\b", "1 vector", text))

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import ShapeError
-from surgeon.plan import Path
+
+Place = tuple[str | int, ...]
+"""The way to a tensor inside nested data: keys, indices and attribute names."""
 
 TensorFunction = Callable[[Tensor], Tensor]
 
@@ -165,7 +167,7 @@ def first_tensor(tree: Any) -> Tensor | None:
     return next(_tensors(tree, set()), None)
 
 
-def tensor_leaves(tree: Any) -> dict[Path, Tensor]:
+def tensor_leaves(tree: Any) -> dict[Place, Tensor]:
     """Return the tensors of ``tree`` by their paths, in order.
 
     A key that is a tuple of strings, such as a type of edges, is joined by two underscores; keys other than these,
@@ -175,12 +177,12 @@ def tensor_leaves(tree: Any) -> dict[Path, Tensor]:
         >>> list(tensor_leaves({"1": torch.zeros(2), "more": [torch.ones(1)]}))
         [('1',), ('more', 0)]
     """
-    found: dict[Path, Tensor] = {}
+    found: dict[Place, Tensor] = {}
     _collect(tree, (), found, frozenset())
     return found
 
 
-def _collect(tree: Any, path: Path, into: dict[Path, Tensor], above: frozenset[int]) -> None:
+def _collect(tree: Any, path: Place, into: dict[Place, Tensor], above: frozenset[int]) -> None:
     if isinstance(tree, Tensor):
         into[path] = tree
     elif id(tree) not in above:
@@ -189,7 +191,7 @@ def _collect(tree: Any, path: Path, into: dict[Path, Tensor], above: frozenset[i
                 _collect(child, (*path, key), into, above | {id(tree)})
 
 
-def tensor_at(tree: Any, path: Path) -> Tensor:
+def tensor_at(tree: Any, path: Place) -> Tensor:
     """Return the tensor at ``path``.
 
     Raises:
@@ -204,7 +206,7 @@ def tensor_at(tree: Any, path: Path) -> Tensor:
     return tree
 
 
-def _child(tree: Any, key: str | int, above: Path) -> Any:
+def _child(tree: Any, key: str | int, above: Place) -> Any:
     children = _children(tree)
     if key not in children:
         raise ShapeError(
@@ -214,7 +216,7 @@ def _child(tree: Any, key: str | int, above: Path) -> Any:
     return children[key]
 
 
-def with_tensor(tree: Any, path: Path, tensor: Tensor) -> Any:
+def with_tensor(tree: Any, path: Place, tensor: Tensor) -> Any:
     """Return a copy of ``tree`` in which the tensor at ``path`` is ``tensor``; nothing is modified in place.
 
     Raises:
@@ -223,7 +225,7 @@ def with_tensor(tree: Any, path: Path, tensor: Tensor) -> Any:
     return _replaced(tree, path, 0, tensor)
 
 
-def _replaced(tree: Any, path: Path, depth: int, tensor: Tensor) -> Any:
+def _replaced(tree: Any, path: Place, depth: int, tensor: Tensor) -> Any:
     if depth == len(path):
         return tensor
     key = path[depth]
@@ -243,7 +245,7 @@ def _replaced(tree: Any, path: Path, depth: int, tensor: Tensor) -> Any:
     return result
 
 
-def _replaced_in_stores(tree: Any, path: Path, tensor: Tensor) -> Any:
+def _replaced_in_stores(tree: Any, path: Place, tensor: Tensor) -> Any:
     """Replace a tensor in an object that maps its own tensors, and whose stores cannot be set as attributes."""
     wanted = tensor_at(tree, path)
     if sum(found is wanted for found in tensors_in(tree)) == 1:

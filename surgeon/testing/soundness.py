@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.editing.branch import CHILD, Branch
+from surgeon.editing.branch import Branch
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError
 from surgeon.finding.find import in_training_mode
-from surgeon.plan import Plan
+from surgeon.plan import CHILD, Plan
 from surgeon.recording.compare import compare_graphs, erase_branches, forward_part
 from surgeon.recording.record import Recording, fresh_copy, record, unchanged
 from surgeon.support.modes import set_training

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,82 +15,12 @@ from surgeon.errors import TrainingError, UsageError
 from surgeon.files.loading import load_branches
 from surgeon.opening.evaluation import evaluate
 from surgeon.opening.tasks import task_batches
-from surgeon.plan import Plan, SiteRecord, Task
+from surgeon.plan import Plan, Task
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.engine import StepEvent, finetune
+from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.statistics import require_equal_budgets
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run that a comparison asks for: plain data, which can go to another process.
-
-    Attributes:
-        arm: name of the arm.
-        seed: seed of the run; equal seeds see equal batches in equal order.
-        learning_rate: of the base weights.
-        test: measure the stripped model on the test split; False in a sweep.
-    """
-
-    arm: str
-    seed: int
-    learning_rate: float
-    test: bool = True
-
-    @property
-    def key(self) -> str:
-        """Name of the run, equal for equal points only."""
-        kind = "run" if self.test else "sweep"
-        return f"{kind}-{self.arm}-lr{float(self.learning_rate)!r}-seed{self.seed}"
-
-    def __str__(self) -> str:
-        return f"{self.arm}, seed {self.seed}, lr {self.learning_rate:g}"
-
-
-@dataclass(frozen=True)
-class ArmRun:
-    """One finished run of a comparison, measured on the stripped model.
-
-    Attributes:
-        arm, seed, learning_rate: as in :class:`Point`.
-        validation: clean metrics of the best epoch.
-        test: metrics of the stripped model on the test split; empty in a sweep.
-        best_epoch: epoch of the best clean validation metric; 0 is the model as it came.
-        steps: optimiser steps.
-        seconds: training time, evaluation included.
-        sites: what was dropped or folded.
-        certificate: its grade, or "different" from the original architecture; None if nobody looked.
-        equivariance: largest equivariance error of the stripped model; None if it was not measured.
-    """
-
-    arm: str
-    seed: int
-    learning_rate: float
-    validation: Mapping[str, float]
-    test: Mapping[str, float]
-    best_epoch: int
-    steps: int
-    seconds: float
-    sites: tuple[SiteRecord, ...]
-    certificate: str | None = None
-    equivariance: float | None = None
-
-    def to_data(self) -> dict[str, Any]:
-        """Return the run as JSON-compatible data."""
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run whose training could not go on, such as one that diverged; in a sweep that is an answer."""
-
-    message: str
-
-
-Outcome = ArmRun | Failure
-Execute = Callable[[Sequence[Point]], Iterable[tuple[Point, Outcome]]]
-"""Carries runs out and hands back each one as soon as it is finished, in any order."""
 
 
 @dataclass(frozen=True)

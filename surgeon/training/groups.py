@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import Relaxation
@@ -58,7 +59,7 @@ def _blocks(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:
     """Return, for every weight of every branch, the blocks of its first two axes."""
     group, found = parse_group(relaxation.plan.group), []
     for site in relaxation.plan.sites:
-        rho_out, rho_in = (Representation.from_data(group, rho) for rho in (site.rho_out, site.rho_in))
+        rho_out, rho_in = (representation_from(group, rho) for rho in (site.rho_out, site.rho_in))
         out, into = _block_numbers(rho_out), _block_numbers(rho_in)
         if site.rank is None:
             found.append((out, into))

@@ -22,12 +22,13 @@ from surgeon.errors import CheckpointError, TrainingError, UsageError
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.source import check_source
-from surgeon.opening.tasks import can_act, task_forward
+from surgeon.opening.tasks import can_act, sample_batches, task_forward
 from surgeon.opening.workspace import Workspace
 from surgeon.proof.certificate import certify
-from surgeon.proof.verdict import MeasureSettings, sample_batches, task_equivariance
+from surgeon.proof.verdict import MeasureSettings, task_equivariance
 from surgeon.support.imports import one_line
-from surgeon.training.compare import ArmRun, Comparison, Execute, Outcome, Point, outcome_of
+from surgeon.training.compare import Comparison, outcome_of
+from surgeon.training.outcomes import ArmRun, Execute, Outcome, Point
 from surgeon.training.settings import FinetuneSettings
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgeon.errors import TrainingError
-
-if TYPE_CHECKING:
-    from surgeon.training.compare import ArmRun
+from surgeon.training.outcomes import ArmRun
 
 
 def summarise_runs(runs: Sequence[ArmRun], metric: str, reference: str = "plain") -> list[dict[str, Any]]:

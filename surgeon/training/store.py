@@ -12,7 +12,7 @@ from typing import Any
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
 from surgeon.files.atomic import atomic_folder, check_writable, json_compatible, write_json
 from surgeon.plan import SiteRecord
-from surgeon.training.compare import ArmRun, Failure, Outcome, Point
+from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 
 IDENTITY_FILE = "comparison.json"
 

@@ -17,7 +17,8 @@ import torch
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.opening.open import open_path
-from surgeon.training.compare import Point, outcome_of
+from surgeon.training.compare import outcome_of
+from surgeon.training.outcomes import Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Source, comparison_of, work
 from tests.commands import Surgeon, files_in

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from surgeon.support.modes import default_dtype
-from surgeon_adapters.mace.models import adapter, build, decoded, import_mace
+from surgeon_adapters.mace.adapter import adapter
+from surgeon_adapters.mace.models import build, decoded, import_mace
 
 HEADS = ["tight-binding", "other"]
 ENERGIES = [1.0, 2.0, 3.0]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.editing.branch import CHILD, branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.editing.strip import strip
+from surgeon.plan import CHILD
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed: make test-nequip")
 

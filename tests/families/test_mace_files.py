@@ -22,7 +22,8 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.support.modes import default_dtype
-from surgeon_adapters.mace.models import KINDS, adapter, decoded, import_mace
+from surgeon_adapters.mace.adapter import adapter
+from surgeon_adapters.mace.models import KINDS, decoded, import_mace
 from surgeon_adapters.mace.task import MaceTask
 from tests.commands import ROOT
 

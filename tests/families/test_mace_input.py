@@ -20,7 +20,8 @@ from surgeon.errors import CheckpointError, TaskError, TrustError
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import load_task
-from surgeon_adapters.mace.models import adapter, build
+from surgeon_adapters.mace.adapter import adapter
+from surgeon_adapters.mace.models import build
 from surgeon_adapters.mace.task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, ROOT
 

@@ -18,8 +18,9 @@ from surgeon.opening.workspace import Workspace
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
 from surgeon_adapters.atoms.task import Batches
+from surgeon_adapters.mace.adapter import adapter
 from surgeon_adapters.mace.data import frames_of, head_of
-from surgeon_adapters.mace.models import adapter, decoded, import_mace
+from surgeon_adapters.mace.models import decoded, import_mace
 from surgeon_adapters.mace.task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, ROOT, Surgeon, child
 
@@ -93,7 +94,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class TestContract(AdapterContract):
-    adapter = "surgeon_adapters.mace.models:adapter"
+    adapter = "surgeon_adapters.mace.adapter:adapter"
     libraries = ("mace", "e3nn", "ase")
     group = "O3"
     annotates = False  # its layers are e3nn's

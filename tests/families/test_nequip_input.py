@@ -26,7 +26,8 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.support.modes import default_dtype
-from surgeon_adapters.nequip.models import adapter, build, import_nequip, installed_version
+from surgeon_adapters.nequip.adapter import adapter
+from surgeon_adapters.nequip.models import build, import_nequip, installed_version
 from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT
 

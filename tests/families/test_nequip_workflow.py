@@ -88,7 +88,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class TestContract(AdapterContract):
-    adapter = "surgeon_adapters.nequip.models:adapter"
+    adapter = "surgeon_adapters.nequip.adapter:adapter"
     libraries = ("nequip", "e3nn", "ase", "lightning", "hydra")
     group = "O3"
     annotates = False  # its layers are e3nn's

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.opening.tasks import load_task, task_forward
-from surgeon.proof.verdict import sample_batches
+from surgeon.opening.tasks import load_task, sample_batches, task_forward
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import to_dtype
 from surgeon.testing.soundness import Model, check_plan

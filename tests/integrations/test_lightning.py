@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from surgeon.algebra.schedule import Schedule
-from surgeon.editing.branch import CHILD, branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.editing.strip import strip
 from surgeon.errors import UsageError
+from surgeon.plan import CHILD
 from surgeon.support.trees import equal
 from tests.integrations.loops import Batch, batches, largest_difference, network, plain_loop
 from tests.integrations.normalised import expected_error, normalised

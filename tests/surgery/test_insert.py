@@ -14,9 +14,9 @@ from torch import Tensor
 
 import surgeon
 from surgeon.editing import insert
-from surgeon.editing.branch import CHILD, Branch, branches_of
+from surgeon.editing.branch import Branch, branches_of
 from surgeon.errors import GroupError, PlanError, SurgeryError, UsageError
-from surgeon.plan import Plan
+from surgeon.plan import CHILD, Plan
 from tests import nets
 
 pytestmark = pytest.mark.e3nn

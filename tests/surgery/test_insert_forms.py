@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.editing.branch import CHILD, branches_of
+from surgeon.editing.branch import branches_of
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, PlanError, ShapeError, SurgeryError
 from surgeon.files.loading import load_into
 from surgeon.files.reading import keys_hash
 from surgeon.files.relaxed import RelaxedConfig, read_relaxed, write_relaxed
 from surgeon.finding.forms import rows_of
-from surgeon.plan import Convolution, Plan, Site
+from surgeon.plan import CHILD, Convolution, Plan, Site
 from surgeon.support import trees
 
 SQUARE = ((1, 0), (0, 1))

@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import surgeon
-from surgeon.editing.branch import CHILD, Branch, branches_of
+from surgeon.editing.branch import Branch, branches_of
 from surgeon.editing.insert import detach
 from surgeon.editing.rewrite import install
 from surgeon.errors import PlanError
 from surgeon.finding.trace import NotTraceableError, raw_ops, trace_complaint, trace_forward
-from surgeon.plan import Plan
+from surgeon.plan import CHILD, Plan
 from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward.case import vectors
 from tests.families.awkward.layouts import InsideForward, Untraceable

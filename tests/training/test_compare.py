@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from surgeon.editing.branch import branches_of
 from surgeon.errors import TaskError, TrainingError, UsageError
 from surgeon.training.arms import ARMS
-from surgeon.training.compare import ArmRun, Comparison, Outcome, Point, compare, one_after_the_other
+from surgeon.training.compare import Comparison, compare, one_after_the_other
 from surgeon.training.engine import StepEvent
+from surgeon.training.outcomes import ArmRun, Outcome, Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.statistics import edges_of_grid, require_equal_budgets, summarise_runs
 from surgeon.training.sweep import sweep

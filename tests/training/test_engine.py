@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from surgeon.editing.branch import CHILD
 from surgeon.editing.relaxation import PenaltySettings
 from surgeon.editing.strip import strip
 from surgeon.errors import TaskError, TrainingError
 from surgeon.opening.evaluation import evaluate
+from surgeon.plan import CHILD
 from surgeon.proof.certificate import certify
 from surgeon.training.arms import arm_named
 from surgeon.training.engine import Finetuner, StepEvent, finetune

@@ -17,7 +17,7 @@ import torch
 
 from surgeon.opening.options import OpenOptions
 from surgeon.training import spread
-from surgeon.training.compare import Point
+from surgeon.training.outcomes import Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Source, ending_with, work_beside_others, worker_number
 from tests.commands import CHILD_ENVIRONMENT

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.intertwiners import FoldMap, WeightEntries, copy_indices, irrep_label
-from surgeon.algebra.representations.build import irreps
+from surgeon.algebra.representations.build import irreps, representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.plan import Site
 from surgeon.registry import Proposal, Refusal
@@ -65,8 +65,8 @@ class E3nnAdapter:
 
     def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
         """Collect, per irrep, which weight enters which pair of copies with which coefficient."""
-        rho_in = Representation.from_data(group, site.rho_in)
-        rho_out = Representation.from_data(group, site.rho_out)
+        rho_in = representation_from(group, site.rho_in)
+        rho_out = representation_from(group, site.rho_out)
         holds_while = ""
         if isinstance(module, import_e3nn().Linear):
             paths = _linear_paths(module)

@@ -1,30 +1,24 @@
-"""Adapter for MACE potentials: from a pickled ``.model`` to plain data and back, and a task on extended-XYZ files.
+"""MACE potentials as plain data: the settings from which each is built, and building it.
 
 The layers inside are e3nn's, whose adapter annotates them.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import io
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from surgeon.errors import CheckpointError, TaskError
-from surgeon.files.reading import scripts_on_the_cpu
-from surgeon.plan import Task
-from surgeon.registry import BaseAdapter
+from surgeon.errors import CheckpointError
 from surgeon.support.e3nn_compat import import_e3nn, unscript_harmonics
-from surgeon.support.imports import call_with, one_line, unchanged_environment
-from surgeon_adapters.mace.checks import further_inputs, recognised, require_no_other_layers, require_same
+from surgeon.support.imports import one_line, unchanged_environment
 from surgeon_adapters.mace.checks import version as installed_version
 
 FACTORY = "surgeon_adapters.mace.models:build"
@@ -41,49 +35,6 @@ def import_mace(name: str = "modules") -> ModuleType:
         warnings.simplefilter("ignore")
         unscript_harmonics()
         return importlib.import_module(f"mace.{name}")
-
-
-class MaceAdapter(BaseAdapter):
-    """MACE from its file to its file."""
-
-    name = "mace"
-    groups = ("SO3", "O3", "SE3", "E3")
-
-    def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
-        """Return the settings of a MACE potential, having checked that a rebuilt one computes the same.
-
-        Other classes of the library, and potentials with inputs besides atoms, are left as the modules that they are.
-
-        Raises:
-            CheckpointError: if it has other layers than e3nn's, was written by another version, or cannot be rebuilt.
-        """
-        kind = type(module).__name__
-        if not type(module).__module__.startswith("mace.") or kind not in KINDS or further_inputs(module):
-            return None
-        require_no_other_layers(module)
-        arguments = _arguments(module, kind)
-        require_same(module, build(**arguments))
-        return {"factory": FACTORY, "args": arguments}
-
-    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
-        """Say which potential the weights of a training checkpoint belong to, and which file is needed."""
-        return recognised(tensors)
-
-    def reopen(self, path: Path) -> nn.Module | None:
-        """Open a ``.model`` as MACE's own calculator does; None for other files."""
-        if path.suffix != ".model":
-            return None
-        import_mace()
-        with scripts_on_the_cpu():
-            module = torch.load(path, map_location="cpu", weights_only=False)
-        return module if type(module).__module__.startswith("mace.") else None
-
-    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
-        """Return the task on an extended-XYZ file."""
-        from surgeon_adapters.mace.task import MaceTask
-
-        task: Task = call_with(functools.partial(MaceTask, data), arguments, "the task of mace", TaskError)
-        return task
 
 
 def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "") -> nn.Module:
@@ -123,7 +74,7 @@ def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "")
         e3nn.set_optimization_defaults(**before)
 
 
-def _arguments(module: nn.Module, kind: str) -> dict[str, Any]:
+def arguments_of(module: nn.Module, kind: str) -> dict[str, Any]:
     """Read the settings off a potential by MACE's own function, and what that leaves out."""
     scripts = import_mace("tools.scripts_utils")
     try:
@@ -212,6 +163,3 @@ def decoded(value: Any) -> Any:
             return {**mace.interaction_classes, **mace.readout_classes}[name]
         case _:
             return value
-
-
-adapter = MaceAdapter()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files.atomic import sha256_of_file
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.container import save_content
-from surgeon.files.reading import Checkpoint, read_torch
+from surgeon.files.reading import read_torch
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.nequip import packages as nequip_packages
 from surgeon_adapters.nequip.models import (

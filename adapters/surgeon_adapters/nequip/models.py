@@ -1,4 +1,4 @@
-"""Adapter for NequIP potentials: from its checkpoints and packages to plain data and back, and a task on extended XYZ.
+"""NequIP potentials as plain data: the settings from which each is built, and building it.
 
 The layers inside are e3nn's, whose adapter annotates them.
 """
@@ -6,28 +6,24 @@ The layers inside are e3nn's, whose adapter annotates them.
 from __future__ import annotations
 
 import copy
-import functools
 import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from surgeon.errors import CheckpointError, TaskError
-from surgeon.plan import Task
-from surgeon.registry import BaseAdapter
+from surgeon.errors import CheckpointError
 from surgeon.support.e3nn_compat import import_e3nn
-from surgeon.support.imports import call_with, one_line, unchanged_environment
+from surgeon.support.imports import one_line, unchanged_environment
 
 if TYPE_CHECKING:
-    from surgeon.files.reading import Checkpoint
+    pass
 
 FACTORY = "surgeon_adapters.nequip.models:build"
 TARGET = "_target_"
@@ -145,38 +141,3 @@ def statement_of(settings: Mapping[str, Any], version: str) -> dict[str, str]:
             "give `--model module:function` that builds it"
         ) from error
     return {"format": "pt", "surgeon.model": text}
-
-
-class NequipAdapter(BaseAdapter):
-    """NequIP from its file to its file."""
-
-    name = "nequip"
-    groups = ("SO3", "O3", "SE3", "E3")
-
-    def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
-        """Open a checkpoint of nequip's training, or a package; None for other files."""
-        from surgeon_adapters.nequip import files as nequip_files
-
-        return nequip_files.open_file(path, trust_pickle)
-
-    def write_file(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path) -> None:
-        """Write it again with other weights."""
-        from surgeon_adapters.nequip import files as nequip_files
-
-        nequip_files.write_file(checkpoint, tensors, path)
-
-    def reopen(self, path: Path) -> nn.Module | None:
-        """Open a checkpoint or a package as nequip's own commands do; None for other files."""
-        from surgeon_adapters.nequip import files as nequip_files
-
-        return nequip_files.open_by_nequip(path)
-
-    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
-        """Return the task on an extended-XYZ file."""
-        from surgeon_adapters.nequip.task import NequipTask
-
-        task: Task = call_with(functools.partial(NequipTask, data), arguments, "the task of nequip", TaskError)
-        return task
-
-
-adapter = NequipAdapter()

@@ -24,7 +24,7 @@ from surgeon.files.atomic import check_writable, write_json
 from surgeon.opening.open import open_path
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
-from surgeon.proof.certificate import machine, versions
+from surgeon.support.versions import machine, versions
 from surgeon.training.diagnosis.result import Curvature, Diagnosis, DiagnosisSettings, Estimate
 from surgeon.training.diagnosis.work import diagnose as compute
 from surgeon_cli.bundles import unbundled

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import UsageError
 from surgeon.files.atomic import check_writable, json_compatible, write_json, write_text
 from surgeon.opening.open import open_path
 from surgeon.opening.workspace import Workspace
-from surgeon.plan import ErrorSummary, Plan
+from surgeon.plan import Plan
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
 from surgeon_cli.plan_screen import show_breaks, show_plan, showing_refusals

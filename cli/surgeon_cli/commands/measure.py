@@ -6,15 +6,14 @@ import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
-from surgeon.algebra.equivariance import projection_error
+from surgeon.algebra.equivariance import ErrorSummary, projection_error
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.evaluation import model_dtype, outputs_on
 from surgeon.opening.open import open_path
-from surgeon.opening.tasks import can_act
+from surgeon.opening.tasks import can_act, sample_batches
 from surgeon.opening.workspace import Workspace
-from surgeon.plan import ErrorSummary
-from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, both_precisions, model_dtype, sample_batches
+from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, both_precisions
 from surgeon.support.trees import to_dtype
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, Reopening, folder_or_only

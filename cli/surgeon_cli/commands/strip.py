@@ -17,13 +17,14 @@ from surgeon.export.pt2_file import pt2_extra
 from surgeon.export.reopening import container_extra
 from surgeon.export.stripped import stripped_beside_original
 from surgeon.files.atomic import check_writable, read_json
-from surgeon.files.reading import Checkpoint
+from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.clean import CERTIFICATE_FILE
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Certificate, StripMode
 from surgeon.proof.certificate_words import grade_words
-from surgeon.proof.clean import CERTIFICATE_FILE, write_clean
+from surgeon.proof.clean import write_clean
 from surgeon.proof.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (

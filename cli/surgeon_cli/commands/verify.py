@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import CheckFailedError
-from surgeon.plan import ErrorSummary
 from surgeon.proof.verification import verify_clean
 from surgeon.proof.verification.result import Verification
 from surgeon_cli.bundles import unbundled

@@ -1,6 +1,16 @@
 """Real representations on a flat feature axis, applied block by block."""
 
-from surgeon.algebra.representations.build import Layout, axes, irreps, matrices, on_grid, regular, repeated, trivial
+from surgeon.algebra.representations.build import (
+    Layout,
+    axes,
+    irreps,
+    matrices,
+    on_grid,
+    regular,
+    repeated,
+    representation_from,
+    trivial,
+)
 from surgeon.algebra.representations.core import Block, Representation
 from surgeon.algebra.representations.factors import Factor
 from surgeon.algebra.representations.operator import BlockOperator, OperatorBlock
@@ -20,5 +30,6 @@ __all__ = [
     "on_grid",
     "regular",
     "repeated",
+    "representation_from",
     "trivial",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, Literal
 
 from surgeon.algebra.groups.core import Group
@@ -219,3 +220,36 @@ def _check_layout(layout: str) -> None:
 def _check_positive(what: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise GroupError(f"expected {what} to be a positive whole number, got {value!r}: correct it")
+
+
+def representation_from(group: Group, data: Mapping[str, Any]) -> Representation:
+    """Rebuild a representation from :meth:`Representation.to_data`.
+
+    Args:
+        group: the group.
+        data: a description; a missing layout is "mul_ir", missing sizes are none.
+
+    Raises:
+        GroupError: if the description is malformed or the group has no such representation.
+    """
+    match data if isinstance(data, Mapping) else {}:
+        case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
+            return irreps(group, text, rest.get("layout", "mul_ir"))
+        case {"axes": str(names)} if data.keys() <= {"axes", "sizes"}:
+            return axes(group, names, data.get("sizes", {}))
+        case {"regular": int(copies), **rest} if rest.keys() <= {"layout"}:
+            return regular(group, copies, rest.get("layout", "mul_ir"))
+        case {"trivial": int(dimension), **rest} if not rest:
+            return trivial(group, dimension)
+        case {"matrices": dict(images), "copies": int(copies), **rest} if rest.keys() <= {"layout"}:
+            return matrices(group, images, copies, rest.get("layout", "mul_ir"))
+        case {"copies": int(copies), "of": dict(inner), **rest} if not rest:
+            return repeated(representation_from(group, inner), copies)
+        case {"grid": [*sizes], "frame": [*frame], "of": dict(inner), **rest} if not rest:
+            return on_grid(representation_from(group, inner), sizes, frame)
+        case {"sum": [_, *_] as terms, **rest} if not rest:
+            return reduce(lambda left, right: left + right, (representation_from(group, term) for term in terms))
+    raise GroupError(
+        f"expected a representation as irreps, axes, regular, trivial, matrices, copies, grid or sum, "
+        f"got {data!r}: see Representation.to_data"
+    )

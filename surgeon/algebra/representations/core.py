@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 from torch import Tensor
@@ -134,42 +133,6 @@ class Representation:
         """
         data: dict[str, Any] = json.loads(self.spec)
         return data
-
-    @classmethod
-    def from_data(cls, group: Group, data: Mapping[str, Any]) -> Representation:
-        """Rebuild a representation from :meth:`to_data`.
-
-        Args:
-            group: the group.
-            data: a description; a missing layout is "mul_ir", missing sizes are none.
-
-        Raises:
-            GroupError: if the description is malformed or the group has no such representation.
-        """
-        # Imported here, because the constructors need this class.
-        from surgeon.algebra.representations.build import axes, irreps, matrices, on_grid, regular, repeated, trivial
-
-        match data if isinstance(data, Mapping) else {}:
-            case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
-                return irreps(group, text, rest.get("layout", "mul_ir"))
-            case {"axes": str(names)} if data.keys() <= {"axes", "sizes"}:
-                return axes(group, names, data.get("sizes", {}))
-            case {"regular": int(copies), **rest} if rest.keys() <= {"layout"}:
-                return regular(group, copies, rest.get("layout", "mul_ir"))
-            case {"trivial": int(dimension), **rest} if not rest:
-                return trivial(group, dimension)
-            case {"matrices": dict(images), "copies": int(copies), **rest} if rest.keys() <= {"layout"}:
-                return matrices(group, images, copies, rest.get("layout", "mul_ir"))
-            case {"copies": int(copies), "of": dict(inner), **rest} if not rest:
-                return repeated(cls.from_data(group, inner), copies)
-            case {"grid": [*sizes], "frame": [*frame], "of": dict(inner), **rest} if not rest:
-                return on_grid(cls.from_data(group, inner), sizes, frame)
-            case {"sum": [_, *_] as terms, **rest} if not rest:
-                return reduce(lambda left, right: left + right, (cls.from_data(group, term) for term in terms))
-        raise GroupError(
-            f"expected a representation as irreps, axes, regular, trivial, matrices, copies, grid or sum, "
-            f"got {data!r}: see Representation.to_data"
-        )
 
     def __add__(self, other: Representation) -> Representation:
         """Direct sum: the features of ``other`` follow those of ``self``."""

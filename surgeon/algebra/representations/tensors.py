@@ -13,7 +13,7 @@ from torch import Tensor
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.build import axes as vectors
-from surgeon.algebra.representations.build import repeated, trivial
+from surgeon.algebra.representations.build import repeated, representation_from, trivial
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.grids import ON_GRID, in_frame, maps_to_itself
 from surgeon.algebra.representations.operator import BlockOperator
@@ -150,7 +150,7 @@ class TensorType:
     def from_data(cls, group: Group, data: Mapping[str, Any]) -> TensorType:
         """Rebuild a type from :meth:`to_data`."""
         frame = tuple(tuple(int(entry) for entry in row) for row in data.get("frame", ()))
-        rho = Representation.from_data(group, data["rho"])
+        rho = representation_from(group, data["rho"])
         return cls(rho, tuple(data["axes"]), tuple(data.get("grid", ())), frame)
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,9 +76,7 @@ def api() -> HfApi:
     """Return the Hub's client; token and endpoint come from the environment, as for every program that uses it."""
     from huggingface_hub import HfApi
 
-    from surgeon import __version__
-
-    return HfApi(library_name="equisurgeon", library_version=__version__)
+    return HfApi(library_name="equisurgeon", library_version=version("equisurgeon"))
 
 
 def is_offline() -> bool:

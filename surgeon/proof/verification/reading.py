@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import CheckFailedError, CheckpointError, PlanError
 from surgeon.files.atomic import read_json
+from surgeon.files.clean import CERTIFICATE_FILE
 from surgeon.files.seals import recover
-from surgeon.plan import ErrorSummary, Grade, Split
+from surgeon.plan import Grade, Split
 from surgeon.proof.certificate import FORMAT_VERSION
-from surgeon.proof.clean import CERTIFICATE_FILE
 from surgeon.proof.verdict import MeasureSettings
 from surgeon.proof.verification.result import Equivariance
 

@@ -9,26 +9,28 @@ from typing import Any
 
 from torch import nn
 
+from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, GroupError, TaskError
 from surgeon.export.stripped import Stripped
 from surgeon.files.loading import load_into
-from surgeon.opening.evaluation import evaluate
+from surgeon.opening.evaluation import evaluate, model_dtype
 from surgeon.opening.source import graph_of, not_comparable
-from surgeon.opening.tasks import can_act, task_forward
+from surgeon.opening.tasks import can_act, sample_batches, task_forward
 from surgeon.opening.workspace import Workspace
-from surgeon.plan import EQUIVARIANCE_CHECK, GRAPH_CHECK, ErrorSummary
-from surgeon.proof.certificate import CONSTANTS_CHECK, FINITE_CHECK, Comparison, classes_of, compare_models, versions
+from surgeon.plan import EQUIVARIANCE_CHECK, GRAPH_CHECK
+from surgeon.proof.certificate import CONSTANTS_CHECK, FINITE_CHECK, Comparison, classes_of, compare_models
 from surgeon.proof.chance import Rows
 from surgeon.proof.judging import less_equivariant
-from surgeon.proof.verdict import MeasureSettings, both_precisions, model_dtype, sample_batches
+from surgeon.proof.verdict import MeasureSettings, both_precisions
 from surgeon.proof.verification.agreement import NOISE, SIGNAL, same_error
 from surgeon.proof.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.proof.verification.reading import Recorded
 from surgeon.proof.verification.result import Equivariance, Finding, compared, unchecked, unrecorded
 from surgeon.proof.verification.stored import GIVE_ORIGINAL
 from surgeon.support.trees import to_dtype
+from surgeon.support.versions import versions
 
 METRIC_TOLERANCE = 1e-4
 """Largest relative deviation of a metric computed again: float32 sums differ between machines and thread counts."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from surgeon.plan import ErrorSummary
+from surgeon.algebra.equivariance import ErrorSummary
 
 Outcome = Literal["holds", "differs", "not checked", "recorded", "not recorded"]
 """``recorded``: a figure that does not follow from the two checkpoints and the model. ``not recorded``: one that does,

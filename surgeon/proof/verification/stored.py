@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import CheckpointError
-from surgeon.files.reading import Checkpoint, open_checkpoint
+from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.clean import CARD_FILE
+from surgeon.files.reading import open_checkpoint
 from surgeon.files.stored import forms
 from surgeon.plan import grade_of
 from surgeon.proof.certificate import FINITE_CHECK, SHOWN, canonical_digest, forms_of, named_as
-from surgeon.proof.clean import CARD_FILE, hashes_of
+from surgeon.proof.clean import hashes_of
 from surgeon.proof.verification.reading import Form, Recorded
 from surgeon.proof.verification.result import Finding, compared, unchecked
 from surgeon.support.attributes import tensor_sha256

@@ -1,0 +1,67 @@
+"""Adapter for MACE potentials: from a pickled ``.model`` to plain data and back, and a task on extended-XYZ files.
+
+The layers inside are those of e3nn, whose adapter annotates them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import TaskError
+from surgeon.files.reading import scripts_on_the_cpu
+from surgeon.plan import Task
+from surgeon.registry import BaseAdapter
+from surgeon.support.imports import call_with
+from surgeon_adapters.mace.checks import further_inputs, recognised, require_no_other_layers, require_same
+from surgeon_adapters.mace.models import FACTORY, KINDS, arguments_of, build, import_mace
+from surgeon_adapters.mace.task import MaceTask
+
+
+class MaceAdapter(BaseAdapter):
+    """MACE from its file to its file."""
+
+    name = "mace"
+    groups = ("SO3", "O3", "SE3", "E3")
+
+    def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
+        """Return the settings of a MACE potential, having checked that a rebuilt one computes the same.
+
+        Other classes of the library, and potentials with inputs besides atoms, are left as the modules that they are.
+
+        Raises:
+            CheckpointError: if it has other layers than e3nn's, was written by another version, or cannot be rebuilt.
+        """
+        kind = type(module).__name__
+        if not type(module).__module__.startswith("mace.") or kind not in KINDS or further_inputs(module):
+            return None
+        require_no_other_layers(module)
+        arguments = arguments_of(module, kind)
+        require_same(module, build(**arguments))
+        return {"factory": FACTORY, "args": arguments}
+
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Say which potential the weights of a training checkpoint belong to, and which file is needed."""
+        return recognised(tensors)
+
+    def reopen(self, path: Path) -> nn.Module | None:
+        """Open a ``.model`` as MACE's own calculator does; None for other files."""
+        if path.suffix != ".model":
+            return None
+        import_mace()
+        with scripts_on_the_cpu():
+            module = torch.load(path, map_location="cpu", weights_only=False)
+        return module if type(module).__module__.startswith("mace.") else None
+
+    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
+        """Return the task on an extended-XYZ file."""
+        task: Task = call_with(functools.partial(MaceTask, data), arguments, "the task of mace", TaskError)
+        return task
+
+
+adapter = MaceAdapter()

@@ -1,0 +1,62 @@
+"""What results depend on: versions of packages, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def versions(model: nn.Module | None = None) -> dict[str, str]:
+    """Return the versions that results depend on: of Python, of our own libraries, and of those that define a model.
+
+    Args:
+        model: the packages in which the classes of its modules are defined count, too.
+    """
+    own = ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors")
+    return {"python": platform.python_version(), **package_versions([*own, *_packages_of(model)])}
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _packages_of(model: nn.Module | None) -> list[str]:
+    """Return the installed packages to which the classes of a model's modules belong."""
+    modules = () if model is None else model.modules()
+    roots = {type(module).__module__.partition(".")[0] for module in modules} - {"torch", "builtins"}
+    owners = _owners() if roots else {}
+    return sorted({package for root in roots for package in owners.get(root, ())})
+
+
+@lru_cache(maxsize=1)
+def _owners() -> Mapping[str, Sequence[str]]:
+    """Return the installed packages of each top-level name; once, because their lists of files are read for it."""
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()
+
+
+def machine() -> dict[str, Any]:
+    """Return what times depend on: processor architecture, cores, torch's threads, accelerator."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }
