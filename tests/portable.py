@@ -30,10 +30,10 @@ SETTINGS = tuple(
 SLICE = SETTINGS[-2:]
 """What continuous integration runs, of the tests that were once red on another processor."""
 ONCE_RED = (
-    "tests/test_chance.py",
-    "tests/test_judging.py",
-    "tests/test_verdict.py",
-    "tests/test_measure.py",
+    "tests/proof/test_chance.py",
+    "tests/proof/test_judging.py",
+    "tests/proof/test_verdict.py",
+    "tests/algebra/test_equivariance.py",
     "tests/families/test_vn.py::test_from_file_to_file",
 )
 WITHOUT_NUMBERS = ("--ignore=tests/hub", "--ignore=tests/test_import_order.py")

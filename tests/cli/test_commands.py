@@ -18,7 +18,7 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import read_relaxed
 from surgeon.opening.tasks import load_task
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child, dead_pid, files_in
-from tests.test_workspace import make_relaxed
+from tests.opening.test_workspace import make_relaxed
 
 COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")

@@ -171,7 +171,11 @@ EDITS: list[tuple[Callable[[Any], None], str, str]] = [
     (halve, "dtypes", "expected torch.float32, got torch.float16"),
     (other_class, "module classes", "OtherLinear"),
     (freeze, "trainable flags", "first.weight: expected True, got False"),
-    (hook, "hooks", "hooks of first: expected none, got forward_hook tests.test_certificate.hook.<locals>.<lambda>"),
+    (
+        hook,
+        "hooks",
+        "hooks of first: expected none, got forward_hook tests.proof.test_certificate.hook.<locals>.<lambda>",
+    ),
     (number, "attributes", "attribute cutoff: expected 5.0, got 1.0"),
     (probability, "attributes", "attribute drop.p: expected 0.1, got 0.9"),
     (plain_tensor, "attributes", "attribute shift: expected tensor((1,), torch.float32"),

@@ -16,7 +16,7 @@ from surgeon.proof.verdict import MeasureSettings, strip_and_certify
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import comparison_of
 from tests.commands import Surgeon
-from tests.test_workspace import make_relaxed
+from tests.opening.test_workspace import make_relaxed
 
 CHANGED = ("torch.tanh(1 + gates)", "torch.tanh(2 + gates)")
 

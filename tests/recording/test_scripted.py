@@ -68,7 +68,7 @@ def test_every_run_is_recorded_alike() -> None:
 
 
 def test_a_fresh_process_records_the_same() -> None:
-    code = "from tests.graph.test_scripted import digest; print(digest())"
+    code = "from tests.recording.test_scripted import digest; print(digest())"
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == [digest()], done.stderr

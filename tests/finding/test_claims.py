@@ -15,8 +15,8 @@ from surgeon.errors import NothingToRelaxError
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
 from surgeon.finding.find import CONSTANT
 from surgeon.testing.soundness import Model, check_plan
+from tests.finding.test_audit import Invariants, audited, coverage
 from tests.nets import o3
-from tests.surgery.test_audit import Invariants, audited, coverage
 
 ON_BATCH = UNCHECKED.format("on the sample batch")
 

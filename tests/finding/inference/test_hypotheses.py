@@ -20,7 +20,7 @@ from surgeon.finding.inference.hypotheses import (
     vector_types,
 )
 from surgeon.finding.inference.probe import TensorProbe
-from tests.inference.probes import elements_of, probe_as, probe_of, random
+from tests.finding.inference.probes import elements_of, probe_as, probe_of, random
 
 C3, C4, D3, D4, D6, OCTA, OCTAH, O2, SO3, O3, SO13 = (
     parse_group(name) for name in ("C3", "C4", "D3", "D4", "D6", "OCTA", "OCTAH", "O2", "SO3", "O3", "SO13")

@@ -11,7 +11,7 @@ from torch import Tensor
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 from surgeon.finding.inference.symmetry import Symmetry, all_rows_equal
-from tests.inference.probes import random
+from tests.finding.inference.probes import random
 
 GROUPS = ["C1", "C2", "C3", "D3", "D6", "OCTA", "OCTAH", "O2", "SO3", "O3", "SO13"]
 

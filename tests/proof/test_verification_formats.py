@@ -28,7 +28,7 @@ from surgeon.proof.verification.result import Verification
 from surgeon.support.attributes import tensor_sha256
 from tests.commands import Surgeon
 from tests.export.test_pt2 import other_node, other_weight, rewritten
-from tests.test_workspace import make_relaxed
+from tests.opening.test_workspace import make_relaxed
 
 
 @pytest.fixture(scope="module")

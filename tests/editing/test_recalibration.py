@@ -23,7 +23,7 @@ from surgeon.editing.recalibration import (
 )
 from surgeon.errors import SurgeryError, UsageError
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "pointcloud"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 

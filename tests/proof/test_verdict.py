@@ -21,7 +21,7 @@ from surgeon.plan import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMo
 from surgeon.proof.certificate import CHECKS
 from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, strip_and_certify, task_equivariance
 from tests.commands import Surgeon
-from tests.test_workspace import make_relaxed
+from tests.opening.test_workspace import make_relaxed
 from tests.tiny import Net
 
 QUICK = MeasureSettings(2, 1)
@@ -94,7 +94,7 @@ class Turned(Net):
 def turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     work = Surgeon.folder(tmp_path, monkeypatch)
     torch.save(Turned().state_dict(), work / "net.pt")
-    options = OpenOptions(task="task.py", factory="tests.test_verdict:Turned")
+    options = OpenOptions(task="task.py", factory="tests.proof.test_verdict:Turned")
     return open_path(make_relaxed(work, options=options), options)
 
 

@@ -24,7 +24,7 @@ from surgeon.proof.clean import write_clean
 from surgeon.proof.verdict import MeasureSettings, strip_and_certify
 from tests import tiny
 from tests.commands import Surgeon
-from tests.test_workspace import make_relaxed
+from tests.opening.test_workspace import make_relaxed
 from tests.tiny import Net
 
 Content = Callable[[nn.Module], Any]

@@ -27,7 +27,7 @@ from surgeon.proof.verification.rebuilt import SOURCE_CHECK
 from surgeon.proof.verification.result import Verification
 from surgeon.support.attributes import tensor_sha256
 from tests.commands import Surgeon, files_in
-from tests.test_workspace import make_relaxed
+from tests.opening.test_workspace import make_relaxed
 from tests.tiny import Net, Plain
 
 

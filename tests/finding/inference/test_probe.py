@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.finding.inference.probe import CHECKS, STEP, Elements, captured, make_probe
 from surgeon.finding.inference.symmetry import Symmetry
-from tests.inference.probes import elements_of, probe_of, random
+from tests.finding.inference.probes import elements_of, probe_of, random
 
 
 @pytest.mark.parametrize("name", ["C2", "C3", "D3", "D6", "OCTA", "OCTAH"])

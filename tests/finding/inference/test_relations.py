@@ -8,7 +8,7 @@ import torch
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, irreps, regular
 from surgeon.finding.inference.relations import respects_brackets, respects_relations
-from tests.inference.probes import random
+from tests.finding.inference.probes import random
 
 
 @pytest.mark.parametrize("name", ["C2", "C3", "D3", "D6", "OCTA", "OCTAH"])

@@ -14,7 +14,7 @@ from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.hypotheses import Verdict
 from surgeon.finding.inference.propagate import type_by_use
 from surgeon.recording.record import record
-from tests.inference.probes import elements_of, random
+from tests.finding.inference.probes import elements_of, random
 
 
 class Zero(nn.Module):

@@ -12,7 +12,7 @@ from surgeon.errors import UsageError
 from surgeon.training.diagnosis import budget, result
 from surgeon.training.diagnosis.curvature import BranchLoss
 from surgeon.training.diagnosis.result import DiagnosisSettings
-from tests.test_diagnosis import planted
+from tests.training.test_diagnosis import planted
 
 pytestmark = pytest.mark.e3nn
 

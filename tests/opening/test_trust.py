@@ -20,7 +20,7 @@ from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.trust import check_task, is_remembered, remember_task, state_folder
 from tests.commands import Surgeon
-from tests.test_workspace import make_relaxed
+from tests.opening.test_workspace import make_relaxed
 
 RAN = "\nPath(__file__).with_name('RAN').touch()\n"
 

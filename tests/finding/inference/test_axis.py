@@ -17,7 +17,7 @@ from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.axis import axis_representations
 from surgeon.finding.inference.probe import TensorProbe
-from tests.inference.probes import elements_of, probe_as, probe_of, random
+from tests.finding.inference.probes import elements_of, probe_as, probe_of, random
 
 ROWS = 20
 
