@@ -16,7 +16,14 @@ from tempfile import TemporaryDirectory
 from torch.distributed import TCPStore
 
 # What `surgeon finetune` imports before it trains.
-PRELOADED = ["surgeon_cli.main", "surgeon.surgery", "surgeon.training", "accelerate", "e3nn.o3", "safetensors.torch"]
+PRELOADED = [
+    "surgeon_cli.main",
+    "surgeon.finding.find",
+    "surgeon.training",
+    "accelerate",
+    "e3nn.o3",
+    "safetensors.torch",
+]
 
 
 def forked(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, PlanError
 from surgeon.files.atomic import read_json
 from surgeon.files.reading import open_checkpoint
 
@@ -39,6 +39,7 @@ def read_clean(folder: Path) -> dict[str, Any]:
     recorded = certificate.get("files", {}).get(WEIGHTS_FILE) if isinstance(certificate, Mapping) else None
     if recorded != open_checkpoint(folder / WEIGHTS_FILE).sha256:
         raise CheckpointError(
-            f"expected {WEIGHTS_FILE} in {str(folder)!r} as its certificate says, but its sha256 is another: strip again"
+            f"expected {WEIGHTS_FILE} in {str(folder)!r} as its certificate says, but its sha256 is another: "
+            "strip again"
         )
     return {"certificate": certificate}

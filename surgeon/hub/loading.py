@@ -124,7 +124,8 @@ def _stripped(opened: Workspace, mode: StripMode | None) -> Workspace:
         for note in dict.fromkeys(record.note for record in strip(opened.relaxation, mode)):
             if EXACT_WHILE in note:
                 warnings.warn(
-                    f"{note}: whether that is so on your data, surgeon.surgery.check_folds tells before", stacklevel=3
+                    f"{note}: whether that is so on your data, surgeon.editing.conditions.check_folds tells before",
+                    stacklevel=3,
                 )
         return dataclasses.replace(opened, relaxation=None)
     return opened

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, ModelNotFoundError
 from surgeon.export.capture import captured
 from surgeon.export.sample import Sample
+from surgeon.files.reading import open_checkpoint
 from surgeon.opening.models import find_model
 from surgeon.opening.open import open_path
 from surgeon.testing.contract import AdapterContract
@@ -141,7 +142,7 @@ def test_without_odd_irreps_a_reflection_is_no_symmetry() -> None:
 def test_branches_break_the_symmetry_that_the_network_has(pattern: str) -> None:
     model = sample(L1)
     plan = surgeon.find(model.module, "SO3", *model.inputs, forward=call)
-    plan = surgeon.editing.select(plan, include=[pattern])
+    plan = surgeon.select(plan, include=[pattern])
     assert all(site.verified for site in plan.sites)
     assert {site.fold_note for site in plan.sites if ".dtp." not in site.name} == {""}
     relaxation = surgeon.relax(model.module, plan, init_scale=1.0)
@@ -288,5 +289,5 @@ def test_unknown_networks_are_refused_with_the_known_ones() -> None:
 
 def test_foreign_checkpoints_are_left_to_others(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
-    with pytest.raises(surgeon.errors.ModelNotFoundError):
-        find_model(surgeon.checkpoint.open_checkpoint(tmp_path / "net.pt"), rebuilders=[adapter.rebuild])
+    with pytest.raises(ModelNotFoundError):
+        find_model(open_checkpoint(tmp_path / "net.pt"), rebuilders=[adapter.rebuild])

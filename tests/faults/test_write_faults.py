@@ -88,7 +88,8 @@ def test_a_failure_inside_a_folder_names_the_final_place(tmp_path: Path, monkeyp
 
 LIMITED = """
 import resource, sys, torch
-from surgeon.checkpoint import open_checkpoint, write_container
+from surgeon.files.reading import open_checkpoint
+from surgeon.files.container import write_container
 from surgeon.errors import WriteError
 from surgeon.files.atomic import write_tensors, write_text
 torch.set_num_threads(1)

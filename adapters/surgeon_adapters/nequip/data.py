@@ -109,7 +109,8 @@ def frames_of(
         isolated: energies of isolated atoms, if the file has no frames of type IsolatedAtom; by default the model's.
 
     Raises:
-        TaskError: as for :func:`surgeon_adapters.atoms.xyz_frames.read_labelled`, or if some frames lack a label of others.
+        TaskError: as for :func:`surgeon_adapters.atoms.xyz_frames.read_labelled`, or if some frames lack a label of
+            others.
     """
     read = read_labelled(path, keys, potential.isolated, isolated or potential.isolated)
     _require_labels_of_all(path, read)

@@ -28,7 +28,7 @@ _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 def open_anywhere(path: str | Path | HubPath, *, trust_pickle: bool = False, entry: str | None = None) -> Checkpoint:
-    """Open a checkpoint file, local or on the Hub; as :func:`surgeon.checkpoint.open_checkpoint`.
+    """Open a checkpoint file, local or on the Hub; as :func:`surgeon.files.reading.open_checkpoint`.
 
     Raises:
         CheckpointError: as there; if the repository does not say which file is meant.

@@ -1,7 +1,8 @@
 """Layers of an Equiformer: tensor products with a bias on scalars, gates, layer normalisation, radial networks.
 
 Parameter names and shapes are those of the authors' public code. Features have shape (n, d): nodes or edges, and a sum
-of irreps. e3nn is imported with this module; before version 0.5 that needs ``surgeon.support.e3nn_compat.import_e3nn`` first.
+of irreps. e3nn is imported with this module; before version 0.5 that needs ``import_e3nn`` of
+``surgeon.support.e3nn_compat`` first.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ SIGNS = ("blocks.0.ga.alpha_dot", "edge_deg_embed.rad.offset", "atom_embed.atom_
 """Keys that every Equiformer of the public code has, and no other network."""
 
 ADVICE = (
-    'state its settings beside the checkpoint, in CKPT.model.json: {"factory": "surgeon_adapters.zoo.equiformer:build", '
-    '"args": {"settings": {...}}}'
+    "state its settings beside the checkpoint, in CKPT.model.json: "
+    '{"factory": "surgeon_adapters.zoo.equiformer:build", "args": {"settings": {...}}}'
 )
 
 
