@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.files.atomic import json_text
+from surgeon.files.content import json_text
 from surgeon.files.relaxed import read_relaxed, write_relaxed
 from surgeon.hub.content import content_of
 from surgeon.opening.configuration import relaxed_config

@@ -37,7 +37,8 @@ from surgeon.export.onnx_file import export_onnx
 from surgeon.export.outputs import Selection
 from surgeon.export.sample import sample_of
 from surgeon.export.stripped import Stripped
-from surgeon.opening.tasks import load_task, task_batches, task_forward
+from surgeon.opening.task_calls import task_batches, task_forward
+from surgeon.opening.tasks import load_task
 from surgeon.support.trees import tensors_in, to_dtype
 from surgeon.support.versions import machine, versions
 

@@ -25,7 +25,7 @@ from surgeon.editing.strip import strip
 from surgeon.opening.evaluation import evaluate
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.tasks import task_forward
+from surgeon.opening.task_calls import task_forward
 from surgeon.support.versions import machine, versions
 from surgeon.training.arms import arm_named
 from surgeon.training.engine import finetune

@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 PRELOADED = [
     "surgeon_cli.main",
     "surgeon.finding.find",
-    "surgeon.training",
+    "surgeon.training.engine",
     "accelerate",
     "e3nn.o3",
     "safetensors.torch",

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import ExistsError, TrainingError, UsageError
-from surgeon.files.atomic import check_writable, write_json
+from surgeon.files.atomic import check_writable
+from surgeon.files.content import write_json
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.tasks import primary_metric
+from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
 from surgeon.support.versions import machine, versions
 from surgeon.training.arms import arm_named

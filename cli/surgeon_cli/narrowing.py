@@ -12,7 +12,7 @@ import typer
 
 from surgeon.editing.budget import best_scored, with_blocks, with_rank, within_budget
 from surgeon.errors import UsageError
-from surgeon.files.atomic import read_json
+from surgeon.files.content import read_json
 from surgeon.plan import Plan
 
 

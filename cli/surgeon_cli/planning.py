@@ -13,12 +13,13 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.select import select
 from surgeon.errors import PlanError, TaskError
-from surgeon.files.atomic import read_json
+from surgeon.files.content import read_json
 from surgeon.finding.find import find, in_training_mode
 from surgeon.finding.inference.breaks import Breaks, find_breaks
 from surgeon.finding.inference.symmetry import Symmetry
 from surgeon.opening.evaluation import model_dtype
-from surgeon.opening.tasks import LoadedTask, can_act, sample_batches, task_batches, task_forward, with_action
+from surgeon.opening.task_calls import can_act, task_batches, task_forward
+from surgeon.opening.tasks import LoadedTask, sample_batches, with_action
 from surgeon.opening.trust import refuse_named_code
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan

@@ -16,7 +16,7 @@ from surgeon.files.seals import recover, sole_writer
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.source import check_source
-from surgeon.opening.tasks import primary_metric
+from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
 from surgeon.training.arms import arm_named
 from surgeon.training.costs import training_costs

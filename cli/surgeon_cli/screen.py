@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surgeon.algebra.equivariance import ErrorSummary
-from surgeon.files.atomic import json_compatible
+from surgeon.files.content import json_compatible
 from surgeon.plan import EXACT_WHILE, Certificate
 from surgeon.proof.certificate_words import flipped_words
 

@@ -15,7 +15,7 @@ from surgeon.export.sample import Sample
 from surgeon.export.stripped import Stripped
 from surgeon.finding.symmetrised import symmetrised_copy
 from surgeon.opening.evaluation import model_dtype, outputs_on
-from surgeon.opening.tasks import can_act
+from surgeon.opening.task_calls import can_act
 from surgeon.support.imports import import_onnxruntime, one_line
 from surgeon.support.trees import map_tensors, tensors_in, to_dtype
 

@@ -20,7 +20,7 @@ from surgeon.export.derivative import derived_outputs, record_derivatives
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
 from surgeon.opening.evaluation import in_evaluation_mode, names_in_evaluation
-from surgeon.opening.tasks import task_forward
+from surgeon.opening.task_calls import task_forward
 from surgeon.plan import Task
 from surgeon.support.imports import import_onnxruntime
 from surgeon.support.trees import tensors_in

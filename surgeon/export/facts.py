@@ -13,7 +13,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.hypotheses import infer_type
 from surgeon.finding.inference.probe import Elements, TensorProbe
-from surgeon.opening.tasks import can_act
+from surgeon.opening.task_calls import can_act
 from surgeon.plan import Task
 from surgeon.support.trees import tensors_in
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import SurgeonError, TaskError
-from surgeon.opening.tasks import task_batches
+from surgeon.opening.task_calls import task_batches
 from surgeon.plan import Split, Task
 from surgeon.support.imports import close_names
 from surgeon.support.trees import Place, map_tensors, tensor_leaves, tensors_in, to_dtype

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError, PlanError
-from surgeon.files.atomic import read_json
+from surgeon.files.content import read_json
 from surgeon.files.reading import open_checkpoint
 
 STATEMENT_SUFFIX = ".model.json"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
-from surgeon.files.atomic import atomic_file, write_tensors
+from surgeon.files.atomic import atomic_file
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.content import write_tensors
 from surgeon.files.library import write_by_library
 from surgeon.files.loading import load_into, same_bytes
 from surgeon.files.reading import open_checkpoint

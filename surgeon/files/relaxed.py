@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, PlanError, UsageError
 from surgeon.files.address import check_name, check_repo, is_commit
-from surgeon.files.atomic import atomic_folder, write_json, write_tensors, write_text
+from surgeon.files.atomic import atomic_folder
 from surgeon.files.card import model_card
+from surgeon.files.content import write_json, write_tensors, write_text
 from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.seals import check_seal, finish_update, seal_folder
 from surgeon.files.stored import forms, unique_names

@@ -16,16 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError, ExistsError, WriteError
-from surgeon.files.atomic import (
-    atomic_folder,
-    put_back,
-    remove_entry,
-    sha256_of_file,
-    sync_folder,
-    sync_tree,
-    translated,
-    write_json,
-)
+from surgeon.files.atomic import atomic_folder, put_back, remove_entry, sync_folder, sync_tree, translated
+from surgeon.files.content import sha256_of_file, write_json
 
 SEAL_FILE = "surgeon_seal.json"
 EDITABLE = "README.md"

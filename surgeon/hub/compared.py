@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from surgeon.errors import CheckpointError
-from surgeon.files.atomic import read_json
+from surgeon.files.content import read_json
 from surgeon.proof.certificate_words import markdown_table
 
 

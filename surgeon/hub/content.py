@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.files.atomic import json_text, read_json
 from surgeon.files.clean import CARD_FILE as CARD
 from surgeon.files.clean import CERTIFICATE_FILE, CLEAN, read_clean
+from surgeon.files.content import json_text, read_json
 from surgeon.files.relaxed import (
     BASE_FILE,
     CONFIG_FILE,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from surgeon.errors import CheckpointError
 from surgeon.files.address import HubPath
-from surgeon.files.atomic import atomic_folder, write_json
+from surgeon.files.atomic import atomic_folder
 from surgeon.files.clean import read_clean
+from surgeon.files.content import write_json
 from surgeon.files.relaxed import CONFIG_FILE, read_relaxed
 from surgeon.files.seals import seal_folder
 from surgeon.opening.originals import check_values

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from surgeon.errors import HubError, UsageError
 from surgeon.files.address import HubPath, check_repo, check_revision, is_commit, is_hub_path
-from surgeon.files.atomic import sha256_of_file
 from surgeon.files.clean import CARD_FILE as CARD
+from surgeon.files.content import sha256_of_file
 from surgeon.files.relaxed import CONFIG_FILE
 from surgeon.hub.card import card_text
 from surgeon.hub.compared import read_comparison

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.opening.drawing import shared
-from surgeon.opening.tasks import task_batches, task_forward, task_loss, task_metrics
+from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_metrics
 from surgeon.plan import Split, Task
 from surgeon.support.imports import one_line
 from surgeon.support.modes import modes_kept, set_training

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from surgeon.errors import TaskError, TrustError
 from surgeon.files.address import HubPath
-from surgeon.files.atomic import sha256_of_file
+from surgeon.files.content import sha256_of_file
 from surgeon.files.relaxed import RelaxedConfig
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import LoadedTask, is_adapters_task, load_task

@@ -11,7 +11,8 @@ from torch import nn
 
 from surgeon.errors import CheckpointError
 from surgeon.opening.evaluation import model_dtype
-from surgeon.opening.tasks import LoadedTask, task_batches, task_forward
+from surgeon.opening.task_calls import task_batches, task_forward
+from surgeon.opening.tasks import LoadedTask
 from surgeon.opening.workspace import Workspace
 from surgeon.recording.compare import graph_hash
 from surgeon.recording.record import record

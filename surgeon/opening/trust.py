@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from surgeon.errors import TrustError, WriteError
-from surgeon.files.atomic import sha256_of_file, write_text
+from surgeon.files.content import sha256_of_file, write_text
 
 Ask = Callable[[str], bool]
 """Puts a question to the user; True is yes."""

@@ -24,7 +24,8 @@ from surgeon.opening.evaluation import model_dtype, outputs_on
 from surgeon.opening.models import FoundModel
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import open_original
-from surgeon.opening.tasks import LoadedTask, task_batches
+from surgeon.opening.task_calls import task_batches
+from surgeon.opening.tasks import LoadedTask
 from surgeon.support.trees import to_dtype
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.editing.branch import branches_of
-from surgeon.files.atomic import json_compatible
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.content import json_compatible
 from surgeon.files.loading import COPIED_CONSTANT
 from surgeon.files.stored import forms, renamed
 from surgeon.plan import GRAPH_CHECK, Certificate

@@ -24,7 +24,8 @@ from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.evaluation import evaluate, fitted, in_evaluation_mode, is_better, outputs_on
 from surgeon.opening.evaluation import model_dtype as model_dtype
 from surgeon.opening.source import check_source
-from surgeon.opening.tasks import LoadedTask, can_act, primary_metric, sample_batches, task_batches, task_forward
+from surgeon.opening.task_calls import can_act, primary_metric, task_batches, task_forward
+from surgeon.opening.tasks import LoadedTask, sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import (
     EQUIVARIANCE_CHECK,

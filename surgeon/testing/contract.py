@@ -25,7 +25,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, GroupError, SurgeonError
 from surgeon.files.loading import load_into
 from surgeon.finding.find import find
-from surgeon.opening.tasks import task_batches, task_forward, task_loss
+from surgeon.opening.task_calls import task_batches, task_forward, task_loss
 from surgeon.plan import Plan, Task
 from surgeon.proof.certificate import Architecture
 from surgeon.registry import Adapter, DescribesModels, OffersTask, installed_adapters

@@ -9,7 +9,7 @@ from typing import Any
 
 from surgeon.errors import TaskError
 from surgeon.opening.drawing import shared
-from surgeon.opening.tasks import count_batches, task_batches
+from surgeon.opening.task_calls import count_batches, task_batches
 from surgeon.plan import Task
 
 

@@ -14,7 +14,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import TrainingError, UsageError
 from surgeon.files.loading import load_branches
 from surgeon.opening.evaluation import evaluate
-from surgeon.opening.tasks import task_batches
+from surgeon.opening.task_calls import task_batches
 from surgeon.plan import Plan, Task
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.engine import StepEvent, finetune

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.opening.evaluation import fitted, in_evaluation_mode
-from surgeon.opening.tasks import task_batches, task_forward
+from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.plan import Task
 
 

@@ -20,7 +20,7 @@ from surgeon.editing.relaxation import PenaltySettings, Relaxation
 from surgeon.editing.strip import refold
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.evaluation import fitted
-from surgeon.opening.tasks import task_forward, task_loss
+from surgeon.opening.task_calls import task_forward, task_loss
 from surgeon.plan import Task
 from surgeon.support.modes import set_training
 from surgeon.support.sharding import is_sharded, whole

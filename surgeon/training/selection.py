@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import TaskError
 from surgeon.opening.evaluation import evaluate, fitted, is_better
-from surgeon.opening.tasks import primary_metric, task_batches, task_forward
+from surgeon.opening.task_calls import primary_metric, task_batches, task_forward
 from surgeon.plan import Task
 from surgeon.support.sharding import reshard, whole_state
 from surgeon.training.driver import gathered, shards, share_buffers

@@ -22,7 +22,8 @@ from surgeon.errors import CheckpointError, TrainingError, UsageError
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.source import check_source
-from surgeon.opening.tasks import can_act, sample_batches, task_forward
+from surgeon.opening.task_calls import can_act, task_forward
+from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.proof.certificate import certify
 from surgeon.proof.verdict import MeasureSettings, task_equivariance

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
-from surgeon.files.atomic import atomic_folder, check_writable, json_compatible, write_json
+from surgeon.files.atomic import atomic_folder, check_writable
+from surgeon.files.content import json_compatible, write_json
 from surgeon.plan import SiteRecord
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 

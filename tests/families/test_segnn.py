@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.opening.tasks import load_task, sample_batches, task_forward
+from surgeon.opening.task_calls import task_forward
+from surgeon.opening.tasks import load_task, sample_batches
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import to_dtype
 from surgeon.testing.soundness import Model, check_plan

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.files.atomic import write_tensors
+from surgeon.files.content import write_tensors
 from surgeon.files.seals import seal_folder
 from tests import tiny
 from tests.commands import Surgeon, child, files_in

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckpointError
-from surgeon.files.atomic import write_tensors
+from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
 
 WEIGHTS = {"a.weight": torch.arange(200.0).view(20, 10), "b": torch.ones(3, dtype=torch.long)}

@@ -14,8 +14,9 @@ import torch
 
 import surgeon.errors
 from surgeon.errors import WriteError
-from surgeon.files.atomic import atomic_folder, check_writable, write_tensors, write_text
+from surgeon.files.atomic import atomic_folder, check_writable
 from surgeon.files.container import write_container
+from surgeon.files.content import write_tensors, write_text
 from surgeon.files.reading import open_checkpoint
 
 WORDS = {

@@ -14,16 +14,8 @@ import torch
 
 from surgeon.errors import CheckpointError, ExistsError, WriteError
 from surgeon.files import atomic as files
-from surgeon.files.atomic import (
-    atomic_file,
-    atomic_folder,
-    check_writable,
-    independent_tensors,
-    sha256_of_file,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from surgeon.files.atomic import atomic_file, atomic_folder, check_writable
+from surgeon.files.content import independent_tensors, sha256_of_file, write_json, write_tensors, write_text
 from tests.commands import dead_pid
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ExistsError, WriteError
 from surgeon.files import container as container_module
-from surgeon.files.atomic import write_tensors
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.container import write_container
+from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
 
 TENSORS = {"b.weight": torch.arange(6.0).view(2, 3), "a": torch.ones(2, dtype=torch.bfloat16), "e": torch.zeros(0, 3)}

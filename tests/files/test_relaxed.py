@@ -13,8 +13,8 @@ from torch import nn
 
 from surgeon.errors import CheckpointError, ExistsError, UsageError
 from surgeon.files import relaxed
-from surgeon.files.atomic import write_json, write_tensors
 from surgeon.files.card import model_card
+from surgeon.files.content import write_json, write_tensors
 from surgeon.files.loading import load_into
 from surgeon.files.reading import keys_hash
 from surgeon.files.relaxed import (

@@ -17,7 +17,8 @@ import pytest
 from surgeon.errors import CheckpointError, ExistsError, WriteError
 from surgeon.files import atomic as files
 from surgeon.files import seals as folders
-from surgeon.files.atomic import atomic_folder, put_back, write_text
+from surgeon.files.atomic import atomic_folder, put_back
+from surgeon.files.content import write_text
 from surgeon.files.seals import SEAL_FILE, check_seal, recover, seal_folder, sole_writer, updated_folder
 from tests.commands import CHILD_ENVIRONMENT, dead_pid, files_in
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from surgeon.errors import CheckpointError
 from surgeon.files import reading
-from surgeon.files.atomic import sha256_of_file, write_tensors
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.content import sha256_of_file, write_tensors
 from surgeon.files.library import write_by_library
 from surgeon.files.loading import load_into
 from surgeon.files.reading import open_checkpoint

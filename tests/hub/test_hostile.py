@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from surgeon.files.atomic import json_text
+from surgeon.files.content import json_text
 from surgeon.files.relaxed import read_relaxed
 from surgeon.hub.content import published
 from tests.commands import Surgeon, files_in

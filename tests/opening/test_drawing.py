@@ -9,7 +9,7 @@ import numpy
 import torch
 
 from surgeon.opening.drawing import RandomNumbers
-from surgeon.opening.tasks import count_batches, task_batches
+from surgeon.opening.task_calls import count_batches, task_batches
 from surgeon.plan import Split
 
 

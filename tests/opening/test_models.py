@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError, UsageError
-from surgeon.files.atomic import write_json, write_tensors
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.content import write_json, write_tensors
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.models import find_model
 from surgeon.opening.tasks import load_task

@@ -13,16 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.files.atomic import sha256_of_file
-from surgeon.opening.tasks import (
-    can_act,
-    load_task,
-    primary_metric,
-    task_batches,
-    task_forward,
-    task_loss,
-    task_metrics,
-)
+from surgeon.files.content import sha256_of_file
+from surgeon.opening.task_calls import can_act, primary_metric, task_batches, task_forward, task_loss, task_metrics
+from surgeon.opening.tasks import load_task
 
 CLASS = """
 import torch

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from surgeon.algebra.equivariance import ErrorSummary
-from surgeon.files.atomic import json_compatible
+from surgeon.files.content import json_compatible
 from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, SiteRecord
 from surgeon.proof.certificate_words import certificate_text
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.export.reopening import write_beside
-from surgeon.files.atomic import write_tensors
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.models import find_model
 from surgeon.plan import Certificate

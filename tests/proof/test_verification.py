@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.errors import CheckFailedError, CheckpointError
 from surgeon.export.reopening import container_extra
-from surgeon.files.atomic import sha256_of_file
+from surgeon.files.content import sha256_of_file
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.trust import remember_task
 from surgeon.proof.certificate import canonical_digest, seal
 from surgeon.proof.clean import write_clean
 from surgeon.proof.verdict import MeasureSettings, strip_and_certify
-from surgeon.proof.verification import verify_clean
 from surgeon.proof.verification.rebuilt import SOURCE_CHECK
 from surgeon.proof.verification.result import Verification
+from surgeon.proof.verification.verify import verify_clean
 from surgeon.support.attributes import tensor_sha256
 from tests.commands import Surgeon, files_in
 from tests.opening.test_workspace import make_relaxed

@@ -23,8 +23,9 @@ from surgeon.opening.trust import remember_task
 from surgeon.proof.certificate import seal
 from surgeon.proof.clean import hashes_of, write_clean
 from surgeon.proof.verdict import MeasureSettings, strip_and_certify
-from surgeon.proof.verification import formats, verify_clean
+from surgeon.proof.verification import formats
 from surgeon.proof.verification.result import Verification
+from surgeon.proof.verification.verify import verify_clean
 from surgeon.support.attributes import tensor_sha256
 from tests.commands import Surgeon
 from tests.export.test_pt2 import other_node, other_weight, rewritten

@@ -20,7 +20,7 @@ from surgeon.algebra.penalty import Commutator
 from surgeon.algebra.representations.build import irreps, regular, representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError, TaskError, UsageError
-from surgeon.files.atomic import json_compatible
+from surgeon.files.content import json_compatible
 from surgeon.plan import Plan, Site
 from surgeon.training.diagnosis import result, work
 from surgeon.training.diagnosis.curvature import BranchLoss, smallest_eigenvalue, transverse_projection

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
-from surgeon.files.atomic import sha256_of_file
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.container import save_content
+from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import read_torch
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.nequip import packages as nequip_packages

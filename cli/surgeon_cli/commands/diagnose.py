@@ -20,7 +20,8 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.select import select
 from surgeon.editing.strip import strip
 from surgeon.errors import UsageError
-from surgeon.files.atomic import check_writable, write_json
+from surgeon.files.atomic import check_writable
+from surgeon.files.content import write_json
 from surgeon.opening.open import open_path
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan

@@ -11,7 +11,8 @@ import typer
 
 from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import UsageError
-from surgeon.files.atomic import check_writable, json_compatible, write_json, write_text
+from surgeon.files.atomic import check_writable
+from surgeon.files.content import json_compatible, write_json, write_text
 from surgeon.opening.open import open_path
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan

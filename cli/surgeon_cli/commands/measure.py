@@ -11,7 +11,8 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 from surgeon.opening.evaluation import model_dtype, outputs_on
 from surgeon.opening.open import open_path
-from surgeon.opening.tasks import can_act, sample_batches
+from surgeon.opening.task_calls import can_act
+from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, both_precisions
 from surgeon.support.trees import to_dtype

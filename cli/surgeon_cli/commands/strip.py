@@ -16,9 +16,10 @@ from surgeon.export.outputs import Selection
 from surgeon.export.pt2_file import pt2_extra
 from surgeon.export.reopening import container_extra
 from surgeon.export.stripped import stripped_beside_original
-from surgeon.files.atomic import check_writable, read_json
+from surgeon.files.atomic import check_writable
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import CERTIFICATE_FILE
+from surgeon.files.content import read_json
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import CheckFailedError
-from surgeon.proof.verification import verify_clean
 from surgeon.proof.verification.result import Verification
+from surgeon.proof.verification.verify import verify_clean
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, shown
 from surgeon_cli.screen import console, equivariance_table, print_json, say

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from surgeon.errors import CheckpointError, HubError, TrustError
 from surgeon.files.address import HubPath, is_hub_path
-from surgeon.files.atomic import sha256_of_file
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import BASE_FILE, BRANCH_FILE, CONFIG_FILE
 from surgeon.opening.remote.client import HubFile, Listing, hub_errors, is_offline, list_files

@@ -23,7 +23,7 @@ from surgeon.export.reopening import check_container
 from surgeon.export.sample import Sample, sample_of
 from surgeon.export.signature import compare_signatures, signature
 from surgeon.export.stripped import Stripped
-from surgeon.files.atomic import json_compatible
+from surgeon.files.content import json_compatible
 from surgeon.files.loading import same_bytes
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.evaluation import model_dtype, outputs_on

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import CheckFailedError, CheckpointError, PlanError
-from surgeon.files.atomic import read_json
 from surgeon.files.clean import CERTIFICATE_FILE
+from surgeon.files.content import read_json
 from surgeon.files.seals import recover
 from surgeon.plan import Grade, Split
 from surgeon.proof.certificate import FORMAT_VERSION

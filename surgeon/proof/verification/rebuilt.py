@@ -17,7 +17,8 @@ from surgeon.export.stripped import Stripped
 from surgeon.files.loading import load_into
 from surgeon.opening.evaluation import evaluate, model_dtype
 from surgeon.opening.source import graph_of, not_comparable
-from surgeon.opening.tasks import can_act, sample_batches, task_forward
+from surgeon.opening.task_calls import can_act, task_forward
+from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EQUIVARIANCE_CHECK, GRAPH_CHECK
 from surgeon.proof.certificate import CONSTANTS_CHECK, FINITE_CHECK, Comparison, classes_of, compare_models

@@ -21,7 +21,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import PlanError, TaskError
 from surgeon.opening.evaluation import device_of
-from surgeon.opening.tasks import task_batches, task_forward, task_loss
+from surgeon.opening.task_calls import task_batches, task_forward, task_loss
 from surgeon.plan import Plan, Split, Task
 from surgeon.recording.record import fresh_copy, unchanged
 from surgeon.support.modes import modes_kept, set_training
