@@ -92,7 +92,7 @@ import resource, sys, torch
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.container import write_container
 from surgeon.errors import WriteError
-from surgeon.files.atomic import write_tensors, write_text
+from surgeon.files.content import write_tensors, write_text
 torch.set_num_threads(1)
 checkpoint = open_checkpoint(sys.argv[1])
 big = torch.ones(100_000)

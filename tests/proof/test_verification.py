@@ -271,7 +271,8 @@ def test_a_swapped_original(work: Path) -> None:
     torch.save(Net().state_dict(), work / "net.pt")
     verification = verified(work)
     failed = {finding.name for finding in verification.findings if finding.outcome == "differs"}
-    assert failed == {"original checkpoint", "metrics"}
+    # Whether another network rounds as much as this one is chance.
+    assert failed - {"recorded equivariance"} == {"original checkpoint", "metrics"}
 
 
 def test_swapped_weights_with_every_hash_recomputed_are_found_by_the_metrics(work: Path) -> None:

@@ -97,10 +97,13 @@ def test_a_direction_of_the_training_batches_only() -> None:
     assert "noise of the training batches" in found.sentences()[0]
 
 
-def test_a_minimum() -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_a_minimum(seed: int) -> None:
+    """Along intertwiners the projected Hessian is 0, which rounding must not lead to: half of the largest is least."""
+    torch.manual_seed(seed)
     found = planted(0.5, -0.5)
     assert found.verdict == "none"
-    assert found.curvature.train > 0
+    assert found.curvature.train > 0.4 * found.curvature.largest
     assert "at a minimum" in found.sentences()[0]
 
 

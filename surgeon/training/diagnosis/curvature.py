@@ -177,24 +177,37 @@ class Coordinates:
         """Return W of every site."""
         return [self.sizes[key].scale * part for key, part in self.split(vector).items()]
 
+    def transverse(self, vector: Tensor) -> Tensor:
+        """Return the orthogonal projection of a vector on the transverse directions; a site of scale 0 has none."""
+        parts = []
+        for key, part in self.split(vector).items():
+            mask = self.branches[key].mask
+            projected = self.projections[key]((part if mask is None else part * mask).flatten(1)).flatten()
+            parts.append(projected if self.sizes[key].scale else 0 * projected)
+        return torch.cat(parts)
+
     def pull_back(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return derivatives by W as transverse derivatives by v; None counts as 0."""
-        parts = []
-        for (key, branch), gradient in zip(self.branches.items(), gradients, strict=True):
-            if gradient is None:
-                parts.append(torch.zeros_like(branch.weight).flatten())
-                continue
-            masked = gradient if branch.mask is None else gradient * branch.mask
-            parts.append(self.sizes[key].scale * self.projections[key](masked.detach().flatten(1)).flatten())
-        return torch.cat(parts)
+        return self.transverse(
+            torch.cat(
+                [
+                    (
+                        torch.zeros_like(branch.weight)
+                        if gradient is None
+                        else self.sizes[key].scale * gradient.detach()
+                    ).flatten()
+                    for (key, branch), gradient in zip(self.branches.items(), gradients, strict=True)
+                ]
+            )
+        )
 
     def random(self, seed: int) -> Tensor:
         """Return a random transverse vector of norm 1; of norm 0 if there is no transverse direction."""
-        generator, drawn = torch.Generator().manual_seed(seed), []
-        for key, branch in self.branches.items():
-            normal = torch.randn(branch.shape, generator=generator, dtype=torch.float64).to(branch.weight)
-            drawn.append(normal / (self.sizes[key].scale or 1.0))  # pull_back scales it
-        vector = self.pull_back(drawn)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [
+            torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight) for weight in self.parameters
+        ]
+        vector = self.transverse(torch.cat([normal.flatten() for normal in drawn]))
         norm = vector.norm()
         return vector / norm if norm > ROUNDING * torch.finfo(vector.dtype).eps * len(vector) ** 0.5 else 0 * vector
 
@@ -347,7 +360,11 @@ class Smallest:
 
 
 def smallest_eigenvalue(
-    product: Callable[[Tensor], Tensor], start: Tensor, products: int, tolerance: float
+    product: Callable[[Tensor], Tensor],
+    start: Tensor,
+    products: int,
+    tolerance: float,
+    project: Callable[[Tensor], Tensor] | None = None,
 ) -> Smallest:
     """Lanczos iteration with full reorthogonalisation for the smallest eigenvalue of a symmetric map.
 
@@ -356,6 +373,8 @@ def smallest_eigenvalue(
         start: shape (n,), norm 1.
         products: how many at most.
         tolerance: ends as soon as the residual is below this share of the eigenvalue.
+        project: on a subspace that the map keeps, in which ``start`` lies and to which the search is restricted: what
+            rounding leaves outside would grow until the map's eigenvalues there are found.
 
     Returns:
         See :class:`Smallest`; the basis takes ``products`` vectors of memory.
@@ -367,6 +386,7 @@ def smallest_eigenvalue(
         for _ in range(2):  # once more, because the first pass leaves rounding of the size of what it takes off
             for vector in basis:
                 image = image - (image * vector).sum() * vector
+            image = image if project is None else project(image)
         beside.append(float(image.norm()))
         values, vectors = _tridiagonal(diagonal, beside[:-1])
         residual = beside[-1] * abs(float(vectors[-1, 0]))

@@ -230,7 +230,9 @@ class _Work:
                 "there is nothing to relax"
             )
         loss.check(self.batches["train"][0], start)
-        found = smallest_eigenvalue(lambda v: self._product(loss, v), start, self.settings.products, TOLERANCE)
+        found = smallest_eigenvalue(
+            lambda v: self._product(loss, v), start, self.settings.products, TOLERANCE, loss.coordinates.transverse
+        )
         movement = loss.coordinates.movement(found.vector, self._run_train)
         units = {split: _unit(movement) ** 2 / 2 / abs(value) for split, value in self.losses.items()}
         held_out = [units["validation"] * loss.curvature(b, found.vector) for b in self.batches["validation"]]
