@@ -188,18 +188,11 @@ class Coordinates:
 
     def pull_back(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return derivatives by W as transverse derivatives by v; None counts as 0."""
-        return self.transverse(
-            torch.cat(
-                [
-                    (
-                        torch.zeros_like(branch.weight)
-                        if gradient is None
-                        else self.sizes[key].scale * gradient.detach()
-                    ).flatten()
-                    for (key, branch), gradient in zip(self.branches.items(), gradients, strict=True)
-                ]
-            )
-        )
+        parts = [
+            torch.zeros_like(branch.weight) if gradient is None else self.sizes[key].scale * gradient.detach()
+            for (key, branch), gradient in zip(self.branches.items(), gradients, strict=True)
+        ]
+        return self.transverse(torch.cat([part.flatten() for part in parts]))
 
     def random(self, seed: int) -> Tensor:
         """Return a random transverse vector of norm 1; of norm 0 if there is no transverse direction."""
