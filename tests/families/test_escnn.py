@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -83,7 +84,9 @@ def test_kernels_between_scalar_fields_are_free_only_if_they_have_one_point(anno
     from tests.families.escnn_models import Scalars, turn
 
     torch.manual_seed(0)
-    model, x = Scalars(gspaces.rot2dOnR2(4)).double().eval(), torch.randn(2, 1, 7, 7, dtype=torch.float64)
+    # Layers of escnn share their bases with those of other networks.
+    model = copy.deepcopy(Scalars(gspaces.rot2dOnR2(4))).double().eval()
+    x = torch.randn(2, 1, 7, 7, dtype=torch.float64)
     options = {} if annotated else {"adapters": {}}
     plan = surgeon.find(model, "C4", x, act=lambda g, x: (turn(g, x),), act_output=lambda g, y: y, **options)
     assert [(site.name, site.shape) for site in plan.sites] == [("wide", (3, 1, 3, 3))]

@@ -50,7 +50,7 @@ def test_from_file_to_file(
     plan = command("inspect", "net.pt", "--group", group, *given, "--plan", "plan.json", "--json").data["plan"]
     assert [site["name"] for site in plan["sites"]] == ["first", "second"]
     trust = ("--trust-remote-code",) if ":" in group else ()
-    command("relax", "net.pt", *given, "--plan", "plan.json", *trust, "-o", "relaxed")
+    command("relax", "net.pt", *given, "--plan", "plan.json", "--group", group, *trust, "-o", "relaxed")
     command("finetune", "relaxed", "--epochs", "2", "--lr", "1e-2", "-o", "run", *trust)
     onnx = ("--onnx",) if kind in WITH_ONNX else ()
     _require_certified(command("export", "run", "-o", "clean", *onnx, *trust, "--json").data["certificate"])

@@ -118,7 +118,7 @@ def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str], dtype
     pickled(work, dtype=getattr(torch, dtype))
     inspected = surgeon("inspect", "base.model", "--trust-pickle", "--group", "O3", *TASK, "--json").data
     assert inspected["model"] == "ScaleShiftMACE"
-    assert "mace_models:build" in inspected["found_by"]
+    assert "mace.models:build" in inspected["found_by"]
     assert len(inspected["plan"]["sites"]) == 7
     surgeon("relax", "base.model", "--trust-pickle", *TASK, "--strip-mode", "fold", "-o", "relaxed")
     # neither the relaxed folder nor the run needs the pickle any more

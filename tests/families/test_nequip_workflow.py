@@ -113,7 +113,7 @@ def test_from_checkpoint_to_checkpoint(
     write(work / "base.ckpt", {**SETTINGS, "model_dtype": dtype}, average)
     inspected = surgeon("inspect", "base.ckpt", "--group", "O3", *TASK, "--json").data
     assert inspected["model"] == "GraphModel"
-    assert "nequip_models:build" in inspected["found_by"]
+    assert "nequip.models:build" in inspected["found_by"]
     assert len(inspected["plan"]["sites"]) == 3
     surgeon("relax", "base.ckpt", *TASK, "--strip-mode", "fold", "-o", "relaxed")
     surgeon("finetune", "relaxed", "--epochs", "2", "--lr", "1e-2", "-o", "run")

@@ -278,8 +278,7 @@ def _different_blocks(rows: Rows) -> Representation | None:
     found = [image for image in images if image is not None]
     if len(found) < count or not respects_relations(rows.group, found):
         return None
-    mixed = torch.stack([image.abs() for image in found]).amax(dim=0) > FIT_TOLERANCE
-    blocks = _connected(mixed | mixed.mT)
+    blocks = _connected(_mixed(found))
     if max(len(block) for block in blocks) > LARGEST_FITTED // 2:
         return None
     terms = []
@@ -299,7 +298,8 @@ def _copies_of_one_block(rows: Rows, copies: int, size: int, layout: Layout) -> 
     found = [image for image in images if image is not None]
     if len(found) < count or not respects_relations(rows.group, found):
         return None
-    return _named_finite(rows.group, found, copies, layout)
+    # A block that falls apart is none: it would fit the noise of smaller ones.
+    return _named_finite(rows.group, found, copies, layout) if len(_connected(_mixed(found))) == 1 else None
 
 
 def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layout) -> Representation:
@@ -315,6 +315,12 @@ def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layou
         if bool((dense - torch.stack(cleaned)).abs().max() < 1e-9):
             return regular(group, copies, layout)
     return matrices(group, {"algebra": [], "elements": [image.tolist() for image in cleaned]}, copies, layout)
+
+
+def _mixed(images: list[Tensor]) -> Tensor:
+    """Which coordinates some image mixes, shape (n, n), symmetric."""
+    mixed = torch.stack([image.abs() for image in images]).amax(dim=0) > FIT_TOLERANCE
+    return mixed | mixed.mT
 
 
 def _connected(mixed: Tensor) -> list[tuple[int, ...]]:

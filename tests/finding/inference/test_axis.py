@@ -248,3 +248,14 @@ def test_invariants_are_trivial_in_every_group() -> None:
         found = first(probe)
         assert found is not None
         assert found.is_trivial
+
+
+def test_invariants_with_noise_are_no_larger_blocks() -> None:
+    """Two copies of a block of size 2 fit any values of one row; images that are diagonal up to noise are no block."""
+    base = random(1, 4)
+    noisy = probe_of(elements_of("D5"), base, lambda g, x: x * (1 + 3e-7 * random(1, 4).sign()))
+    found = list(axis_representations(noisy, -1))
+    assert found
+    assert all(rho == trivial(rho.group, 4) for rho in found)
+    mixed = list(axis_representations(probe_as(axes(parse_group("D5"), "c v", {"c": 2}), 1, 4), -1))
+    assert any(rho != trivial(rho.group, 4) for rho in mixed)
