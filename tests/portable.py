@@ -27,7 +27,7 @@ SETTINGS = tuple(
     f"{processor} SURGEON_TEST_THREADS={1 + number % 2} SURGEON_TEST_SEED={number % 6}".strip()
     for number, processor in enumerate(PROCESSORS)
 )
-SLICE = SETTINGS[-2:]
+SLICE = SETTINGS[-1:]
 """What continuous integration runs, of the tests that were once red on another processor."""
 ONCE_RED = (
     "tests/proof/test_chance.py",

@@ -27,7 +27,6 @@ SMALL = {"points": 16, "count": 24, "held_out": 12, "base": 6, "neighbours": 4, 
 CASES = {
     "energies and forces": ([ROOT / "tests/export/potential.py"], "O3", {}, ["energy", "forces"]),
     "nodes and edges": ([ROOT / "tests/export/particles.py", NBODY / "segnn.py"], "O3", {}, ["moved"]),
-    "points": (POINTS, "SO3", {**SMALL, "network": "pointnet"}, ["logits"]),
     "points and neighbours": (POINTS, "SO3", {**SMALL, "network": "dgcnn"}, ["logits"]),
 }
 
