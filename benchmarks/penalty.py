@@ -28,7 +28,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import task_forward
 from surgeon.support.versions import machine, versions
 from surgeon.training.arms import arm_named
-from surgeon.training.engine import finetune
+from surgeon.training.engine import Finetuner
 from surgeon.training.settings import FinetuneSettings
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def one(way: str, weight: float, seed: int, epochs: int) -> dict[str, Any]:
             half["norm"] = float(weights.norm())
             half["defect"] = statistics.fmean(relaxation.defects().values())
 
-    result = finetune(model, task, replace(settings, **WAYS[way]), arm_named("drop"), relaxation, watch)
+    result = Finetuner(model, task, replace(settings, **WAYS[way]), arm_named("drop"), relaxation).run(watch)
     strip(relaxation)
     test = evaluate(model, task, "test")
     return {"way": way, "lambda": weight, "seed": seed, "test": test, "seconds": result.seconds, **half}

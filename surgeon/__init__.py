@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from surgeon.opening.options import OpenOptions
     from surgeon.plan import Certificate, Plan, Site, Task
     from surgeon.proof.certificate import certify
+    from surgeon.training.compare import CompareSettings, compare
+    from surgeon.training.finetune import finetune
     from surgeon.training.session import TrainingSession
+    from surgeon.training.settings import FinetuneSettings
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Certificate": "surgeon.plan",
+    "CompareSettings": "surgeon.training.compare",
+    "FinetuneSettings": "surgeon.training.settings",
     "OpenOptions": "surgeon.opening.options",
     "Plan": "surgeon.plan",
     "PushOptions": "surgeon.hub.pushing",
@@ -38,7 +43,9 @@ _HOMES = {
     "Task": "surgeon.plan",
     "TrainingSession": "surgeon.training.session",
     "certify": "surgeon.proof.certificate",
+    "compare": "surgeon.training.compare",
     "find": "surgeon.finding.find",
+    "finetune": "surgeon.training.finetune",
     "from_hub": "surgeon.hub.loading",
     "from_pretrained": "surgeon.hub.loading",
     "open_path": "surgeon.opening.open",
@@ -51,6 +58,8 @@ _HOMES = {
 
 __all__ = [
     "Certificate",
+    "CompareSettings",
+    "FinetuneSettings",
     "OpenOptions",
     "Plan",
     "PushOptions",
@@ -59,7 +68,9 @@ __all__ = [
     "Task",
     "TrainingSession",
     "certify",
+    "compare",
     "find",
+    "finetune",
     "from_hub",
     "from_pretrained",
     "open_path",

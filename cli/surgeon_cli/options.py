@@ -214,20 +214,6 @@ def output_stem(path: Path) -> str:
     return path.resolve().name if path.is_dir() else path.stem
 
 
-def refuse_overwriting(target: Path, *inputs: str | Path | None) -> None:
-    """Refuse an output folder in which an input of the command lies, which `--force` would delete.
-
-    Raises:
-        UsageError: naming the input.
-    """
-    for given in inputs:
-        if given is not None and not is_hub_path(given) and Path(given).resolve().is_relative_to(target.resolve()):
-            raise UsageError(
-                f"expected an output apart from the input, but {str(given)!r} lies in {str(target)!r}: "
-                "choose another `-o`"
-            )
-
-
 def folder_or_only(path: Path | None, quiet: bool, trained: bool = True) -> Path:
     """Return the path, or the only suitable relaxed folder in the current directory, which is named on screen.
 

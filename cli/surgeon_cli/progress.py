@@ -3,52 +3,82 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
-from surgeon.training.engine import StepEvent
+from surgeon.training.outcomes import Failure, Outcome, Point
+from surgeon.training.progress import Progress, StepEvent
 
 PRINTED = 4
 """Lines per run when the output is not a terminal."""
 
 
-class TrainingBar:
-    """Shows step events; on a terminal as one live line, otherwise as a few lines per run."""
+class TrainingBar(Progress):
+    """Shows on standard error how a training goes on; on a terminal as one live line, otherwise as a few per run."""
 
-    def __init__(self, progress: Progress | None, metric: str) -> None:
-        self._progress = progress
-        self._metric = metric
-        self._task = progress.add_task("", total=None, details="") if progress else None
+    def __init__(self, bars: Bars | None) -> None:
+        self._bars = bars
+        self._task = bars.add_task("", total=None, details="") if bars else None
+        self._title, self._metric, self._total, self._started, self._done, self._begun = "", "", 0, 0, 0, 0.0
 
-    def start(self, title: str) -> None:
-        """Begin a new run under this title."""
-        if self._progress is None:
-            print(title, file=sys.stderr)
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        print(sentence, file=sys.stderr)
+
+    def begin(self, title: str, metric: str, runs: int) -> None:
+        """Count runs from 1; a sweep is counted by itself."""
+        self._title, self._metric, self._total = title, metric, runs
+        self._started, self._done, self._begun = 0, 0, time.monotonic()
+        if runs == 1:
+            self._reset(title)
+
+    def start(self, point: Point) -> None:
+        """Begin a new run under its own title."""
+        self._started += 1
+        self._reset(f"{self._title} {self._started} of {self._total}: {point}")
+
+    def _reset(self, title: str) -> None:
+        if self._bars is None:
+            self.say(title)
         elif self._task is not None:
-            self._progress.reset(self._task, description=title, details="", total=None)
+            self._bars.reset(self._task, description=title, details="", total=None)
 
-    def __call__(self, event: StepEvent) -> None:
+    def step(self, event: StepEvent) -> None:
         """Show one optimiser step."""
         clean, relaxed = event.validation.get(self._metric), event.validation_relaxed.get(self._metric)
         shown = "" if clean is None else f"  {self._metric} clean {clean:.4g}, relaxed {relaxed:.4g}"
         details = f"theta {event.theta:.2f}  loss {event.loss:.3e}  penalty {event.penalty:.2e}{shown}"
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=event.step, total=event.steps, details=details)
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=event.step, total=event.steps, details=details)
         elif event.step * PRINTED // event.steps != (event.step - 1) * PRINTED // event.steps:
-            print(f"  epoch {event.epoch}, step {event.step}/{event.steps}: {details}", file=sys.stderr)
+            self.say(f"  epoch {event.epoch}, step {event.step}/{event.steps}: {details}")
+
+    def finish(self, point: Point, outcome: Outcome) -> None:
+        """Print one line for every run of a comparison that is finished, and how long the others will take."""
+        self._done += 1
+        if isinstance(outcome, Failure):
+            words = outcome.message.split(";")[0]
+        else:
+            value = outcome.validation[self._metric]
+            words = f"validation {self._metric} {value:.4g} in {outcome.seconds:.1f} s"
+        left = (time.monotonic() - self._begun) / self._done * (self._total - self._done)
+        time_left = f"about {left / 60:.1f} min left" if left > 90 else f"about {left:.0f} s left"
+        self.say(f"{self._title} {self._done} of {self._total}: {point}: {words}; {time_left}")
 
 
 @contextmanager
-def training_bar(metric: str, quiet: bool) -> Iterator[TrainingBar | None]:
+def training_bar(quiet: bool) -> Iterator[TrainingBar | None]:
     """Yield a bar on standard error, or None if nothing shall be shown."""
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield None
     elif not console.is_terminal:
-        yield TrainingBar(None, metric)
+        yield TrainingBar(None)
     else:
         columns = (
             TextColumn("{task.description}"),
@@ -57,5 +87,5 @@ def training_bar(metric: str, quiet: bool) -> Iterator[TrainingBar | None]:
             TextColumn("{task.fields[details]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console, transient=True) as progress:
-            yield TrainingBar(progress, metric)
+        with Bars(*columns, console=console, transient=True) as bars:
+            yield TrainingBar(bars)

@@ -12,6 +12,7 @@ import typer
 
 from surgeon.errors import UsageError
 from surgeon.training.arms import ARMS
+from surgeon.training.compare import CompareSettings
 from surgeon.training.settings import PRESETS, FinetuneSettings
 
 TRAINING = "Training"
@@ -263,17 +264,27 @@ class Comparing:
         ),
     ] = False
 
-    def arms(self) -> list[str]:
-        """Return the names of the arms."""
-        return [name.strip() for name in (self.compare or "").split(",") if name.strip()]
-
-    def grid(self) -> list[float] | None:
-        """Return the learning rates to sweep.
+    def settings(self, training: FinetuneSettings) -> CompareSettings:
+        """Return the engine's settings.
 
         Raises:
-            UsageError: if one is not a positive number.
+            UsageError: if an arm is unknown, a rate is not a positive number, or options exclude each other.
         """
-        return _rates(self.lr_grid) if self.lr_grid else None
+        arms = [name.strip() for name in (self.compare or "").split(",") if name.strip()]
+        grid = _rates(self.lr_grid) if self.lr_grid else None
+        return CompareSettings(arms, self.seeds, training, grid, self.lr_seeds, self.lr_record, self.jobs, self.ray)
+
+    def refuse(self) -> None:
+        """Refuse what belongs to a comparison where there is none.
+
+        Raises:
+            UsageError: if one of these was given.
+        """
+        if self.lr_grid or self.lr_record or self.jobs > 1 or self.ray or self.restart:
+            raise UsageError(
+                "expected --lr-grid, --lr-record, --jobs, --ray and --restart together with --compare: add it, or "
+                "leave them out"
+            )
 
 
 def _rates(text: str) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from surgeon.editing.relaxation import Relaxation
-from surgeon.errors import PrecisionError, TaskError
+from surgeon.errors import CheckpointError, PrecisionError, TaskError
 from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.loading import load_into
@@ -76,6 +76,19 @@ class Workspace:
         if self.task is None:
             raise TaskError(f"expected a task with data for {self.name!r}, none is known: give `--task FILE`")
         return self.task
+
+    def require_relaxed(self) -> tuple[Relaxation, RelaxedFiles]:
+        """Return the handle on the branches, and the folder from which they were read.
+
+        Raises:
+            CheckpointError: if a plain checkpoint was opened.
+        """
+        if self.relaxation is None or self.files is None:
+            raise CheckpointError(
+                f"expected a relaxed folder, got the plain checkpoint {self.name!r}, which has no branches: run "
+                f"`surgeon relax {self.name}` first"
+            )
+        return self.relaxation, self.files
 
     def original(self) -> tuple[nn.Module, Checkpoint]:
         """Return a fresh model with the weights of the checkpoint that was relaxed, and that checkpoint.

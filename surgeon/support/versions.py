@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,3 +62,8 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
     }
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a record says of its making: versions, the machine, and the command."""
+    return {"versions": versions(), "machine": machine(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}

@@ -1,220 +1,211 @@
-"""Arms side by side: equal budgets, equal seeds, equal choice of the learning rate."""
+"""Compare arms from a relaxed folder: sweep, runs, one record; the same call goes on after an interruption."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
-
-from surgeon.editing.insert import relax
-from surgeon.editing.low_rank import LowRankUpdates
-from surgeon.editing.strip import strip
-from surgeon.errors import TrainingError, UsageError
-from surgeon.files.loading import load_branches
-from surgeon.opening.evaluation import evaluate
-from surgeon.opening.task_calls import task_batches
-from surgeon.plan import Plan, Task
-from surgeon.training.arms import Arm, arm_named
-from surgeon.training.engine import StepEvent, finetune
-from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
+from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
+from surgeon.files.atomic import check_writable
+from surgeon.files.content import write_json
+from surgeon.files.outputs import writing_alone
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.task_calls import primary_metric
+from surgeon.opening.workspace import Workspace
+from surgeon.support.versions import versions
+from surgeon.training.arms import arm_named
+from surgeon.training.comparison import Comparison, final_points, one_after_the_other, run_arms
+from surgeon.training.outcomes import Execute, Outcome, Point
+from surgeon.training.progress import Progress
+from surgeon.training.record import ComparisonRecord
 from surgeon.training.settings import FinetuneSettings
-from surgeon.training.statistics import require_equal_budgets
+from surgeon.training.spread import Recipe, comparison_of, local_processes, ray_cluster
+from surgeon.training.store import IDENTITY_FILE, RunStore
+from surgeon.training.sweep import sweep
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What all runs of a comparison share.
+class CompareSettings:
+    """What is compared, and where the runs are carried out.
 
     Attributes:
-        make_model: returns a fresh copy of the pretrained network.
-        plan: where branches go.
-        task: data, loss, metrics.
-        settings: everything but seed and learning rate.
-        start: initial weights of the branches by state-dict key; None starts at W = 0.
-        judge: adds to a run what is to be found out about its stripped model; not asked in a sweep.
-    """
-
-    make_model: Callable[[], nn.Module]
-    plan: Plan
-    task: Task
-    settings: FinetuneSettings
-    start: Mapping[str, Tensor] | None = None
-    judge: Callable[[ArmRun, nn.Module], ArmRun] | None = None
-
-    def __post_init__(self) -> None:
-        if self.settings.patience is not None:
-            raise UsageError(
-                f"expected equal budgets, got a patience of {self.settings.patience}, with which arms end at different "
-                "steps: leave it out"
-            )
-
-
-def run_one(
-    comparison: Comparison,
-    arm: Arm,
-    seed: int,
-    rate: float,
-    test: bool = True,
-    on_step: Callable[[StepEvent], None] | None = None,
-) -> tuple[ArmRun, nn.Module]:
-    """Train one arm with one seed, strip it, and measure what is left.
-
-    Nothing random is left over from earlier runs, so that a run has one result in whatever order and process.
-
-    Args:
-        comparison: what all runs share.
-        arm: how the branches take part.
-        seed: of everything random.
-        rate: learning rate of the base weights.
-        test: measure the stripped model on the test split.
-        on_step: called after every optimiser step.
-
-    Returns:
-        The run, and its stripped model on the CPU.
+        arms: names, see ``surgeon.training.arms``.
+        seeds: per arm; the first one is that of the training.
+        training: what all runs share; its learning rate is that of all arms, unless there is a grid or a sweep.
+        grid: learning rates that are tried first for every arm, on validation data.
+        grid_seeds: seeds per point of the grid.
+        sweep: the record of a sweep, or of a comparison with one, whose learning rates are taken.
+        jobs: processes of this machine that share the runs.
+        ray: address of a Ray cluster that carries them out.
 
     Raises:
-        TrainingError: if the training diverges.
-    """
-    from accelerate.utils import set_seed
-
-    set_seed(seed)
-    settings = dataclasses.replace(comparison.settings, seed=seed, learning_rate=rate)
-    model = comparison.make_model()
-    relaxation, updates = None, None
-    if arm.low_rank:
-        updates = LowRankUpdates(model, comparison.plan, settings.low_rank, seed)
-    if arm.mode is not None:
-        relaxation = relax(model, comparison.plan, mode=arm.mode, schedule=settings.schedule)
-        if comparison.start is not None:
-            load_branches(relaxation.model, comparison.start)
-    result = finetune(model, comparison.task, settings, arm, relaxation or updates, on_step)
-    sites = strip(relaxation) if relaxation is not None else ()
-    if updates is not None:
-        updates.merge()
-    measured = evaluate(model, comparison.task, "test") if test else {}
-    run = ArmRun(
-        arm.name, seed, rate, result.validation, measured, result.best_epoch, result.steps, result.seconds, sites
-    )
-    return run, model.cpu()
-
-
-def outcome_of(
-    comparison: Comparison, point: Point, on_step: Callable[[StepEvent], None] | None = None
-) -> tuple[Point, Outcome]:
-    """Carry one run out; a training that cannot go on is an outcome as well."""
-    try:
-        arm = arm_named(point.arm)
-        run, model = run_one(comparison, arm, point.seed, point.learning_rate, point.test, on_step)
-    except TrainingError as error:
-        return point, Failure(str(error))
-    return point, comparison.judge(run, model) if comparison.judge and point.test else run
-
-
-def one_after_the_other(
-    comparison: Comparison,
-    on_start: Callable[[Point], None] | None = None,
-    on_step: Callable[[StepEvent], None] | None = None,
-) -> Execute:
-    """Return how to carry runs out in this process.
-
-    Args:
-        comparison: what the runs share.
-        on_start: called before each run.
-        on_step: called after every optimiser step.
+        UsageError: if an arm is unknown, or two of these exclude each other.
     """
 
-    def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
-        for point in points:
-            if on_start:
-                on_start(point)
-            yield outcome_of(comparison, point, on_step)
+    arms: Sequence[str]
+    seeds: int = 3
+    training: FinetuneSettings = field(default_factory=FinetuneSettings)
+    grid: Sequence[float] | None = None
+    grid_seeds: int = 1
+    sweep: Path | None = None
+    jobs: int = 1
+    ray: str | None = None
 
-    return execute
+    def __post_init__(self) -> None:
+        for name in self.arms:
+            arm_named(name)
+        if self.grid and self.sweep:
+            raise UsageError("expected either --lr-grid or --lr-record, got both: leave one out")
+        if self.ray and self.jobs > 1:
+            raise UsageError("expected either --jobs or --ray, got both: leave one out")
 
 
-def carry_out(
-    points: Sequence[Point], execute: Execute, kept: MutableMapping[Point, Outcome] | None = None
-) -> list[Outcome]:
-    """Carry out the runs that are not kept yet, and keep each one as soon as it is finished.
-
-    Args:
-        points: the runs that are wanted.
-        execute: how to carry runs out.
-        kept: finished runs; those that are missing are added, except final runs that failed, which are tried again.
-
-    Returns:
-        The outcomes in the order of ``points``.
-    """
-    kept = {} if kept is None else kept
-    found = {point: kept[point] for point in points if point in kept}
-    for point, outcome in execute([point for point in points if point not in found]):
-        found[point] = outcome
-        if isinstance(outcome, ArmRun) or not point.test:
-            kept[point] = outcome
-    return [found[point] for point in points]
+def runs_beside(record: Path) -> Path:
+    """Return the folder of the finished runs of a comparison."""
+    return record.with_name(f"{record.stem}.runs")
 
 
 def compare(
-    comparison: Comparison,
-    arms: Sequence[str],
-    seeds: Sequence[int],
-    rates: Mapping[str, float] | None = None,
-    execute: Execute | None = None,
-    kept: MutableMapping[Point, Outcome] | None = None,
-) -> list[ArmRun]:
-    """Run every arm with every seed.
+    folder: str | Path,
+    target: str | Path,
+    settings: CompareSettings,
+    *,
+    options: OpenOptions | None = None,
+    restart: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ComparisonRecord:
+    """Train arms side by side from the original checkpoint, and write one record.
+
+    Every finished run is kept in a folder beside the record, from which the same call goes on.
 
     Args:
-        comparison: what the runs share.
-        arms: names, see ``surgeon.training.arms``.
-        seeds: at least one.
-        rates: learning rate per arm, as :func:`sweep` found them; default that of the settings for all.
-        execute: how to carry runs out; default one after the other in this process.
-        kept: finished runs of an earlier call, which are not repeated; new ones are added.
+        folder: the relaxed folder, or its address on the Hub.
+        target: the record, a JSON file.
+        settings: what is compared.
+        options: how to find model and task.
+        restart: begin anew: finished runs of the comparison are deleted.
+        force: replace a record that no finished runs belong to.
+        progress: told how it goes on.
 
     Returns:
-        One run per seed and arm, seed by seed.
+        What was written.
 
     Raises:
-        UsageError: if an arm is unknown, named twice, or without learning rate; or there are no seeds.
-        TrainingError: if runs diverge, when all others are finished; or if the arms did not get equal budgets.
+        ExistsError: if something else is in the place, or another process is writing there.
+        UsageError: if the runs in the place are those of another comparison.
+        CheckpointError: if the folder is not a relaxed one, or the record of the sweep cannot be read.
+        TrainingError: if a run fails or is interrupted; what is finished is kept.
     """
-    points = final_points(comparison, arms, seeds, rates)
-    outcomes = carry_out(points, execute or one_after_the_other(comparison), kept)
-    failed = [(point, out) for point, out in zip(points, outcomes, strict=True) if isinstance(out, Failure)]
-    if failed:
-        point, failure = failed[0]
-        raise TrainingError(f"{len(failed)} of {len(points)} runs failed, first {point}: {failure.message}")
-    runs = [outcome for outcome in outcomes if isinstance(outcome, ArmRun)]
-    require_equal_budgets(runs)
-    return runs
+    target, progress = Path(target), progress or Progress()
+    runs_folder = runs_beside(target)
+    with writing_alone(runs_folder):
+        begun = (runs_folder / IDENTITY_FILE).is_file()
+        if target.exists() and not (force or restart or begun):
+            raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")
+        check_writable(target, True)
+        workspace = open_path(folder, options)
+        comparison = comparison_of(workspace, settings.training)
+        swept = read_sweep(settings.sweep) if settings.sweep else None
+        seeds = range(settings.training.seed, settings.training.seed + settings.seeds)
+        # what is wrong is found before training
+        final_points(comparison, settings.arms, seeds, swept["best"] if swept else None)
+        kept = RunStore(runs_folder, _identity(workspace, comparison.settings), restart)
+        record = ComparisonRecord(comparison, primary_metric(comparison.task)[0], kept)
+        execute = _told(_executor(settings, comparison, workspace, progress), record.metric, progress)
+        _tell_kept(kept, progress)
+        with _kept_on_failure(target, record):
+            if settings.grid:
+                swept = sweep(comparison, settings.arms, settings.grid, range(settings.grid_seeds), execute, kept)
+            rates = swept["best"] if swept else None
+            record.sweep, record.points = swept, final_points(comparison, settings.arms, seeds, rates)
+            run_arms(comparison, settings.arms, seeds, rates, execute, kept)
+        record.complete = True
+        write_json(target, record.to_data(), force=True)
+    return record
 
 
-def final_points(
-    comparison: Comparison, arms: Sequence[str], seeds: Sequence[int], rates: Mapping[str, float] | None = None
-) -> list[Point]:
-    """Return the runs of :func:`compare`, after checking that they can be carried out; errors as there."""
-    require_arms_and_seeds(arms, seeds)
-    missing = [name for name in arms if rates is not None and name not in rates]
-    if missing:
-        raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")
-    task_batches(comparison.task, "test", 0)  # found missing now, not after the first training
-    rate = comparison.settings.learning_rate
-    return [Point(name, seed, rates[name] if rates else rate) for seed in seeds for name in arms]
+def _executor(settings: CompareSettings, comparison: Comparison, workspace: Workspace, progress: Progress) -> Execute:
+    if settings.ray is None and settings.jobs == 1:
+        return one_after_the_other(comparison, progress.start, progress.step)
+    recipe = Recipe.of(workspace, comparison.settings)
+    return ray_cluster(recipe, settings.ray) if settings.ray else local_processes(recipe, settings.jobs)
 
 
-def require_arms_and_seeds(arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Refuse an empty or ambiguous comparison.
+def _told(execute: Execute, metric: str, progress: Progress) -> Execute:
+    """Say how it goes on with every list of runs."""
+
+    def told(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
+        progress.begin("run" if all(point.test for point in points) else "sweep", metric, len(points))
+        for point, outcome in execute(points):
+            progress.finish(point, outcome)
+            yield point, outcome
+
+    return told
+
+
+def _tell_kept(kept: RunStore, progress: Progress) -> None:
+    if kept.damaged:
+        names = ", ".join(kept.damaged)
+        progress.say(f"{len(kept.damaged)} stored runs are damaged and will be repeated: {names}")
+    if kept:
+        progress.say(f"going on: {len(kept)} finished runs are in {kept.folder}/")
+
+
+def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any]:
+    """Return what all runs in one folder have to share; arm, learning rate and seed stand in the name of a run."""
+    (_, files), task = workspace.require_relaxed(), workspace.require_task()
+    shared = settings.to_data()
+    del shared["seed"], shared["learning_rate"]
+    plan = json.dumps(files.config.plan.to_data(), sort_keys=True)
+    branches = hashlib.sha256()
+    for name, tensor in sorted(files.branches.items()):
+        branches.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return {
+        "versions": {name: versions().get(name) for name in ("python", "equisurgeon", "torch", "e3nn")},
+        "checkpoint sha256": files.config.base["sha256"],
+        "plan": {"sites": len(files.config.plan.sites), "sha256": hashlib.sha256(plan.encode()).hexdigest()},
+        "initial branches sha256": branches.hexdigest() if files.config.step == 0 else None,
+        "task": {"sha256": task.sha256, "arguments": dict(task.arguments)},
+        "model": workspace.found.factory,
+        "settings": shared,
+    }
+
+
+@contextmanager
+def _kept_on_failure(target: Path, record: ComparisonRecord) -> Iterator[None]:
+    """Say where the finished runs are when a later one fails or is interrupted."""
+    try:
+        yield
+    except (KeyboardInterrupt, TrainingError) as error:
+        what, kept = str(error) or "interrupted", record.kept
+        if not kept:
+            raise TrainingError(f"{what}; no run was finished, nothing was written") from None
+        if record.runs or record.sweep:
+            write_json(target, record.to_data(), force=True)
+        raise TrainingError(
+            f"{what}; {len(kept)} finished runs are kept in {kept.folder}/, the same command goes on"
+        ) from None
+
+
+def read_sweep(path: Path) -> Mapping[str, Any]:
+    """Read the record of a sweep.
 
     Raises:
-        UsageError: if an arm is unknown or named twice, or there is none, or no seed.
+        CheckpointError: if it is missing or has no best learning rates.
     """
-    for name in arms:
-        arm_named(name)
-    if not seeds or not arms or len(set(arms)) < len(arms):
-        raise UsageError(
-            f"expected distinct arms and at least one seed, got arms {list(arms)} and seeds {list(seeds)}: "
-            "name each arm once"
-        )
+    try:
+        data: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = data.get("sweep") or data
+        return {**data, "best": {str(arm): float(rate) for arm, rate in data["best"].items()}}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"expected the record of a sweep in {str(path)!r}, could not read one ({error}): give the file that "
+            "--lr-grid wrote"
+        ) from error

@@ -38,7 +38,8 @@ from surgeon.training.driver import (
 from surgeon.training.ema import Ema
 from surgeon.training.groups import parameter_groups, theta_group
 from surgeon.training.optimizers import make_optimizer, rate_scale
-from surgeon.training.selection import Selection
+from surgeon.training.progress import StepEvent
+from surgeon.training.selection import BestWeights
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState, random_state, set_random_state
@@ -46,20 +47,6 @@ from surgeon.training.weighting import PenaltyWeight
 
 LOG_EVERY = 10
 """Steps between records of single steps."""
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    """What a progress display needs after one optimiser step."""
-
-    step: int
-    steps: int
-    epoch: int
-    theta: float
-    loss: float
-    penalty: float
-    validation: Mapping[str, float]
-    validation_relaxed: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -97,7 +84,7 @@ class Finetuner:
         task: Task,
         settings: FinetuneSettings,
         arm: Arm,
-        added: Relaxation | LowRankUpdates | None,
+        added: Relaxation | LowRankUpdates | None = None,
         trackers: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
@@ -139,7 +126,7 @@ class Finetuner:
             self.relaxation.learn_theta(True)
             self.optimizer.add_param_group(theta_group(self.relaxation, settings))
         self.ema = None if settings.ema is None else Ema(model, settings.ema)
-        self.selection = Selection(model, task, settings, self.session, self.ema, self.accelerator)
+        self.selection = BestWeights(model, task, settings, self.session, self.ema, self.accelerator)
         if self._sharded:
             self.selection.give_to(self.given_model, given if isinstance(given, Relaxation) else None)
         if trackers:
@@ -435,30 +422,3 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as trackers take them: numbers and strings only."""
     simple = (int, float, str, bool)
     return {name: value if isinstance(value, simple) else str(value) for name, value in data.items()}
-
-
-def finetune(
-    model: nn.Module,
-    task: Task,
-    settings: FinetuneSettings,
-    arm: Arm,
-    added: Relaxation | LowRankUpdates | None = None,
-    on_step: Callable[[StepEvent], None] | None = None,
-) -> FinetuneResult:
-    """Fine-tune in place and leave the model with the weights of the best epoch; nothing is written.
-
-    The best epoch is chosen at clean evaluation on the validation split: what stripping would give. The model as it
-    came counts as epoch 0, so the result is never worse than it there.
-
-    Args:
-        model: the network, with branches or updates if the arm has any.
-        task: the user's task.
-        settings: see :class:`FinetuneSettings`.
-        arm: see ``surgeon.training.arms``.
-        added: handle on the branches or on the low-rank updates; None for arms that have neither.
-        on_step: called after every optimiser step.
-
-    Raises:
-        TrainingError: if a loss, penalty or gradient is not finite.
-    """
-    return Finetuner(model, task, settings, arm, added).run(on_step)

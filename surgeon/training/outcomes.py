@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from surgeon.plan import SiteRecord
 
@@ -63,10 +61,6 @@ class ArmRun:
     sites: tuple[SiteRecord, ...]
     certificate: str | None = None
     equivariance: float | None = None
-
-    def to_data(self) -> dict[str, Any]:
-        """Return the run as JSON-compatible data."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 
 
-class Selection:
+class BestWeights:
     """Keeps the best weights by the clean validation metric; the model as it came counts as epoch 0.
 
     Attributes:

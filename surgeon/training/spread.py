@@ -28,13 +28,13 @@ from surgeon.opening.workspace import Workspace
 from surgeon.proof.certificate import certify
 from surgeon.proof.verdict import MeasureSettings, task_equivariance
 from surgeon.support.imports import one_line
-from surgeon.training.compare import Comparison, outcome_of
+from surgeon.training.comparison import Comparison, outcome_of
 from surgeon.training.outcomes import ArmRun, Execute, Outcome, Point
 from surgeon.training.settings import FinetuneSettings
 
 
 @dataclass(frozen=True)
-class Source:
+class Recipe:
     """From what another process rebuilds a comparison.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source:
     directory: str
 
     @classmethod
-    def of(cls, workspace: Workspace, settings: FinetuneSettings) -> Source:
+    def of(cls, workspace: Workspace, settings: FinetuneSettings) -> Recipe:
         """Describe an opened folder."""
         options = dataclasses.replace(
             workspace.options,
@@ -104,25 +104,25 @@ def _judged(workspace: Workspace, original: nn.Module, run: ArmRun, model: nn.Mo
     return dataclasses.replace(run, certificate=certificate.grade or "different", equivariance=error)
 
 
-def work(source: Source, point: Point, threads: int) -> tuple[Point, Outcome]:
+def work(recipe: Recipe, point: Point, threads: int) -> tuple[Point, Outcome]:
     """Carry out one run in a process that knows nothing but the arguments.
 
     Args:
-        source: what to open.
+        recipe: what to open.
         point: which run.
         threads: of torch.
     """
     torch.set_num_threads(threads)
-    with contextlib.chdir(source.directory):
-        workspace = open_path(source.path, source.options)
-        return outcome_of(comparison_of(workspace, source.settings), point)
+    with contextlib.chdir(recipe.directory):
+        workspace = open_path(recipe.path, recipe.options)
+        return outcome_of(comparison_of(workspace, recipe.settings), point)
 
 
-def work_beside_others(source: Source, point: Point, threads: int, parent: int) -> tuple[Point, Outcome]:
+def work_beside_others(recipe: Recipe, point: Point, threads: int, parent: int) -> tuple[Point, Outcome]:
     """Carry out one run in one of several processes of this machine, on a GPU of its own as far as there are enough.
 
     Args:
-        source: what to open.
+        recipe: what to open.
         point: which run.
         threads: of torch.
         parent: process id of the one that asked; the run ends with it.
@@ -131,7 +131,7 @@ def work_beside_others(source: Source, point: Point, threads: int, parent: int) 
     if gpus > 1:
         torch.cuda.set_device(worker_number() % gpus)
     with ending_with(parent):
-        return work(source, point, threads)
+        return work(recipe, point, threads)
 
 
 def worker_number() -> int:
@@ -157,7 +157,7 @@ def ending_with(parent: int) -> Iterator[None]:
         done.set()
 
 
-def local_processes(source: Source, jobs: int) -> Execute:
+def local_processes(recipe: Recipe, jobs: int) -> Execute:
     """Return how to carry runs out in ``jobs`` processes of this machine, which share its threads and its GPUs.
 
     Raises:
@@ -174,7 +174,7 @@ def local_processes(source: Source, jobs: int) -> Execute:
         threads = max(1, torch.get_num_threads() // jobs)
         with parallel_config("loky", inner_max_num_threads=threads):
             parallel = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
-            outcomes = parallel(delayed(work_beside_others)(source, point, threads, os.getpid()) for point in points)
+            outcomes = parallel(delayed(work_beside_others)(recipe, point, threads, os.getpid()) for point in points)
         finished = False
         try:
             yield from outcomes
@@ -190,13 +190,13 @@ def local_processes(source: Source, jobs: int) -> Execute:
     return execute
 
 
-def ray_cluster(source: Source, address: str) -> Execute:
+def ray_cluster(recipe: Recipe, address: str) -> Execute:
     """Return how to carry runs out on a Ray cluster, one core and, where the cluster has any, one GPU for each run.
 
     Every node needs equisurgeon and the same paths: checkpoint, relaxed folder, task.
 
     Args:
-        source: what every run opens.
+        recipe: what every run opens.
         address: of the cluster; "local" starts one on this machine, "auto" takes the one that runs here.
 
     Raises:
@@ -218,7 +218,7 @@ def ray_cluster(source: Source, address: str) -> Execute:
             ) from error
         try:
             task = ray.remote(num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_retries=0)(work)
-            pending = [task.remote(source, point, 1) for point in points]
+            pending = [task.remote(recipe, point, 1) for point in points]
             while pending:
                 (done, *_), pending = ray.wait(pending)
                 yield ray.get(done)

@@ -10,7 +10,7 @@ from typing import Any
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.evaluation import is_better
 from surgeon.opening.task_calls import primary_metric
-from surgeon.training.compare import Comparison, carry_out, one_after_the_other, require_arms_and_seeds
+from surgeon.training.comparison import Comparison, carry_out, one_after_the_other, require_arms_and_seeds
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.statistics import require_equal_budgets
 

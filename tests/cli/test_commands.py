@@ -145,7 +145,7 @@ def test_a_path_left_out_is_the_only_folder(surgeon: Surgeon) -> None:
     assert "found only 'net-relaxed', which has done no step: give its `surgeon finetune`" in refused
     assert "using net-relaxed/, the only relaxed folder here" in surgeon("finetune", "--epochs", "1").out
     # the same command goes on, although the run is a relaxed folder as well
-    assert "going on after epoch 1 of 1" in surgeon("finetune", "--epochs", "1").out
+    assert "going on after epoch 1 of 1" in surgeon("finetune", "--epochs", "1").err
     assert "using net-run/, the only run folder here" in surgeon("strip").out
     surgeon("finetune", "net-relaxed", "-o", "second-run", "--epochs", "1")
     assert "found 3 (net-relaxed, net-run, second-run)" in surgeon("strip", "-o", "other", code=2).err
@@ -166,7 +166,7 @@ def test_a_run_that_a_killed_process_had_moved_aside_goes_on(surgeon: Surgeon) -
     before = files_in(surgeon.path)
     aside = f".net-run.{files._BACKUP}-{dead_pid()}-{files._host()}-0123abcd"
     Path("net-run").rename(aside)
-    assert "going on after epoch 2 of 2" in surgeon(*TRAIN).out
+    assert "going on after epoch 2 of 2" in surgeon(*TRAIN).err
     assert not Path(aside).exists()
     assert files_in(surgeon.path).keys() == before.keys()
     assert surgeon(*TRAIN, "--json").data == first  # the seconds included

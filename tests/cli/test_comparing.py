@@ -17,10 +17,10 @@ import torch
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.opening.open import open_path
-from surgeon.training.compare import outcome_of
+from surgeon.training.comparison import outcome_of
 from surgeon.training.outcomes import Point
 from surgeon.training.settings import FinetuneSettings
-from surgeon.training.spread import Source, comparison_of, work
+from surgeon.training.spread import Recipe, comparison_of, work
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
 from tests.tiny import Net
@@ -141,7 +141,7 @@ def test_more_arms_and_seeds_extend_a_comparison(surgeon: Surgeon, monkeypatch: 
     surgeon(*more)
     assert stored.items() <= files_in(Path("net-compare.runs")).items()
     assert len(strict(RECORD.read_text())["runs"]) == 4
-    monkeypatch.setattr(sys.modules["surgeon.training.compare"], "run_one", None)  # nothing is left to do
+    monkeypatch.setattr(sys.modules["surgeon.training.comparison"], "run_one", None)  # nothing is left to do
     surgeon(*more)
 
 
@@ -194,7 +194,7 @@ def test_only_restart_deletes_finished_runs(surgeon: Surgeon, monkeypatch: pytes
     surgeon("relax", "net.pt")
     surgeon(*COMPARE, "plain")
     runs, drawn = Path("net-compare.runs"), []
-    stored, module = files_in(runs), sys.modules["surgeon.training.compare"]
+    stored, module = files_in(runs), sys.modules["surgeon.training.comparison"]
     usual = module.run_one  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "run_one", lambda *given: drawn.append(given) or usual(*given))
     assert "going on: 1 finished runs" in surgeon(*COMPARE, "plain", "--force").err
@@ -266,7 +266,7 @@ def test_work_needs_nothing_but_plain_data(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
     workspace = open_path("net-relaxed")
     settings = FinetuneSettings(epochs=1)
-    source = pickle.loads(pickle.dumps(Source.of(workspace, settings)))
+    source = pickle.loads(pickle.dumps(Recipe.of(workspace, settings)))
     point = Point("drop", 0, 1e-2)
     _, here = outcome_of(comparison_of(workspace, settings), point)
     _, there = work(source, point, torch.get_num_threads())

@@ -100,8 +100,8 @@ COMPARE = ("finetune", "net-relaxed", "--epochs", "1", "--seeds", "1", "--compar
 @pytest.mark.parametrize(
     ("command", "place", "name"),
     [
-        (TRAIN, "surgeon_cli.running:save_run", "net-run"),
-        (COMPARE, "surgeon_cli.comparing:compare", "net-compare.runs"),
+        (TRAIN, "surgeon.training.finetune:save_run", "net-run"),
+        (COMPARE, "surgeon.training.compare:run_arms", "net-compare.runs"),
     ],
     ids=["run", "comparison"],
 )

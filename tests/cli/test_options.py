@@ -89,7 +89,7 @@ def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:
             "square",
         ),
         *("--adaptive-theta", "--patience", "5", "--deterministic", "--save-every", "1", "--weight-decay", "1e-4"),
-    ).out
+    ).err
     assert "training adds 82 parameters to 10" in told
     assert "nothing of it remains after stripping" in told
     state = json.loads((surgeon.path / "net-run" / "training_state" / "state.json").read_text())

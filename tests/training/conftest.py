@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.finding.find import find
 from surgeon.plan import Plan
 from surgeon.training.arms import arm_named
+from surgeon.training.engine import Finetuner, FinetuneResult
 from tests.tiny import Net, TinyTask
 
 Made = tuple[Net, Relaxation | None]
@@ -43,3 +45,8 @@ def make() -> Callable[..., Made]:
 def plan_of(net: Net) -> Plan:
     batch = next(iter(TinyTask().batches("validation", 0)))
     return find(net, "O3", batch, forward=lambda model, x: model(x["scalars"], x["vectors"]))
+
+
+def train(*given: Any) -> FinetuneResult:
+    """Train a network, a task, settings, an arm, and perhaps what the arm adds and what watches the steps."""
+    return Finetuner(*given[:5]).run(*given[5:])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from surgeon.plan import Split
 from surgeon.training.arms import arm_named
-from surgeon.training.engine import finetune
 from surgeon.training.settings import FinetuneSettings
+from tests.training.conftest import train
 
 SAMPLES = 12
 GENERATOR = torch.Generator()
@@ -51,5 +51,5 @@ def main(arguments: list[str]) -> None:
     """Train for two epochs and write what one of the processes has seen to ``RANK.pt``."""
     task = Shuffled(*arguments)
     torch.manual_seed(0)
-    finetune(nn.Linear(1, 1), task, FinetuneSettings(epochs=2), arm_named("plain"))
+    train(nn.Linear(1, 1), task, FinetuneSettings(epochs=2), arm_named("plain"))
     torch.save(task.seen, Path(f"{torch.distributed.get_rank()}.pt"))

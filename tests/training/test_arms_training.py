@@ -22,14 +22,15 @@ from surgeon.proof.certificate import certify
 from surgeon.training.arms import arm_named
 from surgeon.training.costs import training_costs
 from surgeon.training.ema import Ema
-from surgeon.training.engine import Finetuner, StepEvent, finetune
+from surgeon.training.engine import Finetuner
 from surgeon.training.optimizers import BlockAdamW, block_mean, rate_scale
+from surgeon.training.progress import StepEvent
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import random_state, set_random_state
 from tests import nets
 from tests.nets import o3
 from tests.tiny import Net, TinyTask
-from tests.training.conftest import plan_of
+from tests.training.conftest import plan_of, train
 
 Make = Callable[..., tuple[Any, Any]]
 SETTINGS = FinetuneSettings(epochs=3, learning_rate=1e-2, branch_factor=1.0, gauge_factor=1.0)
@@ -90,7 +91,7 @@ def test_what_the_arm_refold_gains_survives_dropping(make: Make, task: TinyTask)
     net, relaxation = make("refold")
     before = output(net)
     settings = FinetuneSettings(epochs=4, learning_rate=1e-1, branch_factor=1.0, freeze_base=True, refold_every=2)
-    result = finetune(net, task, settings, arm_named("refold"), relaxation)
+    result = train(net, task, settings, arm_named("refold"), relaxation)
     assert result.best_epoch > 0
     assert all(parameter.requires_grad for parameter in relaxation.base_parameters())
     strip(relaxation)
@@ -123,7 +124,7 @@ def test_updates_start_at_nothing_train_and_merge_exactly(task: TinyTask) -> Non
     updates = LowRankUpdates(net, plan_of(net), rank=1)
     assert torch.equal(output(net), before)
     settings = FinetuneSettings(epochs=4, learning_rate=1e-1, gauge_factor=1.0, freeze_base=True)
-    result = finetune(net, task, settings, arm_named("lowrank"), updates)
+    result = train(net, task, settings, arm_named("lowrank"), updates)
     assert result.best_epoch > 0
     trained = output(net)
     updates.merge()
@@ -231,9 +232,7 @@ def test_block_steps_are_proportional_to_gradients_within_a_block(make: Make) ->
 def test_every_optimizer_trains(make: Make, task: TinyTask, optimizer: Any) -> None:
     net, relaxation = make("drop")
     before = output(net)
-    finetune(
-        net, task, FinetuneSettings(epochs=2, learning_rate=1e-2, optimizer=optimizer), arm_named("drop"), relaxation
-    )
+    train(net, task, FinetuneSettings(epochs=2, learning_rate=1e-2, optimizer=optimizer), arm_named("drop"), relaxation)
     assert not torch.equal(output(net), before)
 
 
@@ -308,7 +307,7 @@ def test_accumulated_batches_are_one_large_batch(make: Make) -> None:
 def test_training_stops_when_nothing_gets_better(make: Make, task: TinyTask) -> None:
     net, _ = make("plain")
     settings = FinetuneSettings(epochs=30, learning_rate=5.0, decay="constant", patience=2)
-    result = finetune(net, task, settings, arm_named("plain"))
+    result = train(net, task, settings, arm_named("plain"))
     assert result.stopped == "no better mse in 2 evaluations"
     assert len(result.history) < 30
     assert result.best_epoch == result.history[-1]["epoch"] - 2
@@ -353,7 +352,7 @@ def test_memory_that_runs_out_says_what_helps(make: Make, task: TinyTask) -> Non
     task.loss = exhausted  # type: ignore[method-assign]
     task.metrics = lambda outputs, batch: {"mse": (1.0, 1.0), "loss": (1.0, 1.0)}  # type: ignore[method-assign, assignment]
     with pytest.raises(TrainingError, match="memory for a training step, but it ran out .*--accumulate"):
-        finetune(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
+        train(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
 
 
 def test_a_loader_that_fails_is_a_sentence(make: Make, task: TinyTask) -> None:
@@ -368,7 +367,7 @@ def test_a_loader_that_fails_is_a_sentence(make: Make, task: TinyTask) -> None:
     task.batches = batches  # type: ignore[method-assign, assignment]
     net, _ = make("plain")
     with pytest.raises(TaskError, match="failed after 2 of the train split with OSError: the disk went away"):
-        finetune(net, task, FinetuneSettings(epochs=1), arm_named("plain"))
+        train(net, task, FinetuneSettings(epochs=1), arm_named("plain"))
 
 
 def test_a_missing_tracker_is_named(make: Make, task: TinyTask) -> None:

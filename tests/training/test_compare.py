@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from surgeon.editing.branch import branches_of
 from surgeon.errors import TaskError, TrainingError, UsageError
 from surgeon.training.arms import ARMS
-from surgeon.training.compare import Comparison, compare, one_after_the_other
-from surgeon.training.engine import StepEvent
+from surgeon.training.comparison import Comparison, one_after_the_other, run_arms
 from surgeon.training.outcomes import ArmRun, Outcome, Point
+from surgeon.training.progress import StepEvent
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.statistics import edges_of_grid, require_equal_budgets, summarise_runs
 from surgeon.training.sweep import sweep
@@ -46,13 +46,13 @@ def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comp
         return dataclasses.replace(run, certificate="same graph")
 
     judged = dataclasses.replace(comparison, judge=judge)
-    runs = compare(judged, list(ARMS), [0, 1], execute=one_after_the_other(judged, on_step=events.append))
+    runs = run_arms(judged, list(ARMS), [0, 1], execute=one_after_the_other(judged, on_step=events.append))
     assert [(run.arm, run.seed) for run in runs] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
     assert {run.steps for run in runs} == {6}
     assert len(events) == 6 * 2 * len(ARMS)
     assert not any(branches_of(model) for model in models)
     assert [len(run.sites) for run in runs[:4]] == [0, 2, 2, 2]
-    json.dumps([run.to_data() for run in runs])
+    json.dumps([dataclasses.asdict(run) for run in runs])
     for run, model in zip(runs, models, strict=True):
         batches = list(task.batches("test", 0))
         error = sum(float((task.forward(model, b) - b["target"]).square().sum().detach()) for b in batches)
@@ -61,7 +61,7 @@ def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comp
 
 def test_each_arm_starts_from_the_same_weights(comparison: Comparison) -> None:
     idle = Comparison(comparison.make_model, comparison.plan, comparison.task, FinetuneSettings(1, 1e-30))
-    runs = compare(idle, list(ARMS), [0])
+    runs = run_arms(idle, list(ARMS), [0])
     assert len({run.test["mse"] for run in runs}) == 1
 
 
@@ -73,7 +73,7 @@ def test_a_sweep_chooses_by_validation_and_leaves_the_test_split_alone(compariso
         (arm, rate) for arm in ("plain", "drop") for rate in (1e-9, 3e-2, 1e-4)
     }
     json.dumps(record)
-    runs = compare(comparison, ["plain", "drop"], [0], record["best"])
+    runs = run_arms(comparison, ["plain", "drop"], [0], record["best"])
     assert {run.learning_rate for run in runs} == {3e-2}
     assert "test" in {split for split, _ in task.seen}
 
@@ -95,24 +95,24 @@ def test_a_rate_that_diverges_loses_a_sweep(comparison: Comparison) -> None:
 
 @pytest.mark.parametrize(("arms", "seeds"), [(["plain", "plain"], [0]), (["plain"], []), ([], [0])])
 def test_arms_and_seeds_that_make_no_comparison(comparison: Comparison, arms: list[str], seeds: list[int]) -> None:
-    for function in (lambda: compare(comparison, arms, seeds), lambda: sweep(comparison, arms, [1e-3], seeds)):
+    for function in (lambda: run_arms(comparison, arms, seeds), lambda: sweep(comparison, arms, [1e-3], seeds)):
         with pytest.raises(UsageError, match="distinct arms and at least one seed"):
             function()
 
 
 def test_further_bad_arguments(comparison: Comparison) -> None:
     with pytest.raises(UsageError, match="learning rate for every arm, got none for drop"):
-        compare(comparison, ["plain", "drop"], [0], {"plain": 1e-3})
+        run_arms(comparison, ["plain", "drop"], [0], {"plain": 1e-3})
     with pytest.raises(UsageError, match="at least one learning rate"):
         sweep(comparison, ["plain"], [])
     with pytest.raises(UsageError, match="an arm among"):
-        compare(comparison, ["nope"], [0])
+        run_arms(comparison, ["nope"], [0])
 
 
 def test_a_missing_test_split_is_found_before_the_first_training(comparison: Comparison) -> None:
     task = TinyTask(empty="test")
     with pytest.raises(TaskError, match="no batch in the split 'test'"):
-        compare(Comparison(comparison.make_model, comparison.plan, task, SETTINGS), ["plain"], [0])
+        run_arms(Comparison(comparison.make_model, comparison.plan, task, SETTINGS), ["plain"], [0])
     assert task.trained == 0
 
 
@@ -139,14 +139,14 @@ def test_one_seed_or_no_reference_has_no_interval() -> None:
 
 def test_finished_runs_are_not_repeated_and_can_be_extended(comparison: Comparison, task: TinyTask) -> None:
     kept: dict[Point, Outcome] = {}
-    compare(comparison, ["plain"], [0], kept=kept)
+    run_arms(comparison, ["plain"], [0], kept=kept)
     trained = task.trained
-    again = compare(comparison, ["plain"], [0], kept=kept)
+    again = run_arms(comparison, ["plain"], [0], kept=kept)
     assert task.trained == trained
-    more = compare(comparison, ["plain", "drop"], [0, 1], kept=kept)
+    more = run_arms(comparison, ["plain", "drop"], [0, 1], kept=kept)
     assert task.trained == 4 * trained
     assert more[0] is again[0]
-    assert values(more) == values(compare(comparison, ["plain", "drop"], [0, 1]))
+    assert values(more) == values(run_arms(comparison, ["plain", "drop"], [0, 1]))
 
 
 def values(runs: list[ArmRun]) -> list[ArmRun]:
@@ -173,9 +173,9 @@ def test_a_final_run_that_fails_keeps_the_others_and_is_tried_again(comparison: 
     kept: dict[Point, Outcome] = {}
     fragile = dataclasses.replace(comparison, task=Fragile())
     with pytest.raises(TrainingError, match="1 of 3 runs failed, first plain, seed 1, lr 0.01: the task loss became"):
-        compare(fragile, ["plain"], [0, 1, 2], kept=kept)
+        run_arms(fragile, ["plain"], [0, 1, 2], kept=kept)
     assert [point.seed for point in kept] == [0, 2]
-    assert len(compare(comparison, ["plain"], [0, 1, 2], kept=kept)) == 3
+    assert len(run_arms(comparison, ["plain"], [0, 1, 2], kept=kept)) == 3
 
 
 def test_unequal_budgets_are_an_error(comparison: Comparison) -> None:

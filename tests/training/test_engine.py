@@ -18,10 +18,12 @@ from surgeon.opening.evaluation import evaluate
 from surgeon.plan import CHILD
 from surgeon.proof.certificate import certify
 from surgeon.training.arms import arm_named
-from surgeon.training.engine import Finetuner, StepEvent, finetune
+from surgeon.training.engine import Finetuner
+from surgeon.training.progress import StepEvent
 from surgeon.training.settings import PRESETS, FinetuneSettings
 from surgeon.training.weighting import PenaltyWeight
 from tests.tiny import Plain, TinyTask
+from tests.training.conftest import train
 
 Make = Callable[..., tuple[Any, Any]]
 RATE = FinetuneSettings(epochs=2, learning_rate=1e-2, decay="constant", penalty_weight=0.0)
@@ -50,7 +52,7 @@ def test_plain_is_an_ordinary_adamw_loop(make: Make, task: TinyTask) -> None:
     net, _ = make("plain")
     twin = copy.deepcopy(net)
     settings = FinetuneSettings(epochs=3, learning_rate=1e-2, weight_decay=0.1, seed=4)
-    result = finetune(net, task, settings, arm_named("plain"))
+    result = train(net, task, settings, arm_named("plain"))
     optimizer, steps = torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.1), 0
     best = (evaluate(twin, task, "validation")["mse"], base_of(twin))
     for epoch in range(1, 4):
@@ -72,7 +74,7 @@ def test_plain_is_an_ordinary_adamw_loop(make: Make, task: TinyTask) -> None:
 def test_theta_is_exactly_zero_at_the_end_of_drop(make: Make, task: TinyTask) -> None:
     net, relaxation = make("drop")
     events: list[StepEvent] = []
-    result = finetune(net, task, RATE, arm_named("drop"), relaxation, events.append)
+    result = train(net, task, RATE, arm_named("drop"), relaxation, events.append)
     assert events[0].theta == 0.0
     assert max(event.theta for event in events) > 0.5
     assert result.history[-1]["theta"] == (0.0, 0.0)
@@ -84,7 +86,7 @@ def test_theta_is_exactly_zero_at_the_end_of_drop(make: Make, task: TinyTask) ->
 def test_overparam_never_relaxes(make: Make, task: TinyTask) -> None:
     net, relaxation = make("overparam")
     events: list[StepEvent] = []
-    result = finetune(net, task, RATE, arm_named("overparam"), relaxation, events.append)
+    result = train(net, task, RATE, arm_named("overparam"), relaxation, events.append)
     assert {event.theta for event in events} == {0.0}
     assert [entry["theta"][0] for entry in result.history] == [0.0, 0.0, 0.0]
     assert result.history[-1]["theta"][1] == 1.0
@@ -107,7 +109,7 @@ class MisleadingTask(TinyTask):
 def test_the_best_epoch_is_chosen_by_clean_validation(make: Make) -> None:
     task = MisleadingTask()
     net, task.relaxation = make("drop")
-    result = finetune(net, task, RATE, arm_named("drop"), task.relaxation)
+    result = train(net, task, RATE, arm_named("drop"), task.relaxation)
     relaxed = [entry["validation_relaxed"]["mse"] for entry in result.history]
     assert relaxed.index(min(relaxed)) == 1
     assert result.best_epoch == 2
@@ -118,7 +120,7 @@ def test_epoch_zero_counts(make: Make, task: TinyTask) -> None:
     net, relaxation = make("drop")
     before = base_of(net)
     settings = FinetuneSettings(epochs=1, learning_rate=10.0)
-    result = finetune(net, task, settings, arm_named("drop"), relaxation)
+    result = train(net, task, settings, arm_named("drop"), relaxation)
     assert result.best_epoch == 0
     assert distance(before, base_of(net)) == 0.0
     assert result.validation["mse"] < result.history[-1]["validation"]["mse"]
@@ -130,7 +132,7 @@ def test_largest_can_be_best(make: Make) -> None:
 
     net, relaxation = make("drop")
     settings = FinetuneSettings(epochs=1, learning_rate=10.0)
-    assert finetune(net, Upwards(), settings, arm_named("drop"), relaxation).best_epoch == 1
+    assert train(net, Upwards(), settings, arm_named("drop"), relaxation).best_epoch == 1
 
 
 @pytest.mark.parametrize("factor", [0.01, 5.0])
@@ -334,7 +336,7 @@ def test_equal_seeds_see_equal_batches_in_every_arm(make: Make) -> None:
     for arm in ("plain", "drop", "fold", "overparam"):
         task = TinyTask()
         net, relaxation = make(arm)
-        finetune(net, task, FinetuneSettings(epochs=2, seed=3), arm_named(arm), relaxation)
+        train(net, task, FinetuneSettings(epochs=2, seed=3), arm_named(arm), relaxation)
         seen[arm] = [seed for split, seed in task.seen if split == "train"]
     assert set(seen["plain"]) == {3 * 100_003 + 1, 3 * 100_003 + 2}
     assert all(seeds == seen["plain"] for seeds in seen.values())
@@ -344,7 +346,7 @@ def test_other_seeds_see_other_batches(make: Make) -> None:
     results = []
     for seed in (0, 0, 1):
         net, relaxation = make("drop")
-        results.append(finetune(net, TinyTask(), FinetuneSettings(epochs=1, seed=seed), arm_named("drop"), relaxation))
+        results.append(train(net, TinyTask(), FinetuneSettings(epochs=1, seed=seed), arm_named("drop"), relaxation))
     losses = [result.history[-1]["loss"] for result in results]
     assert losses[0] == losses[1] != losses[2]
 
@@ -368,7 +370,7 @@ def test_a_primary_metric_that_is_not_measured(make: Make) -> None:
 
     net, relaxation = make("drop")
     with pytest.raises(TaskError, match="primary metric 'rmse' among those .* got mse, loss"):
-        finetune(net, Misspelt(), RATE, arm_named("drop"), relaxation)
+        train(net, Misspelt(), RATE, arm_named("drop"), relaxation)
 
 
 def test_an_epoch_may_have_more_or_fewer_batches_than_the_first(make: Make) -> None:
@@ -379,7 +381,7 @@ def test_an_epoch_may_have_more_or_fewer_batches_than_the_first(make: Make) -> N
 
     net, relaxation = make("drop")
     events: list[StepEvent] = []
-    result = finetune(net, Uneven(), FinetuneSettings(epochs=3), arm_named("drop"), relaxation, events.append)
+    result = train(net, Uneven(), FinetuneSettings(epochs=3), arm_named("drop"), relaxation, events.append)
     assert result.steps == 1 + 2 + 3
     assert result.history[-1]["theta"] == (0.0, 0.0)
 
@@ -396,7 +398,7 @@ def test_evaluating_every_second_epoch(make: Make, task: TinyTask) -> None:
 def test_nothing_of_the_training_is_left_on_the_model(make: Make, task: TinyTask) -> None:
     original, _ = make("plain")
     net, relaxation = make("drop")
-    finetune(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
+    train(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
     strip(relaxation)
     batch = next(iter(task.batches("test", 0)))
     certificate = certify(original, net, lambda model: task.forward(model, batch))
@@ -408,7 +410,7 @@ def test_mixed_precision_leaves_nothing_on_the_model_either(task: TinyTask) -> N
     net = Plain()
     attributes, seen = set(vars(net)), []
     net.layer.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    finetune(net, task, FinetuneSettings(epochs=1, precision="bf16"), arm_named("plain"))
+    train(net, task, FinetuneSettings(epochs=1, precision="bf16"), arm_named("plain"))
     assert set(seen) == {torch.bfloat16}
     assert set(vars(net)) == attributes
     batch = next(iter(task.batches("test", 0)))
@@ -419,8 +421,8 @@ def test_mixed_precision_leaves_nothing_on_the_model_either(task: TinyTask) -> N
 def test_a_library_that_needs_one_dtype_throughout(make: Make, task: TinyTask) -> None:
     net, relaxation = make("drop")
     with pytest.raises(TrainingError, match="runs in mixed precision 'bf16', but it fails with RuntimeError"):
-        finetune(net, task, FinetuneSettings(epochs=1, precision="bf16"), arm_named("drop"), relaxation)
-    finetune(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
+        train(net, task, FinetuneSettings(epochs=1, precision="bf16"), arm_named("drop"), relaxation)
+    train(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
 
 
 def test_a_precision_that_the_machine_lacks(make: Make, task: TinyTask) -> None:
@@ -428,5 +430,5 @@ def test_a_precision_that_the_machine_lacks(make: Make, task: TinyTask) -> None:
         pytest.skip("this machine can train in fp16")
     net, _ = make("plain")
     with pytest.raises(TrainingError, match="train with precision 'fp16'"):
-        finetune(net, task, FinetuneSettings(epochs=1, precision="fp16"), arm_named("plain"))
-    finetune(net, task, FinetuneSettings(epochs=1), arm_named("plain"))
+        train(net, task, FinetuneSettings(epochs=1, precision="fp16"), arm_named("plain"))
+    train(net, task, FinetuneSettings(epochs=1), arm_named("plain"))

@@ -20,11 +20,11 @@ from surgeon.finding.find import find
 from surgeon.opening.evaluation import evaluate
 from surgeon.support.trees import allclose, equal
 from surgeon.training.arms import arm_named
-from surgeon.training.engine import finetune
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
 from tests.integrations.normalised import Normalised
 from tests.tiny import TinyTask
+from tests.training.conftest import train
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -178,7 +178,7 @@ def test_the_gradient_is_that_of_the_weighted_penalty() -> None:
 def test_the_engine_selects_by_recalibrated_statistics_and_keeps_them() -> None:
     relaxation, task = relaxed_network(0.0), TinyTask(6)
     settings = FinetuneSettings(epochs=4, learning_rate=2e-2)
-    result = finetune(relaxation.model, task, settings, arm_named("drop"), relaxation)
+    result = train(relaxation.model, task, settings, arm_named("drop"), relaxation)
     assert result.best_epoch > 0
     strip(relaxation)
     found = evaluate(relaxation.model, task, "validation")

@@ -19,10 +19,10 @@ from surgeon.opening.options import OpenOptions
 from surgeon.training import spread
 from surgeon.training.outcomes import Point
 from surgeon.training.settings import FinetuneSettings
-from surgeon.training.spread import Source, ending_with, work_beside_others, worker_number
+from surgeon.training.spread import Recipe, ending_with, work_beside_others, worker_number
 from tests.commands import CHILD_ENVIRONMENT
 
-SOURCE = Source("net-relaxed", OpenOptions(), FinetuneSettings(), ".")
+RECIPE = Recipe("net-relaxed", OpenOptions(), FinetuneSettings(), ".")
 POINT = Point("plain", 0, 1e-3)
 
 
@@ -34,7 +34,7 @@ def gpus_taken(monkeypatch: pytest.MonkeyPatch, gpus: int, *workers: str) -> lis
     monkeypatch.setattr(spread, "work", lambda *_: (POINT, None))
     for name in workers:
         monkeypatch.setattr(multiprocessing, "current_process", lambda name=name: SimpleNamespace(name=name))
-        work_beside_others(SOURCE, POINT, 1, os.getppid())
+        work_beside_others(RECIPE, POINT, 1, os.getppid())
     return taken
 
 

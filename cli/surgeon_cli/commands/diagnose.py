@@ -22,6 +22,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import UsageError
 from surgeon.files.atomic import check_writable
 from surgeon.files.content import write_json
+from surgeon.files.outputs import refuse_overwriting
 from surgeon.opening.open import open_path
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
@@ -37,7 +38,6 @@ from surgeon_cli.options import (
     PathArgument,
     Reopening,
     folder_or_only,
-    refuse_overwriting,
 )
 from surgeon_cli.planning import apply_action, plan_for
 from surgeon_cli.screen import console, print_json, say

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from surgeon.errors import UsageError
+from surgeon.files.outputs import is_first_process
+from surgeon.training.compare import compare, runs_beside
+from surgeon.training.finetune import Finetuned
+from surgeon.training.finetune import finetune as train
+from surgeon.training.record import ComparisonRecord
+from surgeon.training.statistics import summarise_runs
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.comparing import run_comparison, runs_beside
 from surgeon_cli.options import ForceOption, JsonOption, OutOption, PathArgument, Reopening, folder_or_only, output_stem
-from surgeon_cli.running import run_training, writing_alone
+from surgeon_cli.progress import training_bar
+from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
 from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Training, settings_of
 
 
@@ -46,19 +53,66 @@ def finetune(
     """
     options, settings = opening.options(json_output), settings_of(training, relaxing)
     folder = folder_or_only(path, json_output, trained=False)
-    stem = output_stem(folder).removesuffix("-relaxed")
+    stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
+    if comparing.compare is not None and arm is not None:
+        raise UsageError("expected either --arm or --compare, got both: leave one out")
+    with training_bar(json_output or not first) as bar:
+        if comparing.compare is not None:
+            record, asked = out or Path(f"{stem}-compare.json"), comparing.settings(settings)
+            found = compare(
+                folder, record, asked, options=options, restart=comparing.restart, force=force, progress=bar
+            )
+        else:
+            comparing.refuse()
+            done = train(
+                folder,
+                out or Path(f"{stem}-run"),
+                settings,
+                arm=arm,
+                options=options,
+                save_every=keeping.save_every,
+                trackers=keeping.track or [],
+                force=force,
+                progress=bar,
+            )
     if comparing.compare is not None:
-        if arm is not None:
-            raise UsageError("expected either --arm or --compare, got both: leave one out")
-        record = out or Path(f"{stem}-compare.json")
-        with writing_alone(runs_beside(record)):
-            run_comparison(folder, record, comparing, settings, options, force, json_output)
+        _show_comparison(found, record, asked.seeds, json_output)
+    elif first:
+        _show_run(done, json_output)
+
+
+def _show_run(done: Finetuned, json_output: bool) -> None:
+    result, arm, metric = done.result, done.arm, done.metric
+    if json_output:
+        print_json({"written": str(done.folder), "arm": arm.name, **dataclasses.asdict(result)})
         return
-    if comparing.lr_grid or comparing.lr_record or comparing.jobs > 1 or comparing.ray or comparing.restart:
-        raise UsageError(
-            "expected --lr-grid, --lr-record, --jobs, --ray and --restart together with --compare: add it, or leave "
-            "them out"
+    if result.stopped:
+        say(f"stopped early: {result.stopped}")
+    say(f"arm {arm.name}: {arm.summary}")
+    say(
+        f"{result.steps} steps in {result.seconds:.1f} s; clean validation {metric}: "
+        f"{result.history[0]['validation'][metric]:.6g} before, {result.validation[metric]:.6g} at the best epoch "
+        f"{result.best_epoch}"
+    )
+    if done.worse:
+        say(
+            f"note: in {done.worse} evaluations the relaxed model was worse on validation than "
+            "the same model without its branches; --adaptive-theta, or a smaller --branch-factor, may help"
         )
-    target = out or Path(f"{stem}-run")
-    with writing_alone(target):
-        run_training(folder, target, arm, settings, keeping, options, force, json_output)
+    say(f"wrote {done.folder}/; next: surgeon strip {done.folder}")
+
+
+def _show_comparison(found: ComparisonRecord, target: Path, seeds: int, json_output: bool) -> None:
+    if json_output:
+        print_json(found.to_data())
+        return
+    swept = found.sweep
+    if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
+        console().print(sweep_table(swept))
+    console().print(comparison_table(found.rows(), found.metric, seeds))
+    others = [name for name in found.runs[0].test if name not in (found.metric, "loss")]
+    if others:
+        console().print(other_metrics_table({name: summarise_runs(found.runs, name) for name in others}))
+    for sentence in found.sentences():
+        say(sentence)
+    say(f"wrote {target}; every run is in {runs_beside(target)}/")

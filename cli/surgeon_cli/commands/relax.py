@@ -16,6 +16,7 @@ from surgeon.editing.insert import relax as insert
 from surgeon.editing.select import select
 from surgeon.errors import PlanError, UsageError
 from surgeon.files.atomic import check_writable
+from surgeon.files.outputs import refuse_overwriting
 from surgeon.files.relaxed import write_relaxed
 from surgeon.opening.configuration import relaxed_config
 from surgeon.opening.evaluation import rehearse
@@ -32,7 +33,6 @@ from surgeon_cli.options import (
     OptionalGroupOption,
     OutOption,
     output_stem,
-    refuse_overwriting,
 )
 from surgeon_cli.plan_screen import show_plan, showing_refusals
 from surgeon_cli.planning import apply_action, plan_for, read_plan

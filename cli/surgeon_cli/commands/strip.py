@@ -20,6 +20,7 @@ from surgeon.files.atomic import check_writable
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import CERTIFICATE_FILE
 from surgeon.files.content import read_json
+from surgeon.files.outputs import refuse_overwriting
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
@@ -37,7 +38,6 @@ from surgeon_cli.options import (
     Reopening,
     folder_or_only,
     output_stem,
-    refuse_overwriting,
     shown,
 )
 from surgeon_cli.screen import print_json, say, show_certificate

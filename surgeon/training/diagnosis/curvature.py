@@ -89,7 +89,7 @@ def _complement(commutator: Commutator, weight: Tensor) -> tuple[Tensor, float]:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class OpSizes:
     """What an op's input and output look like at W = 0.
 
     Attributes:
@@ -103,7 +103,7 @@ class Sizes:
     note: str = ""
 
 
-def measure_sizes(branches: Mapping[str, Branch], run: Callable[[], Any]) -> dict[str, Sizes]:
+def measure_sizes(branches: Mapping[str, Branch], run: Callable[[], Any]) -> dict[str, OpSizes]:
     """Measure inputs and outputs of all ops while ``run`` runs the model on some batches.
 
     An op whose output is 0 counts with the size of its input, entry for entry.
@@ -119,13 +119,13 @@ def measure_sizes(branches: Mapping[str, Branch], run: Callable[[], Any]) -> dic
     return {key: _sizes(sums[key].tolist(), branch.shape[0]) for key, branch in branches.items()}
 
 
-def _sizes(sums: Sequence[float], d_out: int) -> Sizes:
+def _sizes(sums: Sequence[float], d_out: int) -> OpSizes:
     (inputs, count_in, outputs, count_out), note = sums, ""
     if not inputs:
-        return Sizes(1.0, 1.0, "its input is 0 on these batches, so that W has no effect")
+        return OpSizes(1.0, 1.0, "its input is 0 on these batches, so that W has no effect")
     if not outputs:
         outputs, note = inputs / count_in * count_out, "its output is 0 on these batches: the size of its input is used"
-    return Sizes((d_out * (outputs / count_out) / (inputs / count_in)) ** 0.5, outputs, note)
+    return OpSizes((d_out * (outputs / count_out) / (inputs / count_in)) ** 0.5, outputs, note)
 
 
 @contextmanager
@@ -154,7 +154,7 @@ class Coordinates:
     """
 
     branches: Mapping[str, Branch]
-    sizes: Mapping[str, Sizes]
+    sizes: Mapping[str, OpSizes]
     projections: Mapping[str, Projection]
 
     def only(self, key: str) -> Coordinates:

@@ -1,0 +1,221 @@
+"""Arms side by side: equal budgets, equal seeds, equal choice of the learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from surgeon.editing.insert import relax
+from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.strip import strip
+from surgeon.errors import TrainingError, UsageError
+from surgeon.files.loading import load_branches
+from surgeon.opening.evaluation import evaluate
+from surgeon.opening.task_calls import task_batches
+from surgeon.plan import Plan, Task
+from surgeon.training.arms import Arm, arm_named
+from surgeon.training.engine import Finetuner
+from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
+from surgeon.training.progress import StepEvent
+from surgeon.training.settings import FinetuneSettings
+from surgeon.training.statistics import require_equal_budgets
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all runs of a comparison share.
+
+    Attributes:
+        make_model: returns a fresh copy of the pretrained network.
+        plan: where branches go.
+        task: data, loss, metrics.
+        settings: everything but seed and learning rate.
+        start: initial weights of the branches by state-dict key; None starts at W = 0.
+        judge: adds to a run what is to be found out about its stripped model; not asked in a sweep.
+    """
+
+    make_model: Callable[[], nn.Module]
+    plan: Plan
+    task: Task
+    settings: FinetuneSettings
+    start: Mapping[str, Tensor] | None = None
+    judge: Callable[[ArmRun, nn.Module], ArmRun] | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.patience is not None:
+            raise UsageError(
+                f"expected equal budgets, got a patience of {self.settings.patience}, with which arms end at different "
+                "steps: leave it out"
+            )
+
+
+def run_one(
+    comparison: Comparison,
+    arm: Arm,
+    seed: int,
+    rate: float,
+    test: bool = True,
+    on_step: Callable[[StepEvent], None] | None = None,
+) -> tuple[ArmRun, nn.Module]:
+    """Train one arm with one seed, strip it, and measure what is left.
+
+    Nothing random is left over from earlier runs, so that a run has one result in whatever order and process.
+
+    Args:
+        comparison: what all runs share.
+        arm: how the branches take part.
+        seed: of everything random.
+        rate: learning rate of the base weights.
+        test: measure the stripped model on the test split.
+        on_step: called after every optimiser step.
+
+    Returns:
+        The run, and its stripped model on the CPU.
+
+    Raises:
+        TrainingError: if the training diverges.
+    """
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+    settings = dataclasses.replace(comparison.settings, seed=seed, learning_rate=rate)
+    model = comparison.make_model()
+    relaxation, updates = None, None
+    if arm.low_rank:
+        updates = LowRankUpdates(model, comparison.plan, settings.low_rank, seed)
+    if arm.mode is not None:
+        relaxation = relax(model, comparison.plan, mode=arm.mode, schedule=settings.schedule)
+        if comparison.start is not None:
+            load_branches(relaxation.model, comparison.start)
+    result = Finetuner(model, comparison.task, settings, arm, relaxation or updates).run(on_step)
+    sites = strip(relaxation) if relaxation is not None else ()
+    if updates is not None:
+        updates.merge()
+    measured = evaluate(model, comparison.task, "test") if test else {}
+    run = ArmRun(
+        arm.name, seed, rate, result.validation, measured, result.best_epoch, result.steps, result.seconds, sites
+    )
+    return run, model.cpu()
+
+
+def outcome_of(
+    comparison: Comparison, point: Point, on_step: Callable[[StepEvent], None] | None = None
+) -> tuple[Point, Outcome]:
+    """Carry one run out; a training that cannot go on is an outcome as well."""
+    try:
+        arm = arm_named(point.arm)
+        run, model = run_one(comparison, arm, point.seed, point.learning_rate, point.test, on_step)
+    except TrainingError as error:
+        return point, Failure(str(error))
+    return point, comparison.judge(run, model) if comparison.judge and point.test else run
+
+
+def one_after_the_other(
+    comparison: Comparison,
+    on_start: Callable[[Point], None] | None = None,
+    on_step: Callable[[StepEvent], None] | None = None,
+) -> Execute:
+    """Return how to carry runs out in this process.
+
+    Args:
+        comparison: what the runs share.
+        on_start: called before each run.
+        on_step: called after every optimiser step.
+    """
+
+    def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
+        for point in points:
+            if on_start:
+                on_start(point)
+            yield outcome_of(comparison, point, on_step)
+
+    return execute
+
+
+def carry_out(
+    points: Sequence[Point], execute: Execute, kept: MutableMapping[Point, Outcome] | None = None
+) -> list[Outcome]:
+    """Carry out the runs that are not kept yet, and keep each one as soon as it is finished.
+
+    Args:
+        points: the runs that are wanted.
+        execute: how to carry runs out.
+        kept: finished runs; those that are missing are added, except final runs that failed, which are tried again.
+
+    Returns:
+        The outcomes in the order of ``points``.
+    """
+    kept = {} if kept is None else kept
+    found = {point: kept[point] for point in points if point in kept}
+    for point, outcome in execute([point for point in points if point not in found]):
+        found[point] = outcome
+        if isinstance(outcome, ArmRun) or not point.test:
+            kept[point] = outcome
+    return [found[point] for point in points]
+
+
+def run_arms(
+    comparison: Comparison,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    rates: Mapping[str, float] | None = None,
+    execute: Execute | None = None,
+    kept: MutableMapping[Point, Outcome] | None = None,
+) -> list[ArmRun]:
+    """Run every arm with every seed.
+
+    Args:
+        comparison: what the runs share.
+        arms: names, see ``surgeon.training.arms``.
+        seeds: at least one.
+        rates: learning rate per arm, as :func:`sweep` found them; default that of the settings for all.
+        execute: how to carry runs out; default one after the other in this process.
+        kept: finished runs of an earlier call, which are not repeated; new ones are added.
+
+    Returns:
+        One run per seed and arm, seed by seed.
+
+    Raises:
+        UsageError: if an arm is unknown, named twice, or without learning rate; or there are no seeds.
+        TrainingError: if runs diverge, when all others are finished; or if the arms did not get equal budgets.
+    """
+    points = final_points(comparison, arms, seeds, rates)
+    outcomes = carry_out(points, execute or one_after_the_other(comparison), kept)
+    failed = [(point, out) for point, out in zip(points, outcomes, strict=True) if isinstance(out, Failure)]
+    if failed:
+        point, failure = failed[0]
+        raise TrainingError(f"{len(failed)} of {len(points)} runs failed, first {point}: {failure.message}")
+    runs = [outcome for outcome in outcomes if isinstance(outcome, ArmRun)]
+    require_equal_budgets(runs)
+    return runs
+
+
+def final_points(
+    comparison: Comparison, arms: Sequence[str], seeds: Sequence[int], rates: Mapping[str, float] | None = None
+) -> list[Point]:
+    """Return the runs of :func:`run_arms`, after checking that they can be carried out; errors as there."""
+    require_arms_and_seeds(arms, seeds)
+    missing = [name for name in arms if rates is not None and name not in rates]
+    if missing:
+        raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")
+    task_batches(comparison.task, "test", 0)  # found missing now, not after the first training
+    rate = comparison.settings.learning_rate
+    return [Point(name, seed, rates[name] if rates else rate) for seed in seeds for name in arms]
+
+
+def require_arms_and_seeds(arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse an empty or ambiguous comparison.
+
+    Raises:
+        UsageError: if an arm is unknown or named twice, or there is none, or no seed.
+    """
+    for name in arms:
+        arm_named(name)
+    if not seeds or not arms or len(set(arms)) < len(arms):
+        raise UsageError(
+            f"expected distinct arms and at least one seed, got arms {list(arms)} and seeds {list(seeds)}: "
+            "name each arm once"
+        )

@@ -1,0 +1,144 @@
+"""Train a relaxed folder and write the run folder, from which the same call goes on after an interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgeon.errors import ExistsError, TrainingError, UsageError
+from surgeon.files.outputs import refuse_overwriting, writing_alone
+from surgeon.files.relaxed import read_relaxed
+from surgeon.files.seals import recover
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.source import check_source
+from surgeon.opening.workspace import Workspace
+from surgeon.training.arms import Arm, arm_named
+from surgeon.training.costs import training_costs
+from surgeon.training.engine import Finetuner, FinetuneResult
+from surgeon.training.progress import Progress
+from surgeon.training.runs import has_run, read_record, restore_run, save_run
+from surgeon.training.settings import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What :func:`finetune` has done.
+
+    Attributes:
+        folder: the run folder.
+        arm: how the branches took part.
+        metric: that of the validation split by which the best epoch was chosen.
+        worse: evaluations in which the relaxed model was worse than the same model without its branches.
+        result: what came out.
+    """
+
+    folder: Path
+    arm: Arm
+    metric: str
+    worse: int
+    result: FinetuneResult
+
+
+def finetune(
+    folder: str | Path,
+    target: str | Path,
+    settings: FinetuneSettings | None = None,
+    *,
+    arm: str | None = None,
+    options: OpenOptions | None = None,
+    save_every: int | None = None,
+    trackers: Sequence[str] = (),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Finetuned:
+    """Fine-tune a relaxed folder while theta goes 0 -> 1 -> 0; the folder itself stays as it is.
+
+    The run folder is written after every evaluation: best weights by clean validation, records, and what a resume
+    needs. If it holds a run already, that goes on. In a distributed training every process has to call it.
+
+    Args:
+        folder: the relaxed folder, or its address on the Hub.
+        target: the run folder.
+        settings: everything else that decides the outcome; the schedule is that of the relaxed folder.
+        arm: name of an arm with branches; default is the folder's strip mode.
+        options: how to find model and task.
+        save_every: optimiser steps between further saves.
+        trackers: "tensorboard", "wandb" or "mlflow": where records go, too.
+        force: start anew, and replace what is there.
+        progress: told how it goes on, in the first process.
+
+    Raises:
+        UsageError: if the arm has no branches, or another run, or an input, is in the place.
+        ExistsError: if something else is in the place, or another process is writing there.
+        CheckpointError: if the folder is not a relaxed one, or its code has changed.
+        TrainingError: if the training diverges or is interrupted.
+    """
+    target, options = Path(target), options or OpenOptions()
+    with writing_alone(target):
+        recover(target)  # first of all: a run that a killed process was saving counts
+        resuming = has_run(target) and not force
+        workspace, chosen = _opened(Path(folder), target, arm, options, resuming, force)
+        assert workspace.relaxation is not None
+        settings = dataclasses.replace(settings or FinetuneSettings(), schedule=workspace.relaxation.schedule)
+        task = workspace.require_task().task
+        finetuner = Finetuner(workspace.model, task, settings, chosen, workspace.relaxation, trackers, target.parent)
+        told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
+        if resuming:
+            _require_same_start(target, workspace)
+            restore_run(target, finetuner)
+            told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
+        told.say(training_costs(workspace.model, task, workspace.relaxation).sentence())
+        told.begin(f"arm {chosen.name}", finetuner.selection.metric, 1)
+        try:
+            result = finetuner.run(told.step, lambda run: save_run(target, run, workspace, force), save_every)
+        except KeyboardInterrupt:
+            kept = "nothing was written yet"
+            if has_run(target):
+                kept = f"everything up to epoch {read_record(target)['state']['epoch']} is in {target}/"
+            raise TrainingError(
+                f"interrupted in epoch {finetuner.state.epoch}: {kept}; give the same command again to go on"
+            ) from None
+    return Finetuned(target, chosen, finetuner.selection.metric, _times_worse(finetuner), result)
+
+
+def _opened(
+    folder: Path, target: Path, arm: str | None, options: OpenOptions, resuming: bool, force: bool
+) -> tuple[Workspace, Arm]:
+    """Open the relaxed folder, after all that can be refused without."""
+    in_place = resuming and folder.resolve() == target.resolve()  # a run that was pulled goes on where it lies
+    refuse_overwriting(target, None if in_place else folder, options.task, options.original)
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not (resuming or force):
+        raise ExistsError(
+            f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
+        )
+    chosen = None if arm is None else arm_named(arm)
+    if chosen is not None and chosen.mode is None:
+        raise UsageError(f"expected an arm with branches, got {chosen.name!r}: it belongs into --compare")
+    workspace = open_path(folder, options, chosen.mode if chosen else None)
+    relaxation, files = workspace.require_relaxed()
+    base = files.config.base
+    refuse_overwriting(target, None if base["repo"] else base["file"], workspace.require_task().file)
+    check_source(workspace)
+    return workspace, chosen or arm_named(relaxation.mode)
+
+
+def _require_same_start(target: Path, workspace: Workspace) -> None:
+    """Refuse to go on with a run that was started from another checkpoint or other sites."""
+    mine, theirs = workspace.require_relaxed()[1].config, read_relaxed(target).config
+    same = {"original checkpoint": mine.base["sha256"] == theirs.base["sha256"], "plan": mine.plan == theirs.plan}
+    different = [name for name, equal in same.items() if not equal]
+    if different:
+        raise UsageError(
+            f"expected the run in {str(target)!r} to have started from {workspace.name!r}, but its "
+            f"{' and '.join(different)} differ: choose another `-o`, or start anew with `--force`"
+        )
+
+
+def _times_worse(finetuner: Finetuner) -> int:
+    metric, sign = finetuner.selection.metric, 1 if finetuner.selection.direction == "min" else -1
+    evaluated = [entry for entry in finetuner.state.history[1:] if entry["validation"]]
+    pairs = [(entry["validation_relaxed"][metric], entry["validation"][metric]) for entry in evaluated]
+    return sum(sign * relaxed > sign * clean for relaxed, clean in pairs)

@@ -1,0 +1,41 @@
+"""What a training tells while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from surgeon.training.outcomes import Outcome, Point
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a progress display needs after one optimiser step."""
+
+    step: int
+    steps: int
+    epoch: int
+    theta: float
+    loss: float
+    penalty: float
+    validation: Mapping[str, float]
+    validation_relaxed: Mapping[str, float]
+
+
+class Progress:
+    """Told how a training or a comparison goes on; a subclass shows of it what it wants, and this class nothing."""
+
+    def say(self, sentence: str) -> None:
+        """Take up what is found or done before the training begins."""
+
+    def begin(self, title: str, metric: str, runs: int) -> None:
+        """Take up what is carried out from now on: ``runs`` runs, judged by a metric."""
+
+    def start(self, point: Point) -> None:
+        """Take up that a run of a comparison begins in this process."""
+
+    def step(self, event: StepEvent) -> None:
+        """Take up an optimiser step in this process."""
+
+    def finish(self, point: Point, outcome: Outcome) -> None:
+        """Take up that a run of a comparison has ended, in whatever process."""
