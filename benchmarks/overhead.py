@@ -40,7 +40,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # run as a script or imported by
 from overhead_networks import NETWORKS, Case
 
 import surgeon
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.merge import merge
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.select import select
@@ -57,26 +56,26 @@ Step = Callable[[], None]
 
 def naive_penalty(relaxation: Relaxation, rows: dict[str, Tensor]) -> Tensor:
     """The paper's formula as it is usually written: autograd through dense generators and all rows, site by site."""
-    group, total = parse_group(relaxation.plan.group), []
+    total = []
     for site in relaxation.plan.sites:
         x, weight = rows.pop(site.key), relaxation.branches[site.key].matrix
         outputs = x @ weight.T
         terms = [torch.sqrt(outputs.square().sum(-1) + EPSILON).mean()]
-        for out, into in _dense(group.name, site, x):
+        for out, into in _dense(site, x):
             defect = outputs @ out.T - (x @ into.T) @ weight.T
             terms.append(torch.sqrt(defect.square().sum(-1) + EPSILON).mean())
         total.append(torch.stack(terms).sum())
     return torch.stack(total).sum()
 
 
-_OPERATORS: dict[str, list[tuple[Tensor, Tensor]]] = {}
+_OPERATORS: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
 
 
-def _dense(group: str, site: Any, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _dense(site: Any, like: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The generators of the Lie algebra as dense matrices, made once."""
-    key = json.dumps([group, site.rho_out, site.rho_in, str(like.device)])
+    key = (site.rho_out, site.rho_in, like.device)
     if key not in _OPERATORS:
-        pair = [rho.generators().dense().to(like) for rho in row_representations(site, parse_group(group))]
+        pair = [rho.generators().dense().to(like) for rho in row_representations(site)]
         _OPERATORS[key] = list(zip(*pair, strict=True))
     return _OPERATORS[key]
 

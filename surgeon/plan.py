@@ -15,6 +15,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import ErrorSummary
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import representation_from
+from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
 from surgeon.support.trees import Place
 
@@ -64,9 +68,8 @@ class Site:
             not linear as a whole, the name of the parameter.
         kind: what the op is, in words ("linear", "tensor product", "convolution").
         adapter: name under which the proposing adapter is registered; empty if the site was found by measurement alone.
-        rho_in: representation of the input's feature axes as data, see ``Representation.to_data``; for a convolution
-            that of the values at one point.
-        rho_out: representation of the output's feature axes as data.
+        rho_in: representation of the input's feature axes; for a convolution that of the values at one point.
+        rho_out: representation of the output's feature axes.
         shape: ``(d_out, d_in)`` of the branch's W, or ``(d_out, d_in, *kernel)``.
         path_in: where the features are inside the argument, if that is a dict, a tuple or an object.
         path_out: the same for the output.
@@ -91,8 +94,8 @@ class Site:
     argument: str
     kind: str
     adapter: str
-    rho_in: Mapping[str, Any]
-    rho_out: Mapping[str, Any]
+    rho_in: Representation
+    rho_out: Representation
     shape: tuple[int, ...]
     path_in: Place = ()
     path_out: Place = ()
@@ -103,7 +106,7 @@ class Site:
     blocks: tuple[tuple[int, int], ...] | None = None
     node: str | None = None
     parameters: tuple[str, ...] = ()
-    fold: Mapping[str, Any] | None = None
+    fold: Mapping[str, Any] | None = field(default=None, hash=False)
     fold_note: str = ""
     fold_while: str = ""
     source: Source = "annotation"
@@ -202,9 +205,21 @@ class Plan:
     audit: tuple[AuditEntry, ...] = ()
     format_version: int = PLAN_FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        for site in self.sites:
+            for rho in (site.rho_in, site.rho_out):
+                if rho.group_name != self.group:
+                    raise PlanError(
+                        f"expected representations of {self.group}, the plan's group, got {rho} of {rho.group_name} at "
+                        f"{site.key!r}: find the sites under one group"
+                    )
+
     def to_data(self) -> dict[str, Any]:
         """Return the plan as JSON-compatible data."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        for site, entry in zip(self.sites, data["sites"], strict=True):
+            entry |= {"rho_in": site.rho_in.to_data(), "rho_out": site.rho_out.to_data()}
+        return data
 
     def to_json(self) -> str:
         """Return the plan as indented JSON."""
@@ -214,8 +229,10 @@ class Plan:
     def from_data(cls, data: Mapping[str, Any]) -> Plan:
         """Rebuild a plan from :meth:`to_data`.
 
+        A group that is code (``module:function``) is not imported before it is used.
+
         Raises:
-            PlanError: if a field is missing, unknown, or of a newer format version.
+            PlanError: if a field is missing, unknown, not as it should be, or of a newer format version.
         """
         try:
             version = int(data["format_version"])
@@ -224,18 +241,22 @@ class Plan:
                     f"expected a plan of format version {PLAN_FORMAT_VERSION} or older, got version {version}: "
                     "update equisurgeon to read it"
                 )
-            sites = tuple(_site_from_data(site) for site in data["sites"])
+            name = str(data["group"])
+            group = name if ":" in name else parse_group(name)
+            name = group if isinstance(group, str) else group.name
+            sites = tuple(_site_from_data(site, group) for site in data["sites"])
             skipped = tuple(Skipped(**entry) for entry in data.get("skipped", ()))
             audit = tuple(AuditEntry(**entry) for entry in data.get("audit", ()))
-            return cls(str(data["group"]), sites, skipped, tuple(data.get("notes", ())), audit, version)
+            return cls(name, sites, skipped, tuple(data.get("notes", ())), audit, version)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"expected a plan as Plan.to_data writes it, got data with a bad field: {error}") from error
 
 
-def _site_from_data(data: Mapping[str, Any]) -> Site:
+def _site_from_data(data: Mapping[str, Any], group: Group | str) -> Site:
     fields = {**data, "shape": tuple(int(size) for size in data["shape"])}
+    fields |= {key: representation_from(group, data[key]) for key in ("rho_in", "rho_out")}
     for key in ("path_in", "path_out", "axes_in", "axes_out", "parameters"):
         if key in data:
             fields[key] = tuple(data[key])

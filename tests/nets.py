@@ -190,5 +190,4 @@ def weight_jacobian(op: Any, y: Tensor | None, d_in: int) -> Tensor:
 def site_of(proposal: Any, fold: dict[str, Any] | None) -> Site:
     """Return the site that a proposal of the e3nn adapter would become at the model itself."""
     shape = (proposal.rho_out.dimension, proposal.rho_in.dimension)
-    rho_in, rho_out = proposal.rho_in.to_data(), proposal.rho_out.to_data()
-    return Site("", proposal.argument, proposal.kind, "e3nn", rho_in, rho_out, shape, fold=fold)
+    return Site("", proposal.argument, proposal.kind, "e3nn", proposal.rho_in, proposal.rho_out, shape, fold=fold)

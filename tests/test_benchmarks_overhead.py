@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.penalty import Commutator, commutator_penalty_rows, norm_penalty_rows
 from surgeon.finding.forms import form_of, row_representations, rows_of
 
@@ -68,14 +67,14 @@ def penalties(overhead: ModuleType, scale: float) -> tuple[Tensor, Tensor]:
     model = copy.deepcopy(case.model).double().train()
     batch = {name: value.double() for name, value in case.batch.items()}
     relaxation = surgeon.relax(model, plan, init_scale=scale)
-    group, expected = parse_group(plan.group), []
+    expected = []
     with overhead.captured(relaxation) as rows:
         case.loss(model, batch)
     assert set(rows) == {site.key for site in plan.sites}
     for site in plan.sites:
         weight = relaxation.branches[site.key].matrix
         expected.append(norm_penalty_rows(weight, rows[site.key]))
-        lie = Generators(*row_representations(site, group))
+        lie = Generators(*row_representations(site))
         expected.append(commutator_penalty_rows(weight, lie.rho_out, lie.rho_in, rows[site.key], lie))
     return overhead.naive_penalty(relaxation, rows), torch.stack(expected).sum()
 

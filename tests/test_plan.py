@@ -9,19 +9,23 @@ from typing import Any
 import pytest
 from torch import nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import axes, regular, repeated, trivial
 from surgeon.errors import PlanError
 from surgeon.plan import PLAN_FORMAT_VERSION, AuditEntry, Convolution, Plan, Site, Skipped, named_module
 
+C4 = parse_group("C4")
+THREE, TWO = trivial(C4, 3), trivial(C4, 2)
 MOVES = Convolution((3, 5), (1, 2), (1, 0), (1, 2), "circular", ((0, -1), (1, 0)))
 SITES = {
-    "plain": Site("a.b", "x", "linear", "e3nn", {"trivial": 3}, {"trivial": 2}, (2, 3)),
+    "plain": Site("a.b", "x", "linear", "e3nn", THREE, TWO, (2, 3)),
     "everything": Site(
         "a",
         "features",
         "convolution",
         "",
-        {"regular": 2, "layout": "mul_ir"},
-        {"sum": [{"trivial": 1}, {"copies": 2, "of": {"axes": "v", "sizes": {}}}]},
+        regular(C4, 2),
+        trivial(C4, 1) + repeated(axes(C4, "v", {}), 2),
         (5, 8, 3, 5),
         path_in=("by degree", 1, "x.y", ""),
         path_out=(0,),
@@ -38,7 +42,7 @@ SITES = {
         residual=3e-8,
         calls=2,
     ),
-    "the model itself": Site("", "x", "linear", "", {"trivial": 3}, {"trivial": 2}, (2, 3), path_in=("0",)),
+    "the model itself": Site("", "x", "linear", "", THREE, TWO, (2, 3), path_in=("0",)),
 }
 
 
@@ -86,7 +90,8 @@ def test_every_field_of_a_site_survives_json_with_its_type(name: str) -> None:
         before, after = getattr(SITES[name], item.name), getattr(back, item.name)
         assert after == before, item.name
         assert type(after) is type(before), item.name
-    hash((back.path_in, back.path_out, back.axes_in, back.axes_out, back.shape, back.convolution, back.parameters))
+    assert (back, hash(back)) == (SITES[name], hash(SITES[name]))
+    assert hash(dataclasses.replace(back, rho_in=trivial(C4, 9))) != hash(back)
 
 
 def test_plans_that_differ_in_any_field_of_a_site_are_unequal() -> None:
@@ -95,6 +100,8 @@ def test_plans_that_differ_in_any_field_of_a_site_are_unequal() -> None:
     for item in dataclasses.fields(Site):
         value = getattr(site, item.name)
         new = other[item.name] if item.name in other else (value * 2 if isinstance(value, str | tuple) else {})
+        if item.name in ("rho_in", "rho_out"):
+            new = trivial(C4, 7)
         if value == new:  # an empty string
             new = "x"
         data = json.loads(Plan("C4", (dataclasses.replace(site, **{item.name: new}),)).to_json())

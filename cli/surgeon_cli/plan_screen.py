@@ -40,7 +40,7 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
         table.add_row(
             _name(site),
             site.kind,
-            arrow(site, plan.group),
+            arrow(site),
             f"{100 * own / total:.1f} %",
             f"{site.extra_parameters:,}",
             _evidence(site),

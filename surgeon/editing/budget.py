@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import PlanError
 from surgeon.finding.forms import block_mask
 from surgeon.plan import Plan, Site, Skipped
@@ -89,7 +88,7 @@ def with_blocks(plan: Plan, blocks: Sequence[tuple[int, int]]) -> Plan:
     """
     sites, reason = [], f"has none of the blocks {', '.join(f'{l_in}>{l_out}' for l_in, l_out in blocks)}"
     for site in plan.sites:
-        own = tuple(block for block in blocks if _has_block(plan, site, block))
+        own = tuple(block for block in blocks if _has_block(site, block))
         if own:
             sites.append(dataclasses.replace(site, blocks=own))
     if not sites:
@@ -98,11 +97,11 @@ def with_blocks(plan: Plan, blocks: Sequence[tuple[int, int]]) -> Plan:
     return dataclasses.replace(kept, sites=tuple(sites))
 
 
-def _has_block(plan: Plan, site: Site, block: tuple[int, int]) -> bool:
+def _has_block(site: Site, block: tuple[int, int]) -> bool:
     whole = dataclasses.replace(site, blocks=())
-    block_mask(whole, parse_group(plan.group))  # refuses what has no degrees
+    block_mask(whole)  # refuses what has no degrees
     try:
-        block_mask(dataclasses.replace(site, blocks=(block,)), parse_group(plan.group))
+        block_mask(dataclasses.replace(site, blocks=(block,)))
     except PlanError:
         return False
     return True

@@ -12,7 +12,6 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.penalty import PenaltyForm
-from surgeon.algebra.representations.build import representation_from
 from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import (
     Branch,
@@ -83,7 +82,7 @@ def relax(
     done: list[nn.Module] = []
     try:
         _insert(model, plan, branches, done)
-        return Relaxation(model, plan, group, mode, schedule, penalty)
+        return Relaxation(model, plan, mode, schedule, penalty)
     except BaseException as error:
         for op in done:
             detach(op)
@@ -147,9 +146,8 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
         )
     if site.node is None:
         argument_position(op, site.argument)
-    dimensions = tuple(representation_from(group, rho).dimension for rho in (site.rho_out, site.rho_in))
-    if site.convolution is not None:
-        dimensions += site.convolution.kernel
+    dimensions: tuple[int, ...] = (site.rho_out.dimension, site.rho_in.dimension)
+    dimensions += site.convolution.kernel if site.convolution is not None else ()
     if dimensions != site.shape:
         raise PlanError(
             f"expected W at {site.key!r} to have the shape {dimensions} of its representations, "
@@ -160,7 +158,7 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
     fold_map = fold_map_of(model, site, group, adapters)
     if site.rank is None:
-        return Branch(site.shape, own, mode, fold_map, form_of(site), block_mask(site, group))
+        return Branch(site.shape, own, mode, fold_map, form_of(site), block_mask(site))
     smallest = min(site.shape[0], math.prod(site.shape[1:]))
     if site.blocks is not None or not 1 <= site.rank <= smallest:
         raise PlanError(

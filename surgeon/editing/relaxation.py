@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from surgeon.algebra.groups.core import Group
 from surgeon.algebra.moments import average_over_processes, mean_over_processes, processes, rows_per_process
 from surgeon.algebra.penalty import Commutator, PenaltyForm, SitePenalty, site_penalty
+from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import Branch, Tap, branches_of
 from surgeon.editing.select import matching_sites
@@ -84,7 +83,6 @@ class Relaxation:
         self,
         model: nn.Module,
         plan: Plan,
-        group: Group,
         mode: StripMode,
         schedule: Schedule,
         penalty: PenaltySettings,
@@ -94,8 +92,8 @@ class Relaxation:
         self.mode = mode
         self.branches: Mapping[str, Branch] = branches_of(model)
         self.schedule = schedule
-        cache: dict[str, Commutator] = {}
-        self._commutators = {site.key: _commutator(cache, group, site) for site in plan.sites}
+        cache: dict[tuple[Representation, Representation], Commutator] = {}
+        self._commutators = {site.key: _commutator(cache, site) for site in plan.sites}
         self.set_penalty(penalty)
 
     @property
@@ -363,10 +361,9 @@ def theta_shares(schedule: Schedule, plan: Plan) -> dict[str, float]:
     return shares
 
 
-def _commutator(cache: dict[str, Commutator], group: Group, site: Site) -> Commutator:
+def _commutator(cache: dict[tuple[Representation, Representation], Commutator], site: Site) -> Commutator:
     """Build the operators of a pair of representations once, however many sites share it."""
-    rho_out, rho_in = row_representations(site, group)
-    key = json.dumps([rho_out.to_data(), rho_in.to_data()])
-    if key not in cache:
-        cache[key] = Commutator(rho_out, rho_in)
-    return cache[key]
+    pair = row_representations(site)
+    if pair not in cache:
+        cache[pair] = Commutator(*pair)
+    return cache[pair]

@@ -11,7 +11,7 @@ from torch import nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.penalty import Commutator
-from surgeon.algebra.representations.build import axes, representation_from
+from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
 from surgeon.finding.channels import with_channel_fold
@@ -276,13 +276,9 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
     same = next((each for each in found if each.op.argument == site.argument), None)
     if same is None:
         return
-    group = measurement.symmetry.group
     elements = torch.stack([element.g for element in measurement.own.elements.judges])
     measured = same.site()
-    pairs = [
-        (representation_from(group, left), representation_from(group, right))
-        for left, right in ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
-    ]
+    pairs = ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
     orders = ((site.axes_in, measured.axes_in), (site.axes_out, measured.axes_out))
     position = result.sites.index(site)
     reordered = [(left, _in_order(right, *order)) for (left, right), order in zip(pairs, orders, strict=True)]
@@ -324,7 +320,7 @@ def _discretisation(site: Site, evidence: Evidence) -> list[str]:
     if len(kernels) != 1:
         return []
     kernel = kernels[0].dense().flatten(1)
-    defect = float(Commutator(*row_representations(site, evidence.group))(kernel).norm() / kernel.norm())
+    defect = float(Commutator(*row_representations(site))(kernel).norm() / kernel.norm())
     if evidence.group.rescales:
         return [
             f"{site.name}: verified where a change of scale leaves neither the image nor the range of scales; with "

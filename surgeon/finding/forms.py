@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from surgeon.algebra.groups.core import Group
-from surgeon.algebra.representations.build import on_grid, representation_from
+from surgeon.algebra.representations.build import on_grid
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError, ShapeError
 from surgeon.plan import Convolution, Site
@@ -218,19 +217,18 @@ def form_of(site: Site) -> Form:
     return LinearForm(site.axes_in, site.axes_out)
 
 
-def row_representations(site: Site, group: Group) -> tuple[Representation, Representation]:
+def row_representations(site: Site) -> tuple[Representation, Representation]:
     """Return the representations of W's two sides, flattened to (d_out, -1): output values, and rows or patches.
 
     Section 3.1 of the paper, for a convolution ``(L_g W)(u) = rho_out(g) W(g^-1 u) - W(u) rho_in(g)`` up to the
     substitution u -> g u, which does not change norms over the whole kernel.
     """
-    rho_in, rho_out = (representation_from(group, rho) for rho in (site.rho_in, site.rho_out))
-    if site.convolution is not None:
-        rho_in = on_grid(rho_in, site.convolution.kernel, site.convolution.frame)
-    return rho_out, rho_in
+    if site.convolution is None:
+        return site.rho_out, site.rho_in
+    return site.rho_out, on_grid(site.rho_in, site.convolution.kernel, site.convolution.frame)
 
 
-def block_mask(site: Site, group: Group) -> Tensor | None:
+def block_mask(site: Site) -> Tensor | None:
     """Return where W may differ from 0 if it is restricted to blocks (l_in, l_out); shape (d_out, d_in, 1, ...).
 
     Raises:
@@ -238,9 +236,7 @@ def block_mask(site: Site, group: Group) -> Tensor | None:
     """
     if site.blocks is None:
         return None
-    degrees_out, degrees_in = (
-        degrees(representation_from(group, rho), site.key) for rho in (site.rho_out, site.rho_in)
-    )
+    degrees_out, degrees_in = (degrees(rho, site.key) for rho in (site.rho_out, site.rho_in))
     mask = torch.zeros(len(degrees_out), len(degrees_in), dtype=torch.float64)
     for l_in, l_out in site.blocks:
         block = (degrees_out[:, None] == l_out) & (degrees_in[None, :] == l_in)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.grids import in_frame, maps_to_itself
+from surgeon.algebra.representations.operator import BlockOperator
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError, first_line
 from surgeon.finding.forms import form_of
@@ -61,15 +61,13 @@ class SiteCheck:
         self._group = group
         self._generator = torch.Generator().manual_seed(seed)
         self._elements = torch.stack([element.g for element in group.test_elements(self._generator, 1)])
-        self._actions: dict[str, Any] = {}
+        self._actions: dict[Representation, BlockOperator] = {}
 
     def _act(self, rho: Representation, x: Tensor) -> Tensor:
         """Apply all chosen elements to features (..., d): shape (elements, ..., d)."""
-        key = json.dumps(rho.to_data())
-        if key not in self._actions:
-            self._actions[key] = rho.action(self._elements)
-        result: Tensor = self._actions[key].to(x).apply(x)
-        return result
+        if rho not in self._actions:
+            self._actions[rho] = rho.action(self._elements)
+        return self._actions[rho].to(x).apply(x)
 
     def __call__(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
         """Return the largest relative residual and a complaint, empty if the site holds.

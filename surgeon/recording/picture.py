@@ -87,17 +87,17 @@ def _place(flow: Flow, plan: Plan, notes: Mapping[str, str]) -> dict[str, _Box]:
         start = LEFT + (columns - len(row)) * (WIDTH + GAP_X) / 2
         for index, box in enumerate(row):
             x, y = start + index * (WIDTH + GAP_X), TOP + level * (HEIGHT + GAP_Y)
-            placed[box] = _box(x, y, box, sites.get(box, []), notes, plan.group)
+            placed[box] = _box(x, y, box, sites.get(box, []), notes)
     return placed
 
 
-def _box(x: float, y: float, name: str, sites: list[Site], notes: Mapping[str, str], group: str) -> _Box:
+def _box(x: float, y: float, name: str, sites: list[Site], notes: Mapping[str, str]) -> _Box:
     if name in (INPUT, OUTPUT):
         return _Box(x, y, (name,), name, ENDS)
     shown = name or "the model itself"
     if not sites:
         return _Box(x, y, (_short(shown, NAME_LETTERS), notes.get(name, "")), f"{shown}: {notes.get(name, '')}", OTHER)
-    words = [arrow(site, group, "→") for site in sites]
+    words = [arrow(site, "→") for site in sites]
     title = "\n".join(
         f"{site.key}: {site.kind}, {text}, {site.evidence}" for site, text in zip(sites, words, strict=True)
     )

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import average
-from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.branch import Branch
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
@@ -222,13 +221,11 @@ def _require_whole_average(relaxation: Relaxation, key: str) -> None:
     """Compare P_op(W) of a site that claims to fold exactly with P(W)."""
     branch: Branch = relaxation.branches[key]
     site = next(site for site in relaxation.plan.sites if site.key == key)
-    group = parse_group(relaxation.plan.group)
-    rho_out, rho_in = (representation_from(group, data) for data in (site.rho_out, site.rho_in))
     weight = branch.weight.detach()
     if weight.dim() != 2:
         return
     try:
-        expected = average(weight, rho_out, rho_in)
+        expected = average(weight, site.rho_out, site.rho_in)
     except GroupError:  # not a sum of irreps
         return
     error = relative_difference(branch.foldable_part().detach(), expected)

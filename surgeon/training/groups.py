@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.representations.build import representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import Relaxation
@@ -57,10 +55,9 @@ def theta_group(relaxation: Relaxation, settings: FinetuneSettings) -> dict[str,
 
 def _blocks(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:
     """Return, for every weight of every branch, the blocks of its first two axes."""
-    group, found = parse_group(relaxation.plan.group), []
+    found = []
     for site in relaxation.plan.sites:
-        rho_out, rho_in = (representation_from(group, rho) for rho in (site.rho_out, site.rho_in))
-        out, into = _block_numbers(rho_out), _block_numbers(rho_in)
+        out, into = _block_numbers(site.rho_out), _block_numbers(site.rho_in)
         if site.rank is None:
             found.append((out, into))
         else:  # A and B; the rank is one block

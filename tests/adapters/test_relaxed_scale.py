@@ -124,7 +124,7 @@ def test_a_trained_network_is_relaxed_and_restored() -> None:
 def test_the_penalty_sees_what_breaks_the_symmetry_inside_the_range() -> None:
     exact, module = net(), broken(net())
     site = plan_of(exact).sites[0]
-    commutator = Commutator(*row_representations(site, GROUP))
+    commutator = Commutator(*row_representations(site))
     scales = torch.arange(6) % 2
 
     def defect(layer: nn.Module) -> tuple[float, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from torch import Tensor
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.custom import group_from_generators
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.representations.build import axes, irreps, regular, representation_from, trivial
+from surgeon.algebra.representations.build import axes, irreps, regular, repeated, representation_from, trivial
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.factors import irrep_generators
 from surgeon.errors import GroupError, ShapeError
@@ -398,3 +400,61 @@ def test_shape_errors() -> None:
         operator.left(torch.zeros(2, 6, 5, dtype=torch.float64))
     with pytest.raises(ShapeError, match=r"\(\.\.\., 3, 3\), got shape \(4, 4\)"):
         irreps(parse_group("O3"), "1o").action(torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    "text", ["16x0e+8x1o", "1o", " 2x0e + 3x1o ", "2x0e+0x1o+2x0e", "3x2y+1x3y", "0e+1o+2e", "12x11o"]
+)
+def test_irreps_are_read_as_e3nn_reads_them(text: str) -> None:
+    rho = irreps(parse_group("O3"), text)
+    expected = import_e3nn().Irreps(text)
+    words = "+".join(f"{multiplicity}x{ir}" for multiplicity, ir in expected if multiplicity)
+    assert rho.to_data() == {"irreps": words, "layout": "mul_ir"}
+    assert rho.dimension == expected.dim
+
+
+@pytest.mark.parametrize(
+    "text", ["1x1z", "x1o", "1x", "1o+", "-1x1o", "1o 2e", "1" * 30 + "x1o", "1x" + "9" * 5000 + "e"]
+)
+def test_irreps_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(GroupError, match="e3nn's notation, got"):
+        irreps(parse_group("O3"), text)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_sums_of_irreps_are_named_for_e3nn(name: str) -> None:
+    rho = BUILDERS[name]()
+    o3, elements = import_e3nn(), rho.group.sample(3, rng())
+    if rho.group.vector_dimension != 3 or any(len(block.factors) > 1 for block in rho.blocks):
+        assert rho.irreps is None
+        return
+    expected = o3.Irreps(rho.irreps)
+    assert expected.dim == rho.dimension
+    theirs = irreps(rho.group, str(expected))
+    characters = [torch.einsum("nii->n", each.action(elements).dense()) for each in (rho, theirs)]
+    torch.testing.assert_close(*characters, rtol=0, atol=1e-9)
+
+
+def test_vectors_by_axes_are_irreps_too() -> None:
+    group = parse_group("O3")
+    assert (trivial(group, 4) + axes(group, "v c", {"c": 8})).irreps == "4x0e+8x1o"
+    assert repeated(irreps(group, "1x0e+1x2o"), 3).irreps == "3x0e+3x2o"
+    assert axes(group, "v w", {}).irreps is None
+    assert axes(parse_group("SO13"), "v", {}).irreps is None
+
+
+def test_a_group_that_is_code_is_imported_when_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker, code = (
+        tmp_path / "was imported",
+        "from pathlib import Path\nPath({!r}).touch()\ndef group(): return {}, None",
+    )
+    (tmp_path / "code_group_of_a_file.py").write_text(code.format(str(marker), "[[[0.0, -1.0], [1.0, 0.0]]]"))
+    monkeypatch.syspath_prepend(tmp_path)
+    rho = representation_from("code_group_of_a_file:group", {"axes": "c v", "sizes": {"c": 2}})
+    assert rho == representation_from("code_group_of_a_file:group", {"axes": "c v", "sizes": {"c": 2}})
+    assert (rho.group_name, repr(rho)) == ("code_group_of_a_file:group", "axes c v (c=2)")
+    assert not marker.exists()
+    assert rho.dimension == 4
+    assert marker.exists()
+    assert copy.deepcopy(rho) is rho
+    assert parse_group(rho.group) is rho.group

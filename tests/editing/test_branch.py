@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from surgeon.algebra.intertwiners import FoldMap, WeightEntries
+from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.branch import Branch, Branches, Tap, argument_position, branches_child, branches_of
 from surgeon.editing.insert import attach, detach
 from surgeon.errors import PlanError, ShapeError
@@ -50,7 +51,9 @@ def added(made: Branch, x: Tensor) -> Tensor:
 
 
 def site(argument: str, shape: tuple[int, int] = (3, 3)) -> Site:
-    return Site("", argument, "linear", "", {"trivial": shape[1]}, {"trivial": shape[0]}, shape)
+    return Site(
+        "", argument, "linear", "", *(representation_from("O3", {"trivial": size}) for size in reversed(shape)), shape
+    )
 
 
 def test_drop_adds_theta_w_x() -> None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import surgeon
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.build import irreps
 from surgeon.editing import insert
 from surgeon.editing.branch import Branch, branches_of
-from surgeon.errors import GroupError, PlanError, SurgeryError, UsageError
+from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.plan import CHILD, Plan
 from tests import nets
 
@@ -147,12 +149,14 @@ def with_site(plan: Plan, **changes: Any) -> Plan:
         (lambda plan: with_site(plan, argument="z"), PlanError, "'z' of FullyConnectedTensorProduct.forward"),
         (lambda plan: with_site(plan, argument="y"), PlanError, "takes W of shape .* on 'y'"),
         (lambda plan: with_site(plan, shape=(9, 9)), PlanError, "shape .9, 8. of its representations"),
-        (lambda plan: with_site(plan, rho_in={"irreps": "9x0e"}, shape=(9, 9)), PlanError, "made for another model"),
-        (lambda plan: with_site(plan, rho_in={"irreps": "9x"}), GroupError, "irreps"),
+        (
+            lambda plan: with_site(plan, rho_in=irreps(parse_group("O3"), "9x0e"), shape=(9, 9)),
+            PlanError,
+            "made for another model",
+        ),
         (lambda plan: with_site(plan, fold={"parameter": "weight"}), PlanError, "fold"),
         (lambda plan: with_site(plan, adapter="nobody"), PlanError, "'nobody'.*e3nn"),
-        (lambda plan: dataclasses.replace(plan, group="SO13"), GroupError, "SO13"),
-        (lambda plan: dataclasses.replace(plan, group="nothing"), GroupError, "nothing"),
+        (lambda plan: dataclasses.replace(plan, group="SO13"), PlanError, "of SO13, the plan's group, got .* of O3"),
         (lambda plan: dataclasses.replace(plan, sites=()), PlanError, "nothing to relax"),
         (lambda plan: dataclasses.replace(plan, sites=plan.sites + plan.sites[:1]), PlanError, "more than once"),
     ],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.branch import branches_of
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, PlanError, ShapeError, SurgeryError
@@ -106,6 +107,8 @@ def vectors(channels: int) -> dict[str, Any]:
 
 
 def site(argument: str, rho_in: Any, rho_out: Any, shape: tuple[int, ...], **more: Any) -> Site:
+    group = more.pop("group", "O3")
+    rho_in, rho_out = (representation_from(group, rho) for rho in (rho_in, rho_out))
     return Site("op", argument, "linear", "", rho_in, rho_out, shape, **more)
 
 
@@ -137,7 +140,7 @@ def convolution(mode: str) -> nn.Module:
 
 def on_grid(mode: str) -> list[Site]:
     rho_in, rho_out = {"regular": 1, "layout": "mul_ir"}, {"regular": 2, "layout": "mul_ir"}
-    return [site("input", rho_in, rho_out, (8, 4, 3, 3), convolution=moves((3, 3), mode))]
+    return [site("input", rho_in, rho_out, (8, 4, 3, 3), convolution=moves((3, 3), mode), group="C4")]
 
 
 def random(*shape: int) -> Tensor:
@@ -155,7 +158,7 @@ CASES: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], list[Site]], C
     "channel axis": (
         "SO3",
         lambda: nn.Linear(4, 5, bias=False),
-        lambda: [site("input", vectors(4), vectors(5), (15, 12), axes_in=(-2, -1), axes_out=(-2, -1))],
+        lambda: [site("input", vectors(4), vectors(5), (15, 12), axes_in=(-2, -1), axes_out=(-2, -1), group="SO3")],
         lambda: random(7, 3, 4),
     ),
     "named tuple": ("O3", lambda: OnObjects(Field), lambda: on_objects(0), lambda: Field(random(5, 6), "v")),
@@ -293,7 +296,7 @@ def test_the_penalty_sees_what_the_branch_receives(name: str, form: Any) -> None
         expected = applied.mean().sqrt() if form == "gram" else applied.sqrt().mean()
         assert torch.allclose(terms[key][0], expected, rtol=1e-4)
         # Scalars have no generators but still the element of the other component, under which W commutes.
-        scalar = place.rho_in == {"trivial": 4}
+        scalar = place.rho_in.is_trivial
         assert (float(terms[key][1].detach()) > 1e-2) == (not scalar)
     net(x)
     relaxation.penalty().backward()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import surgeon
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.penalty import (
     EPSILON,
     commutator_penalty,
@@ -19,7 +18,6 @@ from surgeon.algebra.penalty import (
     norm_penalty,
     norm_penalty_rows,
 )
-from surgeon.algebra.representations.build import representation_from
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.branch import branches_of
 from surgeon.editing.relaxation import PenaltySettings
@@ -135,7 +133,7 @@ def test_the_penalty_is_that_of_all_inputs_since_the_last_one(name: str, form: s
     assert list(terms) == [site.key for site in relaxation.plan.sites]
     for site in relaxation.plan.sites:
         x, weight = rows[site.key], relaxation.branches[site.key].weight
-        rho_out, rho_in = (representation_from(parse_group("O3"), rho) for rho in (site.rho_out, site.rho_in))
+        rho_out, rho_in = site.rho_out, site.rho_in
         moments = x.T @ x / len(x)
         if form == "gram":
             expected = norm_penalty(weight, moments), commutator_penalty(weight, rho_out, rho_in, moments)
@@ -233,7 +231,7 @@ def test_the_defect_term_pulls_towards_an_intertwiner() -> None:
         terms = []
         for site in relaxation.plan.sites:
             branch = relaxation.branches[site.key]
-            rho_out, rho_in = (representation_from(parse_group("O3"), rho) for rho in (site.rho_out, site.rho_in))
+            rho_out, rho_in = site.rho_out, site.rho_in
             terms.append(commutator_penalty(branch.weight, rho_out, rho_in, branch.recorded.matrix()))
             branch.record(branch.tap)
         torch.stack(terms).sum().backward()

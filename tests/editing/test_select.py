@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.select import select
 from surgeon.errors import PlanError
 from surgeon.plan import Plan, Site, Skipped
@@ -12,7 +13,7 @@ NAMES = ("embedding", "layers.0.message", "layers.0.update", "layers.1.message",
 
 
 def plan() -> Plan:
-    trivial = {"trivial": 1}
+    trivial = representation_from("O3", {"trivial": 1})
     sites = tuple(Site(name, "x", "linear", "e3nn", trivial, trivial, (1, 1)) for name in NAMES)
     return Plan("O3", sites, (Skipped("head", "frozen"),), ("a note",))
 

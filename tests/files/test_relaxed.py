@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from surgeon.algebra.representations.build import representation_from
 from surgeon.errors import CheckpointError, ExistsError, UsageError
 from surgeon.files import relaxed
 from surgeon.files.card import model_card
@@ -47,7 +48,14 @@ def network(relaxed: bool = True) -> nn.Sequential:
 
 
 def site(name: str, shape: tuple[int, int]) -> Site:
-    return Site(name, "input", "linear", "test", {"kind": "in"}, {"kind": "out"}, shape)
+    return Site(
+        name,
+        "input",
+        "linear",
+        "test",
+        *(representation_from("SO3", {"trivial": size}) for size in reversed(shape)),
+        shape,
+    )
 
 
 def config() -> RelaxedConfig:

@@ -130,7 +130,7 @@ def test_large_scalars_do_not_hide_how_small_vectors_turn(scale: float, annotate
     plan = audited(Loud(scale), x=torch.randn(16, 8), act=act, act_output=lambda g, y: act(g, y)[0], **options)
     assert [site.name for site in plan.sites] == ["first", "middle", "last"]
     assert {site.source for site in plan.sites} == {"both" if annotated else "measurement"}
-    assert {site.rho_in["irreps"] for site in plan.sites} == {Loud.rho}
+    assert {site.rho_in.irreps for site in plan.sites} == {Loud.rho}
 
 
 class Mislabelled(nn.Module):

@@ -55,7 +55,7 @@ def test_multiples_of_the_identity_are_typed_by_their_use(tensors: bool) -> None
     sites = {site.name: site for site in plan.sites}
     assert ("second" in sites) == tensors
     if tensors:
-        assert (sites["second"].rho_in["axes"], sites["second"].axes_in) == ("v w c", (-3, -2, -1))
+        assert (sites["second"].rho_in.to_data()["axes"], sites["second"].axes_in) == ("v w c", (-3, -2, -1))
         assert any("typed by their use" in note for note in plan.notes)
     else:
         (entry,) = (entry for entry in plan.audit if entry.parameter == "second.weight")
@@ -94,7 +94,7 @@ def test_what_breaks_the_model_by_an_unknown_type_is_not_called_invariant() -> N
 def test_rows_that_are_0_today_are_typed_by_their_use() -> None:
     plan = audited(Rows())
     (site,) = (site for site in plan.sites if site.name == "layer")
-    assert (site.rho_in["copies"], site.rho_in["of"]["irreps"], site.axes_in) == (4, "1x0e+1x1o", (-2, -1))
+    assert (str(site.rho_in), site.axes_in) == ("1x0e+1x1o (mul_ir) x 4", (-2, -1))
 
 
 def test_bisection_keeps_the_claims_that_hold() -> None:
@@ -190,7 +190,7 @@ def test_raw_operations_on_invariants_are_checked_too(tensors: bool) -> None:
     assert reasons(plan)["u"] == INVARIANT
     if tensors:
         (site,) = (site for site in plan.sites if site.parameters == ("w",))
-        assert (site.rho_in["axes"], site.axes_in) == ("v w c", (-3, -2, -1))
+        assert (site.rho_in.to_data()["axes"], site.axes_in) == ("v w c", (-3, -2, -1))
     else:
         assert reasons(plan)["w"] == INVARIANT
 

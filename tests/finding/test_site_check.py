@@ -46,7 +46,7 @@ def test_an_op_that_cannot_be_run_is_a_complaint_not_a_crash() -> None:
 
 
 def test_a_fold_map_that_names_no_parameter_is_a_complaint() -> None:
-    site, generator = Site("", "input", "linear", "", {}, {}, (4, 4)), torch.Generator()
+    site, generator = Site("", "input", "linear", "", SCALARS, SCALARS, (4, 4)), torch.Generator()
     assert "changed weights" in fold_complaint(nn.Linear(4, 4), site, ZERO, FoldMap("gain", {}, (4, 4)), generator)
     assert fold_complaint(nn.Linear(4, 4), site, ZERO, FoldMap("weight", {}, (4, 4)), generator) == ""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.branch import Branch
 from surgeon.editing.insert import attach
 from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, Site
@@ -113,7 +114,9 @@ def add_hidden(net: Any) -> None:
 
 
 def branch(net: Any) -> None:
-    site = Site("first", "input", "linear", "", {"trivial": 3}, {"trivial": 4}, (4, 3))
+    site = Site(
+        "first", "input", "linear", "", *(representation_from("SO3", {"trivial": size}) for size in (3, 4)), (4, 3)
+    )
     attach(net.first, site, Branch((4, 3), net.first.weight, "drop", None))
 
 

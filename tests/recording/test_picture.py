@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.representations.build import representation_from
 from surgeon.recording.flow import INPUT, OUTPUT, data_flow
 from surgeon.recording.labels import representation_in_words
 from surgeon.recording.picture import model_picture
@@ -101,4 +102,4 @@ def test_flow_follows_the_data_and_leaves_out_shortcuts() -> None:
     ],
 )
 def test_words(rho: dict[str, object], words: str) -> None:
-    assert representation_in_words(rho, "O3") == words
+    assert representation_in_words(representation_from("O3", rho)) == words

@@ -253,9 +253,9 @@ def test_too_few_products_have_not_converged_and_say_so() -> None:
     assert "has not converged" in result._words(curvature)
 
 
-def site(group: str, rho_out: Representation, rho_in: Representation) -> Site:
+def site(rho_out: Representation, rho_in: Representation) -> Site:
     shape = (rho_out.dimension, rho_in.dimension)
-    return Site("op", "x", "linear", "", rho_in.to_data(), rho_out.to_data(), shape)
+    return Site("op", "x", "linear", "", rho_in, rho_out, shape)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_the_transverse_part_is_orthogonal_to_every_intertwiner(
     group: str, make: Callable[[Any], Representation]
 ) -> None:
     rho = make(parse_group(group))
-    project, note = transverse_projection(site(group, rho, rho), parse_group(group))
+    project, note = transverse_projection(site(rho, rho))
     commutator = Commutator(rho, rho)
     size = rho.dimension
     units = torch.eye(size * size, dtype=torch.float64).reshape(-1, size, size)
@@ -290,7 +290,7 @@ def test_the_transverse_part_is_orthogonal_to_every_intertwiner(
 def test_a_projection_that_is_not_found_takes_all_of_w(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("surgeon.training.diagnosis.curvature.ITERATIONS", 0)
     rho = regular(parse_group("C4"), 1)
-    project, note = transverse_projection(site("C4", rho, rho), parse_group("C4"))
+    project, note = transverse_projection(site(rho, rho))
     weight = torch.randn(4, 4)
     assert torch.equal(project(weight), weight)
     assert "all of W" in note

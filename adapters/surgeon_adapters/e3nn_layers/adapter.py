@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.intertwiners import FoldMap, WeightEntries, copy_indices, irrep_label
-from surgeon.algebra.representations.build import irreps, representation_from
+from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.core import Representation
 from surgeon.plan import Site
 from surgeon.registry import Proposal, Refusal
@@ -65,8 +65,6 @@ class E3nnAdapter:
 
     def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
         """Collect, per irrep, which weight enters which pair of copies with which coefficient."""
-        rho_in = representation_from(group, site.rho_in)
-        rho_out = representation_from(group, site.rho_out)
         holds_while = ""
         if isinstance(module, import_e3nn().Linear):
             paths = _linear_paths(module)
@@ -74,8 +72,8 @@ class E3nnAdapter:
             assert site.fold is not None
             scalars = {int(key): float(value) for key, value in site.fold["scalars"].items()}
             paths, holds_while = _tensor_product_paths(module, scalars), _in_words(module, scalars)
-        entries = _entries(module, paths, rho_out, rho_in)
-        return FoldMap("weight", entries, (rho_out.dimension, rho_in.dimension), holds_while)
+        entries = _entries(module, paths, site.rho_out, site.rho_in)
+        return FoldMap("weight", entries, (site.rho_out.dimension, site.rho_in.dimension), holds_while)
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return None: the keys of an e3nn state dict do not tell its irreps."""

@@ -15,8 +15,8 @@ from surgeon.algebra.groups.named import CHOICES, named_group
 from surgeon.errors import GroupError
 
 
-def parse_group(name: str) -> Group:
-    """Return the group with this name.
+def parse_group(name: str | Group) -> Group:
+    """Return the group with this name; a group is returned as it is.
 
     Args:
         name: SO2, O2, SO3, O3, SE3, E3, SO13 (the component of the identity), O13, C<n> or D<n>; case, brackets, commas
@@ -33,6 +33,8 @@ def parse_group(name: str) -> Group:
         >>> parse_group("so(1,3)"), parse_group("C 4")
         (Group(SO13), Group(C4))
     """
+    if isinstance(name, Group):
+        return name
     if ":" in name:
         return _group_from_function(name)
     group = named_group(name)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.representations.core import Block, Representation, encoded, merged
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.representations.core import IRREPS_GROUPS, Block, Representation, encoded, merged
 from surgeon.algebra.representations.factors import Factor
 from surgeon.algebra.representations.grids import check_frame
 from surgeon.algebra.representations.images import check_images
 from surgeon.errors import GroupError
-from surgeon.support.e3nn_compat import import_e3nn
 
 Layout = Literal["mul_ir", "ir_mul"]
 
-IRREPS_GROUPS = ("SO3", "O3", "SE3", "E3")
 VECTOR_AXIS_LETTERS = ("u", "v", "w")
 
 
@@ -202,14 +202,19 @@ def _copies_of(start: int, copies: int, size: int, factor: Factor | None, layout
 
 
 def _parse(text: str) -> list[tuple[int, int, int]]:
-    try:
-        parsed = [(int(multiplicity), int(ir.l), int(ir.p)) for multiplicity, ir in import_e3nn().Irreps(text)]
-    except Exception as error:
-        raise GroupError(
-            f"expected irreps of O(3) in e3nn's notation, got {text!r}: write multiplicity x degree parity, "
-            "for example 16x0e+8x1o"
-        ) from error
-    return [term for term in parsed if term[0] > 0]
+    """Read what ``e3nn.o3.Irreps`` reads, without the seconds that importing it takes: (multiplicity, l, parity)."""
+    terms = []
+    for term in text.split("+") if text.strip() else ():
+        match = re.fullmatch(r"\s*(?:(\d{1,9})\s*x)?\s*(\d{1,4})([eoy])\s*", term, re.ASCII)
+        if match is None:
+            raise GroupError(
+                f"expected irreps of O(3) in e3nn's notation, got {text!r}: write multiplicity x degree parity, "
+                "for example 16x0e+8x1o"
+            )
+        degree = int(match[2])
+        odd = degree % 2 if match[3] == "y" else match[3] == "o"
+        terms.append((int(match[1] or 1), degree, -1 if odd else 1))
+    return [term for term in terms if term[0] > 0]
 
 
 def _check_layout(layout: str) -> None:
@@ -222,16 +227,33 @@ def _check_positive(what: str, value: int) -> None:
         raise GroupError(f"expected {what} to be a positive whole number, got {value!r}: correct it")
 
 
-def representation_from(group: Group, data: Mapping[str, Any]) -> Representation:
+class _OfCode(Representation):
+    """A representation of a group that a file names as ``module:function``: imported when first asked for."""
+
+    def __init__(self, group_name: str, spec: str) -> None:
+        self.group_name, self.spec = group_name, spec
+
+    @cached_property
+    def group(self) -> Group:  # type: ignore[override]
+        return parse_group(self.group_name)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:  # type: ignore[override]
+        return representation_from(self.group, self.to_data()).blocks
+
+
+def representation_from(group: Group | str, data: Mapping[str, Any]) -> Representation:
     """Rebuild a representation from :meth:`Representation.to_data`.
 
     Args:
-        group: the group.
+        group: the group or its name; one that is code is imported, and ``data`` are checked, when it is first used.
         data: a description; a missing layout is "mul_ir", missing sizes are none.
 
     Raises:
         GroupError: if the description is malformed or the group has no such representation.
     """
+    if isinstance(group, str):
+        return _OfCode(group, encoded(data)) if ":" in group else representation_from(parse_group(group), data)
     match data if isinstance(data, Mapping) else {}:
         case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
             return irreps(group, text, rest.get("layout", "mul_ir"))

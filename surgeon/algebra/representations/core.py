@@ -15,6 +15,8 @@ from surgeon.algebra.representations.factors import Factor, check_orthogonal
 from surgeon.algebra.representations.operator import BlockOperator, OperatorBlock
 from surgeon.errors import GroupError
 
+IRREPS_GROUPS = ("SO3", "O3", "SE3", "E3")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -36,7 +38,6 @@ class Block:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Representation:
     """A real representation of a group on R^d, applied block by block.
 
@@ -46,6 +47,7 @@ class Representation:
 
     Attributes:
         group: the group.
+        group_name: its name.
         blocks: cover the feature axis in order.
         spec: the description as JSON, see :meth:`to_data`.
 
@@ -57,14 +59,36 @@ class Representation:
         (16x0e+8x1o (mul_ir), 40, 3)
     """
 
-    group: Group
-    blocks: tuple[Block, ...]
-    spec: str
+    def __init__(self, group: Group, blocks: tuple[Block, ...], spec: str) -> None:
+        self.group, self.blocks, self.spec, self.group_name = group, blocks, spec, group.name
 
     @property
     def dimension(self) -> int:
         """Length d of the feature axis."""
         return self.blocks[-1].start + self.blocks[-1].size
+
+    @property
+    def irreps(self) -> str | None:
+        """The irreps of O(3) in order, for ``e3nn.o3.Irreps`` to read; None if this is no direct sum of them.
+
+        Copies follow one another as in e3nn, whatever the layout of the features is. Vectors are "1o".
+
+        Example:
+            >>> from surgeon.algebra.groups import parse_group
+            >>> from surgeon.algebra.representations import axes, trivial
+            >>> (trivial(parse_group("O3"), 4) + axes(parse_group("O3"), "v c", {"c": 8})).irreps
+            '4x0e+8x1o'
+        """
+        if self.group_name not in IRREPS_GROUPS:
+            return None
+        terms = []
+        for block in self.blocks:
+            factors = [factor for _, factor in block.factors] or [Factor("irrep")]
+            if len(factors) > 1 or factors[0].kind not in ("irrep", "vector"):
+                return None
+            label = "1o" if factors[0].kind == "vector" else str(factors[0])
+            terms.append(f"{block.size // factors[0].size(self.group)}x{label}")
+        return "+".join(terms)
 
     @property
     def is_trivial(self) -> bool:
@@ -136,9 +160,9 @@ class Representation:
 
     def __add__(self, other: Representation) -> Representation:
         """Direct sum: the features of ``other`` follow those of ``self``."""
-        if self.group.name != other.group.name:
+        if self.group_name != other.group_name:
             raise GroupError(
-                f"expected representations of one group in a direct sum, got {self.group.name} and {other.group.name}: "
+                f"expected representations of one group in a direct sum, got {self.group_name} and {other.group_name}: "
                 "build both with the same group"
             )
         shifted = [Block(self.dimension + block.start, block.shape, block.factors) for block in other.blocks]
@@ -149,11 +173,15 @@ class Representation:
         """Equal descriptions and groups of the same name."""
         if not isinstance(other, Representation):
             return NotImplemented
-        return (self.group.name, self.spec) == (other.group.name, other.spec)
+        return (self.group_name, self.spec) == (other.group_name, other.spec)
 
     def __hash__(self) -> int:
         """Consistent with equality."""
-        return hash((self.group.name, self.spec))
+        return hash((self.group_name, self.spec))
+
+    def __deepcopy__(self, memo: object) -> Representation:
+        """Itself: nothing in it is ever changed."""
+        return self
 
     def __repr__(self) -> str:
         """The description in words, for example "16x0e+8x1o (mul_ir)"."""
@@ -170,7 +198,7 @@ class Representation:
 
     def _check_proper(self, linear: Tensor) -> None:
         """Irreps ignore parity in a group without inversion, so an improper element has no meaning there."""
-        if self.group.name not in ("SO3", "SE3") or not any(factor.kind == "irrep" for factor in self._factors):
+        if self.group_name not in ("SO3", "SE3") or not any(factor.kind == "irrep" for factor in self._factors):
             return
         if bool((check_orthogonal(linear) < 0).any()):
             raise GroupError(

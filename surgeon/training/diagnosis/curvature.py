@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.groups.core import Group
 from surgeon.algebra.intertwiners import average, copy_indices
 from surgeon.algebra.penalty import Commutator
 from surgeon.editing.branch import Branch
@@ -43,7 +42,7 @@ FEWEST = 10
 """Products before an eigenvalue counts as converged: an early one may have missed the smallest."""
 
 
-def transverse_projection(site: Site, group: Group) -> tuple[Projection, str]:
+def transverse_projection(site: Site) -> tuple[Projection, str]:
     """Return the orthogonal projection of a site's W on the complement of the intertwiners.
 
     For irreps of real type it is ``W - P(W)`` in closed form. Otherwise it is ``L+ L W`` with the defects L of the
@@ -51,12 +50,11 @@ def transverse_projection(site: Site, group: Group) -> tuple[Projection, str]:
 
     Args:
         site: where W belongs.
-        group: the plan's group.
 
     Returns:
         A map of matrices (d_out, row size), and why it is the identity; an empty string if it is not.
     """
-    rho_out, rho_in = row_representations(site, group)
+    rho_out, rho_in = row_representations(site)
     try:
         copy_indices(rho_out), copy_indices(rho_in)
     except GroupError:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.insert import relax
 from surgeon.editing.recalibration import layers_with_statistics
 from surgeon.editing.relaxation import Relaxation
@@ -212,12 +211,12 @@ class _Work:
         self._run_all(self.batches["train"])
 
     def _coordinates(self, batches: Sequence[Any]) -> Coordinates:
-        group, plan = parse_group(self.relaxation.plan.group), self.relaxation.plan
+        plan = self.relaxation.plan
         branches = {site.key: self.relaxation.branches[site.key] for site in plan.sites}
         sizes = measure_sizes(branches, lambda: self._run_all(batches))
         projections = {}
         for site in plan.sites:
-            projections[site.key], note = transverse_projection(site, group)
+            projections[site.key], note = transverse_projection(site)
             self.notes += [f"{site.key}: {words}" for words in (note, sizes[site.key].note) if words]
         return Coordinates(branches, sizes, projections)
 
