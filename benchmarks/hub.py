@@ -33,7 +33,7 @@ import surgeon
 from surgeon.files.content import json_text
 from surgeon.files.relaxed import read_relaxed, write_relaxed
 from surgeon.hub.content import content_of
-from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.description import relaxed_config
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.support.e3nn_compat import import_e3nn

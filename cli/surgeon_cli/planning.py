@@ -146,7 +146,7 @@ def read_plan(path: Path, group_name: str | None) -> Plan:
         TrustError: if its group is code that the user does not name.
     """
     plan = Plan.from_data(read_json(path))
-    refuse_named_code(plan.group, group_name, str(path), f"`--group {plan.group}`")
+    refuse_named_code(plan.group, plan.group == group_name, repr(str(path)), f"`--group {plan.group}`")
     if group_name is not None and parse_group(group_name).name != parse_group(plan.group).name:
         raise PlanError(
             f"expected a plan for {parse_group(group_name).name}, but {str(path)!r} was made for {plan.group}: "

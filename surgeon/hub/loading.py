@@ -13,7 +13,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError
 from surgeon.files.address import HubPath, check_repo, check_revision, is_hub_path
 from surgeon.files.relaxed import write_relaxed
-from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.description import relaxed_config
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace

@@ -14,11 +14,10 @@ from surgeon.files.clean import read_clean
 from surgeon.files.content import write_json
 from surgeon.files.relaxed import CONFIG_FILE, read_relaxed
 from surgeon.files.seals import seal_folder
-from surgeon.opening.originals import check_values
+from surgeon.opening.originals import refuse_nonfinite
 from surgeon.opening.remote.client import list_files
-from surgeon.opening.remote.fetch import download
-from surgeon.opening.remote.folder import wanted_files
-from surgeon.opening.remote.safety import check_config
+from surgeon.opening.remote.fetch import download, wanted_files
+from surgeon.opening.trust import check_config
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,6 @@ def _check_and_forget_task(folder: Path, origin: HubPath) -> None:
     files = read_relaxed(folder, sealed=False)
     config = files.config
     check_config(config, str(origin))
-    check_values(files.base, files.branches, config, origin)
+    refuse_nonfinite(files.base, files.branches, config, origin)
     if config.task is not None:
         write_json(folder / CONFIG_FILE, dataclasses.replace(config, task=None).to_data(), force=True)

@@ -189,7 +189,7 @@ def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[]
     elif not isinstance(plan, Plan):
         path = Path(plan)
         plan = _read_plan(path)
-        refuse_named_code(plan.group, settings.group, str(path), f"group={plan.group!r}")
+        refuse_named_code(plan.group, plan.group == settings.group, repr(str(path)), f"group={plan.group!r}")
     if settings.group is not None and parse_group(settings.group).name != parse_group(plan.group).name:
         raise PlanError(
             f"expected a plan for the group {settings.group}, got one for {plan.group}: leave group= out, or make a "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.opening.drawing import shared
+from surgeon.opening.random_numbers import shared
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_metrics
 from surgeon.plan import Split, Task
 from surgeon.support.imports import one_line

@@ -1,37 +1,34 @@
-"""Find and build the model of a checkpoint: from the user, from the file's own statement, or from its keys."""
+"""Find and build the model of what was opened: by what the user says, what the file says, or what an adapter knows."""
 
 from __future__ import annotations
 
 import copy
-import functools
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
+from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import STATEMENT_SUFFIX
 from surgeon.files.loading import load_into
-from surgeon.files.stored import forms, renamed
+from surgeon.files.relaxed import BASE_FILE, RelaxedFiles
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.originals import is_there, original_source
+from surgeon.opening.remote.fetch import open_anywhere
 from surgeon.opening.tasks import LoadedTask, load_task
 from surgeon.opening.trust import check_task
-from surgeon.opening.unfilled import build_unfilled
-from surgeon.registry import DescribesModels, RecognisesWeights
+from surgeon.registry import Adapter, DescribesModels, RecognisesWeights, installed_adapters
 from surgeon.support.imports import call_with, import_attribute, importable, registered
 
 STATEMENT_KEY = "surgeon.model"
 ENTRY_POINT_GROUP = "surgeon.models"
-
-_LARGE_BYTES = 16 * 2**20
-"""Of a checkpoint from which on the random weights of a new network take noticeable time (some 30 ms)."""
-
-Rebuilder = Callable[[Mapping[str, Tensor]], nn.Module | None]
-Announce = Callable[[str], None]
-Trust = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class FoundModel:
         model: the module, in the mode in which its factory left it.
         source: how it was found, in words for the screen.
         factory: JSON data from which it can be found again; None if only the checkpoint itself can tell.
-        rebuild: builds the same model once more, with the same weights or with those it is given.
+        rebuild: builds the same model once more, with the same weights or with those of the checkpoint it is given.
         task: the task file beside the checkpoint, if the model came from it.
     """
 
@@ -70,42 +67,76 @@ class _Way:
     task: LoadedTask | None = None
 
 
+def find_for_folder(
+    files: RelaxedFiles, task: LoadedTask | None, options: OpenOptions, origin: HubPath | None
+) -> tuple[Checkpoint, FoundModel]:
+    """Return the checkpoint that stands for a relaxed folder's base weights, and its model.
+
+    Args:
+        files: the folder; the factory that it names is a statement like any other in a file.
+        task: what the user gave, or what the folder was made with.
+        options: how to find the model, and what is trusted.
+        origin: where the folder was downloaded from.
+
+    Raises:
+        SurgeonError: as for :func:`find_model`.
+    """
+    metadata, name = dict(files.base_metadata), str(origin or files.folder)
+    factory, arguments = ((files.config.model or {}).get(key) for key in ("factory", "args"))
+    if files.config.model is not None:
+        metadata[STATEMENT_KEY] = json.dumps({"factory": factory, "args": arguments or {}})
+    checkpoint = Checkpoint(files.folder / BASE_FILE, files.base, "safetensors", metadata=metadata, origin=origin)
+    try:
+        return checkpoint, find_model(checkpoint, options, task)
+    except TrustError as error:
+        raise TrustError(
+            f"the relaxed folder {name!r} names the factory {factory!r}, which no installed package "
+            f"registers: give it again as `--model {factory}`, or import it with `--trust-remote-code` if you trust it"
+        ) from error
+    except ModelNotFoundError as error:
+        original = _original_module(files, name, options, origin, error)
+    checkpoint = dataclasses.replace(original, tensors=files.base, prefix="")
+    return checkpoint, find_model(checkpoint, options, task)
+
+
+def _original_module(
+    files: RelaxedFiles, name: str, options: OpenOptions, origin: HubPath | None, error: ModelNotFoundError
+) -> Checkpoint:
+    """Open the original, which may be a whole module and so its own architecture."""
+    known = origin is None or options.original is not None
+    source = original_source(files.config.base, options, origin) if known else None
+    if source is None or not is_there(source):
+        where = "" if source is None else f", and its original {str(source)!r} is not there"
+        raise ModelNotFoundError(
+            f"nothing says how to build the model of {name!r}{where}: give `--task FILE`, "
+            "`--model module:function`, or `--original FILE`"
+        ) from error
+    if not options.trust_pickle:
+        raise ModelNotFoundError(
+            f"nothing says how to build the model of {name!r}: give `--task FILE` or `--model module:function`, "
+            f"or `--trust-pickle` if its original {PurePath(str(source)).name} is a whole pickled module"
+        ) from error
+    return open_anywhere(source, trust_pickle=True)
+
+
 def find_model(
     checkpoint: Checkpoint,
-    *,
+    options: OpenOptions | None = None,
     task: LoadedTask | None = None,
-    factory: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    build: Callable[[], nn.Module] | None = None,
-    trust_remote_code: bool = False,
-    rebuilders: Sequence[Rebuilder] = (),
-    describers: Sequence[DescribesModels] = (),
-    recognisers: Sequence[RecognisesWeights] = (),
-    local: bool = True,
-    trust: Trust = check_task,
-    announce: Announce | None = None,
+    adapters: Iterable[Adapter] | None = None,
 ) -> FoundModel:
     """Build the model of a checkpoint and load its weights strictly; the first way that applies is taken.
 
     1. ``build``, ``factory`` or ``task.model()``; a trusted module itself, from plain data if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
     3. without a task of the user's, ``task.py`` in the folder of a local checkpoint, if the user allows that file;
-    4. the first rebuilder that recognises keys and shapes; and then that ``task.py``.
+    4. the first adapter that recognises keys and shapes; and then that ``task.py``.
 
     Args:
-        checkpoint: as opened.
+        checkpoint: as opened; beside one from the Hub or a cache no ``task.py`` is run.
+        options: what the user gave, and what is trusted.
         task: what the user gave as task.
-        factory: what the user gave as ``module:function``; the current folder is importable meanwhile.
-        arguments: what to call ``factory`` with.
-        build: what the user gave as a function, in Python.
-        trust_remote_code: import a factory that is named inside the checkpoint even if no installed package registers
-            it in the entry-point group ``surgeon.models``.
-        rebuilders: each returns a model for the tensors it recognises, else None.
-        describers: adapters that turn a whole module into plain data.
-        recognisers: adapters that say what a state dict is that nothing can build.
-        local: False for a checkpoint from the Hub or a cache, whose folder must not be executed.
-        trust: called with the path of ``task.py`` and words for it; raises :class:`TrustError` if it must not run.
-        announce: told the path of ``task.py`` before it is executed.
+        adapters: default all installed ones.
 
     Raises:
         ModelNotFoundError: if no way applies.
@@ -114,27 +145,26 @@ def find_model(
         UsageError: if ``factory`` cannot be imported or called.
         TaskError: if the task's ``model`` does not build a module.
     """
-    neighbour = functools.partial(_from_neighbour, checkpoint, local, trust, announce)
+    given = options or OpenOptions()
+    known = [*(installed_adapters().values() if adapters is None else adapters)]
     ways: tuple[Callable[[], _Way | None], ...] = (
-        lambda: None if build is None else _from_function(build),
-        lambda: _from_user(task, factory, arguments),
-        lambda: _from_description(checkpoint, describers),
-        lambda: _from_module(checkpoint),
-        lambda: _from_statement(checkpoint, trust_remote_code),
-        lambda: neighbour() if task is None else None,
-        lambda: _from_rebuilders(checkpoint, rebuilders),
-        neighbour,
+        lambda: _from_user(task, given),
+        lambda: _from_module(checkpoint, known),
+        lambda: _from_statement(checkpoint, given.trust_remote_code),
+        lambda: _from_neighbour(checkpoint, given) if task is None else None,
+        lambda: _from_tensors(checkpoint, known),
+        lambda: _from_neighbour(checkpoint, given),
     )
-    for find in ways:
-        way = find()
-        if way is not None:
-            return _finished(checkpoint, way)
-    raise _not_found(checkpoint, recognisers)
+    way = next(filter(None, (find() for find in ways)), None)
+    if way is None:
+        raise _not_found(checkpoint, known)
+    return _finished(checkpoint, way)
 
 
-def _not_found(checkpoint: Checkpoint, recognisers: Sequence[RecognisesWeights]) -> ModelNotFoundError:
+def _not_found(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> ModelNotFoundError:
     """Return the error that says what the checkpoint is, if an adapter knows, or lists all ways."""
-    said = next(filter(None, (adapter.recognise(checkpoint.tensors) for adapter in recognisers)), None)
+    asked = (adapter.recognise(checkpoint.tensors) for adapter in adapters if isinstance(adapter, RecognisesWeights))
+    said = next(filter(None, asked), None)
     if said is not None:
         return ModelNotFoundError(f"{str(checkpoint.path)!r} does not say how to build its model: {said}")
     keys = list(checkpoint.tensors)
@@ -147,55 +177,59 @@ def _not_found(checkpoint: Checkpoint, recognisers: Sequence[RecognisesWeights])
 
 
 def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
-    large = sum(tensor.nbytes for tensor in forms(checkpoint.tensors).values()) >= _LARGE_BYTES
-
-    def rebuild(tensors: Mapping[str, Tensor] = checkpoint.tensors) -> nn.Module:
-        model = build_unfilled(way.build) if large else way.build()
+    def rebuild(weights: Checkpoint = checkpoint) -> nn.Module:
+        model = way.build()
         if not isinstance(model, nn.Module):
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")
-        where = str(checkpoint.path)
-        prefixed = renamed(tensors, {checkpoint.prefix + key: key for key in tensors})
         # a prefix can also be the model's own: a child that is called "module"
-        own = checkpoint.prefix and model.state_dict().keys() == prefixed.keys()
-        load_into(model, prefixed if own else tensors, where)
+        own = weights.prefix and model.state_dict().keys() == weights.in_file.keys()
+        load_into(model, weights.in_file if own else weights.tensors, str(weights.origin or weights.path))
         return model
 
     return FoundModel(rebuild(), way.source, way.factory, rebuild, way.task)
 
 
-def _module_of(result: Any, name: str, error_class: type[SurgeonError]) -> nn.Module:
-    if not isinstance(result, nn.Module):
-        raise error_class(f"expected {name} to return a torch.nn.Module, got {type(result).__name__}: return the model")
-    return result
+def _calling(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    name: str,
+    error_class: type[SurgeonError],
+    folder: Path | None = None,
+) -> Callable[[], nn.Module]:
+    """Return what calls a factory, which may import from a folder, and refuses any result but a module."""
+
+    def build() -> nn.Module:
+        with nullcontext() if folder is None else importable(folder):
+            result = call_with(function, arguments, name, error_class)
+        if not isinstance(result, nn.Module):
+            raise error_class(
+                f"expected {name} to return a torch.nn.Module, got {type(result).__name__}: return the model"
+            )
+        return result
+
+    return build
 
 
-def _from_function(build: Callable[[], nn.Module]) -> _Way:
-    name = getattr(build, "__qualname__", type(build).__name__)
-    return _Way(lambda: _module_of(call_with(build, {}, name, UsageError), name, UsageError), f"the function {name}")
-
-
-def _from_user(task: LoadedTask | None, factory: str | None, arguments: Mapping[str, Any] | None) -> _Way | None:
-    if factory is not None:
-        given = dict(arguments or {})
-        with importable(Path.cwd()):
-            function = _callable(factory, UsageError)
-
-        def build() -> nn.Module:
-            with importable(Path.cwd()):
-                return _module_of(call_with(function, given, factory, UsageError), factory, UsageError)
-
-        return _Way(build, f"factory {factory}", {"factory": factory, "args": given})
-    if arguments:
-        raise UsageError(f"model arguments ({', '.join(arguments)}) need a factory: add `--model module:function`")
-    return None if task is None else _from_task(task, "task")
-
-
-def _callable(factory: str, error_class: type[SurgeonError]) -> Callable[..., Any]:
-    function = import_attribute(factory, "a model factory", error_class)
+def _imported(factory: str, error_class: type[SurgeonError], folder: Path | None = None) -> Callable[..., Any]:
+    with nullcontext() if folder is None else importable(folder):
+        function = import_attribute(factory, "a model factory", error_class)
     if not callable(function):
         raise error_class(f"expected {factory} to be a function or class, got {type(function).__name__}: name one")
     made: Callable[..., Any] = function
     return made
+
+
+def _from_user(task: LoadedTask | None, options: OpenOptions) -> _Way | None:
+    factory, arguments, build, here = options.factory, dict(options.factory_arguments), options.build, Path.cwd()
+    if build is not None:
+        name = getattr(build, "__qualname__", type(build).__name__)
+        return _Way(_calling(build, {}, name, UsageError), f"the function {name}")
+    if factory is not None:
+        calling = _calling(_imported(factory, UsageError, here), arguments, factory, UsageError, here)
+        return _Way(calling, f"factory {factory}", {"factory": factory, "args": arguments})
+    if arguments:
+        raise UsageError(f"model arguments ({', '.join(arguments)}) need a factory: add `--model module:function`")
+    return None if task is None else _from_task(task, "task")
 
 
 def _from_task(task: LoadedTask, what: str) -> _Way | None:
@@ -205,40 +239,27 @@ def _from_task(task: LoadedTask, what: str) -> _Way | None:
     name = str(task.path or task.spec)
     if not callable(model):
         raise TaskError(f"expected `model` of {name} to be a method, got {type(model).__name__}: let it build one")
-    title = f"model() of {name}"
-
-    def build() -> nn.Module:
-        with importable(task.path.parent if task.path else Path.cwd()):
-            return _module_of(call_with(model, {}, title, TaskError), title, TaskError)
-
-    return _Way(build, f"{what} {name}", {"task": name, "args": dict(task.arguments)}, task)
+    calling = _calling(model, {}, f"model() of {name}", TaskError, task.path.parent if task.path else Path.cwd())
+    return _Way(calling, f"{what} {name}", {"task": name, "args": dict(task.arguments)}, task)
 
 
-def _from_description(checkpoint: Checkpoint, describers: Sequence[DescribesModels]) -> _Way | None:
-    if checkpoint.module is None:
-        return None
-    for adapter in describers:
-        described = adapter.describe(checkpoint.module)
-        if described is None:
-            continue
-        factory, arguments = described["factory"], dict(described["args"])
-        function = _callable(factory, CheckpointError)
-
-        def build(
-            function: Callable[..., Any] = function, factory: str = factory, arguments: dict[str, Any] = arguments
-        ) -> nn.Module:
-            return _module_of(call_with(function, arguments, factory, CheckpointError), factory, CheckpointError)
-
-        return _Way(build, f"factory {factory}, as the module says", {"factory": factory, "args": arguments})
-    return None
-
-
-def _from_module(checkpoint: Checkpoint) -> _Way | None:
+def _from_module(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | None:
+    """Take a whole module from plain data if an adapter describes it, else as it is."""
     module = checkpoint.module
     if module is None:
         return None
-    # a copy, so that surgery leaves the module of the checkpoint as it was read
-    return _Way(lambda: copy.deepcopy(module), f"the module inside {checkpoint.path.name}")
+    asked = (adapter.describe(module) for adapter in adapters if isinstance(adapter, DescribesModels))
+    described = next((answer for answer in asked if answer is not None), None)
+    if described is None:
+        # a copy, so that surgery leaves the module of the checkpoint as it was read
+        return _Way(lambda: copy.deepcopy(module), f"the module inside {checkpoint.path.name}")
+    return _from_data(described["factory"], described["args"], "as the module says")
+
+
+def _from_data(factory: str, arguments: Mapping[str, Any], how: str, folder: Path | None = None) -> _Way:
+    """Import a factory; its arguments are plain data from a file."""
+    calling = _calling(_imported(factory, CheckpointError, folder), arguments, factory, CheckpointError)
+    return _Way(calling, f"factory {factory}, {how}", {"factory": factory, "args": dict(arguments)})
 
 
 def _statement(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]] | None:
@@ -271,19 +292,15 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
     if found is None:
         return None
     where, data = found
-    factory, arguments = data["factory"], data.get("args", {})
+    factory = data["factory"]
     registered = is_registered(factory)
     if not (registered or trust_remote_code):
         raise TrustError(
             f"the {where} names the factory {factory!r}, which no installed package registers in the entry-point group "
             f"{ENTRY_POINT_GROUP!r}: install its package, or import it with `--trust-remote-code` if you trust it"
         )
-    function = _statement_factory(factory, registered)
-
-    def build() -> nn.Module:
-        return _module_of(call_with(function, arguments, factory, CheckpointError), factory, CheckpointError)
-
-    return _Way(build, f"factory {factory}, named in the {where}", {"factory": factory, "args": arguments})
+    # a registered one without the current folder, where another module of that name could lie
+    return _from_data(factory, data.get("args", {}), f"named in the {where}", None if registered else Path.cwd())
 
 
 def is_registered(factory: str) -> bool:
@@ -291,32 +308,21 @@ def is_registered(factory: str) -> bool:
     return factory in {entry.value.replace(" ", "") for entry in registered(ENTRY_POINT_GROUP)}
 
 
-def _statement_factory(factory: str, registered: bool) -> Callable[..., Any]:
-    if registered:  # without the current folder, where another module of that name could lie
-        return _callable(factory, CheckpointError)
-    with importable(Path.cwd()):
-        return _callable(factory, CheckpointError)
+def _from_tensors(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | None:
+    adapter = next((each for each in adapters if each.rebuild(checkpoint.tensors) is not None), None)
+    if adapter is None:
+        return None
+    name = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
+    return _Way(lambda: adapter.rebuild(checkpoint.tensors), f"keys and shapes, recognised by {name}")
 
 
-def _from_rebuilders(checkpoint: Checkpoint, rebuilders: Sequence[Rebuilder]) -> _Way | None:
-    for rebuilder in rebuilders:
-        if rebuilder(checkpoint.tensors) is not None:
-            name = getattr(rebuilder, "__qualname__", type(rebuilder).__name__)
-
-            def build(chosen: Rebuilder = rebuilder) -> nn.Module | None:
-                return chosen(checkpoint.tensors)
-
-            return _Way(build, f"keys and shapes, recognised by {getattr(rebuilder, '__module__', '')}.{name}")
-    return None
-
-
-def _from_neighbour(checkpoint: Checkpoint, local: bool, trust: Trust, announce: Announce | None) -> _Way | None:
+def _from_neighbour(checkpoint: Checkpoint, options: OpenOptions) -> _Way | None:
     folder = checkpoint.path.absolute().parent
     in_cache = any(part.startswith("models--") for part in folder.parts)  # layout of the Hub's cache
-    path = folder / "task.py"
-    if not local or in_cache or not path.is_file():
+    path, what = folder / "task.py", "the task file beside the checkpoint,"
+    if checkpoint.origin is not None or in_cache or not path.is_file():
         return None
-    trust(path, "the task file beside the checkpoint,")
-    if announce is not None:
-        announce(str(path))
+    check_task(path, what, allowed=options.trust_task, ask=options.ask)
+    if options.announce is not None:
+        options.announce(str(path))
     return _from_task(load_task(path), "task file beside the checkpoint,")

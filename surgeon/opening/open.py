@@ -17,14 +17,13 @@ from surgeon.files.loading import load_branches
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import CONFIG_FILE, RelaxedConfig, is_relaxed_folder, read_relaxed, split_state
 from surgeon.files.seals import recover
-from surgeon.opening.folder_task import given_task, task_of_folder
-from surgeon.opening.model_of import find_for_checkpoint, find_for_folder
+from surgeon.opening.models import find_for_folder, find_model
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.originals import check_values
+from surgeon.opening.originals import refuse_nonfinite
 from surgeon.opening.remote.client import list_files
 from surgeon.opening.remote.fetch import fetch_relaxed, open_listed
-from surgeon.opening.remote.safety import check_config, refuse_code
-from surgeon.opening.tasks import LoadedTask, task_beside
+from surgeon.opening.tasks import LoadedTask, given_task, task_beside, task_of_folder
+from surgeon.opening.trust import check_config
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import StripMode
 
@@ -56,7 +55,7 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
 
 def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
     task = given_task(options)
-    found = find_for_checkpoint(checkpoint, task, options)
+    found = find_model(checkpoint, options, task)
     if task is None and found.task is None and checkpoint.origin is None:
         task = task_beside(found.model, checkpoint.path, options.task_arguments, options.announce)
     task = _bound(task or found.task, found.model)
@@ -79,10 +78,7 @@ def _open_relaxed(
 ) -> Workspace:
     files = read_relaxed(folder, sealed=origin is None)
     config = files.config
-    if origin is None:
-        refuse_code(config, repr(str(folder)), options.trust_remote_code)
-    else:
-        check_config(config, str(origin), options.trust_remote_code)
+    check_config(config, str(origin or repr(str(folder))), options.trust_remote_code, remote=origin is not None)
     task = task_of_folder(folder, config, options, origin)
     checkpoint, found = find_for_folder(files, task, options, origin)
     schedule, form = _training_form(config, folder)
@@ -93,7 +89,7 @@ def _open_relaxed(
         relaxation.set_thetas(config.thetas)
     task = _bound(task, found.model)
     if origin is not None:
-        check_values(*split_state(found.model.state_dict()), config, origin, options)
+        refuse_nonfinite(*split_state(found.model.state_dict()), config, origin, options)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import SurgeonError, TaskError
-from surgeon.opening.drawing import RandomNumbers
+from surgeon.opening.random_numbers import RandomNumbers
 from surgeon.plan import Split, Task
 from surgeon.support.imports import one_line
 

@@ -1,4 +1,4 @@
-"""Load the user's task, and call its optional members with their defaults and their results checked."""
+"""Find and load the task: the one that the user gives, the one a relaxed folder was made with, or an adapter's own."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.errors import CheckpointError, TaskError
+from surgeon.errors import CheckpointError, TaskError, TrustError
+from surgeon.files.address import HubPath
 from surgeon.files.content import sha256_of_file
+from surgeon.files.relaxed import RelaxedConfig
+from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import task_batches
+from surgeon.opening.trust import check_task, remember_task
 from surgeon.plan import Task
 from surgeon.registry import FindsData, adapter_with_task, installed_adapters
 from surgeon.support.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
@@ -57,6 +61,62 @@ class LoadedTask:
         """
         bind = getattr(self.task, "for_model", None)
         return self if bind is None else replace(self, task=_checked(bind(model), self.spec))
+
+
+def given_task(options: OpenOptions) -> LoadedTask | None:
+    """Return the task that the user gives, whose file is remembered as given by hand; None if there is none."""
+    if not options.task:
+        return None
+    task = load_task(options.task, options.task_arguments)
+    if task.path is not None:
+        remember_task(task.path)
+    return task
+
+
+def task_of_folder(
+    folder: Path, config: RelaxedConfig, options: OpenOptions, origin: HubPath | None
+) -> LoadedTask | None:
+    """Return the task the user gives, else the one that the folder was made with, if it is still the same.
+
+    A task is code, so what a folder from the Hub says about one does not count, and what any other says only if the
+    user gave that file on this machine, or allows it now.
+
+    Raises:
+        TaskError: if the file is gone or has changed.
+        TrustError: if nobody has allowed to run it.
+    """
+    if options.task:
+        return given_task(options)
+    if config.task is None or origin is not None:
+        return None
+    spec, recorded = config.task["path"], config.task["sha256"]
+    if spec.endswith(".py") and not Path(spec).is_file():
+        raise TaskError(f"expected the task file {spec!r}, but it is not there any more: give `--task FILE`")
+    if Path(spec).resolve().is_relative_to(folder.resolve()):
+        raise TaskError(
+            f"the relaxed folder names the task file {spec!r} inside itself, which may come from somebody else: "
+            "check it and give it as `--task FILE`"
+        )
+    is_file = Path(spec).is_file()
+    if not (is_file or is_adapters_task(spec) or options.trust_remote_code):
+        raise TrustError(
+            f"{str(folder)!r} names the task {spec!r}, which is code: give it again as `--task {spec}`, or import it "
+            "with `--trust-remote-code` if you trust it"
+        )
+    unchanged = not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
+    if not is_adapters_task(spec) and (unchanged or options.accept_changed_task):
+        if is_file:
+            accepted = options.trust_task or not unchanged
+            check_task(Path(spec), f"the task file of {str(folder)!r},", allowed=accepted, ask=options.ask)
+        if options.announce:
+            options.announce(spec)
+    task = load_task(spec, config.task["args"]) if unchanged or options.accept_changed_task else None
+    if task is None or (task.sha256 != recorded and not options.accept_changed_task):
+        raise TaskError(
+            f"expected the task file {spec!r} as it was when the model was relaxed, but it has changed: "
+            "check it and give `--accept-changed-task`"
+        )
+    return task
 
 
 def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> LoadedTask:
@@ -185,7 +245,7 @@ def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> tuple[Task, str]:
     return _checked(task, str(path)), hashlib.sha256(content).hexdigest()
 
 
-class _Content(SourceFileLoader):
+class _SourceLoader(SourceFileLoader):
     """Runs these bytes: Python's own loader would run a compiled file in ``__pycache__``, whatever the source says."""
 
     def __init__(self, name: str, path: Path, content: bytes) -> None:
@@ -202,7 +262,7 @@ def _import_file(path: Path, content: bytes) -> ModuleType:
     if path.suffix != ".py":
         raise TaskError(f"expected a Python file, got {str(path)!r}: its name must end in .py")
     name = f"surgeon_task_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    loader = _Content(name, path, content)
+    loader = _SourceLoader(name, path, content)
     module_spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert module_spec is not None
     module = importlib.util.module_from_spec(module_spec)

@@ -1,4 +1,4 @@
-"""Task files are code: which of them the user of this machine has given by hand, and so allowed to run."""
+"""What is refused of files that somebody else may have written: code that nobody allowed, paths that lead outside."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from surgeon.errors import TrustError, WriteError
+from surgeon.errors import CheckpointError, TrustError, WriteError
 from surgeon.files.content import sha256_of_file, write_text
+from surgeon.files.relaxed import RelaxedConfig
 
 Ask = Callable[[str], bool]
 """Puts a question to the user; True is yes."""
@@ -68,20 +69,49 @@ def check_task(path: Path, what: str, *, allowed: bool = False, ask: Ask | None 
     remember_task(path)
 
 
-def refuse_named_code(group: str, given: str | None, where: str, how: str) -> None:
-    """Refuse a group in a file that is ``module:function``, unless the user names the same.
+def refuse_named_code(group: str, allowed: bool, where: str, how: str) -> None:
+    """Refuse a group in a file that is ``module:function``, unless the user allows it.
 
     Args:
         group: what the file says.
-        given: what the user says; None if nothing.
+        allowed: whether the user does.
         where: what the message calls the file.
-        how: the user can name it.
+        how: the user can allow it.
 
     Raises:
         TrustError: if it is refused; nothing was imported.
     """
-    if ":" in group and group != given:
-        raise TrustError(f"{where!r} names {group!r} as its group, which is code: if you trust it, give {how}")
+    if ":" in group and not allowed:
+        raise TrustError(f"{where} names {group!r} as its group, which is code: if you trust it, give {how}")
+
+
+def check_config(config: RelaxedConfig, where: str, trust_remote_code: bool = False, remote: bool = True) -> None:
+    """Refuse the configuration of a relaxed folder that names code, or from the Hub files outside its folder.
+
+    Args:
+        config: as read.
+        where: what the message calls the source.
+        trust_remote_code: whether the user allows code that is named inside files.
+        remote: whether it comes from the Hub.
+
+    Raises:
+        TrustError: if the group is code.
+        CheckpointError: if the base's file is not a plain name.
+    """
+    how = "`--trust-remote-code`" + (" and a commit after the @" if remote else "")
+    for group in (config.group, config.plan.group):
+        refuse_named_code(group, trust_remote_code, where, how)
+    if not remote:
+        return
+    if config.group != config.plan.group:
+        raise CheckpointError(
+            f"expected one group in {where}, got {config.group!r}, and {config.plan.group!r} in its plan: do not use it"
+        )
+    name = str(config.base["file"])
+    if config.base["repo"] is None and (PurePosixPath(name).name != name or "\\" in name or ":" in name):
+        raise CheckpointError(
+            f"expected the plain name of the base's file in {where}, got {name!r}, which is a path: do not use it"
+        )
 
 
 def writable_by_others(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
@@ -11,21 +12,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
-from surgeon.errors import CheckpointError, PrecisionError, TaskError
+from surgeon.errors import CheckpointError, PrecisionError, SurgeonError, TaskError
 from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.loading import load_into
+from surgeon.files.loading import load_branches, load_into
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.relaxed import RelaxedFiles
+from surgeon.files.relaxed import RelaxedFiles, split_state
 from surgeon.finding.precision import answer_in_double, run_in_double
-from surgeon.opening.doubles import double_twin
 from surgeon.opening.evaluation import model_dtype, outputs_on
 from surgeon.opening.models import FoundModel
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import open_original
 from surgeon.opening.task_calls import task_batches
 from surgeon.opening.tasks import LoadedTask
+from surgeon.support.copies import copied
+from surgeon.support.modes import default_dtype
 from surgeon.support.trees import to_dtype
 
 
@@ -99,7 +102,7 @@ class Workspace:
         if self.files is None:
             return self.found.rebuild(), self.checkpoint
         checkpoint = open_original(self.files.config.base, self.options, self.origin)
-        return self._with_weights_of(checkpoint), checkpoint
+        return self.found.rebuild(checkpoint), checkpoint
 
     def reopened(self, path: str | Path) -> tuple[nn.Module, str]:
         """Open a container like the original's as that was opened; return its model, and where that comes from.
@@ -110,15 +113,7 @@ class Workspace:
         checkpoint = open_checkpoint(path, trust_pickle=self.options.trust_pickle, entry=entry)
         if checkpoint.module is not None:
             return checkpoint.module, "unpickling the module"
-        return self._with_weights_of(checkpoint), self.found.words
-
-    def _with_weights_of(self, checkpoint: Checkpoint) -> nn.Module:
-        """Build the architecture anew and load a checkpoint into it."""
-        model = self.found.rebuild()
-        tensors = checkpoint.in_file
-        own = tensors.keys() == model.state_dict().keys()
-        load_into(model, tensors if own else checkpoint.tensors, str(checkpoint.origin or checkpoint.path))
-        return model
+        return self.found.rebuild(checkpoint), self.found.words
 
     @property
     def runs_in_double(self) -> bool:
@@ -149,12 +144,46 @@ class Workspace:
         """
         if self.float64 is not None and self.float64["how"] is None:
             raise PrecisionError(str(self.float64["why"]))
-        twin = double_twin(model, self.found, self.relaxation, str(self.path))
+        twin = self._built_in_double(model)
         if self.float64 is None and self.task is not None:
             self.float64 = {"how": self._run_in_double(twin, model, self.task), "why": ""}
         elif self.float64 is not None and self.float64["how"] == "answered":
             answer_in_double(twin)
         return twin
+
+    def _built_in_double(self, model: nn.Module) -> nn.Module:
+        """Build the architecture anew under the default dtype float64, and load a float32 model's weights.
+
+        Constants that a float32 model computed at construction would keep their rounding if it were cast.
+        """
+        base, branches = split_state(model.state_dict())
+        casted = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in base.items()}
+        with default_dtype(torch.float64):
+            twin = self._base_in_double(dataclasses.replace(self.checkpoint, tensors=casted, prefix=""))
+            if branches:
+                assert self.relaxation is not None
+                relaxed = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
+                load_branches(twin, {key: branches[key] for key, _ in model.named_parameters() if key in branches})
+                relaxed.set_thetas(self.relaxation.thetas)
+                for key, branch in relaxed.branches.items():
+                    branch.clean = self.relaxation.branches[key].clean
+        return twin.train(model.training)
+
+    def _base_in_double(self, casted: Checkpoint) -> nn.Module:
+        """Build the architecture under the default dtype; that of a library which insists on float32 is cast instead.
+
+        Such a library may share constants between models (escnn does): the cast one is a copy.
+        """
+        try:
+            return self.found.rebuild(casted)
+        except SurgeonError:
+            with default_dtype(torch.float32):
+                twin = copied(self.found.rebuild())
+            try:
+                load_into(twin, casted.tensors, str(self.path))
+            except SurgeonError as error:
+                raise PrecisionError(f"the network cannot be built in float64: {error}") from error
+            return twin
 
     def _run_in_double(self, twin: nn.Module, model: nn.Module, task: LoadedTask) -> str:
         (batch,) = itertools.islice(task_batches(task.task, "validation", 0), 1)

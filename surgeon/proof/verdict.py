@@ -21,9 +21,9 @@ from surgeon.editing.recalibration import gathered_layers, layers_with_statistic
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import SurgeonError, TaskError
+from surgeon.opening.description import check_code
 from surgeon.opening.evaluation import evaluate, fitted, in_evaluation_mode, is_better, outputs_on
 from surgeon.opening.evaluation import model_dtype as model_dtype
-from surgeon.opening.source import check_source
 from surgeon.opening.task_calls import can_act, primary_metric, task_batches, task_forward
 from surgeon.opening.tasks import LoadedTask, sample_batches
 from surgeon.opening.workspace import Workspace
@@ -160,7 +160,7 @@ def strip_and_certify(
     relaxation, settings = workspace.relaxation, settings or MeasureSettings()
     assert relaxation is not None
     original, source = workspace.original()
-    compared_source = check_source(workspace, original)
+    compared_source = check_code(workspace, original)
     seen = _check_folds(workspace) if mode == "fold" else None
     before = _observe(workspace, original, mode, settings)
     theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from surgeon.errors import TaskError
-from surgeon.opening.drawing import shared
+from surgeon.opening.random_numbers import shared
 from surgeon.opening.task_calls import count_batches, task_batches
 from surgeon.plan import Task
 

@@ -11,9 +11,9 @@ from surgeon.errors import ExistsError, TrainingError, UsageError
 from surgeon.files.outputs import refuse_overwriting, writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
+from surgeon.opening.description import check_code
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.source import check_source
 from surgeon.opening.workspace import Workspace
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.costs import training_costs
@@ -121,7 +121,7 @@ def _opened(
     relaxation, files = workspace.require_relaxed()
     base = files.config.base
     refuse_overwriting(target, None if base["repo"] else base["file"], workspace.require_task().file)
-    check_source(workspace)
+    check_code(workspace)
     return workspace, chosen or arm_named(relaxation.mode)
 
 

@@ -16,7 +16,7 @@ from surgeon.files.content import write_json, write_tensors, write_text
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import STATE_FOLDER, is_relaxed_folder, read_relaxed, write_relaxed
 from surgeon.files.seals import seal_folder, updated_folder
-from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.description import relaxed_config
 from surgeon.opening.workspace import Workspace
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
 from surgeon.training.driver import shards

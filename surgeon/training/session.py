@@ -23,8 +23,8 @@ from surgeon.editing.recalibration import (
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.opening.description import not_comparable, recorded_graph
 from surgeon.opening.evaluation import device_of
-from surgeon.opening.source import graph_on, not_comparable
 from surgeon.support.copies import copied
 from surgeon.support.trees import to_device
 from surgeon.training.state import random_state, set_random_state
@@ -99,7 +99,7 @@ class TrainingSession:
         """
         network = copied(self.relaxation.model)
         strip(network, "drop")
-        self.source = graph_on(network, lambda model: model(*args, **kwargs), (args, kwargs))
+        self.source = recorded_graph(network, lambda model: model(*args, **kwargs), (args, kwargs))
 
     def set_step(self, step: float, steps: int, scale: float = 1.0) -> None:
         """Set theta for an optimiser step.

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.opening.description import check_code
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.source import check_source
 from surgeon.opening.task_calls import can_act, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
@@ -80,7 +80,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Compariso
     settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
     start: Mapping[str, Tensor] | None = workspace.files.branches if workspace.files.config.step == 0 else None
     original = workspace.original()[0]
-    check_source(workspace, original)
+    check_code(workspace, original)
     return Comparison(
         lambda: workspace.original()[0],
         workspace.relaxation.plan,

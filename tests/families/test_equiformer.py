@@ -290,4 +290,4 @@ def test_unknown_networks_are_refused_with_the_known_ones() -> None:
 def test_foreign_checkpoints_are_left_to_others(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
     with pytest.raises(ModelNotFoundError):
-        find_model(open_checkpoint(tmp_path / "net.pt"), rebuilders=[adapter.rebuild])
+        find_model(open_checkpoint(tmp_path / "net.pt"), adapters=[adapter])

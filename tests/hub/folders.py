@@ -11,7 +11,7 @@ import torch
 from surgeon.editing.insert import relax
 from surgeon.files.relaxed import write_relaxed
 from surgeon.finding.find import find
-from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.description import relaxed_config
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.proof.clean import write_clean

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError, UsageError
+from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.content import write_json, write_tensors
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.models import find_model
+from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import load_task
 from surgeon.opening.trust import remember_task
+from surgeon.registry import BaseAdapter
 
 FACTORY = """
 from pathlib import Path
@@ -80,7 +84,7 @@ def register(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
 
 def test_1_a_factory_of_the_user(here: Path) -> None:
     name = factory(here, "user_factory_a")
-    found = find_model(checkpoint(here, 5), factory=name, arguments={"width": 5})
+    found = find_model(checkpoint(here, 5), OpenOptions(factory=name, factory_arguments={"width": 5}))
     assert found.factory == {"factory": "user_factory_a:build", "args": {"width": 5}}
     assert same(found.model.state_dict(), checkpoint_tensors(here))
     assert "user_factory_a" in found.source
@@ -100,7 +104,7 @@ def test_1_the_model_of_the_task(here: Path) -> None:
 
 
 def test_a_rebuilt_model_is_another_object_with_the_same_weights(here: Path) -> None:
-    found = find_model(checkpoint(here), factory=factory(here, "user_factory_b"))
+    found = find_model(checkpoint(here), OpenOptions(factory=factory(here, "user_factory_b")))
     again = found.rebuild()
     assert again is not found.model
     assert same(again.state_dict(), found.model.state_dict())
@@ -124,13 +128,15 @@ def test_a_rebuilt_model_is_another_object_with_the_same_weights(here: Path) -> 
 def test_a_bad_factory_of_the_user(here: Path, spec: str | None, arguments: dict[str, Any], words: str) -> None:
     factory(here, "user_factory_c")
     with pytest.raises(UsageError, match=words):
-        find_model(checkpoint(here), factory=spec, arguments=arguments)
+        find_model(checkpoint(here), OpenOptions(factory=spec, factory_arguments=arguments))
 
 
 def test_weights_that_do_not_fit_are_an_error_and_not_the_next_way(here: Path) -> None:
     task_file(here)
     with pytest.raises(CheckpointError, match=r"weight is \(2, 3\) in the file and \(2, 4\) in the model"):
-        find_model(checkpoint(here), factory=factory(here, "user_factory_d"), arguments={"width": 4})
+        find_model(
+            checkpoint(here), OpenOptions(factory=factory(here, "user_factory_d"), factory_arguments={"width": 4})
+        )
 
 
 def test_2_metadata_of_a_registered_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +166,7 @@ def test_2_an_unregistered_factory_is_imported_only_with_trust(here: Path, monke
     with pytest.raises(TrustError, match="'stated_factory_c:build'.*--trust-remote-code"):
         find_model(stated)
     assert not was_imported(here, "stated_factory_c")
-    assert isinstance(find_model(stated, trust_remote_code=True).model, nn.Linear)
+    assert isinstance(find_model(stated, OpenOptions(trust_remote_code=True)).model, nn.Linear)
     assert was_imported(here, "stated_factory_c")
 
 
@@ -169,7 +175,7 @@ def test_2_a_sidecar_has_the_same_rule(here: Path) -> None:
     with pytest.raises(TrustError, match="a.safetensors.model.json names the factory"):
         find_model(checkpoint(here))
     assert not was_imported(here, "stated_factory_d")
-    found = find_model(checkpoint(here), trust_remote_code=True)
+    found = find_model(checkpoint(here), OpenOptions(trust_remote_code=True))
     assert found.factory == {"factory": "stated_factory_d:build", "args": {}}
 
 
@@ -178,7 +184,7 @@ def test_2_a_sidecar_has_the_same_rule(here: Path) -> None:
 )
 def test_2_a_malformed_statement(here: Path, text: str) -> None:
     with pytest.raises(CheckpointError, match="in the metadata of a.safetensors"):
-        find_model(checkpoint(here, 3, {"surgeon.model": text}), trust_remote_code=True)
+        find_model(checkpoint(here, 3, {"surgeon.model": text}), OpenOptions(trust_remote_code=True))
 
 
 def recognise_linear(tensors: Mapping[str, Tensor]) -> nn.Module | None:
@@ -187,10 +193,20 @@ def recognise_linear(tensors: Mapping[str, Tensor]) -> nn.Module | None:
     return nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
 
 
-def test_3_rebuilders(here: Path) -> None:
-    found = find_model(checkpoint(here, 7), rebuilders=[lambda tensors: None, recognise_linear])
+class Building(BaseAdapter):
+    """An adapter that builds a network of tensors as a function says."""
+
+    def __init__(self, function: Callable[[Mapping[str, Tensor]], nn.Module | None]) -> None:
+        self.rebuild = function  # type: ignore[method-assign]
+
+
+LINEAR = Building(recognise_linear)
+
+
+def test_3_adapters_that_recognise_keys_and_shapes(here: Path) -> None:
+    found = find_model(checkpoint(here, 7), adapters=[Building(lambda tensors: None), LINEAR])
     assert found.factory is None
-    assert found.source.endswith("recognise_linear")
+    assert found.source.endswith("test_models.Building")
     assert same(found.model.state_dict(), checkpoint_tensors(here))
     assert found.rebuild() is not found.model
 
@@ -198,7 +214,7 @@ def test_3_rebuilders(here: Path) -> None:
 def test_a_whole_module_is_its_own_model(here: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(3, 2)).eval(), here / "a.model")
     opened = open_checkpoint(here / "a.model", trust_pickle=True)
-    found = find_model(opened, rebuilders=[lambda tensors: nn.Linear(1, 1)])
+    found = find_model(opened, adapters=[Building(lambda tensors: nn.Linear(1, 1))])
     assert isinstance(found.model, nn.Sequential)
     assert found.model is not opened.module
     assert not found.model.training
@@ -209,7 +225,9 @@ def test_a_whole_module_is_its_own_model(here: Path) -> None:
 def test_4_a_task_beside_the_checkpoint_is_announced_before_it_runs(here: Path) -> None:
     path = task_file(here, "def model(self): return torch.nn.Linear(3, 2)\n    open('ran', 'w').close()")
     seen: list[tuple[str, bool]] = []
-    found = find_model(checkpoint(here), announce=lambda place: seen.append((place, (here / "ran").exists())))
+    found = find_model(
+        checkpoint(here), OpenOptions(announce=lambda place: seen.append((place, (here / "ran").exists())))
+    )
     assert seen == [(str(path), False)]
     assert (here / "ran").exists()
     assert found.task is not None
@@ -222,8 +240,9 @@ def test_4_a_task_from_elsewhere_is_never_run(here: Path, remote: str) -> None:
     folder = here / "models--owner--name" / "snapshots" / "abc" if remote == "cache" else here
     folder.mkdir(parents=True, exist_ok=True)
     task_file(folder, "open('ran', 'w').close()")
+    opened = checkpoint(folder)
     with pytest.raises(ModelNotFoundError):
-        find_model(checkpoint(folder), local=remote != "flag")
+        find_model(dataclasses.replace(opened, origin=HubPath("owner/name")) if remote == "flag" else opened)
     assert not (here / "ran").exists()
 
 
@@ -248,13 +267,14 @@ def test_the_first_way_that_applies_wins(here: Path) -> None:
     task_file(here)
     user = factory(here, "user_factory_e")
     mine = load_task(task_file(here, name="mine.py"))
-    others = {"trust_remote_code": True, "rebuilders": [recognise_linear]}
-    assert "user_factory_e" in find_model(stated, factory=user, task=mine, **others).source  # type: ignore[arg-type]
-    assert "mine.py" in find_model(stated, task=mine, **others).source  # type: ignore[arg-type]
-    assert "stated_factory_e" in find_model(stated, **others).source  # type: ignore[arg-type]
-    assert "task.py" in find_model(checkpoint(here), rebuilders=[recognise_linear]).source
+    trusting = OpenOptions(trust_remote_code=True)
+    given = dataclasses.replace(trusting, factory=user)
+    assert "user_factory_e" in find_model(stated, given, mine, [LINEAR]).source
+    assert "mine.py" in find_model(stated, trusting, mine, [LINEAR]).source
+    assert "stated_factory_e" in find_model(stated, trusting, None, [LINEAR]).source
+    assert "task.py" in find_model(checkpoint(here), adapters=[LINEAR]).source
     without = load_task(task_file(here, "", name="without_model.py"))
-    assert "recognise_linear" in find_model(checkpoint(here), task=without, rebuilders=[recognise_linear]).source
+    assert "Building" in find_model(checkpoint(here), task=without, adapters=[LINEAR]).source
     assert "task.py" in find_model(checkpoint(here), task=without).source
 
 
@@ -279,16 +299,18 @@ def test_a_prefix_can_be_the_models_own(here: Path) -> None:
     torch.save(model.state_dict(), here / "a.pt")
     opened = open_checkpoint(here / "a.pt")
     assert opened.prefix == "module."
-    assert same(find_model(opened, rebuilders=[lambda tensors: Wrapper()]).model.state_dict(), model.state_dict())
-    assert isinstance(find_model(opened, rebuilders=[recognise_linear]).model, nn.Linear)
+    assert same(
+        find_model(opened, adapters=[Building(lambda tensors: Wrapper())]).model.state_dict(), model.state_dict()
+    )
+    assert isinstance(find_model(opened, adapters=[LINEAR]).model, nn.Linear)
 
 
 def test_the_mode_of_the_factory_is_kept(here: Path) -> None:
-    assert find_model(checkpoint(here), rebuilders=[recognise_linear]).model.training
-    assert not find_model(checkpoint(here), rebuilders=[lambda tensors: nn.Linear(3, 2).eval()]).model.training
+    assert find_model(checkpoint(here), adapters=[LINEAR]).model.training
+    assert not find_model(checkpoint(here), adapters=[Building(lambda tensors: nn.Linear(3, 2).eval())]).model.training
 
 
-class Describing:
+class Describing(BaseAdapter):
     """An adapter that knows linear layers as whole modules."""
 
     def describe(self, module: nn.Module) -> dict[str, Any] | None:
@@ -301,23 +323,23 @@ class Describing:
 def test_a_whole_module_is_described_as_plain_data(here: Path) -> None:
     torch.save(nn.Linear(3, 2).double(), here / "whole.pt")
     opened = open_checkpoint(here / "whole.pt", trust_pickle=True)
-    found = find_model(opened, describers=[Describing()])
+    found = find_model(opened, adapters=[Describing()])
     assert found.factory == {"factory": "torch.nn:Linear", "args": {"in_features": 3, "out_features": 2}}
     assert found.model is not opened.module
     assert same(found.model.state_dict(), opened.tensors)
     doubled = {key: 2 * value for key, value in opened.tensors.items()}
-    assert same(found.rebuild(doubled).state_dict(), doubled)
+    assert same(found.rebuild(dataclasses.replace(opened, tensors=doubled)).state_dict(), doubled)
     assert same(found.rebuild().state_dict(), opened.tensors)
 
 
 def test_a_module_that_no_adapter_describes_is_its_own_model(here: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(3, 2)), here / "whole.pt")
-    found = find_model(open_checkpoint(here / "whole.pt", trust_pickle=True), describers=[Describing()])
+    found = find_model(open_checkpoint(here / "whole.pt", trust_pickle=True), adapters=[Describing()])
     assert found.factory is None
     assert "module inside" in found.source
 
 
-class Recognising:
+class Recognising(BaseAdapter):
     """An adapter that knows the weights of linear layers, but not what to build of them."""
 
     def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
@@ -328,8 +350,8 @@ def test_weights_that_are_only_recognised_are_named(here: Path) -> None:
     with pytest.raises(
         ModelNotFoundError, match="does not say how to build its model: these are the weights of a line"
     ):
-        find_model(checkpoint(here), recognisers=[Recognising()])
-    assert find_model(checkpoint(here), recognisers=[Recognising()], rebuilders=[recognise_linear]).factory is None
+        find_model(checkpoint(here), adapters=[Recognising()])
+    assert find_model(checkpoint(here), adapters=[Recognising(), LINEAR]).factory is None
     torch.save({"other": torch.zeros(2)}, here / "other.pt")
     with pytest.raises(ModelNotFoundError, match="nothing says how to build the model"):
-        find_model(open_checkpoint(here / "other.pt"), recognisers=[Recognising()])
+        find_model(open_checkpoint(here / "other.pt"), adapters=[Recognising()])

@@ -18,7 +18,7 @@ from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, Trust
 from surgeon.files.relaxed import write_relaxed
 from surgeon.files.seals import seal_folder
 from surgeon.finding.find import find
-from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import model_dtype
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions

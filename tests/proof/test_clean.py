@@ -21,6 +21,7 @@ from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.models import find_model
+from surgeon.opening.options import OpenOptions
 from surgeon.plan import Certificate
 from surgeon.proof.certificate import canonical_digest
 from surgeon.proof.clean import write_clean
@@ -75,7 +76,7 @@ def test_how_to_build_the_model_is_kept_if_a_file_may_say_so(
     assert ("model.safetensors.model.json" in files) == registered
     if registered:
         opened = open_checkpoint(tmp_path / "out" / "model.safetensors")
-        assert isinstance(find_model(opened, trust_remote_code=True).model, nn.Linear)
+        assert isinstance(find_model(opened, OpenOptions(trust_remote_code=True)).model, nn.Linear)
 
 
 def test_a_certificate_that_does_not_hold_is_refused(tmp_path: Path) -> None:

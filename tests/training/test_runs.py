@@ -18,7 +18,7 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import read_relaxed, write_relaxed
 from surgeon.files.seals import SEAL_FILE, seal_folder
 from surgeon.finding.find import find
-from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.description import relaxed_config
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace

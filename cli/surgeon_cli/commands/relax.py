@@ -18,7 +18,7 @@ from surgeon.errors import PlanError, UsageError
 from surgeon.files.atomic import check_writable
 from surgeon.files.outputs import refuse_overwriting
 from surgeon.files.relaxed import write_relaxed
-from surgeon.opening.configuration import relaxed_config
+from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import rehearse
 from surgeon.opening.open import open_path
 from surgeon.opening.workspace import Workspace

@@ -13,15 +13,15 @@ from pathlib import Path, PurePosixPath
 from surgeon.errors import CheckpointError, HubError, TrustError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.clean import CARD_FILE, CERTIFICATE_FILE, CLEAN
 from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.relaxed import BASE_FILE, BRANCH_FILE, CONFIG_FILE
+from surgeon.files.relaxed import BASE_FILE, BRANCH_FILE, CONFIG_FILE, RELAXED, STATE
 from surgeon.opening.remote.client import HubFile, Listing, hub_errors, is_offline, list_files
 from surgeon.opening.remote.following import following
 from surgeon.support.imports import close_names
 
 WEIGHTS = ".safetensors"
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".model", ".nequip")
 LARGEST_JSON = 64 * 2**20
 
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
@@ -76,10 +76,7 @@ def _checkpoint_name(listing: Listing, trust_pickle: bool) -> str:
 
 
 def fetch_relaxed(listing: Listing) -> Path:
-    """Download a relaxed model: its configuration and its two safetensors files, nothing else.
-
-    Returns:
-        The folder in the cache.
+    """Download the configuration and the weights of a relaxed model, nothing else; return the folder in the cache.
 
     Raises:
         CheckpointError: if a file is missing from the repository.
@@ -93,6 +90,35 @@ def fetch_relaxed(listing: Listing) -> Path:
             f"{', '.join(list(listing.files)[:10])}"
         )
     return download(listing, names)
+
+
+def fetch_model(path: str | Path) -> Path:
+    """Return a folder: a local one as it is, a repository on the Hub from the cache.
+
+    Raises:
+        CheckpointError: if the repository holds no model that ``surgeon push`` uploaded.
+        HubError: if it cannot be downloaded.
+    """
+    if not is_hub_path(path):
+        return Path(path)
+    listing = list_files(HubPath.parse(path))
+    return download(listing, wanted_files(listing))
+
+
+def wanted_files(listing: Listing) -> list[str]:
+    """Return the files of a repository that surgeon reads.
+
+    Raises:
+        CheckpointError: if it holds no model that ``surgeon push`` uploaded.
+    """
+    relaxed = CONFIG_FILE in listing.files
+    if not relaxed and CERTIFICATE_FILE not in listing.files:
+        raise CheckpointError(
+            f"expected a model that was pushed by `surgeon push` in {listing.path}, it holds "
+            f"{', '.join(list(listing.files)[:10]) or 'nothing'}: give its path to `surgeon relax` as it is"
+        )
+    chosen = (*RELAXED, *STATE, CARD_FILE) if relaxed else (*CLEAN, CARD_FILE)
+    return [name for name in chosen if name in listing.files]
 
 
 def download(listing: Listing, names: Iterable[str]) -> Path:

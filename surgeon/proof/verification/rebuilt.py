@@ -15,8 +15,8 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, GroupError, TaskError
 from surgeon.export.stripped import Stripped
 from surgeon.files.loading import load_into
+from surgeon.opening.description import not_comparable, original_graph
 from surgeon.opening.evaluation import evaluate, model_dtype
-from surgeon.opening.source import graph_of, not_comparable
 from surgeon.opening.task_calls import can_act, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
@@ -162,7 +162,7 @@ def _source(found: Rebuilt, workspace: Workspace, original: nn.Module, recorded:
     if known is None:
         found.findings.append(unrecorded(SOURCE_CHECK))
         return
-    now = graph_of(original, workspace.require_task())
+    now = original_graph(original, workspace.require_task())
     why = not_comparable(known, now)
     if why:
         found.findings.append(unchecked(SOURCE_CHECK, why))

@@ -8,8 +8,7 @@ from pathlib import Path
 from surgeon.errors import ModelNotFoundError, TrustError
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.remote.fetch import open_anywhere
-from surgeon.opening.remote.folder import fetch_model
+from surgeon.opening.remote.fetch import fetch_model, open_anywhere
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EQUIVARIANCE_CHECK, GRAPH_CHECK
 from surgeon.proof.certificate import CONSTANTS_CHECK, FINITE_CHECK, FORM_CHECKS, named_as

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from surgeon.errors import CheckpointError
+from surgeon.opening.description import check_code
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.source import check_source
 from surgeon.opening.workspace import Workspace
 from surgeon.proof.verdict import MeasureSettings, strip_and_certify
 from surgeon.training.settings import FinetuneSettings
@@ -37,7 +37,7 @@ def opened(folder: Path, edit: tuple[str, str] | None = None) -> Workspace:
 
 def test_the_same_source_is_recognised(folder: Path) -> None:
     workspace = opened(folder)
-    assert "computes the graph that was recorded" in check_source(workspace)
+    assert "computes the graph that was recorded" in check_code(workspace)
     comparison_of(workspace, FinetuneSettings())
     _, certificate = strip_and_certify(workspace, "drop", MeasureSettings(1, 1), split=None)
     assert "computes the graph that was recorded" in certificate.details["source"]
@@ -46,7 +46,7 @@ def test_the_same_source_is_recognised(folder: Path) -> None:
 def test_another_source_is_refused(folder: Path) -> None:
     workspace = opened(folder, CHANGED)
     with pytest.raises(CheckpointError, match="its code now computes another graph"):
-        check_source(workspace)
+        check_code(workspace)
     with pytest.raises(CheckpointError, match="its code now computes another graph"):
         comparison_of(workspace, FinetuneSettings())
     with pytest.raises(CheckpointError, match="restore the model's source, or relax again"):
@@ -63,7 +63,7 @@ def test_a_run_is_refused_before_it_is_touched(folder: Path, capsys: pytest.Capt
 
 def test_other_data_are_no_other_source(folder: Path) -> None:
     workspace = opened(folder, ("1000 * SEEDS", "1001 * SEEDS"))
-    assert "with other data" in check_source(workspace)
+    assert "with other data" in check_code(workspace)
 
 
 def test_other_versions_and_no_record_are_said(folder: Path) -> None:
@@ -73,7 +73,7 @@ def test_other_versions_and_no_record_are_said(folder: Path) -> None:
 
     def told(graph: object) -> str:
         config = dataclasses.replace(workspace.files.config, graph=graph)
-        return check_source(dataclasses.replace(workspace, files=dataclasses.replace(workspace.files, config=config)))
+        return check_code(dataclasses.replace(workspace, files=dataclasses.replace(workspace.files, config=config)))
 
     assert "with other versions of libraries" in told({**workspace.files.config.graph, "versions": {"torch": "0.1"}})
     assert "was not compared: no task was known" in told(None)

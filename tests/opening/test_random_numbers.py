@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy
 import torch
 
-from surgeon.opening.drawing import RandomNumbers
+from surgeon.opening.random_numbers import RandomNumbers
 from surgeon.opening.task_calls import count_batches, task_batches
 from surgeon.plan import Split
 

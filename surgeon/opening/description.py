@@ -1,4 +1,4 @@
-"""The network's source: whether its code still computes the graph that was recorded when it was relaxed."""
+"""What a relaxed folder says of the network that it was made from, and whether that is still so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError
+from surgeon.files.reading import keys_hash
+from surgeon.files.relaxed import RelaxedConfig, split_state
 from surgeon.opening.evaluation import model_dtype
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.opening.tasks import LoadedTask
@@ -23,7 +26,58 @@ from surgeon.support.trees import tensors_in, to_dtype
 from surgeon.support.versions import versions
 
 
-def graph_on(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> dict[str, Any]:
+def relaxed_config(
+    workspace: Workspace,
+    relaxation: Relaxation,
+    *,
+    penalty_weight: float,
+    penalty_scale: str,
+    penalty_form: str = "gram",
+    step: int = 0,
+    thetas: Mapping[str, tuple[float, float]] | None = None,
+) -> RelaxedConfig:
+    """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base."""
+    schedule = relaxation.schedule.to_data()
+    thetas = thetas or relaxation.thetas
+    if workspace.files is not None:
+        base, model = workspace.files.config.base, workspace.files.config.model
+    else:
+        checkpoint = workspace.checkpoint
+        origin = checkpoint.origin
+        base = {
+            "repo": origin.repo if origin else None,
+            "file": origin.file if origin else str(checkpoint.path.absolute()),
+            "entry": checkpoint.entry,
+            "revision": origin.revision if origin else None,
+            "sha256": checkpoint.sha256,
+            "keys_hash": keys_hash(split_state(relaxation.model.state_dict())[0]),
+        }
+        model = workspace.found.factory if "factory" in (workspace.found.factory or {}) else None
+    task = workspace.task
+    if workspace.files is not None:
+        graph = workspace.files.config.graph
+    else:
+        graph = None if task is None else original_graph(workspace.original()[0], task)
+    return RelaxedConfig(
+        group=relaxation.plan.group,
+        plan=relaxation.plan,
+        strip_mode=relaxation.mode,
+        schedule={"name": schedule.pop("name"), "settings": schedule},
+        penalty={"lambda": penalty_weight, "form": penalty_form, "scale": penalty_scale},
+        theta=next(iter(thetas.values())),
+        thetas=dict(thetas) if len(set(thetas.values())) > 1 else None,
+        step=step,
+        float64=workspace.float64,
+        base=base,
+        graph=graph,
+        model=model,
+        task=None
+        if task is None
+        else {"path": str(task.path or task.spec), "sha256": task.sha256, "args": dict(task.arguments)},
+    )
+
+
+def recorded_graph(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> dict[str, Any]:
     """Record a network without branches in eval mode.
 
     Args:
@@ -42,21 +96,21 @@ def graph_on(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -
     return {"sha256": graph_hash(graph), "batch": digest, "versions": versions(network)}
 
 
-def graph_of(original: nn.Module, task: LoadedTask) -> dict[str, Any]:
-    """Record the original, without branches, on the first validation batch; returns what :func:`graph_on` does."""
+def original_graph(original: nn.Module, task: LoadedTask) -> dict[str, Any]:
+    """Record the original, without branches, on the first validation batch; returned as by :func:`recorded_graph`."""
     batch = to_dtype(next(iter(task_batches(task.task, "validation", 0))), model_dtype(original))
-    return graph_on(original, lambda model: task_forward(task.task, model, batch), batch)
+    return recorded_graph(original, lambda model: task_forward(task.task, model, batch), batch)
 
 
 def not_comparable(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say why two records of :func:`graph_on` do not tell whether the source has changed; empty if they do."""
+    """Say why two records of :func:`recorded_graph` do not tell whether the source has changed; empty if they do."""
     for name, words in (("versions", "versions of libraries"), ("batch", "data")):
         if now[name] != known[name]:
             return f"it was relaxed with other {words}"
     return ""
 
 
-def check_source(workspace: Workspace, original: nn.Module | None = None) -> str:
+def check_code(workspace: Workspace, original: nn.Module | None = None) -> str:
     """Compare the original's graph with the one of its folder, if both are of one batch and the same versions.
 
     Args:
@@ -77,7 +131,7 @@ def check_source(workspace: Workspace, original: nn.Module | None = None) -> str
             original, _ = workspace.original()
         except CheckpointError as error:
             return f"the network's source was not compared: {error}"
-    now = graph_of(original, workspace.task)
+    now = original_graph(original, workspace.task)
     why = not_comparable(known, now)
     if why:
         return f"the network's source was not compared: {why}"
