@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -166,7 +165,7 @@ def _record(diagnosis: Diagnosis, workspace: Workspace, plan: Plan) -> dict[str,
         "path": workspace.name,
         "model": type(workspace.model).__name__,
         **diagnosis.to_data(),
-        "sites": [dataclasses.asdict(site) for site in plan.sites],
+        "sites": plan.to_data()["sites"],
         "versions": versions(),
         "machine": machine(),
         "command": ["surgeon", *sys.argv[1:]],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def relax(
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
     if json_output:
         written = None if dry_run else str(target)
-        print_json({"written": written, "seconds": seconds, "plan": dataclasses.asdict(plan)})
+        print_json({"written": written, "seconds": seconds, "plan": plan.to_data()})
         return
     show_plan(plan, workspace.model, own)
     took = f"(opened in {seconds['open']:.1f} s, relaxed in {seconds['relax']:.1f} s)"
