@@ -62,7 +62,7 @@ def find(model: nn.Module, x: Tensor) -> Any:
         "SO3",
         x,
         adapters={},
-        act=lambda g, x: (torch.einsum("ij,njc->nic", g.to(x), x),),
+        act=lambda g, x: torch.einsum("ij,njc->nic", g.to(x), x),
         act_output=lambda g, y: y,
     )
 

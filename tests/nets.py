@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.algebra.equivariance import equivariance_error
+from surgeon.algebra.equivariance import Symmetry, equivariance_error
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import irreps
@@ -132,14 +132,14 @@ def network_error(net: Any, inputs: tuple[Tensor, ...], group: Group | None = No
     group = group or parse_group("O3")
     rho_in, rho_out, rho_y = (irreps(group, labels) for labels in (net.rho_in, net.rho_out, ATTRIBUTES))
 
-    def act(g: Tensor, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        moved = (rho.action(g).to(x).apply(x)[0] for rho, x in zip((rho_in, rho_y), batch, strict=False))
-        return tuple(moved)
+    def act(g: Tensor, *batch: Tensor) -> Any:
+        moved = [rho.action(g).to(x).apply(x)[0] for rho, x in zip((rho_in, rho_y), batch, strict=False)]
+        return tuple(moved) if len(moved) > 1 else moved[0]
 
     def act_output(g: Tensor, output: Tensor) -> Tensor:
         return rho_out.action(g).to(output).apply(output)[0]
 
-    errors = equivariance_error(lambda batch: net(*batch), [inputs], act, act_output, group, count=3)
+    errors = equivariance_error(net, [inputs], Symmetry(group, act, act_output), count=3)
     return max(summary.maximum for summary in errors.values())
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from surgeon.errors import NotASymmetryError, NothingToRelaxError
-from surgeon.finding.inference.breaks import Breaks
+from surgeon.finding.breaks import Breaks
 from surgeon.plan import CHILD, EXACT_WHILE, AuditEntry, Coverage, Plan, Site
 from surgeon.recording.labels import arrow
 from surgeon_cli.screen import console, print_json, say

@@ -14,11 +14,10 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.select import select
 from surgeon.errors import PlanError, TaskError
 from surgeon.files.content import read_json
+from surgeon.finding.breaks import Breaks, find_breaks
 from surgeon.finding.find import find, in_training_mode
-from surgeon.finding.inference.breaks import Breaks, find_breaks
-from surgeon.finding.inference.symmetry import Symmetry
 from surgeon.opening.evaluation import model_dtype
-from surgeon.opening.task_calls import can_act, task_batches, task_forward
+from surgeon.opening.task_calls import can_act, task_batches, task_forward, task_symmetry
 from surgeon.opening.tasks import LoadedTask, sample_batches, with_action
 from surgeon.opening.trust import refuse_named_code
 from surgeon.opening.workspace import Workspace
@@ -58,7 +57,7 @@ def plan_for(
     errors = own_errors(workspace, group) if can_act(task.task) else {}
     batch = to_dtype(sample_batches(task, 1)[0], model_dtype(workspace.model))
     acting = callable(getattr(task.task, "act", None))
-    symmetry = task_symmetry(task, group) if acting else None
+    symmetry = task_symmetry(task.task, group) if acting else None
     plan = find(
         workspace.model,
         group,
@@ -70,17 +69,6 @@ def plan_for(
         twin=workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None,
     )
     return select(plan, include, exclude), errors
-
-
-def task_symmetry(task: LoadedTask, group: Group) -> Symmetry:
-    """Return the actions of a task that has ``act``; without ``act_output`` that of the outputs is unknown."""
-    acting: Any = task.task
-    return Symmetry(
-        group,
-        lambda g, batch: (acting.act(g, batch),),
-        getattr(acting, "act_output", None),
-        lambda model, batch: task_forward(task.task, model, batch),
-    )
 
 
 def _further_batches(task: LoadedTask) -> list[Any]:
@@ -99,10 +87,7 @@ def own_errors(workspace: Workspace, group: Group) -> dict[str, ErrorSummary]:
     Raises:
         TaskError: if the task's action fails.
     """
-    task = workspace.require_task()
-    symmetry = task_symmetry(task, group)
-    symmetry.moved(group.sample(1, torch.Generator().manual_seed(0))[0], tuple(sample_batches(task, 1)))
-    return task_equivariance(workspace.model, task, group, MeasureSettings(2, 1))
+    return task_equivariance(workspace.model, workspace.require_task(), group, MeasureSettings(2, 1))
 
 
 def breaks_of(workspace: Workspace, group_name: str) -> Breaks:
@@ -116,13 +101,10 @@ def breaks_of(workspace: Workspace, group_name: str) -> Breaks:
         raise TaskError(
             "expected a task with `act` and `act_output` to look for breaks with, got one without: add them"
         )
-    symmetry = task_symmetry(task, group)
     batch = to_dtype(sample_batches(task, 1)[0], torch.float64)
     twin = workspace.double(workspace.model).eval()
     with default_dtype(torch.float64):
-        return find_breaks(
-            twin, group, batch, act=symmetry.act, act_output=symmetry.act_output, forward=symmetry.forward
-        )
+        return find_breaks(twin, task_symmetry(task.task, group), batch)
 
 
 def picture_of(workspace: Workspace, plan: Plan) -> str:

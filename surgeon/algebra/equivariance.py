@@ -1,20 +1,137 @@
-"""Equivariance error and projection error of a network (section 5 of the paper: P_ee and P_pe)."""
+"""A group's actions on both ends of a network, and how far that is from equivariance (section 5 of the paper)."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.algebra.groups.core import Group
-from surgeon.errors import TaskError
-from surgeon.support.trees import map_tensors, tensors_in
+from surgeon.algebra.groups.core import Group, GroupElement
+from surgeon.errors import TaskError, first_line
+from surgeon.support.trees import fresh_copy, map_tensors, tensors_in
+
+ACTION_TOLERANCE = 1e-6
+"""Relative deviation of what the user calls an action from one; user code may round to float32."""
+
+RANDOM = 3
+"""Random elements per component whose products are compared, see :meth:`Group.test_elements`."""
+
+
+def call(model: Callable[..., Any], *inputs: Any) -> Any:
+    """Return what a model makes of its inputs."""
+    return model(*inputs)
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """A group with its actions on both ends of a model; g is an element, shape (k, k), float64.
+
+    Attributes:
+        group: the group.
+        act: ``act(g, *inputs)`` returns what the model is given in place of the inputs: of one input its image, of
+            several a tuple of images.
+        act_output: ``act_output(g, outputs)``; None if it is not known.
+        forward: ``forward(model, *inputs)``.
+    """
+
+    group: Group
+    act: Callable[..., Any]
+    act_output: Callable[[Tensor, Any], Any] | None = None
+    forward: Callable[..., Any] = call
+
+    def moved(self, g: Tensor, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the inputs under g.
+
+        Raises:
+            TaskError: if the action fails, or returns something else than inputs.
+        """
+        try:
+            found = self.act(g, *inputs)
+        except Exception as error:
+            raise TaskError(
+                f"the action on the sample batch fails with {type(error).__name__}: {first_line(error)}; correct "
+                f"act(g, batch), where g is a {self.group.dimension} x {self.group.dimension} matrix in float64"
+            ) from error
+        several = isinstance(found, tuple)
+        if len(inputs) == 1 and (not several or isinstance(inputs[0], tuple)):
+            return (found,)
+        if len(inputs) == 1 or not several or len(found) != len(inputs):
+            expected = "the moved batch itself" if len(inputs) == 1 else f"a tuple of {len(inputs)} moved inputs"
+            got = f"a tuple of {len(found)}" if several else type(found).__name__
+            raise TaskError(f"expected act(g, *inputs) to return {expected}, got {got}: correct act")
+        return tuple(found)
+
+    def expected(self, g: Tensor, outputs: Any) -> Any:
+        """Return what the outputs have to be on inputs that g moves.
+
+        Raises:
+            TaskError: if there is no ``act_output``, or it fails.
+        """
+        if self.act_output is None:
+            raise TaskError("expected act_output(g, outputs), which says how the model's outputs transform: add it")
+        try:
+            return self.act_output(g, outputs)
+        except Exception as error:
+            raise TaskError(
+                f"act_output fails on the model's output with {type(error).__name__}: {first_line(error)}; correct "
+                "act_output(g, outputs)"
+            ) from error
+
+    def run(self, model: Any, inputs: tuple[Any, ...], g: Tensor | None = None) -> Any:
+        """Return the outputs on copies of the inputs, which a model may write to, or of what g makes of them."""
+        given = inputs if g is None else self.moved(g, inputs)
+        return self.forward(model, *map_tensors(fresh_copy, given))
+
+    def errors(self, outputs: Any, moved: Iterable[tuple[GroupElement, Any]]) -> dict[str, float]:
+        """Return the largest relative error per component of ``moved``, the outputs on inputs under some elements.
+
+        Args:
+            outputs: those on the inputs as they are.
+            moved: elements and outputs.
+
+        Returns:
+            Component name to error; nothing if ``act_output`` is not known.
+        """
+        found: dict[str, float] = {}
+        for (_, component, g), output in () if self.act_output is None else moved:
+            error = relative_difference(output, self.expected(g, outputs))
+            found[component] = largest(found.get(component, 0.0), error)
+        return found
+
+    def check(self, inputs: tuple[Any, ...], generator: torch.Generator) -> None:
+        """Check on sample inputs that the action is one: ``e x = x``, ``g (h x) = (g h) x``, and something moves.
+
+        Raises:
+            TaskError: if it is not, with what was measured.
+        """
+        tested = [element.g for element in self.group.test_elements(generator, RANDOM)]
+        identity = torch.eye(self.group.dimension, dtype=torch.float64)
+        still, twice = relative_difference(self.moved(identity, inputs), inputs), 0.0
+        # Squares too: elements that are rounded, to quarter turns say, often add up with another one.
+        for g, h in [*zip(tested, [*tested[1:], tested[0]], strict=True), *zip(tested, tested, strict=True)]:
+            error = relative_difference(self.moved(g, self.moved(h, inputs)), self.moved(g @ h, inputs))
+            twice = largest(twice, error)
+        if not still <= ACTION_TOLERANCE or twice > ACTION_TOLERANCE:
+            what = (
+                f"acting by h and then by g differs from acting by gh by {twice:.1e}"
+                if still <= ACTION_TOLERANCE
+                else f"the identity changes the batch by {still:.1e}"
+            )
+            raise TaskError(
+                f"expected act to be an action of {self.group.name}, but {what} (relative): correct act(g, batch); for "
+                "row vectors it is x @ g.T"
+            )
+        if not any(relative_difference(self.moved(g, inputs), inputs) > ACTION_TOLERANCE for g in tested):
+            raise TaskError(
+                f"expected act to move the sample batch, but no element of {self.group.name} changes it: correct "
+                "act(g, batch), or give batches that are not invariant"
+            )
 
 
 def relative_difference(left: Any, right: Any) -> float:
@@ -70,11 +187,9 @@ def summarise(errors: Sequence[float], labels: Sequence[str] = ()) -> ErrorSumma
 
 
 def equivariance_error(
-    function: Callable[[Any], Any],
-    batches: Sequence[Any],
-    act: Callable[[Tensor, Any], Any],
-    act_output: Callable[[Tensor, Any], Any],
-    group: Group,
+    model: Any,
+    samples: Sequence[tuple[Any, ...]],
+    symmetry: Symmetry,
     *,
     count: int = 8,
     seed: int = 0,
@@ -85,34 +200,32 @@ def equivariance_error(
     A change of scale moves new points into the frame of an image, of which f(x) says nothing: they are left out.
 
     Args:
-        function: the network, from a batch to outputs; gradients stay enabled, since some models return derivatives.
-        batches: sample batches; each is paired with test elements of its own, see :meth:`Group.test_elements`.
-        act: the group's action on a batch, ``act(g, batch)``, g of shape (k, k) in float64.
-        act_output: the group's action on the outputs.
-        group: the group to sample from.
-        count: random elements per component and batch.
+        model: the network; gradients stay enabled, since some models return derivatives.
+        samples: inputs of sample calls; each is paired with test elements of its own, see :meth:`Group.test_elements`.
+        symmetry: the group, its actions, and how the model is run.
+        count: random elements per component and sample.
         seed: seed of the elements.
-        watch: called for every element with component, number of the batch, outputs, and what they should be.
+        watch: called for every element with component, number of the sample, outputs, and what they should be.
 
     Returns:
         Component name to the distribution of relative errors; of a finite group, the name of each generator.
 
     Raises:
-        TaskError: if there is no batch or no element, or the outputs of a batch cannot be compared.
+        TaskError: if there is no sample or no element, an action fails, or outputs cannot be compared.
     """
-    if not batches or count < 1:
+    if not samples or count < 1:
         raise TaskError(
-            f"expected at least one batch and one element, got {len(batches)} and {count}: nothing to measure"
+            f"expected at least one batch and one element, got {len(samples)} and {count}: nothing to measure"
         )
     generator = torch.Generator().manual_seed(seed)
-    outputs = [map_tensors(Tensor.detach, function(batch)) for batch in batches]
+    outputs = [map_tensors(Tensor.detach, symmetry.run(model, inputs)) for inputs in samples]
     errors: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, list[str]] = defaultdict(list)
-    for number, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
-        for label, component, g in group.test_elements(generator, count):
-            moved = map_tensors(Tensor.detach, function(act(g, batch)))
-            expected = act_output(g, output)
-            moved = _covered(moved, expected) if group.rescales else moved
+    for number, (inputs, output) in enumerate(zip(samples, outputs, strict=True)):
+        for label, component, g in symmetry.group.test_elements(generator, count):
+            moved = map_tensors(Tensor.detach, symmetry.run(model, inputs, g))
+            expected = symmetry.expected(g, output)
+            moved = _covered(moved, expected) if symmetry.group.rescales else moved
             errors[component].append(relative_difference(moved, expected))
             labels[component].append(label)
             if watch is not None:

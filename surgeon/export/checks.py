@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.export.deviation import allowed_deviation, largest_deviation, largest_entry
 from surgeon.export.sample import Sample
 from surgeon.export.stripped import Stripped
-from surgeon.finding.symmetrised import symmetrised_copy
+from surgeon.finding.own_symmetry import symmetrised_copy
 from surgeon.opening.evaluation import model_dtype, outputs_on
-from surgeon.opening.task_calls import can_act
+from surgeon.opening.task_calls import can_act, task_symmetry
 from surgeon.support.imports import import_onnxruntime, one_line
 from surgeon.support.trees import map_tensors, tensors_in, to_dtype
 
@@ -138,29 +139,32 @@ def _equivariance(
     seed: int,
     kept: Sequence[int] | None,
 ) -> dict[str, float]:
-    generator, group, task = torch.Generator().manual_seed(seed), stripped.group, stripped.task
+    generator, group = torch.Generator().manual_seed(seed), stripped.group
     assert group is not None
+    symmetry = task_symmetry(stripped.task, group)
     approximate = symmetrised_copy(stripped.model, group) is not None
     result: dict[str, float] = {}
     for batch, tree, exact, allowed in zip(batches, trees, exact_trees, bounds, strict=True):
         for _, component, g in group.test_elements(generator, ELEMENTS):
-            moved = _chosen(task.act_output(g, tree), kept)  # type: ignore[attr-defined]
+            moved = _chosen(symmetry.expected(g, tree), kept)
             # Coordinates that are turned or moved have the size of what they are turned into.
             scaled = [max(a, stripped.relative * largest_entry(t)) for a, t in zip(allowed, moved, strict=True)]
-            found = run(task.act(g, batch))  # type: ignore[attr-defined]
+            found = run(*symmetry.moved(g, (batch,)))
             ratio = largest_deviation(found, moved, scaled)
             if ratio > 1 and approximate:
-                own = _own_deviation(stripped, batch, exact, g, kept)
+                own = _own_deviation(stripped, symmetry, batch, exact, g, kept)
                 ratio = largest_deviation(found, moved, [a + b for a, b in zip(scaled, own, strict=True)])
             result[component] = max(result.get(component, 0.0), ratio)
     return result
 
 
-def _own_deviation(stripped: Stripped, batch: Any, exact: Any, g: Tensor, kept: Sequence[int] | None) -> list[float]:
+def _own_deviation(
+    stripped: Stripped, symmetry: Symmetry, batch: Any, exact: Any, g: Tensor, kept: Sequence[int] | None
+) -> list[float]:
     """Return ``max|f(g x) - g f(x)|`` of the float64 model, per output."""
-    task: Any = stripped.task
-    (output,) = outputs_on(stripped.double, task, [task.act(g, to_dtype(batch, model_dtype(stripped.double)))])
-    expected = _chosen(task.act_output(g, exact), kept)
+    moved = symmetry.moved(g, (to_dtype(batch, model_dtype(stripped.double)),))
+    (output,) = outputs_on(stripped.double, stripped.task, moved)
+    expected = _chosen(symmetry.expected(g, exact), kept)
     return [float((a - b).abs().max()) for a, b in zip(_chosen(output, kept), expected, strict=True)]
 
 

@@ -13,7 +13,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.hypotheses import infer_type
 from surgeon.finding.inference.probe import Elements, TensorProbe
-from surgeon.opening.task_calls import can_act
+from surgeon.opening.task_calls import can_act, task_symmetry
 from surgeon.plan import Task
 from surgeon.support.trees import tensors_in
 
@@ -41,8 +41,8 @@ def facts(task: Task, group: Group | None, inputs: Named, outputs: Named) -> dic
         return found
     found["group"] = group.name
     if can_act(task):
-        acting: Any = task
-        for act, named in ((acting.act, inputs), (acting.act_output, outputs)):
+        symmetry = task_symmetry(task, group)
+        for act, named in ((symmetry.act, inputs), (symmetry.expected, outputs)):
             found |= {f"irreps.{name}": words for name, words in _transformations(group, act, *named)}
     return found
 

@@ -15,16 +15,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.forms import LinearForm
 from surgeon.finding.inference.hypotheses import TOLERANCE, vector_types
 from surgeon.finding.measured_ops import Found, linear_types, residual_on_random_features
-from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement, output_errors, perturbed
+from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement, perturbed
 from surgeon.finding.ops import Op, probe_structure, random_like
-from surgeon.recording.record import fresh_copy, unchanged
+from surgeon.recording.record import unchanged
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import map_tensors
@@ -50,7 +49,7 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outc
         One outcome per claim, in order; "unchecked" where the model cannot tell.
     """
     with default_dtype(torch.float64):
-        before = max(output_errors(measurement.changed, measurement.symmetry).values(), default=float("inf"))
+        before = max(measurement.changed.errors(measurement.symmetry).values(), default=float("inf"))
     outcomes: list[Outcome] = ["unchecked"] * len(claims)
     if not measurement.errors or before > OUTPUT_TOLERANCE:
         return outcomes
@@ -192,24 +191,20 @@ def _size(x: Tensor) -> float:
 def _error(measurement: Measurement, additions: Sequence[_Addition]) -> float | None:
     """Return the model's equivariance error, with perturbed weights; None if it does not run or is not finite."""
     twin, symmetry, outputs = measurement.twin, measurement.symmetry, []
-    judges = [g for *_, g in measurement.own.elements.judges]
+    judges = measurement.own.elements.judges
     adders = [_Adder(addition, seed) for seed, addition in enumerate(additions)]
-    assert symmetry.act_output is not None
     try:
         with default_dtype(torch.float64), perturbed(twin), unchanged(twin), ExitStack() as stack:
             for adder in adders:
                 stack.enter_context(adder.addition.op.changing(twin, adder))
-            for index, g in enumerate([torch.eye(symmetry.group.dimension, dtype=torch.float64), *judges]):
+            for g in (None, *(element.g for element in judges)):
                 for adder in adders:
-                    adder.start(g)
-                moved = symmetry.moved(g, measurement.inputs) if index else measurement.inputs
+                    adder.start(torch.eye(symmetry.group.dimension, dtype=torch.float64) if g is None else g)
                 with torch.random.fork_rng(devices=[]):
-                    run = symmetry.forward(twin, *map_tensors(fresh_copy, moved))
-                outputs.append(map_tensors(Tensor.detach, run))
+                    outputs.append(map_tensors(Tensor.detach, symmetry.run(twin, measurement.inputs, g)))
         with default_dtype(torch.float64):  # act_output creates constants as act does
-            expected = [symmetry.act_output(g, outputs[0]) for g in judges]
-        errors = [relative_difference(moved, right) for moved, right in zip(outputs[1:], expected, strict=True)]
+            errors = symmetry.errors(outputs[0], zip(judges, outputs[1:], strict=True))
     except Exception:  # the model is foreign code, and what it is given here it may never have been given
         return None
-    worst = max(errors)
+    worst = max(errors.values())
     return worst if worst < float("inf") else None

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from surgeon.finding.measurement import Measurement, perturbed
 from surgeon.finding.ops import random_like
 from surgeon.plan import Site
-from surgeon.recording.record import fresh_copy, unchanged
+from surgeon.recording.record import unchanged
 from surgeon.support.modes import default_dtype, set_training
-from surgeon.support.trees import Place, map_tensors, tensor_at, tensors_in, with_tensor
+from surgeon.support.trees import Place, tensor_at, tensors_in, with_tensor
 
 
 def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
@@ -59,7 +59,7 @@ def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site]
                 stack.callback(module.register_forward_hook(_adder(site.path_out, found)).remove)
             else:
                 found += [own[name] for name in site.parameters]
-        outputs = symmetry.forward(twin, *map_tensors(fresh_copy, measurement.inputs))
+        outputs = symmetry.run(twin, measurement.inputs)
     generator = torch.Generator().manual_seed(0)
     leaves = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
     flat = list({id(t): t for t in (*(t for found in probes for t in found), *weights.values())}.values())

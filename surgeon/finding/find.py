@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon.algebra.equivariance import Symmetry, call
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import GroupError, NotASymmetryError, PlanError
 from surgeon.finding.annotated_ops import LABELLED, annotated_site, collect_proposals, verify_all
 from surgeon.finding.audit import audit_parameters, with_parents
 from surgeon.finding.combine import Evidence, combine
-from surgeon.finding.inference.symmetry import Symmetry
 from surgeon.finding.measurement import Measurement, double_twin, measure_model
 from surgeon.finding.own_symmetry import symmetry_complaint
 from surgeon.finding.refusal import refusal
@@ -25,12 +25,10 @@ from surgeon.finding.site_check import captured_calls
 from surgeon.finding.usage import WeightUsage
 from surgeon.plan import CHILD, AuditEntry, Plan, Site, Skipped
 from surgeon.recording.candidates import Candidate, find_candidates
-from surgeon.recording.record import Recording, fresh_copy, record, unchanged
+from surgeon.recording.record import Recording, record, unchanged
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
 from surgeon.support.modes import modes_kept, set_training
-from surgeon.support.trees import map_tensors
-
-Forward = Callable[..., Any]
+from surgeon.support.trees import fresh_copy, map_tensors
 
 CONSTANT = "the model's output is the same for every sample of the batch: whether it transforms cannot be seen"
 UNVERIFIED = "not verified: no sample batch, sites come from the layers' annotations alone"
@@ -40,10 +38,10 @@ def find(
     model: nn.Module,
     group: Group | str,
     *inputs: Any,
-    forward: Forward | None = None,
+    forward: Callable[..., Any] | None = None,
     further: Sequence[tuple[Any, ...]] = (),
     adapters: Mapping[str, Adapter] | None = None,
-    act: Callable[..., tuple[Any, ...]] | None = None,
+    act: Callable[..., Any] | None = None,
     act_output: Callable[[torch.Tensor, Any], Any] | None = None,
     twin: nn.Module | None = None,
 ) -> Plan:
@@ -63,7 +61,8 @@ def find(
         further: inputs of more sample calls; what an op needs to be constant, such as the scalar of a tensor product
             that a branch is folded into, has to be so in all of them.
         adapters: adapters by name; default all installed ones.
-        act: how the group acts, ``act(g, *inputs)`` returns a tuple; g of shape (k, k), float64.
+        act: how the group acts, ``act(g, *inputs)``, g of shape (k, k), float64: as a task's ``act(g, batch)``, or of
+            several inputs a tuple of images.
         act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the model's output is seen
             to transform by it.
         twin: a float64 copy of the model; default ``copy.deepcopy(model).double()``.
@@ -79,11 +78,10 @@ def find(
     """
     group = parse_group(group) if isinstance(group, str) else group
     adapters = installed_adapters() if adapters is None else adapters
-    symmetry = None if act is None else Symmetry(group, act, act_output, forward or _call)
+    symmetry = None if act is None else Symmetry(group, act, act_output, forward or call)
     if symmetry is None:
         _check_group(group, adapters)
-    if any(CHILD in name.split(".") for name, _ in model.named_modules()):
-        raise PlanError("expected a model without branches, but it has some already: strip it first")
+    _check_unrelaxed(model)
     proposals, skipped, failures = collect_proposals(model, group, adapters)
     if not inputs and not forward:
         sites = [annotated_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
@@ -92,7 +90,7 @@ def find(
         with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
             recording = record(model, *inputs, forward=forward)
             for more in further:
-                (forward or _call)(model, *map_tensors(fresh_copy, more))
+                (forward or call)(model, *map_tensors(fresh_copy, more))
         annotated, notes = verify_all(model, group, adapters, proposals, recording, calls, skipped)
     plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin)
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
@@ -128,8 +126,9 @@ def _combined(
     return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement, complaint)
 
 
-def _call(model: nn.Module, *inputs: Any) -> Any:
-    return model(*inputs)
+def _check_unrelaxed(model: nn.Module) -> None:
+    if any(CHILD in name.split(".") for name, _ in model.named_modules()):
+        raise PlanError("expected a model without branches, but it has some already: strip it first")
 
 
 def _trainable(model: nn.Module) -> frozenset[str]:

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.equivariance import largest, relative_difference
-from surgeon.errors import CheckFailedError, PlanError, PrecisionError, TaskError, first_line
-from surgeon.finding.inference.probe import Elements, Probe, make_probe
-from surgeon.finding.inference.symmetry import Symmetry, all_rows_equal
+from surgeon.algebra.equivariance import Symmetry, relative_difference
+from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
+from surgeon.finding.inference.probe import Elements, Probe, make_probe, recorded_runs
 from surgeon.finding.ops import random_like
 from surgeon.finding.precision import run_in_double
-from surgeon.recording.record import Recording, plain_tensors, record
+from surgeon.recording.record import Recording, plain_tensors
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, set_training
-from surgeon.support.trees import map_tensors, to_dtype
+from surgeon.support.trees import map_tensors, tensors_in, to_dtype
 
 OUTPUT_TOLERANCE = 1e-5
 """Largest relative equivariance error of a float64 model whose measured sites are accepted without an annotation."""
@@ -109,17 +108,8 @@ class Measurement:
     @cached_property
     def recordings(self) -> list[Recording]:
         """The graphs of the runs with perturbed weights, with all values; made when first asked for."""
-        elements = self.changed.elements.all()
         with default_dtype(torch.float64), perturbed(self.twin), torch.enable_grad():
-            return [
-                record(
-                    self.twin,
-                    *(self.symmetry.moved(g, self.inputs) if index else self.inputs),
-                    forward=self.symmetry.forward,
-                    copies=True,
-                )
-                for index, g in enumerate(elements)
-            ]
+            return recorded_runs(self.twin, self.symmetry, self.inputs, self.changed.elements)
 
     @property
     def constant(self) -> bool:
@@ -164,13 +154,13 @@ def measure_model(
             changed = make_probe(twin, symmetry, inputs, modules, elements)
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does
-        errors = {} if telling is None else output_errors(telling, symmetry)
+        errors = {} if telling is None else telling.errors(symmetry)
     return Measurement(twin, symmetry, inputs, own, changed, errors)
 
 
 def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> None:
     def run() -> Any:
-        return map_tensors(Tensor.detach, symmetry.forward(twin, *map_tensors(Tensor.clone, inputs)))
+        return map_tensors(Tensor.detach, symmetry.run(twin, inputs))
 
     try:
         run_in_double(twin, run)
@@ -188,38 +178,9 @@ def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[An
         )
 
 
-def output_errors(probe: Probe, symmetry: Symmetry) -> dict[str, float]:
-    """Return the largest relative equivariance error of a model's output per component; nothing if it is unknown.
-
-    Raises:
-        TaskError: if ``act_output`` fails.
-    """
-    if symmetry.act_output is None:
-        return {}
-    judges = probe.elements.judges
-    errors: dict[str, float] = {}
-    for (_, component, g), moved in zip(judges, probe.outputs[-len(judges) :], strict=True):
-        try:
-            error = relative_difference(moved, symmetry.act_output(g, probe.outputs[0]))
-        except Exception as problem:
-            raise TaskError(
-                f"act_output fails on the model's output with {type(problem).__name__}: {first_line(problem)}; "
-                "correct act_output(g, outputs)"
-            ) from problem
-        errors[component] = largest(errors.get(component, 0.0), error)
-    return errors
-
-
-def require_trust(measurement: Measurement) -> None:
-    """Refuse to accept sites by measurement alone in a model whose own output does not transform as it should.
-
-    Raises:
-        CheckFailedError: with the error per component.
-    """
-    if measurement.trusted:
-        return
-    worst = ", ".join(f"{error:.1e} under {name}" for name, error in measurement.errors.items())
-    raise CheckFailedError(
-        f"expected {measurement.symmetry.group.name} to be a symmetry of the model, but its output deviates by {worst} "
-        "(relative): choose a smaller group, correct act and act_output, or look for the place with `--find-breaks`"
-    )
+def all_rows_equal(inputs: Any) -> bool:
+    """Tell whether every floating tensor with several rows has equal rows, which shows nothing of a model."""
+    tensors = [
+        tensor for tensor in tensors_in(inputs) if tensor.is_floating_point() and tensor.ndim and len(tensor) > 1
+    ]
+    return bool(tensors) and all(bool((tensor == tensor[:1]).all()) for tensor in tensors)

@@ -1,4 +1,7 @@
-"""Whether a group is a symmetry of the model: each component is judged by the error that the model has anyway."""
+"""Whether a group is the model's own symmetry: each component is judged by the error that the model has anyway.
+
+Networks that are equivariant only approximately, by design, are judged by the exactly equivariant one beside them.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from surgeon.algebra.equivariance import equivariance_error
+from surgeon.algebra.equivariance import Symmetry, equivariance_error
 from surgeon.algebra.groups.core import OTHER_ELEMENTS, Group
 from surgeon.algebra.groups.named import rotations_of
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.finding.inference.symmetry import Symmetry
+from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.finding.measurement import Measurement
-from surgeon.finding.symmetrised import symmetrised_by
-from surgeon.registry import Proposal
+from surgeon.registry import Adapter, Proposal, installed_adapters
+from surgeon.support.copies import copied
 
 NOT_A_SYMMETRY = 0.02
 """Relative error above which a group is not the model's symmetry; approximate non-linearities stay below."""
@@ -64,27 +67,27 @@ def symmetry_complaint(
     if measurement is not None and approximate is None:
         return judged(group, measurement.errors, torch.float64)
     network = model if approximate is None else approximate
-    errors = equivariance_error(
-        lambda given: symmetry.forward(network, *given),
-        [inputs],
-        symmetry.moved,
-        symmetry.act_output,
-        group,
-        count=ELEMENTS,
-    )
+    errors = equivariance_error(network, [inputs], symmetry, count=ELEMENTS)
     dtype = next((value.dtype for value in network.parameters() if value.is_floating_point()), torch.float32)
     medians = {component: error.median for component, error in errors.items()}
     return judged(group, medians, dtype, ", median of elements")
 
 
-def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype, which: str = ", largest") -> str | None:
-    """Judge relative errors per component: rotations by 2 %, all others by ten times the error under rotations.
+def judged(
+    group: Group,
+    errors: Mapping[str, float],
+    dtype: torch.dtype,
+    which: str = ", largest",
+    limit: float = NOT_A_SYMMETRY,
+) -> str | None:
+    """Judge relative errors per component: rotations by a limit, all others by ten times the error under rotations.
 
     Args:
         group: the group.
         errors: component of the group's test elements to the relative error of the model's output under it.
         dtype: in which the model computed.
         which: of each component's errors these are, in words.
+        limit: largest error of any component.
 
     Returns:
         What is wrong, in words; None if nothing is.
@@ -94,16 +97,16 @@ def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype, which:
     if smaller is None and not group.finite:
         own = {group.component_names[0]}
     reference = max((error for component, error in errors.items() if component in own), default=0.0)
-    others = min(NOT_A_SYMMETRY, max(TIMES * reference, ROUNDING.get(dtype, HALF)))
+    others = min(limit, max(TIMES * reference, ROUNDING.get(dtype, HALF)))
     for component in sorted(errors, key=lambda component: component not in own):
         error = errors[component]
-        if error <= (NOT_A_SYMMETRY if component in own else others):
+        if error <= (limit if component in own else others):
             continue
         kind = f"relative, {str(dtype).removeprefix('torch.')}{which}"
         part = " (its connected component)" if not group.finite and component == group.component_names[0] else ""
         told = f"under {component!r}{part} its outputs deviate by {error:.1e} ({kind})"
         advice = "choose a smaller group"
-        if smaller is not None and reference <= NOT_A_SYMMETRY:
+        if smaller is not None and reference <= limit:
             advice = f"choose {smaller}, under which they deviate by {reference:.1e}"
         return (
             f"expected {group.name} to be a symmetry of the model, but {told}: {advice}, correct act and act_output, "
@@ -114,3 +117,38 @@ def judged(group: Group, errors: Mapping[str, float], dtype: torch.dtype, which:
 
 def _components(group: Group) -> set[str]:
     return {element.component for element in group.test_elements(torch.Generator(), random=1)} - {OTHER_ELEMENTS}
+
+
+def symmetrised_copy(model: nn.Module, group: Group, adapters: Mapping[str, Adapter] | None = None) -> nn.Module | None:
+    """Return a copy in which every approximately equivariant op has weights that make it exactly equivariant.
+
+    What such a network breaks of the symmetry is its own; whether the group is the right one, and the actions on its
+    inputs and outputs are, can be seen on the copy.
+
+    Args:
+        model: the network.
+        group: the group.
+        adapters: adapters by name; default all installed ones.
+
+    Returns:
+        The copy; None if no adapter knows such an op in the model.
+    """
+    proposals, _, _ = collect_proposals(model, group, installed_adapters() if adapters is None else adapters)
+    return symmetrised_by(model, proposals)
+
+
+def symmetrised_by(model: nn.Module, proposals: Mapping[str, tuple[str, Proposal]]) -> nn.Module | None:
+    """Do the same for proposals at hand, by name of their module."""
+    changes: dict[str, Tensor] = {
+        f"{name}.{own}".lstrip("."): value
+        for name, (_, proposal) in proposals.items()
+        for own, value in (proposal.symmetrised or {}).items()
+    }
+    if not changes:
+        return None
+    result = copied(model)
+    own = {**dict(result.named_parameters()), **dict(result.named_buffers())}
+    with torch.no_grad():
+        for name, value in changes.items():
+            own[name].copy_(value)
+    return result

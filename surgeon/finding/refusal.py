@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
-from surgeon.errors import CheckFailedError, NotASymmetryError, NothingToRelaxError, SurgeonError
+from surgeon.errors import NotASymmetryError, NothingToRelaxError, SurgeonError
 from surgeon.finding.annotated_ops import INVARIANT
-from surgeon.finding.measurement import Measurement, require_trust
+from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement
+from surgeon.finding.own_symmetry import judged
 from surgeon.plan import AuditEntry, Plan
 
 
@@ -21,11 +23,11 @@ def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> Su
         plan: a plan without sites.
         measurement: runs under the group; None if there are none.
     """
-    if measurement is not None and measurement.errors:
-        try:
-            require_trust(measurement)
-        except CheckFailedError as error:
-            return NotASymmetryError(str(error), plan)
+    if measurement is not None:
+        errors, group = measurement.errors, measurement.symmetry.group
+        complaint = judged(group, errors, torch.float64, limit=OUTPUT_TOLERANCE)
+        if complaint is not None:
+            return NotASymmetryError(complaint, plan)
     reasons = Counter(entry.reason for entry in plan.skipped).most_common(3)
     listed = "; ".join([f"{count} x {reason}" for reason, count in reasons] + list(plan.notes))
     return NothingToRelaxError(

@@ -21,9 +21,9 @@ from torch.nn import functional
 from surgeon.finding.ops import Change, call_forward
 from surgeon.finding.tracer import NotTraceableError as NotTraceableError
 from surgeon.finding.tracer import trace_own_forward
-from surgeon.recording.record import fresh_copy, unchanged
+from surgeon.recording.record import unchanged
 from surgeon.support.modes import modes_kept, set_training
-from surgeon.support.trees import equal, map_tensors
+from surgeon.support.trees import equal, fresh_copy, map_tensors
 
 _ATEN = torch.ops.aten
 CONTRACTIONS: frozenset[Any] = frozenset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -9,6 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.core import Group
 from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.random_numbers import RandomNumbers
 from surgeon.plan import Split, Task
@@ -98,6 +101,12 @@ def primary_metric(task: Task) -> tuple[str, Direction]:
 def can_act(task: Task) -> bool:
     """Tell whether the task says how the group acts on both ends: ``act`` and ``act_output``."""
     return callable(getattr(task, "act", None)) and callable(getattr(task, "act_output", None))
+
+
+def task_symmetry(task: Task, group: Group) -> Symmetry:
+    """Return how a group acts on both ends of a task's models; the task has ``act``, and perhaps ``act_output``."""
+    acting: Any = task
+    return Symmetry(group, acting.act, getattr(acting, "act_output", None), functools.partial(task_forward, task))
 
 
 def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:

@@ -24,7 +24,7 @@ from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.description import check_code
 from surgeon.opening.evaluation import evaluate, fitted, in_evaluation_mode, is_better, outputs_on
 from surgeon.opening.evaluation import model_dtype as model_dtype
-from surgeon.opening.task_calls import can_act, primary_metric, task_batches, task_forward
+from surgeon.opening.task_calls import can_act, primary_metric, task_batches, task_forward, task_symmetry
 from surgeon.opening.tasks import LoadedTask, sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import (
@@ -86,18 +86,10 @@ def task_equivariance(
         settings: how much to measure.
         watch: as in :func:`equivariance_error`.
     """
-    batches = [to_dtype(batch, model_dtype(model)) for batch in sample_batches(task, settings.batches)]
+    samples = [(to_dtype(batch, model_dtype(model)),) for batch in sample_batches(task, settings.batches)]
+    symmetry = task_symmetry(task.task, group)
     with in_evaluation_mode(model):
-        return equivariance_error(
-            lambda batch: task_forward(task.task, model, batch),
-            batches,
-            task.task.act,  # type: ignore[attr-defined]
-            task.task.act_output,  # type: ignore[attr-defined]
-            group,
-            count=settings.elements,
-            seed=settings.seed,
-            watch=watch,
-        )
+        return equivariance_error(model, samples, symmetry, count=settings.elements, seed=settings.seed, watch=watch)
 
 
 def both_precisions(

@@ -20,7 +20,7 @@ from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.recording.scripted import as_written
-from surgeon.support.trees import map_tensors, tensors_in
+from surgeon.support.trees import fresh_copy, map_tensors, tensors_in
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,3 @@ def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {each[0]: tuple(each) for each in names.values() if len(each) > 1}
-
-
-def fresh_copy(tensor: Tensor) -> Tensor:
-    """Return a copy that a run may change in place without the user's tensor noticing."""
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)

@@ -112,6 +112,11 @@ def _attributes(tree: Any) -> dict[str, Any]:
     return dict(attributes) if isinstance(attributes, dict) else {}
 
 
+def fresh_copy(tensor: Tensor) -> Tensor:
+    """Return a copy that a run may change in place without the user's tensor noticing."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
 def to_device(tree: Any, device: torch.device | str) -> Any:
     """Return ``tree`` with every tensor on ``device``; objects that have only ``to`` are moved by it."""
     return _Mapper(lambda tensor: tensor.to(device), lambda item: item.to(device)).map(tree)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import relative_difference
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import average
 from surgeon.editing.branch import Branch
 from surgeon.editing.insert import relax
@@ -24,7 +23,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, GroupError, SurgeonError
 from surgeon.files.loading import load_into
 from surgeon.finding.find import find
-from surgeon.opening.task_calls import task_batches, task_forward, task_loss
+from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_symmetry
 from surgeon.plan import Plan, Task
 from surgeon.proof.certificate import Architecture
 from surgeon.registry import Adapter, DescribesModels, OffersTask, installed_adapters
@@ -45,7 +44,6 @@ class AdapterContract:
     Attributes:
         adapter: ``package.module:attribute``, as it is registered.
         libraries: import names of the libraries that importing the adapter must not import.
-        group: name of the sample's group.
         annotates: False for an adapter that leaves all annotations to others.
         folds: False for a family in which no op's own weights can hold a branch.
         tolerance: largest relative deviation, in float64, of what only rounding may change.
@@ -55,15 +53,13 @@ class AdapterContract:
         class TestE3nn(AdapterContract):
             adapter = "surgeon_adapters.e3nn_layers.adapter:adapter"
             libraries = ("e3nn",)
-            group = "O3"
 
             def sample(self) -> Model:
-                return Model(Net().double(), (batch,), forward, act, act_output)
+                return Model(Net().double(), (batch,), Symmetry(parse_group("O3"), act, act_output, forward))
     """
 
     adapter: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]] = ()
-    group: ClassVar[str]
     annotates: ClassVar[bool] = True
     folds: ClassVar[bool] = True
     tolerance: ClassVar[float] = ROUNDING
@@ -101,10 +97,10 @@ class AdapterContract:
 
     def test_the_sample_is_equivariant(self) -> None:
         """Otherwise nothing that follows means anything; and the group really acts on its inputs."""
-        model, group = self.sample(), parse_group(self.group)
-        elements = torch.stack([element.g for element in group.test_elements(torch.Generator().manual_seed(0), 2)])
+        model = self.sample()
+        elements = _elements(model, seed=0)
         assert model.error(elements) <= self.tolerance
-        changes = [relative_difference(model.act(g, *model.inputs), model.inputs) for g in elements]
+        changes = [relative_difference(model.symmetry.moved(g, model.inputs), model.inputs) for g in elements]
         assert max(changes) > BROKEN, "the group does not act on the sample's inputs"
 
     def test_proposals_are_found_and_verified(self) -> None:
@@ -119,7 +115,7 @@ class AdapterContract:
     def test_foreign_modules_are_left_alone(self) -> None:
         """A module of no family gets neither proposal nor description, and nothing is rebuilt from its tensors."""
         adapter, foreign = self.loaded(), nn.Sequential(nn.Linear(3, 3))
-        assert adapter.propose(foreign, parse_group(self.group)) is None
+        assert adapter.propose(foreign, self.sample().symmetry.group) is None
         assert adapter.rebuild(foreign.state_dict()) is None
         assert not isinstance(adapter, DescribesModels) or adapter.describe(foreign) is None
 
@@ -188,16 +184,8 @@ class AdapterContract:
             batch = next(iter(task_batches(task, split, 0)))
             assert torch.isfinite(task_loss(task, task_forward(task, model.module, batch), batch))
         self._check_training(task, model.module, batch)
-        own = Model(
-            model.module,
-            (batch,),
-            lambda module, x: task_forward(task, module, x),
-            lambda g, x: (task.act(g, x),),
-            task.act_output,
-        )
-        group = parse_group(self.group)
-        elements = torch.stack([element.g for element in group.test_elements(torch.Generator().manual_seed(1), 2)])
-        assert own.error(elements) <= self.tolerance
+        own = dataclasses.replace(model, inputs=(batch,), symmetry=task_symmetry(task, model.symmetry.group))
+        assert own.error(_elements(own, seed=1)) <= self.tolerance
 
     def _check_training(self, task: Task, module: nn.Module, batch: Mapping[str, Any]) -> None:
         module.train()
@@ -207,10 +195,16 @@ class AdapterContract:
         module.eval()
 
     def _plan(self, model: Model) -> Plan:
-        return find(model.module, self.group, *model.inputs, forward=model.forward, adapters=self._adapters())
+        symmetry, adapters = model.symmetry, self._adapters()
+        return find(model.module, symmetry.group, *model.inputs, forward=symmetry.forward, adapters=adapters)
 
     def _adapters(self) -> dict[str, Adapter]:
         return {**installed_adapters(), self.loaded().name: self.loaded()}
+
+
+def _elements(model: Model, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([element.g for element in model.symmetry.group.test_elements(generator, 2)])
 
 
 def _outputs(model: Model) -> list[Tensor]:

@@ -1,14 +1,13 @@
-"""Whether a function is equivariant."""
+"""Whether a function of rows is equivariant."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.equivariance import Symmetry, equivariance_error
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import CheckFailedError
 
@@ -48,14 +47,16 @@ def assert_equivariant(
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, rho_in.dimension, generator=generator, dtype=torch.float64).to(dtype)
-    group = rho_in.group
-    output, errors = function(x), {}
-    for label, _, g in group.test_elements(generator, elements):
-        (moved,), (expected,) = (rho.action(g).to(x).apply(y) for rho, y in ((rho_in, x), (rho_out, output)))
-        errors[label] = relative_difference(function(moved), expected)
-    worst = max(errors, key=lambda label: math.inf if math.isnan(errors[label]) else errors[label])
-    if not errors[worst] <= TOLERANCE[dtype]:
+
+    def action(rho: Representation) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda g, y: rho.action(g).to(x).apply(y)[0]
+
+    symmetry = Symmetry(rho_in.group, action(rho_in), action(rho_out))
+    errors = equivariance_error(function, [(x,)], symmetry, count=elements, seed=seed)
+    worst = max(errors.values(), key=lambda error: error.maximum)
+    if not worst.maximum <= TOLERANCE[dtype]:
         raise CheckFailedError(
-            f"expected a map that is equivariant under {group.name} ({rho_in} -> {rho_out}), but under its element "
-            f"{worst!r} it deviates by {errors[worst]:.1e} relative to its output, allowed {TOLERANCE[dtype]:.0e}"
+            f"expected a map that is equivariant under {rho_in.group.name} ({rho_in} -> {rho_out}), but under its "
+            f"element {worst.worst!r} it deviates by {worst.maximum:.1e} relative to its output, allowed "
+            f"{TOLERANCE[dtype]:.0e}"
         )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.equivariance import relative_difference
-from surgeon.algebra.groups.core import Group
-from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.core import GroupElement
 from surgeon.editing.branch import Branch
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
@@ -20,7 +18,7 @@ from surgeon.errors import CheckFailedError
 from surgeon.finding.find import in_training_mode
 from surgeon.plan import CHILD, Plan
 from surgeon.recording.compare import compare_graphs, erase_branches, forward_part
-from surgeon.recording.record import Recording, fresh_copy, record, unchanged
+from surgeon.recording.record import Recording, record, unchanged
 from surgeon.support.modes import set_training
 from surgeon.support.trees import map_tensors, tensors_in
 
@@ -34,32 +32,26 @@ TIMES = 1000
 
 @dataclass(frozen=True)
 class Model:
-    """A model with a sample call and the group's actions.
+    """A model with a sample call and a symmetry that it should have.
 
     Attributes:
         module: the network, in float64.
         inputs: one sample call.
-        forward: how to call it.
-        act: ``act(g, *inputs)`` returns a tuple.
-        act_output: ``act_output(g, outputs)``.
+        symmetry: the group, how it acts on both ends, and how the network is called.
     """
 
     module: nn.Module
     inputs: tuple[Any, ...]
-    forward: Callable[..., Any]
-    act: Callable[..., tuple[Any, ...]]
-    act_output: Callable[[Tensor, Any], Any]
+    symmetry: Symmetry
 
     def run(self, g: Tensor | None = None) -> Any:
         """Return the outputs, of inputs moved by g if one is given."""
-        given = self.inputs if g is None else self.act(g, *self.inputs)
-        return self.forward(self.module, *map_tensors(fresh_copy, given))
+        return self.symmetry.run(self.module, self.inputs, g)
 
     def error(self, elements: Tensor) -> float:
-        """Return the largest relative equivariance error under some elements."""
-        base = map_tensors(Tensor.detach, self.run())
-        moved = ((g, map_tensors(Tensor.detach, self.run(g))) for g in elements)
-        return max(relative_difference(output, self.act_output(g, base)) for g, output in moved)
+        """Return the largest relative equivariance error under some elements, shape (n, k, k)."""
+        moved = ((GroupElement("", "", g), map_tensors(Tensor.detach, self.run(g))) for g in elements)
+        return max(self.symmetry.errors(map_tensors(Tensor.detach, self.run()), moved).values())
 
 
 def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
@@ -78,7 +70,7 @@ def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
     Raises:
         CheckFailedError: with the site and what was measured.
     """
-    module, group = model.module, parse_group(plan.group)
+    module = model.module
     state = {key: value.clone() for key, value in module.state_dict().items()}
     set_training(module, False)
     before, graph = map_tensors(Tensor.detach, model.run()), _record(model)
@@ -86,7 +78,7 @@ def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
     try:
         _require_equal(before, map_tensors(Tensor.detach, model.run()))
         _check_graph(graph, _record(model), relaxation)
-        _check_effects(model, relaxation, group, seed)
+        _check_effects(model, relaxation, seed)
         _check_gradients(model, relaxation)
     finally:
         relaxation.enable_penalty(False)
@@ -101,7 +93,7 @@ def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
 
 def _record(model: Model) -> Recording:
     with in_training_mode(model.module):
-        return record(model.module, *model.inputs, forward=model.forward)
+        return record(model.module, *model.inputs, forward=model.symmetry.forward)
 
 
 def _require_equal(before: Any, after: Any) -> None:
@@ -120,10 +112,10 @@ def _check_graph(before: Recording, after: Recording, relaxation: Relaxation) ->
         raise CheckFailedError(f"expected branches to run as often as planned, {planned}, got {dict(calls)}")
 
 
-def _check_effects(model: Model, relaxation: Relaxation, group: Group, seed: int) -> None:
+def _check_effects(model: Model, relaxation: Relaxation, seed: int) -> None:
     """Break the symmetry through one site at a time."""
     generator = torch.Generator().manual_seed(seed)
-    elements = torch.stack([element.g for element in group.test_elements(generator, 1)])
+    elements = torch.stack([element.g for element in model.symmetry.group.test_elements(generator, 1)])
     original = model.error(elements)
     for key, branch in relaxation.branches.items():
         _scale_to_op(model, branch)

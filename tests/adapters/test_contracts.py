@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon_adapters.zoo.vector_neurons.adapter as vector_neurons
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import FoldMap
@@ -31,7 +32,6 @@ def _act(rho: str, g: Tensor, x: Tensor) -> Tensor:
 class TestE3nn(AdapterContract):
     adapter = "surgeon_adapters.e3nn_layers.adapter:adapter"
     libraries = ("e3nn", "scipy")
-    group = "O3"
 
     def sample(self) -> Model:
         torch.manual_seed(0)
@@ -40,9 +40,11 @@ class TestE3nn(AdapterContract):
         return Model(
             net,
             (x,),
-            lambda module, features: module(features),
-            lambda g, features: (_act(net.rho_in, g, features),),
-            lambda g, output: _act(net.rho_out, g, output),
+            Symmetry(
+                parse_group("O3"),
+                lambda g, features: _act(net.rho_in, g, features),
+                lambda g, output: _act(net.rho_out, g, output),
+            ),
         )
 
 
@@ -63,17 +65,16 @@ class VectorNeurons(AdapterContract):
 
     __test__ = False
     adapter = "surgeon_adapters.zoo.vector_neurons.adapter:adapter"
-    group = "SO3"
 
     def sample(self) -> Model:
         torch.manual_seed(0)
         net = nn.Sequential(VNLayer(2, 5), VNLayer(5, 3)).double().eval()
         x = torch.randn(2, 2, 3, 7, dtype=torch.float64)
-        return Model(net, (x,), lambda module, points: module(points), _turned, lambda g, output: _turned(g, output)[0])
+        return Model(net, (x,), Symmetry(parse_group("SO3"), _turned, _turned))
 
 
-def _turned(g: Tensor, points: Tensor) -> tuple[Tensor]:
-    return (torch.einsum("xy,bcyn->bcxn", g.to(points), points),)
+def _turned(g: Tensor, points: Tensor) -> Tensor:
+    return torch.einsum("xy,bcyn->bcxn", g.to(points), points)
 
 
 class Lying(BaseAdapter):
@@ -107,7 +108,7 @@ class _Broken(VectorNeurons):
 def test_copies_of_the_published_layers_are_annotated() -> None:
     copies = VectorNeurons()
     model = copies.sample()
-    plan = find(model.module, copies.group, *model.inputs, forward=model.forward)
+    plan = find(model.module, "SO3", *model.inputs)
     assert {site.key: site.adapter for site in plan.sites} == {"0.map_to_feat.input": "vn", "1.map_to_feat.input": "vn"}
     copies.test_proposals_are_found_and_verified()
     copies.test_each_branch_breaks_equivariance()

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, regular, trivial
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import PlanError
-from surgeon.finding.symmetrised import symmetrised_copy
+from surgeon.finding.own_symmetry import symmetrised_copy
 from surgeon.plan import Plan
 from surgeon.registry import BaseAdapter, Proposal, Refusal
 from surgeon.testing.contract import AdapterContract
@@ -59,9 +59,11 @@ def model(module: nn.Module) -> Model:
     return Model(
         module,
         (x,),
-        lambda each, frames: each(frames),
-        lambda g, frames: (fields("vector", 2).act(g, frames),),
-        lambda g, output: fields("vector", 1).act(g, output),
+        Symmetry(
+            C4,
+            lambda g, frames: fields("vector", 2).act(g, frames),
+            lambda g, output: fields("vector", 1).act(g, output),
+        ),
     )
 
 
@@ -71,16 +73,14 @@ def plan_of(module: nn.Module) -> Plan:
         module,
         C4,
         *case.inputs,
-        forward=case.forward,
-        act=case.act,
-        act_output=case.act_output,
+        act=case.symmetry.act,
+        act_output=case.symmetry.act_output,
         adapters={adapter.name: adapter},
     )
 
 
 class TestContract(AdapterContract):
     adapter = "surgeon_adapters.zoo.relaxed_convolutions.adapter:adapter"
-    group = "C4"
     folds = False
 
     def sample(self) -> Model:

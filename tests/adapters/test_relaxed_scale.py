@@ -14,7 +14,7 @@ from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError
 from surgeon.finding.forms import row_representations
-from surgeon.finding.symmetrised import symmetrised_copy
+from surgeon.finding.own_symmetry import symmetrised_copy
 from surgeon.plan import Plan
 from surgeon.registry import Refusal
 from surgeon_adapters.zoo.relaxed_convolutions.adapter import FRAME, adapter, velocities

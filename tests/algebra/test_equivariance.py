@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.algebra.equivariance import equivariance_error, projection_error, relative_difference, summarise
+from surgeon.algebra.equivariance import Symmetry, equivariance_error, projection_error, relative_difference, summarise
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 
@@ -21,8 +21,8 @@ def turn(g: Tensor, x: Any) -> Any:
 
 
 def errors(function: Any, group: str = "O3", **settings: int) -> Any:
-    batches = [torch.randn(5, 3, dtype=DOUBLE) for _ in range(2)]
-    return equivariance_error(function, batches, turn, turn, parse_group(group), **settings)
+    batches = [(torch.randn(5, 3, dtype=DOUBLE),) for _ in range(2)]
+    return equivariance_error(function, batches, Symmetry(parse_group(group), turn, turn), **settings)
 
 
 def test_an_equivariant_function_has_none_and_a_matrix_has_some() -> None:
@@ -44,7 +44,7 @@ def test_a_map_that_is_broken_under_reflections_alone_is_seen_with_every_seed(na
     group, batch = parse_group(name), torch.randn(5, 2, dtype=DOUBLE)
     quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=DOUBLE)
     for seed in range(10):
-        found = equivariance_error(lambda x: x @ quarter, [batch], turn, turn, group, count=2, seed=seed)
+        found = equivariance_error(lambda x: x @ quarter, [(batch,)], Symmetry(group, turn, turn), count=2, seed=seed)
         assert found["rotation"].maximum < 1e-12
         assert (found["reflection"].maximum, found["reflection"].worst) == (pytest.approx(2.0), "reflection")
 
@@ -57,7 +57,7 @@ def test_the_worst_element_is_named() -> None:
     def fails_once(x: Tensor) -> Tensor:
         return 3 * x if torch.equal(x, batch @ drawn["random inversion 2"].T) else x
 
-    found = equivariance_error(fails_once, [batch], turn, turn, group, count=4)
+    found = equivariance_error(fails_once, [(batch,)], Symmetry(group, turn, turn), count=4)
     assert (found["inversion"].worst, found["inversion"].maximum) == ("random inversion 2", pytest.approx(2.0))
     assert found["inversion"].median == 0.0
     assert found["identity"].maximum == 0.0
@@ -136,7 +136,7 @@ def test_summaries_keep_non_finite_errors_visible() -> None:
 
 def test_no_batch_is_an_error() -> None:
     with pytest.raises(TaskError, match="at least one"):
-        equivariance_error(lambda x: x, [], turn, turn, parse_group("O3"))
+        equivariance_error(lambda x: x, [], Symmetry(parse_group("O3"), turn, turn))
 
 
 def test_projection_error_is_the_mean_over_batches() -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import surgeon
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.branch import Branch, branches_of
 from surgeon.editing.insert import detach
 from surgeon.editing.rewrite import install
@@ -47,7 +49,7 @@ both = pytest.mark.parametrize("kind", KINDS)
 
 
 def plan_of(module: nn.Module) -> Plan:
-    return surgeon.find(module, "SO3", vectors(), act=lambda g, x: (x @ g.T,), act_output=lambda g, y: y, adapters={})
+    return surgeon.find(module, "SO3", vectors(), act=lambda g, x: x @ g.T, act_output=lambda g, y: y, adapters={})
 
 
 def relaxed(kind: str, tmp_path: Path) -> nn.Module:
@@ -62,8 +64,8 @@ def test_sites_are_found_and_sound(kind: str, tmp_path: Path) -> None:
     plan = plan_of(module)
     assert [site.key for site in plan.sites] == ["first", "second"]
     assert [site.parameters for site in plan.sites] == [("first",), ("second",)]
-    run = Model(module, (vectors(),), lambda model, x: model(x), lambda g, x: (x @ g.T,), lambda g, y: y)
-    check_plan(run, plan)
+    symmetry = Symmetry(parse_group("SO3"), lambda g, x: x @ g.T, lambda g, y: y)
+    check_plan(Model(module, (vectors(),), symmetry), plan)
 
 
 @both

@@ -47,7 +47,7 @@ def prepared(kind: str) -> tuple[nn.Module, Plan]:
     torch.manual_seed(0)
     net = fx.symbolic_trace(Raw()) if kind == "graph" else Raw()
     x = torch.randn(6, 3, 2, dtype=torch.float64)
-    action = {"act": lambda g, x: (g @ x,), "act_output": lambda g, y: g @ y, "adapters": {}}
+    action = {"act": lambda g, x: g @ x, "act_output": lambda g, y: g @ y, "adapters": {}}
     return net, surgeon.find(net, "SO3", x, **action)
 
 
@@ -144,7 +144,7 @@ def test_a_module_that_caches_by_mode_works_after_it_was_inspected(outer: bool, 
     net[0].train(inner)
     modes, keys = [part.training for part in net.modules()], list(net.state_dict())
     x = torch.randn(5, 3, 2, dtype=torch.float64)
-    surgeon.find(net, "SO3", x, act=lambda g, x: (g @ x,), act_output=lambda g, y: g @ y, adapters={})
+    surgeon.find(net, "SO3", x, act=lambda g, x: g @ x, act_output=lambda g, y: g @ y, adapters={})
     assert [part.training for part in net.modules()] == modes
     assert list(net.state_dict()) == keys
     net(x)

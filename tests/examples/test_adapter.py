@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 from surgeon.opening.open import open_path
 from surgeon.opening.tasks import load_task
@@ -71,7 +73,6 @@ def data_file(folder: Path) -> Path:
 class TestArrows(AdapterContract):
     adapter = "arrows_surgeon:adapter"
     libraries = ("arrows",)
-    group = "O3"
 
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path) -> None:
@@ -82,9 +83,11 @@ class TestArrows(AdapterContract):
         return Model(
             network(),
             (batch["positions"], batch["velocities"]),
-            lambda module, positions, velocities: module(positions, velocities),
-            lambda g, *vectors: tuple(x @ g.T.to(x) for x in vectors),
-            lambda g, output: output @ g.T.to(output),
+            Symmetry(
+                parse_group("O3"),
+                lambda g, *vectors: tuple(x @ g.T.to(x) for x in vectors),
+                lambda g, output: output @ g.T.to(output),
+            ),
         )
 
     def data(self) -> Path:

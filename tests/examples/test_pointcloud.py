@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import ShapeError, UsageError
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.plan import Task
 from surgeon.testing.soundness import Model, check_plan
 from surgeon_adapters.zoo.vector_neurons import layers
@@ -207,7 +209,7 @@ def test_order_of_points_does_not_matter(name: str) -> None:
 def test_annotation_and_measurement_agree_and_the_plan_is_sound(name: str, pooling: str) -> None:
     task, model = small_task(network=name), network(name, pooling)
     batch = next(iter(task.batches("train", 0)))
-    actions = {"act": lambda g, given: (task.act(g, given),), "act_output": task.act_output}
+    actions: Any = {"act": task.act, "act_output": task.act_output}
     annotated = surgeon.find(model, "SO3", batch, forward=task.forward)
     measured = surgeon.find(model, "SO3", batch, forward=task.forward, adapters={}, **actions)
     both = surgeon.find(model, "SO3", batch, forward=task.forward, **actions)
@@ -216,7 +218,7 @@ def test_annotation_and_measurement_agree_and_the_plan_is_sound(name: str, pooli
     assert {site.source for site in both.sites} == {"both"}
     assert not both.notes
     assert not [entry for entry in both.audit if entry.coverage in ("unexplained", "not equivariant")]
-    check_plan(Model(model, (batch,), task.forward, actions["act"], task.act_output), measured)
+    check_plan(Model(model, (batch,), task_symmetry(task, parse_group("SO3"))), measured)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -245,7 +247,7 @@ def test_measurement_finds_every_linear_layer_on_vectors(name: str, pooling: str
         "SO3",
         batch,
         forward=task.forward,
-        act=lambda g, given: (task.act(g, given),),
+        act=task.act,
         act_output=task.act_output,
         adapters={},
     )

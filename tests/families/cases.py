@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.plan import Plan
 from surgeon.support.modes import default_dtype
 from surgeon.testing.soundness import Model, check_plan
@@ -35,7 +37,7 @@ class FamilyCase:
             self.group,
             self.batch,
             forward=self.forward,
-            act=lambda g, batch: (self.act(g, batch),),
+            act=self.act,
             act_output=self.act_output,
             **options,
         )
@@ -46,7 +48,8 @@ class FamilyCase:
 
     def model(self) -> Model:
         """What the soundness check takes."""
-        return Model(self.module, (self.batch,), self.forward, lambda g, batch: (self.act(g, batch),), self.act_output)
+        symmetry = Symmetry(parse_group(self.group), self.act, self.act_output, self.forward)
+        return Model(self.module, (self.batch,), symmetry)
 
     def check(self, plan: Plan) -> None:
         """Check a plan on the model."""

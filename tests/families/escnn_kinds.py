@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.support.copies import copied
 from surgeon.testing.soundness import Model
 
@@ -154,4 +156,4 @@ def model_of(kind: str) -> Model:
     # a copy: escnn shares bases between the models of a process, and a cast would reach them all
     module = copied(task.model()).double().eval()
     batch = next(task.batches("validation", 0)).double()[:4]
-    return Model(module, (batch,), lambda net, x: net(x), lambda g, x: (task.act(g, x),), task.act_output)
+    return Model(module, (batch,), task_symmetry(task, parse_group(KINDS[kind][0])))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, ModelNotFoundError
 from surgeon.export.capture import captured
@@ -46,9 +46,9 @@ def call(module: nn.Module, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"energy": energy, "forces": forces}
 
 
-def act(g: Tensor, given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]]:
+def act(g: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     moved = given["pos"] @ g[:3, :3].T.to(given["pos"])
-    return ({**given, "pos": moved + g[:3, 3] if len(g) == 4 else moved},)
+    return {**given, "pos": moved + g[:3, 3] if len(g) == 4 else moved}
 
 
 def act_output(g: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def shared(name: str) -> nn.Module:
 
 
 def of(module: nn.Module) -> Model:
-    return Model(module, (molecules(),), call, act, act_output)
+    return Model(module, (molecules(),), Symmetry(parse_group("SO3"), act, act_output, call))
 
 
 def sample(settings: dict[str, Any]) -> Model:
@@ -79,7 +79,6 @@ def error(model: Model, group: str) -> float:
 class TestContract(AdapterContract):
     adapter = "surgeon_adapters.zoo.equiformer.adapter:adapter"
     libraries = ("e3nn", "scipy")
-    group = "SO3"
     annotates = False  # its layers are e3nn's
 
     def sample(self) -> Model:

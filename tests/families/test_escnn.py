@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import surgeon
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 from surgeon.finding.annotated_ops import INVARIANT
 from surgeon.testing.soundness import Model, check_plan
@@ -88,7 +90,7 @@ def test_kernels_between_scalar_fields_are_free_only_if_they_have_one_point(anno
     model = copy.deepcopy(Scalars(gspaces.rot2dOnR2(4))).double().eval()
     x = torch.randn(2, 1, 7, 7, dtype=torch.float64)
     options = {} if annotated else {"adapters": {}}
-    plan = surgeon.find(model, "C4", x, act=lambda g, x: (turn(g, x),), act_output=lambda g, y: y, **options)
+    plan = surgeon.find(model, "C4", x, act=turn, act_output=lambda g, y: y, **options)
     assert [(site.name, site.shape) for site in plan.sites] == [("wide", (3, 1, 3, 3))]
     assert {entry.reason for entry in plan.audit if entry.parameter == "narrow.weights"} == {INVARIANT}
-    check_plan(Model(model, (x,), lambda net, x: net(x), lambda g, x: (turn(g, x),), lambda g, y: y), plan)
+    check_plan(Model(model, (x,), Symmetry(parse_group("C4"), turn, lambda g, y: y)), plan)

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 class TestEscnn(AdapterContract):
     adapter = "surgeon_adapters.escnn.adapter:adapter"
     libraries = ("escnn", "scipy")
-    group = "C4"
     folds = False
     # escnn computes its bases in float32
     tolerance = 1e-6
@@ -46,20 +45,20 @@ class OfKind(AdapterContract):
 
 
 class TestDihedralImages(OfKind):
-    kind, group = "d4-images", "D4"
+    kind = "d4-images"
 
 
 class TestAllPlanarMotions(OfKind):
-    kind, group = "o2-vectors", "O2"
+    kind = "o2-vectors"
 
 
 class TestVolumes(OfKind):
-    kind, group = "so3-volumes", "OCTA"
+    kind = "so3-volumes"
 
 
 class TestRotationsOfSpace(OfKind):
-    kind, group = "so3-vectors", "SO3"
+    kind = "so3-vectors"
 
 
 class TestReflectionsOfSpace(OfKind):
-    kind, group = "o3-vectors", "O3"
+    kind = "o3-vectors"

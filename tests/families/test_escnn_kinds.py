@@ -31,7 +31,7 @@ ROUNDING = 1e-5
 
 
 def plan_of(model: Model, group: str, **options: Any) -> surgeon.Plan:
-    return surgeon.find(model.module, group, *model.inputs, forward=model.forward, **options)
+    return surgeon.find(model.module, group, *model.inputs, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

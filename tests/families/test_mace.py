@@ -70,7 +70,7 @@ def test_a_lie_about_parity_is_noticed(case: FamilyCase) -> None:
             "O3",
             case.batch,
             forward=case.forward,
-            act=lambda g, batch: (case.act(g, batch),),
+            act=case.act,
             act_output=lambda g, out: case.act_output(g * torch.linalg.det(g), out),
             adapters={},
         )

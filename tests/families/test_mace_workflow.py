@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.opening.workspace import Workspace
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
@@ -96,7 +98,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class TestContract(AdapterContract):
     adapter = "surgeon_adapters.mace.adapter:adapter"
     libraries = ("mace", "e3nn", "ase")
-    group = "O3"
     annotates = False  # its layers are e3nn's
     tolerance = 1e-7  # constants of a float32 checkpoint
 
@@ -104,7 +105,7 @@ class TestContract(AdapterContract):
         module = open_path(WEIGHTS).model.double().eval()
         task = MaceTask(DATA, batch_size=3).for_model(module)
         batch = next(iter(task.batches("validation", 0)))
-        return Model(module, (batch,), task.forward, lambda g, x: (task.act(g, x),), task.act_output)
+        return Model(module, (batch,), task_symmetry(task, parse_group("O3")))
 
     def data(self) -> Path:
         return DATA

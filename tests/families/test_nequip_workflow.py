@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.files.container import write_container
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.support.modes import default_dtype
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
@@ -90,7 +92,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class TestContract(AdapterContract):
     adapter = "surgeon_adapters.nequip.adapter:adapter"
     libraries = ("nequip", "e3nn", "ase", "lightning", "hydra")
-    group = "O3"
     annotates = False  # its layers are e3nn's
 
     def sample(self) -> Model:
@@ -98,7 +99,7 @@ class TestContract(AdapterContract):
             module = build(SETTINGS).eval()
         task = NequipTask(DATA, batch_size=3).for_model(module)
         batch = next(iter(task.batches("validation", 0)))
-        return Model(module, (batch,), task.forward, lambda g, x: (task.act(g, x),), task.act_output)
+        return Model(module, (batch,), task_symmetry(task, parse_group("O3")))
 
     def data(self) -> Path:
         return DATA

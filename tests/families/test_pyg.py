@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.finding.find import find
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.support.trees import equal, map_tensors, tensor_at, tensor_leaves, to_device, to_dtype, with_tensor
 from surgeon.testing.soundness import Model, check_plan
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon
@@ -109,13 +112,13 @@ def test_a_branch_reads_and_writes_features_on_edges_of_one_type() -> None:
     net, data = HeteroNet().double(), hetero()
     data[EDGES].vectors = torch.randn(3, 3, 3, dtype=torch.float64)
 
-    def act(g: Tensor, data: Any) -> tuple[Any]:
+    def act(g: Tensor, data: Any) -> Any:
         moved = data.clone()
         moved[EDGES].vectors = torch.einsum("ij,ejc->eic", g, data[EDGES].vectors)
-        return (moved,)
+        return moved
 
-    model = Model(net, (data,), lambda net, x: net(x), act, lambda g, y: y @ g.T)
-    plan = find(net, "O3", data, act=act, act_output=model.act_output)
+    model = Model(net, (data,), Symmetry(parse_group("O3"), act, lambda g, y: y @ g.T))
+    plan = find(net, "O3", data, act=act, act_output=model.symmetry.act_output)
     sites = {site.name: site for site in plan.sites}
     assert sites.keys() == {"embed", "mix", "readout"}
     assert sites["mix"].path_in == sites["mix"].path_out == ("atom__near__site", "vectors")
@@ -132,7 +135,7 @@ def test_a_mapped_batch_still_knows_its_graphs() -> None:
 def sample() -> Model:
     torch.manual_seed(0)
     net, batch = pyg_task.Net().double().eval(), to_dtype(batch_of(), torch.float64)
-    return Model(net, (batch,), lambda model, x: model(x), lambda g, x: (TASK.act(g, x),), TASK.act_output)
+    return Model(net, (batch,), task_symmetry(TASK, parse_group("O3")))
 
 
 def test_sites_are_found_and_sound() -> None:
@@ -146,10 +149,9 @@ def test_sites_are_found_and_sound() -> None:
         model.module,
         "O3",
         *model.inputs,
-        act=model.act,
-        act_output=model.act_output,
+        act=TASK.act,
+        act_output=TASK.act_output,
         adapters={},
-        forward=model.forward,
     )
     assert {site.name for site in measured.sites} == {site.name for site in plan.sites}
     check_plan(model, plan)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import PlanError
 from surgeon.finding.find import find
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.support.trees import to_dtype
 from surgeon.testing.soundness import Model, check_plan
 from tests.commands import Surgeon
@@ -30,8 +32,8 @@ def double_batch() -> Any:
 def test_a_linear_map_on_every_edge_is_found_and_sound() -> None:
     """The first round of messages is given vectors that are 0."""
     net = pyg_messages.Net().double().eval()
-    model = Model(net, (double_batch(),), lambda net, x: net(x), lambda g, x: (TASK.act(g, x),), TASK.act_output)
-    plan = find(net, "O3", *model.inputs, act=model.act, act_output=model.act_output)
+    model = Model(net, (double_batch(),), task_symmetry(TASK, parse_group("O3")))
+    plan = find(net, "O3", *model.inputs, act=TASK.act, act_output=TASK.act_output)
     assert [(site.name, site.fold) for site in plan.sites] == [
         ("layers.1.mix", {"parameter": "weight"}),
         ("readout", {"parameter": "weight"}),
@@ -57,7 +59,7 @@ def test_in_a_network_of_invariants_there_is_nothing_to_relax() -> None:
             net,
             "O3",
             batch,
-            act=lambda g, x: (TASK.act(g, x),),
+            act=TASK.act,
             act_output=lambda g, y: y,
             forward=lambda net, x: net(torch.ones(len(x.pos), dtype=torch.long), x.pos, x.batch),
         )

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.finding.find import find
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import to_dtype
 from surgeon.testing.soundness import Model, check_plan
@@ -65,7 +67,7 @@ def sample(example: ModuleType, **settings: Any) -> Model:
     net = visnet.ViSNet(**{**example.SETTINGS, **small})
     net.representation_model.distance = example.AllDistances(5.0)
     batch = to_dtype(next(iter(task.batches("validation", 0))), torch.float64)
-    return Model(net.double().eval(), (batch,), task.forward, lambda g, x: (task.act(g, x),), task.act_output)
+    return Model(net.double().eval(), (batch,), task_symmetry(task, parse_group("O3")))
 
 
 HIDDEN = [f"representation_model.vis_mp_layers.{name}" for name in ("1.vec_proj", "1.w_src_proj", "1.w_trg_proj")]
@@ -78,7 +80,9 @@ VERTEX = [f"representation_model.vis_mp_layers.1.{name}" for name in ("t_src_pro
 def test_every_linear_map_of_vectors_is_found_and_sound(example: ModuleType, lmax: int, vertex: bool) -> None:
     """That of the first layer gets vectors that are 0; each of the others breaks the symmetry."""
     model = sample(example, lmax=lmax, vertex=vertex)
-    plan = find(model.module, "O3", *model.inputs, act=model.act, act_output=model.act_output, forward=model.forward)
+    symmetry = model.symmetry
+    actions = {"act": symmetry.act, "act_output": symmetry.act_output, "forward": symmetry.forward}
+    plan = find(model.module, symmetry.group, *model.inputs, **actions)
     assert [site.name for site in plan.sites] == [*HIDDEN, *(VERTEX if vertex else []), *LAST, *OUTPUT]
     assert all(site.fold == {"parameter": "weight"} for site in plan.sites)
     assert {bool(site.fold_note) for site in plan.sites} == {lmax == 2}

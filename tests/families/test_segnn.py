@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.opening.task_calls import task_forward
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.opening.tasks import load_task, sample_batches
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import to_dtype
@@ -27,22 +28,15 @@ def test_annotation_and_measurement_agree() -> None:
         module = SEGNN(SEGNNConfig(scalars=4, vectors=2, layers=1)).eval()
     batch = to_dtype({name: value[:3] for name, value in sample_batches(loaded, 1)[0].items()}, torch.float64)
 
-    def forward(model: torch.nn.Module, given: object) -> object:
-        return task_forward(task, model, given)
-
-    def act(g: torch.Tensor, given: object) -> tuple[object]:
-        return (task.act(g, given),)  # type: ignore[attr-defined]
-
-    def act_output(g: torch.Tensor, given: object) -> object:
-        return task.act_output(g, given)  # type: ignore[attr-defined]
-
+    symmetry = task_symmetry(task, parse_group("E3"))
+    forward, actions = symmetry.forward, {"act": symmetry.act, "act_output": symmetry.act_output}
     annotated = surgeon.find(module, "E3", batch, forward=forward)
-    measured = surgeon.find(module, "E3", batch, forward=forward, adapters={}, act=act, act_output=act_output)
-    both = surgeon.find(module, "E3", batch, forward=forward, act=act, act_output=act_output)
+    measured = surgeon.find(module, "E3", batch, forward=forward, adapters={}, **actions)
+    both = surgeon.find(module, "E3", batch, forward=forward, **actions)
     keys = [[site.key for site in plan.sites] for plan in (annotated, measured, both)]
     assert keys[0] == keys[1] == keys[2]
     assert len(keys[0]) == 7
     assert {site.source for site in both.sites} == {"both"}
     assert not both.notes
     assert {entry.coverage for entry in both.audit} == {"site", "not linear"}
-    check_plan(Model(module, (batch,), forward, act, act_output), measured)
+    check_plan(Model(module, (batch,), symmetry), measured)

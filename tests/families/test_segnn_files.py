@@ -18,6 +18,7 @@ from surgeon.errors import CheckpointError, ModelNotFoundError, ShapeError, Task
 from surgeon.files.loading import load_into
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
+from surgeon.opening.task_calls import task_symmetry
 from surgeon.opening.tasks import load_task
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
@@ -148,7 +149,6 @@ def test_other_forms_are_recognised_and_equivariant(settings: dict[str, Any]) ->
 class TestContract(AdapterContract):
     adapter = "surgeon_adapters.zoo.segnn.adapter:adapter"
     libraries = ("e3nn", "scipy")
-    group = "E3"
     annotates = False  # its layers are e3nn's
 
     @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ class TestContract(AdapterContract):
         task: Any = adapter.task(self.motions, {"batch_size": 3})
         task = task.for_model(module)
         batch = next(iter(task.batches("validation", 0)))
-        return Model(module, (batch,), task.forward, lambda g, x: (task.act(g, x),), task.act_output)
+        return Model(module, (batch,), task_symmetry(task, parse_group("E3")))
 
     def data(self) -> Path:
         return self.motions

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import ShapeError, TaskError
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.tasks import load_task
@@ -33,7 +35,6 @@ class TestContract(AdapterContract):
 
     adapter = "surgeon_adapters.zoo.vector_neurons.adapter:adapter"
     libraries = ("h5py",)
-    group = "SO3"
     kind = "dgcnn_partseg"
 
     @pytest.fixture(autouse=True)
@@ -46,9 +47,7 @@ class TestContract(AdapterContract):
         return Model(
             module,
             inputs(self.kind, points),
-            lambda model, *given: model(*given),
-            lambda g, first, *rest: (g @ first, *rest),
-            lambda g, outputs: outputs,
+            Symmetry(parse_group("SO3"), lambda g, x, *rest: (g @ x, *rest) if rest else g @ x, lambda g, y: y),
         )
 
     def data(self) -> Path:

@@ -56,7 +56,7 @@ def test_an_adapter_that_fails_at_one_op_costs_that_op_only(step: str) -> None:
 
 
 def turn(g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    return (x @ g.T.to(x),)
+    return x @ g.T.to(x)
 
 
 def audited(model: nn.Module, group: str = "O3", x: Tensor | None = None, **options: Any) -> surgeon.Plan:
@@ -123,11 +123,11 @@ class Loud(nn.Module):
 def test_large_scalars_do_not_hide_how_small_vectors_turn(scale: float, annotated: bool) -> None:
     rho = irreps(parse_group("O3"), Loud.rho)
 
-    def act(g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        return (rho.action(g).to(x).apply(x)[0],)
+    def act(g: Tensor, x: Tensor) -> Tensor:
+        return rho.action(g).to(x).apply(x)[0]
 
     options = {} if annotated else {"adapters": {}}
-    plan = audited(Loud(scale), x=torch.randn(16, 8), act=act, act_output=lambda g, y: act(g, y)[0], **options)
+    plan = audited(Loud(scale), x=torch.randn(16, 8), act=act, act_output=act, **options)
     assert [site.name for site in plan.sites] == ["first", "middle", "last"]
     assert {site.source for site in plan.sites} == {"both" if annotated else "measurement"}
     assert {site.rho_in.irreps for site in plan.sites} == {Loud.rho}

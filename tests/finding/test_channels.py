@@ -81,8 +81,8 @@ def found(net: nn.Module, labels: str = VECTORS) -> tuple[Plan, Tensor]:
     """Plan of a network by measurement alone, and the features it was made on."""
     x = torch.randn(5, rho(labels).dimension, 3, dtype=torch.float64)
 
-    def act(g: Tensor, x: Tensor) -> tuple[Tensor]:
-        return (rho(labels).action(g).apply(x.mT)[0].mT,)
+    def act(g: Tensor, x: Tensor) -> Tensor:
+        return rho(labels).action(g).apply(x.mT)[0].mT
 
     def act_output(g: Tensor, y: Tensor) -> Tensor:
         return rho(labels).action(g).apply(y)[0]

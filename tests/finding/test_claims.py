@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import surgeon
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import NothingToRelaxError
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
 from surgeon.finding.find import CONSTANT
@@ -137,8 +139,8 @@ class Images(nn.Module):
         return self.head(self.second(self.first(x).tanh()).square().mean((-2, -1)))
 
 
-def turn_image(g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    return (torch.rot90(x, round(float(torch.atan2(g[1, 0], g[0, 0])) / (torch.pi / 2)), (-2, -1)),)
+def turn_image(g: Tensor, x: Tensor) -> Tensor:
+    return torch.rot90(x, round(float(torch.atan2(g[1, 0], g[0, 0])) / (torch.pi / 2)), (-2, -1))
 
 
 @pytest.mark.parametrize("size", [3, 1])
@@ -151,7 +153,8 @@ def test_a_kernel_between_scalar_fields_is_not_free(size: int) -> None:
         return
     plan = audited(model, "C4", x, act=turn_image)
     assert [(site.key, site.shape) for site in plan.sites] == [("first.x", (3, 1, 3, 3)), ("second.x", (2, 3, 3, 3))]
-    check_plan(Model(model, (x,), lambda net, x: net(x), turn_image, lambda g, y: y), plan)
+    symmetry = Symmetry(parse_group("C4"), turn_image, lambda g, y: y)
+    check_plan(Model(model, (x,), symmetry), plan)
 
 
 def test_a_kernel_along_an_axis_that_nothing_turns_is_free() -> None:

@@ -446,7 +446,7 @@ def test_what_a_layer_keeps_for_eval_mode_alone_is_left_to_it(own: bool) -> None
     model = nn.Sequential(KeptInEvalMode(HIDDEN, HIDDEN)).train(own)
     before = nets.state(model)
     assert ("0.kept" in before) is not own
-    plan = surgeon.find(model, "O3", torch.randn(4, 8), act=lambda g, x: (turned(g, x),), act_output=turned)
+    plan = surgeon.find(model, "O3", torch.randn(4, 8), act=turned, act_output=turned)
     assert [site.name for site in plan.sites] == ["0"]
     assert nets.state(model) == before
     assert {module.training for module in model.modules()} == {own}

@@ -65,11 +65,11 @@ def graphs(rows: int = 7) -> Graphs:
     return Graphs(x=torch.randn(rows, 8), batch=torch.tensor([0] * 3 + [1] * (rows - 3)))
 
 
-def act(g: Tensor, batch: Any) -> tuple[Graphs]:
+def act(g: Tensor, batch: Any) -> Graphs:
     moved, matrix = batch.clone(), g.to(batch.x)
     vectors = (batch.x[:, 2:].reshape(-1, 2, 3) @ matrix.T).reshape(-1, 6)
     moved.x = torch.cat([batch.x[:, :2], vectors], dim=1)
-    return (moved,)
+    return moved
 
 
 def test_it_is_cast_recorded_and_acted_upon() -> None:

@@ -35,7 +35,7 @@ class Net(nn.Module):
 def find(net: nn.Module, group: str, x: Tensor | None = None, spoil: Any = None) -> surgeon.Plan:
     size = parse_group(group).vector_dimension
     x = torch.randn(12, size, 3) if x is None else x
-    return surgeon.find(net, group, x, act=lambda g, x: (g.to(x) @ x,), act_output=spoil or (lambda g, y: y))
+    return surgeon.find(net, group, x, act=lambda g, x: g.to(x) @ x, act_output=spoil or (lambda g, y: y))
 
 
 @pytest.mark.parametrize("group", ["C3", "D3", "D6", "OCTAH"])

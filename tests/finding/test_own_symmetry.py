@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -35,8 +34,8 @@ class Potential(nn.Module):
 def find(model: nn.Module, group: str, dtype: torch.dtype = torch.float32) -> surgeon.Plan:
     x = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
-    def act(g: Tensor, x: Tensor) -> tuple[Any, ...]:
-        return ((x.unflatten(-1, (3, 3)) @ g.to(x).T).flatten(-2),)
+    def act(g: Tensor, x: Tensor) -> Tensor:
+        return (x.unflatten(-1, (3, 3)) @ g.to(x).T).flatten(-2)
 
     return surgeon.find(model, group, x, act=act, act_output=lambda g, y: y)
 

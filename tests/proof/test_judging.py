@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.algebra.equivariance import ErrorSummary, equivariance_error
+from surgeon.algebra.equivariance import ErrorSummary, Symmetry, equivariance_error
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.proof.chance import Rows
 from surgeon.proof.judging import flipped_rows, less_equivariant, other_function
@@ -31,9 +31,11 @@ def network(broken: float) -> Callable[[Tensor], Tensor]:
 
 def measured(broken: float, group: str, seed: int) -> dict[str, ErrorSummary]:
     generator = torch.Generator().manual_seed(seed)
-    batches = [torch.randn(16, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2)]
+    batches = [(torch.randn(16, 2, 3, generator=generator, dtype=torch.float64),) for _ in range(2)]
     act = lambda g, x: torch.einsum("ij,njc->nic", g, x)  # noqa: E731
-    return equivariance_error(network(broken), batches, act, lambda g, y: y, parse_group(group), count=1, seed=seed)
+    return equivariance_error(
+        network(broken), batches, Symmetry(parse_group(group), act, lambda g, y: y), count=1, seed=seed
+    )
 
 
 @pytest.mark.parametrize("group", ["D2", "D3", "D4", "D6", "O2"])

@@ -43,7 +43,7 @@ class Chain(nn.Module):
 def drawn() -> tuple[ElementTree.Element, str]:
     with default_dtype(torch.float64):
         net = Chain()
-    plan = surgeon.find(net, "SO3", vectors(), adapters={}, act=lambda g, x: (x @ g.T,), act_output=lambda g, y: y)
+    plan = surgeon.find(net, "SO3", vectors(), adapters={}, act=lambda g, x: x @ g.T, act_output=lambda g, y: y)
     text = model_picture(record(net.train(), vectors()), plan)
     return ElementTree.fromstring(text), text
 

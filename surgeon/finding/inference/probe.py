@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.core import Group, GroupElement
-from surgeon.finding.inference.symmetry import Symmetry
-from surgeon.recording.record import fresh_copy
+from surgeon.recording.record import Recording, record
 from surgeon.support.trees import map_tensors
 
 STEP = 1e-3
@@ -122,6 +122,11 @@ class Probe:
         """Follow one tensor of one module: ``read(arguments, result)`` picks it out of a call."""
         return TensorProbe(self.elements, tuple(read(*calls[call]) for calls in self.calls[name]))
 
+    def errors(self, symmetry: Symmetry) -> dict[str, float]:
+        """Return the largest relative equivariance error of the outputs per component; nothing if it is unknown."""
+        judges = self.elements.judges
+        return symmetry.errors(self.outputs[0], zip(judges, self.outputs[-len(judges) :], strict=True))
+
 
 def make_probe(
     model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], modules: Sequence[str], elements: Elements
@@ -139,13 +144,20 @@ def make_probe(
     outputs = []
     with captured(model, modules) as calls:
         for index, g in enumerate(elements.all()):
-            moved = map_tensors(fresh_copy, inputs if index == 0 else symmetry.moved(g, inputs))
             with torch.random.fork_rng(devices=[]):
-                outputs.append(map_tensors(Tensor.detach, symmetry.forward(model, *moved)))
+                outputs.append(map_tensors(Tensor.detach, symmetry.run(model, inputs, g if index else None)))
             for name in modules:
                 collected[name].append(list(calls[name]))
                 calls[name].clear()
     return Probe(elements, collected, outputs)
+
+
+def recorded_runs(model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], elements: Elements) -> list[Recording]:
+    """Record a run under every element of ``elements.all()``, with copies of all values."""
+    return [
+        record(model, *(symmetry.moved(g, inputs) if index else inputs), forward=symmetry.forward, copies=True)
+        for index, g in enumerate(elements.all())
+    ]
 
 
 @contextmanager

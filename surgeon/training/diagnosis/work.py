@@ -22,9 +22,9 @@ from surgeon.errors import PlanError, TaskError
 from surgeon.opening.evaluation import device_of
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss
 from surgeon.plan import Plan, Split, Task
-from surgeon.recording.record import fresh_copy, unchanged
+from surgeon.recording.record import unchanged
 from surgeon.support.modes import modes_kept, set_training
-from surgeon.support.trees import map_tensors, tensors_in, to_device, to_dtype
+from surgeon.support.trees import fresh_copy, map_tensors, tensors_in, to_device, to_dtype
 from surgeon.training.diagnosis.budget import affordable
 from surgeon.training.diagnosis.curvature import (
     BranchLoss,

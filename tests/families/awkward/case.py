@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.groups.parse import parse_group
+
 POINTS, CHANNELS = 7, 4
 
 
@@ -37,12 +40,17 @@ class Case:
     sites: set[str] = field(default_factory=set)
     group: str = "SO3"
     inputs: Callable[[], tuple[Any, ...]] = lambda: (vectors(),)
-    act: Callable[..., tuple[Any, ...]] = lambda g, x: (x @ g.T,)
+    act: Callable[..., Any] = lambda g, x: x @ g.T
     act_output: Callable[[Tensor, Any], Any] = lambda g, y: y
     audit: Mapping[str, str] = field(default_factory=dict)
     reason: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     sound: bool = True
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The group and its actions."""
+        return Symmetry(parse_group(self.group), self.act, self.act_output)
 
 
 def vectors(points: int = POINTS, channels: int = CHANNELS, seed: int = 0) -> Tensor:

@@ -213,8 +213,8 @@ def _batch() -> tuple[Batch]:
     return (Batch(State(x.square().sum(-1), x)),)
 
 
-def _turn_batch(g: Tensor, batch: Batch) -> tuple[Batch]:
-    return (Batch(State(batch.features.scalars, batch.features.vectors @ g.T), batch.label),)
+def _turn_batch(g: Tensor, batch: Batch) -> Batch:
+    return Batch(State(batch.features.scalars, batch.features.vectors @ g.T), batch.label)
 
 
 def _turn_forces(g: Tensor, out: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -161,29 +161,29 @@ class TurnedKernels(nn.Module):
         return self.head(h.unflatten(1, (2, 4)).relu().mean((2, 3, 4)))
 
 
-def turn_image(g: Tensor, x: Tensor) -> tuple[Tensor]:
+def turn_image(g: Tensor, x: Tensor) -> Tensor:
     """Turn images (b, c, h, w) by quarters."""
     quarters = round(float(torch.atan2(g[1, 0], g[0, 0])) / (math.pi / 2)) % 4
-    return (torch.rot90(x, quarters, (2, 3)),)
+    return torch.rot90(x, quarters, (2, 3))
 
 
-def _turn_spherical(g: Tensor, x: Tensor) -> tuple[Tensor]:
+def _turn_spherical(g: Tensor, x: Tensor) -> Tensor:
     rho = irreps(parse_group("SO3"), "0e+1o+2e")
-    return (rho.action(g).apply(x.movedim(1, -1))[0].movedim(-1, 1),)
+    return rho.action(g).apply(x.movedim(1, -1))[0].movedim(-1, 1)
 
 
-def _turn_flat(ir_mul: bool, g: Tensor, x: Tensor) -> tuple[Tensor]:
+def _turn_flat(ir_mul: bool, g: Tensor, x: Tensor) -> Tensor:
     turned = x[:, 2:].unflatten(1, (3, 3))
     turned = torch.einsum("ij,njc->nic", g, turned) if ir_mul else turned @ g.T
-    return (torch.cat([x[:, :2], turned.flatten(1)], dim=1),)
+    return torch.cat([x[:, :2], turned.flatten(1)], dim=1)
 
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def _channel_first(g: Tensor, x: Tensor) -> tuple[Tensor]:
-    return (torch.einsum("ij,njc->nic", g, x),)
+def _channel_first(g: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("ij,njc->nic", g, x)
 
 
 CASES = (

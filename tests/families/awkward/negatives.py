@@ -158,12 +158,12 @@ CASES = (
         inputs=lambda: (vectors()[:1].expand(7, -1, -1).clone(),),
         error="all rows of each of its tensors are equal",
     ),
-    Case("no action", "act that is no action", lambda: Trunk(Mix()), act=lambda g, x: (x @ g,), error="action of SO3"),
+    Case("no action", "act that is no action", lambda: Trunk(Mix()), act=lambda g, x: x @ g, error="action of SO3"),
     Case(
         "act does nothing",
         "act that changes nothing",
         lambda: Trunk(Mix()),
-        act=lambda g, x: (x,),
+        act=lambda g, x: x,
         error="move the sample batch",
     ),
     Case(

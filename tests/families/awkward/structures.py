@@ -188,13 +188,13 @@ class Positions(nn.Module):
         return positions + self.last(gated(self.lift(sums)))[:, 0]
 
 
-def move(g: Tensor, x: Tensor) -> tuple[Tensor]:
+def move(g: Tensor, x: Tensor) -> Tensor:
     """Turn and shift points by homogeneous matrices."""
-    return (x @ g[:3, :3].T + g[:3, 3],)
+    return x @ g[:3, :3].T + g[:3, 3]
 
 
-def _turn_dict(g: Tensor, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor]]:
-    return ({"x": batch["x"] @ g.T},)
+def _turn_dict(g: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"x": batch["x"] @ g.T}
 
 
 def _turn_vectors(g: Tensor, out: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -257,6 +257,6 @@ CASES = (
         group="E3",
         inputs=lambda: (vectors()[:, 0],),
         act=move,
-        act_output=lambda g, y: move(g, y)[0],
+        act_output=lambda g, y: move(g, y),
     ),
 )

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import SurgeonError
-from surgeon.finding.inference.breaks import Breaks, find_breaks
+from surgeon.finding.breaks import Breaks, find_breaks
 from surgeon.support.modes import default_dtype
 from tests.families.awkward.broken import BROKEN, Broken
 from tests.families.awkward.case import Case
@@ -27,7 +26,7 @@ def double() -> Iterator[None]:
 
 
 def search(case: Case) -> Breaks:
-    return find_breaks(build(case), parse_group(case.group), *case.inputs(), act=case.act, act_output=case.act_output)
+    return find_breaks(build(case), case.symmetry, *case.inputs())
 
 
 @EACH

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import equivariance_error
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.recording.provenance import used_parameters
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype
@@ -52,13 +51,7 @@ def fresh(case: Case) -> tuple[object, ...]:
 
 def worst_error(case: Case) -> float:
     inputs, model = fresh(case), build(case)
-
-    def run(given: tuple[object, ...]) -> object:
-        return model(*map_tensors(Tensor.clone, given))
-
-    errors = equivariance_error(
-        run, [inputs], lambda g, given: case.act(g, *given), case.act_output, parse_group(case.group), count=3
-    )
+    errors = equivariance_error(model, [inputs], case.symmetry, count=3)
     return max(summary.maximum for summary in errors.values())
 
 

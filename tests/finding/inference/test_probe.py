@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.finding.inference.probe import CHECKS, STEP, Elements, captured, make_probe
-from surgeon.finding.inference.symmetry import Symmetry
 from tests.finding.inference.probes import elements_of, probe_of, random
 
 
@@ -77,7 +77,7 @@ class Twice(nn.Module):
 
 def probe_twice(name: str = "D3") -> tuple[Any, Twice, Tensor, Elements]:
     model, elements, x = Twice(), elements_of(name), random(5, 2)
-    symmetry = Symmetry(parse_group(name), lambda g, x: (x @ g.T,), None, lambda model, x: model(x))
+    symmetry = Symmetry(parse_group(name), lambda g, x: x @ g.T)
     return make_probe(model, symmetry, (x,), ["layer"], elements), model, x, elements
 
 
@@ -111,7 +111,7 @@ def test_a_tensor_is_followed_through_all_runs() -> None:
 
 
 def test_random_numbers_are_the_same_in_every_run_and_those_after_as_without() -> None:
-    symmetry = Symmetry(parse_group("C3"), lambda g, x: (x @ g.T,), None, lambda model, x: torch.rand(2))
+    symmetry = Symmetry(parse_group("C3"), lambda g, x: x @ g.T, None, lambda model, x: torch.rand(2))
     torch.manual_seed(3)
     probe = make_probe(nn.Identity(), symmetry, (random(2, 2),), [], elements_of("C3"))
     after = torch.rand(1)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from surgeon.algebra.equivariance import largest, relative_difference
-from surgeon.algebra.groups.core import Group
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.finding.inference.hypotheses import Verdict, infer_type, residual_of
-from surgeon.finding.inference.probe import Elements, TensorProbe
-from surgeon.finding.inference.symmetry import Symmetry
-from surgeon.recording.record import Recording, record
-
-OUTPUT_TOLERANCE = 1e-5
+from surgeon.finding.inference.probe import Elements, TensorProbe, recorded_runs
+from surgeon.finding.measurement import OUTPUT_TOLERANCE
+from surgeon.recording.record import Recording
 
 
 @dataclass(frozen=True)
@@ -62,52 +59,28 @@ class Breaks:
         return not max(self.output_error.values()) <= self.tolerance
 
 
-def find_breaks(
-    model: nn.Module,
-    group: Group,
-    *inputs: Any,
-    act: Callable[..., tuple[Any, ...]],
-    act_output: Callable[[Tensor, Any], Any] | None,
-    forward: Callable[..., Any] | None = None,
-    seed: int = 0,
-) -> Breaks:
+def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 0) -> Breaks:
     """Run a model under the group and walk back from its output to the op that breaks the symmetry.
 
     Args:
         model: in float64, eval mode, deterministic.
-        group: the group.
+        symmetry: the group with its actions on both ends.
         *inputs: one sample call, float64.
-        act: ``act(g, *inputs)`` returns a tuple of inputs.
-        act_output: ``act_output(g, outputs)``.
-        forward: how to call the model; default ``model(*inputs)``.
         seed: seed of the group elements.
 
     Raises:
         TaskError: if the action is none.
     """
     generator = torch.Generator().manual_seed(seed)
-    symmetry = Symmetry(group, act, act_output, forward or (lambda model, *given: model(*given)))
     symmetry.check(inputs, generator)
-    elements = Elements.draw(group, generator)
-    recordings = [
-        record(model, *(symmetry.moved(g, inputs) if index else inputs), forward=forward, copies=True)
-        for index, g in enumerate(elements.all())
-    ]
-    errors = _output_errors(recordings, elements, symmetry)
+    elements = Elements.draw(symmetry.group, generator)
+    recordings, judges = recorded_runs(model, symmetry, inputs, elements), elements.judges
+    moved = (recording.outputs for recording in recordings[-len(judges) :])
+    errors = symmetry.errors(recordings[0].outputs, zip(judges, moved, strict=True))
     search = _Search(recordings, elements)
     if max(errors.values()) <= OUTPUT_TOLERANCE:
         return Breaks(None, errors, len(search.outputs()))
     return Breaks(search.first(), errors, len(search.verdicts))
-
-
-def _output_errors(recordings: list[Recording], elements: Elements, symmetry: Symmetry) -> dict[str, float]:
-    assert symmetry.act_output is not None
-    base, judges = recordings[0].outputs, elements.judges
-    errors: dict[str, float] = {}
-    for (_, component, g), recording in zip(judges, recordings[-len(judges) :], strict=True):
-        error = relative_difference(recording.outputs, symmetry.act_output(g, base))
-        errors[component] = largest(errors.get(component, 0.0), error)
-    return errors
 
 
 class _Search:

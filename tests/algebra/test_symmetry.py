@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.finding.inference.symmetry import Symmetry, all_rows_equal
+from surgeon.finding.measurement import all_rows_equal
 from tests.finding.inference.probes import random
 
 GROUPS = ["C1", "C2", "C3", "D3", "D6", "OCTA", "OCTAH", "O2", "SO3", "O3", "SO13"]
 
 
 def check(name: str, act: Any, *inputs: Any) -> None:
-    symmetry = Symmetry(parse_group(name), lambda g, *given: (act(g, *given),), None, lambda model, *given: None)
-    symmetry.check(inputs, torch.Generator().manual_seed(0))
+    Symmetry(parse_group(name), act).check(inputs, torch.Generator().manual_seed(0))
 
 
 def rows(name: str) -> Tensor:
@@ -61,10 +61,10 @@ def test_an_action_that_is_none_on_reflections_alone_is_refused(name: str) -> No
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rotations_rounded_to_quarter_turns_are_no_action(seed: int) -> None:
-    def act(g: Tensor, x: Tensor) -> tuple[Tensor]:
-        return (torch.rot90(x, round(float(torch.atan2(g[1, 0], g[0, 0])) / (torch.pi / 2)), (-2, -1)),)
+    def act(g: Tensor, x: Tensor) -> Tensor:
+        return torch.rot90(x, round(float(torch.atan2(g[1, 0], g[0, 0])) / (torch.pi / 2)), (-2, -1))
 
-    symmetry = Symmetry(parse_group("SO2"), act, None, lambda *_: None)
+    symmetry = Symmetry(parse_group("SO2"), act)
     with pytest.raises(TaskError, match="action of SO2"):
         symmetry.check((torch.randn(2, 5, 5, dtype=torch.float64),), torch.Generator().manual_seed(seed))
 
@@ -89,6 +89,20 @@ def test_an_action_that_one_generator_alone_shows_is_one() -> None:
 def test_an_action_that_fails_says_how() -> None:
     with pytest.raises(TaskError, match="fails with RuntimeError: .*where g is a 2 x 2 matrix in float64"):
         check("C3", lambda g, x: x @ g.T, random(5, 3))
+
+
+def test_an_action_returns_what_it_was_given() -> None:
+    """Of one input its image, which may be a tuple if the input is one; of several a tuple."""
+    x, one, pair = rows("C3"), "the moved batch itself, got a tuple of 1", "a tuple of 2 moved inputs, got"
+    for act, inputs, words in [
+        (lambda g, x: (x @ g.T,), (x,), one),
+        (lambda g, x, y: x @ g.T, (x, x), f"{pair} Tensor"),
+        (lambda g, x, y: (x @ g.T,), (x, x), f"{pair} a tuple of 1"),
+    ]:
+        with pytest.raises(TaskError, match=words):
+            check("C3", act, *inputs)
+    check("C3", lambda g, pair: (pair[0] @ g.T, pair[1]), (x, x))
+    check("C3", lambda g, x, y: (x @ g.T, y), x, x)
 
 
 def test_rows_that_show_nothing() -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon.finding.inference.breaks import Breaks, find_breaks
+from surgeon.finding.breaks import Breaks, find_breaks
 from tests.finding.inference.probes import random
 
 GROUPS = ["C3", "D3", "D6", "OCTA", "OCTAH", "O2", "SO3", "O3"]
@@ -39,13 +40,8 @@ class Second(nn.Module):
 
 def search(model: nn.Module, name: str, act_output: Any = None, act: Any = None) -> Breaks:
     group = parse_group(name)
-    return find_breaks(
-        model.double().eval(),
-        group,
-        random(6, group.vector_dimension),
-        act=act or (lambda g, x: (x @ g.T,)),
-        act_output=act_output or (lambda g, y: y @ g.T),
-    )
+    symmetry = Symmetry(group, act or (lambda g, x: x @ g.T), act_output or (lambda g, y: y @ g.T))
+    return find_breaks(model.double().eval(), symmetry, random(6, group.vector_dimension))
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -160,8 +156,8 @@ def test_another_path_under_another_element_is_the_break() -> None:
     group = parse_group("C2")
     inputs = random(4, 2)
     inputs[0, 0] = 1.0
-    given = {"act": lambda g, x: (x @ g.T,), "act_output": lambda g, y: 1.1 * y @ g.T}
-    found = find_breaks(Branching(), group, inputs, **given).first
+    symmetry = Symmetry(group, lambda g, x: x @ g.T, lambda g, y: 1.1 * y @ g.T)
+    found = find_breaks(Branching(), symmetry, inputs).first
     assert found is not None
     assert found.owner == ""
     assert "the ops that run depend on the group element" in found.op
@@ -170,4 +166,4 @@ def test_another_path_under_another_element_is_the_break() -> None:
 
 def test_an_action_that_is_none_is_refused() -> None:
     with pytest.raises(TaskError, match="an action of D3"):
-        search(Net(), "D3", act=lambda g, x: (x @ g,))
+        search(Net(), "D3", act=lambda g, x: x @ g)
