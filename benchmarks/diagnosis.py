@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.support.versions import machine, versions
 from surgeon.training.diagnosis.result import DiagnosisSettings
-from surgeon.training.diagnosis.work import diagnose
+from surgeon.training.diagnosis.work import diagnose_model
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
 
@@ -57,7 +57,7 @@ def main() -> None:
     case = segnn("cpu", options.channels, options.layers)
     plan = surgeon.find(case.model, case.group, case.batch, forward=lambda model, batch: case.loss(model, batch))
     started, processor = time.perf_counter(), time.process_time()
-    found = diagnose(case.model, plan, Particles(), DiagnosisSettings(seconds=options.seconds))
+    found = diagnose_model(case.model, plan, Particles(), DiagnosisSettings(seconds=options.seconds))
     record: dict[str, Any] = {
         "command": "python benchmarks/diagnosis.py",
         "machine": {**machine(), "threads": 1},

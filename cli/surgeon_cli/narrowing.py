@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from surgeon.editing.budget import best_scored, with_blocks, with_rank, within_budget
 from surgeon.errors import UsageError
-from surgeon.files.content import read_json
-from surgeon.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -39,30 +36,15 @@ class Narrowing:
         int | None, typer.Option("--top", min=1, help="Relax so many ops, those with the highest scores.")
     ] = None
 
+    def settings(self) -> dict[str, Any]:
+        """Return the engine's settings of these.
 
-def narrowed(plan: Plan, narrowing: Narrowing, own_parameters: int) -> Plan:
-    """Return the plan with the forms and the sites that the user wants; forms first, because they decide the costs.
-
-    Raises:
-        UsageError: if an option cannot be read or needs another one.
-        PlanError: if nothing would remain.
-    """
-    if narrowing.rank is not None and narrowing.blocks is not None:
-        raise UsageError("expected either --rank or --blocks, got both: leave one out")
-    if narrowing.rank is not None:
-        plan = with_rank(plan, narrowing.rank)
-    if narrowing.blocks is not None:
-        plan = with_blocks(plan, _blocks(narrowing.blocks))
-    scores = None if narrowing.scores is None else _scores(narrowing.scores)
-    if narrowing.top is not None:
-        if scores is None:
-            raise UsageError("expected --scores FILE together with --top: `surgeon diagnose -o FILE` writes one")
-        plan = best_scored(plan, scores, narrowing.top)
-    if narrowing.max_extra is not None:
-        plan = within_budget(plan, _budget(narrowing.max_extra, own_parameters), scores)
-    elif scores is not None and narrowing.top is None:
-        raise UsageError("expected --top or --max-extra-params together with --scores: add one")
-    return plan
+        Raises:
+            UsageError: if an option cannot be read.
+        """
+        blocks = None if self.blocks is None else _blocks(self.blocks)
+        budget = None if self.max_extra is None else _budget(self.max_extra)
+        return {"rank": self.rank, "blocks": blocks, "scores": self.scores, "top": self.top, "budget": budget}
 
 
 def _blocks(text: str) -> list[tuple[int, int]]:
@@ -76,7 +58,7 @@ def _blocks(text: str) -> list[tuple[int, int]]:
     return blocks
 
 
-def _budget(text: str, own_parameters: int) -> int:
+def _budget(text: str) -> int | float:
     try:
         share = text.strip().endswith("%")
         number = float(text.strip().removesuffix("%").replace(",", ""))
@@ -84,18 +66,7 @@ def _budget(text: str, own_parameters: int) -> int:
         number = math.nan
     if not (number > 0 and math.isfinite(number)):
         raise UsageError(f"expected a number, or a share such as 30%, after --max-extra-params, got {text!r}")
-    return int(number / 100 * own_parameters if share else number)
-
-
-def _scores(path: Path) -> Mapping[str, float]:
-    data = read_json(path)
-    try:
-        return {str(key): float(value) for key, value in data["curvature"]["shares"].items()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"expected the record of `surgeon diagnose` in {str(path)!r}, but it has no shares of sites: "
-            "write one with `surgeon diagnose -o FILE`"
-        ) from error
+    return number / 100 if share else int(number)
 
 
 def theta_shares(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:

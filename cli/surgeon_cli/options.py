@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from surgeon.proof.verdict import MeasureSettings
 from surgeon.training.runs import has_run
 from surgeon_cli.screen import say
 
-MODEL = "How to find the model"
-TRUST = "Trust"
+model_option = functools.partial(typer.Option, rich_help_panel="How to find the model")
+trust_option = functools.partial(typer.Option, rich_help_panel="Trust")
 
 _GROUP = typer.Option(
     "--group",
@@ -55,61 +56,41 @@ class Finding:
 
     task: Annotated[
         str | None,
-        typer.Option(
+        model_option(
             "--task",
             metavar="FILE",
             help="Task file, module:attribute, or ADAPTER:DATAFILE: data, loss, group action, model.",
-            rich_help_panel=MODEL,
         ),
     ] = None
     task_args: Annotated[
-        str | None,
-        typer.Option(
-            "--task-args", metavar="JSON", help="Arguments of the task file's make_task.", rich_help_panel=MODEL
-        ),
+        str | None, model_option("--task-args", metavar="JSON", help="Arguments of the task file's make_task.")
     ] = None
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", metavar="MODULE:FUNCTION", help="Factory that builds the model.", rich_help_panel=MODEL
-        ),
+        str | None, model_option("--model", metavar="MODULE:FUNCTION", help="Factory that builds the model.")
     ] = None
     model_args: Annotated[
-        str | None,
-        typer.Option("--model-args", metavar="JSON", help="Arguments of the factory.", rich_help_panel=MODEL),
+        str | None, model_option("--model-args", metavar="JSON", help="Arguments of the factory.")
     ] = None
     entry: Annotated[
         str | None,
-        typer.Option(
+        model_option(
             "--entry",
             metavar="NAME",
             help="Which entry of a checkpoint with several sets of weights (model, ema, ...) to take.",
-            rich_help_panel=MODEL,
         ),
     ] = None
     trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle",
-            help="Open files that run code when opened (whole pickled modules).",
-            rich_help_panel=TRUST,
-        ),
+        bool, trust_option("--trust-pickle", help="Open files that run code when opened (whole pickled modules).")
     ] = False
     trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Import a factory, group or task that is named inside a file.",
-            rich_help_panel=TRUST,
-        ),
+        bool, trust_option("--trust-remote-code", help="Import a factory, group or task that is named inside a file.")
     ] = False
 
     trust_task: Annotated[
         bool,
-        typer.Option(
+        trust_option(
             "--trust-task",
             help="Run the task file beside the checkpoint, or that of the folder, though it was never given here.",
-            rich_help_panel=TRUST,
         ),
     ] = False
 
@@ -147,20 +128,10 @@ class Reopening(Finding):
 
     original: Annotated[
         str | None,
-        typer.Option(
-            "--original",
-            metavar="FILE",
-            help="Where the original checkpoint is now, if it was moved.",
-            rich_help_panel=MODEL,
-        ),
+        model_option("--original", metavar="FILE", help="Where the original checkpoint is now, if it was moved."),
     ] = None
     accept_changed_task: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changed-task",
-            help="Go on although the task file has changed since `relax`.",
-            rich_help_panel=TRUST,
-        ),
+        bool, trust_option("--accept-changed-task", help="Go on although the task file has changed since `relax`.")
     ] = False
 
     def options(self, quiet: bool) -> OpenOptions:

@@ -30,11 +30,11 @@ class TrainingBar(Progress):
         """Print a sentence."""
         print(sentence, file=sys.stderr)
 
-    def begin(self, title: str, metric: str, runs: int) -> None:
+    def begin(self, title: str, metric: str, runs: int = 0) -> None:
         """Count runs from 1; a sweep is counted by itself."""
         self._title, self._metric, self._total = title, metric, runs
         self._started, self._done, self._begun = 0, 0, time.monotonic()
-        if runs == 1:
+        if not runs:
             self._reset(title)
 
     def start(self, point: Point) -> None:

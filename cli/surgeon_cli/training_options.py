@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from surgeon.training.arms import ARMS
 from surgeon.training.compare import CompareSettings
 from surgeon.training.settings import PRESETS, FinetuneSettings
 
-TRAINING = "Training"
-COMPARISON = "Comparison"
-RELAXING = "Relaxation"
+training_option = functools.partial(typer.Option, rich_help_panel="Training")
+relaxing_option = functools.partial(typer.Option, rich_help_panel="Relaxation")
+comparing_option = functools.partial(typer.Option, rich_help_panel="Comparison")
 
 
 @dataclass(frozen=True)
@@ -25,84 +26,53 @@ class Training:
     """How to train."""
 
     preset: Annotated[
-        Literal["default", "paper"],
-        typer.Option("--preset", help="Starting point for all settings.", rich_help_panel=TRAINING),
+        Literal["default", "paper"], training_option("--preset", help="Starting point for all settings.")
     ] = "default"
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, rich_help_panel=TRAINING)] = None
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Learning rate of the base weights.", rich_help_panel=TRAINING)
-    ] = None
+    epochs: Annotated[int | None, training_option("--epochs", min=1)] = None
+    lr: Annotated[float | None, training_option("--lr", help="Learning rate of the base weights.")] = None
     branch_factor: Annotated[
-        float | None,
-        typer.Option("--branch-factor", help="Learning rate of W as a multiple of --lr.", rich_help_panel=TRAINING),
+        float | None, training_option("--branch-factor", help="Learning rate of W as a multiple of --lr.")
     ] = None
     gauge_factor: Annotated[
         float | None,
-        typer.Option(
-            "--gauge-factor",
-            help="The same for added weights that the base could express itself (overparam, lowrank).",
-            rich_help_panel=TRAINING,
+        training_option(
+            "--gauge-factor", help="The same for added weights that the base could express itself (overparam, lowrank)."
         ),
     ] = None
-    optimizer: Annotated[
-        Literal["adamw", "adam", "sgd"] | None, typer.Option("--optimizer", rich_help_panel=TRAINING)
-    ] = None
+    optimizer: Annotated[Literal["adamw", "adam", "sgd"] | None, training_option("--optimizer")] = None
     normalisation: Annotated[
         Literal["entry", "block"] | None,
-        typer.Option(
-            "--normalisation", help="How Adam scales steps of W: by entry, or by block.", rich_help_panel=TRAINING
-        ),
+        training_option("--normalisation", help="How Adam scales steps of W: by entry, or by block."),
     ] = None
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay", rich_help_panel=TRAINING)] = None
-    clip: Annotated[
-        float | None, typer.Option("--clip", help="Largest gradient norm; default: no limit.", rich_help_panel=TRAINING)
-    ] = None
+    weight_decay: Annotated[float | None, training_option("--weight-decay")] = None
+    clip: Annotated[float | None, training_option("--clip", help="Largest gradient norm; default: no limit.")] = None
     decay: Annotated[
         Literal["cosine", "linear", "constant", "step"] | None,
-        typer.Option("--lr-decay", help="Learning rate over time.", rich_help_panel=TRAINING),
+        training_option("--lr-decay", help="Learning rate over time."),
     ] = None
-    decay_factor: Annotated[
-        float | None,
-        typer.Option("--lr-decay-factor", help="With --lr-decay step.", rich_help_panel=TRAINING),
-    ] = None
+    decay_factor: Annotated[float | None, training_option("--lr-decay-factor", help="With --lr-decay step.")] = None
     decay_every: Annotated[
-        int | None,
-        typer.Option("--lr-decay-every", min=1, help="Epochs, with --lr-decay step.", rich_help_panel=TRAINING),
+        int | None, training_option("--lr-decay-every", min=1, help="Epochs, with --lr-decay step.")
     ] = None
     warmup: Annotated[
-        int | None,
-        typer.Option("--warmup", min=0, help="Steps in which the learning rate rises.", rich_help_panel=TRAINING),
+        int | None, training_option("--warmup", min=0, help="Steps in which the learning rate rises.")
     ] = None
-    accumulate: Annotated[
-        int | None, typer.Option("--accumulate", min=1, help="Batches per optimiser step.", rich_help_panel=TRAINING)
-    ] = None
+    accumulate: Annotated[int | None, training_option("--accumulate", min=1, help="Batches per optimiser step.")] = None
     ema: Annotated[
-        float | None,
-        typer.Option("--ema", help="Evaluate and keep a running average with this decay.", rich_help_panel=TRAINING),
+        float | None, training_option("--ema", help="Evaluate and keep a running average with this decay.")
     ] = None
-    freeze_base: Annotated[
-        bool, typer.Option("--freeze-base", help="Train the added weights alone.", rich_help_panel=TRAINING)
-    ] = False
+    freeze_base: Annotated[bool, training_option("--freeze-base", help="Train the added weights alone.")] = False
     evaluate_every: Annotated[
-        int | None,
-        typer.Option("--evaluate-every", min=1, help="Epochs between evaluations.", rich_help_panel=TRAINING),
+        int | None, training_option("--evaluate-every", min=1, help="Epochs between evaluations.")
     ] = None
     patience: Annotated[
-        int | None,
-        typer.Option(
-            "--patience", min=1, help="Stop after so many evaluations without a better one.", rich_help_panel=TRAINING
-        ),
+        int | None, training_option("--patience", min=1, help="Stop after so many evaluations without a better one.")
     ] = None
-    seed: Annotated[int, typer.Option("--seed", rich_help_panel=TRAINING)] = 0
+    seed: Annotated[int, training_option("--seed")] = 0
     deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="Refuse operations that differ from run to run.", rich_help_panel=TRAINING
-        ),
+        bool, training_option("--deterministic", help="Refuse operations that differ from run to run.")
     ] = False
-    precision: Annotated[
-        Literal["no", "bf16", "fp16"], typer.Option("--precision", help="Mixed precision.", rich_help_panel=TRAINING)
-    ] = "no"
+    precision: Annotated[Literal["no", "bf16", "fp16"], training_option("--precision", help="Mixed precision.")] = "no"
 
 
 @dataclass(frozen=True)
@@ -110,57 +80,38 @@ class Relaxing:
     """How the branches take part."""
 
     penalty: Annotated[
-        float | None,
-        typer.Option(
-            "--lambda", help="Weight of the penalty, for every arm; default: the arm's own.", rich_help_panel=RELAXING
-        ),
+        float | None, relaxing_option("--lambda", help="Weight of the penalty, for every arm; default: the arm's own.")
     ] = None
     penalty_scale: Annotated[
         Literal["relative", "absolute"] | None,
-        typer.Option(
-            "--penalty-scale", help="lambda times the running mean of the loss, or as it is.", rich_help_panel=RELAXING
-        ),
+        relaxing_option("--penalty-scale", help="lambda times the running mean of the loss, or as it is."),
     ] = None
     penalty_form: Annotated[
         Literal["gram", "rows", "square"] | None,
-        typer.Option(
-            "--penalty-form",
-            help="Root of the mean square, mean of the norms (the paper's), or mean square.",
-            rich_help_panel=RELAXING,
+        relaxing_option(
+            "--penalty-form", help="Root of the mean square, mean of the norms (the paper's), or mean square."
         ),
     ] = None
     exact_penalty: Annotated[
-        bool,
-        typer.Option(
-            "--exact-penalty", help="All rows at every step, instead of some every few.", rich_help_panel=RELAXING
-        ),
+        bool, relaxing_option("--exact-penalty", help="All rows at every step, instead of some every few.")
     ] = False
     adaptive_theta: Annotated[
         bool,
-        typer.Option(
-            "--adaptive-theta",
-            help="Halve theta while the relaxed model is worse than the projected one.",
-            rich_help_panel=RELAXING,
+        relaxing_option(
+            "--adaptive-theta", help="Halve theta while the relaxed model is worse than the projected one."
         ),
     ] = False
-    refold_every: Annotated[
-        int | None,
-        typer.Option("--refold-every", min=1, help="Steps, in the arm refold.", rich_help_panel=RELAXING),
-    ] = None
-    low_rank: Annotated[
-        int | None, typer.Option("--low-rank", min=1, help="Rank, in the arm lowrank.", rich_help_panel=RELAXING)
-    ] = None
+    refold_every: Annotated[int | None, relaxing_option("--refold-every", min=1, help="Steps, in the arm refold.")] = (
+        None
+    )
+    low_rank: Annotated[int | None, relaxing_option("--low-rank", min=1, help="Rank, in the arm lowrank.")] = None
     dual_rate: Annotated[
-        float | None,
-        typer.Option("--dual-rate", help="Rate of the multipliers, in the arm ace.", rich_help_panel=RELAXING),
+        float | None, relaxing_option("--dual-rate", help="Rate of the multipliers, in the arm ace.")
     ] = None
     recalibrate: Annotated[
         int | None,
-        typer.Option(
-            "--recalibrate",
-            min=0,
-            help="Training batches for BatchNorm statistics at each clean evaluation.",
-            rich_help_panel=RELAXING,
+        relaxing_option(
+            "--recalibrate", min=0, help="Training batches for BatchNorm statistics at each clean evaluation."
         ),
     ] = None
 
@@ -192,18 +143,12 @@ class Keeping:
 
     save_every: Annotated[
         int | None,
-        typer.Option(
-            "--save-every",
-            min=1,
-            help="Optimiser steps between saves besides those after each evaluation.",
-            rich_help_panel=TRAINING,
+        training_option(
+            "--save-every", min=1, help="Optimiser steps between saves besides those after each evaluation."
         ),
     ] = None
     track: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--track", help="Log to tensorboard, wandb or mlflow, too; may be repeated.", rich_help_panel=TRAINING
-        ),
+        list[str] | None, training_option("--track", help="Log to tensorboard, wandb or mlflow, too; may be repeated.")
     ] = None
 
 
@@ -213,55 +158,29 @@ class Comparing:
 
     compare: Annotated[
         str | None,
-        typer.Option(
-            "--compare",
-            metavar="ARMS",
-            help=f"Compare arms ({','.join(ARMS)}) with equal budgets.",
-            rich_help_panel=COMPARISON,
-        ),
+        comparing_option("--compare", metavar="ARMS", help=f"Compare arms ({','.join(ARMS)}) with equal budgets."),
     ] = None
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds per arm.", rich_help_panel=COMPARISON)] = 3
+    seeds: Annotated[int, comparing_option("--seeds", min=1, help="Seeds per arm.")] = 3
     lr_grid: Annotated[
         str | None,
-        typer.Option(
-            "--lr-grid",
-            metavar="LR,LR,...",
-            help="First sweep these for every arm, on validation data.",
-            rich_help_panel=COMPARISON,
-        ),
+        comparing_option("--lr-grid", metavar="LR,LR,...", help="First sweep these for every arm, on validation data."),
     ] = None
-    lr_seeds: Annotated[
-        int, typer.Option("--lr-seeds", min=1, help="Seeds per point of the sweep.", rich_help_panel=COMPARISON)
-    ] = 1
+    lr_seeds: Annotated[int, comparing_option("--lr-seeds", min=1, help="Seeds per point of the sweep.")] = 1
     lr_record: Annotated[
         Path | None,
-        typer.Option(
-            "--lr-record",
-            metavar="FILE",
-            help="Take the learning rates from the record of a sweep.",
-            rich_help_panel=COMPARISON,
-        ),
+        comparing_option("--lr-record", metavar="FILE", help="Take the learning rates from the record of a sweep."),
     ] = None
     jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs", min=1, help="Processes that share the runs; the results are the same.", rich_help_panel=COMPARISON
-        ),
+        int, comparing_option("--jobs", min=1, help="Processes that share the runs; the results are the same.")
     ] = 1
     ray: Annotated[
         str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            help='Spread the runs over a Ray cluster; "local" starts one here.',
-            rich_help_panel=COMPARISON,
+        comparing_option(
+            "--ray", metavar="ADDRESS", help='Spread the runs over a Ray cluster; "local" starts one here.'
         ),
     ] = None
     restart: Annotated[
-        bool,
-        typer.Option(
-            "--restart", help="Begin anew: finished runs of the comparison are deleted.", rich_help_panel=COMPARISON
-        ),
+        bool, comparing_option("--restart", help="Begin anew: finished runs of the comparison are deleted.")
     ] = False
 
     def settings(self, training: FinetuneSettings) -> CompareSettings:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckFailedError
+from surgeon.export.container import write_container
 from surgeon.export.deviation import allowed_deviation, largest_deviation
 from surgeon.export.stripped import Stripped, stripped_beside_original
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.container import write_container
 from surgeon.opening.evaluation import model_dtype, outputs_on
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace

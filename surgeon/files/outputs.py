@@ -1,57 +1,71 @@
-"""What is checked before something is written: that no input lies there, and that nobody else is writing it."""
+"""One process at a time writes an output."""
 
 from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from surgeon.errors import UsageError
-from surgeon.files.address import is_hub_path
-from surgeon.files.atomic import check_writable
-from surgeon.files.seals import sole_writer
-
-
-def refuse_overwriting(target: str | Path, *inputs: str | Path | None) -> None:
-    """Refuse an output in which an input lies, which replacing it would delete.
-
-    Raises:
-        UsageError: naming the input.
-    """
-    for given in inputs:
-        if (
-            given is not None
-            and not is_hub_path(given)
-            and Path(given).resolve().is_relative_to(Path(target).resolve())
-        ):
-            raise UsageError(
-                f"expected an output apart from the input, but {str(given)!r} lies in {str(target)!r}: "
-                "choose another `-o`"
-            )
+from surgeon.errors import ExistsError, WriteError
+from surgeon.files.atomic import check_writable, translated
 
 
 @contextmanager
-def writing_alone(target: str | Path, force: bool = True) -> Iterator[None]:
-    """Keep other processes from writing an output meanwhile; of several processes of one run, the first one does.
+def writing_alone(path: str | Path, force: bool = True) -> Iterator[None]:
+    """Hold a lock on an output for as long as the context is open; the system lets go of it if the process is killed.
+
+    Of several processes of one run the first one holds it. A process that held it and was killed is named in the log.
 
     Args:
-        target: the file or folder that is going to be written.
+        path: the file or folder that is going to be written.
         force: something may be there already.
 
     Raises:
-        ExistsError: if another process is writing it, or something is there and may not be.
+        ExistsError: if another process holds the lock, which is named, or something is there and may not be.
         WriteError: if the place cannot be written to.
     """
-    check_writable(target, force)
+    from filelock import FileLock, Timeout
+
+    check_writable(path, force)
     if not is_first_process():
         yield
         return
-    with sole_writer(target) as taken_over:
-        if taken_over:
-            logging.getLogger("surgeon").warning(taken_over)
+    target = Path(os.path.realpath(path))
+    place = target.with_name(f".{target.name}.surgeon-lock")
+    lock = FileLock(place, timeout=0)
+    with translated(target, place):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ExistsError(
+                f"{str(target)!r} is being written by {_owner(place) or 'another process'}: wait until it has ended, "
+                "or choose another output"
+            ) from None
+        except NotImplementedError as error:
+            raise WriteError(
+                f"could not write {str(target)!r}: its file system has no locks, so that nothing keeps two runs apart: "
+                "choose another place"
+            ) from error
+    try:
+        if before := _owner(place):
+            logging.getLogger("surgeon").warning("taking over %s from %s, which was killed", target.name, before)
+        place.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
+    finally:
+        with suppress(OSError):
+            place.write_text("")
+            place.unlink()  # while it is held: whoever waits for it finds it gone, and makes another
+        lock.release()
+
+
+def _owner(place: Path) -> str:
+    try:
+        return place.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def is_first_process() -> bool:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from surgeon.errors import CheckpointError, ExistsError, WriteError
+from surgeon.errors import CheckpointError
 from surgeon.files.atomic import atomic_folder, put_back, remove_entry, sync_folder, sync_tree, translated
 from surgeon.files.content import sha256_of_file, write_json
 
@@ -175,53 +174,3 @@ def recover(path: str | Path) -> None:
     target = Path(os.path.realpath(path))
     put_back(target.parent, target.name)
     finish_update(target)
-
-
-@contextmanager
-def sole_writer(path: str | Path) -> Iterator[str]:
-    """Hold a lock on an output for as long as the context is open; the system lets go of it if the process is killed.
-
-    Args:
-        path: the file or folder that is written; its folder has to exist.
-
-    Yields:
-        A sentence about the process that held the lock and was killed; empty if there was none.
-
-    Raises:
-        ExistsError: if another process holds the lock; it is named.
-        WriteError: if the system refuses.
-    """
-    from filelock import FileLock, Timeout
-
-    target = Path(os.path.realpath(path))
-    place = target.with_name(f".{target.name}.surgeon-lock")
-    lock = FileLock(place, timeout=0)
-    with translated(target, place):
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ExistsError(
-                f"{str(target)!r} is being written by {_owner(place) or 'another process'}: wait until it has ended, "
-                "or choose another output"
-            ) from None
-        except NotImplementedError as error:
-            raise WriteError(
-                f"could not write {str(target)!r}: its file system has no locks, so that nothing keeps two runs apart: "
-                "choose another place"
-            ) from error
-    try:
-        before = _owner(place)
-        place.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        yield f"taking over {target.name} from {before}, which was killed" if before else ""
-    finally:
-        with suppress(OSError):
-            place.write_text("")
-            place.unlink()  # while it is held: whoever waits for it finds it gone, and makes another
-        lock.release()
-
-
-def _owner(place: Path) -> str:
-    try:
-        return place.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

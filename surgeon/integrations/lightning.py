@@ -1,27 +1,22 @@
-"""A callback for Lightning, and a mixin for those who want the penalty in the loss."""
+"""A callback for Lightning."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.algebra.penalty import PenaltyForm
-from surgeon.algebra.schedule import Schedule
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import UsageError
-from surgeon.integrations.driver import RelaxationDriver
 from surgeon.integrations.progress import done, idle_optimizers, length, reaches
+from surgeon.integrations.session import TrainerSession
 from surgeon.integrations.settings import RelaxationSettings, base_class, first_call, require_library
-from surgeon.plan import Plan, SiteRecord, StripMode
-from surgeon.training.session import RECALIBRATION_BATCHES
-from surgeon.training.weighting import PenaltyScale
+from surgeon.plan import SiteRecord
 
 _Callback: Any = base_class("lightning.pytorch", "Callback")
 _SHARDING_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
@@ -39,66 +34,28 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
     ``relaxation/penalty`` are logged.
 
     Args:
-        group: see :class:`surgeon.integrations.settings.RelaxationSettings`, as for all arguments.
-        plan: a plan, or its file.
-        module: dotted path of the network inside the LightningModule.
-        mode: "drop" or "fold".
-        include: shell patterns of sites.
-        exclude: shell patterns of sites.
-        schedule: theta(t).
-        penalty_weight: lambda.
-        penalty_scale: "relative" or "absolute".
-        penalty_form: "gram", "rows" or "square".
-        branch_factor: learning rate of W as a multiple of the base's.
-        recalibrate: training batches from which clean evaluation takes statistics anew.
+        group: the symmetry ("O3"); needed unless there is a plan.
+        **settings: those of :class:`surgeon.integrations.settings.RelaxationSettings`; ``module`` is the path of the
+            network inside the LightningModule.
 
     Attributes:
         relaxation: the handle on the branches; None before and after ``fit``.
         records: what was stripped from each site; empty before.
     """
 
-    def __init__(
-        self,
-        group: str | None = None,
-        *,
-        plan: Plan | str | Path | None = None,
-        module: str | None = None,
-        mode: StripMode = "drop",
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        schedule: Schedule | None = None,
-        penalty_weight: float | None = None,
-        penalty_scale: PenaltyScale = "relative",
-        penalty_form: PenaltyForm = "gram",
-        branch_factor: float = 0.1,
-        recalibrate: int = RECALIBRATION_BATCHES,
-    ) -> None:
+    def __init__(self, group: str | None = None, **settings: Any) -> None:
         require_library(_Callback, "lightning")
-        self.settings = RelaxationSettings(
-            group,
-            plan,
-            module,
-            mode,
-            include,
-            exclude,
-            schedule,
-            penalty_weight,
-            penalty_scale,
-            penalty_form,
-            branch_factor,
-            recalibrate,
-        )
+        self.settings = RelaxationSettings(group, **settings)
         self.records: tuple[SiteRecord, ...] = ()
-        self._driver: RelaxationDriver | None = None
+        self._session: TrainerSession | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
-        self._ends_step = False
         self._evaluation = ExitStack()
 
     @property
     def relaxation(self) -> Relaxation | None:
         """The handle on the branches, while there are any."""
-        return None if self._driver is None else self._driver.relaxation
+        return None if self._session is None else self._session.relaxation
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Have the branches inserted at the end of ``configure_model``.
@@ -110,8 +67,8 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
             return
         _require_no_averaging(trainer)
         _require_whole_weights(trainer)
-        if self._driver is not None:  # an earlier training was interrupted
-            self._driver.finish(failed=True)
+        if self._session is not None:  # an earlier training was interrupted
+            self._session.finish(failed=True)
         vars(pl_module).pop("configure_model", None)
         configure = pl_module.configure_model
 
@@ -123,8 +80,6 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         pl_module.configure_model = configure_and_relax
 
     def _insert(self, trainer: Any, pl_module: Any) -> None:
-        if _has_penalty_in_loss(pl_module) and not pl_module.automatic_optimization:
-            raise UsageError("expected automatic optimisation of a RelaxedModule: use the callback without the mixin")
         device = next((parameter.device for parameter in pl_module.parameters()), torch.device("cpu"))
 
         def step() -> None:
@@ -133,12 +88,12 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
                 pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
 
         with device:  # not the one on which the strategy creates new modules
-            self._driver = RelaxationDriver(pl_module, self.settings, step, self._forward)
+            self._session = TrainerSession(pl_module, self.settings, step, self._forward)
 
     def _forward(self, pl_module: Any, batch: Any) -> Any:
         """Call the network with what a training step calls it with first; the step itself would log and count."""
-        assert self._driver is not None
-        network = self._driver.relaxation.model
+        assert self._session is not None
+        network = self._session.relaxation.model
         with idle_optimizers(pl_module):
             args, kwargs = first_call(
                 network, lambda: pl_module.training_step(*_accepted(pl_module.training_step, batch, 0))
@@ -147,9 +102,9 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the optimiser of the branches, give them their learning rate, and have them clipped by themselves."""
-        assert self._driver is not None
-        self._optimizer = self._driver.attend(trainer.optimizers)
-        _clip_apart(pl_module, self._driver)
+        assert self._session is not None
+        self._optimizer = self._session.attend(trainer.optimizers)
+        _clip_apart(pl_module, self._session)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the steps of the training and set theta."""
@@ -163,55 +118,39 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
         self._set_step(trainer)
 
     def _set_step(self, trainer: Any) -> None:
-        assert self._driver is not None
-        self._driver.set_step(done(trainer, self._steps), self._steps)
+        assert self._session is not None
+        self._session.set_step(done(trainer, self._steps), self._steps)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Find out whether an optimiser step ends with this micro-batch, and keep it for clean evaluation."""
-        assert self._driver is not None
-        self._driver.keep_batch(batch)
-        self._ends_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        """Keep the batch for clean evaluation."""
+        assert self._session is not None
+        self._session.keep_batch(batch)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Take up the loss for the size of lambda; of several optimisers' losses those that reach a branch."""
-        assert self._driver is not None
-        trained = len(trainer.optimizers) < 2 or reaches(loss, self._driver.relaxation.branch_parameters())
-        if trained and not _has_penalty_in_loss(pl_module):
+        assert self._session is not None
+        trained = len(trainer.optimizers) < 2 or reaches(loss, self._session.relaxation.branch_parameters())
+        if trained:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self._driver.add_loss(loss if scaler is None else loss / scaler.get_scale())
+            self._session.add_loss(loss if scaler is None else loss / scaler.get_scale())
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Add the penalty's gradient, once per optimiser step and in the units of the loss."""
-        assert self._driver is not None
+        assert self._session is not None
         if optimizer is not self._optimizer:
             return
-        if not _has_penalty_in_loss(pl_module):
-            self._driver.add_penalty_gradient()
-        theta = self._driver.relaxation.theta[0]
-        pl_module.log_dict({"relaxation/theta": theta, "relaxation/penalty": self._driver.penalty})
+        self._session.finish_step()
+        theta = self._session.relaxation.theta[0]
+        pl_module.log_dict({"relaxation/theta": theta, "relaxation/penalty": self._session.penalty})
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set theta for what comes next, be it a step, an evaluation or a checkpoint."""
         self._set_step(trainer)
 
-    def loss_with_penalty(self, trainer: Any, output: Any) -> Any:
-        """Return what a training step returned with the penalty in its loss, if an optimiser step ends with it.
-
-        Lightning divides losses by the number of micro-batches of an optimiser step; the penalty is not a mean of them.
-        """
-        loss = output["loss"] if isinstance(output, Mapping) else output
-        if self._driver is None or not isinstance(loss, Tensor):
-            return output
-        parts = trainer.accumulate_grad_batches
-        self._driver.add_loss(loss / parts)
-        if self._ends_step:
-            loss = loss + parts * self._driver.weighted_penalty()
-        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
-
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate the clean model."""
-        if self._driver is not None:
-            self._evaluation.enter_context(self._driver.clean_evaluation())
+        if self._session is not None:
+            self._evaluation.enter_context(self._session.evaluation())
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Go back to the relaxed model."""
@@ -219,43 +158,18 @@ class RelaxationCallback(_Callback):  # type: ignore[misc]  # a library that may
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Strip the branches."""
-        if self._driver is not None:
-            self.records = self._driver.finish()
-            self._driver = self._optimizer = None
+        if self._session is not None:
+            self.records = self._session.finish()
+            self._session = self._optimizer = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs; part of every checkpoint."""
-        return {} if self._driver is None else self._driver.state_dict()
+        return {} if self._session is None else self._session.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint of a training; there is nothing to do for an evaluation."""
-        if self._driver is not None:
-            self._driver.load_state_dict(state_dict)
-
-
-class RelaxedModule:
-    """Mixin for a LightningModule whose loss itself shall contain the penalty, as with manual logging of it.
-
-    Put it before the module: ``class Relaxed(RelaxedModule, MyModule)``; the trainer needs a
-    :class:`RelaxationCallback` all the same, which then leaves the penalty to the loss.
-    """
-
-    def training_step(self, *args: Any) -> Any:
-        """Return what the module's own training step returns, with the penalty in its loss."""
-        original: Callable[..., Any] = super().training_step  # type: ignore[misc]
-        output = original(*_accepted(original, *args))
-        trainer: Any = self.trainer  # type: ignore[attr-defined]
-        callbacks = [callback for callback in trainer.callbacks if isinstance(callback, RelaxationCallback)]
-        if not callbacks:
-            raise UsageError(
-                f"expected a RelaxationCallback beside the RelaxedModule {type(self).__name__}, got none: give one to "
-                "the Trainer"
-            )
-        return callbacks[0].loss_with_penalty(trainer, output)
-
-
-def _has_penalty_in_loss(pl_module: Any) -> bool:
-    return isinstance(pl_module, RelaxedModule)
+        if self._session is not None:
+            self._session.load_state_dict(state_dict)
 
 
 def _accepted(function: Callable[..., Any], *values: Any) -> tuple[Any, ...]:
@@ -282,7 +196,7 @@ def _first_batch(trainer: Any) -> Any:
     return batch
 
 
-def _clip_apart(pl_module: Any, driver: RelaxationDriver) -> None:
+def _clip_apart(pl_module: Any, session: TrainerSession) -> None:
     """Let the module's own way of clipping gradients treat branches and everything else as groups of their own."""
     original = pl_module.configure_gradient_clipping
 
@@ -292,7 +206,7 @@ def _clip_apart(pl_module: Any, driver: RelaxationDriver) -> None:
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         for branches in (False, True):
-            with driver.gradients_of(branches):
+            with session.gradients_of(branches):
                 original(
                     optimizer,
                     gradient_clip_val=gradient_clip_val,
@@ -300,7 +214,7 @@ def _clip_apart(pl_module: Any, driver: RelaxationDriver) -> None:
                 )
 
     pl_module.configure_gradient_clipping = clip
-    driver.at_end(lambda: vars(pl_module).pop("configure_gradient_clipping"))
+    session.at_end(lambda: vars(pl_module).pop("configure_gradient_clipping"))
 
 
 def _require_whole_weights(trainer: Any) -> None:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, get_args
 
 from torch import nn
 
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.penalty import PenaltyForm
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.select import select
 from surgeon.errors import PlanError, SurgeonError, UsageError
 from surgeon.finding.find import find
-from surgeon.opening.trust import refuse_named_code
+from surgeon.opening.planning import read_plan, require_group
 from surgeon.plan import Plan, StripMode
 from surgeon.support.imports import close_names, one_line
+from surgeon.training.arms import ARMS
 from surgeon.training.session import RECALIBRATION_BATCHES
 from surgeon.training.weighting import PenaltyScale
-
-DEFAULT_PENALTY_WEIGHT = MappingProxyType({"drop": 0.01, "fold": 0.0})
-"""Lambda by mode; "fold" keeps the equivariant part of W on purpose, and a penalty on |Wx| would pull it to 0."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class RelaxationSettings:
     @property
     def penalty(self) -> float:
         """Lambda, with its default."""
-        return DEFAULT_PENALTY_WEIGHT[self.mode] if self.penalty_weight is None else self.penalty_weight
+        return ARMS[self.mode].penalty_weight if self.penalty_weight is None else self.penalty_weight
 
 
 def base_class(module: str, name: str) -> Any:
@@ -186,15 +181,10 @@ def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[]
         assert settings.group is not None
         call = first_call(network, step)
         plan = _found_plan(network, settings.group, *call)
-    elif not isinstance(plan, Plan):
-        path = Path(plan)
-        plan = _read_plan(path)
-        refuse_named_code(plan.group, plan.group == settings.group, repr(str(path)), f"group={plan.group!r}")
-    if settings.group is not None and parse_group(settings.group).name != parse_group(plan.group).name:
-        raise PlanError(
-            f"expected a plan for the group {settings.group}, got one for {plan.group}: leave group= out, or make a "
-            "new plan with `surgeon inspect`"
-        )
+    elif isinstance(plan, Plan):
+        require_group(plan, settings.group, "the plan")
+    else:
+        plan = read_plan(plan, settings.group, "group={!r}")
     return select(plan, tuple(settings.include), tuple(settings.exclude)), call
 
 
@@ -212,13 +202,4 @@ def _found_plan(network: nn.Module, group: str, args: tuple[Any, ...], kwargs: d
         raise PlanError(
             f"expected {type(network).__name__} to run while it is recorded, but it failed with {one_line(error)}: "
             "do not compile it, or give plan="
-        ) from error
-
-
-def _read_plan(path: Path) -> Plan:
-    try:
-        return Plan.from_data(json.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(
-            f"expected a plan in {path}, but it cannot be read ({one_line(error)}): `surgeon inspect --plan` writes one"
         ) from error

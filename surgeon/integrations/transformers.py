@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,10 @@ from torch import Tensor, nn
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.integrations.driver import RelaxationDriver
+from surgeon.integrations.session import TrainerSession
 from surgeon.integrations.settings import RelaxationSettings, base_class, require_library
 from surgeon.plan import SiteRecord
+from surgeon.training.state import randomness_kept
 
 _Trainer: Any = base_class("transformers", "Trainer")
 STATE_FILE = "relaxation_state.pt"
@@ -42,7 +41,7 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
         require_library(_Trainer, "transformers")
         self.settings = relaxation
         self.records: tuple[SiteRecord, ...] = ()
-        self._driver: RelaxationDriver | None = None
+        self._session: TrainerSession | None = None
         self._theta = 0.0
         super().__init__(*args, **kwargs)
         self._require_whole_weights()
@@ -61,7 +60,7 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
     @property
     def relaxation(self) -> Relaxation | None:
         """The handle on the branches, while there are any."""
-        return None if self._driver is None else self._driver.relaxation
+        return None if self._session is None else self._session.relaxation
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, then strip the branches, also if the training was interrupted."""
@@ -70,9 +69,9 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
             result = super().train(*args, **kwargs)
             failed = False
         finally:
-            if self._driver is not None:
-                self.records = self._driver.finish(failed)
-                self._driver = None
+            if self._session is not None:
+                self.records = self._session.finish(failed)
+                self._session = None
                 self.optimizer: Any = None  # it would go on with weights that are gone
                 self.lr_scheduler: Any = None
         return result
@@ -84,15 +83,15 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
                 "expected one process per GPU, got one for several, where copies of the model do the work: start with "
                 "torchrun or accelerate launch"
             )
-        if self._driver is None:
-            self._driver = RelaxationDriver(self.model, self.settings, self._first_step, self._forward)
+        if self._session is None:
+            self._session = TrainerSession(self.model, self.settings, self._first_step, self._forward)
         optimizer = super().create_optimizer(*args, **kwargs)
-        self._driver.attend([self.optimizer])
+        self._session.attend([self.optimizer])
         return optimizer
 
     def _first_step(self) -> None:
         """Compute the loss of the first batch; the training itself gets the batches that it would have got."""
-        with _same_randomness():
+        with randomness_kept():
             batch = next(iter(self.get_train_dataloader()))
         super().compute_loss(self.model, self._prepare_inputs(batch))
 
@@ -101,20 +100,20 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Set theta, then take the step; where an optimiser step ends with it, add the gradient of the penalty."""
-        if self._driver is None:
+        if self._session is None:
             return super().training_step(model, inputs, *args, **kwargs)
         self._set_step()
-        self._theta = self._driver.relaxation.theta[0]
-        self._driver.keep_batch(inputs)
+        self._theta = self._session.relaxation.theta[0]
+        self._session.keep_batch(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients:
             scaler = getattr(self.accelerator, "scaler", None)
-            self._driver.add_penalty_gradient(1.0 if scaler is None else scaler.get_scale())
+            self._session.finish_step(1.0 if scaler is None else scaler.get_scale())
         return loss
 
     def _set_step(self) -> None:
-        if self._driver is not None:
-            self._driver.set_step(self.state.global_step, self.state.max_steps)
+        if self._session is not None:
+            self._session.set_step(self.state.global_step, self.state.max_steps)
 
     def compute_loss(
         self,
@@ -125,8 +124,8 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
     ) -> Any:
         """Return the loss, and take it up in training, for the size of lambda."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self._driver is not None and model.training:
-            self._driver.add_loss(loss / self._divisor(num_items_in_batch))
+        if self._session is not None and model.training:
+            self._session.add_loss(loss / self._divisor(num_items_in_batch))
         return (loss, outputs) if return_outputs else loss
 
     def _divisor(self, num_items_in_batch: Tensor | int | None) -> int:
@@ -139,12 +138,12 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip base and branches by themselves; the norm of the base's gradient is returned and logged."""
-        if self._driver is None:
+        if self._session is None:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()  # all at once: a scaler allows it once per step
         norms = []
         for branches in (False, True):
-            with self._driver.gradients_of(branches):
+            with self._session.gradients_of(branches):
                 norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm))
         return norms[0]
 
@@ -154,42 +153,29 @@ class RelaxedTrainer(_Trainer):  # type: ignore[misc]  # a library that may be m
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, theta and penalty of the last step beside the training loss."""
-        if self._driver is not None and "loss" in logs:
-            logs = {**logs, "theta": self._theta, "penalty": self._driver.penalty}
+        if self._session is not None and "loss" in logs:
+            logs = {**logs, "theta": self._theta, "penalty": self._session.penalty}
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the clean model."""
         with ExitStack() as stack:
-            if self._driver is not None:
-                stack.enter_context(self._driver.clean_evaluation())
+            if self._session is not None:
+                stack.enter_context(self._session.evaluation())
             return super().evaluation_loop(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self._driver is not None and self.args.should_save:
-            torch.save(self._driver.state_dict(), Path(output_dir) / STATE_FILE)
+        if self._session is not None and self.args.should_save:
+            torch.save(self._session.state_dict(), Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self._driver is not None:
+        if checkpoint is not None and self._session is not None:
             path = Path(checkpoint) / STATE_FILE
             if not path.exists():
                 raise CheckpointError(
                     f"expected {STATE_FILE} in {checkpoint}, found none: resume from a checkpoint that a "
                     "RelaxedTrainer wrote while it trained"
                 )
-            self._driver.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+            self._session.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
         super()._load_optimizer_and_scheduler(checkpoint)
-
-
-@contextmanager
-def _same_randomness() -> Iterator[None]:
-    import numpy as np
-
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -17,8 +17,8 @@ from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, Ta
 from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import STATEMENT_SUFFIX
-from surgeon.files.loading import load_into
 from surgeon.files.relaxed import BASE_FILE, RelaxedFiles
+from surgeon.opening.loading import load_into
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import is_there, original_source
 from surgeon.opening.remote.fetch import open_anywhere

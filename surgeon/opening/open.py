@@ -10,19 +10,19 @@ from torch import nn
 from surgeon.algebra.penalty import PenaltyForm
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.insert import relax
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, TaskError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.loading import load_branches
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import CONFIG_FILE, RelaxedConfig, is_relaxed_folder, read_relaxed, split_state
 from surgeon.files.seals import recover
+from surgeon.opening.loading import load_branches
 from surgeon.opening.models import find_for_folder, find_model
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import refuse_nonfinite
 from surgeon.opening.remote.client import list_files
 from surgeon.opening.remote.fetch import fetch_relaxed, open_listed
-from surgeon.opening.tasks import LoadedTask, given_task, task_beside, task_of_folder
+from surgeon.opening.tasks import LoadedTask, given_task, task_beside, task_of_folder, with_action
 from surgeon.opening.trust import check_config
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import StripMode
@@ -58,7 +58,7 @@ def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
     found = find_model(checkpoint, options, task)
     if task is None and found.task is None and checkpoint.origin is None:
         task = task_beside(found.model, checkpoint.path, options.task_arguments, options.announce)
-    task = _bound(task or found.task, found.model)
+    task = _bound(task or found.task, found.model, options, checkpoint.path)
     return Workspace(checkpoint.path, found.model, found, checkpoint, options, task, origin=checkpoint.origin)
 
 
@@ -87,14 +87,20 @@ def _open_relaxed(
     relaxation.set_theta(*config.theta)
     if config.thetas is not None:
         relaxation.set_thetas(config.thetas)
-    task = _bound(task, found.model)
+    task = _bound(task, found.model, options, folder)
     if origin is not None:
         refuse_nonfinite(*split_state(found.model.state_dict()), config, origin, options)
     return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
 
 
-def _bound(task: LoadedTask | None, model: nn.Module) -> LoadedTask | None:
-    return None if task is None else task.for_model(model)
+def _bound(task: LoadedTask | None, model: nn.Module, options: OpenOptions, path: Path) -> LoadedTask | None:
+    if task is None and options.action is not None:
+        raise TaskError(
+            f"expected a task with data for {str(path)!r} to act on by {options.action}, none is known: give "
+            "`--task FILE`"
+        )
+    bound = None if task is None else task.for_model(model)
+    return bound if bound is None or options.action is None else with_action(bound, options.action)
 
 
 def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, PenaltyForm]:

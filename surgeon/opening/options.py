@@ -16,6 +16,7 @@ class OpenOptions:
     Attributes:
         task: a task file, ``module:attribute``, or ``adapter:datafile``.
         task_arguments: for ``make_task``.
+        action: ``module:name`` of how the group acts, instead of the task's own actions.
         accept_changed_task: use a task file although it is not the one that a relaxed folder was made with.
         factory: ``module:function`` that builds the model.
         factory_arguments: for the factory.
@@ -31,6 +32,7 @@ class OpenOptions:
 
     task: str | None = None
     task_arguments: Mapping[str, Any] = field(default_factory=dict)
+    action: str | None = None
     accept_changed_task: bool = False
     factory: str | None = None
     factory_arguments: Mapping[str, Any] = field(default_factory=dict)

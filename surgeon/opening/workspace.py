@@ -14,14 +14,14 @@ from torch import nn
 
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
-from surgeon.errors import CheckpointError, PrecisionError, SurgeonError, TaskError
-from surgeon.files.address import HubPath
+from surgeon.errors import CheckpointError, PrecisionError, SurgeonError, TaskError, UsageError
+from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.loading import load_branches, load_into
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import RelaxedFiles, split_state
 from surgeon.finding.precision import answer_in_double, run_in_double
 from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.loading import load_branches, load_into
 from surgeon.opening.models import FoundModel
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import open_original
@@ -92,6 +92,27 @@ class Workspace:
                 f"`surgeon relax {self.name}` first"
             )
         return self.relaxation, self.files
+
+    def refuse_output(self, target: str | Path, in_place: bool = False) -> None:
+        """Refuse an output in which what was opened lies, its original or its task: replacing it would delete them.
+
+        Args:
+            target: what is going to be written.
+            in_place: what was opened may be written itself.
+
+        Raises:
+            UsageError: naming the input.
+        """
+        opened = None if in_place or self.origin is not None else self.path
+        base = None if self.files is None or self.files.config.base["repo"] else self.files.config.base["file"]
+        task = None if self.task is None else self.task.file
+        place = Path(target).resolve()
+        for given in (opened, base, self.options.original, self.options.task, task):
+            if given is not None and not is_hub_path(given) and Path(given).resolve().is_relative_to(place):
+                raise UsageError(
+                    f"expected an output apart from the input, but {str(given)!r} lies in {str(target)!r}: "
+                    "choose another `-o`"
+                )
 
     def original(self) -> tuple[nn.Module, Checkpoint]:
         """Return a fresh model with the weights of the checkpoint that was relaxed, and that checkpoint.

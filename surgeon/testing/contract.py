@@ -21,8 +21,8 @@ from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, GroupError, SurgeonError
-from surgeon.files.loading import load_into
 from surgeon.finding.find import find
+from surgeon.opening.loading import load_into
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_symmetry
 from surgeon.plan import Plan, Task
 from surgeon.proof.certificate import Architecture

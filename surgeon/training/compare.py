@@ -142,7 +142,8 @@ def _told(execute: Execute, metric: str, progress: Progress) -> Execute:
     """Say how it goes on with every list of runs."""
 
     def told(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
-        progress.begin("run" if all(point.test for point in points) else "sweep", metric, len(points))
+        if points:
+            progress.begin("run" if points[0].test else "sweep", metric, len(points))
         for point, outcome in execute(points):
             progress.finish(point, outcome)
             yield point, outcome

@@ -12,8 +12,8 @@ from surgeon.editing.insert import relax
 from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.strip import strip
 from surgeon.errors import TrainingError, UsageError
-from surgeon.files.loading import load_branches
 from surgeon.opening.evaluation import evaluate
+from surgeon.opening.loading import load_branches
 from surgeon.opening.task_calls import task_batches
 from surgeon.plan import Plan, Task
 from surgeon.training.arms import Arm, arm_named

@@ -22,6 +22,7 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        # Not torch's AveragedModel: it averages a copy, whose branches are not those that the handle switches.
         self._parameters = dict(model.named_parameters())
         self._decay = decay
         self.shadow = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}

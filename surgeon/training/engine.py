@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +23,29 @@ from surgeon.opening.task_calls import task_forward, task_loss
 from surgeon.plan import Task
 from surgeon.support.modes import set_training
 from surgeon.support.sharding import is_sharded, whole
-from surgeon.training.arms import Arm
-from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
-from surgeon.training.driver import (
+from surgeon.training.accelerator import (
+    SharedBuffers,
     average_gradients,
     deterministic,
-    gathered,
     keep_whole,
     make_accelerator,
     shards,
     with_advice,
 )
+from surgeon.training.arms import Arm
+from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
 from surgeon.training.ema import Ema
-from surgeon.training.groups import parameter_groups, theta_group
+from surgeon.training.groups import freeze_base, parameter_groups, theta_group
 from surgeon.training.optimizers import make_optimizer, rate_scale
 from surgeon.training.progress import StepEvent
 from surgeon.training.selection import BestWeights
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
-from surgeon.training.state import TrainingState, random_state, set_random_state
+from surgeon.training.state import FinetuneResult, TrainingState
 from surgeon.training.weighting import PenaltyWeight
 
 LOG_EVERY = 10
 """Steps between records of single steps."""
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """Outcome of a fine-tuning; the model holds the weights of the best epoch, branches still in place."""
-
-    best_epoch: int
-    validation: Mapping[str, float]
-    thetas: Mapping[str, tuple[float, float]]
-    history: tuple[Mapping[str, Any], ...]
-    seconds: float
-    steps: int
-    stopped: str = ""
 
 
 class Finetuner:
@@ -116,7 +102,7 @@ class Finetuner:
         self.state = TrainingState()
         set_seed(settings.seed)
         self._start_branches()
-        self._frozen = self._freeze(added)
+        self._frozen = freeze_base(model, added) if settings.freeze_base and added is not None else []
         optimizer = make_optimizer(parameter_groups(model, added, arm, settings), settings)
         if self._sharded:
             keep_whole(self.accelerator, [] if added is None else list(added.modules()))
@@ -125,6 +111,7 @@ class Finetuner:
         if self.relaxation is not None and arm.learns_theta:  # buffers: not moved and sharded like parameters
             self.relaxation.learn_theta(True)
             self.optimizer.add_param_group(theta_group(self.relaxation, settings))
+        self._buffers = SharedBuffers(model) if self.sharing.processes > 1 else None
         self.ema = None if settings.ema is None else Ema(model, settings.ema)
         self.selection = BestWeights(model, task, settings, self.session, self.ema, self.accelerator)
         if self._sharded:
@@ -144,16 +131,6 @@ class Finetuner:
             for branch in self.relaxation.branches.values():
                 if not branch.weight.any():  # W = 0 and theta = 0 would be a saddle point that nothing leaves
                     branch.initialise(1.0, generator)
-
-    def _freeze(self, added: Relaxation | LowRankUpdates | None) -> list[nn.Parameter]:
-        if not self.settings.freeze_base or added is None:
-            return []
-        own = added.branch_parameters() if isinstance(added, Relaxation) else added.parameters()
-        kept = {id(parameter) for parameter in own}
-        frozen = [p for p in self.plain_model.parameters() if p.requires_grad and id(p) not in kept]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        return frozen
 
     def run(
         self,
@@ -205,15 +182,7 @@ class Finetuner:
         self.selection.load_best(state)
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        return FinetuneResult(
-            state.best_epoch,
-            state.best_validation,
-            state.best_theta,
-            tuple(state.history),
-            state.seconds,
-            state.step,
-            state.stopped,
-        )
+        return state.result()
 
     def _release(self) -> None:
         """Take off what accelerate and this run put on the model itself."""
@@ -333,6 +302,8 @@ class Finetuner:
 
     def _after_step(self) -> None:
         state, relaxation = self.state, self.relaxation
+        if self._buffers is not None:
+            self._buffers.share()
         if self.ema is not None:
             self.ema.update(state.step)
         # before an evaluation, too: what is in W then would not be counted
@@ -405,17 +376,6 @@ class Finetuner:
             self.accelerator.log({f"validation/{name}": value for name, value in clean.items()}, step=state.step)
         if due and on_save:
             on_save(self)
-
-    def gathered_random_states(self) -> dict[str, Tensor]:
-        """Return the random states of all processes; called on every process."""
-        states = gathered(self.accelerator, random_state())
-        return {f"{process}.{name}": value for process, parts in enumerate(states) for name, value in parts.items()}
-
-    def set_random_states(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up this process's state from :meth:`gathered_random_states`."""
-        prefix = f"{self.sharing.process}."
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        set_random_state(own)
 
 
 def _flat(data: Mapping[str, Any]) -> dict[str, Any]:

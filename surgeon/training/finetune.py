@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surgeon.errors import ExistsError, TrainingError, UsageError
-from surgeon.files.outputs import refuse_overwriting, writing_alone
+from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
 from surgeon.opening.description import check_code
@@ -17,10 +17,11 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
 from surgeon.training.arms import Arm, arm_named
 from surgeon.training.costs import training_costs
-from surgeon.training.engine import Finetuner, FinetuneResult
+from surgeon.training.engine import Finetuner
 from surgeon.training.progress import Progress
 from surgeon.training.runs import has_run, read_record, restore_run, save_run
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.state import FinetuneResult
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def finetune(
     with writing_alone(target):
         recover(target)  # first of all: a run that a killed process was saving counts
         resuming = has_run(target) and not force
-        workspace, chosen = _opened(Path(folder), target, arm, options, resuming, force)
+        workspace, chosen = _opened(folder, target, arm, options, resuming, force)
         assert workspace.relaxation is not None
         settings = dataclasses.replace(settings or FinetuneSettings(), schedule=workspace.relaxation.schedule)
         task = workspace.require_task().task
@@ -91,7 +92,7 @@ def finetune(
             restore_run(target, finetuner)
             told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
         told.say(training_costs(workspace.model, task, workspace.relaxation).sentence())
-        told.begin(f"arm {chosen.name}", finetuner.selection.metric, 1)
+        told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, lambda run: save_run(target, run, workspace, force), save_every)
         except KeyboardInterrupt:
@@ -105,11 +106,9 @@ def finetune(
 
 
 def _opened(
-    folder: Path, target: Path, arm: str | None, options: OpenOptions, resuming: bool, force: bool
+    folder: str | Path, target: Path, arm: str | None, options: OpenOptions, resuming: bool, force: bool
 ) -> tuple[Workspace, Arm]:
     """Open the relaxed folder, after all that can be refused without."""
-    in_place = resuming and folder.resolve() == target.resolve()  # a run that was pulled goes on where it lies
-    refuse_overwriting(target, None if in_place else folder, options.task, options.original)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not (resuming or force):
         raise ExistsError(
             f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
@@ -118,9 +117,10 @@ def _opened(
     if chosen is not None and chosen.mode is None:
         raise UsageError(f"expected an arm with branches, got {chosen.name!r}: it belongs into --compare")
     workspace = open_path(folder, options, chosen.mode if chosen else None)
-    relaxation, files = workspace.require_relaxed()
-    base = files.config.base
-    refuse_overwriting(target, None if base["repo"] else base["file"], workspace.require_task().file)
+    # a run that was pulled goes on where it lies
+    workspace.refuse_output(target, in_place=resuming and workspace.path.resolve() == target.resolve())
+    relaxation, _ = workspace.require_relaxed()
+    workspace.require_task()
     check_code(workspace)
     return workspace, chosen or arm_named(relaxation.mode)
 

@@ -27,9 +27,7 @@ def parameter_groups(
         TrainingError: if there is nothing to train.
     """
     rate = settings.learning_rate
-    extra: list[nn.Parameter] = []
-    if added is not None:
-        extra = added.branch_parameters() if isinstance(added, Relaxation) else list(added.parameters())
+    extra = [] if added is None else added_parameters(added)
     known = {id(parameter) for parameter in extra}
     base = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     if not base and not (extra and settings.freeze_base):
@@ -45,6 +43,20 @@ def parameter_groups(
             group["blocks"] = _blocks(added)
         groups.append(group)
     return groups
+
+
+def added_parameters(added: Relaxation | LowRankUpdates) -> list[nn.Parameter]:
+    """Return the weights that an arm adds to a network."""
+    return added.branch_parameters() if isinstance(added, Relaxation) else list(added.parameters())
+
+
+def freeze_base(model: nn.Module, added: Relaxation | LowRankUpdates) -> list[nn.Parameter]:
+    """Let the added weights alone be trained; return those that could be trained before."""
+    kept = {id(parameter) for parameter in added_parameters(added)}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
 
 
 def theta_group(relaxation: Relaxation, settings: FinetuneSettings) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Take up what is found or done before the training begins."""
 
-    def begin(self, title: str, metric: str, runs: int) -> None:
-        """Take up what is carried out from now on: ``runs`` runs, judged by a metric."""
+    def begin(self, title: str, metric: str, runs: int = 0) -> None:
+        """Take up what is carried out from now on, judged by a metric: so many runs of a comparison, or a training."""
 
     def start(self, point: Point) -> None:
         """Take up that a run of a comparison begins in this process."""

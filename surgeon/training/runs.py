@@ -19,10 +19,10 @@ from surgeon.files.seals import seal_folder, updated_folder
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.workspace import Workspace
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
-from surgeon.training.driver import shards
+from surgeon.training.accelerator import gathered, shards
 from surgeon.training.engine import Finetuner
 from surgeon.training.settings import FinetuneSettings
-from surgeon.training.state import TrainingState
+from surgeon.training.state import TrainingState, random_state, set_random_state
 
 RECORDS_FILE, STEPS_FILE = "records.jsonl", "steps.jsonl"
 
@@ -41,7 +41,8 @@ def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace, force: bo
     Raises:
         WriteError: if the system refuses; the save before is still there.
     """
-    tensors = {f"random.{key}": value for key, value in finetuner.gathered_random_states().items()}
+    states = gathered(finetuner.accelerator, random_state())
+    tensors = {f"random.{rank}.{name}": value for rank, state in enumerate(states) for name, value in state.items()}
     main = finetuner.accelerator.is_main_process
     if main or shards(finetuner.accelerator):  # the parts of sharded weights are put together by all processes
         tensors |= _state_tensors(finetuner)
@@ -52,6 +53,7 @@ def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace, force: bo
 
 def _state_tensors(finetuner: Finetuner) -> dict[str, Tensor]:
     """Return weights, the optimiser's tensors under the names of their parameters, and the average; all whole."""
+    # Not torch's get_optimizer_state_dict: it refuses thetas, which are buffers, and steps where there is no state.
     names = _named_trainable(finetuner)
     tensors = {f"model.{key}": value for key, value in whole_state(finetuner.plain_model).items()}
     for parameter, slots in finetuner.optimizer.state.items():
@@ -159,7 +161,7 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         if record["scaler"] is not None:
             finetuner.accelerator.scaler.load_state_dict(record["scaler"])
         finetuner.state = TrainingState.from_data(record["state"])
-        finetuner.set_random_states(_under("random.", tensors))
+        set_random_state(_under(f"random.{finetuner.sharing.process}.", tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"expected the training state of this model in {str(folder / STATE_FOLDER)!r}, got "

@@ -15,7 +15,7 @@ from surgeon.opening.evaluation import evaluate, fitted, is_better
 from surgeon.opening.task_calls import primary_metric, task_batches, task_forward
 from surgeon.plan import Task
 from surgeon.support.sharding import reshard, whole_state
-from surgeon.training.driver import gathered, shards, share_buffers
+from surgeon.training.accelerator import gathered, shards
 from surgeon.training.ema import Ema
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import PATIENCE_THETA, FinetuneSettings
@@ -59,8 +59,6 @@ class BestWeights:
     def evaluate(self, state: TrainingState) -> tuple[Metrics, Metrics]:
         """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
         driver = self._accelerator
-        if driver.num_processes > 1:  # DDP does so before every forward, but not after the last
-            share_buffers(self._model)
         # FSDP casts weights to the lower precision in every forward, those of an evaluation included
         precision = driver.autocast() if shards(driver) else nullcontext()
         with precision, self._ema.swapped() if self._ema is not None else nullcontext():

@@ -27,7 +27,7 @@ from surgeon.opening.description import not_comparable, recorded_graph
 from surgeon.opening.evaluation import device_of
 from surgeon.support.copies import copied
 from surgeon.support.trees import to_device
-from surgeon.training.state import random_state, set_random_state
+from surgeon.training.state import randomness_kept
 from surgeon.training.weighting import PenaltyScale, PenaltyWeight
 
 RECALIBRATION_BATCHES = 20
@@ -215,11 +215,8 @@ class TrainingSession:
             if self.start and self._any(bool(gathered)):
                 device = device_of(self.model)
                 moved = (to_device(batch, device) for batch in islice(batches, self.recalibrate))
-                before = random_state()
-                try:
+                with randomness_kept():
                     changes = stack.enter_context(recalibrated(self.model, moved, forward, gathered))
-                finally:
-                    set_random_state(before)
                 if processes() > 1:
                     self._average_statistics({change.name: change.calls for change in changes})
             yield changes

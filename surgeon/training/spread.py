@@ -217,6 +217,7 @@ def ray_cluster(recipe: Recipe, address: str) -> Execute:
                 f"expected a Ray cluster at {address!r}, could not reach one ({one_line(error)})"
             ) from error
         try:
+            # Not ray.util.joblib: its pool has as many workers as the cluster has cores at its start, GPUs or not.
             task = ray.remote(num_gpus=1 if ray.cluster_resources().get("GPU") else 0, max_retries=0)(work)
             pending = [task.remote(recipe, point, 1) for point in points]
             while pending:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """Outcome of a fine-tuning; the model holds the weights of the best epoch, branches still in place."""
+
+    best_epoch: int
+    validation: Mapping[str, float]
+    thetas: Mapping[str, tuple[float, float]]
+    history: tuple[Mapping[str, Any], ...]
+    seconds: float
+    steps: int
+    stopped: str = ""
 
 
 @dataclass
@@ -57,6 +72,18 @@ class TrainingState:
     stopped: str = ""
     seconds: float = 0.0
 
+    def result(self) -> FinetuneResult:
+        """Return what the run has come to."""
+        return FinetuneResult(
+            self.best_epoch,
+            self.best_validation,
+            self.best_theta,
+            tuple(self.history),
+            self.seconds,
+            self.step,
+            self.stopped,
+        )
+
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> TrainingState:
         """Rebuild a state from JSON, where NaN is null and tuples are lists.
@@ -76,18 +103,12 @@ class TrainingState:
 
 def random_state() -> dict[str, Tensor]:
     """Return the state of every random generator that training can use, as tensors."""
-    version, words, gauss = random.getstate()
-    numbers = torch.tensor([version, *words], dtype=torch.int64)
-    state = {"torch": torch.get_rng_state(), "python": numbers}
-    if gauss is not None:
-        state["python_gauss"] = torch.tensor(gauss, dtype=torch.float64)
+    state = {"torch": torch.get_rng_state(), "python": _packed(random.getstate())}
     if "numpy" in sys.modules:
         import numpy
 
-        _, key, position, has_gauss, cached = numpy.random.get_state()
-        assert not isinstance(key, str)
-        state["numpy"] = torch.tensor([*key.tolist(), position, has_gauss], dtype=torch.int64)
-        state["numpy_gauss"] = torch.tensor(cached, dtype=torch.float64)
+        kind, key, *rest = numpy.random.get_state()
+        state["numpy"] = _packed([kind, [int(word) for word in key], *rest])
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -97,16 +118,33 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
     """Put all generators back to where :func:`random_state` found them.
 
     Raises:
-        KeyError: if one is missing.
+        KeyError, ValueError: if one is missing or damaged.
     """
     torch.set_rng_state(state["torch"])
-    version, *words = state["python"].tolist()
-    random.setstate((version, tuple(words), float(state["python_gauss"]) if "python_gauss" in state else None))
+    version, words, gauss = _unpacked(state["python"])
+    random.setstate((version, tuple(words), gauss))
     if "numpy" in state:
         import numpy
 
-        *key, position, has_gauss = state["numpy"].tolist()
-        words_ = numpy.array(key, dtype=numpy.uint32)
-        numpy.random.set_state(("MT19937", words_, position, has_gauss, float(state["numpy_gauss"])))
+        numpy.random.set_state(tuple(_unpacked(state["numpy"])))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Put all generators back, when the context closes, to where they were when it was opened."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+def _packed(value: Any) -> Tensor:
+    """Return plain data as the bytes of its JSON, which safetensors can hold."""
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> Any:
+    return json.loads(bytes(packed.tolist()))

@@ -5,10 +5,47 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from surgeon.errors import TrainingError
 from surgeon.training.outcomes import ArmRun
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, and how well a sample tells it.
+
+    Attributes:
+        mean: of the sample.
+        half_width: of its 95 % interval (Student's t); NaN for a sample of one.
+        values: the sample.
+    """
+
+    mean: float
+    half_width: float
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Estimate the mean of what the values are a sample of."""
+        mean, count = statistics.fmean(values), len(values)
+        if count < 2:
+            return cls(mean, math.nan, tuple(values))
+        from scipy.stats import t
+
+        quantile = float(t.ppf(0.975, count - 1))
+        return cls(mean, quantile * statistics.stdev(values) / math.sqrt(count), tuple(values))
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.mean + self.half_width
 
 
 def summarise_runs(runs: Sequence[ArmRun], metric: str, reference: str = "plain") -> list[dict[str, Any]]:
@@ -32,18 +69,10 @@ def summarise_runs(runs: Sequence[ArmRun], metric: str, reference: str = "plain"
                 "mean": statistics.fmean(own),
                 "spread": statistics.stdev(own) if len(own) > 1 else math.nan,
                 "difference": statistics.fmean(paired) if paired else math.nan,
-                "half_width": _half_width(paired),
+                "half_width": Estimate.of(paired).half_width if paired else math.nan,
             }
         )
     return rows
-
-
-def _half_width(paired: Sequence[float]) -> float:
-    if len(paired) < 2:
-        return math.nan
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / math.sqrt(len(paired))
 
 
 def edges_of_grid(best: Mapping[str, float], grid: Sequence[float]) -> list[str]:

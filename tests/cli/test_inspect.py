@@ -46,7 +46,7 @@ def test_bad_plans_are_one_sentence(surgeon: Surgeon) -> None:
     (surgeon.path / "plan.json").write_text('{"group": "O3"}')
     assert "bad field" in surgeon(*relax, code=2).err
     surgeon("inspect", "net.pt", *TASK, "--plan", "plan.json", "--force")
-    assert "leave out --group" in surgeon(*relax, "--group", "SO3", code=2).err
+    assert "leave the group out" in surgeon(*relax, "--group", "SO3", code=2).err
     plan = json.loads((surgeon.path / "plan.json").read_text())
     plan["sites"][0]["shape"] = [1, 1]
     (surgeon.path / "plan.json").write_text(json.dumps(plan))

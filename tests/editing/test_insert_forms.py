@@ -18,10 +18,10 @@ from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.branch import branches_of
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, PlanError, ShapeError, SurgeryError
-from surgeon.files.loading import load_into
 from surgeon.files.reading import keys_hash
 from surgeon.files.relaxed import RelaxedConfig, read_relaxed, write_relaxed
 from surgeon.finding.forms import rows_of
+from surgeon.opening.loading import load_into
 from surgeon.plan import CHILD, Convolution, Plan, Site
 from surgeon.support import trees
 

@@ -162,7 +162,7 @@ class Migrating(nn.Module):
 
 
 def test_loading_code_that_changes_values_is_refused_at_once(tmp_path: Path) -> None:
-    from surgeon.files.loading import load_into
+    from surgeon.opening.loading import load_into
 
     with pytest.raises(CheckpointError, match=r"Migrating changes the values of 1 \(weight\) tensors while it loads"):
         load_into(Migrating(), {"weight": torch.full((2,), 3.0)}, "old.pt")

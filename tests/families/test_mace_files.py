@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError
-from surgeon.files.container import write_container
+from surgeon.export.container import write_container
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions

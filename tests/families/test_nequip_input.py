@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, TaskError, TrustError
-from surgeon.files.container import write_container
+from surgeon.export.container import write_container
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions

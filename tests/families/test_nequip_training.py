@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.files.container import write_container
+from surgeon.export.container import write_container
 from surgeon.opening.open import open_path
 from tests.families.cases import double
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.files.container import write_container
+from surgeon.export.container import write_container
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import task_symmetry

@@ -15,8 +15,8 @@ from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import irreps
 from surgeon.errors import CheckpointError, ModelNotFoundError, ShapeError, TaskError
-from surgeon.files.loading import load_into
 from surgeon.files.reading import open_checkpoint
+from surgeon.opening.loading import load_into
 from surgeon.opening.open import open_path
 from surgeon.opening.task_calls import task_symmetry
 from surgeon.opening.tasks import load_task

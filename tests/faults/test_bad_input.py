@@ -32,6 +32,10 @@ def nothing(surgeon: Surgeon) -> None:
     """Leave the folder as it is: net.pt and task.py."""
 
 
+def notes(surgeon: Surgeon) -> None:
+    (surgeon.path / "notes.txt").write_text("mine")
+
+
 def relaxed(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
 
@@ -180,7 +184,7 @@ CASES = [
     Case("existing output", "relax net.pt", relaxed, "exists already.*--force"),
     Case("output folder missing", "relax net.pt -o no/where", nothing, "its folder does not exist"),
     Case("output below a file", "relax net.pt -o task.py/x", nothing, "a part of the path is a file"),
-    Case("output is a file", "relax net.pt -o task.py --force", nothing, "a file of that name is in the way"),
+    Case("output is a file", "relax net.pt -o notes.txt --force", notes, "a file of that name is in the way"),
     Case("output holds the input", "relax net.pt -o . --force", nothing, "output apart from the input"),
     Case("run into its input", "finetune net-relaxed -o net-relaxed --force", relaxed, "output apart from the input"),
     Case("strip into its input", "strip net-relaxed -o net-relaxed --force", relaxed, "output apart from the input"),
@@ -211,7 +215,7 @@ CASES = [
     Case("record of text", f"{SWEEP} a.json", both(relaxed, given("a.json", '{"best": {"plain": "x"}}')), "of a sweep"),
     Case("record of others", f"{SWEEP} a.json", both(relaxed, given("a.json", '{"best": {}}')), "got none for plain"),
     Case("plain checkpoint to train", "finetune net.pt", nothing, "expected a relaxed folder, got the plain"),
-    Case("plain checkpoint to strip", "strip net.pt", nothing, "no branches, nothing to strip"),
+    Case("plain checkpoint to strip", "strip net.pt", nothing, "which has no branches: run"),
     Case("relaxed folder to relax", "relax net-relaxed -o b", relaxed, "strip it first"),
     # training
     Case(

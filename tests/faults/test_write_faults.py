@@ -14,8 +14,8 @@ import torch
 
 import surgeon.errors
 from surgeon.errors import WriteError
+from surgeon.export.container import write_container
 from surgeon.files.atomic import atomic_folder, check_writable
-from surgeon.files.container import write_container
 from surgeon.files.content import write_tensors, write_text
 from surgeon.files.reading import open_checkpoint
 
@@ -90,7 +90,7 @@ def test_a_failure_inside_a_folder_names_the_final_place(tmp_path: Path, monkeyp
 LIMITED = """
 import resource, sys, torch
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.container import write_container
+from surgeon.export.container import write_container
 from surgeon.errors import WriteError
 from surgeon.files.content import write_tensors, write_text
 torch.set_num_threads(1)

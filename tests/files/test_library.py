@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import CheckpointError, TrustError, WriteError
+from surgeon.export.container import write_container
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.container import write_container
 from surgeon.files.library import KeepsFiles
 from surgeon.files.reading import open_checkpoint
 from surgeon.registry import Adapter, BaseAdapter

@@ -16,7 +16,6 @@ from surgeon.errors import CheckpointError, ExistsError, UsageError
 from surgeon.files import relaxed
 from surgeon.files.card import model_card
 from surgeon.files.content import write_json, write_tensors
-from surgeon.files.loading import load_into
 from surgeon.files.reading import keys_hash
 from surgeon.files.relaxed import (
     RelaxedConfig,
@@ -27,6 +26,7 @@ from surgeon.files.relaxed import (
     write_relaxed,
 )
 from surgeon.files.seals import check_seal
+from surgeon.opening.loading import load_into
 from surgeon.plan import Plan, Site
 
 FILES = ["README.md", "model.safetensors", "relaxation.safetensors", "surgeon_config.json", "surgeon_seal.json"]

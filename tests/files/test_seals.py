@@ -19,7 +19,8 @@ from surgeon.files import atomic as files
 from surgeon.files import seals as folders
 from surgeon.files.atomic import atomic_folder, put_back
 from surgeon.files.content import write_text
-from surgeon.files.seals import SEAL_FILE, check_seal, recover, seal_folder, sole_writer, updated_folder
+from surgeon.files.outputs import writing_alone
+from surgeon.files.seals import SEAL_FILE, check_seal, recover, seal_folder, updated_folder
 from tests.commands import CHILD_ENVIRONMENT, dead_pid, files_in
 
 NAMES = ("README.md", "a.txt", "deep/b.txt")
@@ -212,14 +213,14 @@ def test_of_two_that_write_one_file_without_force_the_second_is_refused(
 
 HOLDER = """
 import os, sys
-from surgeon.files.seals import sole_writer
-with sole_writer(sys.argv[1]):
+from surgeon.files.outputs import writing_alone
+with writing_alone(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_one_process_at_a_time_and_a_killed_one_is_succeeded(tmp_path: Path) -> None:
+def test_one_process_at_a_time_and_a_killed_one_is_succeeded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
         stdin=subprocess.PIPE,
@@ -231,12 +232,13 @@ def test_one_process_at_a_time_and_a_killed_one_is_succeeded(tmp_path: Path) -> 
         holder.stdout.readline()
         with (
             pytest.raises(ExistsError, match=f"is being written by process {holder.pid} on "),
-            sole_writer(tmp_path / "run"),
+            writing_alone(tmp_path / "run"),
         ):
             pass
         holder.kill()
-    with sole_writer(tmp_path / "run") as sentence:
-        assert sentence.startswith(f"taking over run from process {holder.pid} on ")
-    with sole_writer(tmp_path / "run") as sentence:
-        assert sentence == ""
+    for _ in range(2):
+        with writing_alone(tmp_path / "run"):
+            pass
+    (sentence,) = caplog.messages
+    assert sentence.startswith(f"taking over run from process {holder.pid} on ")
     assert not any(tmp_path.iterdir())

@@ -17,9 +17,9 @@ from surgeon.files import reading
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.content import sha256_of_file, write_tensors
 from surgeon.files.library import write_by_library
-from surgeon.files.loading import load_into
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.source import Source
+from surgeon.opening.loading import load_into
 
 WIDTH = 600  # more than a page of a mapped file
 FORMATS = ["net.safetensors", "net.pt"]

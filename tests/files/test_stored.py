@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError
-from surgeon.files.loading import load_into
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.source import Source
 from surgeon.files.stored import StoredTensors, open_safetensors, pieces
+from surgeon.opening.loading import load_into
 
 
 @pytest.fixture

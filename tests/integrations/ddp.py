@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from surgeon.integrations.lightning import RelaxationCallback, RelaxedModule
+from surgeon.integrations.lightning import RelaxationCallback
 from tests.integrations.loops import batches
 from tests.integrations.modules import Module, trainer
 
@@ -16,13 +16,9 @@ from tests.integrations.modules import Module, trainer
 OPTIONS = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
 
 
-class Relaxed(RelaxedModule, Module):
-    """With the penalty in the loss."""
-
-
-def main(folder: Path, kind: str, weight: float) -> None:
+def main(folder: Path, weight: float) -> None:
     """Each process gets every second sample of the same batches of 8."""
-    module = {"callback": Module, "mixin": Relaxed}[kind]()
+    module = Module()
     together = [torch.cat(tensors) for tensors in zip(*batches(12), strict=True)]
     data = torch.utils.data.TensorDataset(*together)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -33,4 +29,4 @@ def main(folder: Path, kind: str, weight: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    main(Path(sys.argv[1]), float(sys.argv[2]))

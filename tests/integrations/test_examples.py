@@ -22,7 +22,6 @@ NEEDS = {
     "plain_loop": "e3nn",
     "accelerate_loop": "accelerate",
     "lightning_callback": "lightning",
-    "lightning_module": "lightning",
     "transformers_trainer": "transformers",
 }
 HIDE = """

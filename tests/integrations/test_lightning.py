@@ -26,21 +26,13 @@ with warnings.catch_warnings():
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 
-from surgeon.integrations.lightning import RelaxationCallback, RelaxedModule  # noqa: E402
+from surgeon.integrations.lightning import RelaxationCallback  # noqa: E402
 from tests.integrations.modules import InDict, Manual, Module, TwoOptimizers, WithAverage, loader, trainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
 
 EXACT = 1e-9
 """Float64; what remains is the order of summation, and a rate that is applied after the step instead of before."""
-
-
-class Relaxed(RelaxedModule, Module):
-    pass
-
-
-class RelaxedInDict(RelaxedModule, InDict):
-    pass
 
 
 class Probe(pl.Callback):
@@ -80,7 +72,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", [Module, Relaxed, RelaxedInDict])
+@pytest.mark.parametrize("kind", [Module, InDict])
 def test_it_is_the_plain_loop(case: str, kind: type[Module]) -> None:
     settings, plain, options = CASES[case]
     found = fit(RelaxationCallback("O3", **settings), module=kind(), **options)
@@ -319,12 +311,11 @@ def test_an_interrupted_training_can_be_started_again() -> None:
     assert largest_difference(module.network.state_dict(), plain_loop(network(), batches(12))) < EXACT
 
 
-@pytest.mark.parametrize("kind", [Module, Relaxed])
-def test_scaled_losses_make_no_difference(kind: type[Module]) -> None:
+def test_scaled_losses_make_no_difference() -> None:
     """Mixed precision scales losses before it goes backward; float64 itself is left alone by it."""
     scaler = torch.amp.GradScaler("cpu")
     mixed = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
-    found = fit(RelaxationCallback("O3"), module=kind(), plugins=[mixed], accumulate_grad_batches=2)
+    found = fit(RelaxationCallback("O3"), module=Module(), plugins=[mixed], accumulate_grad_batches=2)
     assert scaler.get_scale() > 1
     assert largest_difference(found, plain_loop(network(), batches(12), parts=2)) < EXACT
 

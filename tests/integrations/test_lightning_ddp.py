@@ -21,10 +21,9 @@ EXACT = 1e-9
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["callback", "mixin"])
-def test_two_processes(kind: str, tmp_path: Path) -> None:
+def test_two_processes(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integrations.ddp", str(tmp_path), kind, "0.5"],
+        [sys.executable, "-m", "tests.integrations.ddp", str(tmp_path), "0.5"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -13,7 +13,8 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.finding.find import find
 from surgeon.plan import Plan
 from surgeon.training.arms import arm_named
-from surgeon.training.engine import Finetuner, FinetuneResult
+from surgeon.training.engine import Finetuner
+from surgeon.training.state import FinetuneResult
 from tests.tiny import Net, TinyTask
 
 Made = tuple[Net, Relaxation | None]

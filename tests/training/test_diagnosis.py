@@ -23,9 +23,11 @@ from surgeon.errors import PlanError, TaskError, UsageError
 from surgeon.files.content import json_compatible
 from surgeon.plan import Plan, Site
 from surgeon.training.diagnosis import result, work
-from surgeon.training.diagnosis.curvature import BranchLoss, smallest_eigenvalue, transverse_projection
-from surgeon.training.diagnosis.result import Curvature, Diagnosis, DiagnosisSettings, Estimate
-from surgeon.training.diagnosis.work import diagnose
+from surgeon.training.diagnosis.curvature import BranchLoss, transverse_projection
+from surgeon.training.diagnosis.lanczos import smallest_eigenvalue
+from surgeon.training.diagnosis.result import Curvature, Diagnosis, DiagnosisSettings
+from surgeon.training.diagnosis.work import diagnose_model
+from surgeon.training.statistics import Estimate
 from tests import nets
 from tests.tiny import Net, TinyTask
 
@@ -79,7 +81,7 @@ def bent(value: float) -> Callable[[Tensor], Tensor]:
 def planted(train: float, held_out: float, slope: float = 0.0, **settings: Any) -> Diagnosis:
     model = o3.Linear(RHO, RHO).double()
     task = Planted(model, {"train": bent(train), "validation": bent(held_out)}, slope)
-    return diagnose(model, plan_of(model, task.x), task, DiagnosisSettings(**settings))
+    return diagnose_model(model, plan_of(model, task.x), task, DiagnosisSettings(**settings))
 
 
 def test_a_direction_that_is_real_on_both() -> None:
@@ -122,7 +124,7 @@ def test_the_movement_is_that_of_the_outputs() -> None:
     model = o3.Linear(RHO, RHO).double()
     task = Planted(model, {"train": bent(-0.5), "validation": bent(-0.5)})
     plan = plan_of(model, task.x)
-    curvature = diagnose(model, plan, task).curvature
+    curvature = diagnose_model(model, plan, task).curvature
     dense = torch.cat([batch["k"][None] for batch in list(task.batches("train", 0))]).mean(0)[:2, 2:]
     expected = float(dense.min()) * float(task.base.square().sum()) * result.MOVEMENT**2 / 2
     assert curvature.train == pytest.approx(expected, abs=work.TOLERANCE * abs(expected))
@@ -174,7 +176,7 @@ def test_random_targets_are_not_called_real() -> None:
     task = Noise(batches=16)
     batch = next(task.batches("train", 0))
     plan = plan_of(model, batch["scalars"], batch["vectors"])
-    found = diagnose(model, plan, task, DiagnosisSettings(train_batches=1))
+    found = diagnose_model(model, plan, task, DiagnosisSettings(train_batches=1))
     assert found.curvature.train < 0
     assert found.verdict in ("noise", "undecided")
     assert not found.slope.real
@@ -308,14 +310,14 @@ def test_the_model_is_untouched_also_after_an_error() -> None:
     plan = plan_of(model, batch["scalars"], batch["vectors"])
     before = (nets.state(model), nets.traces(model), [p.requires_grad for p in model.parameters()])
     random = torch.random.get_rng_state()
-    diagnose(model, plan, task, DiagnosisSettings(per_site=True))
+    diagnose_model(model, plan, task, DiagnosisSettings(per_site=True))
 
     def stop(done: int, total: int) -> None:
         if done == 3:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        diagnose(model, plan, task, None, stop)
+        diagnose_model(model, plan, task, None, stop)
     assert (nets.state(model), nets.traces(model), [p.requires_grad for p in model.parameters()]) == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.random.get_rng_state(), random)
@@ -355,7 +357,7 @@ def force_plan() -> Plan:
 
 
 def test_forces_in_the_forward() -> None:
-    found = diagnose(nets.Forces(), force_plan(), ForceTask())
+    found = diagnose_model(nets.Forces(), force_plan(), ForceTask())
     assert found.method == "double backward"
     assert found.curvature.largest > found.curvature.train
     assert math.isfinite(found.curvature.held_out.mean)
@@ -364,11 +366,11 @@ def test_forces_in_the_forward() -> None:
 def test_a_graph_that_exists_in_training_mode_only() -> None:
     model, twin = TrainingForces().eval(), nets.Forces()
     twin.load_state_dict(model.state_dict())
-    found, expected = (diagnose(net, force_plan(), ForceTask()) for net in (model, twin))
+    found, expected = (diagnose_model(net, force_plan(), ForceTask()) for net in (model, twin))
     assert found.curvature == expected.curvature
     assert not model.training
     with pytest.raises(TaskError, match="in training mode it is another loss"):
-        diagnose(Stochastic(), force_plan(), ForceTask())
+        diagnose_model(Stochastic(), force_plan(), ForceTask())
 
 
 class _Refusing(torch.autograd.Function):
@@ -426,9 +428,9 @@ def test_models_that_cannot_be_differentiated_twice(gate: Any, reason: str) -> N
     twin = Gated().double()
     twin.load_state_dict(model.state_dict())
     settings = DiagnosisSettings(products=40)
-    expected = diagnose(twin, plan, task, settings)
+    expected = diagnose_model(twin, plan, task, settings)
     twin.gate = gate
-    found = diagnose(twin, plan, task, settings)
+    found = diagnose_model(twin, plan, task, settings)
     assert (expected.method, found.method) == ("double backward", "central differences")
     assert reason in " ".join(found.notes)
     assert found.curvature.train == pytest.approx(expected.curvature.train, rel=1e-5)
@@ -437,23 +439,23 @@ def test_models_that_cannot_be_differentiated_twice(gate: Any, reason: str) -> N
 
 def test_every_site_alone() -> None:
     model, task, plan = tiny_in_double()
-    found = diagnose(model, plan, task, DiagnosisSettings(products=40, per_site=True))
+    found = diagnose_model(model, plan, task, DiagnosisSettings(products=40, per_site=True))
     assert set(found.per_site) == {s.key for s in plan.sites}
     assert sum(found.curvature.shares.values()) == pytest.approx(1)
     assert all(alone.shares == {key: pytest.approx(1)} for key, alone in found.per_site.items())
-    assert diagnose(model, plan, task).per_site == {}
+    assert diagnose_model(model, plan, task).per_site == {}
 
 
 def test_the_rank_of_a_site_does_not_matter() -> None:
     model, task, plan = tiny_in_double()
     low = dataclasses.replace(plan, sites=tuple(dataclasses.replace(s, rank=1) for s in plan.sites))
-    assert diagnose(model, low, task).curvature == diagnose(model, plan, task).curvature
+    assert diagnose_model(model, low, task).curvature == diagnose_model(model, plan, task).curvature
 
 
 def test_float32_gives_what_float64_gives() -> None:
     model, task, plan = tiny_in_double()
-    exact = diagnose(model, plan, task).curvature
-    single = diagnose(copy.deepcopy(model).float(), plan, TinyTask()).curvature
+    exact = diagnose_model(model, plan, task).curvature
+    single = diagnose_model(copy.deepcopy(model).float(), plan, TinyTask()).curvature
     assert single.train == pytest.approx(exact.train, rel=1e-2)
     assert single.held_out.mean == pytest.approx(exact.held_out.mean, rel=5e-2)
 
@@ -469,18 +471,18 @@ def test_what_cannot_be_diagnosed() -> None:
     model, task, plan = tiny_in_double()
     for split in ("train", "validation"):
         with pytest.raises(TaskError, match=f"no batch in the split '{split}'"):
-            diagnose(model, plan, TinyTask(empty=split))
+            diagnose_model(model, plan, TinyTask(empty=split))
     with pytest.raises(PlanError, match="at least one site"):
-        diagnose(model, dataclasses.replace(plan, sites=()), task)
+        diagnose_model(model, dataclasses.replace(plan, sites=()), task)
     with pytest.raises(UsageError, match="at least 10 products"):
         DiagnosisSettings(products=1)
     scalars = tuple(dataclasses.replace(s, blocks=((0, 0),)) for s in plan.sites[:1])
     with pytest.raises(PlanError, match="commutes"):
-        diagnose(model, dataclasses.replace(plan, sites=scalars), task)
+        diagnose_model(model, dataclasses.replace(plan, sites=scalars), task)
 
     class Nothing(DoubleTask):
         def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
             return 0 * outputs.sum()
 
     with pytest.raises(TaskError, match="loss other than 0"):
-        diagnose(model, plan, Nothing())
+        diagnose_model(model, plan, Nothing())

@@ -142,6 +142,16 @@ def test_an_order_that_differs_between_processes_is_refused(tmp_path: Path) -> N
     assert "expected the task's batches('validation', 0) to be the same in all processes" in done.stderr
 
 
+def test_statistics_that_one_process_gathers_are_kept_in_all(tmp_path: Path) -> None:
+    done = forked(tmp_path, program="tests.training.statistics_of_heads", count=2, environment=CPU)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert equal(one["seen"], other["seen"])
+    assert allclose(one["seen"][:, 0], one["due"], relative=1e-6, absolute=1e-6)
+    assert allclose(one["seen"][:, 1], other["due"], relative=1e-6, absolute=1e-6)
+    assert (one["seen"].diff(dim=0, prepend=torch.zeros(1, 3)) != 0).all()  # every layer moves at every step
+
+
 @pytest.mark.slow
 def test_heads_that_one_process_never_uses_are_trained_as_by_one_process(work: Path, surgeon: Any) -> None:
     shutil.copy(heads.__file__, work / "heads.py")

@@ -18,8 +18,8 @@ from surgeon.opening.evaluation import evaluate, metric_sums
 from surgeon.opening.open import open_path
 from surgeon.opening.tasks import load_task
 from surgeon.support.sharding import is_sharded, load_whole_state, own_part, sharded_like, whole, whole_state
+from surgeon.training.accelerator import make_accelerator, shards
 from surgeon.training.arms import arm_named
-from surgeon.training.driver import make_accelerator, shards
 from surgeon.training.engine import Finetuner
 from surgeon.training.runs import read_record
 from surgeon.training.settings import FinetuneSettings

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
+from surgeon.export.container import save_content
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.container import save_content
 from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import read_torch
 from surgeon.support.modes import default_dtype

@@ -18,7 +18,7 @@ from torch.package.package_importer import PackageImporter
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.loading import load_into
+from surgeon.opening.loading import load_into
 from surgeon.support.imports import one_line
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.nequip.models import build, import_nequip, nequip_state, statement_of

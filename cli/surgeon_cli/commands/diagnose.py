@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,19 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from surgeon.algebra.groups.parse import parse_group
-from surgeon.editing.select import select
-from surgeon.editing.strip import strip
-from surgeon.errors import UsageError
-from surgeon.files.atomic import check_writable
-from surgeon.files.content import write_json
-from surgeon.files.outputs import refuse_overwriting
-from surgeon.opening.open import open_path
-from surgeon.opening.workspace import Workspace
-from surgeon.plan import Plan
-from surgeon.support.versions import machine, versions
-from surgeon.training.diagnosis.result import Curvature, Diagnosis, DiagnosisSettings, Estimate
-from surgeon.training.diagnosis.work import diagnose as compute
+from surgeon.training.diagnosis.diagnose import diagnose as diagnose_path
+from surgeon.training.diagnosis.result import Curvature, Diagnosis, DiagnosisSettings
+from surgeon.training.statistics import Estimate
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ActionOption,
@@ -38,7 +28,6 @@ from surgeon_cli.options import (
     Reopening,
     folder_or_only,
 )
-from surgeon_cli.planning import apply_action, plan_for
 from surgeon_cli.screen import console, print_json, say
 
 MOST_SITES = 8
@@ -112,40 +101,24 @@ def diagnose(
         surgeon diagnose segnn-relaxed --per-site -o diagnosis.json
     """
     settings, chosen = diagnosing.settings(), folder_or_only(path, json_output)
-    if out is not None:
-        refuse_overwriting(out, chosen, opening.task)
-        check_writable(out, force)
-    workspace = open_path(chosen, opening.options(json_output))
-    task = workspace.require_task().task
-    apply_action(workspace, action)
-    plan = _plan(workspace, diagnosing, group)
-    if workspace.relaxation is not None:
-        strip(workspace.relaxation)
     with _progress(json_output) as on_product:
-        diagnosis = compute(workspace.model, plan, task, settings, on_product)
-    record = _record(diagnosis, workspace, plan)
-    if out is not None:
-        write_json(out, record, force=force)
+        diagnosis = diagnose_path(
+            chosen,
+            settings,
+            group=group,
+            include=diagnosing.include or [],
+            exclude=diagnosing.exclude or [],
+            options=dataclasses.replace(opening.options(json_output), action=action),
+            on_product=on_product,
+            out=out,
+            force=force,
+        )
     if json_output:
-        print_json(record)
+        print_json(diagnosis.to_data())
         return
     _show(diagnosis)
     if out is not None:
         say(f"wrote {out}")
-
-
-def _plan(workspace: Workspace, diagnosing: Diagnosing, group: str | None) -> Plan:
-    """Return the folder's own plan, or look for one."""
-    include, exclude = diagnosing.include or [], diagnosing.exclude or []
-    if workspace.relaxation is None:
-        return plan_for(workspace, group or "O3", include, exclude)[0]
-    plan = workspace.relaxation.plan
-    if group is not None and parse_group(group).name != parse_group(plan.group).name:
-        raise UsageError(
-            f"expected the group {plan.group} that {workspace.name!r} was relaxed with, got {group}: leave out "
-            "--group, or give the checkpoint"
-        )
-    return select(plan, include, exclude)
 
 
 @contextmanager
@@ -158,18 +131,6 @@ def _progress(quiet: bool) -> Iterator[Any]:
     with Progress(console=screen, transient=True) as bar:
         task = bar.add_task("Hessian-vector products", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _record(diagnosis: Diagnosis, workspace: Workspace, plan: Plan) -> dict[str, Any]:
-    return {
-        "path": workspace.name,
-        "model": type(workspace.model).__name__,
-        **diagnosis.to_data(),
-        "sites": plan.to_data()["sites"],
-        "versions": versions(),
-        "machine": machine(),
-        "command": ["surgeon", *sys.argv[1:]],
-    }
 
 
 def _show(diagnosis: Diagnosis) -> None:

@@ -9,17 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from surgeon.algebra.equivariance import ErrorSummary
-from surgeon.errors import UsageError
 from surgeon.files.atomic import check_writable
 from surgeon.files.content import json_compatible, write_json, write_text
-from surgeon.opening.open import open_path
+from surgeon.finding.breaks import Breaks
 from surgeon.opening.workspace import Workspace
-from surgeon.plan import Plan
+from surgeon.proof.inspection import find_breaks
+from surgeon.proof.inspection import inspect as inspect_path
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
 from surgeon_cli.plan_screen import show_breaks, show_plan, showing_refusals
-from surgeon_cli.planning import apply_action, breaks_of, picture_of, plan_for
 from surgeon_cli.screen import print_json, say
 
 
@@ -67,46 +65,33 @@ def inspect(
     for output in (showing.plan, showing.picture):
         if output is not None:
             check_writable(output, force)
-    workspace = open_path(path, opening.options(json_output))
-    apply_action(workspace, action)
+    options = dataclasses.replace(opening.options(json_output), action=action)
     if showing.find_breaks:
-        _find_breaks(workspace, group, json_output)
+        _find_breaks(find_breaks(path, group, options=options), json_output)
         return
-    errors: dict[str, ErrorSummary] = {}
-    if workspace.relaxation is not None:
-        plan = workspace.relaxation.plan
-        own = sum(parameter.numel() for parameter in workspace.relaxation.base_parameters())
-    else:
-        with showing_refusals(json_output):
-            plan, errors = plan_for(workspace, group, [], [])
-        own = sum(parameter.numel() for parameter in workspace.model.parameters())
+    with showing_refusals(json_output):
+        found = inspect_path(path, group, options=options)
     if json_output:
-        report = {"path": workspace.name, "model": type(workspace.model).__name__, "found_by": workspace.found.source}
-        symmetry = {name: dataclasses.asdict(error) for name, error in errors.items()}
-        print_json({**report, "parameters": own, "equivariance_error": symmetry, "plan": plan.to_data()})
+        model = {"model": type(found.workspace.model).__name__, "found_by": found.workspace.found.source}
+        symmetry = {name: dataclasses.asdict(error) for name, error in found.errors.items()}
+        report = {"path": found.workspace.name, **model, "parameters": found.parameters}
+        print_json({**report, "equivariance_error": symmetry, "plan": found.plan.to_data()})
     else:
-        _describe(workspace, own)
-        show_plan(plan, workspace.model, own)
-        for component, error in errors.items():
+        _describe(found.workspace, found.parameters)
+        show_plan(found.plan, found.workspace.model, found.parameters)
+        for component, error in found.errors.items():
             numbers = f"at most {error.maximum:.1e} (under {error.worst}), median {error.median:.1e}"
             say(f"the model's own equivariance error, component {component}: {numbers}")
-    _write(workspace, plan, showing, force, json_output)
-
-
-def _write(workspace: Workspace, plan: Plan, showing: Showing, force: bool, quiet: bool) -> None:
     if showing.plan is not None:
-        write_json(showing.plan, plan.to_data(), force=force)
+        write_json(showing.plan, found.plan.to_data(), force=force)
     if showing.picture is not None:
-        if workspace.relaxation is not None:
-            raise UsageError("expected a checkpoint for a picture, got a relaxed folder: give the original checkpoint")
-        write_text(showing.picture, picture_of(workspace, plan), force=force)
+        write_text(showing.picture, found.picture(), force=force)
     for written in (showing.plan, showing.picture):
-        if written is not None and not quiet:
+        if written is not None and not json_output:
             say(f"wrote {written}")
 
 
-def _find_breaks(workspace: Workspace, group: str, json_output: bool) -> None:
-    breaks = breaks_of(workspace, group)
+def _find_breaks(breaks: Breaks, json_output: bool) -> None:
     if json_output:
         data: Any = json_compatible({**dataclasses.asdict(breaks), "broken": breaks.broken})
         print_json(data)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,19 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from surgeon.algebra.schedule import Schedule
-from surgeon.editing.insert import relax as insert
-from surgeon.editing.select import select
-from surgeon.errors import PlanError, UsageError
-from surgeon.files.atomic import check_writable
-from surgeon.files.outputs import refuse_overwriting
-from surgeon.files.relaxed import write_relaxed
-from surgeon.opening.description import relaxed_config
-from surgeon.opening.evaluation import rehearse
-from surgeon.opening.open import open_path
-from surgeon.opening.workspace import Workspace
-from surgeon.plan import Plan
+from surgeon.opening.relaxing import RelaxSettings, relax_checkpoint
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.narrowing import Narrowing, narrowed, theta_shares
+from surgeon_cli.narrowing import Narrowing, theta_shares
 from surgeon_cli.options import (
     ActionOption,
     Finding,
@@ -34,7 +23,6 @@ from surgeon_cli.options import (
     output_stem,
 )
 from surgeon_cli.plan_screen import show_plan, showing_refusals
-from surgeon_cli.planning import apply_action, plan_for, read_plan
 from surgeon_cli.screen import print_json, say
 
 
@@ -70,6 +58,24 @@ class Inserting:
         ),
     ] = None
 
+    def settings(self, group: str | None, narrowing: Narrowing) -> RelaxSettings:
+        """Return the engine's settings.
+
+        Raises:
+            UsageError: if an option cannot be read, or needs or excludes another one.
+        """
+        schedule = Schedule(self.schedule, sites=theta_shares(self.theta_site or []))
+        return RelaxSettings(
+            group=group,
+            plan=self.plan,
+            include=self.include or [],
+            exclude=self.exclude or [],
+            strip_mode=self.strip_mode,
+            schedule=schedule,
+            init_scale=self.init_scale,
+            **narrowing.settings(),
+        )
+
 
 @unbundled
 def relax(
@@ -99,54 +105,15 @@ def relax(
 
         surgeon relax hf://owner/name --group O3 --task task.py
     """
-    target = out or Path(f"{output_stem(path)}-relaxed")
-    if not math.isfinite(inserting.init_scale):
-        raise UsageError(f"expected a finite --init-scale, got {inserting.init_scale}")
-    if not dry_run:
-        refuse_overwriting(target, path, opening.task)
-        check_writable(target, force)
-    started = time.perf_counter()
-    workspace = open_path(path, opening.options(json_output))
-    apply_action(workspace, action)
-    _refuse_unusable(workspace)
-    opened = time.perf_counter()
-    own = sum(parameter.numel() for parameter in workspace.model.parameters())
+    target = None if dry_run else out or Path(f"{output_stem(path)}-relaxed")
+    options = dataclasses.replace(opening.options(json_output), action=action)
+    settings = inserting.settings(group, narrowing)
     with showing_refusals(json_output):
-        found = _plan(workspace, inserting, group)
-    plan = narrowed(found, narrowing, own)
-    relaxation = insert(
-        workspace.model,
-        plan,
-        mode=inserting.strip_mode,
-        schedule=Schedule(inserting.schedule, sites=theta_shares(inserting.theta_site or [])),
-        init_scale=inserting.init_scale,
-    )
-    seconds = {"open": opened - started, "relax": time.perf_counter() - opened}
-    if not dry_run:
-        config = relaxed_config(workspace, relaxation, penalty_weight=0.01, penalty_scale="relative")
-        write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
+        done = relax_checkpoint(path, target, settings, options=options, force=force)
     if json_output:
-        written = None if dry_run else str(target)
-        print_json({"written": written, "seconds": seconds, "plan": plan.to_data()})
+        written = None if target is None else str(target)
+        print_json({"written": written, "seconds": done.seconds, "plan": done.plan.to_data()})
         return
-    show_plan(plan, workspace.model, own)
-    took = f"(opened in {seconds['open']:.1f} s, relaxed in {seconds['relax']:.1f} s)"
+    show_plan(done.plan, done.relaxation.model, done.parameters)
+    took = f"(opened in {done.seconds['open']:.1f} s, relaxed in {done.seconds['relax']:.1f} s)"
     say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: surgeon finetune {target}")
-
-
-def _refuse_unusable(workspace: Workspace) -> None:
-    """Refuse a model that has branches already, or that could not be trained."""
-    if workspace.relaxation is not None:
-        raise PlanError(
-            f"expected a checkpoint without branches, got the relaxed model {workspace.name!r}: strip it first"
-        )
-    if workspace.task is not None:
-        rehearse(workspace.model, workspace.task.task)
-
-
-def _plan(workspace: Workspace, inserting: Inserting, group: str | None) -> Plan:
-    """Return the plan that the user gives, or look for one."""
-    include, exclude = inserting.include or [], inserting.exclude or []
-    if inserting.plan is not None:
-        return select(read_plan(inserting.plan, group), include, exclude)
-    return plan_for(workspace, group or "O3", include, exclude)[0]

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from torch import nn
 
-from surgeon.errors import CheckpointError, UsageError
-from surgeon.export.onnx_file import onnx_extra
+from surgeon.errors import UsageError
 from surgeon.export.outputs import Selection
-from surgeon.export.pt2_file import pt2_extra
-from surgeon.export.reopening import container_extra
-from surgeon.export.stripped import stripped_beside_original
-from surgeon.files.atomic import check_writable
-from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import CERTIFICATE_FILE
 from surgeon.files.content import read_json
-from surgeon.files.outputs import refuse_overwriting
-from surgeon.opening.open import open_path
+from surgeon.files.relaxed import read_relaxed
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.workspace import Workspace
 from surgeon.plan import Certificate, StripMode
 from surgeon.proof.certificate_words import grade_words
-from surgeon.proof.clean import write_clean
-from surgeon.proof.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
+from surgeon.proof.stripping import CleanFolder, StripSettings, strip_folder
+from surgeon.proof.verdict import RECALIBRATION_BATCHES
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ForceOption,
@@ -38,7 +30,6 @@ from surgeon_cli.options import (
     Reopening,
     folder_or_only,
     output_stem,
-    shown,
 )
 from surgeon_cli.screen import print_json, say, show_certificate
 
@@ -87,18 +78,20 @@ class Formats:
         ),
     ] = False
 
-    def selection(self) -> Selection:
-        """Return which outputs ``model.onnx`` has.
+    def settings(self) -> dict[str, Any]:
+        """Return the engine's settings of the formats.
 
         Raises:
-            UsageError: if there is nothing to select from.
+            UsageError: if outputs are chosen of a file that is not asked for.
         """
         if not self.onnx and (self.outputs is not None or self.energy_only):
             given = "--energy-only" if self.outputs is None else "--outputs"
             raise UsageError(f"expected {given} together with --onnx, whose outputs it chooses: add --onnx")
-        if self.outputs is None:
-            return Selection(None, self.energy_only)
-        return Selection(tuple(name.strip() for name in self.outputs.split(",") if name.strip()), self.energy_only)
+        names = None
+        if self.outputs is not None:
+            names = tuple(name.strip() for name in self.outputs.split(",") if name.strip())
+        chosen = Selection(names, self.energy_only)
+        return {"container": self.container, "onnx": self.onnx, "pt2": self.pt2, "opset": self.opset, "outputs": chosen}
 
 
 @dataclass(frozen=True)
@@ -142,8 +135,8 @@ def strip(
 
         surgeon strip pointnet-run --recalibrate 200
     """
-    options = opening.options(stripping.json_output)
-    _run(path, options, measuring.settings(), recalibrating.batches(), stripping, Formats())
+    settings = StripSettings(measure=measuring.settings(), recalibrate=recalibrating.batches())
+    _run(path, opening.options(stripping.json_output), settings, stripping)
 
 
 @unbundled
@@ -166,90 +159,64 @@ def export(
 
         surgeon export potential-run -o clean/ --onnx --energy-only
     """
-    formats.selection()  # refused before anything is computed
-    options = opening.options(stripping.json_output)
-    _run(path, options, measuring.settings(), recalibrating.batches(), stripping, formats)
+    settings = StripSettings(measure=measuring.settings(), recalibrate=recalibrating.batches())
+    _run(path, opening.options(stripping.json_output), settings, stripping, formats)
 
 
 def _run(
-    named: Path | None,
-    options: OpenOptions,
-    settings: MeasureSettings,
-    recalibration_batches: int,
-    how: Stripping,
-    formats: Formats,
+    named: Path | None, options: OpenOptions, settings: StripSettings, how: Stripping, formats: Formats | None = None
 ) -> None:
     path = folder_or_only(named, how.json_output)
-    target = how.out or Path(f"{output_stem(path).removesuffix('-run').removesuffix('-relaxed')}-clean")
-    refuse_overwriting(target, path, options.task, options.original)
-    check_writable(target, how.force)
-    workspace = open_path(path, options)
-    if workspace.relaxation is None:
-        raise CheckpointError(
-            f"expected a relaxed folder, got the plain checkpoint {shown(path)!r}: it has no branches, nothing to strip"
-        )
-    if named is None and workspace.files is not None and workspace.files.config.step == 0:
+    if named is None and read_relaxed(path).config.step == 0:
         raise UsageError(
             f"expected a trained folder here, found only {path.name!r}, which has done no step: give its `surgeon "
             "finetune` (again, if it was killed), or name the folder to strip it as it is"
         )
-    own_mode = workspace.relaxation.mode
-    mode: StripMode = own_mode if how.fold is None else ("fold" if how.fold else "drop")
-    _, source = workspace.original()
-    refuse_overwriting(target, source.path, workspace.task.file if workspace.task else None)
+    target = how.out or Path(f"{output_stem(path).removesuffix('-run').removesuffix('-relaxed')}-clean")
+    mode: StripMode | None = None if how.fold is None else ("fold" if how.fold else "drop")
     split = None if how.metrics == "none" else how.metrics
-    model, certificate = strip_and_certify(workspace, mode, settings, split, recalibration_batches)
-    if not how.json_output and mode != own_mode:
-        change = certificate.projection_error
-        amount = "an unknown amount, without a task" if change is None else f"{change:.1e} (relative)"
-        say(f"the folder was trained to be stripped by {own_mode}; by {mode} its outputs change by {amount}")
-    elif not how.json_output:
-        _tell_theta(certificate, mode)
-    if not certificate.passed and not how.json_output:
-        _show(certificate)
-    extras = _extras(workspace, model, source, formats, (lambda _: None) if how.json_output else say)
-    statement = workspace.found.factory
-    files = write_clean(target, model, certificate, source, extras=extras, statement=statement, force=how.force)
-    if how.json_output:
-        print_json({"written": str(target), "files": files, "certificate": read_json(target / CERTIFICATE_FILE)})
+    settings = dataclasses.replace(settings, mode=mode, split=split, **({} if formats is None else formats.settings()))
+    quiet = how.json_output
+    done = strip_folder(
+        path,
+        target,
+        settings,
+        options=options,
+        force=how.force,
+        announce=None if quiet else say,
+        on_certificate=None if quiet else _tell_modes,
+    )
+    if quiet:
+        certificate = read_json(target / CERTIFICATE_FILE)
+        print_json({"written": str(target), "files": done.files, "certificate": certificate})
         return
-    _show(certificate)
-    recalibrated = bool(certificate.details.get("recalibration", {}).get("done"))
-    say(grade_words(certificate.grade, recalibrated))
-    if certificate.grade == "same form":
+    _show(done.certificate)
+    recalibrated = bool(done.certificate.details.get("recalibration", {}).get("done"))
+    say(grade_words(done.certificate.grade, recalibrated))
+    if done.certificate.grade == "same form":
         say("note: without a task neither graph nor function nor equivariance was compared: give `--task FILE`")
-    say(f"wrote {target}/: {', '.join(files)}")
+    say(f"wrote {target}/: {', '.join(done.files)}")
 
 
-def _tell_theta(certificate: Certificate, mode: StripMode) -> None:
-    """Say it if the branches were still at work, so that stripping changes what the model computes."""
-    perpendicular, parallel = certificate.details["theta"]
-    lost = max(perpendicular, parallel) if mode == "drop" else perpendicular
-    if lost > 0:
-        change, other = certificate.projection_error, "--fold" if mode == "drop" else "--drop"
-        amount = "by an unknown amount, without a task" if change is None else f"by {change:.1e} (relative)"
-        say(
-            f"note: the branches are still at theta {lost:g}; stripped by {mode}, the outputs change {amount}; "
-            f"train on until theta is 0, or compare with {other}"
-        )
-
-
-def _extras(
-    workspace: Workspace, model: nn.Module, source: Checkpoint, formats: Formats, announce: Callable[[str], None]
-) -> dict[str, Callable[[Path], Any]]:
-    """Return what writes and checks each further format."""
-    found: dict[str, Callable[[Path], Any]] = {}
-    if formats.container:
-        found["container"] = container_extra(workspace, model, source)
-    if not (formats.onnx or formats.pt2):
-        return found
-    stripped = stripped_beside_original(workspace, model)
-    if formats.pt2:
-        found["pt2"] = pt2_extra(stripped, announce=announce)
-    if formats.onnx:
-        selection = formats.selection()
-        found["onnx"] = onnx_extra(stripped, opset=formats.opset, selection=selection, announce=announce)
-    return found
+def _tell_modes(found: CleanFolder) -> None:
+    """Say what stripping changes, and show a certificate that does not hold before it is refused."""
+    certificate, mode = found.certificate, found.certificate.strip_mode
+    change = certificate.projection_error
+    if mode != found.trained_for:
+        amount = "an unknown amount, without a task" if change is None else f"{change:.1e} (relative)"
+        say(f"the folder was trained to be stripped by {found.trained_for}; by {mode} its outputs change by {amount}")
+    else:
+        perpendicular, parallel = certificate.details["theta"]
+        lost = max(perpendicular, parallel) if mode == "drop" else perpendicular
+        if lost > 0:
+            amount = "by an unknown amount, without a task" if change is None else f"by {change:.1e} (relative)"
+            other = "--fold" if mode == "drop" else "--drop"
+            say(
+                f"note: the branches are still at theta {lost:g}; stripped by {mode}, the outputs change {amount}; "
+                f"train on until theta is 0, or compare with {other}"
+            )
+    if not certificate.passed:
+        _show(certificate)
 
 
 def _show(certificate: Certificate) -> None:

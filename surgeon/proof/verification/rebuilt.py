@@ -14,9 +14,9 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, GroupError, TaskError
 from surgeon.export.stripped import Stripped
-from surgeon.files.loading import load_into
 from surgeon.opening.description import not_comparable, original_graph
 from surgeon.opening.evaluation import evaluate, model_dtype
+from surgeon.opening.loading import load_into
 from surgeon.opening.task_calls import can_act, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from surgeon.training.diagnosis.curvature import FEWEST
+from surgeon.training.diagnosis.lanczos import FEWEST
 from surgeon.training.diagnosis.result import MOVEMENT, DiagnosisSettings
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from surgeon.errors import UsageError
-from surgeon.training.diagnosis.curvature import FEWEST, Method
+from surgeon.plan import Plan
+from surgeon.support.versions import provenance
+from surgeon.training.diagnosis.curvature import Method
+from surgeon.training.diagnosis.lanczos import FEWEST
+from surgeon.training.statistics import Estimate
 
 Verdict = Literal["real", "noise", "none", "undecided"]
 
@@ -58,44 +61,6 @@ class DiagnosisSettings:
                 f"expected at least {FEWEST} products and 1 batch of each split, got {self.products} products, "
                 f"{self.train_batches} training and {self.held_out_batches} held-out batches: give more"
             )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over batches.
-
-    Attributes:
-        mean: over batches.
-        standard_error: of the mean; NaN for one batch.
-        half_width: of its 95 % interval (Student's t); NaN for one batch.
-        values: one number per batch.
-    """
-
-    mean: float
-    standard_error: float
-    half_width: float
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Estimate the mean of what the values are a sample of."""
-        mean = statistics.fmean(values)
-        if len(values) < 2:
-            return cls(mean, math.nan, math.nan, tuple(values))
-        from scipy.stats import t
-
-        error = statistics.stdev(values) / math.sqrt(len(values))
-        return cls(mean, error, float(t.ppf(0.975, len(values) - 1)) * error, tuple(values))
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return self.mean + self.half_width
 
 
 @dataclass(frozen=True)
@@ -184,7 +149,8 @@ class Diagnosis:
     """What a model's loss does near W = 0 in the directions that break the symmetry.
 
     Attributes:
-        group: the symmetry.
+        plan: which ops were looked at.
+        model: name of its class.
         curvature: over all sites together.
         slope: over all sites together.
         per_site: for each site alone, if it was asked for.
@@ -194,9 +160,11 @@ class Diagnosis:
         settings: what was asked for.
         seconds: all of it took.
         notes: what the user should know.
+        path: what was opened; empty for a model in memory.
     """
 
-    group: str
+    plan: Plan
+    model: str
     curvature: Curvature
     slope: Slope
     losses: Mapping[str, float]
@@ -206,6 +174,7 @@ class Diagnosis:
     seconds: float
     per_site: Mapping[str, Curvature] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    path: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -214,10 +183,19 @@ class Diagnosis:
 
     def to_data(self) -> dict[str, Any]:
         """Return everything as JSON-compatible data, with verdicts and sentences."""
-        data = dataclasses.asdict(self)
+        data = dataclasses.asdict(dataclasses.replace(self, plan=None))  # type: ignore[arg-type]
+        del data["plan"]
         per_site = {key: {**data["per_site"][key], "verdict": self.per_site[key].verdict} for key in self.per_site}
         slope = {**data["slope"], "real": self.slope.real}
-        return {"verdict": self.verdict, "sentences": self.sentences(), **data, "slope": slope, "per_site": per_site}
+        said = {"verdict": self.verdict, "sentences": self.sentences(), "group": self.plan.group}
+        return {
+            **said,
+            **data,
+            "slope": slope,
+            "per_site": per_site,
+            "sites": self.plan.to_data()["sites"],
+            **provenance(),
+        }
 
     def sentences(self) -> list[str]:
         """Say in words what was found, and no more than that."""

@@ -30,10 +30,11 @@ from surgeon.training.diagnosis.curvature import (
     BranchLoss,
     Coordinates,
     measure_sizes,
-    smallest_eigenvalue,
     transverse_projection,
 )
-from surgeon.training.diagnosis.result import MOVEMENT, Curvature, Diagnosis, DiagnosisSettings, Estimate, Slope, Step
+from surgeon.training.diagnosis.lanczos import smallest_eigenvalue
+from surgeon.training.diagnosis.result import MOVEMENT, Curvature, Diagnosis, DiagnosisSettings, Slope, Step
+from surgeon.training.statistics import Estimate
 
 TOLERANCE = 0.05
 """Residual, relative to the eigenvalue, below which it has converged."""
@@ -42,7 +43,7 @@ SAME_LOSS = 1e-5
 """Relative difference of the losses in two modes of a model that counts as none."""
 
 
-def diagnose(
+def diagnose_model(
     model: nn.Module,
     plan: Plan,
     task: Task,
@@ -82,7 +83,8 @@ def diagnose(
         if work.loss.reason:
             work.notes.append(f"central differences of the gradient were used: {work.loss.reason}")
         return Diagnosis(
-            plan.group,
+            plan,
+            type(model).__name__,
             curvature,
             slope,
             work.losses,

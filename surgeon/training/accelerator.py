@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.moments import mean_over_processes
 from surgeon.errors import SurgeonError, TrainingError, UsageError
 from surgeon.support.imports import one_line
 
@@ -40,8 +41,8 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path 
             mixed_precision=precision,
             log_with=list(trackers) or None,
             project_dir=folder,
-            # a model's last layers often have paths that no output needs
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            # a model's last layers often have paths that no output needs; buffers are shared after every step instead
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         )
         if precision == "fp16" and accelerator.device.type == "cpu":  # some versions would train without loss scaling
             raise ValueError("fp16 needs a GPU")
@@ -135,13 +136,32 @@ def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) ->
             parameter.grad = part.view(parameter.shape).to(parameter)
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the buffers of the first one, in place: statistics that each gathers from its own batches."""
-    from accelerate.utils import broadcast
+class SharedBuffers:
+    """Buffers that every process gathers from batches of its own, such as the statistics of BatchNorm.
 
-    for buffer in model.buffers():
-        if buffer.numel() and buffer.is_floating_point():
-            broadcast(buffer)
+    DDP would give every process those of the first one, and lose what others alone have gathered.
+
+    Args:
+        model: its floating buffers are equal in all processes to begin with.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [buffer for buffer in model.buffers() if buffer.numel() and buffer.is_floating_point()]
+        self._before = [buffer.detach().clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Set every buffer to its mean over those processes that have changed it since; all have to call it."""
+        if not self._buffers:
+            return
+        moves = [(now - before).double() for now, before in zip(self._buffers, self._before, strict=True)]
+        changed = torch.tensor([float(move.any()) for move in moves], dtype=torch.float64)
+        means = mean_over_processes(torch.cat([changed, *(move.flatten().cpu() for move in moves)]))
+        shares, *parts = torch.split_with_sizes(means, [len(moves), *(move.numel() for move in moves)])
+        for now, before, share, part in zip(self._buffers, self._before, shares.tolist(), parts, strict=True):
+            if share:
+                now.copy_(before.double() + (part / share).view_as(now).to(now.device))
+                before.copy_(now)
 
 
 def _require_trackers(trackers: Sequence[str]) -> None:

@@ -17,9 +17,9 @@ from surgeon.files.atomic import atomic_file
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.content import write_tensors
 from surgeon.files.library import write_by_library
-from surgeon.files.loading import load_into, same_bytes
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.stored import forms
+from surgeon.opening.loading import load_into, same_bytes
 
 
 def write_container(

@@ -1,4 +1,4 @@
-"""What every trainer needs of a relaxed network: theta, the penalty, clean files, and a way back."""
+"""The session of a trainer that saves and loads by itself: clean files, a learning rate for W, and a way back."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ AVERAGING_METHODS = ("update_parameters", "swap_parameters")
 """Methods by which averages of weights, torch's own ``AveragedModel`` among them, take a model's parameters."""
 
 
-class RelaxationDriver:
-    """A relaxed network inside a trainer's module, from the insertion of the branches to stripping.
+class TrainerSession(TrainingSession):
+    """The session of a network inside a trainer's module, from the insertion of the branches to stripping.
 
     While it is there, the state dict of the trainer's module is that of the clean model: it has the original's keys and
     the values that stripping would give. What a resume needs besides is in :meth:`state_dict`.
@@ -39,10 +39,6 @@ class RelaxationDriver:
         settings: what to do.
         step: runs one training step, from which the inputs of the network are taken if a plan has to be found.
         forward: ``forward(owner, batch)``, of a training batch through the network, for clean evaluation.
-
-    Attributes:
-        relaxation: the handle on the branches.
-        session: what is the same in every training.
     """
 
     def __init__(
@@ -54,15 +50,13 @@ class RelaxationDriver:
     ) -> None:
         path, network = network_of(owner, settings.module)
         plan, call = plan_for(network, settings, step)
-        self.relaxation = relax(
+        relaxation = relax(
             network, plan, mode=settings.mode, schedule=settings.schedule, penalty_form=settings.penalty_form
         )
-        self.session = TrainingSession(
-            self.relaxation, settings.penalty, settings.penalty_scale, settings.recalibrate, owner
-        )
+        super().__init__(relaxation, settings.penalty, settings.penalty_scale, settings.recalibrate, owner)
         if call is not None:
-            self.session.record_source(*call[0], **call[1])
-        self.relaxation.set_progress(0.0)
+            self.record_source(*call[0], **call[1])
+        relaxation.set_progress(0.0)
         self._owner, self._prefix, self._factor = owner, f"{path}." if path else "", settings.branch_factor
         self._forward = forward
         self._loss: Tensor | None = None
@@ -72,12 +66,7 @@ class RelaxationDriver:
         self._keep_out_of_averages()
         self._clean_files()
 
-    @property
-    def penalty(self) -> float:
-        """Value of the last penalty."""
-        return self.session.penalty
-
-    def set_step(self, step: float, steps: int) -> None:
+    def set_step(self, step: float, steps: int, scale: float = 1.0) -> None:
         """Set theta for an optimiser step of so many; see :meth:`TrainingSession.set_step`."""
         if step > steps:
             warnings.warn(
@@ -85,7 +74,7 @@ class RelaxationDriver:
                 "the rest runs at the last theta; give data of one length in all epochs",
                 stacklevel=2,
             )
-        self.session.set_step(min(step, steps), steps)
+        super().set_step(min(step, steps), steps, scale)
 
     def add_loss(self, loss: Tensor) -> None:
         """Take up a task loss: all of an optimiser step, or the share of one micro-batch; shape ()."""
@@ -93,27 +82,20 @@ class RelaxationDriver:
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
-    def _taken_loss(self) -> Tensor:
+    def finish_step(self, scale: float = 1.0) -> None:
+        """Add the penalty's gradient to those of an optimiser step, for the losses that were taken up."""
         loss, self._loss = self._loss, None
         # a tensor in any case: processes average it, and one may have had a step without a loss
         theta = next(iter(self.relaxation.branches.values())).theta
-        return theta.new_full((), math.nan) if loss is None else loss
-
-    def weighted_penalty(self) -> Tensor:
-        """Return lambda times the penalty of an optimiser step for the losses that were taken up, shape ()."""
-        return self.session.weighted_penalty(self._taken_loss())
-
-    def add_penalty_gradient(self, scale: float = 1.0) -> None:
-        """Add the gradient of the weighted penalty to those of the branches, once per optimiser step."""
-        self.session.add_penalty_gradient(self._taken_loss(), scale)
+        self.add_penalty_gradient(theta.new_full((), math.nan) if loss is None else loss, scale)
 
     def keep_batch(self, batch: Any) -> None:
         """Keep a training batch for clean evaluation, as long as more are needed; on the CPU."""
-        if self.session.start and len(self._batches) < self.session.recalibrate:
+        if self.start and len(self._batches) < self.recalibrate:
             self._batches.append(map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), batch))
 
     @contextmanager
-    def clean_evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> Iterator[None]:
         """Let the owner compute what it would after stripping, with statistics taken anew from the kept batches.
 
         Files that are written before the next step get these statistics, too.
@@ -122,7 +104,7 @@ class RelaxationDriver:
             with self.relaxation.clean():
                 yield
             return
-        with self.session.clean_evaluation(self._batches, self._forward):
+        with self.clean_evaluation(self._batches, self._forward):
             self._clean = flat(running_statistics(self._owner), ".")
             yield
 
@@ -213,7 +195,7 @@ class RelaxationDriver:
     def _clean_statistics(self) -> dict[str, Tensor]:
         """Return running statistics as clean evaluation uses them, by their names in the owner."""
         if not self._clean and processes() == 1:  # of several perhaps only one is asked for a state dict
-            with self.clean_evaluation():
+            with self.evaluation():
                 pass
         return self._clean
 
@@ -253,7 +235,7 @@ class RelaxationDriver:
             "branches": {name: value.clone() for name, value in self._branch_weights().items()},
             "unfolded": {name: value.clone() for name, value in self._unfolded().items()},
             "gathered": flat(running_statistics(self._owner), "."),
-            **self.session.state_dict(),
+            **super().state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -269,7 +251,7 @@ class RelaxationDriver:
                 f"expected a checkpoint of a training with these branches, but it differs at {odd[0]!r}: resume with "
                 "the settings that it was started with"
             )
-        self.session.load_state_dict(state)
+        super().load_state_dict(state)
         with torch.no_grad():
             for name, value in {**got, **state["unfolded"]}.items():
                 own[name].copy_(value)
@@ -308,7 +290,7 @@ class RelaxationDriver:
         records: tuple[SiteRecord, ...] = ()
         if branches_of(self.relaxation.model):
             if not failed:
-                with self.clean_evaluation():
+                with self.evaluation():
                     pass
             records = strip(self.relaxation)
             for name, value in self._owner.named_buffers():

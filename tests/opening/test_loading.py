@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError
-from surgeon.files.loading import load_into
+from surgeon.opening.loading import load_into
 from tests import nets
 
 

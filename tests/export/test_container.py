@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ExistsError, WriteError
-from surgeon.files import container as container_module
+from surgeon.export import container as container_module
+from surgeon.export.container import write_container
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.container import write_container
 from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
 

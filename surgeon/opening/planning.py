@@ -1,0 +1,92 @@
+"""Find the sites of an opened checkpoint, or read a plan."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.select import select
+from surgeon.errors import PlanError, TaskError
+from surgeon.files.content import read_json
+from surgeon.finding.find import find
+from surgeon.opening.evaluation import model_dtype
+from surgeon.opening.task_calls import task_batches, task_forward, task_symmetry
+from surgeon.opening.tasks import LoadedTask, sample_batches
+from surgeon.opening.trust import refuse_named_code
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import Plan
+from surgeon.support.trees import to_dtype
+
+FURTHER = 1
+"""Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""
+
+
+def plan_for(workspace: Workspace, group_name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Plan:
+    """Return the plan for an opened checkpoint.
+
+    Raises:
+        CheckFailedError: if the group is measurably not the model's symmetry.
+        PlanError: if nothing can be relaxed or a pattern matches nothing.
+    """
+    group, task = parse_group(group_name), workspace.task
+    if task is None:
+        return select(find(workspace.model, group), include, exclude)
+    dtype = model_dtype(workspace.model)
+    acting = callable(getattr(task.task, "act", None))
+    symmetry = task_symmetry(task.task, group) if acting else None
+    plan = find(
+        workspace.model,
+        group,
+        to_dtype(sample_batches(task, 1)[0], dtype),
+        forward=lambda model, x: task_forward(task.task, model, x),
+        further=[(to_dtype(more, dtype),) for more in _further_batches(task)],
+        act=symmetry.act if symmetry else None,
+        act_output=symmetry.act_output if symmetry else None,
+        twin=workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None,
+    )
+    return select(plan, include, exclude)
+
+
+def _further_batches(task: LoadedTask) -> list[Any]:
+    """Return a few more batches of both splits; an inspection needs no training data."""
+    found = sample_batches(task, FURTHER + 1)[1:]
+    try:
+        found += itertools.islice(task_batches(task.task, "train", 0), FURTHER)
+    except TaskError:
+        return found
+    return found
+
+
+def read_plan(path: str | Path, group_name: str | None, flag: str = "`--group {}`") -> Plan:
+    """Read a plan that was written by ``surgeon inspect --plan``, and perhaps edited.
+
+    Args:
+        path: a JSON file.
+        group_name: what the user says of the group; None for nothing.
+        flag: how the user would say it, with a place for the group.
+
+    Raises:
+        PlanError: if it is no plan, or of another group than the one that was asked for.
+        TrustError: if its group is code that the user does not name.
+        UsageError: if it cannot be read.
+    """
+    plan = Plan.from_data(read_json(path))
+    refuse_named_code(plan.group, plan.group == group_name, repr(str(path)), flag.format(plan.group))
+    require_group(plan, group_name, repr(str(path)))
+    return plan
+
+
+def require_group(plan: Plan, group_name: str | None, where: str) -> None:
+    """Refuse a plan for another group than the one that was asked for.
+
+    Raises:
+        PlanError: naming both.
+    """
+    if group_name is not None and parse_group(group_name).name != parse_group(plan.group).name:
+        raise PlanError(
+            f"expected a plan for {parse_group(group_name).name}, but {where} was made for {plan.group}: leave the "
+            "group out, or make a new plan with `surgeon inspect --plan`"
+        )

@@ -1,0 +1,185 @@
+"""Relax a checkpoint: find or read a plan, narrow it, insert branches, and write the relaxed folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from surgeon.algebra.schedule import Schedule
+from surgeon.editing.budget import best_scored, with_blocks, with_rank, within_budget
+from surgeon.editing.insert import relax
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.select import select
+from surgeon.errors import PlanError, UsageError
+from surgeon.files.content import read_json
+from surgeon.files.outputs import writing_alone
+from surgeon.files.relaxed import write_relaxed
+from surgeon.opening.description import relaxed_config
+from surgeon.opening.evaluation import rehearse
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.planning import plan_for, read_plan
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import Plan, StripMode
+
+
+@dataclass(frozen=True)
+class RelaxSettings:
+    """Where branches go, of what form they are, and how they start.
+
+    Attributes:
+        group: the symmetry; None for that of the plan's file, or O3.
+        plan: file that ``surgeon inspect --plan`` wrote; None looks for ops.
+        include: shell patterns; only ops whose names match get a branch.
+        exclude: shell patterns of ops that get none.
+        rank: of every W, where that has fewer parameters.
+        blocks: pairs (l of the input, l of the output) to which W is restricted, instead.
+        scores: the record of ``surgeon diagnose``, whose shares rank the ops.
+        top: how many of the highest scores get a branch.
+        budget: most extra parameters; a float is a share of the network's own.
+        strip_mode: "drop" is the paper's method, "fold" keeps the equivariant part of W.
+        schedule: theta over time, with shares of theta per site.
+        init_scale: of the initial W; 0 starts at W = 0.
+
+    Raises:
+        UsageError: if a value is unusable, or needs or excludes another.
+    """
+
+    group: str | None = None
+    plan: Path | None = None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    rank: int | None = None
+    blocks: Sequence[tuple[int, int]] | None = None
+    scores: Path | None = None
+    top: int | None = None
+    budget: int | float | None = None
+    strip_mode: StripMode = "drop"
+    schedule: Schedule = field(default_factory=Schedule)
+    init_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.init_scale):
+            raise UsageError(f"expected a finite --init-scale, got {self.init_scale}")
+        if self.rank is not None and self.blocks is not None:
+            raise UsageError("expected either --rank or --blocks, got both: leave one out")
+        if self.top is not None and self.scores is None:
+            raise UsageError("expected --scores FILE together with --top: `surgeon diagnose -o FILE` writes one")
+        if self.scores is not None and self.top is None and self.budget is None:
+            raise UsageError("expected --top or --max-extra-params together with --scores: add one")
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """What :func:`relax_checkpoint` has done.
+
+    Attributes:
+        folder: what was written; None if nothing was.
+        relaxation: handle on the branches, in the network that was opened.
+        parameters: of the network itself.
+        seconds: that opening and relaxing took.
+    """
+
+    folder: Path | None
+    relaxation: Relaxation
+    parameters: int
+    seconds: Mapping[str, float]
+
+    @property
+    def plan(self) -> Plan:
+        """Where the branches are."""
+        return self.relaxation.plan
+
+
+def relax_checkpoint(
+    path: str | Path,
+    target: str | Path | None,
+    settings: RelaxSettings | None = None,
+    *,
+    options: OpenOptions | None = None,
+    force: bool = False,
+) -> Relaxed:
+    """Insert a branch at every relaxable op of a checkpoint, and write a relaxed folder.
+
+    Args:
+        path: the checkpoint, or its address on the Hub.
+        target: the relaxed folder; None writes nothing.
+        settings: where branches go.
+        options: how to find model and task.
+        force: replace a folder that is there.
+
+    Raises:
+        UsageError: if the checkpoint lies in the folder, or the settings cannot be used.
+        ExistsError: if the folder is there, or another process is writing it.
+        PlanError: if there are branches already, nothing can be relaxed, or a pattern matches nothing.
+        CheckFailedError: if the group is not the model's symmetry.
+        TaskError: if the model could not be trained on the task's batches.
+    """
+    settings = settings or RelaxSettings()
+    started = time.perf_counter()
+    workspace = open_path(path, options)
+    if workspace.relaxation is not None:
+        raise PlanError(
+            f"expected a checkpoint without branches, got the relaxed model {workspace.name!r}: strip it first"
+        )
+    if target is None:
+        return _relaxed(workspace, settings, started)
+    workspace.refuse_output(target)
+    with writing_alone(target, force):
+        relaxed = _relaxed(workspace, settings, started)
+        config = relaxed_config(workspace, relaxed.relaxation, penalty_weight=0.01, penalty_scale="relative")
+        write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
+    return dataclasses.replace(relaxed, folder=Path(target))
+
+
+def _relaxed(workspace: Workspace, settings: RelaxSettings, started: float) -> Relaxed:
+    if workspace.task is not None:
+        rehearse(workspace.model, workspace.task.task)
+    opened = time.perf_counter()
+    own = sum(parameter.numel() for parameter in workspace.model.parameters())
+    if settings.plan is not None:
+        plan = select(read_plan(settings.plan, settings.group), settings.include, settings.exclude)
+    else:
+        plan = plan_for(workspace, settings.group or "O3", settings.include, settings.exclude)
+    relaxation = relax(
+        workspace.model,
+        narrowed(plan, settings, own),
+        mode=settings.strip_mode,
+        schedule=settings.schedule,
+        init_scale=settings.init_scale,
+    )
+    return Relaxed(None, relaxation, own, {"open": opened - started, "relax": time.perf_counter() - opened})
+
+
+def narrowed(plan: Plan, settings: RelaxSettings, own_parameters: int) -> Plan:
+    """Return the plan with the forms and the sites that are wanted; forms first, because they decide the costs.
+
+    Raises:
+        PlanError: if nothing would remain.
+    """
+    if settings.rank is not None:
+        plan = with_rank(plan, settings.rank)
+    if settings.blocks is not None:
+        plan = with_blocks(plan, settings.blocks)
+    scores = None if settings.scores is None else _scores(settings.scores)
+    if settings.top is not None and scores is not None:
+        plan = best_scored(plan, scores, settings.top)
+    if settings.budget is not None:
+        share = isinstance(settings.budget, float)
+        plan = within_budget(plan, int(settings.budget * own_parameters if share else settings.budget), scores)
+    return plan
+
+
+def _scores(path: Path) -> Mapping[str, float]:
+    data = read_json(path)
+    try:
+        return {str(key): float(value) for key, value in data["curvature"]["shares"].items()}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"expected the record of `surgeon diagnose` in {str(path)!r}, but it has no shares of sites: "
+            "write one with `surgeon diagnose -o FILE`"
+        ) from error

@@ -1,0 +1,180 @@
+"""Look at what is in a path: its plan, its equivariance, where that breaks, and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgeon.algebra.equivariance import ErrorSummary, projection_error
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.errors import TaskError, UsageError
+from surgeon.finding.breaks import Breaks
+from surgeon.finding.breaks import find_breaks as first_break
+from surgeon.finding.find import in_training_mode
+from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.planning import plan_for
+from surgeon.opening.task_calls import can_act, task_forward, task_symmetry
+from surgeon.opening.tasks import sample_batches
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import Plan
+from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
+from surgeon.recording.picture import model_picture
+from surgeon.recording.record import record
+from surgeon.support.modes import default_dtype
+from surgeon.support.trees import to_dtype
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a path.
+
+    Attributes:
+        workspace: the opened model.
+        plan: what can be relaxed, or is.
+        errors: the model's own equivariance error per component, in its own dtype; empty if the task cannot tell, or
+            there are branches.
+        parameters: of the network itself.
+    """
+
+    workspace: Workspace
+    plan: Plan
+    errors: Mapping[str, ErrorSummary]
+    parameters: int
+
+    def picture(self) -> str:
+        """Return an SVG of the model's graph with the sites marked.
+
+        Raises:
+            TaskError: if there is no task to run the model with.
+            UsageError: if there are branches.
+        """
+        model, task = self.workspace.model, self.workspace.require_task()
+        if self.workspace.relaxation is not None:
+            raise UsageError("expected a checkpoint for a picture, got a relaxed folder: give the original checkpoint")
+        batch = to_dtype(sample_batches(task, 1)[0], model_dtype(model))
+        with in_training_mode(model):
+            recording = record(model, batch, forward=lambda model, x: task_forward(task.task, model, x))
+        return model_picture(recording, self.plan)
+
+
+def inspect(path: str | Path, group: str = "O3", *, options: OpenOptions | None = None) -> Inspection:
+    """Find out what is in a checkpoint, which ops are relaxable, and why the others are not; nothing is changed.
+
+    Args:
+        path: a checkpoint, a relaxed folder, or an address on the Hub.
+        group: the symmetry; a relaxed folder has its own.
+        options: how to find model and task.
+
+    Raises:
+        CheckFailedError: if the group is measurably not the model's symmetry.
+        PlanError: if nothing can be relaxed.
+    """
+    workspace = open_path(path, options)
+    if workspace.relaxation is not None:
+        own = sum(parameter.numel() for parameter in workspace.relaxation.base_parameters())
+        return Inspection(workspace, workspace.relaxation.plan, {}, own)
+    plan, errors = plan_for(workspace, group), {}
+    if workspace.task is not None and can_act(workspace.task.task):
+        errors = task_equivariance(workspace.model, workspace.task, parse_group(group), MeasureSettings(2, 1))
+    return Inspection(workspace, plan, errors, sum(parameter.numel() for parameter in workspace.model.parameters()))
+
+
+def find_breaks(path: str | Path, group: str = "O3", *, options: OpenOptions | None = None) -> Breaks:
+    """Look for the first op at which a model's equivariance fails.
+
+    Args:
+        path: a checkpoint, a relaxed folder, or an address on the Hub.
+        group: the symmetry.
+        options: how to find model and task.
+
+    Raises:
+        TaskError: if no task says how the group acts.
+    """
+    workspace = open_path(path, options)
+    task = workspace.require_task()
+    if not can_act(task.task):
+        raise TaskError(
+            "expected a task with `act` and `act_output` to look for breaks with, got one without: add them"
+        )
+    batch = to_dtype(sample_batches(task, 1)[0], torch.float64)
+    twin = workspace.double(workspace.model).eval()
+    with default_dtype(torch.float64):
+        return first_break(twin, task_symmetry(task.task, parse_group(group)), batch)
+
+
+@dataclass
+class Measured:
+    """What :func:`measure` has found.
+
+    Attributes:
+        group: the symmetry.
+        equivariance: model, dtype and component of the group to the error; "original", and for a relaxed folder
+            "relaxed", "relaxed, theta 1" and "clean".
+        projection_error: relative change of the outputs when the branches are stripped, of the relaxed ones.
+        branch_defects: sqrt(sum_A |L_A(W)|^2) / |W| of every branch.
+        settings: how much was measured.
+    """
+
+    group: str
+    equivariance: dict[str, Mapping[str, Mapping[str, ErrorSummary]]] = field(default_factory=dict)
+    projection_error: dict[str, float] = field(default_factory=dict)
+    branch_defects: Mapping[str, float] = field(default_factory=dict)
+    settings: MeasureSettings = field(default_factory=MeasureSettings)
+
+    def to_data(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return dataclasses.asdict(self)
+
+
+def measure(
+    path: str | Path,
+    settings: MeasureSettings | None = None,
+    *,
+    group: str | None = None,
+    options: OpenOptions | None = None,
+) -> Measured:
+    """Measure the equivariance error under random elements of every component of the group.
+
+    Args:
+        path: a checkpoint, a relaxed folder, or an address on the Hub.
+        settings: how much to measure.
+        group: the symmetry; None for that of the relaxed folder, or O3.
+        options: how to find model and task.
+
+    Raises:
+        TaskError: if no task says how the group acts.
+    """
+    workspace, settings = open_path(path, options), settings or MeasureSettings()
+    if not can_act(workspace.require_task().task):
+        raise TaskError("expected act and act_output in the task, which say how the group acts: add both")
+    relaxation = workspace.relaxation
+    chosen = parse_group(group or (relaxation.plan.group if relaxation else "O3"))
+    found = Measured(chosen.name, settings=settings)
+    found.equivariance["original"] = both_precisions(workspace, workspace.original()[0], chosen, settings)
+    if relaxation is None:
+        return found
+    found.branch_defects = relaxation.defects()
+    for name, context in (("relaxed", nullcontext()), ("relaxed, theta 1", at_full_relaxation(relaxation))):
+        with context:
+            found.equivariance[name] = both_precisions(workspace, workspace.model, chosen, settings)
+            found.projection_error[name] = _projection(workspace, settings)
+    with relaxation.clean():
+        found.equivariance["clean"] = both_precisions(workspace, workspace.model, chosen, settings)
+    return found
+
+
+def _projection(workspace: Workspace, settings: MeasureSettings) -> float:
+    """Compare the model as it is with clean evaluation."""
+    (relaxation, _), task, model = workspace.require_relaxed(), workspace.require_task(), workspace.model
+    samples = [to_dtype(batch, model_dtype(model)) for batch in sample_batches(task, settings.batches)]
+    relaxed = outputs_on(model, task.task, samples)
+    with relaxation.clean():
+        return projection_error(relaxed, outputs_on(model, task.task, samples))
