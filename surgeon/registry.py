@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
 from surgeon.plan import Convolution, Coverage, Site, Task
-from surgeon.support.imports import registered
 from surgeon.support.trees import Place
 
 ENTRY_POINTS = "surgeon.adapters"
@@ -68,23 +68,23 @@ class Refusal:
     coverage: Coverage = "not linear"
 
 
-class Adapter(Protocol):
-    """One model family.
+class Adapter:
+    """One model family: subclass it and override what the family has.
 
     Attributes:
         name: the name it is registered under.
         groups: names of the groups whose representations its annotations speak of; ``CUSTOM`` for users' own.
     """
 
-    name: str
-    groups: tuple[str, ...]
+    name = ""
+    groups: tuple[str, ...] = ()
 
     def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | Mapping[str, Proposal | Refusal] | None:
-        """Return a proposal for ``module``, or why it is left alone, or None if it is not of this family.
+        """Return a proposal for ``module``, or why it is left alone; None leaves it to others and to measurement.
 
         A module that knows how its children are used answers for them: a mapping from their names.
         """
-        ...
+        return None
 
     def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
         """Return what :meth:`fold_map` needs beyond the module itself, read off its recorded calls, and a note.
@@ -96,97 +96,42 @@ class Adapter(Protocol):
         Returns:
             JSON-compatible data, or None if the op cannot be folded; and the reason, or an empty string.
         """
-        ...
+        return None, f"not foldable: the adapter {self.name!r} does not say how"
 
     def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
         """Return which intertwiners the op's own weights can produce, for a site whose ``fold`` is not None.
 
         What its coefficients take for constant of the op's other arguments goes into ``holds_while``.
         """
-        ...
-
-    def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        """Return the architecture that a state dict belongs to, or None if keys and shapes do not tell."""
-        ...
-
-
-def speaks_of(adapter: Adapter, group: Group) -> bool:
-    """Tell whether an adapter reads representations of this group off its layers."""
-    return group.name in adapter.groups or (CUSTOM in adapter.groups and named_group(group.name) is None)
-
-
-class BaseAdapter:
-    """An adapter that knows nothing yet: subclass it and override what the family has."""
-
-    name = ""
-    groups: tuple[str, ...] = ()
-
-    def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | Mapping[str, Proposal | Refusal] | None:
-        """Return None: the module is left to other adapters and to measurement."""
-        return None
-
-    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
-        """Say that nothing folds."""
-        return None, f"not foldable: the adapter {self.name!r} does not say how"
-
-    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
-        """Never called, since no site has fold data."""
         raise NotImplementedError
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        """Return None: keys and shapes do not tell."""
+        """Return the architecture that a state dict belongs to, or None if keys and shapes do not tell."""
         return None
-
-
-@runtime_checkable
-class DescribesModels(Protocol):
-    """An adapter that turns a whole module, as its library pickles it, into plain data."""
-
-    def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
-        """Return ``{"factory": "package.module:function", "args": {...}}`` for a module of this family, else None.
-
-        The factory, called with these JSON-compatible arguments, builds the same architecture with any weights, under
-        the default dtype. It should be registered in the entry-point group ``surgeon.models``, so that files may name
-        it.
-
-        Raises:
-            CheckpointError: if the module is of this family and cannot be rebuilt, although it should be.
-        """
-        ...
-
-
-@runtime_checkable
-class RecognisesWeights(Protocol):
-    """An adapter that knows its family's weights even where it cannot tell the architecture from them."""
 
     def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
         """Say what a state dict is and which file or flag its model needs; None if it is not of this family.
 
         It is asked only for a checkpoint whose model nothing else could build; the answer ends the error message.
         """
-        ...
+        return None
 
+    def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
+        """Return ``{"factory": "package.module:function", "args": {...}}`` for a module of this family, else None.
 
-@runtime_checkable
-class FindsData(Protocol):
-    """An adapter with a ready task that knows where the data of a checkpoint is, so that no task has to be named."""
+        So a whole module, as its library pickles it, becomes plain data: the factory, called with these JSON-compatible
+        arguments, builds the same architecture with any weights, under the default dtype. It should be registered in
+        the entry-point group ``surgeon.models``, so that files may name it.
 
-    def data_of(self, module: nn.Module, checkpoint: Path) -> Path | None:
-        """Return the data file for :meth:`OffersTask.task`; None if there is none, or the module is of another family.
-
-        Args:
-            module: the opened model.
-            checkpoint: the local file that it was opened from.
+        Raises:
+            CheckpointError: if the module is of this family and cannot be rebuilt, although it should be.
         """
-        ...
+        return None
 
+    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task | None:
+        """Return the ready task, which ``--task NAME:FILE`` names, on a file in the library's usual data format.
 
-@runtime_checkable
-class OffersTask(Protocol):
-    """An adapter with a ready task: ``--task NAME:FILE`` names it and a file in its library's usual data format."""
-
-    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
-        """Return the task on a data file; what it needs of the model it gets by its ``for_model``.
+        What it needs of the model it gets by its ``for_model``. None if the family has no ready task.
 
         Args:
             data: the file.
@@ -195,19 +140,28 @@ class OffersTask(Protocol):
         Raises:
             TaskError: if the arguments are unknown or unusable.
         """
-        ...
+        return None
 
+    def data_of(self, module: nn.Module, checkpoint: Path) -> Path | None:
+        """Return the data file for the adapter's own task, so that none has to be named; None if there is none.
 
-@runtime_checkable
-class Reopener(Protocol):
-    """An adapter whose library has a loader for files: what it makes of an exported container is compared."""
+        Args:
+            module: the opened model; of another family there is none either.
+            checkpoint: the local file that it was opened from.
+        """
+        return None
 
     def reopen(self, path: Path) -> nn.Module | None:
-        """Open a checkpoint file as the library does for its users; None if it is not one of this family.
+        """Open an exported file as the library does for its users; None if it is not one of this family.
 
-        It is called only for files that open without running code, or that the user trusts.
+        What comes out is compared. It is called only for files that open without running code, or that the user trusts.
         """
-        ...
+        return None
+
+
+def speaks_of(adapter: Adapter, group: Group) -> bool:
+    """Tell whether an adapter reads representations of this group off its layers."""
+    return group.name in adapter.groups or (CUSTOM in adapter.groups and named_group(group.name) is None)
 
 
 def resolved(proposal: Proposal, axes_of_input: int | None, axes_of_output: int | None) -> Proposal:
@@ -247,13 +201,18 @@ def proposal_for(model: nn.Module, name: str, adapter: Adapter, group: Group) ->
 
 def installed_adapters() -> dict[str, Adapter]:
     """Return all registered adapters by name, those of third parties included."""
-    return {point.name: point.load() for point in sorted(registered(ENTRY_POINTS), key=lambda p: p.name)}
+    return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)}
 
 
-def adapter_with_task(name: str) -> OffersTask | None:
+def adapter_with_task(name: str) -> Adapter | None:
     """Return the adapter of this name if it is installed and has a ready task; no other adapter is imported."""
-    found = [point.load() for point in registered(ENTRY_POINTS) if point.name == name]
-    return next((adapter for adapter in found if isinstance(adapter, OffersTask)), None)
+    found = (point.load() for point in entry_points(group=ENTRY_POINTS) if point.name == name)
+    return next((adapter for adapter in found if has_task(adapter)), None)
+
+
+def has_task(adapter: Adapter) -> bool:
+    """Tell whether an adapter has a ready task."""
+    return type(adapter).task is not Adapter.task
 
 
 def adapter_named(name: str, adapters: Mapping[str, Adapter]) -> Adapter:

@@ -8,7 +8,7 @@ import torch
 from surgeon.algebra.groups.custom import group_from_generators
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import PlanError
-from surgeon.registry import CUSTOM, BaseAdapter, adapter_named, installed_adapters, speaks_of
+from surgeon.registry import CUSTOM, Adapter, adapter_named, installed_adapters, speaks_of
 
 pytestmark = pytest.mark.e3nn
 
@@ -29,7 +29,7 @@ def test_an_unknown_adapter_is_an_error_that_lists_the_choices(installed: bool) 
 
 @pytest.mark.parametrize(("groups", "of_a_user"), [(("C4", CUSTOM), True), (("C4",), False)])
 def test_an_adapter_may_speak_of_every_group_that_users_give(groups: tuple[str, ...], of_a_user: bool) -> None:
-    class Reader(BaseAdapter):
+    class Reader(Adapter):
         pass
 
     adapter = Reader()

@@ -10,11 +10,11 @@ import torch
 from surgeon.algebra.intertwiners import FoldMap, WeightEntries
 from surgeon.algebra.representations.build import axes
 from surgeon.errors import TaskError
-from surgeon.registry import BaseAdapter, Proposal
+from surgeon.registry import Adapter, Proposal
 from surgeon.support.imports import call_with
 
 
-class ArrowsAdapter(BaseAdapter):
+class ArrowsAdapter(Adapter):
     name, groups = "arrows", ("SO3", "O3")
 
     def propose(self, module, group):  # which argument is linear, and how both ends transform: as c vectors

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.files.atomic import atomic_file
-from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.content import write_tensors
-from surgeon.files.library import write_by_library
+from surgeon.files.checkpoint import Checkpoint, KeepsFiles
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.stored import forms
-from surgeon.opening.loading import load_into, same_bytes
+from surgeon.files.tensors import forms, same_bytes, write_tensors
+from surgeon.opening.loading import load_into
+from surgeon.registry import installed_adapters
 
 
 def write_container(
@@ -46,10 +45,21 @@ def write_container(
         if checkpoint.container == "safetensors":
             write_tensors(temporary, prefixed, checkpoint.metadata, force=True)
         elif checkpoint.library:
-            write_by_library(checkpoint, tensors, temporary)
+            _write_by_library(checkpoint, tensors, temporary)
         else:
             save_content(_new_content(checkpoint, prefixed), temporary)
         _compare(checkpoint, tensors, temporary, Path(path))
+
+
+def _write_by_library(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Let the adapter that opened a file write it with other weights."""
+    adapter = installed_adapters().get(checkpoint.library)
+    if not isinstance(adapter, KeepsFiles):
+        raise CheckpointError(
+            f"expected the adapter {checkpoint.library!r}, which opened {str(checkpoint.path)!r}, to write it again, "
+            "but it is not installed: install the package that provides it"
+        )
+    adapter.write_file(checkpoint, tensors, path)
 
 
 def _check_same_form(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from surgeon.files.checkpoint import Checkpoint
 from surgeon.opening.evaluation import model_dtype, outputs_on
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
-from surgeon.registry import Reopener, installed_adapters
+from surgeon.registry import installed_adapters
 from surgeon.support.imports import one_line
 from surgeon.support.trees import tensors_in, to_dtype
 
@@ -144,7 +144,7 @@ def reopen(path: Path, workspace: Workspace) -> tuple[nn.Module, str]:
         return _opened(own, path, "load_model() of the task"), "load_model() of the task"
     for name, adapter in installed_adapters().items():
         source = f"the loader of the adapter {name}"
-        model = _opened(adapter.reopen, path, source, optional=True) if isinstance(adapter, Reopener) else None
+        model = _opened(adapter.reopen, path, source, optional=True)
         if model is not None:
             return model, source
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from surgeon.errors import CheckFailedError
 from surgeon.export.stripped import Stripped
 from surgeon.export.torchscript import Unscripted
 from surgeon.opening.evaluation import outputs_on
+from surgeon.support.copies import copied
 from surgeon.support.trees import tensors_in
 
 RUNS = 3
@@ -46,13 +46,7 @@ def unscripted(models: Sequence[nn.Module], run: Callable[[nn.Module], Sequence[
     """
     if not any(find_scripted(model) for model in models):
         return list(models)
-    return [_unscripted(_copied(model), run) for model in models]
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """Copy a model; scripted functions that it holds have no state, and refuse to be copied."""
-    held = [value for module in model.modules() for value in vars(module).values()]
-    return copy.deepcopy(model, {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)})
+    return [_unscripted(copied(model), run) for model in models]
 
 
 def _unscripted(model: nn.Module, run: Callable[[nn.Module], Sequence[Tensor]]) -> nn.Module:

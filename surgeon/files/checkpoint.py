@@ -1,16 +1,16 @@
-"""What a checkpoint file holds."""
+"""What a checkpoint file holds, and adapters for files in a form of their library's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from surgeon.files.address import HubPath
-from surgeon.files.stored import renamed
+from surgeon.files.tensors import renamed
 
 Container = Literal["safetensors", "state_dict", "nested", "module"]
 
@@ -53,3 +53,27 @@ class Checkpoint:
     def in_file(self) -> Mapping[str, Tensor]:
         """The tensors by their keys in the file, with the prefix, which can also be the model's own."""
         return renamed(self.tensors, {self.prefix + key: key for key in self.tensors})
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """An adapter whose library keeps more in a file than named tensors, or keeps these in its own way.
+
+    For example the settings from which the architecture is built, averaged weights beside the raw ones, or code.
+    """
+
+    def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
+        """Return what a file of this library holds; None for all others, which should not take long.
+
+        The tensors are those that the library itself would use, under the keys of the model; ``metadata`` may hold the
+        statement that builds it.
+
+        Raises:
+            TrustError: if the file can only be opened by running code inside, and ``trust_pickle`` is False.
+            CheckpointError: if it is of this library and cannot be used.
+        """
+        ...
+
+    def write_file(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Write the file that :meth:`open_file` opened once more, with other weights and nothing else changed."""
+        ...

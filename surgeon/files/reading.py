@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
-from surgeon.files.checkpoint import Checkpoint, Container
-from surgeon.files.library import open_by_library
+from surgeon.files.checkpoint import Checkpoint, Container, KeepsFiles
+from surgeon.files.open_file import OpenFile
 from surgeon.files.scalars import stand_ins
-from surgeon.files.source import Source
-from surgeon.files.stored import forms, open_safetensors
+from surgeon.files.tensors import forms, open_safetensors
+from surgeon.registry import installed_adapters
 from surgeon.support.imports import close_names, importable, one_line, unchanged_environment
 
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -68,7 +68,7 @@ def open_checkpoint(
     return checkpoint
 
 
-def _read(source: Source, trust_pickle: bool, entry: str | None) -> Checkpoint:
+def _read(source: OpenFile, trust_pickle: bool, entry: str | None) -> Checkpoint:
     path, kind = source.path, _kind_of(source)
     if kind == "safetensors":
         tensors, metadata = open_safetensors(source)
@@ -77,11 +77,22 @@ def _read(source: Source, trust_pickle: bool, entry: str | None) -> Checkpoint:
         return Checkpoint(path, stripped, "safetensors", prefix=prefix, metadata=metadata)
     if kind == "zip":
         _check_zip(source)
-    known = open_by_library(path, trust_pickle)
+    known = _open_by_library(path, trust_pickle)
     return known or _from_content(path, *_read_torch(source, trust_pickle, kind), entry)
 
 
-def _open_source(path: Path) -> Source:
+def _open_by_library(path: Path, trust_pickle: bool) -> Checkpoint | None:
+    """Return what the first adapter that knows a file says it holds; None if none does."""
+    for name, adapter in installed_adapters().items():
+        found = adapter.open_file(path, trust_pickle) if isinstance(adapter, KeepsFiles) else None
+        if found is not None:
+            if found.library != name:
+                raise CheckpointError(f"the adapter {name} opened {str(path)!r} as a file of {found.library!r}")
+            return found
+    return None
+
+
+def _open_source(path: Path) -> OpenFile:
     if path.is_dir():
         names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
         raise CheckpointError(
@@ -89,14 +100,14 @@ def _open_source(path: Path) -> Source:
             f"{', '.join(names[:10]) or 'no file'}"
         )
     try:
-        return Source(path)
+        return OpenFile(path)
     except FileNotFoundError as error:
         raise CheckpointError(_missing(path)) from error
     except OSError as error:
         raise CheckpointError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error
 
 
-def _kind_of(source: Source) -> Literal["safetensors", "zip", "pickle"]:
+def _kind_of(source: OpenFile) -> Literal["safetensors", "zip", "pickle"]:
     path, head = source.path, source.read(min(source.size, 64), "its begin")
     if not head:
         raise CheckpointError(f"expected a checkpoint, but {str(path)!r} is empty: fetch or save it again")
@@ -122,7 +133,7 @@ def _missing(path: Path) -> str:
     return f"there is no checkpoint {str(path)!r}: check the name, its folder holds {close_names(path.name, names)}"
 
 
-def _check_zip(source: Source) -> None:
+def _check_zip(source: OpenFile) -> None:
     """Compare the checksums, which torch.load does not: it would return flipped bits as weights."""
     path = source.path
     try:
@@ -161,7 +172,7 @@ def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, 
     return _read_torch(_open_source(path), trust_pickle, kind)
 
 
-def _read_torch(source: Source, trust_pickle: bool, kind: str) -> tuple[Any, bool]:
+def _read_torch(source: OpenFile, trust_pickle: bool, kind: str) -> tuple[Any, bool]:
     path = source.path
     try:
         with source.stream() as stream, warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
@@ -194,7 +205,7 @@ def _refused_code(error: Exception, sound: bool) -> str | None:
     return _detail(error) if sound else None
 
 
-def _read_trusted(source: Source) -> Any:
+def _read_trusted(source: OpenFile) -> Any:
     path = source.path
     try:
         with (

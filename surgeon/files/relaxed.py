@@ -16,10 +16,10 @@ from surgeon.errors import CheckpointError, PlanError, UsageError
 from surgeon.files.address import check_name, check_repo, is_commit
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.card import model_card
-from surgeon.files.content import write_json, write_tensors, write_text
+from surgeon.files.content import write_json, write_text
 from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.seals import check_seal, finish_update, seal_folder
-from surgeon.files.stored import forms, unique_names
+from surgeon.files.tensors import forms, unique_names, write_tensors
 from surgeon.plan import Plan, StripMode
 
 FORMAT_VERSION = 1

@@ -44,7 +44,7 @@ def card_text(content: Content, repo: str, own: str, compared: str | None = None
 
     try:
         before = ModelCard(own if own.lstrip().startswith("---") else f"---\n---\n{own}", ignore_metadata_errors=True)
-        data = _merged(_as_dict(before.data), _data(content, repo))
+        data = _merged(before.data, _data(content, repo))
         text = _with_block(before.text, _block(content, repo, compared or ""))
         return f"---\n{data.to_yaml()}\n---\n{text}"
     except Exception as error:
@@ -55,18 +55,13 @@ def card_text(content: Content, repo: str, own: str, compared: str | None = None
         ) from None
 
 
-def _merged(before: Mapping[str, Any], ours: ModelCardData) -> ModelCardData:
+def _merged(before: Any, ours: Any) -> ModelCardData:
     """Return the keys of both; ours win, and tags are united."""
     from huggingface_hub import ModelCardData
 
-    mine = _as_dict(ours)
-    tags = list(dict.fromkeys([*(before.get("tags") or ()), *(mine.get("tags") or ())]))
-    return ModelCardData(**{**before, **mine, "tags": tags}, ignore_metadata_errors=True)
-
-
-def _as_dict(data: Any) -> dict[str, Any]:
-    result: dict[str, Any] = data.to_dict()
-    return result
+    theirs, mine = before.to_dict(), ours.to_dict()
+    tags = list(dict.fromkeys([*(theirs.get("tags") or ()), *(mine.get("tags") or ())]))
+    return ModelCardData(**{**theirs, **mine, "tags": tags}, ignore_metadata_errors=True)
 
 
 def _with_block(text: str, block: str) -> str:

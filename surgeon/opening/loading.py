@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surgeon.errors import CheckpointError
-from surgeon.files.stored import forms, pieces, renamed
+from surgeon.files.tensors import forms, pieces, renamed, same_bytes
 from surgeon.plan import CHILD
 
 COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
@@ -43,17 +43,16 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
     _check_ties(own, tensors, where)
     _match_dtypes(model, own, forms(tensors))
     if _loads_plainly(model) and len(own) == len(state):
-        _copy(model, tensors)
-        _check_loaded(model, tensors, where)
-        return
-    try:
-        model.load_state_dict(dict(tensors), strict=len(own) == len(state))  # extra state that is no tensor is kept
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{type(model).__name__} refuses the tensors of {where} ({' '.join(str(error).split())}): "
-            "its own loading code changes keys or values, save the checkpoint again with the current version"
-        ) from error
-    _check_loaded(model, tensors, where)
+        _copy(model.state_dict(), tensors)  # anew: dtypes may have changed
+    else:
+        try:
+            model.load_state_dict(dict(tensors), strict=len(own) == len(state))  # extra state is kept
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{type(model).__name__} refuses the tensors of {where} ({' '.join(str(error).split())}): "
+                "its own loading code changes keys or values, save the checkpoint again with the current version"
+            ) from error
+    _check_values(type(model).__name__, model.state_dict(), tensors, where)
 
 
 def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -77,14 +76,8 @@ def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             "the folder was made with another plan"
         )
     _check_kinds(own, stored, "the branches")
-    with torch.no_grad():
-        for key, index, piece in pieces(tensors):
-            own[key][index].copy_(piece)
+    _copy(own, tensors)
     _check_values("the model", own, tensors, "the branches")
-
-
-def _check_loaded(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    _check_values(type(model).__name__, model.state_dict(), tensors, where)
 
 
 def _check_values(name: str, held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
@@ -122,11 +115,10 @@ def _loads_plainly(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _copy(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Copy value by value, so that the file's are not in memory together with the model's."""
-    state = model.state_dict()
     for key, index, piece in pieces(tensors):
-        state[key][index].copy_(piece)
+        into[key][index].copy_(piece)
 
 
 def _listed(names: list[str]) -> str:
@@ -194,14 +186,6 @@ def _check_ties(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where:
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
     return left.dtype == right.dtype and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
-
-
-def same_bytes(left: Tensor, right: Tensor) -> bool:
-    """Tell whether two dense tensors of any dtype have the same shape and the same bits, NaN included."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
-    return torch.equal(flat[0], flat[1])
 
 
 def _match_dtypes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

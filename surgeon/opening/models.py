@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,8 +25,8 @@ from surgeon.opening.originals import is_there, original_source
 from surgeon.opening.remote.fetch import open_anywhere
 from surgeon.opening.tasks import LoadedTask, load_task
 from surgeon.opening.trust import check_task
-from surgeon.registry import Adapter, DescribesModels, RecognisesWeights, installed_adapters
-from surgeon.support.imports import call_with, import_attribute, importable, registered
+from surgeon.registry import Adapter, installed_adapters
+from surgeon.support.imports import call_with, import_attribute, importable
 
 STATEMENT_KEY = "surgeon.model"
 ENTRY_POINT_GROUP = "surgeon.models"
@@ -163,7 +164,7 @@ def find_model(
 
 def _not_found(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> ModelNotFoundError:
     """Return the error that says what the checkpoint is, if an adapter knows, or lists all ways."""
-    asked = (adapter.recognise(checkpoint.tensors) for adapter in adapters if isinstance(adapter, RecognisesWeights))
+    asked = (adapter.recognise(checkpoint.tensors) for adapter in adapters)
     said = next(filter(None, asked), None)
     if said is not None:
         return ModelNotFoundError(f"{str(checkpoint.path)!r} does not say how to build its model: {said}")
@@ -248,7 +249,7 @@ def _from_module(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | 
     module = checkpoint.module
     if module is None:
         return None
-    asked = (adapter.describe(module) for adapter in adapters if isinstance(adapter, DescribesModels))
+    asked = (adapter.describe(module) for adapter in adapters)
     described = next((answer for answer in asked if answer is not None), None)
     if described is None:
         # a copy, so that surgery leaves the module of the checkpoint as it was read
@@ -305,7 +306,7 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
 
 def is_registered(factory: str) -> bool:
     """Tell whether an installed package registers a factory, so that a file may name it."""
-    return factory in {entry.value.replace(" ", "") for entry in registered(ENTRY_POINT_GROUP)}
+    return factory in {entry.value.replace(" ", "") for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def _from_tensors(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | None:

@@ -24,7 +24,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import task_batches
 from surgeon.opening.trust import check_task, remember_task
 from surgeon.plan import Task
-from surgeon.registry import FindsData, adapter_with_task, installed_adapters
+from surgeon.registry import adapter_with_task, installed_adapters
 from surgeon.support.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
 
 
@@ -192,7 +192,7 @@ def task_beside(
         TaskError: if the adapter has no task, or its task refuses the data or the arguments.
     """
     for name, adapter in installed_adapters().items():
-        data = adapter.data_of(model, checkpoint) if isinstance(adapter, FindsData) else None
+        data = adapter.data_of(model, checkpoint)
         if data is not None:
             loaded = load_task(f"{name}:{data}", arguments)
             if announce is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.editing.branch import branches_of
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.content import json_compatible
-from surgeon.files.stored import forms, renamed
+from surgeon.files.tensors import forms, renamed
 from surgeon.opening.loading import COPIED_CONSTANT
 from surgeon.plan import GRAPH_CHECK, Certificate
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash

@@ -14,7 +14,8 @@ from surgeon.files.atomic import atomic_folder
 from surgeon.files.card import BEGIN, END
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import CARD_FILE, CERTIFICATE_FILE, STATEMENT_SUFFIX, WEIGHTS_FILE, WORDS_FILE
-from surgeon.files.content import json_compatible, sha256_of_file, write_json, write_tensors, write_text
+from surgeon.files.content import json_compatible, sha256_of_file, write_json, write_text
+from surgeon.files.tensors import write_tensors
 from surgeon.opening.models import is_registered
 from surgeon.plan import Certificate
 from surgeon.proof.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal

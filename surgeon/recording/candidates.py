@@ -13,36 +13,24 @@ from surgeon.recording.record import Recording
 
 Meeting = Literal["contraction", "convolution", "product", "shift", "lookup", "normalisation", "other"]
 
-_ATEN = torch.ops.aten
+_NAMES: Mapping[Meeting, str] = {
+    "contraction": "mm bmm addmm baddbmm mv addmv dot linear",
+    "convolution": "convolution",
+    "product": "mul.Tensor mul_.Tensor addcmul div.Tensor",
+    "shift": "add.Tensor add_.Tensor sub.Tensor sub_.Tensor",
+    "normalisation": "native_batch_norm _native_batch_norm_legit cudnn_batch_norm _batch_norm_with_update "
+    "native_layer_norm native_group_norm",
+    "lookup": "embedding index.Tensor index_select",
+}
+
+
+def _aten(name: str) -> object:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
 MEETINGS: Mapping[object, Meeting] = {
-    **dict.fromkeys(
-        (
-            _ATEN.mm.default,
-            _ATEN.bmm.default,
-            _ATEN.addmm.default,
-            _ATEN.baddbmm.default,
-            _ATEN.mv.default,
-            _ATEN.addmv.default,
-            _ATEN.dot.default,
-            _ATEN.linear.default,
-        ),
-        "contraction",
-    ),
-    _ATEN.convolution.default: "convolution",
-    **dict.fromkeys((_ATEN.mul.Tensor, _ATEN.mul_.Tensor, _ATEN.addcmul.default, _ATEN.div.Tensor), "product"),
-    **dict.fromkeys((_ATEN.add.Tensor, _ATEN.add_.Tensor, _ATEN.sub.Tensor, _ATEN.sub_.Tensor), "shift"),
-    **dict.fromkeys(
-        (
-            _ATEN.native_batch_norm.default,
-            _ATEN._native_batch_norm_legit.default,
-            _ATEN.cudnn_batch_norm.default,
-            _ATEN._batch_norm_with_update.default,
-            _ATEN.native_layer_norm.default,
-            _ATEN.native_group_norm.default,
-        ),
-        "normalisation",
-    ),
-    **dict.fromkeys((_ATEN.embedding.default, _ATEN.index.Tensor, _ATEN.index_select.default), "lookup"),
+    _aten(name): meeting for meeting, names in _NAMES.items() for name in names.split()
 }
 
 

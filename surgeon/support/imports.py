@@ -8,10 +8,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -140,20 +138,3 @@ def call_with(
         line = failing_line(error, path) if path else None
         place = f" at line {line} of {path}" if line else ""
         raise error_class(f"{name} failed{place} with {one_line(error)}") from error
-
-
-def registered(group: str) -> Sequence[EntryPoint]:
-    """Return the entry points of a group; packages are looked through again once a folder of ``sys.path`` changes."""
-    return _registered(group, tuple((folder, _last_change(folder)) for folder in sys.path))
-
-
-@lru_cache(maxsize=8)
-def _registered(group: str, state: tuple[tuple[str, int], ...]) -> Sequence[EntryPoint]:
-    return tuple(entry_points(group=group))
-
-
-def _last_change(folder: str) -> int:
-    try:
-        return os.stat(folder or os.curdir).st_mtime_ns
-    except OSError:  # a folder that is not there
-        return 0

@@ -62,24 +62,14 @@ class _Mapper:
         if isinstance(tree, _LEAVES):
             return tree
         if isinstance(tree, Mapping):
-            return self._map_mapping(tree)
-        if isinstance(tree, list):
-            return [self.map(item) for item in tree]
-        if isinstance(tree, tuple):
-            return _like(tree, [self.map(item) for item in tree])
+            return _rebuilt(tree, {key: self.map(value) for key, value in tree.items()})
+        if isinstance(tree, list | tuple):
+            return _rebuilt(tree, dict(enumerate(map(self.map, tree))))
         if _is_graph_like(tree):
             return copy.copy(tree).apply(self.function)
         if self.move is not None and callable(getattr(tree, "to", None)):
             return self.move(copy.copy(tree))
         return self._map_object(tree)
-
-    def _map_mapping(self, tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
-        mapped = {key: self.map(value) for key, value in tree.items()}
-        if type(tree) is dict or not isinstance(tree, MutableMapping):
-            return mapped
-        result = _copied(tree)
-        result.update(mapped)
-        return result
 
     def _map_object(self, tree: Any) -> Any:
         if id(tree) in self.done:
@@ -88,11 +78,32 @@ class _Mapper:
         attributes = _attributes(tree)
         mapped = {name: self.map(value) for name, value in attributes.items()}
         if any(mapped[name] is not value for name, value in attributes.items()):
-            result = copy.copy(tree)
-            for name, value in mapped.items():
-                object.__setattr__(result, name, value)  # frozen dataclasses too
-            self.done[id(tree)] = result
+            self.done[id(tree)] = _rebuilt(tree, mapped)
         return self.done[id(tree)]
+
+
+def _rebuilt(tree: Any, changed: Mapping[Any, Any]) -> Any:
+    """Return a copy of a node with other values of some of its parts."""
+    if isinstance(tree, MutableMapping):
+        result = copy.copy(tree)
+        if not isinstance(tree, dict) and not hasattr(tree, "__copy__"):  # it may keep its items in dicts of its own
+            for name, value in vars(result).items():
+                if isinstance(value, MutableMapping):
+                    setattr(result, name, copy.copy(value))
+        result.update(changed)
+        return result
+    if isinstance(tree, Mapping):
+        return {**tree, **changed}
+    if isinstance(tree, list | tuple):
+        items = [changed.get(index, item) for index, item in enumerate(tree)]
+        return items if isinstance(tree, list) else _like(tree, items)
+    result = copy.copy(tree)
+    for name, value in changed.items():
+        try:
+            setattr(result, name, value)  # the batches of graph libraries keep their tensors elsewhere than others do
+        except AttributeError:  # a frozen dataclass
+            object.__setattr__(result, name, value)
+    return result
 
 
 def _like(tree: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
@@ -233,21 +244,13 @@ def with_tensor(tree: Any, path: Place, tensor: Tensor) -> Any:
 def _replaced(tree: Any, path: Place, depth: int, tensor: Tensor) -> Any:
     if depth == len(path):
         return tensor
-    key = path[depth]
+    key: Any = path[depth]
     if len(path) > depth + 1 and _is_graph_like(tree) and not isinstance(tree, Mapping | list | tuple):
         return _replaced_in_stores(tree, path[depth:], tensor)
     value = _replaced(_child(tree, key, path[:depth]), path, depth + 1, tensor)
-    if isinstance(tree, Mapping):
-        return _with_item(tree, key, value)
-    if isinstance(tree, list | tuple):
-        items = [value if index == key else item for index, item in enumerate(tree)]
-        return items if isinstance(tree, list) else _like(tree, items)
-    result = copy.copy(tree)
-    try:
-        setattr(result, str(key), value)  # the batches of graph libraries keep their tensors elsewhere than others do
-    except dataclasses.FrozenInstanceError:
-        object.__setattr__(result, str(key), value)
-    return result
+    if isinstance(tree, Mapping) and key not in tree:
+        key = next(own for own in tree if _path_key(own) == key)
+    return _rebuilt(tree, {key: value})
 
 
 def _replaced_in_stores(tree: Any, path: Place, tensor: Tensor) -> Any:
@@ -265,25 +268,6 @@ def _replaced_in_stores(tree: Any, path: Place, tensor: Tensor) -> Any:
     chosen = tensor_at(result, path)
     originals = {id(marked): tensor if marked is chosen else original for marked, original in marks}
     return result.apply(lambda marked: originals[id(marked)])
-
-
-def _with_item(tree: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
-    key = key if key in tree else next(own for own in tree if _path_key(own) == key)
-    if isinstance(tree, MutableMapping):
-        result = _copied(tree)
-        result[key] = value
-        return result
-    return {**tree, key: value}
-
-
-def _copied(tree: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
-    """Copy a mapping together with the dicts in which one that is no dict itself may keep its items."""
-    result = copy.copy(tree)
-    if not isinstance(tree, dict) and not hasattr(tree, "__copy__"):
-        for name, value in vars(result).items():
-            if isinstance(value, MutableMapping):
-                setattr(result, name, copy.copy(value))
-    return result
 
 
 def _compare(left: Any, right: Any, same: Callable[[Tensor, Tensor], bool], seen: frozenset[int]) -> bool:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.atomic import atomic_folder
-from surgeon.files.content import write_json, write_tensors, write_text
+from surgeon.files.content import write_json, write_text
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import STATE_FOLDER, is_relaxed_folder, read_relaxed, write_relaxed
 from surgeon.files.seals import seal_folder, updated_folder
+from surgeon.files.tensors import write_tensors
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.workspace import Workspace
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state

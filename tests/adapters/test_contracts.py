@@ -19,7 +19,7 @@ from surgeon.algebra.representations.build import irreps
 from surgeon.errors import PlanError
 from surgeon.finding.find import find
 from surgeon.plan import Site
-from surgeon.registry import BaseAdapter, Proposal, Refusal
+from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
 from tests import nets
@@ -77,7 +77,7 @@ def _turned(g: Tensor, points: Tensor) -> Tensor:
     return torch.einsum("xy,bcyn->bcxn", g.to(points), points)
 
 
-class Lying(BaseAdapter):
+class Lying(Adapter):
     """Takes every linear layer on channels for one that mixes vectors along its last axis."""
 
     name, groups = "lying", ("SO3",)

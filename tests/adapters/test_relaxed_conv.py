@@ -15,7 +15,7 @@ from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import PlanError
 from surgeon.finding.own_symmetry import symmetrised_copy
 from surgeon.plan import Plan
-from surgeon.registry import BaseAdapter, Proposal, Refusal
+from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model, check_plan
 from surgeon_adapters.zoo.relaxed_convolutions.adapter import FRAME, adapter
@@ -187,7 +187,7 @@ def test_branches_break_the_symmetry_of_an_exact_network() -> None:
     check_plan(model(module), plan_of(module))
 
 
-class Mislabelled(BaseAdapter):
+class Mislabelled(Adapter):
     """Takes the components of a vector for two scalars."""
 
     name, groups = "mislabelled", ("C4",)

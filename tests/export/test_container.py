@@ -14,8 +14,8 @@ from surgeon.errors import CheckpointError, ExistsError, WriteError
 from surgeon.export import container as container_module
 from surgeon.export.container import write_container
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.tensors import write_tensors
 
 TENSORS = {"b.weight": torch.arange(6.0).view(2, 3), "a": torch.ones(2, dtype=torch.bfloat16), "e": torch.zeros(0, 3)}
 

@@ -199,7 +199,7 @@ def test_a_loader_that_converts_to_float64_is_accepted(work: Path) -> None:
     assert 0 < record["deviation"] <= 1
 
 
-class FakeAdapter:
+class FakeAdapter(registry.Adapter):
     """The loader of a library; None for files that are not its own."""
 
     def __init__(self, factor: float | None) -> None:

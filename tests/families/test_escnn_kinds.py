@@ -14,7 +14,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import trivial
 from surgeon.errors import PlanError
-from surgeon.registry import BaseAdapter, Proposal, Refusal
+from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.testing.contract import BROKEN
 from surgeon.testing.soundness import THETA, Model, check_plan
 from surgeon_adapters.escnn.adapter import adapter
@@ -97,7 +97,7 @@ def test_a_larger_or_another_group_is_refused(kind: str, group: str) -> None:
         plan_of(model_of(kind), group)
 
 
-class AllScalars(BaseAdapter):
+class AllScalars(Adapter):
     name, groups = "all-scalars", ("D4", "OCTA", "O2")
 
     def propose(self, module: torch.nn.Module, group: Group) -> Proposal | Refusal | None:

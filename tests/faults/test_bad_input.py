@@ -20,8 +20,8 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.files.content import write_tensors
 from surgeon.files.seals import seal_folder
+from surgeon.files.tensors import write_tensors
 from tests import tiny
 from tests.commands import Surgeon, child, files_in
 

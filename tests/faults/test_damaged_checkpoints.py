@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckpointError
-from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.tensors import write_tensors
 
 WEIGHTS = {"a.weight": torch.arange(200.0).view(20, 10), "b": torch.ones(3, dtype=torch.long)}
 CONTAINERS = ["safetensors", "state_dict", "legacy", "nested", "module"]

@@ -16,8 +16,9 @@ import surgeon.errors
 from surgeon.errors import WriteError
 from surgeon.export.container import write_container
 from surgeon.files.atomic import atomic_folder, check_writable
-from surgeon.files.content import write_tensors, write_text
+from surgeon.files.content import write_text
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.tensors import write_tensors
 
 WORDS = {
     errno.ENOSPC: "the disk is full",
@@ -92,7 +93,8 @@ import resource, sys, torch
 from surgeon.files.reading import open_checkpoint
 from surgeon.export.container import write_container
 from surgeon.errors import WriteError
-from surgeon.files.content import write_tensors, write_text
+from surgeon.files.content import write_text
+from surgeon.files.tensors import write_tensors
 torch.set_num_threads(1)
 checkpoint = open_checkpoint(sys.argv[1])
 big = torch.ones(100_000)

@@ -15,7 +15,8 @@ import torch
 from surgeon.errors import CheckpointError, ExistsError, WriteError
 from surgeon.files import atomic as files
 from surgeon.files.atomic import atomic_file, atomic_folder, check_writable
-from surgeon.files.content import independent_tensors, sha256_of_file, write_json, write_tensors, write_text
+from surgeon.files.content import sha256_of_file, write_json, write_text
+from surgeon.files.tensors import independent_tensors, write_tensors
 from tests.commands import dead_pid
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
-from surgeon.files.content import sha256_of_file, write_tensors
+from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import keys_hash, open_checkpoint
+from surgeon.files.tensors import write_tensors
 
 TENSORS = {"lin.weight": torch.arange(6.0).view(2, 3), "lin.bias": torch.ones(2), "empty": torch.zeros(0, 3)}
 

@@ -15,7 +15,7 @@ from surgeon.algebra.representations.build import representation_from
 from surgeon.errors import CheckpointError, ExistsError, UsageError
 from surgeon.files import relaxed
 from surgeon.files.card import model_card
-from surgeon.files.content import write_json, write_tensors
+from surgeon.files.content import write_json
 from surgeon.files.reading import keys_hash
 from surgeon.files.relaxed import (
     RelaxedConfig,
@@ -26,6 +26,7 @@ from surgeon.files.relaxed import (
     write_relaxed,
 )
 from surgeon.files.seals import check_seal
+from surgeon.files.tensors import write_tensors
 from surgeon.opening.loading import load_into
 from surgeon.plan import Plan, Site
 

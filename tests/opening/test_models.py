@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError, UsageError
 from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.content import write_json, write_tensors
+from surgeon.files.content import write_json
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.tensors import write_tensors
 from surgeon.opening.models import find_model
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import load_task
 from surgeon.opening.trust import remember_task
-from surgeon.registry import BaseAdapter
+from surgeon.registry import Adapter
 
 FACTORY = """
 from pathlib import Path
@@ -79,7 +80,7 @@ def same(left: Any, right: Any) -> bool:
 
 def register(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     points = EntryPoints([EntryPoint("some", value, "surgeon.models")])
-    monkeypatch.setattr("surgeon.opening.models.registered", lambda group: points.select(group=group))
+    monkeypatch.setattr("surgeon.opening.models.entry_points", points.select)
 
 
 def test_1_a_factory_of_the_user(here: Path) -> None:
@@ -193,7 +194,7 @@ def recognise_linear(tensors: Mapping[str, Tensor]) -> nn.Module | None:
     return nn.Linear(tensors["weight"].shape[1], tensors["weight"].shape[0])
 
 
-class Building(BaseAdapter):
+class Building(Adapter):
     """An adapter that builds a network of tensors as a function says."""
 
     def __init__(self, function: Callable[[Mapping[str, Tensor]], nn.Module | None]) -> None:
@@ -310,7 +311,7 @@ def test_the_mode_of_the_factory_is_kept(here: Path) -> None:
     assert not find_model(checkpoint(here), adapters=[Building(lambda tensors: nn.Linear(3, 2).eval())]).model.training
 
 
-class Describing(BaseAdapter):
+class Describing(Adapter):
     """An adapter that knows linear layers as whole modules."""
 
     def describe(self, module: nn.Module) -> dict[str, Any] | None:
@@ -339,7 +340,7 @@ def test_a_module_that_no_adapter_describes_is_its_own_model(here: Path) -> None
     assert "module inside" in found.source
 
 
-class Recognising(BaseAdapter):
+class Recognising(Adapter):
     """An adapter that knows the weights of linear layers, but not what to build of them."""
 
     def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:

@@ -18,8 +18,8 @@ from torch import nn
 from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.export.reopening import write_beside
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.content import write_tensors
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.tensors import write_tensors
 from surgeon.opening.models import find_model
 from surgeon.opening.options import OpenOptions
 from surgeon.plan import Certificate

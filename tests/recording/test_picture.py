@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.algebra.representations.build import representation_from
-from surgeon.recording.flow import INPUT, OUTPUT, data_flow
 from surgeon.recording.labels import representation_in_words
-from surgeon.recording.picture import model_picture
+from surgeon.recording.picture import INPUT, OUTPUT, data_flow, model_picture
 from surgeon.recording.record import record
 from tests.families.awkward.case import gated, vectors
 from tests.nets import default_dtype

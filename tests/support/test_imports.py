@@ -16,7 +16,6 @@ from surgeon.support.imports import (
     import_onnxruntime,
     importable,
     one_line,
-    registered,
     unchanged_environment,
 )
 
@@ -99,14 +98,3 @@ def test_onnx_runtime_reports_nothing_unless_the_user_wants_it(monkeypatch: pyte
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     import_onnxruntime()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
-
-
-def test_a_package_that_is_installed_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = registered("surgeon.tests")
-    info = tmp_path / "late-1.0.dist-info"
-    assert registered("surgeon.tests") is before
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[surgeon.tests]\nlate = json:dumps\n")
-    assert [point.name for point in registered("surgeon.tests")] == ["late"]

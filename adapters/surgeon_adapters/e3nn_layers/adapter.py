@@ -21,7 +21,7 @@ from surgeon.algebra.intertwiners import FoldMap, WeightEntries, copy_indices, i
 from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.core import Representation
 from surgeon.plan import Site
-from surgeon.registry import Proposal, Refusal
+from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.support.e3nn_compat import import_e3nn
 
 CONSTANT_TO = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -31,7 +31,7 @@ MOST_WORDS = 4
 """Constant scalars that are listed one by one."""
 
 
-class E3nnAdapter:
+class E3nnAdapter(Adapter):
     """Annotations of e3nn's equivariant linear and bilinear layers."""
 
     name = "e3nn"
@@ -74,10 +74,6 @@ class E3nnAdapter:
             paths, holds_while = _tensor_product_paths(module, scalars), _in_words(module, scalars)
         entries = _entries(module, paths, site.rho_out, site.rho_in)
         return FoldMap("weight", entries, (site.rho_out.dimension, site.rho_in.dimension), holds_while)
-
-    def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        """Return None: the keys of an e3nn state dict do not tell its irreps."""
-        return None
 
 
 def _forward_names(module: nn.Module) -> tuple[str, ...]:

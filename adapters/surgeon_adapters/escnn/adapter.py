@@ -6,12 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.intertwiners import FoldMap
-from surgeon.plan import Convolution, Site
-from surgeon.registry import CUSTOM, Proposal, Refusal
+from surgeon.plan import Convolution
+from surgeon.registry import CUSTOM, Adapter, Proposal, Refusal
 from surgeon_adapters.escnn.fields import fields
 
 LARGEST_ORDER = 32
@@ -20,7 +19,7 @@ FRAMES = {2: ((0, -1), (1, 0)), 3: ((0, 0, -1), (0, -1, 0), (1, 0, 0))}
 """escnn's grids: columns run along x, rows against y, and planes against z."""
 
 
-class EscnnAdapter:
+class EscnnAdapter(Adapter):
     """Annotations of escnn's field types.
 
     A group need not be that of the fields: a network of SO(2) or C_8 can be relaxed under C_4, whose elements map the
@@ -73,14 +72,6 @@ class EscnnAdapter:
     def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
         """Nothing folds: the weights are coefficients in a basis of steerable kernels."""
         return None, "not foldable: its weights are coefficients of a kernel basis"
-
-    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
-        """Never called, since no site has fold data."""
-        raise NotImplementedError
-
-    def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-        """Return None: the keys of an escnn state dict do not tell its field types."""
-        return None
 
 
 def _settings(module: Any, dimension: int) -> Convolution | None:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.files.reading import scripts_on_the_cpu
 from surgeon.plan import Task
-from surgeon.registry import BaseAdapter
+from surgeon.registry import Adapter
 from surgeon.support.imports import call_with
 from surgeon_adapters.mace.checks import further_inputs, recognised, require_no_other_layers, require_same
 from surgeon_adapters.mace.models import FACTORY, KINDS, arguments_of, build, import_mace
 from surgeon_adapters.mace.task import MaceTask
 
 
-class MaceAdapter(BaseAdapter):
+class MaceAdapter(Adapter):
     """MACE from its file to its file."""
 
     name = "mace"

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.plan import Task
-from surgeon.registry import BaseAdapter
+from surgeon.registry import Adapter
 from surgeon.support.imports import call_with
 from surgeon_adapters.nequip import files as nequip_files
 from surgeon_adapters.nequip.task import NequipTask
 
 
-class NequipAdapter(BaseAdapter):
+class NequipAdapter(Adapter):
     """NequIP from its file to its file."""
 
     name = "nequip"

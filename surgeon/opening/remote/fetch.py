@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import re
 from collections.abc import Iterable
@@ -18,7 +17,6 @@ from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import BASE_FILE, BRANCH_FILE, CONFIG_FILE, RELAXED, STATE
 from surgeon.opening.remote.client import HubFile, Listing, hub_errors, is_offline, list_files
-from surgeon.opening.remote.following import following
 from surgeon.support.imports import close_names
 
 WEIGHTS = ".safetensors"
@@ -136,9 +134,9 @@ def download(listing: Listing, names: Iterable[str]) -> Path:
     """
     wanted = list(names)
     _check_sizes(listing, wanted)
-    folder, seen = (listing.folder, {}) if listing.folder else _download(listing, wanted)
+    folder = listing.folder or _download(listing, wanted)
     for name in wanted:
-        _check(folder, listing.files[name], listing, seen.get(name))
+        _check(folder, listing.files[name], listing)
     return folder
 
 
@@ -152,33 +150,20 @@ def _check_sizes(listing: Listing, names: list[str]) -> None:
             )
 
 
-def _download(listing: Listing, names: list[str]) -> tuple[Path, dict[str, str | None]]:
-    """Return the folder in the cache, and the hashes of those files that were read while they were written.
-
-    All files are downloaded by this thread: what others have freed stays with the process.
-    """
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.file_download import repo_folder_name
+def _download(listing: Listing, names: list[str]) -> Path:
+    """Return the folder in the cache."""
+    from huggingface_hub import hf_hub_download
 
     repo = listing.path.repo
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
-    with hub_errors(f"download {listing.path}"), following(blobs) as seen:
+    with hub_errors(f"download {listing.path}"):
         # By the name that was asked for, so that the cache remembers which commit it was when it is offline; where that
         # has changed since, by the commit.
         hf_hub_download(repo, names[0], revision=listing.path.revision)
         paths = {name: Path(hf_hub_download(repo, name, revision=listing.commit)) for name in names}
-    _give_memory_back()
-    folder = paths[names[0]].parents[len(PurePosixPath(names[0]).parts) - 1]
-    return folder, {name: seen.sha256(path) for name, path in paths.items()}
+    return paths[names[0]].parents[len(PurePosixPath(names[0]).parts) - 1]
 
 
-def _give_memory_back() -> None:
-    """Let the system have the client's buffers of many MiB, which glibc keeps after use."""
-    with suppress(OSError, AttributeError, TypeError):  # another system
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _check(folder: Path, file: HubFile, listing: Listing, seen: str | None) -> None:
+def _check(folder: Path, file: HubFile, listing: Listing) -> None:
     path = folder / file.name
     blob = path.resolve()
     if not path.is_file():
@@ -189,7 +174,7 @@ def _check(folder: Path, file: HubFile, listing: Listing, seen: str | None) -> N
             f"expected {file.name} of {listing.path} inside the cache, but it is a link to somewhere else: "
             "delete the repository from the cache"
         )
-    if not _as_announced(blob, _with_name_of(blob, file), seen):
+    if not _as_announced(blob, _with_name_of(blob, file)):
         for damaged in (blob, path):
             with suppress(OSError):
                 damaged.unlink()
@@ -207,11 +192,11 @@ def _with_name_of(blob: Path, file: HubFile) -> HubFile:
     return replace(file, sha256=sha256, git_hash=blob.name if _SHA1.fullmatch(blob.name) else None)
 
 
-def _as_announced(path: Path, file: HubFile, seen: str | None) -> bool:
+def _as_announced(path: Path, file: HubFile) -> bool:
     if file.size is not None and path.stat().st_size != file.size:
         return False
     if file.sha256 is not None:
-        return seen == file.sha256 or sha256_of_file(path) == file.sha256
+        return sha256_of_file(path) == file.sha256
     return file.git_hash is None or git_hash(path.read_bytes()) == file.git_hash
 
 

@@ -25,8 +25,8 @@ from surgeon.export.signature import compare_signatures, signature
 from surgeon.export.stripped import Stripped
 from surgeon.files.content import json_compatible
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.tensors import same_bytes
 from surgeon.opening.evaluation import model_dtype, outputs_on
-from surgeon.opening.loading import same_bytes
 from surgeon.opening.workspace import Workspace
 from surgeon.proof.certificate import SHOWN, named_as
 from surgeon.proof.verification.agreement import differing_figures

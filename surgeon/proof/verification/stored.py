@@ -12,7 +12,7 @@ from surgeon.errors import CheckpointError
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import CARD_FILE
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.stored import forms
+from surgeon.files.tensors import forms
 from surgeon.plan import grade_of
 from surgeon.proof.certificate import FINITE_CHECK, SHOWN, canonical_digest, forms_of, named_as
 from surgeon.proof.clean import hashes_of

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.plan import Task
-from surgeon.registry import BaseAdapter
+from surgeon.registry import Adapter
 from surgeon.support.imports import call_with
 from surgeon_adapters.zoo.equiformer import build_from
 from surgeon_adapters.zoo.equiformer.recognition import ADVICE, candidates, is_equiformer
 
 
-class EquiformerAdapter(BaseAdapter):
+class EquiformerAdapter(Adapter):
     """Equiformer from its file to its file."""
 
     name = "equiformer"

@@ -11,7 +11,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.build import axes, matrices, regular, trivial
 from surgeon.algebra.representations.core import Representation
 from surgeon.plan import Convolution
-from surgeon.registry import BaseAdapter, Proposal, Refusal
+from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon_adapters.zoo.relaxed_convolutions.rotation import ORDERS, Fields, RelaxedRotationConv2d, rotation_net
 from surgeon_adapters.zoo.relaxed_convolutions.scale import FACTOR, RelaxedScaleConv2d, scale_net
 
@@ -22,7 +22,7 @@ FRAME = ((0, 1), (1, 0))
 SCALE_GROUP = f"SCALE{FACTOR}"
 
 
-class RelaxedConvAdapter(BaseAdapter):
+class RelaxedConvAdapter(Adapter):
     """Annotations of relaxed rotation and relaxed scale convolutions."""
 
     name = "relaxed-conv"

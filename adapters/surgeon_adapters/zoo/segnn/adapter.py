@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.plan import Task
-from surgeon.registry import BaseAdapter
+from surgeon.registry import Adapter
 from surgeon.support.imports import call_with
 from surgeon_adapters.zoo.segnn.models import FACTORY, rebuilt
 from surgeon_adapters.zoo.segnn.task import NBodyTask
 
 
-class SEGNNAdapter(BaseAdapter):
+class SEGNNAdapter(Adapter):
     """SEGNN from its state dict to its state dict."""
 
     name = "segnn"

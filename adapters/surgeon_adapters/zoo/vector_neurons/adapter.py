@@ -20,7 +20,7 @@ from surgeon.algebra.intertwiners import FoldMap, WeightEntries
 from surgeon.algebra.representations.build import axes
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.plan import Site, Task
-from surgeon.registry import Proposal, Refusal
+from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.support.imports import call_with
 from surgeon_adapters.zoo.vector_neurons.models import FACTORY, build, described, recognised
 from surgeon_adapters.zoo.vector_neurons.task import PointCloudTask
@@ -28,7 +28,7 @@ from surgeon_adapters.zoo.vector_neurons.task import PointCloudTask
 CHOOSING = "VNMaxPool"
 
 
-class VectorNeuronAdapter:
+class VectorNeuronAdapter(Adapter):
     """Vector neurons from their published files to the same kind of file."""
 
     name = "vn"

@@ -13,7 +13,7 @@ from surgeon.errors import CheckpointError
 _BUFFER_BYTES = 2**18
 
 
-class Source:
+class OpenFile:
     """An open file, whose bytes count for as long as nobody writes to it.
 
     One that takes its place under its name changes nothing here: the old one is read to the end. A mapped file would be

@@ -1,19 +1,24 @@
-"""Tensors in a safetensors file: its header is checked before anything is allocated, and values are read when used."""
+"""Tensors in safetensors files: a header is checked before anything is allocated, and values are read when used."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.errors import CheckpointError
-from surgeon.files.source import Source
+from surgeon.errors import CheckpointError, WriteError
+from surgeon.files.atomic import atomic_file
+from surgeon.files.open_file import OpenFile
 from surgeon.support.imports import one_line
 
 LARGEST_HEADER = 100 * 2**20
@@ -51,7 +56,7 @@ class StoredTensors(Mapping[str, Tensor]):
         entries: name to place.
     """
 
-    def __init__(self, source: Source, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, source: OpenFile, entries: Mapping[str, Entry]) -> None:
         self._source, self._entries = source, dict(entries)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -114,7 +119,7 @@ def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[
     return {new: tensors[name] for new, name in names.items()}
 
 
-def open_safetensors(source: Source) -> tuple[StoredTensors, dict[str, str]]:
+def open_safetensors(source: OpenFile) -> tuple[StoredTensors, dict[str, str]]:
     """Check the header of a safetensors file against the file's size; return the tensors, and the strings in it.
 
     Raises:
@@ -184,3 +189,68 @@ def _check_ranges(ranges: Mapping[str, tuple[int, int]], size: int) -> None:
         place = end
     if place != size:
         raise ValueError(f"{place:,} bytes of tensors announced, {size:,} there")
+
+
+def independent_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors of which no two share storage, so that a format without aliases keeps every key.
+
+    Args:
+        tensors: name to tensor, any shape and dtype.
+
+    Returns:
+        The same names in the same order; values that share nothing are not copied.
+    """
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        result[name] = plain.clone() if address in seen else plain
+        seen.add(address)
+    return result
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, force: bool = False
+) -> None:
+    """Write tensors as safetensors, completely or not at all.
+
+    Tensors that share storage are stored as independent copies, so that every key is in the file and a plain strict
+    load works everywhere.
+
+    Args:
+        path: the file to write.
+        tensors: name to tensor, any shape, any dtype that safetensors knows.
+        metadata: strings to store in the header.
+        force: replace an existing file.
+
+    Raises:
+        ExistsError: if ``path`` exists and ``force`` is False.
+        WriteError: if the system refuses, or a tensor has a layout or dtype that the format lacks.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_file(path, force=force) as temporary:
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                raise WriteError(
+                    f"could not write {str(path)!r}: expected dense tensors, got {name!r} with layout {tensor.layout} "
+                    f"and dtype {tensor.dtype}: convert it first"
+                )
+        try:
+            save_file(independent_tensors(tensors), temporary, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number) if code else str(error)) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise WriteError(f"could not write {str(path)!r} as safetensors: {one_line(error)}") from error
+
+
+def same_bytes(left: Tensor, right: Tensor) -> bool:
+    """Tell whether two dense tensors of any dtype have the same shape and the same bits, NaN included."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    flat = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)]
+    return torch.equal(flat[0], flat[1])

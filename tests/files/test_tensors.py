@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError
+from surgeon.files.open_file import OpenFile
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.source import Source
-from surgeon.files.stored import StoredTensors, open_safetensors, pieces
+from surgeon.files.tensors import StoredTensors, open_safetensors, pieces
 from surgeon.opening.loading import load_into
 
 
@@ -46,7 +46,7 @@ def collected(stored: StoredTensors, like: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def test_the_pieces_are_the_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    stored, _ = open_safetensors(Source(path))
+    stored, _ = open_safetensors(OpenFile(path))
     assert sum(name == "long" for name, _, _ in pieces(stored)) == 2
     for found in (stored, collected(stored, tensors)):
         assert found.keys() == tensors.keys()
@@ -54,7 +54,7 @@ def test_the_pieces_are_the_tensors(path: Path, tensors: dict[str, Tensor]) -> N
 
 
 def test_a_file_that_is_replaced_meanwhile(path: Path, tensors: dict[str, Tensor]) -> None:
-    stored, _ = open_safetensors(Source(path))
+    stored, _ = open_safetensors(OpenFile(path))
     save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, path.with_name("new"))
     path.with_name("new").replace(path)
     found = collected(stored, tensors)
@@ -92,7 +92,7 @@ def test_loading_code_of_a_module_is_run_and_must_not_change_values(tmp_path: Pa
 
 
 def test_metadata(path: Path) -> None:
-    assert open_safetensors(Source(path))[1] == {"format": "pt"}
+    assert open_safetensors(OpenFile(path))[1] == {"format": "pt"}
 
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

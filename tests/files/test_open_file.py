@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckpointError
+from surgeon.export.container import write_container
 from surgeon.files import reading
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.content import sha256_of_file, write_tensors
-from surgeon.files.library import write_by_library
+from surgeon.files.content import sha256_of_file
+from surgeon.files.open_file import OpenFile
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.source import Source
+from surgeon.files.tensors import write_tensors
 from surgeon.opening.loading import load_into
 
 WIDTH = 600  # more than a page of a mapped file
@@ -94,13 +95,13 @@ def test_a_file_that_is_replaced_after_opening(tmp_path: Path, use: Callable[[Ch
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
     """Let something happen between reading a file and taking its hash."""
-    taken = Source.sha256
+    taken = OpenFile.sha256
 
-    def changed(source: Source) -> str:
+    def changed(source: OpenFile) -> str:
         change()
         return taken(source)
 
-    monkeypatch.setattr(Source, "sha256", changed)
+    monkeypatch.setattr(OpenFile, "sha256", changed)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -141,7 +142,7 @@ def test_a_file_that_a_library_opens_must_keep_its_name(tmp_path: Path, monkeypa
         write(tmp_path / "new.pt", 2.0).replace(path)
         return Checkpoint(path, {"a": torch.ones(1)}, "nested", library="somebody's")
 
-    monkeypatch.setattr(reading, "open_by_library", by_library)
+    monkeypatch.setattr(reading, "_open_by_library", by_library)
     with pytest.raises(CheckpointError, match="another file has its name"):
         open_checkpoint(write(tmp_path / "net.pt", 1.0))
 
@@ -149,20 +150,20 @@ def test_a_file_that_a_library_opens_must_keep_its_name(tmp_path: Path, monkeypa
 def test_a_package_whose_code_is_run_again_must_be_the_one_that_was_opened(tmp_path: Path) -> None:
     opened = Checkpoint(write(tmp_path / "net.pt", 1.0), {}, "module", sha256="0" * 64, library="nequip")
     with pytest.raises(CheckpointError, match="has changed since it was opened"):
-        write_by_library(opened, {}, tmp_path / "new.pt")
+        write_container(opened, {}, tmp_path / "new.pt")
 
 
 def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, shapes and dtypes come from the header, whoever asks for them, and each value is read only when used."""
     asked: list[str] = []
-    read = Source.read_into
+    read = OpenFile.read_into
 
-    def counted(source: Source, buffer: memoryview, start: int, what: str) -> None:
+    def counted(source: OpenFile, buffer: memoryview, start: int, what: str) -> None:
         asked.append(what)
         read(source, buffer, start, what)
 
     path = write(tmp_path / "net.safetensors", 1.0)
-    monkeypatch.setattr(Source, "read_into", counted)
+    monkeypatch.setattr(OpenFile, "read_into", counted)
     checkpoint = open_checkpoint(path, hashed=False)
     assert reading.keys_hash(checkpoint.in_file) == reading.keys_hash(nn.Linear(WIDTH, WIDTH).state_dict())
     with pytest.raises(CheckpointError, match="expected the shapes of Linear"):
