@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import fx, nn
+from torch import nn
 
 from surgeon.plan import AuditEntry, Coverage, Site, Skipped
 from surgeon.recording.provenance import used_parameters
@@ -81,18 +81,13 @@ class _Auditor:
         meetings = set(ops.values())
         if not meetings:
             return "supplied", "it meets no activation: the run makes constants of it"
-        if meetings <= _MULTIPLYING and not any(self._meets_something(node) for node in ops):
+        if meetings <= _MULTIPLYING and all(node.meta["silent"] for node in ops):
             return "unexplained", "all that it meets is 0 on the sample batch"
         if meetings <= set(_BY_MEETING):
             return "not linear", "; ".join(_BY_MEETING[meeting] for meeting in sorted(meetings))
         if self.evidence.unmeasured:
             return "unexplained", f"no adapter knows its op, and it was not {self.evidence.unmeasured}"
         return "unexplained", f"its ops ({', '.join(sorted(meetings))}) are no linear map that is known"
-
-    def _meets_something(self, node: fx.Node) -> bool:
-        """Tell whether an activation that is not 0 goes into an op."""
-        values = (self.evidence.recording.values.get(part) for part in node.all_input_nodes if part.meta["activation"])
-        return any(value is not None and bool(value.any()) for value in values)
 
 
 def with_parents(name: str) -> list[str]:

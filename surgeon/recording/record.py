@@ -8,6 +8,7 @@ return their real values.
 from __future__ import annotations
 
 import operator
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,9 +32,11 @@ class Recording:
         graph: aten-level fx graph. Each node's ``meta`` holds ``owner`` (qualified name of the innermost module that
             was running; the empty string is the model itself), ``call_index`` (0 for its first call), ``shape`` and
             ``dtype`` (None for non-tensors), ``backward`` (True if autograd ran the op inside the forward), and
-            ``activation`` (True if the value depends on an input, or on a tensor of unknown origin), and ``parameters``
-            (qualified names of the parameters that the value is made of, perhaps with constants, if no activation is).
-        values: the tensor of each node, by reference: one that was written in place later holds the later values.
+            ``activation`` (True if the value depends on an input, or on a tensor of unknown origin), ``parameters``
+            (qualified names of the parameters that the value is made of, perhaps with constants, if no activation is),
+            and ``silent`` (True if parameters meet activations in the op, all of which are 0).
+        values: the tensors that the model holds or makes of these alone, such as kernels, by reference: one that was
+            written in place later holds the later values. Or copies of all tensors, if these were asked for.
         calls: qualified module name to number of calls.
         results: the nodes of the tensors that each call of a module returned, by name and call.
         aliases: module or parameter name to all names of the same one, if it stands under several.
@@ -49,7 +52,7 @@ class Recording:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Append one fx node per dispatched op; tensors are followed by identity, so all of them are kept."""
+    """Append one fx node per dispatched op; tensors are followed by identity as long as they live."""
 
     def __init__(self, model: nn.Module, copies: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -60,8 +63,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.names = {id(module): name for name, module in model.named_modules()}
         self.stack: list[tuple[str, int]] = [("", 0)]
         self.nodes: dict[int, fx.Node] = {}
-        self.values: dict[fx.Node, Tensor] = {}  # also keeps them alive, or identities would repeat
-        self.snapshots: dict[fx.Node, Tensor] = {}
+        self.living: dict[int, weakref.ref[Tensor]] = {}
+        self.values: dict[fx.Node, Tensor] = {}
         self.constants = 0
         self.named_state: dict[int, str] = {}
         self.named_storage: dict[int, str] = {}
@@ -93,16 +96,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             "dtype": dtype,
             "parameters": parameters,
             "activation": activation,
+            "silent": False,
             "backward": torch._C._current_graph_task_id() != -1,
         }
 
     def _bind(self, tensor: Tensor, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
         node.meta = self._meta(parameters, activation, tuple(tensor.shape), tensor.dtype)
-        self.nodes[id(tensor)] = node
-        self.values[node] = tensor
+        key = id(tensor)
+        self.nodes[key] = node
+        self.living[key] = weakref.ref(tensor, lambda _: self._forget(key))  # another tensor may get its identity
         if self.copies:
             with _without_recording():
-                self.snapshots[node] = tensor.detach().clone()
+                self.values[node] = tensor.detach().clone()
+        elif node.op == "get_attr" or not activation:
+            self.values[node] = tensor
+
+    def _forget(self, key: int) -> None:
+        del self.nodes[key], self.living[key]
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """Return the node of a tensor; one first seen as an argument is a parameter, a buffer, or a constant."""
@@ -128,9 +138,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.args, node.kwargs = node_args, node_kwargs
         used = node.all_input_nodes
         activation = any(argument.meta["activation"] for argument in used)
-        flowing = frozenset() if activation else frozenset().union(*(argument.meta["parameters"] for argument in used))
-        self._bind_result(result, node, flowing, activation)
+        flowing = frozenset[str]().union(*(argument.meta["parameters"] for argument in used))
+        silent = activation and bool(flowing) and self._all_zero(args, kwargs)
+        self._bind_result(result, node, frozenset() if activation else flowing, activation)
+        node.meta["silent"] = silent
         return result
+
+    def _all_zero(self, *arguments: Any) -> bool:
+        """Tell whether all activations among the arguments of an op are 0."""
+        active = [tensor for tensor in tensors_in(arguments) if self.nodes[id(tensor)].meta["activation"]]
+        with _without_recording():
+            return not any(tensor.layout != torch.strided or bool(tensor.any()) for tensor in active)
 
     def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
         node.meta = self._meta(parameters, activation)
@@ -257,7 +275,7 @@ def record(
         model: any module; its parameters and buffers are named by its ``named_parameters`` and ``named_buffers``.
         *inputs: arguments of the forward; nests of tensors and plain objects are understood.
         forward: how to run it, ``forward(model, *inputs)``; default ``model(*inputs)``.
-        copies: keep a copy of every value as it was computed, instead of a reference.
+        copies: keep a copy of every tensor as it was computed; without, none of the activations outlives its use.
 
     Returns:
         The recording; gradients of the outputs can not be taken further.
@@ -275,9 +293,8 @@ def record(
             outputs = forward(model, *given) if forward else model(*given)
     nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
     recorder.graph.output(nodes)
-    values = recorder.snapshots if copies else recorder.values
     detached = map_tensors(Tensor.detach, outputs)
-    return Recording(recorder.graph, values, dict(recorder.calls), recorder.results, _aliases(model), detached)
+    return Recording(recorder.graph, recorder.values, dict(recorder.calls), recorder.results, _aliases(model), detached)
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -296,3 +298,43 @@ def test_nothing_that_a_forward_changes_stays_changed() -> None:
     net(torch.randn(2, 3))  # the twin: an ordinary call does change all of it
     assert net.step == 1
     assert "empty" in net.state_dict()
+
+
+class Passing(nn.Module):
+    """Makes activations that nobody keeps, and constants of which the recorder sees no op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.made: list[weakref.ref[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in range(20):
+            y = x * self.weight
+            self.made.append(weakref.ref(y))
+            x = y.detach()
+            del y  # its identity is free now
+            x = x + torch.from_numpy(np.full(3, float(step)))
+        return x
+
+
+def test_no_activation_outlives_its_use_and_none_is_taken_for_another() -> None:
+    model, x = Passing(), torch.randn(3, dtype=torch.float64)
+    recording = record(model, x)
+    assert not any(ref() is not None for ref in model.made)
+    assert {str(node.target) for node in recording.values} > {"weight"}
+    assert not any(node.meta["activation"] for node in recording.values if node.op != "get_attr")
+    assert sum(str(node.target).startswith("_constant") for node in recording.graph.nodes) == 20
+    lifted = [node.args[0] for node in ops(recording, "lift_fresh")]
+    assert [node.target for node in lifted] == [f"_constant_{step}" for step in range(20)]
+    assert [tuple(value.shape) for value in record(model, x, copies=True).values.values()].count((3,)) > 60
+
+
+def test_what_is_given_to_weights_is_looked_at() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    products = [
+        node for node in record(model, torch.rand(4, 3)).graph.nodes if node.target is torch.ops.aten.addmm.default
+    ]
+    assert [node.meta["silent"] for node in products] == [False, True]

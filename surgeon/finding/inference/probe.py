@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -53,6 +54,10 @@ class Elements:
         checks = torch.stack([element.g for element in others]) if others else group.elements[:0]
         names = tuple((element.label, element.component) for element in [*own, *others])
         return cls(group, small, group.elements, checks, names)
+
+    def judging(self) -> Elements:
+        """Return these without the small ones, by which representations are found."""
+        return dataclasses.replace(self, small=self.small[:0])
 
     def all(self) -> list[Tensor]:
         """Return every element, the identity first."""
@@ -142,13 +147,11 @@ def make_probe(
     """
     collected: dict[str, list[Calls]] = {name: [] for name in modules}
     outputs = []
-    with captured(model, modules) as calls:
-        for index, g in enumerate(elements.all()):
-            with torch.random.fork_rng(devices=[]):
-                outputs.append(map_tensors(Tensor.detach, symmetry.run(model, inputs, g if index else None)))
-            for name in modules:
-                collected[name].append(list(calls[name]))
-                calls[name].clear()
+    for index, g in enumerate(elements.all()):
+        with captured(model, modules) as calls, torch.random.fork_rng(devices=[]):
+            outputs.append(map_tensors(Tensor.detach, symmetry.run(model, inputs, g if index else None)))
+        for name in modules:
+            collected[name].append(calls[name])
     return Probe(elements, collected, outputs)
 
 
