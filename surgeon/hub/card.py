@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import HubError
+from surgeon.errors import CheckpointError, HubError
 from surgeon.files.card import BEGIN, END
+from surgeon.files.content import read_json
 from surgeon.files.relaxed import RelaxedConfig
 from surgeon.hub.content import Content
 from surgeon.proof.certificate_words import equivariance_section, grade_words, markdown_table
@@ -259,3 +261,39 @@ def _certificate(content: Content) -> str:
     told = f"{certificate['grade'] or 'Different'}: {grade_words(certificate['grade'], done)}."
     advice = "`surgeon verify FOLDER --against ORIGINAL` computes it again."
     return f"{told[0].upper()}{told[1:]}\n\n{markdown_table(('check', 'holds'), rows)}\n\n{advice}"
+
+
+def read_comparison(path: str | Path) -> str:
+    """Return the record of ``surgeon finetune --compare`` in Markdown: one row per arm, and the sentences.
+
+    Args:
+        path: the JSON file that it wrote.
+
+    Raises:
+        CheckpointError: if it cannot be read, or is something else.
+    """
+    data = read_json(path)
+    try:
+        metric, said = str(data["metric"]), [str(sentence) for sentence in data["sentences"]]
+        rows = [
+            (
+                row["arm"],
+                row["runs"],
+                _with_spread(row["mean"], ".4e", row["spread"]),
+                "-" if row["arm"] == "plain" else _with_spread(row["difference"], "+.1e", row["half_width"]),
+            )
+            for row in data["rows"]
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"expected what `surgeon finetune --compare` wrote in {str(path)!r}, got something else "
+            f"({type(error).__name__} at {str(error)[:80]}): name that file"
+        ) from error
+    table = markdown_table(("arm", "seeds", f"test {metric}, mean ± std", "minus plain, 95 % interval"), rows)
+    return "\n\n".join([table, *said])
+
+
+def _with_spread(value: float | None, form: str, spread: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:{form}}" if spread is None else f"{value:{form}} ± {spread:.1e}"

@@ -13,8 +13,7 @@ from surgeon.files.address import HubPath, check_repo, check_revision, is_commit
 from surgeon.files.clean import CARD_FILE as CARD
 from surgeon.files.content import sha256_of_file
 from surgeon.files.relaxed import CONFIG_FILE
-from surgeon.hub.card import card_text
-from surgeon.hub.compared import read_comparison
+from surgeon.hub.card import card_text, read_comparison
 from surgeon.hub.content import Content, content_of
 from surgeon.opening.remote.client import (
     HubFile,
