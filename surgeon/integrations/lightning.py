@@ -201,16 +201,12 @@ def _clip_apart(pl_module: Any, session: TrainerSession) -> None:
     original = pl_module.configure_gradient_clipping
 
     def clip(
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         for branches in (False, True):
             with session.gradients_of(branches):
                 original(
-                    optimizer,
-                    gradient_clip_val=gradient_clip_val,
-                    gradient_clip_algorithm=gradient_clip_algorithm,
+                    optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
                 )
 
     pl_module.configure_gradient_clipping = clip

@@ -167,11 +167,7 @@ class SharedBuffers:
 def _require_trackers(trackers: Sequence[str]) -> None:
     from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_wandb_available
 
-    available = {
-        "tensorboard": is_tensorboard_available,
-        "wandb": is_wandb_available,
-        "mlflow": is_mlflow_available,
-    }
+    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available, "mlflow": is_mlflow_available}
     for name in trackers:
         if name not in available:
             raise UsageError(f"expected a tracker among {', '.join(available)}, got {name!r}")

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,8 @@ class Finetuner:
             self.optimizer.add_param_group(theta_group(self.relaxation, settings))
         self._buffers = SharedBuffers(model) if self.sharing.processes > 1 else None
         self.ema = None if settings.ema is None else Ema(model, settings.ema)
-        self.selection = BestWeights(model, task, settings, self.session, self.ema, self.accelerator)
-        if self._sharded:
-            self.selection.give_to(self.given_model, given if isinstance(given, Relaxation) else None)
+        back = self.given_model, given if isinstance(given, Relaxation) else None
+        self.selection = BestWeights(model, task, settings, self.session, self.ema, self.accelerator, back)
         if trackers:
             self.accelerator.init_trackers("equisurgeon", {"arm": arm.name, **_flat(settings.to_data())})
 
@@ -151,50 +150,44 @@ class Finetuner:
                 holds the best weights so far.
             TaskError: if the task returns something unusable.
         """
+        with self._running():
+            state, settings = self.state, self.settings
+            if not state.history:
+                self._finish_epoch(time.perf_counter(), on_save)
+            while (state.epoch < settings.epochs or state.epoch_step) and not state.stopped:
+                started = time.perf_counter()
+                for loss, penalty in self._epoch():
+                    state.losses += loss
+                    state.penalties += penalty
+                    self._tell(loss, penalty, on_step)
+                    if save_every and state.step % save_every == 0 and on_save and not self._is_last_step():
+                        state.seconds, started = state.seconds + time.perf_counter() - started, time.perf_counter()
+                        on_save(self)
+                self._set_step()  # exactly 0 after the last epoch
+                self._finish_epoch(started, on_save)
+            self.selection.load_best(state)
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            return state.result()
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Take off the model, when the context closes, what accelerate and this run put on it."""
         try:
             if self.relaxation is not None:
                 merge(self.relaxation)
             with deterministic(self.settings.deterministic), with_advice(self.settings.precision, "a training step"):
-                return self._run(on_step, on_save, save_every)
+                yield
         finally:
-            self._release()
-
-    def _run(
-        self,
-        on_step: Callable[[StepEvent], None] | None,
-        on_save: Callable[[Finetuner], None] | None,
-        save_every: int | None,
-    ) -> FinetuneResult:
-        state, settings = self.state, self.settings
-        if not state.history:
-            self._finish_epoch(time.perf_counter(), on_save)
-        while (state.epoch < settings.epochs or state.epoch_step) and not state.stopped:
-            started = time.perf_counter()
-            for loss, penalty in self._epoch():
-                state.losses += loss
-                state.penalties += penalty
-                self._tell(loss, penalty, on_step)
-                if save_every and state.step % save_every == 0 and on_save and not self._is_last_step():
-                    state.seconds, started = state.seconds + time.perf_counter() - started, time.perf_counter()
-                    on_save(self)
-            self._set_step()  # exactly 0 after the last epoch
-            self._finish_epoch(started, on_save)
-        self.selection.load_best(state)
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        return state.result()
-
-    def _release(self) -> None:
-        """Take off what accelerate and this run put on the model itself."""
-        for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
-            vars(self.plain_model).pop(name, None)
-        vars(self.plain_model).update(self._own_forward)
-        if self.relaxation is not None:
-            unmerge(self.relaxation)
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        if self.relaxation is not None and self.arm.learns_theta:
-            self.relaxation.learn_theta(False)
+            for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
+                vars(self.plain_model).pop(name, None)
+            vars(self.plain_model).update(self._own_forward)
+            if self.relaxation is not None:
+                unmerge(self.relaxation)
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            if self.relaxation is not None and self.arm.learns_theta:
+                self.relaxation.learn_theta(False)
 
     @property
     def steps(self) -> int:

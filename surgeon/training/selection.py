@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -30,6 +30,15 @@ Metrics = dict[str, float]
 class BestWeights:
     """Keeps the best weights by the clean validation metric; the model as it came counts as epoch 0.
 
+    Args:
+        model: what is evaluated.
+        task: data and metrics.
+        settings: of the training.
+        session: of a relaxed model.
+        ema: the average that is evaluated instead of the weights.
+        accelerator: the driver.
+        given: the model that gets the best weights back, and its branches; another one where weights are sharded.
+
     Attributes:
         metric: name of the metric that decides.
         direction: "min" or "max".
@@ -44,17 +53,14 @@ class BestWeights:
         session: TrainingSession | None,
         ema: Ema | None,
         accelerator: Accelerator,
+        given: tuple[nn.Module, Relaxation | None],
     ) -> None:
         self.metric, self.direction = primary_metric(task)
         self.best_weights: dict[str, Tensor] = {}
         self._model, self._task, self._settings = model, task, settings
         self._session, self._ema, self._accelerator = session, ema, accelerator
         self._relaxation = None if session is None else session.relaxation
-        self._given, self._given_relaxation = model, self._relaxation
-
-    def give_to(self, model: nn.Module, relaxation: Relaxation | None) -> None:
-        """Let :meth:`load_best` put the weights into another instance of the model, which is not sharded."""
-        self._given, self._given_relaxation = model, relaxation
+        self._given, self._given_relaxation = given
 
     def evaluate(self, state: TrainingState) -> tuple[Metrics, Metrics]:
         """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
@@ -64,7 +70,9 @@ class BestWeights:
         with precision, self._ema.swapped() if self._ema is not None else nullcontext():
             current = self._metrics()
             clean = current
-            with self._clean():
+            forward = functools.partial(task_forward, self._task)
+            session = self._session
+            with nullcontext() if session is None else session.clean_evaluation(self._training_batches(), forward):
                 if self._relaxation is not None:
                     clean = self._metrics()
                 self._require(clean)
@@ -80,16 +88,6 @@ class BestWeights:
         finally:
             if shards(driver):
                 reshard(self._model)
-
-    @contextmanager
-    def _clean(self) -> Iterator[None]:
-        """Let the model compute what it would after stripping, with the statistics that it would have then."""
-        if self._session is None:
-            yield
-            return
-        forward = functools.partial(task_forward, self._task)
-        with self._session.clean_evaluation(self._training_batches(), forward):
-            yield
 
     def _training_batches(self) -> Iterator[Any]:
         batches = task_batches(self._task, "train", self._settings.seed)

@@ -26,12 +26,7 @@ from surgeon.recording.record import unchanged
 from surgeon.support.modes import modes_kept, set_training
 from surgeon.support.trees import fresh_copy, map_tensors, tensors_in, to_device, to_dtype
 from surgeon.training.diagnosis.budget import affordable
-from surgeon.training.diagnosis.curvature import (
-    BranchLoss,
-    Coordinates,
-    measure_sizes,
-    transverse_projection,
-)
+from surgeon.training.diagnosis.curvature import BranchLoss, Coordinates, measure_sizes, transverse_projection
 from surgeon.training.diagnosis.lanczos import smallest_eigenvalue
 from surgeon.training.diagnosis.result import MOVEMENT, Curvature, Diagnosis, DiagnosisSettings, Slope, Step
 from surgeon.training.statistics import Estimate
