@@ -122,3 +122,21 @@ def mean_over_processes(values: Tensor) -> Tensor:
     total = values.detach().clone().to(device)
     distributed.all_reduce(total)
     return (total / distributed.get_world_size()).to(values)
+
+
+def mean_of_each(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return the mean of each tensor over all processes, which send one message; detached in a single process."""
+    if processes() == 1 or not values:
+        return [value.detach() for value in values]
+    dtype = functools.reduce(torch.promote_types, (value.dtype for value in values))
+    together = torch.cat([value.detach().flatten().to(values[0].device, dtype) for value in values])
+    parts = torch.split_with_sizes(mean_over_processes(together), [value.numel() for value in values])
+    return [part.view(value.shape).to(value) for part, value in zip(parts, values, strict=True)]
+
+
+def weighted_mean_of_each(values: Sequence[Tensor], weights: Sequence[float]) -> list[Tensor | None]:
+    """Return the mean of each tensor over all processes, each of which counts by its own weight; None if all are 0."""
+    own = [weight * value.detach().double() for value, weight in zip(values, weights, strict=True)]
+    totals, *sums = mean_of_each([torch.tensor(weights, dtype=torch.float64), *own])
+    means = zip(values, totals.tolist(), sums, strict=True)
+    return [(part / total).to(value) if total else None for value, total, part in means]

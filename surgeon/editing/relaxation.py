@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from surgeon.algebra.moments import average_over_processes, mean_over_processes, processes, rows_per_process
+from surgeon.algebra.moments import average_over_processes, mean_of_each, processes, rows_per_process
 from surgeon.algebra.penalty import Commutator, PenaltyForm, SitePenalty, site_penalty
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.schedule import Schedule, schedule_of
@@ -322,12 +322,10 @@ class Relaxation:
 def _averaged(terms: Mapping[str, SitePenalty]) -> dict[str, SitePenalty]:
     """Return the mean over processes; gradients too, so that every process keeps the same until a site's next turn."""
     parts = {key: (term.norm, term.defect, *term.gradients) for key, term in terms.items()}
-    flat = [part for of_site in parts.values() for part in of_site]
-    means = mean_over_processes(torch.cat([part.flatten() for part in flat]))
-    split = iter(torch.split_with_sizes(means, [part.numel() for part in flat]))
+    means = iter(mean_of_each([part for of_site in parts.values() for part in of_site]))
     result = {}
     for key, of_site in parts.items():
-        norm, defect, *gradients = (next(split).view(part.shape).to(part) for part in of_site)
+        norm, defect, *gradients = (next(means) for _ in of_site)
         result[key] = SitePenalty(norm, defect, tuple(gradients))
     return result
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.moments import mean_over_processes
+from surgeon.algebra.moments import mean_of_each, processes, weighted_mean_of_each
 from surgeon.errors import SurgeonError, TrainingError, UsageError
 from surgeon.support.imports import one_line
 
@@ -118,22 +118,20 @@ def keep_whole(accelerator: Accelerator, modules: Sequence[nn.Module]) -> None:
     plugin.cpu_ram_efficient_loading = False
 
 
-def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
+def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Average gradients over processes, in place, in one message; parameters without any on all processes keep none.
 
     Args:
-        accelerator: the driver.
         parameters: the same on all processes, not sharded.
     """
-    if not parameters or accelerator.num_processes == 1:
+    if not parameters or processes() == 1:
         return
+    present = torch.tensor([float(p.grad is not None) for p in parameters])
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    present = torch.tensor([float(p.grad is not None) for p in parameters]).to(gradients[0])
-    means = accelerator.reduce(torch.cat([present, *(gradient.flatten() for gradient in gradients)]), "mean")
-    used, *parts = torch.split_with_sizes(means, [len(present), *(gradient.numel() for gradient in gradients)])
-    for parameter, seen, part in zip(parameters, used.tolist(), parts, strict=True):
+    *means, used = mean_of_each([*gradients, present])
+    for parameter, seen, mean in zip(parameters, used.tolist(), means, strict=True):
         if seen:
-            parameter.grad = part.view(parameter.shape).to(parameter)
+            parameter.grad = mean
 
 
 class SharedBuffers:
@@ -154,14 +152,12 @@ class SharedBuffers:
         """Set every buffer to its mean over those processes that have changed it since; all have to call it."""
         if not self._buffers:
             return
-        moves = [(now - before).double() for now, before in zip(self._buffers, self._before, strict=True)]
-        changed = torch.tensor([float(move.any()) for move in moves], dtype=torch.float64)
-        means = mean_over_processes(torch.cat([changed, *(move.flatten().cpu() for move in moves)]))
-        shares, *parts = torch.split_with_sizes(means, [len(moves), *(move.numel() for move in moves)])
-        for now, before, share, part in zip(self._buffers, self._before, shares.tolist(), parts, strict=True):
-            if share:
-                now.copy_(before.double() + (part / share).view_as(now).to(now.device))
-                before.copy_(now)
+        changed = [float(not torch.equal(*pair)) for pair in zip(self._buffers, self._before, strict=True)]
+        means = weighted_mean_of_each(self._buffers, changed)
+        for now, before, mean in zip(self._buffers, self._before, means, strict=True):
+            if mean is not None:
+                now.copy_(mean)
+                before.copy_(mean)
 
 
 def _require_trackers(trackers: Sequence[str]) -> None:

@@ -257,7 +257,7 @@ class Finetuner:
     def _finish_gradients(self) -> None:
         """Clip each group by itself: the gradient of W must not shorten the base's step in some arms only."""
         scaler = getattr(self.accelerator, "scaler", None)
-        average_gradients(self.accelerator, self._not_averaged())
+        average_gradients(self._not_averaged())
         self.accelerator.unscale_gradients()  # all at once: a loss scaler allows it once per step
         if self.relaxation is not None and self.arm.learns_theta:
             for key, branch in self.relaxation.branches.items():

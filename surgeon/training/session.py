@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.moments import mean_over_processes, processes
+from surgeon.algebra.moments import mean_of_each, processes, weighted_mean_of_each
 from surgeon.editing.recalibration import (
     StatisticsChange,
     gathered_since,
@@ -145,7 +145,7 @@ class TrainingSession:
         with torch.enable_grad():
             penalty = self.relaxation.penalty(may_be_empty=True)
         if isinstance(loss, Tensor):
-            loss = float(mean_over_processes(loss.detach().float()) if processes() > 1 else loss.detach())
+            loss = float(mean_of_each([loss.double()])[0])
         if not math.isfinite(loss):
             return like.new_zeros(())
         self._require_seen()
@@ -178,15 +178,10 @@ class TrainingSession:
         parameters = self.relaxation.branch_parameters()
         found = torch.autograd.grad(penalty, parameters, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        if processes() > 1:
-            flat = mean_over_processes(flat)
-        parts = torch.split_with_sizes(scale * flat, [gradient.numel() for gradient in gradients])
-        for parameter, gradient, part in zip(parameters, found, parts, strict=True):
-            if gradient is None:  # no step of an optimiser for what nothing has reached
-                continue
-            part = part.view_as(parameter).to(parameter)
-            parameter.grad = part.clone() if parameter.grad is None else parameter.grad.add_(part)
+        for parameter, gradient, mean in zip(parameters, found, mean_of_each(gradients), strict=True):
+            if gradient is not None:  # no step of an optimiser for what nothing has reached
+                added = scale * mean
+                parameter.grad = added if parameter.grad is None else parameter.grad.add_(added)
 
     @contextmanager
     def clean_evaluation(
@@ -224,20 +219,17 @@ class TrainingSession:
     @staticmethod
     def _any(here: bool) -> bool:
         """Tell whether something holds in any process."""
-        return here if processes() == 1 else bool(mean_over_processes(torch.tensor(float(here))))
+        return bool(mean_of_each([torch.tensor(float(here))])[0])
 
     @torch.no_grad()
     def _average_statistics(self, calls: Mapping[str, int]) -> None:
         """Set statistics to their mean over the calls in all processes; what a process did not call counts as 0."""
         layers = layers_with_statistics(self.model)
         values = [(name, value) for name, layer in layers.items() for value in statistics_of(layer).values()]
-        counts = torch.tensor([calls.get(name, 0) for name, _ in values], dtype=torch.float64)
-        sums = [count * value.double().flatten().cpu() for count, (_, value) in zip(counts, values, strict=True)]
-        means = mean_over_processes(torch.cat([counts, *sums]))
-        totals, *parts = torch.split_with_sizes(means, [len(counts), *(part.numel() for part in sums)])
-        for total, part, (_, value) in zip(totals.tolist(), parts, values, strict=True):
-            if total:
-                value.copy_((part / total).view_as(value))
+        means = weighted_mean_of_each([value for _, value in values], [calls.get(name, 0) for name, _ in values])
+        for (_, value), mean in zip(values, means, strict=True):
+            if mean is not None:
+                value.copy_(mean)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs besides the weights; tensors and plain data."""
