@@ -136,6 +136,8 @@ def mean_of_each(values: Sequence[Tensor]) -> list[Tensor]:
 
 def weighted_mean_of_each(values: Sequence[Tensor], weights: Sequence[float]) -> list[Tensor | None]:
     """Return the mean of each tensor over all processes, each of which counts by its own weight; None if all are 0."""
+    if not values:
+        return []
     own = [weight * value.detach().double() for value, weight in zip(values, weights, strict=True)]
     totals, *sums = mean_of_each([torch.tensor(weights, dtype=torch.float64), *own])
     means = zip(values, totals.tolist(), sums, strict=True)

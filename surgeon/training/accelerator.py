@@ -144,17 +144,20 @@ class SharedBuffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers = [buffer for buffer in model.buffers() if buffer.numel() and buffer.is_floating_point()]
-        self._before = [buffer.detach().clone() for buffer in self._buffers]
+        self._model = model
+        self._before = [buffer.detach().clone() for buffer in self._floating()]
+
+    def _floating(self) -> list[Tensor]:
+        """Return the buffers as they are now: a forward may put others in their places."""
+        return [buffer for buffer in self._model.buffers() if buffer.numel() and buffer.is_floating_point()]
 
     @torch.no_grad()
     def share(self) -> None:
         """Set every buffer to its mean over those processes that have changed it since; all have to call it."""
-        if not self._buffers:
-            return
-        changed = [float(not torch.equal(*pair)) for pair in zip(self._buffers, self._before, strict=True)]
-        means = weighted_mean_of_each(self._buffers, changed)
-        for now, before, mean in zip(self._buffers, self._before, means, strict=True):
+        buffers = self._floating()
+        changed = [float(not torch.equal(*pair)) for pair in zip(buffers, self._before, strict=True)]
+        means = weighted_mean_of_each(buffers, changed)
+        for now, before, mean in zip(buffers, self._before, means, strict=True):
             if mean is not None:
                 now.copy_(mean)
                 before.copy_(mean)
