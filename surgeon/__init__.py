@@ -13,105 +13,77 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surgeon.editing.insert import relax
-    from surgeon.editing.relaxation import Relaxation
-    from surgeon.editing.select import select
-    from surgeon.editing.strip import strip
-    from surgeon.finding.find import find
-    from surgeon.hub.loading import from_hub, from_pretrained, save_pretrained
-    from surgeon.hub.pulling import pull
-    from surgeon.hub.pushing import PushOptions, push_to_hub
-    from surgeon.opening.open import open_path
-    from surgeon.opening.options import OpenOptions
-    from surgeon.opening.relaxing import RelaxSettings, relax_checkpoint
-    from surgeon.plan import Certificate, Plan, Site, Task
-    from surgeon.proof.certificate import certify
-    from surgeon.proof.inspection import find_breaks, inspect, measure
-    from surgeon.proof.stripping import StripSettings, strip_folder
-    from surgeon.proof.verdict import MeasureSettings
-    from surgeon.proof.verification.verify import verify_clean
-    from surgeon.training.compare import CompareSettings, compare
-    from surgeon.training.diagnosis.diagnose import diagnose
-    from surgeon.training.diagnosis.result import DiagnosisSettings
-    from surgeon.training.finetune import finetune
-    from surgeon.training.session import TrainingSession
-    from surgeon.training.settings import FinetuneSettings
+    from surgeon.editing.insert import relax as relax
+    from surgeon.editing.relaxation import Relaxation as Relaxation
+    from surgeon.editing.select import select as select
+    from surgeon.editing.strip import strip as strip
+    from surgeon.finding.find import find as find
+    from surgeon.hub.loading import (
+        from_hub as from_hub,
+    )
+    from surgeon.hub.loading import (
+        from_pretrained as from_pretrained,
+    )
+    from surgeon.hub.loading import (
+        save_pretrained as save_pretrained,
+    )
+    from surgeon.hub.pulling import pull as pull
+    from surgeon.hub.pushing import PushOptions as PushOptions
+    from surgeon.hub.pushing import push_to_hub as push_to_hub
+    from surgeon.opening.open import open_path as open_path
+    from surgeon.opening.options import OpenOptions as OpenOptions
+    from surgeon.opening.relaxing import RelaxSettings as RelaxSettings
+    from surgeon.opening.relaxing import relax_checkpoint as relax_checkpoint
+    from surgeon.plan import Certificate as Certificate
+    from surgeon.plan import Plan as Plan
+    from surgeon.plan import Site as Site
+    from surgeon.plan import Task as Task
+    from surgeon.proof.certificate import certify as certify
+    from surgeon.proof.inspection import find_breaks as find_breaks
+    from surgeon.proof.inspection import inspect as inspect
+    from surgeon.proof.inspection import measure as measure
+    from surgeon.proof.stripping import StripSettings as StripSettings
+    from surgeon.proof.stripping import strip_folder as strip_folder
+    from surgeon.proof.verdict import MeasureSettings as MeasureSettings
+    from surgeon.proof.verification.verify import verify_clean as verify_clean
+    from surgeon.training.compare import CompareSettings as CompareSettings
+    from surgeon.training.compare import compare as compare
+    from surgeon.training.diagnosis.diagnose import diagnose as diagnose
+    from surgeon.training.diagnosis.result import DiagnosisSettings as DiagnosisSettings
+    from surgeon.training.finetune import finetune as finetune
+    from surgeon.training.session import TrainingSession as TrainingSession
+    from surgeon.training.settings import FinetuneSettings as FinetuneSettings
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Certificate": "surgeon.plan",
-    "CompareSettings": "surgeon.training.compare",
-    "DiagnosisSettings": "surgeon.training.diagnosis.result",
-    "FinetuneSettings": "surgeon.training.settings",
-    "MeasureSettings": "surgeon.proof.verdict",
-    "OpenOptions": "surgeon.opening.options",
-    "Plan": "surgeon.plan",
-    "PushOptions": "surgeon.hub.pushing",
-    "RelaxSettings": "surgeon.opening.relaxing",
-    "Relaxation": "surgeon.editing.relaxation",
-    "Site": "surgeon.plan",
-    "StripSettings": "surgeon.proof.stripping",
-    "Task": "surgeon.plan",
-    "TrainingSession": "surgeon.training.session",
-    "certify": "surgeon.proof.certificate",
-    "compare": "surgeon.training.compare",
-    "diagnose": "surgeon.training.diagnosis.diagnose",
-    "find": "surgeon.finding.find",
-    "find_breaks": "surgeon.proof.inspection",
-    "finetune": "surgeon.training.finetune",
-    "from_hub": "surgeon.hub.loading",
-    "from_pretrained": "surgeon.hub.loading",
-    "inspect": "surgeon.proof.inspection",
-    "measure": "surgeon.proof.inspection",
-    "open_path": "surgeon.opening.open",
-    "pull": "surgeon.hub.pulling",
-    "push_to_hub": "surgeon.hub.pushing",
-    "relax": "surgeon.editing.insert",
-    "relax_checkpoint": "surgeon.opening.relaxing",
-    "save_pretrained": "surgeon.hub.loading",
-    "select": "surgeon.editing.select",
-    "strip": "surgeon.editing.strip",
-    "strip_folder": "surgeon.proof.stripping",
-    "verify_clean": "surgeon.proof.verification.verify",
+_PUBLIC = {
+    "surgeon.editing.insert": ("relax",),
+    "surgeon.editing.relaxation": ("Relaxation",),
+    "surgeon.editing.select": ("select",),
+    "surgeon.editing.strip": ("strip",),
+    "surgeon.finding.find": ("find",),
+    "surgeon.hub.loading": ("from_hub", "from_pretrained", "save_pretrained"),
+    "surgeon.hub.pulling": ("pull",),
+    "surgeon.hub.pushing": ("PushOptions", "push_to_hub"),
+    "surgeon.opening.open": ("open_path",),
+    "surgeon.opening.options": ("OpenOptions",),
+    "surgeon.opening.relaxing": ("RelaxSettings", "relax_checkpoint"),
+    "surgeon.plan": ("Certificate", "Plan", "Site", "Task"),
+    "surgeon.proof.certificate": ("certify",),
+    "surgeon.proof.inspection": ("find_breaks", "inspect", "measure"),
+    "surgeon.proof.stripping": ("StripSettings", "strip_folder"),
+    "surgeon.proof.verdict": ("MeasureSettings",),
+    "surgeon.proof.verification.verify": ("verify_clean",),
+    "surgeon.training.compare": ("CompareSettings", "compare"),
+    "surgeon.training.diagnosis.diagnose": ("diagnose",),
+    "surgeon.training.diagnosis.result": ("DiagnosisSettings",),
+    "surgeon.training.finetune": ("finetune",),
+    "surgeon.training.session": ("TrainingSession",),
+    "surgeon.training.settings": ("FinetuneSettings",),
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = [
-    "Certificate",
-    "CompareSettings",
-    "DiagnosisSettings",
-    "FinetuneSettings",
-    "MeasureSettings",
-    "OpenOptions",
-    "Plan",
-    "PushOptions",
-    "RelaxSettings",
-    "Relaxation",
-    "Site",
-    "StripSettings",
-    "Task",
-    "TrainingSession",
-    "certify",
-    "compare",
-    "diagnose",
-    "find",
-    "find_breaks",
-    "finetune",
-    "from_hub",
-    "from_pretrained",
-    "inspect",
-    "measure",
-    "open_path",
-    "pull",
-    "push_to_hub",
-    "relax",
-    "relax_checkpoint",
-    "save_pretrained",
-    "select",
-    "strip",
-    "strip_folder",
-    "verify_clean",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""Bytes on disk: atomic writing, seals, containers, addresses, the relaxed folder. No model is built here."""
+"""Bytes on disk: atomic writing, locks, seals, addresses, the relaxed folder. No model is built here."""

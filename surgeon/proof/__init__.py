@@ -1,1 +1,1 @@
-"""What is certified about stripped weights: equivariance, sameness, the certificate, and verifying it again."""
+"""What is certified about weights: equivariance, sameness, the certificate; inspecting, stripping, verifying again."""

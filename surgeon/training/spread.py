@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.description import check_code
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
@@ -71,19 +71,15 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Compariso
         CheckpointError: if a plain checkpoint was opened, or the model's code has changed since it was relaxed.
         TaskError: if no task is known.
     """
-    if workspace.relaxation is None or workspace.files is None:
-        path = workspace.name
-        raise CheckpointError(
-            f"expected a relaxed folder, got the plain checkpoint {path!r}: run `surgeon relax {path}` first"
-        )
+    relaxation, files = workspace.require_relaxed()
     task = workspace.require_task().task
-    settings = dataclasses.replace(settings, schedule=workspace.relaxation.schedule)
-    start: Mapping[str, Tensor] | None = workspace.files.branches if workspace.files.config.step == 0 else None
+    settings = dataclasses.replace(settings, schedule=relaxation.schedule)
+    start: Mapping[str, Tensor] | None = files.branches if files.config.step == 0 else None
     original = workspace.original()[0]
     check_code(workspace, original)
     return Comparison(
         lambda: workspace.original()[0],
-        workspace.relaxation.plan,
+        relaxation.plan,
         task,
         settings,
         start,
