@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any, get_args
 
 from torch import nn
 
-from surgeon.algebra.penalty import PenaltyForm
-from surgeon.algebra.schedule import Schedule
 from surgeon.editing.select import select
 from surgeon.errors import PlanError, SurgeonError, UsageError
 from surgeon.finding.find import find
@@ -20,13 +17,12 @@ from surgeon.opening.planning import read_plan, require_group
 from surgeon.plan import Plan, StripMode
 from surgeon.support.imports import close_names, one_line
 from surgeon.training.arms import ARMS
-from surgeon.training.session import RECALIBRATION_BATCHES
-from surgeon.training.weighting import PenaltyScale
+from surgeon.training.settings import SessionSettings
 
 
 @dataclass(frozen=True)
-class RelaxationSettings:
-    """How a network is relaxed while some trainer trains it.
+class RelaxationSettings(SessionSettings):
+    """How a network is relaxed while some trainer trains it; by keyword also what :class:`SessionSettings` has.
 
     Attributes:
         group: the symmetry ("O3"); needed unless there is a plan.
@@ -37,13 +33,6 @@ class RelaxationSettings:
         mode: "drop" is the paper's method; "fold" keeps the equivariant part of W.
         include: shell patterns on site names; others get no branch.
         exclude: shell patterns of sites that get no branch.
-        schedule: theta(t); None for a triangle with a tail at 0.
-        penalty_weight: lambda of eq. 5; None for 0.01 with "drop" and 0 with "fold".
-        penalty_scale: "relative" multiplies lambda by a running mean of the task loss, "absolute" is the paper's.
-        penalty_form: see :func:`surgeon.relax`.
-        branch_factor: learning rate of W as a multiple of that of the weights beside it.
-        recalibrate: training batches, at most, from which the statistics of BatchNorm-like layers are taken anew for
-            clean evaluation; 0 leaves them as the relaxed network has gathered them.
 
     Raises:
         UsageError: if there is neither a group nor a plan, or a value is unusable.
@@ -55,25 +44,12 @@ class RelaxationSettings:
     mode: StripMode = "drop"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
-    schedule: Schedule | None = None
-    penalty_weight: float | None = None
-    penalty_scale: PenaltyScale = "relative"
-    penalty_form: PenaltyForm = "gram"
-    branch_factor: float = 0.1
-    recalibrate: int = RECALIBRATION_BATCHES
 
     def __post_init__(self) -> None:
         if self.group is None and self.plan is None:
             raise UsageError("expected group= (such as 'O3') or plan= to relax by, got neither: give one")
-        for name, choices in (("mode", StripMode), ("penalty_scale", PenaltyScale), ("penalty_form", PenaltyForm)):
-            if getattr(self, name) not in get_args(choices):
-                raise UsageError(f"expected {name} among {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        if not (self.penalty >= 0 and math.isfinite(self.penalty)):
-            raise UsageError(f"expected a finite penalty_weight of at least 0, got {self.penalty_weight}")
-        if not (self.branch_factor > 0 and math.isfinite(self.branch_factor)):
-            raise UsageError(f"expected a positive finite branch_factor, got {self.branch_factor}")
-        if self.recalibrate < 0:
-            raise UsageError(f"expected recalibrate to be at least 0 batches, got {self.recalibrate}")
+        super().__post_init__()
+        self._require_choice(mode=get_args(StripMode))
         for name in ("include", "exclude"):
             patterns = getattr(self, name)
             if isinstance(patterns, str):

@@ -27,11 +27,9 @@ from surgeon.opening.description import not_comparable, recorded_graph
 from surgeon.opening.evaluation import device_of
 from surgeon.support.copies import copied
 from surgeon.support.trees import to_device
+from surgeon.training.settings import RECALIBRATION_BATCHES
 from surgeon.training.state import randomness_kept
 from surgeon.training.weighting import PenaltyScale, PenaltyWeight
-
-RECALIBRATION_BATCHES = 20
-"""Training batches from which statistics are taken anew for clean evaluation."""
 
 
 def flat(statistics: Mapping[str, Mapping[str, Tensor]], between: str) -> dict[str, Tensor]:

@@ -15,16 +15,66 @@ from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS
 from surgeon.errors import UsageError
 from surgeon.training.weighting import PenaltyScale
 
+RECALIBRATION_BATCHES = 20
+"""Training batches from which statistics are taken anew for clean evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """How the branches take part in a training, whatever loop runs it.
+
+    Attributes:
+        branch_factor: learning rate of W as a multiple of the base's. Adam moves every entry by about the learning
+            rate whatever its gradient, which fills W with noise; hence a smaller rate.
+        penalty_weight: lambda of eq. 5; None for 0.01 where W is dropped, and 0 where its equivariant part is kept.
+        penalty_scale: "relative" multiplies lambda by a running mean of the task loss, so that it carries over between
+            tasks; "absolute" is the paper's.
+        penalty_form: "gram", "rows" or "square", see ``surgeon.algebra.penalty``.
+        schedule: theta(t).
+        recalibrate: training batches, at most, from which the statistics of BatchNorm-like layers are taken anew for
+            every clean evaluation; 0 leaves them as the relaxed forwards left them.
+
+    Raises:
+        UsageError: if a value is unusable.
+    """
+
+    branch_factor: float = 0.1
+    penalty_weight: float | None = None
+    penalty_scale: PenaltyScale = "relative"
+    penalty_form: PenaltyForm = "gram"
+    schedule: Schedule = field(default_factory=Schedule)
+    recalibrate: int = RECALIBRATION_BATCHES
+
+    def __post_init__(self) -> None:
+        self._require_positive("branch_factor")
+        self._require_not_negative("penalty_weight", "recalibrate")
+        self._require_choice(penalty_scale=get_args(PenaltyScale), penalty_form=get_args(PenaltyForm))
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"expected a positive finite {name}, got {value}")
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"expected a finite {name} of at least 0, got {value}")
+
+    def _require_choice(self, **choices: tuple[str, ...]) -> None:
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"expected {name} among {', '.join(allowed)}, got {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(SessionSettings):
     """Everything that decides the outcome of a fine-tuning besides model, task and arm.
 
     Attributes:
         epochs: passes over the task's training batches.
         learning_rate: of the base weights.
-        branch_factor: learning rate of W as a multiple of the base's. Adam moves every entry by about the learning
-            rate whatever its gradient, which fills W with noise; hence a smaller rate.
         gauge_factor: the same for added weights that can only do what the base weights could do themselves: W in the
             arm "overparam", the factors in the arm "lowrank".
         optimizer: "adamw", "adam" (decay as part of the gradient) or "sgd" (momentum 0.9).
@@ -38,20 +88,13 @@ class FinetuneSettings:
         accumulate: batches of each process that make up one optimiser step.
         ema: decay per step of a running average of the weights, which is then evaluated and kept; None for none.
         freeze_base: train the added weights alone.
-        penalty_weight: lambda of eq. 5; None takes the arm's own.
-        penalty_scale: "relative" multiplies lambda by a running mean of the task loss, so that it carries over between
-            tasks; "absolute" is the paper's.
-        penalty_form: "gram", "rows" or "square", see ``surgeon.algebra.penalty``.
         penalty_rows: rows of each forward that the penalty looks at; None for all.
         penalty_every: steps after which the penalty of a site is computed anew.
-        schedule: theta(t).
         adaptive_theta: halve theta whenever the relaxed model was worse on validation than the projected one at
             ``PATIENCE_THETA`` evaluations in a row.
         refold_every: steps between re-folds in the arm "refold".
         low_rank: rank of the arm "lowrank".
         dual_rate: of the multipliers in the arm "ace".
-        recalibrate: training batches from which the statistics of BatchNorm-like layers are taken anew for every clean
-            evaluation; 0 leaves them as the relaxed forwards left them.
         evaluate_every: epochs between evaluations on the validation split; the last epoch is always evaluated.
         patience: evaluations without a better clean metric after which training ends; None for never.
         seed: of the order of the batches and of everything random in training.
@@ -61,7 +104,6 @@ class FinetuneSettings:
 
     epochs: int = 10
     learning_rate: float = 1e-3
-    branch_factor: float = 0.1
     gauge_factor: float = 0.1
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     normalisation: Literal["entry", "block"] = "entry"
@@ -74,17 +116,12 @@ class FinetuneSettings:
     accumulate: int = 1
     ema: float | None = None
     freeze_base: bool = False
-    penalty_weight: float | None = None
-    penalty_scale: PenaltyScale = "relative"
-    penalty_form: PenaltyForm = "gram"
     penalty_rows: int | None = DEFAULT_ROWS
     penalty_every: int = DEFAULT_EVERY
-    schedule: Schedule = field(default_factory=Schedule)
     adaptive_theta: bool = False
     refold_every: int = 50
     low_rank: int = 4
     dual_rate: float = 0.01
-    recalibrate: int = 20
     evaluate_every: int = 1
     patience: int | None = None
     seed: int = 0
@@ -92,23 +129,16 @@ class FinetuneSettings:
     precision: Literal["no", "bf16", "fp16"] = "no"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"expected {name} of at least 1, got {value}")
-        for name in ("learning_rate", "branch_factor", "gauge_factor", "clip", "decay_factor", "dual_rate"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"expected a positive finite {name}, got {value}")
-        for name in ("weight_decay", "penalty_weight", "warmup", "recalibrate"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"expected a finite {name} of at least 0, got {value}")
+        self._require_positive("learning_rate", "gauge_factor", "clip", "decay_factor", "dual_rate")
+        self._require_not_negative("weight_decay", "warmup")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"expected a decay between 0 and 1 for ema, got {self.ema}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"expected {name} among {', '.join(allowed)}, got {getattr(self, name)!r}")
+        self._require_choice(**_CHOICES)
 
     def to_data(self) -> dict[str, Any]:
         """Return the settings as JSON-compatible data."""
@@ -129,8 +159,6 @@ _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "optimizer": ("adamw", "adam", "sgd"),
         "normalisation": ("entry", "block"),
         "decay": ("cosine", "linear", "constant", "step"),
-        "penalty_scale": get_args(PenaltyScale),
-        "penalty_form": get_args(PenaltyForm),
         "precision": ("no", "bf16", "fp16"),
     }
 )
