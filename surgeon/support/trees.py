@@ -178,11 +178,6 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return list(_tensors(tree, set()))
 
 
-def first_tensor(tree: Any) -> Tensor | None:
-    """Return the first tensor of ``tree``, or None if there is none."""
-    return next(_tensors(tree, set()), None)
-
-
 def tensor_leaves(tree: Any) -> dict[Place, Tensor]:
     """Return the tensors of ``tree`` by their paths, in order.
 

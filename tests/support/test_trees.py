@@ -19,7 +19,6 @@ from surgeon.errors import ShapeError
 from surgeon.support.trees import (
     allclose,
     equal,
-    first_tensor,
     map_tensors,
     tensor_at,
     tensor_leaves,
@@ -206,12 +205,6 @@ def test_device_moves_every_tensor_of_a_copy(make: Any) -> None:
     assert type(moved) is type(tree)
     assert {tensor.device.type for tensor in tensors_in(moved)} == {"meta"}
     assert {tensor.device.type for tensor in tensors_in(tree)} == {"cpu"}
-
-
-def test_first_tensor() -> None:
-    x, y = torch.ones(1), torch.zeros(1)
-    assert first_tensor(["s", {"a": (None, x)}, y]) is x
-    assert first_tensor({"a": [1, "s"]}) is None
 
 
 @pytest.mark.parametrize(
