@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +25,10 @@ from surgeon.opening.remote.fetch import open_anywhere
 from surgeon.opening.tasks import LoadedTask, load_task
 from surgeon.opening.trust import check_task
 from surgeon.registry import Adapter, installed_adapters
+from surgeon.support.copies import copied
 from surgeon.support.imports import call_with, import_attribute, importable
+
+DEPLOYED = "all weights in it are frozen, as in files that are saved for use: they are trained all the same"
 
 STATEMENT_KEY = "surgeon.model"
 ENTRY_POINT_GROUP = "surgeon.models"
@@ -42,6 +44,7 @@ class FoundModel:
         factory: JSON data from which it can be found again; None if only the checkpoint itself can tell.
         rebuild: builds the same model once more, with the same weights or with those of the checkpoint it is given.
         task: the task file beside the checkpoint, if the model came from it.
+        notes: what the user should know of it, in sentences.
     """
 
     model: nn.Module
@@ -49,6 +52,7 @@ class FoundModel:
     factory: dict[str, Any] | None
     rebuild: Callable[..., nn.Module] = field(repr=False)
     task: LoadedTask | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -66,6 +70,7 @@ class _Way:
     source: str
     factory: dict[str, Any] | None = None
     task: LoadedTask | None = None
+    note: str = ""
 
 
 def find_for_folder(
@@ -178,7 +183,7 @@ def _not_found(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> ModelNotF
 
 
 def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
-    def rebuild(weights: Checkpoint = checkpoint) -> nn.Module:
+    def loaded(weights: Checkpoint = checkpoint) -> nn.Module:
         model = way.build()
         if not isinstance(model, nn.Module):
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")
@@ -187,7 +192,27 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
         load_into(model, weights.in_file if own else weights.tensors, str(weights.origin or weights.path))
         return model
 
-    return FoundModel(rebuild(), way.source, way.factory, rebuild, way.task)
+    def rebuild(weights: Checkpoint = checkpoint) -> nn.Module:
+        return _unfrozen(loaded(weights))
+
+    model = loaded()
+    deployed = _is_deployed(model if checkpoint.module is None else checkpoint.module)
+    notes = tuple(filter(None, (way.note, DEPLOYED if deployed else "")))
+    return FoundModel(_unfrozen(model), way.source, way.factory, rebuild, way.task, notes)
+
+
+def _is_deployed(model: nn.Module) -> bool:
+    """Tell whether all of a model is frozen, as some libraries save what they have trained."""
+    parameters = list(model.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _unfrozen(model: nn.Module) -> nn.Module:
+    """Let a deployed model be trained, in place; the frozen parts of any other stay so."""
+    if _is_deployed(model):
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return model
 
 
 def _calling(
@@ -250,10 +275,12 @@ def _from_module(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | 
     if module is None:
         return None
     asked = (adapter.describe(module) for adapter in adapters)
-    described = next((answer for answer in asked if answer is not None), None)
-    if described is None:
+    described = next((answer for answer in asked if answer is not None), {})
+    if "factory" not in described:
+        why = described.get("note", "")
+        note = why and f"the pickled module is used as it is, with --trust-pickle in every command: {why}"
         # a copy, so that surgery leaves the module of the checkpoint as it was read
-        return _Way(lambda: copy.deepcopy(module), f"the module inside {checkpoint.path.name}")
+        return _Way(lambda: copied(module), f"the module inside {checkpoint.path.name}", note=note)
     return _from_data(described["factory"], described["args"], "as the module says")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def plan_for(workspace: Workspace, group_name: str, include: Sequence[str] = (),
     """
     group, task = parse_group(group_name), workspace.task
     if task is None:
-        return select(find(workspace.model, group), include, exclude)
+        return _selected(find(workspace.model, group), workspace, include, exclude)
     dtype = model_dtype(workspace.model)
     acting = callable(getattr(task.task, "act", None))
     symmetry = task_symmetry(task.task, group) if acting else None
@@ -47,6 +48,12 @@ def plan_for(workspace: Workspace, group_name: str, include: Sequence[str] = (),
         act_output=symmetry.act_output if symmetry else None,
         twin=workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None,
     )
+    return _selected(plan, workspace, include, exclude)
+
+
+def _selected(plan: Plan, workspace: Workspace, include: Sequence[str], exclude: Sequence[str]) -> Plan:
+    """Return the chosen sites, with what is to be known of how the model was opened."""
+    plan = dataclasses.replace(plan, notes=(*workspace.found.notes, *plan.notes))
     return select(plan, include, exclude)
 
 

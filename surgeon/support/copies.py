@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 COPIED = (Tensor, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
 """What a copy has of its own even then: bound methods are hooks, which lead back to the module that they belong to."""
@@ -23,14 +23,25 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
         memo: by id, what to use instead of a copy.
 
     Returns:
-        The copy: its parameters, buffers, modules and hooks are its own.
+        The copy: its parameters, buffers, modules and hooks are its own, and it has the keys of the model.
     """
     given = dict(memo or {})
     try:
-        return copy.deepcopy(model, dict(given))
+        result = copy.deepcopy(model, dict(given))
     except Exception:
         shared = {id(each): each for each in _objects(model, set())}
-        return copy.deepcopy(model, {**shared, **given})
+        result = copy.deepcopy(model, {**shared, **given})
+    return _with_the_keys_of(model, result)
+
+
+def _with_the_keys_of(model: nn.Module, result: nn.Module) -> nn.Module:
+    """Leave out of a copy's state dict, in place, what torch.fx makes buffers of when it copies a generated module."""
+    originals = dict(model.named_modules())
+    for name, module in result.named_modules():
+        if isinstance(module, fx.GraphModule) and name in originals:
+            own = {*originals[name]._buffers, *originals[name]._parameters}
+            module._non_persistent_buffers_set |= module._buffers.keys() - own
+    return result
 
 
 def _objects(value: object, seen: set[int]) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.content import write_json
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.tensors import write_tensors
-from surgeon.opening.models import find_model
+from surgeon.opening.models import DEPLOYED, find_model
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import load_task
 from surgeon.opening.trust import remember_task
@@ -356,3 +356,32 @@ def test_weights_that_are_only_recognised_are_named(here: Path) -> None:
     torch.save({"other": torch.zeros(2)}, here / "other.pt")
     with pytest.raises(ModelNotFoundError, match="nothing says how to build the model"):
         find_model(open_checkpoint(here / "other.pt"), adapters=[Recognising()])
+
+
+def test_a_deployed_model_is_trained_and_frozen_parts_stay_frozen(here: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)).requires_grad_(False)
+    torch.save(model, here / "deployed.pt")
+    found = find_model(open_checkpoint(here / "deployed.pt", trust_pickle=True), adapters=[])
+    assert found.notes == (DEPLOYED,)
+    for opened in (found.model, found.rebuild()):
+        assert all(parameter.requires_grad for parameter in opened.parameters())
+    # the negative twin: somebody froze only a part
+    model[1].requires_grad_(True)
+    torch.save(model, here / "mixed.pt")
+    found = find_model(open_checkpoint(here / "mixed.pt", trust_pickle=True), adapters=[])
+    assert found.notes == ()
+    assert [parameter.requires_grad for parameter in found.model.parameters()] == [False, False, True, True]
+
+
+class Unable(Adapter):
+    """An adapter whose plain data fails."""
+
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        return {"note": "its settings are lost"}
+
+
+def test_a_module_that_cannot_be_described_is_used_as_it_is_with_a_note(here: Path) -> None:
+    torch.save(nn.Linear(3, 2), here / "whole.pt")
+    found = find_model(open_checkpoint(here / "whole.pt", trust_pickle=True), adapters=[Unable()])
+    assert (found.source, found.factory) == ("the module inside whole.pt", None)
+    assert found.notes[0].endswith("with --trust-pickle in every command: its settings are lost")

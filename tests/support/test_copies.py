@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.support.copies import copied
 
@@ -68,3 +68,24 @@ def test_what_cannot_be_copied_even_so_raises() -> None:
     model.activation = model.weight * 2
     with pytest.raises(RuntimeError, match="deepcopy"):
         copied(model)
+
+
+def test_a_copy_has_the_keys_of_a_generated_module() -> None:
+    """A plain deep copy makes a buffer of every constant that torch.fx left as an attribute."""
+    traced = fx.symbolic_trace(WithTensorConstant())
+    vars(traced)["_tensor_constant0"] = traced._buffers.pop("_tensor_constant0")
+    assert copy.deepcopy(traced).state_dict().keys() != traced.state_dict().keys()
+    model = nn.Sequential(traced)
+    result = copied(model)
+    assert result.state_dict().keys() == model.state_dict().keys()
+    x = torch.randn(2, 3)
+    assert torch.equal(result(x), model(x))
+
+
+class WithTensorConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x + torch.arange(3)

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import TaskError
+from surgeon.errors import CheckpointError, TaskError
 from surgeon.files.reading import scripts_on_the_cpu
+from surgeon.opening.loading import load_into
 from surgeon.plan import Task
 from surgeon.registry import Adapter
 from surgeon.support.imports import call_with
-from surgeon_adapters.mace.checks import further_inputs, recognised, require_no_other_layers, require_same
+from surgeon_adapters.mace.checks import forces_of, further_inputs, recognised, require_no_other_layers, require_same
 from surgeon_adapters.mace.models import FACTORY, KINDS, arguments_of, build, import_mace
 from surgeon_adapters.mace.task import MaceTask
 
@@ -32,17 +33,24 @@ class MaceAdapter(Adapter):
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a MACE potential, having checked that a rebuilt one computes the same.
 
-        Other classes of the library, and potentials with inputs besides atoms, are left as the modules that they are.
+        Other classes of the library, and potentials with inputs besides atoms, are left as the modules that they are;
+        and, with a note, those that cannot be rebuilt.
 
         Raises:
-            CheckpointError: if it has other layers than e3nn's, was written by another version, or cannot be rebuilt.
+            CheckpointError: if it has other layers than e3nn's, or does not run.
         """
         kind = type(module).__name__
         if not type(module).__module__.startswith("mace.") or kind not in KINDS or further_inputs(module):
             return None
         require_no_other_layers(module)
-        arguments = arguments_of(module, kind)
-        require_same(module, build(**arguments))
+        expected = forces_of(module)
+        try:
+            arguments = arguments_of(module, kind)
+            rebuilt = build(**arguments)
+            load_into(rebuilt, module.state_dict(), f"this {kind}")
+            require_same(rebuilt, expected)
+        except CheckpointError as error:
+            return {"note": str(error)}
         return {"factory": FACTORY, "args": arguments}
 
     def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:

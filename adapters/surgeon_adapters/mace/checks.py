@@ -13,7 +13,7 @@ from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import CheckpointError
 from surgeon.support.imports import one_line
 
-AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-9}
+AGREEMENT = {torch.bfloat16: 5e-2, torch.float16: 5e-3, torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest relative deviation of the rebuilt model's forces that counts as rounding."""
 
 _WEIGHTS = ("atomic_energies_fn.atomic_energies", "atomic_numbers", "r_max", "num_interactions")
@@ -71,38 +71,72 @@ def require_no_other_layers(module: nn.Module) -> None:
         )
 
 
-def require_same(module: nn.Module, rebuilt: nn.Module) -> None:
-    """Compare the forces of a pickled model and its rebuilt twin on a few atoms of every element, for each head.
+def other_weights(module: nn.Module, rebuilt: nn.Module) -> list[str]:
+    """Return the names in which a pickled model and its rebuilt twin differ, but for constants that only one has."""
+    stored, own = module.state_dict(), rebuilt.state_dict()
+    learned = dict(rebuilt.named_parameters())
+    wrong = [key for key in stored if key not in own or own[key].shape != stored[key].shape]
+    return wrong + [key for key in own if key not in stored and key in learned]
+
+
+def constants_of(module: nn.Module, rebuilt: nn.Module) -> dict[str, str | None]:
+    """Return the constants that a pickled model keeps otherwise than its rebuilt twin, once their weights agree.
+
+    Versions of mace differ in these: a newer one has buffers that an older one lacks, or one in another dtype.
+
+    Returns:
+        Name of a buffer to its dtype in the pickled model; None for one that it lacks.
 
     Raises:
-        CheckpointError: if keys, shapes or forces differ, or the pickled model does not run.
+        CheckpointError: if anything else differs.
     """
-    kind = type(module).__name__
+    wrong = other_weights(module, rebuilt)
+    if wrong:
+        raise CheckpointError(f"mace {version()} gives it other weights ({len(wrong)} differ, first {wrong[0]})")
+    stored, own = module.state_dict(), rebuilt.state_dict()
+    kinds = {
+        key: str(value.dtype).removeprefix("torch.")
+        for key, value in stored.items()
+        if value.dtype != own[key].dtype and not _both_floating(value, own[key])
+    }
+    return {**dict.fromkeys(key for key in own if key not in stored), **kinds}
+
+
+def _both_floating(left: Tensor, right: Tensor) -> bool:
+    return left.is_floating_point() and right.is_floating_point()
+
+
+def require_same(rebuilt: nn.Module, expected: Tensor) -> None:
+    """Compare the forces of a rebuilt model with those of the pickled one.
+
+    Args:
+        rebuilt: with the pickled model's weights.
+        expected: :func:`forces_of` of the pickled model.
+
+    Raises:
+        CheckpointError: if they differ.
+    """
+    deviation = relative_difference(forces_of(rebuilt), expected)
+    if not deviation <= AGREEMENT[expected.dtype]:
+        raise CheckpointError(f"rebuilt from its settings by mace {version()} its forces deviate by {deviation:.1e}")
+
+
+def forces_of(module: nn.Module) -> Tensor:
+    """Return the forces on a few atoms of every element at random, for each head in turn.
+
+    Raises:
+        CheckpointError: if the model does not run.
+    """
     try:
-        rebuilt.load_state_dict(module.state_dict())
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"this {kind} has other keys or shapes than mace {version()} gives it ({one_line(error)[:300]}): "
-            "install the version of mace-torch that wrote it"
-        ) from error
-    rebuilt.to(next(module.parameters()).dtype)
-    try:
-        expected = _probe(module)
+        return _probe(module)
     except Exception as error:
         raise CheckpointError(
-            f"this {kind} does not run with mace {version()} ({one_line(error)[:300]}): "
-            "install the version of mace-torch that wrote it"
+            f"this {type(module).__name__} does not run with mace {version()} ({one_line(error)[:300]}): if another "
+            "version of mace-torch wrote it, install that one, else save it again"
         ) from error
-    deviation = relative_difference(_probe(rebuilt), expected)
-    if not deviation <= AGREEMENT[expected.dtype]:
-        raise CheckpointError(
-            f"expected this {kind}, rebuilt from its settings, to compute the same forces, but they deviate by "
-            f"{deviation:.1e}: it is a variant that mace {version()} does not describe, give `--model module:function`"
-        )
 
 
 def _probe(module: Any) -> Tensor:
-    """Return the forces on four atoms at random, for each element and head in turn."""
     dtype, elements = next(module.parameters()).dtype, len(module.atomic_numbers)
     generator = torch.Generator().manual_seed(0)
     species = torch.arange(max(4, elements)) % elements

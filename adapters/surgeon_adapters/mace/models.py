@@ -5,10 +5,11 @@ The layers inside are e3nn's, whose adapter annotates them.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,11 +20,15 @@ from torch import nn
 from surgeon.errors import CheckpointError
 from surgeon.support.e3nn_compat import import_e3nn, unscript_harmonics
 from surgeon.support.imports import one_line, unchanged_environment
+from surgeon_adapters.mace.checks import constants_of, other_weights
 from surgeon_adapters.mace.checks import version as installed_version
 
 FACTORY = "surgeon_adapters.mace.models:build"
 KINDS = ("MACE", "ScaleShiftMACE")
 """Classes with energies and forces that can be taken apart into settings."""
+
+COUPLING = ".symmetric_contractions."
+"""In the names of weights whose number depends on the coupling coefficients."""
 
 _OF_THE_SCALE = ("atomic_inter_scale", "atomic_inter_shift")
 
@@ -37,7 +42,14 @@ def import_mace(name: str = "modules") -> ModuleType:
         return importlib.import_module(f"mace.{name}")
 
 
-def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "") -> nn.Module:
+def build(
+    kind: str,
+    dtype: str,
+    settings: Mapping[str, Any],
+    version: str = "",
+    constants: Mapping[str, str | None] | None = None,
+    frozen: Sequence[str] = (),
+) -> nn.Module:
     """Build a MACE architecture from plain data, with weights of its own.
 
     The layers are e3nn's eager ones, which compute the same as scripted ones and have the same keys.
@@ -47,13 +59,18 @@ def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "")
         dtype: "float32" or "float64"; under the default dtype float64 the model is float64 in any case.
         settings: the constructor's arguments, as :meth:`MaceAdapter.describe` encodes them.
         version: of mace that described it, for messages.
+        constants: buffers that the file of another version keeps in another dtype, or, if None, not at all.
+        frozen: parameters that are not trained, if it is not all of them.
 
     Raises:
-        CheckpointError: if the installed mace has no such class, or refuses the settings.
+        CheckpointError: if the installed mace has no such class, or refuses the settings; or if these need
+            cuequivariance, which is not installed.
     """
     mace = import_mace()
     if kind not in KINDS:
         raise CheckpointError(f"expected a kind of MACE among {', '.join(KINDS)}, got {kind!r}: correct its settings")
+    if settings.get("use_reduced_cg") and not import_mace("modules.wrapper_ops").CUET_AVAILABLE:
+        raise CheckpointError(f"this {kind} has the coupling coefficients of cuequivariance: install that package")
     import e3nn
 
     before, default = e3nn.get_optimization_defaults(), torch.get_default_dtype()
@@ -63,39 +80,77 @@ def build(kind: str, dtype: str, settings: Mapping[str, Any], version: str = "")
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             module: nn.Module = getattr(mace, kind)(**{key: decoded(value) for key, value in settings.items()})
+            keep_constants(module, constants or {})
+            for name in frozen:
+                module.get_parameter(name).requires_grad_(False)
             return module
     except Exception as error:
+        other = version not in ("", installed_version())
         raise CheckpointError(
-            f"mace {installed_version()} refuses the settings of a {kind} that mace {version or '(unknown)'} wrote "
-            f"({one_line(error)}): install that version"
+            f"mace {installed_version()} refuses the settings of a {kind}{f' that mace {version} wrote' * other} "
+            f"({one_line(error)}): {'install that version' if other else 'correct them'}"
         ) from error
     finally:
         torch.set_default_dtype(default)
         e3nn.set_optimization_defaults(**before)
 
 
+def keep_constants(module: nn.Module, constants: Mapping[str, str | None]) -> None:
+    """Let a model keep its constants as a file does, in place: see :func:`build`."""
+    for key, dtype in constants.items():
+        owner, _, name = key.rpartition(".")
+        holder = module.get_submodule(owner)
+        if dtype is None:
+            holder._non_persistent_buffers_set.add(name)
+            continue
+        target, buffer = getattr(torch, dtype), holder.get_buffer(name)
+        if target.is_floating_point:
+            target = torch.promote_types(target, torch.get_default_dtype())
+        setattr(holder, name, buffer.to(target))
+
+
 def arguments_of(module: nn.Module, kind: str) -> dict[str, Any]:
+    """Return the arguments of :func:`build` for a potential, with its settings as they took effect.
+
+    MACE's function reads off what was wished: reduced coupling coefficients, for example, which are had only where
+    cuequivariance was installed. What the weights do not agree with is corrected.
+
+    Raises:
+        CheckpointError: if the settings cannot be read, or give other weights.
+    """
+    settings = _settings_of(module, kind)
+    wished, settings["use_reduced_cg"] = bool(settings["use_reduced_cg"]), False
+    dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+    arguments: dict[str, Any] = {"kind": kind, "dtype": dtype, "settings": settings, "version": installed_version()}
+    rebuilt = build(**arguments)
+    differing = other_weights(module, rebuilt)
+    if wished and differing and all(COUPLING in name for name in differing):
+        settings["use_reduced_cg"] = True
+        rebuilt = build(**arguments)
+    trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    frozen = [name for name in trained if any(trained.values()) and not trained[name]]
+    further = {"constants": constants_of(module, rebuilt), "frozen": frozen}
+    return {**arguments, **{key: value for key, value in further.items() if value}}
+
+
+def _settings_of(module: nn.Module, kind: str) -> dict[str, Any]:
     """Read the settings off a potential by MACE's own function, and what that leaves out."""
     scripts = import_mace("tools.scripts_utils")
+    readable: Any = module  # numpy has no bfloat16
+    if next(module.parameters()).dtype == torch.bfloat16:
+        readable = copy.deepcopy(module).float()
     try:
-        found = scripts.extract_config_mace_model(module if kind == "ScaleShiftMACE" else _as_scaled(module))
+        found = scripts.extract_config_mace_model(readable if kind == "ScaleShiftMACE" else _as_scaled(readable))
         settings = {key: _encoded(key, value) for key, value in found.items() if not _left_out(kind, key)}
         if _keeps_last_irreps(module):
             settings["keep_last_layer_irreps"] = True
+        orders = [len(product.symmetric_contractions.contractions[0].weights) + 1 for product in readable.products]
+        settings["correlation"] = orders if len(set(orders)) > 1 else orders[0]
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"mace {installed_version()} cannot read the settings off this {kind} ({one_line(error)}): "
-            "install the version of mace-torch that wrote it"
-        ) from error
-    dtype = next(module.parameters()).dtype
-    return {
-        "kind": kind,
-        "dtype": str(dtype).removeprefix("torch."),
-        "settings": settings,
-        "version": installed_version(),
-    }
+        raise CheckpointError(f"mace {installed_version()} cannot read its settings ({one_line(error)})") from error
+    return settings
 
 
 def _as_scaled(module: nn.Module) -> Any:
