@@ -6,7 +6,7 @@ proposal on the model's real inputs before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.named import named_group
-from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
-from surgeon.plan import Convolution, Coverage, Site, Task
+from surgeon.plan import Convolution, Coverage, Task
 from surgeon.support.trees import Place
 
 ENTRY_POINTS = "surgeon.adapters"
@@ -45,6 +44,7 @@ class Proposal:
         axes_in, axes_out: as there; or a function of the tensor's number of axes, which needs a sample batch.
         symmetrised: for an op that is equivariant only approximately, those of its own parameters and buffers, by name,
             that make it exactly so: its representations are verified with these. None for an equivariant op.
+        wrap: for an op that takes its features inside an object: makes the argument of them.
     """
 
     argument: str
@@ -58,6 +58,7 @@ class Proposal:
     axes_out: Axes = (-1,)
     convolution: Convolution | None = None
     symmetrised: Mapping[str, Tensor] | None = None
+    wrap: Callable[[Tensor], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,25 +86,6 @@ class Adapter:
         A module that knows how its children are used answers for them: a mapping from their names.
         """
         return None
-
-    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
-        """Return what :meth:`fold_map` needs beyond the module itself, read off its recorded calls, and a note.
-
-        Args:
-            module: an op for which a proposal was made.
-            calls: arguments by name of each recorded call; empty without a sample batch.
-
-        Returns:
-            JSON-compatible data, or None if the op cannot be folded; and the reason, or an empty string.
-        """
-        return None, f"not foldable: the adapter {self.name!r} does not say how"
-
-    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
-        """Return which intertwiners the op's own weights can produce, for a site whose ``fold`` is not None.
-
-        What its coefficients take for constant of the op's other arguments goes into ``holds_while``.
-        """
-        raise NotImplementedError
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return the architecture that a state dict belongs to, or None if keys and shapes do not tell."""

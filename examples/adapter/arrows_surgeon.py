@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy
 import torch
 
-from surgeon.algebra.intertwiners import FoldMap, WeightEntries
 from surgeon.algebra.representations.build import axes
 from surgeon.errors import TaskError
 from surgeon.registry import Adapter, Proposal
@@ -22,15 +21,6 @@ class ArrowsAdapter(Adapter):
             return None
         rho_out, rho_in = (axes(group, "c v", {"c": size}) for size in module.weight.shape)
         return Proposal("x", "linear", rho_in, rho_out, axes_in=(-2, -1), axes_out=(-2, -1))
-
-    def fold_data(self, module, calls):  # folding needs the weight alone, and loses no intertwiner
-        return {}, ""
-
-    def fold_map(self, module, site, group):  # W[o, c] is the factor of the identity from vector c to vector o
-        rows, columns = (torch.arange(3 * size).reshape(size, 3) for size in module.weight.shape)
-        o, c = torch.ones(module.weight.shape).nonzero(as_tuple=True)
-        entries = WeightEntries(rows, columns, torch.arange(len(o)), o, c, torch.ones(len(o), dtype=torch.float64))
-        return FoldMap("weight", {"1o": entries}, site.shape)
 
     def rebuild(self, tensors):  # recognise a checkpoint by its keys, and build its architecture
         if not {"lift.weight", "layers.0.own.weight", "out.weight"} <= tensors.keys():

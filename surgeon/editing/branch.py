@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.moments import SecondMoment, gram_matrix
 from surgeon.errors import PlanError, SurgeryError
 from surgeon.finding.forms import Form, LinearForm, row_count, rows_of, some_rows

@@ -11,7 +11,8 @@ from torch import nn
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError
-from surgeon.finding.site_check import captured_calls, fold_complaint
+from surgeon.finding.fold import fold_complaint
+from surgeon.finding.site_check import captured_calls
 from surgeon.support.modes import modes_kept, set_training
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.penalty import PenaltyForm
 from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import (
@@ -25,7 +25,7 @@ from surgeon.editing.branch import (
 from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation, theta_shares
 from surgeon.editing.rewrite import check_places, install, uninstall
 from surgeon.errors import PlanError, SurgeryError, UsageError
-from surgeon.finding.channels import channel_map
+from surgeon.finding.fold import fold_map_at
 from surgeon.finding.forms import block_mask, form_of
 from surgeon.finding.usage import tied_modules
 from surgeon.plan import CHILD, Plan, Site, StripMode, named_module
@@ -169,46 +169,38 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
 
 
 def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
-    """Ask for the fold map of a site once more, and whether its parameter is the op's alone; None without a fold.
+    """Find out once more what the weights of a site's op can take in, and that they are its alone; None without a fold.
 
     Raises:
-        PlanError: if the op is not what the plan says, or shares the parameter with another.
+        PlanError: if the op is not what the plan says, or shares the weights with another.
     """
-    fold_map = _fold_map(model, site, group, adapters)
-    tied = tied_modules(model, site.name, fold_map.parameter) if fold_map is not None else ()
+    op, proposal = named_module(model, site.name), _proposed(model, site, group, adapters)
+    if site.fold is None:
+        return None
+    fold_map = fold_map_at(op, site, None if proposal is None else proposal.wrap)
+    tied = set().union(*(tied_modules(model, site.name, parameter) for parameter in fold_map.parameters))
     if tied:
         raise PlanError(
             f"expected {site.name!r} to fold into weights of its own, but they are tied to {', '.join(sorted(tied))}, "
             "which folding would change too: set fold to null in the plan, or make a new one with `surgeon inspect`"
         )
-    if fold_map is not None:
-        fold_map.holds_while = fold_map.holds_while or site.fold_while
     return fold_map
 
 
-def _fold_map(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+def _proposed(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> Proposal | None:
     """Ask the adapter that the plan names; a site found by measurement has none."""
-    op = named_module(model, site.name)
     if not site.adapter:
-        return None if site.fold is None else channel_map(op, site)
-    adapter = adapter_named(site.adapter, adapters)
-    proposal = proposal_for(model, site.name, adapter, group)
-    takes = None
+        return None
+    proposal = proposal_for(model, site.name, adapter_named(site.adapter, adapters), group)
     if isinstance(proposal, Proposal):
         shape = (proposal.rho_out.dimension, proposal.rho_in.dimension)
-        takes = (proposal.argument, proposal.path_in, shape)
-    if takes != (site.argument, site.path_in, site.shape[:2]):
-        raise PlanError(
-            f"expected {site.name!r} to be an op that takes W of shape {site.shape} on {site.argument!r}, but "
-            f"{type(op).__name__} is not: the plan was made for another model, make a new one with `surgeon inspect`"
-        )
-    try:
-        return None if site.fold is None else adapter.fold_map(op, site, group)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(
-            f"expected fold data at {site.key!r} as the adapter {site.adapter!r} writes them, "
-            f"got {dict(site.fold or {})}: correct the plan, or set fold to null"
-        ) from error
+        if (proposal.argument, proposal.path_in, shape) == (site.argument, site.path_in, site.shape[:2]):
+            return proposal
+    raise PlanError(
+        f"expected {site.name!r} to be an op that takes W of shape {site.shape} on {site.argument!r}, but "
+        f"{type(named_module(model, site.name)).__name__} is not: the plan was made for another model, make a new one "
+        "with `surgeon inspect`"
+    )
 
 
 def _initialise(branches: Mapping[str, Branch], scale: float, seed: int) -> None:

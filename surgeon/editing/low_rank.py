@@ -8,37 +8,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.intertwiners import FoldMap
+from surgeon.algebra.intertwiners import copy_indices, spread
 from surgeon.editing.insert import fold_map_of
-from surgeon.errors import PlanError
-from surgeon.plan import Plan, named_module
+from surgeon.errors import GroupError, PlanError
+from surgeon.plan import Plan, Site, named_module
 from surgeon.registry import Adapter, installed_adapters
+
+Copies = list[tuple[Tensor, Tensor]]
+"""Per irrep the flat indices of its copies in the output and in the input."""
 
 
 class _Update(nn.Module):
     """Parametrization ``w + change(B A)``: per irrep a multiplicity-level matrix of low rank (ELoRA, ICML 2025)."""
 
-    def __init__(self, fold_map: FoldMap, like: Tensor, rank: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, fold_map: FoldMap, copies: Copies, parameter: str, like: Tensor, rank: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        self._fold_map = fold_map
-        self._labels = list(fold_map.entries)
+        self._fold_map, self._copies, self._parameter = fold_map, copies, parameter
         down, up = [], []
-        for part in fold_map.entries.values():
-            n_out, n_in = len(part.rows), len(part.columns)
-            used = min(rank, n_out, n_in)
-            drawn = torch.randn((used, n_in), generator=generator, dtype=torch.float64) / n_in**0.5
+        for rows, columns in copies:
+            used = min(rank, len(rows), len(columns))
+            drawn = torch.randn((used, len(columns)), generator=generator, dtype=torch.float64) / len(columns) ** 0.5
             down.append(nn.Parameter(drawn.to(like)))
-            up.append(nn.Parameter(torch.zeros(n_out, used).to(like)))
+            up.append(nn.Parameter(torch.zeros(len(rows), used).to(like)))
         self.down, self.up = nn.ParameterList(down), nn.ParameterList(up)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the updated parameter, shaped as ``weight``."""
-        matrices = {
-            label: (up @ down).double() for label, up, down in zip(self._labels, self.up, self.down, strict=True)
-        }
-        change = self._fold_map.parameter_change(matrices, weight.numel())
-        return weight + change.reshape(weight.shape).to(weight.dtype)
+        wanted = torch.zeros(self._fold_map.shape, dtype=torch.float64, device=weight.device)
+        for (rows, columns), up, down in zip(self._copies, self.up, self.down, strict=True):
+            wanted = spread((up @ down).double(), rows.to(weight.device), columns.to(weight.device), wanted)
+        return weight + self._fold_map.weight_change(wanted)[self._parameter].to(weight.dtype)
+
+
+def _copies(site: Site) -> Copies:
+    """Return the copies of each irrep that both ends have; nothing for other representations and for kernels."""
+    if site.convolution is not None:
+        return []
+    try:
+        outputs, inputs = (copy_indices(rho) for rho in (site.rho_out, site.rho_in))
+    except GroupError:
+        return []
+    return [(rows, inputs[label]) for label, rows in outputs.items() if label in inputs]
 
 
 class LowRankUpdates:
@@ -61,11 +75,12 @@ class LowRankUpdates:
         group, adapters = parse_group(plan.group), installed_adapters() if adapters is None else adapters
         generator = torch.Generator().manual_seed(seed)
         self.model = model
-        found: dict[tuple[str, str], FoldMap] = {}
+        found: dict[tuple[str, str], tuple[FoldMap, Copies]] = {}
         for site in plan.sites:
-            fold_map = fold_map_of(model, site, group, adapters)
-            if fold_map is not None and fold_map.entries:
-                found.setdefault((site.name, fold_map.parameter), fold_map)
+            fold_map, copies = fold_map_of(model, site, group, adapters), _copies(site)
+            if fold_map is not None and copies:
+                for parameter in fold_map.parameters:
+                    found.setdefault((site.name, parameter), (fold_map, copies))
         if not found:
             raise PlanError(
                 "expected sites whose own weights can hold an equivariant low-rank update, but none of the plan can be "
@@ -73,9 +88,9 @@ class LowRankUpdates:
             )
         self._order = {name: list(named_module(model, name)._parameters) for name, _ in found}
         self._places = list(found)
-        for (name, parameter), fold_map in found.items():
+        for (name, parameter), (fold_map, copies) in found.items():
             op = named_module(model, name)
-            update = _Update(fold_map, op.get_parameter(parameter), rank, generator)
+            update = _Update(fold_map, copies, parameter, op.get_parameter(parameter), rank, generator)
             parametrize.register_parametrization(op, parameter, update)
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -12,6 +12,7 @@ from surgeon.editing.insert import detach
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError, UsageError
 from surgeon.plan import EXACT_WHILE, SiteRecord, StripMode
+from surgeon.support.modes import renew
 from surgeon.support.sharding import sharded_like, whole
 
 
@@ -60,8 +61,7 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
             records += [_record(name, slot, branch, op, own, mode or branch.mode) for slot, branch in child.items()]
         # Nothing was touched so far: from here on nothing can fail half-way.
         for (_, op, _), own in zip(ops, after, strict=True):
-            for key, value in own.items():
-                op.get_parameter(key).copy_(value)
+            _write(op, own)
     for _, op, _ in ops:
         detach(op)
     return tuple(records)
@@ -83,12 +83,21 @@ def refold(relaxed: nn.Module | Relaxation) -> None:
             if branch.fold_map is None or not theta:
                 continue
             part, own = branch.foldable_part(), branch.fold_map
-            parameter = op.get_parameter(own.parameter)
-            change = own.weight_change(theta * part, parameter.numel()).reshape(parameter.shape)
-            after = parameter + sharded_like(change, parameter)
-            moved = whole(after.double() - parameter.double())  # not the change, where the parameter's dtype rounds
-            branch.subtract((own.map_change(moved.flatten()) / theta.double()).to(part))
-            parameter.copy_(after)
+            moved: dict[str, Tensor] = {}
+            after: dict[str, Tensor] = {}
+            for key, change in own.weight_change(theta * part).items():
+                parameter = op.get_parameter(key)
+                after[key] = parameter + sharded_like(change, parameter)
+                moved[key] = whole(after[key].double() - parameter.double())  # where the parameter's dtype rounds
+            branch.subtract((own.map_change(moved) / theta.double()).to(part))
+            _write(op, after)
+
+
+def _write(op: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for key, value in values.items():
+        op.get_parameter(key).copy_(value)
+    if values:
+        renew(op)
 
 
 def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -> dict[str, Tensor]:
@@ -97,10 +106,9 @@ def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -
     for _, branch in child.items():
         if branch.fold_map is None or (mode or branch.mode) == "drop":
             continue
-        key = branch.fold_map.parameter
-        parameter = op.get_parameter(key)
-        change = branch.fold_map.weight_change(_wanted(branch)[1], parameter.numel()).reshape(parameter.shape)
-        sums[key] = sums.get(key, parameter.double()) + change.to(parameter.device)
+        for key, change in branch.fold_map.weight_change(_wanted(branch)[1]).items():
+            parameter = op.get_parameter(key)
+            sums[key] = sums.get(key, parameter.double()) + change.to(parameter.device)
     return {key: value.to(op.get_parameter(key).dtype) for key, value in sums.items()}
 
 
@@ -122,7 +130,7 @@ def _record(
     own = branch.fold_map
     if own is None or mode == "drop":
         return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")
-    moved = after[own.parameter].double() - op.get_parameter(own.parameter).double()
-    lost = effective - own.map_change(moved.flatten()).to(effective)
+    moved = {key: after[key].double() - op.get_parameter(key).double() for key in own.parameters}
+    lost = effective - own.map_change(moved).to(effective)
     note = f"folded, {EXACT_WHILE} {own.holds_while}" if own.holds_while else "folded"
     return SiteRecord(name, slot, norm, float(folded.norm()), float(lost.norm()), note)

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.errors import first_line
-from surgeon.finding.site_check import SiteCheck, coverage_of, fold_complaint
-from surgeon.finding.usage import WeightUsage, further_arguments, tied_modules
+from surgeon.finding.fold import not_foldable, with_fold
+from surgeon.finding.site_check import SiteCheck, coverage_of
+from surgeon.finding.usage import WeightUsage, tied_modules
 from surgeon.plan import Site, Skipped
 from surgeon.recording.record import Recording
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
@@ -61,12 +61,7 @@ def _failure(adapter: Adapter, error: Exception) -> str:
 
 
 def annotated_site(
-    name: str,
-    model: nn.Module,
-    group: Group,
-    adapters: Mapping[str, Adapter],
-    proposal: tuple[str, Proposal],
-    calls: Sequence[Mapping[str, Any]],
+    name: str, model: nn.Module, proposal: tuple[str, Proposal], calls: Sequence[Mapping[str, Any]]
 ) -> Site:
     """Return the site that a proposal describes, not verified yet."""
     adapter_name, proposed = proposal[0], _resolved(proposal[1], calls)
@@ -86,32 +81,9 @@ def annotated_site(
         axes_out=proposed.axes_out,
         convolution=proposed.convolution,
     )
-    site = _with_fold(site, model.get_submodule(name), adapters[adapter_name], proposed, calls)
-    tied = tied_modules(model, name) if site.fold is not None else ()
-    if not tied:
-        return site
-    return not_foldable(site, f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too")
-
-
-def not_foldable(site: Site, why: str) -> Site:
-    """Return a site that cannot be folded, with the reason."""
-    return dataclasses.replace(site, fold=None, fold_while="", fold_note=f"not foldable: {why}")
-
-
-def _with_fold(
-    site: Site, module: nn.Module, adapter: Adapter, proposed: Proposal, calls: Sequence[Mapping[str, Any]]
-) -> Site:
-    """Say what the op's own weights can take in; a fold map that cannot be made costs the fold, not the inspection."""
-    try:
-        fold, note = adapter.fold_data(module, calls)
-        if fold is None:
-            return dataclasses.replace(site, fold_note=note)
-        site = dataclasses.replace(site, fold=fold)
-        own = adapter.fold_map(module, site, proposed.rho_in.group)
-        note, holds_while = own.coverage(proposed.rho_out, proposed.rho_in), own.holds_while
-    except Exception as error:  # an adapter may be anybody's code
-        return not_foldable(site, _failure(adapter, error))
-    return dataclasses.replace(site, fold_note=note, fold_while=holds_while or further_arguments(site, calls))
+    if proposed.symmetrised is not None:
+        return not_foldable(site, "it is equivariant only approximately, and would be changed in that, too")
+    return with_fold(site, model.get_submodule(name), calls, tied_modules(model, name), proposed.wrap)
 
 
 def _resolved(proposal: Proposal, calls: Sequence[Mapping[str, Any]]) -> Proposal:
@@ -128,7 +100,6 @@ def _shape(proposal: Proposal) -> tuple[int, ...]:
 def verify_all(
     model: nn.Module,
     group: Group,
-    adapters: Mapping[str, Adapter],
     proposals: Proposals,
     recording: Recording,
     calls: Mapping[str, list[Mapping[str, Any]]],
@@ -154,10 +125,7 @@ def verify_all(
         if complaint:
             skipped.append(Skipped(name, complaint, coverage))
             continue
-        site = annotated_site(name, model, group, adapters, proposal, calls[name])
-        why_not = _cannot_fold(model, site, group, adapters, calls[name])
-        if why_not:
-            site = not_foldable(site, why_not)
+        site = annotated_site(name, model, proposal, calls[name])
         sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
         if proposal[1].symmetrised is not None:
             own = check.own_deviation(model.get_submodule(name), proposal[1], calls[name][0])
@@ -166,18 +134,3 @@ def verify_all(
                 f"{own:.1e}, its symmetrised ones by {residual:.0e}"
             )
     return sites, notes
-
-
-def _cannot_fold(
-    model: nn.Module,
-    site: Site,
-    group: Group,
-    adapters: Mapping[str, Adapter],
-    calls: Sequence[Mapping[str, Any]],
-) -> str:
-    """Return why a site that its adapter calls foldable is not; empty if it is."""
-    if site.fold is None:
-        return ""
-    op, generator = model.get_submodule(site.name), torch.Generator().manual_seed(0)
-    own, tried = adapters[site.adapter].fold_map(op, site, group), calls if site.fold_while else calls[:1]
-    return next(filter(None, (fold_complaint(op, site, call, own, generator) for call in tried)), "")

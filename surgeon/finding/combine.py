@@ -14,9 +14,9 @@ from surgeon.algebra.penalty import Commutator
 from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
-from surgeon.finding.channels import with_channel_fold
 from surgeon.finding.claims import check_claims, typed_by_use
 from surgeon.finding.effect import without_effect
+from surgeon.finding.fold import with_fold
 from surgeon.finding.forms import row_representations
 from surgeon.finding.kernels import kernels_of
 from surgeon.finding.measured_ops import Found, measure_module, same_action
@@ -139,7 +139,7 @@ def _judge(
         return
     complaint = evidence.usage.complaint(name)
     if site is not None:
-        _compare(result, site, found, measurement)
+        _compare(result, evidence, site, found, measurement)
     elif complaint:
         _forget(result, name)
         _skip(result, name, Refusal(complaint, evidence.usage.coverage(name)))
@@ -153,13 +153,18 @@ def _judge(
     else:
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)
-        sites = [dataclasses.replace(each.site(), calls=count) for each in found if not each.invariant]
+        sites = [_site(each, measurement, evidence, count) for each in found if not each.invariant]
         if len(sites) < len(found):
             result.partly_invariant[name] = INVARIANT
             result.claims += [each for each in found if each.invariant]
-        if len(found) == 1:
-            sites = [with_channel_fold(sites[0], found[0], measurement, evidence.usage.tied_to(name))]
         result.sites += sites
+
+
+def _site(found: Found, measurement: Measurement, evidence: Evidence, count: int | None) -> Site:
+    """Return a measured site, with what is needed to fold it."""
+    site, name = dataclasses.replace(found.site(), calls=count), found.op.module
+    calls = [arguments for arguments, _ in measurement.own.calls[name][0]]
+    return with_fold(site, measurement.twin.get_submodule(name), calls, evidence.usage.tied_to(name))
 
 
 def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
@@ -198,7 +203,7 @@ def _judge_raw(
         elif not measurement.trusted:
             _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "unexplained"))
         else:
-            result.sites.append(dataclasses.replace(each.site(), calls=evidence.recording.calls.get(name, 1)))
+            result.sites.append(_site(each, measurement, evidence, evidence.recording.calls.get(name, 1)))
     for parameter, why in refusals:
         _skip(result, f"{name}.{parameter}".lstrip("."), why)
     if not found and not refusals:
@@ -219,9 +224,7 @@ def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement
         claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == INVARIANT]
         result.skipped = [entry for entry in result.skipped if entry not in claimed]
         if isinstance(answer, Found):
-            site = dataclasses.replace(answer.site(), calls=evidence.recording.calls.get(op.module, 0))
-            if op.node is None:
-                site = with_channel_fold(site, answer, measurement, evidence.usage.tied_to(op.module))
+            site = _site(answer, measurement, evidence, evidence.recording.calls.get(op.module, 0))
             result.sites.append(site)
             result.notes.append(f"{site.key}: its features are invariant on the sample batch; typed by their use")
         elif claimed:
@@ -271,7 +274,7 @@ def _untrusted(measurement: Measurement) -> str:
     return f"measured only, and the model's own output does not transform as it should (relative error {worst:.1e})"
 
 
-def _compare(result: Combined, site: Site, found: list[Found], measurement: Measurement) -> None:
+def _compare(result: Combined, evidence: Evidence, site: Site, found: list[Found], measurement: Measurement) -> None:
     """Confirm an annotated site, or use what was measured instead and say so."""
     same = next((each for each in found if each.op.argument == site.argument), None)
     if same is None:
@@ -297,8 +300,7 @@ def _compare(result: Combined, site: Site, found: list[Found], measurement: Meas
         result.skipped.append(Skipped(site.name, INVARIANT, "invariant"))
         result.claims.append(same)
         return
-    note = "its annotation does not agree with the measurement"
-    result.sites[position] = dataclasses.replace(measured, calls=site.calls, fold_note=note)
+    result.sites[position] = _site(same, measurement, evidence, site.calls)
 
 
 def _in_order(rho: Representation, wanted: tuple[int, ...], order: tuple[int, ...]) -> Representation | None:

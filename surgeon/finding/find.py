@@ -84,14 +84,14 @@ def find(
     _check_unrelaxed(model)
     proposals, skipped, failures = collect_proposals(model, group, adapters)
     if not inputs and not forward:
-        sites = [annotated_site(name, model, group, adapters, proposal, []) for name, proposal in proposals.items()]
+        sites = [annotated_site(name, model, proposal, []) for name, proposal in proposals.items()]
         return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures))
     with in_training_mode(model), unchanged(model):
         with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
             recording = record(model, *inputs, forward=forward)
             for more in further:
                 (forward or call)(model, *map_tensors(fresh_copy, more))
-        annotated, notes = verify_all(model, group, adapters, proposals, recording, calls, skipped)
+        annotated, notes = verify_all(model, group, proposals, recording, calls, skipped)
     plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin)
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
 

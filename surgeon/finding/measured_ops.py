@@ -79,7 +79,6 @@ class Found:
             convolution=self.convolution,
             node=self.op.node,
             parameters=self.op.parameters,
-            fold_note="not foldable: no adapter knows its weights",
             source="measurement",
             verified=True,
             residual=self.residual,

@@ -14,23 +14,15 @@ from torch.func import functional_call
 
 from surgeon.algebra.equivariance import largest
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.grids import in_frame, maps_to_itself
 from surgeon.algebra.representations.operator import BlockOperator
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError, first_line
-from surgeon.finding.forms import form_of
-from surgeon.finding.ops import call_forward
-from surgeon.plan import Coverage, Site
+from surgeon.finding.fold import TOLERANCE
+from surgeon.plan import Coverage
 from surgeon.registry import Proposal
 from surgeon.support.trees import map_tensors, tensor_at, with_tensor
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest relative deviation from linearity and equivariance that an op of a dtype may show.
-
-In float64 it allows for constants that were made in float32, as those of a model that was built so and then converted.
-"""
 
 
 @contextmanager
@@ -130,54 +122,6 @@ class SiteCheck:
             return residual, ""
         what = "linear" if linear > limit else f"equivariant as labelled ({proposal.rho_in} -> {proposal.rho_out})"
         return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"
-
-
-def fold_complaint(
-    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
-) -> str:
-    """Return why changed weights do not do what ``fold_map`` says in a call of the op; empty if they do.
-
-    A subclass may rescale its output, a caller may pass the weights, or another argument may be no longer what it was:
-    the annotations do not tell. The largest entry counts, so that one row out of many is seen.
-    """
-    try:
-        with torch.no_grad():
-            residual, limit = _fold_residual(op, site, call, fold_map, generator)
-    except Exception as error:  # the op is foreign code
-        return f"it could not be run with changed weights ({first_line(error)})"
-    if residual <= limit:
-        return ""
-    return f"changed weights do not act as its annotations say, relative deviation {residual:.1e}"
-
-
-def _fold_residual(
-    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
-) -> tuple[float, float]:
-    real, own = tensor_at(call[site.argument], site.path_in), op.get_parameter(fold_map.parameter)
-    x = torch.randn(real.shape, generator=generator).to(real)
-    weight = torch.randn(fold_map.shape, generator=generator).to(own)
-    change = fold_map.weight_change(weight, own.numel()).reshape(own.shape)
-    arguments = {**call, site.argument: with_tensor(call[site.argument], site.path_in, x)}
-    before = tensor_at(call_forward(op, arguments), site.path_out)
-    changed = {f"op.{fold_map.parameter}": own + change}
-    after = tensor_at(functional_call(_Forward(op), changed, (arguments,)), site.path_out)
-    expected = form_of(site).add(torch.zeros_like(before), (fold_map.project(weight).to(x),), x)
-    if not expected.numel():
-        return 0.0, 0.0
-    scale = float(expected.abs().max()) + float(before.abs().max()) + torch.finfo(x.dtype).tiny
-    return float((after - before - expected).abs().max()) / scale, TOLERANCE.get(x.dtype, 1e-4)
-
-
-class _Forward(nn.Module):
-    """An op without its hooks, and so without its branches."""
-
-    def __init__(self, op: nn.Module) -> None:
-        super().__init__()
-        self.op = op
-
-    def forward(self, arguments: Mapping[str, Any]) -> Any:
-        """Call the op's forward alone."""
-        return call_forward(self.op, arguments)
 
 
 def coverage_of(complaint: str) -> Coverage:

@@ -98,6 +98,11 @@ class RawOp:
         return f"{self.node}:{self.operand}"
 
 
+def raw_op_at(place: str, parameters: tuple[str, ...]) -> RawOp:
+    """Return the raw op that a plan names."""
+    return RawOp(*split_place(place), parameters)
+
+
 def split_place(place: str) -> tuple[str, int]:
     """Return node name and operand of ``node:operand``."""
     node, _, operand = place.partition(":")
@@ -338,5 +343,28 @@ def run_raw(owner: nn.Module, graph: fx.Graph, op: RawOp, call: Mapping[str, Any
     function = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target))
     assert callable(function)
     result = function(*args, **kwargs)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def run_apart(owner: nn.Module, graph: fx.Graph, op: RawOp, x: Tensor) -> Tensor:
+    """Return a raw op's result for an activation ``x``, without a call of the forward.
+
+    Raises:
+        NotTraceableError: if more than the activation depends on what the forward is given.
+    """
+    node, keeping = _node(graph, op.node), _Keeping(owner, graph)
+    keeping.env[node.all_input_nodes[op.operand]] = x
+    needed, open_ = {node}, [node]
+    while open_:
+        more = {part for part in open_.pop().all_input_nodes if part not in keeping.env} - needed
+        needed |= more
+        open_ += more
+    if any(part.op == "placeholder" for part in needed):
+        raise NotTraceableError("what it multiplies depends on more of the input than the features")
+    for part in graph.nodes:
+        if part in needed:
+            keeping.env[part] = keeping.run_node(part)
+    result = keeping.env[node]
     assert isinstance(result, Tensor)
     return result

@@ -88,11 +88,12 @@ def further_arguments(site: Site, calls: Sequence[Mapping[str, Any]]) -> str:
         site: annotated or measured.
         calls: arguments by name of each recorded call.
     """
-    given = {name: value for call in calls for name, value in call.items() if not _is_nothing(value)}
+    given = {name: value for call in calls for name, value in call.items() if not is_nothing(value)}
     names = [name for name in given if name != site.argument]
     names += [f"the rest of {site.argument}"] if site.path_in else []
     return f"{', '.join(names)} {'acts' if len(names) == 1 else 'act'} as on the sample batch" if names else ""
 
 
-def _is_nothing(value: Any) -> bool:
+def is_nothing(value: Any) -> bool:
+    """Tell whether an argument says nothing: None, or an empty container."""
     return value is None or (isinstance(value, (tuple, list, dict)) and not value)

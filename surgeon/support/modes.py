@@ -40,6 +40,12 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode  # of modules that keep their parts in a mode of their own choice
 
 
+def renew(module: nn.Module) -> None:
+    """Let a module rebuild what it keeps of its weights in eval mode, as some libraries do, after these changed."""
+    with modes_kept(module):
+        set_training(module, True)
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Set torch's default dtype while the context is open."""

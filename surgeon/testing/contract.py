@@ -226,5 +226,5 @@ def _require_whole_average(relaxation: Relaxation, key: str) -> None:
     if not error <= ROUNDING:
         raise CheckFailedError(
             f"the site {key} claims that its weights produce every intertwiner, but P_op(W) deviates from P(W) by "
-            f"{error:.1e}: say in fold_data's note what they cannot produce"
+            f"{error:.1e}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 import surgeon_adapters.zoo.vector_neurons.adapter as vector_neurons
 from surgeon.algebra.equivariance import Symmetry
+from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.build import irreps
 from surgeon.errors import PlanError
 from surgeon.finding.find import find
-from surgeon.plan import Site
 from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
@@ -88,15 +86,6 @@ class Lying(Adapter):
         return Proposal("input", "linear", irreps(group, "1x1o"), irreps(group, f"{module.out_features}x0e"))
 
 
-class Halving(vector_neurons.VectorNeuronAdapter):
-    """Folds twice as much as it should, because it says that each weight counts half."""
-
-    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
-        whole = super().fold_map(module, site, group)
-        part = whole.entries["1"]
-        return FoldMap("weight", {"1": dataclasses.replace(part, coefficient=part.coefficient / 2)}, whole.shape)
-
-
 class _Broken(VectorNeurons):
     def __init__(self, adapter: Any) -> None:
         self._adapter = adapter
@@ -125,10 +114,12 @@ def test_wrong_representations_are_noticed() -> None:
         _Broken(Lying()).test_proposals_are_found_and_verified()
 
 
-def test_a_fold_by_wrong_coefficients_is_noticed() -> None:
-    with pytest.raises(AssertionError):
-        _Broken(Halving()).test_folding_is_exact_where_it_says_so()
+def test_a_fold_by_twice_as_much_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    change = FoldMap.weight_change
     _Broken(vector_neurons.adapter).test_folding_is_exact_where_it_says_so()
+    monkeypatch.setattr(FoldMap, "weight_change", lambda own, weight: change(own, 2 * weight))
+    with pytest.raises(AssertionError):
+        _Broken(vector_neurons.adapter).test_folding_is_exact_where_it_says_so()
 
 
 def test_a_library_that_is_imported_at_once_is_noticed() -> None:

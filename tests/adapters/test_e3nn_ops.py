@@ -1,18 +1,16 @@
-"""What the e3nn adapter reads off layers: representations, refusals, constant scalars, fold maps."""
+"""What the e3nn adapter reads off layers: representations and refusals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.registry import Adapter, Proposal, Refusal, adapter_named, installed_adapters
 from surgeon_adapters.e3nn_layers.adapter import adapter
-from tests import nets
 from tests.nets import o3
 
 pytestmark = pytest.mark.e3nn
@@ -63,60 +61,3 @@ def test_refusals_say_why(make: Callable[[], nn.Module], words: str) -> None:
 @pytest.mark.parametrize("make", [lambda: nn.Linear(3, 3), lambda: o3.FullTensorProduct("1o", "1o"), nn.ReLU])
 def test_other_modules_are_none_of_its_business(make: Callable[[], nn.Module]) -> None:
     assert adapter.propose(make(), GROUP) is None
-
-
-def scalars(values: list[list[float]], labels: str = "3x0e", dtype: torch.dtype = torch.float64) -> Any:
-    op = o3.FullyConnectedTensorProduct("1o", labels, "1o")
-    calls = [{"y": torch.tensor(rows, dtype=dtype)} for rows in values]
-    return adapter.fold_data(op, calls)[0]
-
-
-def test_constant_scalars_are_found_with_their_values() -> None:
-    assert scalars([[[1.0, 0.5, 2.0], [1.0, 0.7, 2.0]]]) == {"parameter": "weight", "scalars": {"0": 1, "2": 2}}
-    assert scalars([[[1.0, 0.25, 0.0]], [[1.0, 0.25, 0.0]]])["scalars"] == {"0": 1, "1": 0.25}
-    assert scalars([[[1.0, 3.0, 0.0]], [[2.0, 3.0, 0.0]]])["scalars"] == {"1": 3}
-
-
-def test_small_constants_are_not_rounded_away() -> None:
-    found = scalars([[[1e-8, 0.0, 1.0000001]] * 2], dtype=torch.float32)["scalars"]
-    assert found["0"] == pytest.approx(1e-8)
-    assert found["2"] == 1
-
-
-def test_neither_vectors_nor_pseudoscalars_count() -> None:
-    assert scalars([[[1.0, 1.0, 1.0, 1.0, 2.0]] * 2], "0o+1o+0e")["scalars"] == {"4": 2}
-    assert scalars([[[1.0, 1.0, 1.0]] * 2], "1o") is None
-
-
-@pytest.mark.parametrize(
-    ("calls", "words"),
-    [
-        ([], "not known without a sample batch"),
-        ([{"y": torch.randn(4, 8)}], "no constant scalar"),
-        ([{"y": torch.ones(1, 8)}], "no constant scalar"),
-        ([{"y": torch.ones(0, 8)}], "no constant scalar"),
-        ([{"y": torch.zeros(4, 8)}], "no constant scalar"),
-    ],
-)
-def test_the_note_says_why_a_product_cannot_be_folded(calls: list[dict[str, Tensor]], words: str) -> None:
-    fold, note = adapter.fold_data(nets.product("uvw"), calls)
-    assert fold is None
-    assert words in note
-
-
-def test_a_computed_weight_cannot_be_folded_into() -> None:
-    op = nn.utils.parametrizations.weight_norm(o3.Linear("2x1o", "2x1o"), dim=None)
-    fold, note = adapter.fold_data(op, [])
-    assert fold is None
-    assert "computed from other parameters" in note
-    assert adapter.fold_data(o3.Linear("2x1o", "2x1o"), [])[0] == {"parameter": "weight"}
-
-
-def test_wide_layers_are_mapped_without_a_loop_over_weights() -> None:
-    op = o3.Linear("256x0e+256x1o", "256x0e+256x1o")
-    proposal = adapter.propose(op, GROUP)
-    site = nets.site_of(proposal, {"parameter": "weight"})
-    entries = adapter.fold_map(op, site, GROUP).entries
-    assert {label: len(part.weight) for label, part in entries.items()} == {"0e": 256**2, "1o": 256**2}
-    positions = torch.cat([part.weight for part in entries.values()])
-    assert torch.equal(positions.sort().values, torch.arange(op.weight.numel()))

@@ -1,27 +1,20 @@
-"""P(W) is the Haar average; P_op(W) is the least-squares projection on what the op's own weights can do."""
+"""P(W) is the Haar average."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.intertwiners import FoldMap, WeightEntries, average, copy_indices
-from surgeon.algebra.representations.build import axes, irreps, representation_from
+from surgeon.algebra.intertwiners import average, copy_indices
+from surgeon.algebra.representations.build import axes, irreps
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import GroupError, ShapeError
-from surgeon.plan import Site
-from surgeon_adapters.e3nn_layers.adapter import adapter
-from tests import nets
-from tests.nets import o3
-
-pytestmark = pytest.mark.e3nn
 
 EXACT = 1e-12
 IRREPS = st.lists(
@@ -99,97 +92,6 @@ def test_vectors_average_like_irreps() -> None:
     planar = axes(parse_group("SO2"), "c v", {"c": 2})  # complex type: more intertwiners than multiples of 1
     with pytest.raises(GroupError, match="irreps only"):
         average(torch.zeros(4, 4), planar, planar)
-
-
-def constant_only() -> Tensor:
-    """The constant scalars alone, so that no other path contributes."""
-    return torch.cat([torch.tensor([[1.0, 0.7]], dtype=torch.float64), torch.zeros(1, 6, dtype=torch.float64)], dim=1)
-
-
-OPS: dict[str, tuple[str, Any, Any]] = {
-    "linear": ("2x0e+2x1o", lambda: o3.Linear("2x0e+2x1o", "3x0e+2x1o"), None),
-    "linear, split blocks": ("2x0e+2x1o+1x0e", lambda: o3.Linear("2x0e+2x1o+1x0e", "0e+2x1o+2x0e"), None),
-    "linear, with biases": ("2x0e+1o", lambda: o3.Linear("2x0e+1o", "2x0e+1o", biases=True), None),
-    "linear, missing paths": ("2x0e+3x0e+2x1o+2e", nets.linear_with_missing_paths, None),
-    "linear, one pair twice": ("2x1o", lambda: o3.Linear("2x1o", "2x1o", instructions=[(0, 0), (0, 0)]), None),
-    "full product": ("2x0e+2x1o", lambda: o3.FullyConnectedTensorProduct("2x0e+2x1o", "2x0e+2x1o", "0e+2x1o"), True),
-    **{f"product {mode}": ("2x0e+2x1o", lambda mode=mode: nets.product(mode), True) for mode in nets.MODES},
-}
-
-
-def op_with_map(name: str, group: str = "O3") -> tuple[nn.Module, Tensor | None, FoldMap, Site]:
-    labels, make, bilinear = OPS[name]
-    with nets.default_dtype(torch.float64):
-        op = make()
-    y = constant_only() if bilinear else None
-    call = {} if y is None else {"y": y.expand(2, -1)}
-    proposal = adapter.propose(op, parse_group(group))
-    fold, note = adapter.fold_data(op, [call])
-    assert fold is not None, note
-    site = nets.site_of(proposal, fold)
-    assert o3.Irreps(labels).dim == site.shape[1]
-    return op, y, adapter.fold_map(op, site, parse_group(group)), site
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_projection_is_least_squares_on_the_ops_weights(name: str) -> None:
-    op, y, fold_map, site = op_with_map(name)
-    jacobian = nets.weight_jacobian(op, y, site.shape[1])
-    weight = torch.randn(site.shape, dtype=torch.float64)
-    change = torch.linalg.pinv(jacobian) @ weight.flatten()
-    reference = (jacobian @ change).reshape(site.shape)
-    assert reference.norm() > 0.1
-    assert torch.allclose(fold_map.project(weight), reference, atol=EXACT)
-    assert torch.allclose(fold_map.weight_change(weight, op.weight.numel()), change, atol=EXACT)
-
-
-@pytest.mark.parametrize(
-    ("name", "all_of_it"),
-    [("linear", True), ("linear, split blocks", True), ("full product", True), ("linear, missing paths", False)]
-    + [("product uvw", True), ("product uvu", False), ("product uuu", False)],
-)
-def test_an_op_with_a_path_for_every_pair_reaches_all_intertwiners(name: str, all_of_it: bool) -> None:
-    op, y, fold_map, site = op_with_map(name)
-    rho_out, rho_in = (representation_from(parse_group("O3"), rho) for rho in (site.rho_out, site.rho_in))
-    weight = torch.randn(site.shape, dtype=torch.float64)
-    difference = (fold_map.project(weight) - average(weight, rho_out, rho_in)).norm()
-    assert difference < EXACT if all_of_it else difference > 0.1
-
-
-def test_under_so3_the_op_still_reaches_its_own_paths_only() -> None:
-    group = parse_group("SO3")
-    with nets.default_dtype(torch.float64):
-        op = o3.Linear("1o+1e", "1o+1e")
-    proposal = adapter.propose(op, group)
-    site = nets.site_of(proposal, {"parameter": "weight"})
-    fold_map = adapter.fold_map(op, site, group)
-    weight = torch.eye(3, dtype=torch.float64).repeat(2, 2)
-    assert torch.equal(average(weight, proposal.rho_out, proposal.rho_in), weight)
-    expected = torch.block_diag(torch.eye(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
-    assert torch.equal(fold_map.project(weight), expected)
-
-
-def test_projection_is_differentiable_twice() -> None:
-    _, _, fold_map, site = op_with_map("product uvu")
-    weight = torch.randn(site.shape, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(fold_map.project, (weight,))
-    assert torch.autograd.gradgradcheck(lambda w: fold_map.project(w) ** 2, (weight,))
-
-
-def test_entries_that_share_a_pair_take_the_minimum_norm() -> None:
-    one = torch.zeros(2, dtype=torch.long)
-    entries = WeightEntries(one[:1, None], one[:1, None], torch.arange(2), one, one, torch.tensor([3.0, 4.0]).double())
-    change = FoldMap("weight", {"0e": entries}, (1, 1)).weight_change(torch.full((1, 1), 50.0).double(), 2)
-    assert change.tolist() == pytest.approx([6.0, 8.0])
-
-
-def test_a_wrong_coefficient_would_be_seen() -> None:
-    op, y, fold_map, site = op_with_map("full product")
-    part = fold_map.entries["1o"]
-    wrong = FoldMap("weight", {"1o": dataclasses.replace(part, coefficient=2 * part.coefficient)}, site.shape)
-    weight = torch.randn(site.shape, dtype=torch.float64)
-    change = torch.linalg.pinv(nets.weight_jacobian(op, y, site.shape[1])) @ weight.flatten()
-    assert (wrong.weight_change(weight, op.weight.numel()) - change).norm() > 0.1
 
 
 def test_copies_need_irreps() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from surgeon.algebra.intertwiners import FoldMap, WeightEntries
+from surgeon.algebra.folding import FoldMap, Parts
 from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.branch import Branch, Branches, Tap, argument_position, branches_child, branches_of
 from surgeon.editing.insert import attach, detach
@@ -19,10 +19,8 @@ DOUBLE = torch.float64
 
 def diagonal_fold(size: int) -> FoldMap:
     """As many scalars on both sides, each weight on the diagonal: P_op(W) is the diagonal of W."""
-    index = torch.arange(size)
-    ones = torch.ones(size, dtype=DOUBLE)
-    entries = WeightEntries(index[:, None], index[:, None], index, index, index, ones)
-    return FoldMap("weight", {"0e": entries}, (size, size))
+    index, one = torch.arange(size)[:, None], torch.ones(1, 1, dtype=DOUBLE)
+    return FoldMap((size, size), {"weight": (size,)}, [Parts(index * (size + 1), index, one, one, one)])
 
 
 def branch(mode: str = "drop", fold: bool = True, size: int = 3) -> Branch:

@@ -169,7 +169,7 @@ def measured_plan(net: nn.Module) -> Plan:
 def test_any_further_argument_of_a_measured_op_is_a_condition() -> None:
     net = Measured().double()
     plan = measured_plan(net)
-    words = "gate acts as on the sample batch"
+    words = "scalar 0 of gate is 1"
     assert {site.name: (site.fold is not None, site.fold_while) for site in plan.sites} == {
         "first": (True, ""),
         "second": (True, words),

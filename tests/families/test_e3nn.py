@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.core import Representation
-from surgeon.plan import Plan, Site
+from surgeon.plan import Plan
 from surgeon.registry import Proposal, Refusal
 from surgeon_adapters.e3nn_layers.adapter import adapter
 from tests.families.cases import FamilyCase, double, keys
@@ -95,12 +94,6 @@ class ComponentsFirstAdapter:
         if not isinstance(module, ComponentsFirst):
             return None
         return Proposal("x", "linear", self.rho(group), self.rho(group))
-
-    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
-        return None, "not foldable: a test"
-
-    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
-        raise NotImplementedError
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         return None

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 class TestEscnn(AdapterContract):
     adapter = "surgeon_adapters.escnn.adapter:adapter"
     libraries = ("escnn", "scipy")
-    folds = False
     # escnn computes its bases in float32
     tolerance = 1e-6
 
@@ -33,7 +32,7 @@ class TestEscnn(AdapterContract):
 class OfKind(AdapterContract):
     """The contract on a network of one kind of field; what does not depend on the network is checked once, above."""
 
-    adapter, folds, tolerance = TestEscnn.adapter, False, TestEscnn.tolerance
+    adapter, tolerance = TestEscnn.adapter, TestEscnn.tolerance
     kind: ClassVar[str]
     test_it_is_registered_under_its_name = None
     test_importing_it_imports_no_library = None

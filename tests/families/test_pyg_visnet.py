@@ -84,7 +84,7 @@ def test_every_linear_map_of_vectors_is_found_and_sound(example: ModuleType, lma
     actions = {"act": symmetry.act, "act_output": symmetry.act_output, "forward": symmetry.forward}
     plan = find(model.module, symmetry.group, *model.inputs, **actions)
     assert [site.name for site in plan.sites] == [*HIDDEN, *(VERTEX if vertex else []), *LAST, *OUTPUT]
-    assert all(site.fold == {"parameter": "weight"} for site in plan.sites)
+    assert all(site.fold for site in plan.sites)
     assert {bool(site.fold_note) for site in plan.sites} == {lmax == 2}
     check_plan(model, plan)
 

@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.intertwiners import FoldMap
 from surgeon.algebra.representations.build import axes, trivial
-from surgeon.finding.site_check import SiteCheck, captured_calls, fold_complaint
-from surgeon.plan import Site
+from surgeon.finding.site_check import SiteCheck, captured_calls
 from surgeon.registry import Proposal
 
 GROUP = parse_group("SO2")
@@ -43,12 +41,6 @@ def test_an_op_that_cannot_be_run_is_a_complaint_not_a_crash() -> None:
     residual, complaint = SiteCheck(GROUP)(nn.Linear(4, 4), Proposal("nothing", "", SCALARS, SCALARS), ZERO)
     assert residual == float("inf")
     assert "could not be checked" in complaint
-
-
-def test_a_fold_map_that_names_no_parameter_is_a_complaint() -> None:
-    site, generator = Site("", "input", "linear", "", SCALARS, SCALARS, (4, 4)), torch.Generator()
-    assert "changed weights" in fold_complaint(nn.Linear(4, 4), site, ZERO, FoldMap("gain", {}, (4, 4)), generator)
-    assert fold_complaint(nn.Linear(4, 4), site, ZERO, FoldMap("weight", {}, (4, 4)), generator) == ""
 
 
 def test_calls_are_captured_by_name_and_only_while_open() -> None:

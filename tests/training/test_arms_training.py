@@ -408,7 +408,9 @@ def test_costs_are_counted_without_changing_anything(make: Make, task: TinyTask,
     costs = training_costs(net, task, relaxation)
     rows = 8
     assert costs.extra_parameters == sum(site.extra_parameters for site in relaxation.plan.sites)
-    assert costs.extra_flops == 2 * rows * costs.extra_parameters
+    maps = [branch.fold_map for branch in relaxation.branches.values() if mode == "fold"]
+    projecting = sum(4 * len(part.entries) * part.basis.numel() for own in maps if own for part in own.parts)
+    assert costs.extra_flops == 2 * rows * costs.extra_parameters + projecting
     assert costs.flops > 0
     assert "nothing of it remains after stripping" in costs.sentence()
     assert torch.equal(output(net), before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -67,11 +66,8 @@ class EscnnAdapter(Adapter):
             axes_in=axis,
             axes_out=axis,
             convolution=convolution,
+            wrap=module.in_type,
         )
-
-    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
-        """Nothing folds: the weights are coefficients in a basis of steerable kernels."""
-        return None, "not foldable: its weights are coefficients of a kernel basis"
 
 
 def _settings(module: Any, dimension: int) -> Convolution | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -48,10 +47,6 @@ class RelaxedConvAdapter(Adapter):
             for fields, count in ((module.fields_in, module.channels_in), (module.fields_out, module.channels_out))
         )
         return _proposal(module, rho_in, rho_out, module.support)
-
-    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
-        """Nothing folds: filters are mixtures of banks, and W would change what they relax."""
-        return None, "not foldable: its filters are mixtures of banks"
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Build the network whose keys and shapes these are."""

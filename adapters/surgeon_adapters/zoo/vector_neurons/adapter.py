@@ -7,19 +7,17 @@ Layers are known by class names that start with "VN", as in the authors' public 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.intertwiners import FoldMap, WeightEntries
 from surgeon.algebra.representations.build import axes
 from surgeon.errors import CheckpointError, TaskError
-from surgeon.plan import Site, Task
+from surgeon.plan import Task
 from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.support.imports import call_with
 from surgeon_adapters.zoo.vector_neurons.models import FACTORY, build, described, recognised
@@ -45,20 +43,6 @@ class VectorNeuronAdapter(Adapter):
                 if type(module).__name__ == CHOOSING:
                     answers[name] = Refusal("it only chooses among vectors: no gradient reaches it", "no effect")
         return answers or None
-
-    def fold_data(self, module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | None, str]:
-        """Every linear layer folds: its weight is the whole space of intertwiners."""
-        return {"parameter": "weight"}, ""
-
-    def fold_map(self, module: nn.Module, site: Site, group: Group) -> FoldMap:
-        """``dw[o, i] = (1/3) sum_m W[(m, o), (m, i)]``: components vary slowest in W."""
-        d, (n_out, n_in) = group.vector_dimension, (size // group.vector_dimension for size in site.shape[:2])
-        rows = torch.arange(n_out)[:, None] + n_out * torch.arange(d)
-        columns = torch.arange(n_in)[:, None] + n_in * torch.arange(d)
-        position = torch.arange(n_out * n_in)
-        ones = torch.ones(len(position), dtype=torch.float64)
-        entries = WeightEntries(rows, columns, position, position // n_in, position % n_in, ones)
-        return FoldMap("weight", {"1": entries}, (d * n_out, d * n_in))
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Return the published network whose keys and shapes these are, with the published number of neighbours."""

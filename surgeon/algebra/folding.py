@@ -1,0 +1,299 @@
+"""The maps that an op's own weights can produce, and the way back to the weights: least squares with J = dM/dw.
+
+An op that is linear in its weights w has the matrix ``M(w) = M(0) + J w``. What of W its weights can take in is the
+orthogonal projection of W on the range of J, ``P_op(W) = J J^+ W``, and the change of weights that adds it is the
+shortest one, ``dw = J^+ W`` (docs/method.md, "Fold instead of drop"). J falls apart: weights and entries of M that have
+nothing to do with each other are solved for by themselves, and of parts that are alike, as the copies of an irrep are,
+only the first.
+
+Where the op has further arguments, its matrix differs from row to row of them. Then only changes count that change the
+matrix of every row in the same way, and what does not depend on the features not at all: the others are taken out
+beforehand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.algebra.probing import SparseMatrix
+
+RANK = 1e-9
+"""Smallest singular value, relative to the largest of its part, that counts."""
+
+SHARED = 16
+"""So many kinds of parts of one size are kept one by one; more of them are stacked."""
+
+
+class _SelfAdjoint(torch.autograd.Function):
+    """Apply an orthogonal projection; its gradient is the same projection, far cheaper than that of the indexing."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``project(weight)``."""
+        context.project = project
+        return project(weight)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Project the gradient, differentiably."""
+        return _SelfAdjoint.apply(gradient, context.project), None  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Parts of J that are solved by themselves, of one size; their matrices are shared or one for each.
+
+    Attributes:
+        entries: shape (parts, m), long: positions in the flattened W.
+        weights: shape (parts, k), long: positions in the flattened weights.
+        basis: shape ([parts,] m, r), float64: orthonormal columns that span what the weights produce.
+        solve: shape ([parts,] k, m): J^+.
+        effect: shape ([parts,] m, k): J.
+    """
+
+    entries: Tensor
+    weights: Tensor
+    basis: Tensor
+    solve: Tensor
+    effect: Tensor
+
+    def to(self, device: torch.device) -> Parts:
+        """Return the same parts on ``device``."""
+        return Parts(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+def _at(flat: Tensor, index: Tensor) -> Tensor:
+    return flat.index_select(0, index.flatten()).view(index.shape)
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Apply a matrix, or one for each, to rows: shape (parts, n)."""
+    if matrices.ndim == 2:
+        return vectors @ matrices.to(vectors).T
+    return torch.einsum("pmn,pn->pm", matrices.to(vectors), vectors)
+
+
+class FoldMap:
+    """What the weights of an op can take in of W.
+
+    Attributes:
+        shape: of W.
+        parameters: names of the op's parameters that are changed, and their shapes.
+        parts: J, by parts.
+        holds_while: what is taken for constant of the op's other arguments, in words; empty for nothing.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        parameters: Mapping[str, Sequence[int]],
+        parts: Sequence[Parts],
+        holds_while: str = "",
+    ) -> None:
+        self.shape, self.holds_while = tuple(shape), holds_while
+        self.parameters = {name: tuple(size) for name, size in parameters.items()}
+        self.parts = list(parts)
+
+    @property
+    def rank(self) -> int:
+        """Dimension of the space of maps that the weights can produce."""
+        return sum(len(part.entries) * part.basis.shape[-1] for part in self.parts)
+
+    def changes(self, parameter: str) -> bool:
+        """Tell whether anything of a parameter is ever changed."""
+        sizes = [math.prod(shape) for shape in self.parameters.values()]
+        index = list(self.parameters).index(parameter)
+        start, end = sum(sizes[:index]), sum(sizes[: index + 1])
+        return any(bool(((part.weights >= start) & (part.weights < end)).any()) for part in self.parts)
+
+    def _move_to(self, device: torch.device) -> None:
+        if any(part.entries.device != device for part in self.parts):
+            self.parts = [part.to(device) for part in self.parts]
+
+    def project(self, weight: Tensor) -> Tensor:
+        """Return P_op(W): the map nearest to W among those that the op's own weights can produce.
+
+        Args:
+            weight: W.
+
+        Returns:
+            Shaped as W, differentiable in ``weight``.
+        """
+        self._move_to(weight.device)
+        projected: Tensor = _SelfAdjoint.apply(weight, self._project)  # type: ignore[no-untyped-call]
+        return projected
+
+    def _project(self, weight: Tensor) -> Tensor:
+        flat = weight.flatten()
+        result = torch.zeros_like(flat)
+        for part in self.parts:
+            found = _times(part.basis, _times(part.basis.mT, _at(flat, part.entries)))
+            result.index_copy_(0, part.entries.flatten(), found.flatten())
+        return result.view_as(weight)
+
+    def weight_change(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return the shortest change of the op's parameters that adds P_op(W) to the op.
+
+        Args:
+            weight: W.
+
+        Returns:
+            Parameter to change, in its shape and the dtype of ``weight``; computed in float64, differentiable.
+        """
+        self._move_to(weight.device)
+        flat, sizes = weight.double().flatten(), [math.prod(shape) for shape in self.parameters.values()]
+        change = flat.new_zeros(sum(sizes))
+        for part in self.parts:
+            found = _times(part.solve, _at(flat, part.entries))
+            change = change.index_copy(0, part.weights.flatten(), found.flatten())
+        pieces = zip(self.parameters.items(), torch.split(change.to(weight), sizes), strict=True)
+        return {name: piece.reshape(shape) for (name, shape), piece in pieces}
+
+    def map_change(self, changes: Mapping[str, Tensor]) -> Tensor:
+        """Return what changes of the op's parameters do to its linear map; the converse of :meth:`weight_change`.
+
+        Args:
+            changes: parameter to its change.
+
+        Returns:
+            Shaped as W, float64.
+        """
+        change = torch.cat([changes[name].double().flatten() for name in self.parameters])
+        self._move_to(change.device)
+        result = change.new_zeros(math.prod(self.shape))
+        for part in self.parts:
+            result.index_copy_(0, part.entries.flatten(), _times(part.effect, _at(change, part.weights)).flatten())
+        return result.reshape(self.shape)
+
+
+def folding_parts(jacobian: SparseMatrix, rows: int, d_out: int) -> list[Parts]:
+    """Solve J by parts.
+
+    Args:
+        jacobian: of an op's matrices in the rows of its further arguments, each (d_out, columns of W and one more),
+            where the last column is what the op makes of features 0; flattened.
+        rows: how many there are.
+        d_out: dimension of the op's result.
+
+    Returns:
+        The parts in which the weights produce anything that is the same in every row.
+    """
+    if not len(jacobian.row):
+        return []
+    width = jacobian.shape[0] // (rows * d_out)
+    pieces = _Pieces(jacobian.row % (d_out * width), jacobian.column, jacobian.row // (d_out * width), jacobian.value)
+    solved: dict[tuple[int, ...], list[Parts]] = {}
+    for members in pieces.alike(width):
+        entries, weights = pieces.members(members)
+        free = entries[0] % width < width - 1
+        found = _solve(pieces.dense(int(members[0]), rows), free)
+        if found is not None:
+            entries = entries[:, free]
+            part = Parts(entries // width * (width - 1) + entries % width, weights, *found)
+            solved.setdefault((*entries.shape[1:], *part.solve.shape, part.basis.shape[-1]), []).append(part)
+    return [part for kinds in solved.values() for part in (kinds if len(kinds) <= SHARED else [_stacked(kinds)])]
+
+
+def _stacked(kinds: Sequence[Parts]) -> Parts:
+    """Put parts of one size together, with a matrix for each."""
+
+    def each(name: str) -> Tensor:
+        return torch.cat([getattr(part, name).expand(len(part.entries), -1, -1) for part in kinds])
+
+    entries, weights = (torch.cat([getattr(part, name) for part in kinds]) for name in ("entries", "weights"))
+    return Parts(entries, weights, each("basis"), each("solve"), each("effect"))
+
+
+class _Pieces:
+    """The connected pieces of the graph of matrix entries and weights in which each entry of J is an edge."""
+
+    def __init__(self, entry: Tensor, weight: Tensor, row: Tensor, value: Tensor) -> None:
+        sparse = importlib.import_module("scipy.sparse")
+        self._entries, entry = torch.unique(entry, return_inverse=True)
+        self._weights, weight = torch.unique(weight, return_inverse=True)
+        size = len(self._entries) + len(self._weights)
+        edges = (torch.ones(len(entry)).numpy(), (entry.numpy(), (len(self._entries) + weight).numpy()))
+        graph = sparse.coo_matrix(edges, shape=(size, size)).tocsr()
+        count, label = sparse.csgraph.connected_components(graph, directed=False)
+        of_entry, of_weight = torch.split(torch.from_numpy(label).long(), [len(self._entries), len(self._weights)])
+        self._entries, self._entry_start, entry_place = _sorted(self._entries, of_entry, count)
+        self._weights, self._weight_start, weight_place = _sorted(self._weights, of_weight, count)
+        order = torch.argsort(of_entry[entry], stable=True)
+        self._edge_start = _starts(of_entry[entry], count)
+        self._piece = of_entry[entry][order]
+        self._edges = (row[order], entry_place[entry][order], weight_place[weight][order], value[order])
+
+    def alike(self, width: int) -> list[Tensor]:
+        """Return lists of pieces with the same matrices; the last of ``width`` columns is another kind of entry."""
+        row, entry, weight, value = self._edges
+        last = self._entries[self._entry_start[self._piece] + entry] % width == width - 1
+        mixed = torch.sin(1.0 + row * 1.7 + entry.double() * 0.9 + torch.sqrt(2.0 + weight.double()) + 0.5 * last)
+        size = len(self._edge_start) - 1
+        names = torch.zeros(2, size, dtype=torch.float64)
+        names[0].index_add_(0, self._piece, value * mixed)
+        names[1].index_add_(0, self._piece, last * mixed)
+        names = (names / value.abs().max() * 1e11).round().long()
+        counts = [start.diff() for start in (self._entry_start, self._weight_start, self._edge_start)]
+        _, kind = torch.unique(torch.stack([*counts, *names]), dim=1, return_inverse=True)
+        return list(torch.split(torch.argsort(kind, stable=True), torch.bincount(kind).tolist()))
+
+    def members(self, pieces: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the entries and the weights of pieces of one size; shapes (pieces, m) and (pieces, k)."""
+        found = []
+        for values, start in ((self._entries, self._entry_start), (self._weights, self._weight_start)):
+            size = int(start[pieces[0] + 1] - start[pieces[0]])
+            found.append(values[start[pieces][:, None] + torch.arange(size)])
+        return found[0], found[1]
+
+    def dense(self, piece: int, rows: int) -> Tensor:
+        """Return the matrices of one piece; shape (rows, m, k)."""
+        start, end = self._edge_start[piece : piece + 2].tolist()
+        m, k = (int(each[piece + 1] - each[piece]) for each in (self._entry_start, self._weight_start))
+        row, entry, weight, value = (each[start:end] for each in self._edges)
+        return torch.zeros(rows, m, k, dtype=torch.float64).index_put((row, entry, weight), value)
+
+
+def _starts(label: Tensor, count: int) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(label, minlength=count).cumsum(0)])
+
+
+def _sorted(values: Tensor, label: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values piece by piece, where each piece starts, and the place of each value within its piece."""
+    order, start = torch.argsort(label, stable=True), _starts(label, count)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order)) - start[label[order]]
+    return values[order], start, place
+
+
+def _solve(matrices: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Solve one part; None if it produces nothing that is the same in every row and only where it may.
+
+    Args:
+        matrices: shape (rows, entries, weights).
+        free: which of the entries are of W, shape (entries,); the others have to stay.
+
+    Returns:
+        An orthonormal basis of what is produced, J^+ and J.
+    """
+    effect = matrices[:, free].mean(0)
+    varying = torch.cat([(matrices[:, free] - effect).flatten(0, 1), matrices[:, ~free].flatten(0, 1)])
+    least = RANK * float(torch.linalg.matrix_norm(matrices.flatten(0, 1)))
+    allowed = torch.eye(effect.shape[1], dtype=torch.float64)
+    if bool((varying.abs() > least).any()):
+        _, sizes, directions = torch.linalg.svd(torch.linalg.qr(varying, "r").R)
+        allowed = directions[int((sizes > least).sum()) :].T
+    if not effect.numel() or not allowed.numel():
+        return None
+    basis, sizes, directions = torch.linalg.svd(effect @ allowed, full_matrices=False)
+    rank = int((sizes > least).sum())
+    if not rank:
+        return None
+    basis = basis[:, :rank]
+    return basis, allowed @ (directions[:rank].T / sizes[:rank]) @ basis.T, effect

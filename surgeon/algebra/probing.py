@@ -1,0 +1,171 @@
+"""The sparse matrix of a linear map that can only be run, found in far fewer runs than it has columns.
+
+Where every output of the map depends on one input alone, three runs say on which, and how: on ``a`` (random), on
+``k a_k`` (the ratio of the two tells the input's number), and on other random numbers, which the decoded matrix has to
+predict. Where several inputs meet in one output this fails; the inputs are halved then, and pieces whose outputs do not
+overlap are run together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NOTHING = 1e-12
+"""Largest entry, relative to the largest of a run, that counts as rounding of 0."""
+
+DECODED = 1e-9
+"""Largest relative deviation from what a decoded matrix predicts; also of a map that counts as linear."""
+
+MOST_RUNS = 3000
+"""Runs after which a map in which everything depends on everything is given up."""
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMatrix:
+    """Entries of a matrix: ``row`` and ``column`` long, ``value`` float64, each of shape (entries,)."""
+
+    row: Tensor
+    column: Tensor
+    value: Tensor
+    shape: tuple[int, int]
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """Return the product with a vector."""
+        result = torch.zeros(self.shape[0], dtype=self.value.dtype, device=self.value.device)
+        return result.index_add(0, self.row, self.value * vector[self.column])
+
+
+def probed_matrix(run: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> SparseMatrix | None:
+    """Return the matrix of the linear part of an affine map.
+
+    Args:
+        run: from the inputs, float64, shape (sum of ``sizes``,), to outputs of one axis.
+        sizes: how the inputs are made up; inputs of different parts often meet in an output, those of one part seldom.
+
+    Returns:
+        The matrix, in which columns and rows without influence are empty; None if the map is not affine, or too many
+        inputs meet in one output.
+    """
+    probe = _Probe(run, sum(sizes))
+    if not probe.is_linear():
+        return None
+    ends = torch.tensor([0, *sizes]).cumsum(0)
+    pieces = torch.stack([ends[:-1], ends[1:]], dim=1)
+    pieces = pieces[pieces[:, 1] > pieces[:, 0]]
+    rows, owners = torch.arange(len(probe.offset)).repeat(len(pieces)), torch.arange(len(pieces))
+    owners = owners.repeat_interleave(len(probe.offset))
+    colours = torch.arange(len(pieces))
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    while len(pieces):
+        if probe.runs + 3 * int(colours.max() + 1) > MOST_RUNS:
+            return None
+        rows, owners, done = probe.decode(pieces, colours, rows, owners)
+        found.append(done)
+        open_ = torch.unique(owners)
+        owners = torch.searchsorted(open_, owners)
+        pieces, colours = pieces[open_], _colours(rows, owners, len(open_))
+        # both halves may reach what the whole reached
+        middle = (pieces.sum(1) + 1) // 2
+        pieces = torch.stack([pieces[:, 0], middle, middle, pieces[:, 1]], dim=1).reshape(-1, 2)
+        rows, owners = rows.repeat(2), torch.cat([2 * owners, 2 * owners + 1])
+        colours = torch.stack([2 * colours, 2 * colours + 1], dim=1).flatten()
+    row, column, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    matrix = SparseMatrix(row, column, value, (len(probe.offset), sum(sizes)))
+    return matrix if probe.agrees(matrix) else None
+
+
+class _Probe:
+    """Runs of an affine map."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], size: int) -> None:
+        self._run, self._size, self.runs = run, size, 1
+        self._generator = torch.Generator().manual_seed(0)
+        self.offset = run(torch.zeros(size, dtype=torch.float64))
+
+    def _random(self) -> Tensor:
+        return 1 + torch.rand(self._size, generator=self._generator, dtype=torch.float64)
+
+    def _at(self, inputs: Tensor) -> Tensor:
+        self.runs += 1
+        return self._run(inputs) - self.offset
+
+    def is_linear(self) -> bool:
+        """Tell whether two random inputs add up, and a multiple gives the multiple."""
+        x, y = self._random() - 1.5, self._random() - 1.5
+        at_x, at_y, both = self._at(x), self._at(y), self._at(2 * x + y)
+        return _close(both, 2 * at_x + at_y, at_x.abs() + at_y.abs())
+
+    def agrees(self, matrix: SparseMatrix) -> bool:
+        """Tell whether a matrix predicts one more run."""
+        x = self._random() - 1.5
+        return _close(self._at(x), matrix @ x, self.offset.abs())
+
+    def decode(
+        self, pieces: Tensor, colours: Tensor, rows: Tensor, owners: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Run all pieces of inputs, those of one colour together, and read off the columns of those that allow it.
+
+        Args:
+            pieces: first input and end of each piece, shape (pieces, 2).
+            colours: of the pieces; pieces of one colour share no row.
+            rows: outputs that a piece may reach, shape (pairs,).
+            owners: the piece of each pair, shape (pairs,).
+
+        Returns:
+            Rows that the other pieces do reach, their owners, and the entries (row, column, value) that were found.
+        """
+        found = torch.zeros(3, len(rows), dtype=torch.float64)
+        scale, other = self._random(), self._random()
+        number = torch.arange(self._size, dtype=torch.float64)
+        colour_of = torch.full((self._size,), -1)
+        for (start, end), colour in zip(pieces.tolist(), colours.tolist(), strict=True):
+            number[start:end] = (number[start:end] - start + 1) / (end - start)
+            colour_of[start:end] = colour
+        for colour in torch.unique(colours).tolist():
+            taken, chosen = scale * (colour_of == colour), colours[owners] == colour
+            factors = (1.0, number, other) if (pieces[colours == colour].diff() > 1).any() else (1.0,)
+            for index, factor in enumerate(factors):
+                result = self._at(taken * factor)
+                result[result.abs() <= NOTHING * result.abs().max()] = 0
+                found[index, chosen] = result[rows[chosen]]
+        reached = found.any(0)
+        rows, owners, (once, counted, control) = rows[reached], owners[reached], found[:, reached]
+        size = pieces[:, 1] - pieces[:, 0]
+        ratio = torch.where(once != 0, counted / once, torch.zeros_like(once))
+        place = (ratio * size[owners]).round().long() - 1
+        column = pieces[owners, 0] + place.clamp(min=0).minimum(size[owners] - 1)
+        fits = (control - once * other[column]).abs() <= DECODED * once.abs()
+        simple = ((torch.bincount(owners[~fits], minlength=len(pieces)) == 0) | (size == 1))[owners]
+        values = torch.where(simple, once, 0) / scale[column]
+        return rows[~simple], owners[~simple], (rows[simple], column[simple], values[simple])
+
+
+def _close(left: Tensor, right: Tensor, scale: Tensor) -> bool:
+    size = float((right.abs() + scale).max()) if len(right) else 0.0
+    return not len(left) or bool((left - right).abs().max() <= DECODED * size)
+
+
+def _colours(rows: Tensor, owners: Tensor, count: int) -> Tensor:
+    """Return the least colours, taken greedily, by which pieces that share a row differ; shape (count,)."""
+    colours = torch.zeros(count, dtype=torch.long)
+    _, rows = torch.unique(rows, return_inverse=True)
+    names = torch.randint(1 << 60, (count,), generator=torch.Generator().manual_seed(0))
+    sums = torch.zeros(int(rows.max()) + 1 if len(rows) else 0, dtype=torch.long).index_add(0, rows, names[owners])
+    _, alike = torch.unique(sums, return_inverse=True)  # rows of the same owners count once
+    pairs = torch.unique(torch.stack([alike[rows], owners], dim=1), dim=0)
+    shared = torch.bincount(pairs[:, 0], minlength=1)[pairs[:, 0]] > 1
+    by_owner: dict[int, list[int]] = {}
+    for row, owner in pairs[shared].tolist():
+        by_owner.setdefault(owner, []).append(row)
+    used: dict[int, set[int]] = {}
+    for owner, own in sorted(by_owner.items()):
+        taken = set().union(*(used.setdefault(row, set()) for row in own))
+        colour = next(number for number in range(len(taken) + 1) if number not in taken)
+        colours[owner] = colour
+        for row in own:
+            used[row].add(colour)
+    return colours

@@ -1,0 +1,239 @@
+"""What of a branch an op's own weights can take in: the op is run with other weights, and nothing else need be known.
+
+The matrix of an op is read off its results for unit features. A plan holds what that needs beside the model: the names
+of the weights, the shape of the features, and a few rows of what else the op is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.algebra.folding import FoldMap, folding_parts
+from surgeon.algebra.intertwiners import intertwiner_count
+from surgeon.algebra.probing import probed_matrix
+from surgeon.errors import GroupError, PlanError, first_line
+from surgeon.finding.forms import form_of
+from surgeon.finding.ops import call_forward
+from surgeon.finding.sample_calls import NotFoldableError, sample_calls
+from surgeon.finding.trace import changing_raw, raw_op_at, trace_forward
+from surgeon.finding.unit_features import Wrap, matrices_of
+from surgeon.plan import Site
+from surgeon.support.copies import copied
+from surgeon.support.modes import default_dtype, renew, set_training
+from surgeon.support.trees import tensor_at, with_tensor
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest relative deviation that an op of a dtype may show.
+
+In float64 it allows for constants that were made in float32, as those of a model that was built so and then converted.
+"""
+
+MOST_ENTRIES = 30_000_000
+"""Entries of an op's matrices up to which it is run with other weights."""
+
+
+def not_foldable(site: Site, why: str) -> Site:
+    """Return a site that cannot be folded, with the reason."""
+    return dataclasses.replace(site, fold=None, fold_while="", fold_note=f"not foldable: {why}")
+
+
+def with_fold(
+    site: Site,
+    op: nn.Module,
+    calls: Sequence[Mapping[str, Any]] | None,
+    tied: Collection[str],
+    wrap: Wrap | None = None,
+) -> Site:
+    """Return a site with what is needed to fold it, or why it cannot be folded.
+
+    Args:
+        site: annotated or measured.
+        op: its module.
+        calls: arguments by name of each recorded call; None without a recorded run.
+        tied: modules outside the op that own its weights as well.
+        wrap: for features inside an object, how to make that.
+    """
+    if tied:
+        return not_foldable(site, f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too")
+    try:
+        own, site = _found(site, op, calls, wrap)
+    except NotFoldableError as error:
+        return not_foldable(site, str(error))
+    generator = torch.Generator().manual_seed(0)
+    tried = calls or () if site.fold_while else (calls or ())[:1]
+    complaint = next(filter(None, (fold_complaint(op, site, call, own, generator) for call in tried)), "")
+    if complaint:
+        return not_foldable(site, complaint)
+    return dataclasses.replace(site, fold_note=_coverage(own, site))
+
+
+def fold_map_at(op: nn.Module, site: Site, wrap: Wrap | None = None) -> FoldMap:
+    """Return what the weights that a plan names can take in.
+
+    Args:
+        op: the module of the site.
+        site: with fold data.
+        wrap: for features inside an object, how to make that.
+
+    Raises:
+        PlanError: if the op cannot be run as the plan says, or its weights do not enter as it says.
+    """
+    try:
+        assert site.fold is not None
+        own = _fold_map(op, site, site.fold, wrap)
+        if own.rank:
+            return own
+        problem = "no change of them does what it needs"
+    except (NotFoldableError, LookupError, TypeError, ValueError, AttributeError) as error:
+        problem = first_line(error)
+    raise PlanError(
+        f"expected {site.key!r} to fold into {_names(site.fold)} of {type(op).__name__}, but {problem}: the plan was "
+        "made for another model, make a new one with `surgeon inspect`, or set fold to null"
+    )
+
+
+def _names(fold: Any) -> str:
+    names = fold.get("parameters") if isinstance(fold, Mapping) else None
+    return ", ".join(map(repr, names)) if isinstance(names, Sequence) and names else "its weights"
+
+
+def _found(
+    site: Site, op: nn.Module, calls: Sequence[Mapping[str, Any]] | None, wrap: Wrap | None
+) -> tuple[FoldMap, Site]:
+    """Try the constants of what else the op is given, and then its rows themselves; keep what folds more."""
+    own = dict(op.named_parameters())
+    names = [name for name, weight in own.items() if weight.requires_grad and weight.is_floating_point()]
+    names = [name for name in names if site.node is None or name in site.parameters]
+    if not names:
+        raise NotFoldableError("its weights are frozen")
+    best: tuple[FoldMap, Site] | None = None
+    for call, holds_while in sample_calls(site, op, calls, wrap is not None):
+        found = _fold_map(op, site, {"parameters": names, **call}, wrap)
+        if found.rank and (best is None or found.rank > best[0].rank):
+            fold = {"parameters": [name for name in names if found.changes(name)], **call}
+            best = found, dataclasses.replace(site, fold=fold, fold_while=holds_while)
+            if not _coverage(found, site):
+                break
+    if best is None:
+        also = " and does the same in every row of what else it is given" if calls and len(calls[0]) > 1 else ""
+        raise NotFoldableError(f"no change of its weights changes its linear map alone{also}")
+    best[0].holds_while = best[1].fold_while
+    return best
+
+
+def _coverage(own: FoldMap, site: Site) -> str:
+    """Say how much of the space of intertwiners the op's weights reach; empty if all of it."""
+    reached = own.rank
+    try:
+        total = intertwiner_count(site.rho_out, site.rho_in) if site.convolution is None else None
+    except GroupError:  # no direct sum of irreps
+        total = None
+    if total is None:
+        return f"its weights reach {reached} dimensions of intertwiners; of how many is not counted"
+    return "" if reached == total else f"its weights reach {reached} of {total} intertwiner dimensions"
+
+
+def _fold_map(op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None) -> FoldMap:
+    """Run an op with other weights, in training mode (in eval mode some libraries keep what they make of them)."""
+    names = list(fold["parameters"])
+    try:
+        twin = copied(op).double().requires_grad_(False)
+    except Exception as error:
+        raise NotFoldableError(f"it cannot be copied ({first_line(error)})") from error
+    weights = [twin.get_parameter(name) for name in names]
+    sizes = [weight.numel() for weight in weights]
+    problem = "its linear map is not linear in its weights, or too many of them meet in each entry"
+    for training in (True, False):
+        set_training(twin, training)
+        try:
+            with torch.no_grad(), default_dtype(torch.float64):
+                _put(weights, torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0)))
+                matrices = matrices_of(twin, site, fold, wrap)
+                rows, d_out, _ = shape = matrices().shape
+                if shape.numel() > MOST_ENTRIES:
+                    raise NotFoldableError(f"its matrices have {shape.numel()} entries, too many to run it for each")
+                jacobian = probed_matrix(partial(_run, weights, matrices), sizes)
+        except NotFoldableError:
+            raise
+        except Exception as error:  # the op is foreign code
+            problem = f"it could not be run with other weights ({first_line(error)})"
+            continue
+        if jacobian is not None:
+            shapes = {name: weight.shape for name, weight in zip(names, weights, strict=True)}
+            return FoldMap(site.shape, shapes, folding_parts(jacobian, rows, d_out), site.fold_while)
+    raise NotFoldableError(problem)
+
+
+def _put(weights: Sequence[Tensor], values: Tensor) -> None:
+    for weight, value in zip(weights, torch.split(values, [weight.numel() for weight in weights]), strict=True):
+        weight.copy_(value.view_as(weight))
+
+
+def _run(weights: Sequence[Tensor], matrices: Callable[[], Tensor], values: Tensor) -> Tensor:
+    _put(weights, values)
+    return matrices().flatten()
+
+
+def fold_complaint(
+    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
+) -> str:
+    """Return why changed weights do not do what ``fold_map`` says in a call of the op; empty if they do.
+
+    A caller may pass the weights, or another argument may be no longer what it was. The largest entry counts, so that
+    one row out of many is seen.
+    """
+    try:
+        with torch.no_grad():
+            residual, limit = _fold_residual(op, site, call, fold_map, generator)
+    except Exception as error:  # the op is foreign code
+        return f"it could not be run with changed weights ({first_line(error)})"
+    if residual <= limit:
+        return ""
+    return f"changed weights do not act as they do alone, relative deviation {residual:.1e}"
+
+
+def _fold_residual(
+    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
+) -> tuple[float, float]:
+    twin = copied(op)
+    if site.node is not None:
+        return _raw_residual(twin, site, call, fold_map, generator)
+    real = tensor_at(call[site.argument], site.path_in)
+    x = torch.randn(real.shape, generator=generator).to(real)
+    weight = torch.randn(fold_map.shape, generator=generator).to(x)
+    arguments = {**call, site.argument: with_tensor(call[site.argument], site.path_in, x)}
+    before = tensor_at(call_forward(twin, arguments), site.path_out)
+    _change(twin, fold_map, weight)
+    after = tensor_at(call_forward(twin, arguments), site.path_out)
+    expected = form_of(site).add(torch.zeros_like(before), (fold_map.project(weight).to(x),), x)
+    if not expected.numel():
+        return 0.0, 0.0
+    scale = float(expected.abs().max()) + float(before.abs().max()) + torch.finfo(x.dtype).tiny
+    return float((after - before - expected).abs().max()) / scale, TOLERANCE.get(x.dtype, 1e-4)
+
+
+def _change(op: nn.Module, fold_map: FoldMap, weight: Tensor) -> None:
+    for name, change in fold_map.weight_change(weight).items():
+        op.get_parameter(name).add_(change)
+    renew(op)
+
+
+def _raw_residual(
+    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
+) -> tuple[float, float]:
+    """Compare the whole forward with changed weights with one in which the op's result alone is changed."""
+    graph, raw = trace_forward(op), raw_op_at(site.node or "", site.parameters)
+    like = op.get_parameter(next(iter(fold_map.parameters)))
+    weight = torch.randn(fold_map.shape, generator=generator).to(like)
+    produced = fold_map.project(weight)
+    with changing_raw(op, graph, raw, lambda x, y: form_of(site).add(y, (produced,), x)):
+        expected = call_forward(op, call)
+    _change(op, fold_map, weight)
+    return relative_difference(call_forward(op, call), expected), TOLERANCE.get(like.dtype, 1e-4)

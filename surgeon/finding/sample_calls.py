@@ -1,0 +1,185 @@
+"""What an op can be given beside unit features: data that a plan holds, made of the calls of the sample batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.finding.trace import raw_op_at, read_operand, trace_forward
+from surgeon.finding.usage import further_arguments, is_nothing
+from surgeon.plan import Site
+from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
+
+CONSTANT_TO = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""Relative spread up to which a number that an op is given counts as constant."""
+
+MOST_WORDS = 4
+"""Constants that are listed one by one."""
+
+MOST_ROWS, MOST_NUMBERS = 32, 4096
+"""Rows, and numbers, of what else an op is given that a plan holds at most."""
+
+
+class NotFoldableError(Exception):
+    """A branch cannot be folded into its op's weights; the message says why."""
+
+
+def sample_calls(
+    site: Site, op: nn.Module, calls: Sequence[Mapping[str, Any]] | None, wrapped: bool
+) -> list[tuple[dict[str, Any], str]]:
+    """Return what an op can be given beside unit features, as JSON-compatible data, and what that takes for constant.
+
+    Of arguments with one entry per row there are two choices: what was the same in all rows, with random numbers in
+    place of the rest; and some of the rows themselves.
+
+    Args:
+        site: annotated or measured.
+        op: its module.
+        calls: arguments by name of each recorded call; None without a recorded run.
+        wrapped: True if the argument is made of the features alone.
+
+    Raises:
+        NotFoldableError: if it cannot be known, or is too much for a plan.
+    """
+    if not calls:
+        needed = [
+            name
+            for name, each in inspect.signature(op.forward).parameters.items()
+            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        ]
+        if needed != [site.argument] or (site.path_in and not wrapped) or len(site.axes_in) > 1:
+            raise NotFoldableError("not known without a sample batch: what else it is given decides")
+        return [({"shape": [1, site.shape[1]]}, "")]
+    if site.node is not None:
+        raw = raw_op_at(site.node, site.parameters)
+        return [({"shape": _one_row(site, read_operand(op, trace_forward(op), raw, calls[0]))}, "")]
+    holds_while = further_arguments(dataclasses.replace(site, path_in=()) if wrapped else site, calls)
+    if site.convolution is not None:
+        if holds_while:
+            raise NotFoldableError("it is a convolution that is given more than its features")
+        return [({}, "")]
+    shapes = [tuple(tensor_at(call[site.argument], site.path_in).shape) for call in calls]
+    further = [_without_features(site, call, wrapped) for call in calls]
+    by_row = _by_row(site, shapes, further)
+    if not by_row:
+        plain = not any(tensor_leaves(each) for each in further)
+        shape = _one_row(site, torch.empty(shapes[0], device="meta")) if plain else list(shapes[0])
+        return [({"shape": shape, "given": _encoded(further[0])}, holds_while)]
+    values = {place: torch.cat([tensor_leaves(each)[place] for each in further]) for place in by_row}
+    if len(next(iter(values.values()))) < 2:  # a single row cannot show what varies
+        raise NotFoldableError("what else it is given was seen in a single row")
+    others = {str(place[0]) for place in tensor_leaves(further[0]) if place not in by_row}
+    choices = []
+    for rows, words in (_constants(values), _some_rows(values)):
+        if rows is not None:
+            tree = further[0]
+            for place, tensor in rows.items():
+                tree = with_tensor(tree, place, tensor)
+            count = len(next(iter(rows.values())))
+            said = holds_while if words is None or others else words
+            choices.append(({"shape": [count, *shapes[0][1:]], "given": _encoded(tree)}, said))
+    return choices
+
+
+def _one_row(site: Site, features: Tensor) -> list[int]:
+    """Return the shape of features with a single row."""
+    kept = {axis % features.ndim for axis in site.axes_in}
+    return [size if axis in kept else 1 for axis, size in enumerate(features.shape)]
+
+
+def _without_features(site: Site, call: Mapping[str, Any], wrapped: bool) -> dict[str, Any]:
+    """Return the arguments of a call, with a single 0 in place of its features; those that are nothing are left out."""
+    further = {name: value for name, value in call.items() if name != site.argument and not is_nothing(value)}
+    if site.path_in and not wrapped:
+        further[site.argument] = with_tensor(call[site.argument], site.path_in, torch.zeros(()))
+    return further
+
+
+def _by_row(site: Site, shapes: Sequence[tuple[int, ...]], further: Sequence[Mapping[str, Any]]) -> list[Place]:
+    """Return where the tensors are that have as many rows as the features, in every call."""
+    if any(len(shape) == len(site.axes_in) or -len(shape) in site.axes_in for shape in shapes):
+        return []
+    leaves = [tensor_leaves(each) for each in further]
+    return [
+        place
+        for place in leaves[0]
+        if all(
+            place in each and each[place].ndim and len(each[place]) == shape[0]
+            for each, shape in zip(leaves, shapes, strict=True)
+        )
+    ]
+
+
+def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, str]:
+    """Return random rows in which what is constant, and not 0, has its value, and that in words; None for integers."""
+    rows, said, varying = {}, [], 1
+    kept: dict[Place, tuple[Tensor, Tensor]] = {}
+    for place, tensor in values.items():
+        if not tensor.is_floating_point():
+            return None, ""
+        flat = tensor.reshape(len(tensor), -1).double().cpu()
+        mean, tolerance = flat.mean(0), CONSTANT_TO.get(tensor.dtype, 1e-2)
+        constant = (flat.max(0).values - flat.min(0).values <= tolerance * mean.abs()) & (mean != 0)
+        mean = torch.where((mean - mean.round()).abs() <= tolerance * mean.abs(), mean.round(), mean)
+        kept[place], varying = (mean, constant), varying + int((~constant).sum())
+        name = ".".join(map(str, place))
+        said += [f"scalar {index} of {name} is {mean[index]:g}" for index in constant.nonzero().flatten()]
+    generator = torch.Generator().manual_seed(0)
+    for place, (mean, constant) in kept.items():
+        random = torch.randn(min(varying, MOST_ROWS), len(mean), generator=generator, dtype=torch.float64)
+        rows[place] = torch.where(constant, mean, random).reshape(-1, *values[place].shape[1:])
+    names = ", ".join(str(place[0]) for place in values)
+    many = f"the {len(said)} constant scalars of {names} stay as they were"
+    return rows, " and ".join(said) if len(said) <= MOST_WORDS else many
+
+
+def _some_rows(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, None]:
+    """Return rows of which all others are affine combinations; None where there are no others to show that."""
+    flat = torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in values.values()], dim=1)[: 100 * MOST_ROWS]
+    linalg = importlib.import_module("scipy.linalg")
+    triangle, order = linalg.qr(torch.cat([flat, torch.ones(len(flat), 1)], dim=1).T.numpy(), mode="r", pivoting=True)
+    diagonal = torch.from_numpy(triangle).diagonal().abs()
+    count = min(int((diagonal > 1e-6 * diagonal.max()).sum()), MOST_ROWS)
+    if count == len(flat):
+        return None, None
+    chosen = torch.from_numpy(order[:count]).long()
+    return {place: tensor[chosen.to(tensor.device)] for place, tensor in values.items()}, None
+
+
+def _encoded(tree: Any) -> Any:
+    """Return nested plain data and tensors as JSON-compatible data.
+
+    Raises:
+        NotFoldableError: if there is anything else in it, or too much.
+    """
+    if isinstance(tree, Tensor):
+        if tree.numel() > MOST_NUMBERS:
+            raise NotFoldableError(f"it is given a tensor of {tree.numel()} numbers, too many to be kept in a plan")
+        dtype = str(tree.dtype).removeprefix("torch.")
+        return {"tensor": tree.detach().cpu().flatten().tolist(), "shape": list(tree.shape), "dtype": dtype}
+    if isinstance(tree, Mapping):
+        return {"mapping": {str(key): _encoded(value) for key, value in tree.items()}}
+    if isinstance(tree, list | tuple):
+        return {"sequence": [_encoded(value) for value in tree]}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"value": tree}
+    raise NotFoldableError(f"it is given a {type(tree).__name__}, which a plan cannot hold")
+
+
+def decoded(data: Mapping[str, Any]) -> Any:
+    """Return what was encoded, with floating-point numbers in float64."""
+    if "tensor" in data:
+        dtype: torch.dtype = getattr(torch, data["dtype"])
+        tensor = torch.tensor(data["tensor"], dtype=torch.float64 if dtype.is_floating_point else dtype)
+        return tensor.reshape(data["shape"])
+    if "mapping" in data:
+        return {key: decoded(value) for key, value in data["mapping"].items()}
+    if "sequence" in data:
+        return tuple(decoded(value) for value in data["sequence"])
+    return data["value"]

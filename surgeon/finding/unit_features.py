@@ -1,0 +1,138 @@
+"""The matrix of an op, or its kernel, read off what it makes of unit features."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import PlanError
+from surgeon.finding.forms import LinearForm
+from surgeon.finding.ops import call_forward
+from surgeon.finding.sample_calls import decoded
+from surgeon.finding.trace import raw_op_at, run_apart, trace_forward
+from surgeon.plan import Site
+from surgeon.support.trees import map_tensors, tensor_at, with_tensor
+
+Wrap = Callable[[Tensor], Any]
+"""Makes of features the argument of an op that takes them inside an object."""
+
+
+def matrices_of(op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None) -> Callable[[], Tensor]:
+    """Return how to read off what an op does to features, and what it makes of features 0.
+
+    Args:
+        op: the module.
+        site: where its features are.
+        fold: shape of the features and what else it is given, see :func:`surgeon.finding.sample_calls.sample_calls`.
+        wrap: for features inside an object, how to make that.
+
+    Returns:
+        A function that runs the op with its present weights: shape (rows, d_out, columns of W + 1).
+
+    Raises:
+        PlanError: if the features do not have the dimension of W.
+    """
+    return _Matrices(op, site, fold, wrap) if site.convolution is None else _kernel(op, site, wrap)
+
+
+def _call_of(op: nn.Module, site: Site, wrap: Wrap | None) -> Callable[[Tensor, Mapping[str, Any]], Tensor]:
+    """Return the op as a function of its features and of what else it is given."""
+    if site.node is not None:
+        graph, raw = trace_forward(op), raw_op_at(site.node, site.parameters)
+        return lambda x, given: run_apart(op, graph, raw, x)
+
+    def call(x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        argument = wrap(x) if wrap is not None else with_tensor(given.get(site.argument), site.path_in, x)
+        return tensor_at(call_forward(op, {**given, site.argument: argument}), site.path_out)
+
+    return call
+
+
+class _Matrices:
+    """The matrices of an op in the rows of what else it is given, and what it makes of features 0.
+
+    Calling it returns them as they are with the op's present weights: shape (rows, d_out, d_in + 1).
+    """
+
+    def __init__(self, op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None) -> None:
+        self._site, self._call = site, _call_of(op, site, wrap)
+        self._shape, self._given = tuple(fold["shape"]), decoded(fold.get("given", {"mapping": {}}))
+        sizes = [self._shape[axis] for axis in site.axes_in]
+        if math.prod(sizes) != site.shape[1]:
+            raise PlanError(f"its features of shape {self._shape} do not have the dimension {site.shape[1]} of W")
+        self._units = torch.cat([torch.eye(site.shape[1]), torch.zeros(1, site.shape[1])])
+        self._together = len(sizes) < len(self._shape) and -len(self._shape) not in site.axes_in
+        self._together = self._together and self._rows_are_apart()
+
+    def __call__(self) -> Tensor:
+        """Run the op, for all unit features at once if its rows have nothing to do with each other."""
+        if self._together:
+            columns = self._run(self._units)
+        else:
+            columns = torch.cat([self._run(unit) for unit in torch.split(self._units, 1)])
+        return torch.cat([columns[:-1] - columns[-1], columns[-1:]]).permute(1, 2, 0)
+
+    def _rows_are_apart(self) -> bool:
+        try:
+            both, one = self._run(self._units[[0, -1]]), self._run(self._units[:1])
+        except Exception:  # what else it is given does not go by rows
+            return False
+        return both.shape[1:] == one.shape[1:] and bool((both[:1] - one).abs().max() <= 1e-9 * one.abs().max())
+
+    def _run(self, units: Tensor) -> Tensor:
+        """Put each of some unit features into every row: (units, d_in) to (units, rows, d_out)."""
+        site, shape, given = self._site, self._shape, self._given
+        sizes = [shape[axis] for axis in site.axes_in]
+        others = [size for axis, size in enumerate(shape) if axis - len(shape) not in site.axes_in]
+        x = units.reshape(-1, *(1 for _ in others), *sizes).expand(-1, *others, *sizes)
+        x = x.movedim(tuple(range(-len(sizes), 0)), site.axes_in)
+        x = x[0] if len(units) == 1 else x.flatten(0, 1)
+
+        def repeated(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor] * len(units)) if tensor.ndim and tensor.shape[0] == shape[0] else tensor
+
+        result = self._call(x.contiguous(), map_tensors(repeated, given) if len(units) > 1 else given)
+        view, count = LinearForm(site.axes_out).view(result)
+        return view.reshape(len(units), -1, math.prod(view.shape[count:]))
+
+
+def _kernel(op: nn.Module, site: Site, wrap: Wrap | None) -> Callable[[], Tensor]:
+    """Return how to read off an op's kernel, and its bias: shape (1, d_out, d_in * points + 1).
+
+    Each input is an image with one point that is not 0, far enough from the edges; for each stride the point has to be
+    at several places, so that every point of the kernel meets it.
+    """
+    settings, d_in = site.convolution, site.shape[1]
+    assert settings is not None
+    extra = [0 if settings.mode == "zeros" else padding + 1 for padding in settings.padding]
+    reach = [(size - 1) * gap for size, gap in zip(settings.kernel, settings.dilation, strict=True)]
+    margins = [max(r - padding, 0) + e for r, padding, e in zip(reach, settings.padding, extra, strict=True)]
+    lengths = [2 * margin + stride for margin, stride in zip(margins, settings.stride, strict=True)]
+    images = torch.zeros(math.prod(settings.stride), d_in, d_in, *lengths)
+    channel = torch.arange(d_in)
+    for image, place in zip(images, itertools.product(*map(range, settings.stride)), strict=True):
+        image[(channel, channel, *(m + p for m, p in zip(margins, place, strict=True)))] = 1
+    images = torch.cat([images.flatten(0, 1), torch.zeros(1, d_in, *lengths)])
+    points = torch.meshgrid(*map(torch.arange, settings.kernel), indexing="ij")
+    number = torch.zeros(math.prod(settings.kernel), dtype=torch.long)
+    positions: list[Tensor] = []
+    for axis, point in enumerate(points):
+        stride = settings.stride[axis]
+        offset = margins[axis] + settings.padding[axis] - settings.dilation[axis] * point.flatten()
+        number = number * stride + -offset % stride
+        positions.append((offset + -offset % stride) // stride)
+    number = number * d_in + channel[:, None]
+    call = _call_of(op, site, wrap)
+
+    def kernel() -> Tensor:
+        result = call(images, {}).movedim(1, -1)
+        bias = result[-1][tuple(positions)]
+        found = result[(number, *positions)] - bias
+        return torch.cat([found.flatten(0, 1).T, bias[:1].T], dim=1)[None]
+
+    return kernel
