@@ -13,7 +13,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError
 from surgeon.finding.fold import fold_complaint
 from surgeon.finding.site_check import captured_calls
-from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.modes import in_evaluation_mode
 
 
 def check_folds(
@@ -66,8 +66,7 @@ def _as_folded(relaxation: Relaxation) -> Iterator[None]:
     for branch in before:
         branch.mode = "fold"
     try:
-        with modes_kept(relaxation.model), relaxation.clean():
-            set_training(relaxation.model, False)
+        with in_evaluation_mode(relaxation.model), relaxation.clean():
             yield
     finally:
         for branch, mode in before.items():

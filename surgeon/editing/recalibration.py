@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import SurgeryError, UsageError
-from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.modes import in_evaluation_mode
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -199,8 +199,7 @@ def _only_training(model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[No
     others = [m for m in model.modules() if m not in trained and not isinstance(m, torch.jit.ScriptModule)]
     buffers = {module: dict(module.named_buffers(recurse=False, remove_duplicate=False)) for module in others}
     try:
-        with modes_kept(model):
-            set_training(model, False)
+        with in_evaluation_mode(model):
             for layer in trained:
                 layer.training = True
             yield

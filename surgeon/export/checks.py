@@ -15,9 +15,10 @@ from surgeon.export.deviation import allowed_deviation, largest_deviation, large
 from surgeon.export.sample import Sample
 from surgeon.export.stripped import Stripped
 from surgeon.finding.own_symmetry import symmetrised_copy
-from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.task_calls import can_act, task_symmetry
 from surgeon.support.imports import import_onnxruntime, one_line
+from surgeon.support.modes import model_dtype
 from surgeon.support.trees import map_tensors, tensors_in, to_dtype
 
 ELEMENTS = 2

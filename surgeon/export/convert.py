@@ -19,10 +19,10 @@ from surgeon.export.capture import captured, packages_of
 from surgeon.export.derivative import derived_outputs, record_derivatives
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
-from surgeon.opening.evaluation import in_evaluation_mode, names_in_evaluation
 from surgeon.opening.task_calls import task_forward
 from surgeon.plan import Task
 from surgeon.support.imports import import_onnxruntime
+from surgeon.support.modes import in_evaluation_mode, names_in_evaluation
 from surgeon.support.trees import tensors_in
 
 OPSETS = range(18, 24)

@@ -19,9 +19,9 @@ from surgeon.export.sample import Sample, sample_of
 from surgeon.export.signature import compare_signatures, signature, signature_hash
 from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
-from surgeon.opening.evaluation import in_evaluation_mode, model_dtype, names_in_evaluation, outputs_on
+from surgeon.opening.evaluation import outputs_on
 from surgeon.support.imports import one_line
-from surgeon.support.modes import set_training
+from surgeon.support.modes import in_evaluation_mode, model_dtype, names_in_evaluation, set_training
 from surgeon.support.trees import to_dtype
 from surgeon.support.versions import package_versions
 

@@ -17,10 +17,11 @@ from surgeon.export.convert import Positional, outputs_by_derivative
 from surgeon.export.derivative import record_derivatives
 from surgeon.export.outputs import output_names
 from surgeon.export.sample import Sample
-from surgeon.opening.evaluation import in_evaluation_mode, outputs_on
+from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.task_calls import task_forward
 from surgeon.plan import Task
 from surgeon.support.imports import one_line
+from surgeon.support.modes import in_evaluation_mode
 from surgeon.support.trees import tensors_in
 
 OWNER = "model."

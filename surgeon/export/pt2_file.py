@@ -19,7 +19,7 @@ from surgeon.export.program import OWNER, to_program
 from surgeon.export.sample import Sample, sample_of
 from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
-from surgeon.opening.evaluation import in_evaluation_mode, model_dtype
+from surgeon.support.modes import in_evaluation_mode, model_dtype
 from surgeon.support.trees import tensors_in
 
 PT2_FILE = "model.pt2"

@@ -20,11 +20,12 @@ from surgeon.export.container import write_container
 from surgeon.export.deviation import allowed_deviation, largest_deviation
 from surgeon.export.stripped import Stripped, stripped_beside_original
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.registry import installed_adapters
 from surgeon.support.imports import one_line
+from surgeon.support.modes import model_dtype
 from surgeon.support.trees import tensors_in, to_dtype
 
 PRECISION = {torch.float64: 1e-10, torch.float32: 1e-5}

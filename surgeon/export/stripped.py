@@ -10,10 +10,10 @@ from torch import nn
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.export.deviation import RELATIVE
-from surgeon.opening.evaluation import model_dtype
 from surgeon.opening.task_calls import can_act
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Task
+from surgeon.support.modes import model_dtype
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from surgeon.plan import CHILD, AuditEntry, Plan, Site, Skipped
 from surgeon.recording.candidates import Candidate, find_candidates
 from surgeon.recording.record import Recording, record, unchanged
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
-from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.modes import in_evaluation_mode, in_training_mode
 from surgeon.support.trees import fresh_copy, map_tensors
 
 CONSTANT = "the model's output is the same for every sample of the batch: whether it transforms cannot be seen"
@@ -113,10 +112,8 @@ def _combined(
     measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed | labelled, twin)
     complaint = None
     if symmetry is not None:
-        with modes_kept(model):
-            set_training(model, False)
-            with torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
-                complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
+        with in_evaluation_mode(model), torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
+            complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
     usage = WeightUsage(model, recording)
@@ -209,15 +206,3 @@ def _without_explanation(model: nn.Module, explained: set[str], audit: Sequence[
             what = f"own {', '.join(own.values())} of {type(module).__name__}"
             found.append(Skipped(name, f"{what}: no equivariant linear op that an adapter knows"))
     return found
-
-
-@contextmanager
-def in_training_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into training mode and every module back into its own mode afterwards.
-
-    In eval mode some libraries use cached kernels instead of their parameters.
-    """
-    with modes_kept(model):
-        set_training(model, True)
-        with torch.enable_grad():
-            yield

@@ -13,7 +13,6 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError
 from surgeon.files.reading import keys_hash
 from surgeon.files.relaxed import RelaxedConfig, split_state
-from surgeon.opening.evaluation import model_dtype
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.opening.tasks import LoadedTask
 from surgeon.opening.workspace import Workspace
@@ -21,7 +20,7 @@ from surgeon.recording.compare import graph_hash
 from surgeon.recording.record import record
 from surgeon.support.attributes import tensor_sha256
 from surgeon.support.copies import copied
-from surgeon.support.modes import set_training
+from surgeon.support.modes import model_dtype, set_training
 from surgeon.support.trees import tensors_in, to_dtype
 from surgeon.support.versions import versions
 

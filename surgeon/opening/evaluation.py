@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,33 +16,8 @@ from surgeon.opening.random_numbers import shared
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_metrics
 from surgeon.plan import Split, Task
 from surgeon.support.imports import one_line
-from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.modes import device_of, in_evaluation_mode, model_dtype
 from surgeon.support.trees import map_tensors, tensors_in, to_device, to_dtype
-
-
-@contextmanager
-def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode and every module back into its own mode afterwards."""
-    with modes_kept(model):
-        set_training(model, False)
-        yield
-
-
-def names_in_evaluation(model: nn.Module) -> set[str]:
-    """Return the names of the state dict in eval mode, for which some libraries compute tensors of their own."""
-    with in_evaluation_mode(model):
-        return set(model.state_dict())
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter or buffer; the CPU if it has none."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def model_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the model's floating parameters, that of the first one."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def fitted(batch: Any, model: nn.Module, device: torch.device | None = None) -> Any:

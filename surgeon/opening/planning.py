@@ -13,12 +13,12 @@ from surgeon.editing.select import select
 from surgeon.errors import PlanError, TaskError
 from surgeon.files.content import read_json
 from surgeon.finding.find import find
-from surgeon.opening.evaluation import model_dtype
 from surgeon.opening.task_calls import task_batches, task_forward, task_symmetry
 from surgeon.opening.tasks import LoadedTask, sample_batches
 from surgeon.opening.trust import refuse_named_code
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
+from surgeon.support.modes import model_dtype
 from surgeon.support.trees import to_dtype
 
 FURTHER = 1

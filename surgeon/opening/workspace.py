@@ -20,7 +20,7 @@ from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import RelaxedFiles, split_state
 from surgeon.finding.precision import answer_in_double, run_in_double
-from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.loading import load_branches, load_into
 from surgeon.opening.models import FoundModel
 from surgeon.opening.options import OpenOptions
@@ -28,7 +28,7 @@ from surgeon.opening.originals import open_original
 from surgeon.opening.task_calls import task_batches
 from surgeon.opening.tasks import LoadedTask
 from surgeon.support.copies import copied
-from surgeon.support.modes import default_dtype
+from surgeon.support.modes import default_dtype, model_dtype
 from surgeon.support.trees import to_dtype
 
 

@@ -16,8 +16,7 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError, UsageError
 from surgeon.finding.breaks import Breaks
 from surgeon.finding.breaks import find_breaks as first_break
-from surgeon.finding.find import in_training_mode
-from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import plan_for
@@ -28,7 +27,7 @@ from surgeon.plan import Plan
 from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
 from surgeon.recording.picture import model_picture
 from surgeon.recording.record import record
-from surgeon.support.modes import default_dtype
+from surgeon.support.modes import default_dtype, in_training_mode, model_dtype
 from surgeon.support.trees import to_dtype
 
 

@@ -22,8 +22,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.description import check_code
-from surgeon.opening.evaluation import evaluate, fitted, in_evaluation_mode, is_better, outputs_on
-from surgeon.opening.evaluation import model_dtype as model_dtype
+from surgeon.opening.evaluation import evaluate, fitted, is_better, outputs_on
 from surgeon.opening.task_calls import can_act, primary_metric, task_batches, task_forward, task_symmetry
 from surgeon.opening.tasks import LoadedTask, sample_batches
 from surgeon.opening.workspace import Workspace
@@ -41,6 +40,8 @@ from surgeon.proof.certificate import certify
 from surgeon.proof.chance import Rows
 from surgeon.proof.judging import flipped_rows, less_equivariant, other_function
 from surgeon.support.imports import one_line
+from surgeon.support.modes import in_evaluation_mode
+from surgeon.support.modes import model_dtype as model_dtype
 from surgeon.support.trees import to_dtype
 
 OWN_DTYPE_BATCHES = 8

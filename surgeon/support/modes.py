@@ -1,7 +1,8 @@
-"""Training and eval mode of models, exported ones included, and the default dtype in which they are built and run."""
+"""Training and eval mode of models, exported ones included, and the dtypes and devices that they run in."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,6 +45,43 @@ def renew(module: nn.Module) -> None:
     """Let a module rebuild what it keeps of its weights in eval mode, as some libraries do, after these changed."""
     with modes_kept(module):
         set_training(module, True)
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and every module back into its own mode afterwards."""
+    with modes_kept(model):
+        set_training(model, False)
+        yield
+
+
+def names_in_evaluation(model: nn.Module) -> set[str]:
+    """Return the names of the state dict in eval mode, for which some libraries compute tensors of their own."""
+    with in_evaluation_mode(model):
+        return set(model.state_dict())
+
+
+@contextmanager
+def in_training_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode and every module back into its own mode afterwards.
+
+    In eval mode some libraries use cached kernels instead of their parameters.
+    """
+    with modes_kept(model):
+        set_training(model, True)
+        with torch.enable_grad():
+            yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer; the CPU if it has none."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the model's floating parameters, that of the first one."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 @contextmanager

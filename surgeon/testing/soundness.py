@@ -15,11 +15,10 @@ from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError
-from surgeon.finding.find import in_training_mode
 from surgeon.plan import CHILD, Plan
 from surgeon.recording.compare import compare_graphs, erase_branches, forward_part
 from surgeon.recording.record import Recording, record, unchanged
-from surgeon.support.modes import set_training
+from surgeon.support.modes import in_training_mode, set_training
 from surgeon.support.trees import map_tensors, tensors_in
 
 THETA = 0.1

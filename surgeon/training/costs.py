@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from surgeon.editing.relaxation import Relaxation
-from surgeon.opening.evaluation import fitted, in_evaluation_mode
+from surgeon.opening.evaluation import fitted
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.plan import Task
+from surgeon.support.modes import in_evaluation_mode
 
 
 @dataclass(frozen=True)

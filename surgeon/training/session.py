@@ -24,8 +24,8 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, TrainingError, UsageError
 from surgeon.opening.description import not_comparable, recorded_graph
-from surgeon.opening.evaluation import device_of
 from surgeon.support.copies import copied
+from surgeon.support.modes import device_of
 from surgeon.support.trees import to_device
 from surgeon.training.settings import RECALIBRATION_BATCHES
 from surgeon.training.state import randomness_kept

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.opening.evaluation import evaluate, in_evaluation_mode, is_better, names_in_evaluation, outputs_on
+from surgeon.opening.evaluation import evaluate, is_better, outputs_on
+from surgeon.support.modes import in_evaluation_mode, names_in_evaluation
 
 
 class Uneven:

@@ -19,11 +19,11 @@ from surgeon.files.relaxed import write_relaxed
 from surgeon.files.seals import seal_folder
 from surgeon.finding.find import find
 from surgeon.opening.description import relaxed_config
-from surgeon.opening.evaluation import model_dtype
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.trust import remember_task
 from surgeon.opening.workspace import Workspace
+from surgeon.support.modes import model_dtype
 from surgeon.support.trees import to_dtype
 from tests.commands import Surgeon
 from tests.tiny import Net, TinyTask

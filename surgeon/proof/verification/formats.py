@@ -26,13 +26,14 @@ from surgeon.export.stripped import Stripped
 from surgeon.files.content import json_compatible
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.tensors import same_bytes
-from surgeon.opening.evaluation import model_dtype, outputs_on
+from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.workspace import Workspace
 from surgeon.proof.certificate import SHOWN, named_as
 from surgeon.proof.verification.agreement import differing_figures
 from surgeon.proof.verification.reading import Recorded
 from surgeon.proof.verification.result import Finding, compared, unchecked, unrecorded
 from surgeon.support.imports import one_line
+from surgeon.support.modes import model_dtype
 from surgeon.support.versions import package_versions
 
 GIVE_TASK = "give --task"

@@ -15,7 +15,7 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, GroupError, TaskError
 from surgeon.export.stripped import Stripped
 from surgeon.opening.description import not_comparable, original_graph
-from surgeon.opening.evaluation import evaluate, model_dtype
+from surgeon.opening.evaluation import evaluate
 from surgeon.opening.loading import load_into
 from surgeon.opening.task_calls import can_act, task_forward
 from surgeon.opening.tasks import sample_batches
@@ -30,6 +30,7 @@ from surgeon.proof.verification.formats import GIVE_TASK, Clean, format_findings
 from surgeon.proof.verification.reading import Recorded
 from surgeon.proof.verification.result import Equivariance, Finding, compared, unchecked, unrecorded
 from surgeon.proof.verification.stored import GIVE_ORIGINAL
+from surgeon.support.modes import model_dtype
 from surgeon.support.trees import to_dtype
 from surgeon.support.versions import versions
 

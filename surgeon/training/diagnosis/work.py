@@ -19,11 +19,10 @@ from surgeon.editing.recalibration import layers_with_statistics
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import PlanError, TaskError
-from surgeon.opening.evaluation import device_of
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss
 from surgeon.plan import Plan, Split, Task
 from surgeon.recording.record import unchanged
-from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.modes import device_of, modes_kept, set_training
 from surgeon.support.trees import fresh_copy, map_tensors, tensors_in, to_device, to_dtype
 from surgeon.training.diagnosis.budget import affordable
 from surgeon.training.diagnosis.curvature import BranchLoss, Coordinates, measure_sizes, transverse_projection
