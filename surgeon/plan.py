@@ -8,18 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import ErrorSummary
-from surgeon.algebra.groups.core import Group
-from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.groups.named import named_group
 from surgeon.algebra.representations.build import representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
+from surgeon.support.plain import Measured, read_plain
 from surgeon.support.trees import Place
 
 Source = Literal["annotation", "measurement", "both"]
@@ -49,13 +49,6 @@ class Convolution:
     dilation: tuple[int, ...]
     mode: str
     frame: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Convolution:
-        """Rebuild from JSON-compatible data, where tuples are lists."""
-        frame = tuple(tuple(int(entry) for entry in row) for row in data["frame"])
-        sizes = {key: tuple(int(v) for v in data[key]) for key in ("kernel", "stride", "padding", "dilation")}
-        return cls(**sizes, mode=str(data["mode"]), frame=frame)
 
 
 @dataclass(frozen=True)
@@ -206,6 +199,8 @@ class Plan:
     format_version: int = PLAN_FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        named = named_group(self.group)
+        object.__setattr__(self, "group", self.group if named is None else named.name)
         for site in self.sites:
             for rho in (site.rho_in, site.rho_out):
                 if rho.group_name != self.group:
@@ -232,39 +227,16 @@ class Plan:
         A group that is code (``module:function``) is not imported before it is used.
 
         Raises:
-            PlanError: if a field is missing, unknown, not as it should be, or of a newer format version.
+            PlanError: if a field is missing, unknown or unusable, or the format version newer.
         """
-        try:
-            version = int(data["format_version"])
-            if version > PLAN_FORMAT_VERSION:
-                raise PlanError(
-                    f"expected a plan of format version {PLAN_FORMAT_VERSION} or older, got version {version}: "
-                    "update equisurgeon to read it"
-                )
-            name = str(data["group"])
-            group = name if ":" in name else parse_group(name)
-            name = group if isinstance(group, str) else group.name
-            sites = tuple(_site_from_data(site, group) for site in data["sites"])
-            skipped = tuple(Skipped(**entry) for entry in data.get("skipped", ()))
-            audit = tuple(AuditEntry(**entry) for entry in data.get("audit", ()))
-            return cls(name, sites, skipped, tuple(data.get("notes", ())), audit, version)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"expected a plan as Plan.to_data writes it, got data with a bad field: {error}") from error
+        what = "a plan as Plan.to_data writes it"
+        return read_plain(data, cls, what, PlanError, newest=PLAN_FORMAT_VERSION, hook=representations_of(data))
 
 
-def _site_from_data(data: Mapping[str, Any], group: Group | str) -> Site:
-    fields = {**data, "shape": tuple(int(size) for size in data["shape"])}
-    fields |= {key: representation_from(group, data[key]) for key in ("rho_in", "rho_out")}
-    for key in ("path_in", "path_out", "axes_in", "axes_out", "parameters"):
-        if key in data:
-            fields[key] = tuple(data[key])
-    if data.get("blocks") is not None:
-        fields["blocks"] = tuple((int(l_in), int(l_out)) for l_in, l_out in data["blocks"])
-    if data.get("convolution") is not None:
-        fields["convolution"] = Convolution.from_data(data["convolution"])
-    return Site(**fields)
+def representations_of(plan: Any) -> Callable[[type, Any], Representation]:
+    """Return what reads the representations in the data of a plan: they are of its group."""
+    group = str(plan.get("group")) if isinstance(plan, Mapping) else ""
+    return lambda _, data: representation_from(group, data)
 
 
 @runtime_checkable
@@ -303,9 +275,9 @@ class SiteRecord:
 
     name: str
     argument: str
-    norm: float
-    folded: float
-    lost: float
+    norm: Measured
+    folded: Measured
+    lost: Measured
     note: str = ""
 
 

@@ -44,6 +44,7 @@ HEAVY = (
     "huggingface_hub",
     "joblib",
     "matplotlib",
+    "msgspec",
     "onnx",
     "onnxruntime",
     "onnxscript",

@@ -40,11 +40,10 @@ Train it with `surgeon finetune FOLDER --task task.py`; remove the branches with
 """
 
 
-def model_card(group: str, plan: Plan, base: Mapping[str, Any], theta: tuple[float, float]) -> str:
+def model_card(plan: Plan, base: Mapping[str, Any], theta: tuple[float, float]) -> str:
     """Return the text of the card, without any path of the machine that wrote it.
 
     Args:
-        group: name of the group.
         plan: the sites.
         base: ``file`` and ``sha256`` of the checkpoint that was relaxed.
         theta: (perpendicular, parallel), dimensionless.
@@ -56,7 +55,7 @@ def model_card(group: str, plan: Plan, base: Mapping[str, Any], theta: tuple[flo
     return _CARD.format(
         count=len(plan.sites),
         parameters=sum(site.extra_parameters for site in plan.sites),
-        group=group,
+        group=plan.group,
         base=PurePath(name).name if PurePath(name).is_absolute() else name,
         sha256=base["sha256"],
         perpendicular=theta[0],

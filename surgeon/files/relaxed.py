@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
-from surgeon.errors import CheckpointError, PlanError, UsageError
+from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.schedule import Schedule
+from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.address import check_name, check_repo, is_commit
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.card import model_card
@@ -20,7 +22,8 @@ from surgeon.files.content import write_json, write_text
 from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.seals import check_seal, finish_update, seal_folder
 from surgeon.files.tensors import forms, unique_names, write_tensors
-from surgeon.plan import Plan, StripMode
+from surgeon.plan import PLAN_FORMAT_VERSION, Plan, StripMode, representations_of
+from surgeon.support.plain import check_version, read_plain
 
 FORMAT_VERSION = 1
 
@@ -30,15 +33,48 @@ BASE_FILE = "model.safetensors"
 BRANCH_FILE = "relaxation.safetensors"
 STATE_FOLDER = "training_state"
 
-_PARTS = {
-    "schedule": {"name", "settings"},
-    "penalty": {"lambda", "form", "scale"},
-    "base": {"repo", "file", "entry", "revision", "sha256", "keys_hash"},
-    "model": {"factory", "args"},
-    "task": {"path", "sha256", "args"},
-    "float64": {"how", "why"},
-    "graph": {"sha256", "batch", "versions"},
-}
+Penalty = TypedDict("Penalty", {"lambda": float, "form": PenaltyForm, "scale": str | None})
+
+
+class Base(TypedDict):
+    """The checkpoint that was relaxed."""
+
+    repo: str | None
+    file: str
+    entry: str | None
+    revision: str | None
+    sha256: str
+    keys_hash: str
+
+
+class ModelSource(TypedDict):
+    """What builds the network."""
+
+    factory: str
+    args: Mapping[str, Any]
+
+
+class TaskSource(TypedDict):
+    """Where the task is."""
+
+    path: str
+    sha256: str | None
+    args: Mapping[str, Any]
+
+
+class Float64(TypedDict):
+    """Whether the network runs in float64."""
+
+    how: str | None
+    why: str
+
+
+class RecordedGraph(TypedDict):
+    """What was recorded of the original."""
+
+    sha256: str
+    batch: str
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -46,10 +82,9 @@ class RelaxedConfig:
     """What ``surgeon_config.json`` holds.
 
     Attributes:
-        group: name of the group.
-        plan: the sites and what was left alone.
+        plan: the group, the sites and what was left alone.
         strip_mode: how the branches will be removed.
-        schedule: ``name`` and ``settings`` of theta over time.
+        schedule: theta over time.
         penalty: ``lambda``, ``form`` and ``scale`` of the regulariser.
         theta: (perpendicular, parallel) of the first branch, dimensionless.
         thetas: the same of every branch by key, if they are not all equal; else None.
@@ -65,28 +100,23 @@ class RelaxedConfig:
         format_version: of the folder.
     """
 
-    group: str
     plan: Plan
     strip_mode: StripMode
-    schedule: Mapping[str, Any]
-    penalty: Mapping[str, Any]
+    schedule: Schedule
+    penalty: Penalty
     theta: tuple[float, float]
     step: int
-    base: Mapping[str, Any]
-    model: Mapping[str, Any] | None = None
-    task: Mapping[str, Any] | None = None
-    thetas: Mapping[str, Sequence[float]] | None = None
-    float64: Mapping[str, str | None] | None = None
-    graph: Mapping[str, Any] | None = None
+    base: Base
+    model: ModelSource | None = None
+    task: TaskSource | None = None
+    thetas: Mapping[str, tuple[float, float]] | None = None
+    float64: Float64 | None = None
+    graph: RecordedGraph | None = None
     format_version: int = FORMAT_VERSION
 
     def to_data(self) -> dict[str, Any]:
         """Return the configuration as JSON-compatible data."""
-        data = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        for name in _PARTS:
-            data[name] = None if data[name] is None else dict(data[name])
-        data |= {"plan": self.plan.to_data(), "theta": list(self.theta)}
-        return {"format_version": data.pop("format_version"), **data}
+        return {**dataclasses.asdict(self), "plan": self.plan.to_data()}
 
     @classmethod
     def from_data(cls, data: Any, where: str = CONFIG_FILE) -> RelaxedConfig:
@@ -97,47 +127,18 @@ class RelaxedConfig:
             where: what the message calls the source.
 
         Raises:
-            CheckpointError: if the version is newer, or a field is missing, unknown or of the wrong kind.
+            CheckpointError: if the version is newer, or a field is missing, unknown or unusable.
         """
-        _check_fields(data, {item.name for item in dataclasses.fields(cls)}, where)
-        for name, expected in _PARTS.items():
-            if data[name] is not None or name not in ("model", "task", "float64", "graph"):
-                _check_fields(data[name], expected, f"{name} of {where}")
-        try:
-            first, second = data["theta"]
-            fields = {**data, "plan": Plan.from_data(data["plan"]), "theta": (float(first), float(second))}
-            fields["step"], fields["group"] = int(data["step"]), str(data["group"])
-        except (PlanError, TypeError, ValueError) as error:
-            raise CheckpointError(f"a field of {where} is unusable ({error}): write the folder again") from error
-        _check_base_address(data["base"], where)
-        mode = data["strip_mode"]
-        if mode not in get_args(StripMode):
-            raise CheckpointError(
-                f"expected strip_mode 'drop' or 'fold' in {where}, got {mode!r}: write the folder again"
-            )
-        return cls(**fields)
+        what = f"a configuration as `surgeon relax` writes it in {where}"
+        plan = data.get("plan") if isinstance(data, Mapping) else None
+        check_version(plan, PLAN_FORMAT_VERSION, f"a plan in {where}", CheckpointError)
+        hook = representations_of(plan)
+        config = read_plain(data, cls, what, CheckpointError, newest=FORMAT_VERSION, hook=hook)
+        _check_base_address(config.base, where)
+        return config
 
 
-def _check_fields(data: Any, expected: set[str], where: str) -> None:
-    if not isinstance(data, Mapping):
-        raise CheckpointError(f"expected an object in {where}, got {type(data).__name__}: write the folder again")
-    version = data.get("format_version", FORMAT_VERSION)
-    if "format_version" in expected and (not isinstance(version, int) or version > FORMAT_VERSION):
-        raise CheckpointError(
-            f"expected format version {FORMAT_VERSION} or older in {where}, got {version}: "
-            "update equisurgeon to read it"
-        )
-    missing, unknown = sorted(expected - set(data)), sorted(set(data) - expected)
-    if missing or unknown:
-        found = [f"missing: {', '.join(missing)}"] if missing else []
-        found += [f"unknown: {', '.join(map(str, unknown))}"] if unknown else []
-        raise CheckpointError(
-            f"expected the fields {', '.join(sorted(expected))} in {where}, found {'; '.join(found)}: write the folder "
-            "again"
-        )
-
-
-def _check_base_address(base: Mapping[str, Any], where: str) -> None:
+def _check_base_address(base: Base, where: str) -> None:
     """Refuse a base on the Hub that is not pinned, or that is not a file in a repository."""
     if base["repo"] is None:
         return
@@ -277,7 +278,7 @@ def write_relaxed(
         write_json(temporary / CONFIG_FILE, config.to_data())
         write_tensors(temporary / BASE_FILE, base, base_metadata)
         write_tensors(temporary / BRANCH_FILE, branches, {"format": "pt"})
-        write_text(temporary / "README.md", model_card(config.group, config.plan, config.base, config.theta))
+        write_text(temporary / "README.md", model_card(config.plan, config.base, config.theta))
         seal_folder(temporary)
 
 

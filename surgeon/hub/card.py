@@ -104,7 +104,7 @@ def _base(content: Content) -> Mapping[str, Any]:
 
 def _group(content: Content) -> str:
     if content.kind == "relaxed":
-        return str(content.records["config"].group)
+        return str(content.records["config"].plan.group)
     return str(content.records["certificate"]["details"].get("group") or "")
 
 
@@ -229,7 +229,7 @@ def _training(content: Content) -> str:
     config, settings = content.records["config"], content.records.get("settings", {})
     if not config.step:
         return "Not trained yet: the function is that of the base."
-    rows = [("schedule of theta", config.schedule["name"])]
+    rows = [("schedule of theta", config.schedule.name)]
     rows += [("penalty", ", ".join(f"{name} {value}" for name, value in config.penalty.items()))]
     rows += [(name.replace("_", " "), settings[name]) for name in _SETTINGS if settings.get(name) is not None]
     return markdown_table(("setting", "value"), rows)

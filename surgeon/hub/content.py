@@ -12,7 +12,7 @@ from typing import Any, Literal
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.clean import CARD_FILE as CARD
 from surgeon.files.clean import CERTIFICATE_FILE, CLEAN, read_clean
-from surgeon.files.content import json_text, read_json
+from surgeon.files.content import json_text
 from surgeon.files.relaxed import (
     BASE_FILE,
     CONFIG_FILE,
@@ -24,6 +24,7 @@ from surgeon.files.relaxed import (
     read_relaxed,
 )
 from surgeon.files.seals import SEAL_FILE, recover
+from surgeon.training.runs import read_record
 
 Kind = Literal["relaxed", "clean"]
 
@@ -107,9 +108,9 @@ def _check_links(folder: Path, files: Mapping[str, Path | bytes]) -> None:
 
 def published(config: RelaxedConfig) -> RelaxedConfig:
     """Return the configuration without paths of this machine: they mean nothing elsewhere and are nobody's business."""
-    base = dict(config.base)
+    base = config.base.copy()
     if base["repo"] is None:
-        base["file"] = PurePath(str(base["file"])).name
+        base["file"] = PurePath(base["file"]).name
     return dataclasses.replace(config, base=base, task=None)
 
 
@@ -117,8 +118,8 @@ def _relaxed_records(folder: Path) -> dict[str, Any]:
     records: dict[str, Any] = {"config": read_relaxed(folder).config}
     state, history = folder / STATE[0], folder / RECORDS[0]
     if state.is_file():
-        data = read_json(state)
-        records |= {"settings": data["settings"], "best_epoch": data["state"]["best_epoch"]}
+        record = read_record(folder)
+        records |= {"settings": record.settings.to_data(), "best_epoch": record.state.best_epoch}
     if history.is_file():
         lines = history.read_text(encoding="utf-8").splitlines()
         records["history"] = [json.loads(line) for line in lines if line.strip()]

@@ -101,15 +101,7 @@ def save_pretrained(workspace: Workspace, folder: str | Path, *, force: bool = F
         raise CheckpointError(
             f"expected a relaxed model, got {workspace.name!r} without branches: save its state dict as safetensors"
         )
-    penalty = files.config.penalty
-    config = relaxed_config(
-        workspace,
-        relaxation,
-        penalty_weight=penalty["lambda"],
-        penalty_scale=penalty["scale"],
-        penalty_form=penalty["form"],
-        step=files.config.step,
-    )
+    config = relaxed_config(workspace, relaxation, penalty=files.config.penalty, step=files.config.step)
     write_relaxed(folder, workspace.model, config, files.base_metadata, force)
 
 

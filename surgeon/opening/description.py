@@ -12,7 +12,7 @@ from torch import nn
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError
 from surgeon.files.reading import keys_hash
-from surgeon.files.relaxed import RelaxedConfig, split_state
+from surgeon.files.relaxed import Penalty, RecordedGraph, RelaxedConfig, split_state
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.opening.tasks import LoadedTask
 from surgeon.opening.workspace import Workspace
@@ -29,14 +29,11 @@ def relaxed_config(
     workspace: Workspace,
     relaxation: Relaxation,
     *,
-    penalty_weight: float,
-    penalty_scale: str,
-    penalty_form: str = "gram",
+    penalty: Penalty,
     step: int = 0,
     thetas: Mapping[str, tuple[float, float]] | None = None,
 ) -> RelaxedConfig:
     """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base."""
-    schedule = relaxation.schedule.to_data()
     thetas = thetas or relaxation.thetas
     if workspace.files is not None:
         base, model = workspace.files.config.base, workspace.files.config.model
@@ -45,24 +42,24 @@ def relaxed_config(
         origin = checkpoint.origin
         base = {
             "repo": origin.repo if origin else None,
-            "file": origin.file if origin else str(checkpoint.path.absolute()),
+            "file": (origin.file if origin else None) or str(checkpoint.path.absolute()),
             "entry": checkpoint.entry,
             "revision": origin.revision if origin else None,
             "sha256": checkpoint.sha256,
             "keys_hash": keys_hash(split_state(relaxation.model.state_dict())[0]),
         }
-        model = workspace.found.factory if "factory" in (workspace.found.factory or {}) else None
+        known = workspace.found.factory or {}
+        model = {"factory": known["factory"], "args": known["args"]} if "factory" in known else None
     task = workspace.task
     if workspace.files is not None:
         graph = workspace.files.config.graph
     else:
         graph = None if task is None else original_graph(workspace.original()[0], task)
     return RelaxedConfig(
-        group=relaxation.plan.group,
         plan=relaxation.plan,
         strip_mode=relaxation.mode,
-        schedule={"name": schedule.pop("name"), "settings": schedule},
-        penalty={"lambda": penalty_weight, "form": penalty_form, "scale": penalty_scale},
+        schedule=relaxation.schedule,
+        penalty=penalty,
         theta=next(iter(thetas.values())),
         thetas=dict(thetas) if len(set(thetas.values())) > 1 else None,
         step=step,
@@ -76,7 +73,7 @@ def relaxed_config(
     )
 
 
-def recorded_graph(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> dict[str, Any]:
+def recorded_graph(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> RecordedGraph:
     """Record a network without branches in eval mode.
 
     Args:
@@ -95,7 +92,7 @@ def recorded_graph(network: nn.Module, run: Callable[[nn.Module], Any], inputs: 
     return {"sha256": graph_hash(graph), "batch": digest, "versions": versions(network)}
 
 
-def original_graph(original: nn.Module, task: LoadedTask) -> dict[str, Any]:
+def original_graph(original: nn.Module, task: LoadedTask) -> RecordedGraph:
     """Record the original, without branches, on the first validation batch; returned as by :func:`recorded_graph`."""
     batch = to_dtype(next(iter(task_batches(task.task, "validation", 0))), model_dtype(original))
     return recorded_graph(original, lambda model: task_forward(task.task, model, batch), batch)

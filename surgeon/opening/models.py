@@ -88,9 +88,10 @@ def find_for_folder(
         SurgeonError: as for :func:`find_model`.
     """
     metadata, name = dict(files.base_metadata), str(origin or files.folder)
-    factory, arguments = ((files.config.model or {}).get(key) for key in ("factory", "args"))
-    if files.config.model is not None:
-        metadata[STATEMENT_KEY] = json.dumps({"factory": factory, "args": arguments or {}})
+    model = files.config.model
+    factory = None if model is None else model["factory"]
+    if model is not None:
+        metadata[STATEMENT_KEY] = json.dumps(model)
     checkpoint = Checkpoint(files.folder / BASE_FILE, files.base, "safetensors", metadata=metadata, origin=origin)
     try:
         return checkpoint, find_model(checkpoint, options, task)

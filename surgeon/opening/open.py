@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from torch import nn
 
-from surgeon.algebra.penalty import PenaltyForm
-from surgeon.algebra.schedule import Schedule
 from surgeon.editing.insert import relax
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.relaxed import CONFIG_FILE, RelaxedConfig, is_relaxed_folder, read_relaxed, split_state
+from surgeon.files.relaxed import CONFIG_FILE, is_relaxed_folder, read_relaxed, split_state
 from surgeon.files.seals import recover
 from surgeon.opening.loading import load_branches
 from surgeon.opening.models import find_for_folder, find_model
@@ -81,8 +78,10 @@ def _open_relaxed(
     check_config(config, str(origin or repr(str(folder))), options.trust_remote_code, remote=origin is not None)
     task = task_of_folder(folder, config, options, origin)
     checkpoint, found = find_for_folder(files, task, options, origin)
-    schedule, form = _training_form(config, folder)
-    relaxation = relax(found.model, config.plan, mode=mode or config.strip_mode, schedule=schedule, penalty_form=form)
+    form = config.penalty["form"]
+    relaxation = relax(
+        found.model, config.plan, mode=mode or config.strip_mode, schedule=config.schedule, penalty_form=form
+    )
     load_branches(found.model, files.branches)
     relaxation.set_theta(*config.theta)
     if config.thetas is not None:
@@ -101,18 +100,3 @@ def _bound(task: LoadedTask | None, model: nn.Module, options: OpenOptions, path
         )
     bound = None if task is None else task.for_model(model)
     return bound if bound is None or options.action is None else with_action(bound, options.action)
-
-
-def _training_form(config: RelaxedConfig, folder: Path) -> tuple[Schedule, PenaltyForm]:
-    form = config.penalty["form"]
-    if form not in get_args(PenaltyForm):
-        raise CheckpointError(
-            f"expected a penalty form among {', '.join(get_args(PenaltyForm))} in {str(folder)!r}, got {form!r}: "
-            "write the folder again"
-        )
-    try:
-        return Schedule(config.schedule["name"], **config.schedule["settings"]), form
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the schedule in {str(folder)!r} is unusable ({error}): write the folder again"
-        ) from error

@@ -17,7 +17,7 @@ from surgeon.editing.select import select
 from surgeon.errors import PlanError, UsageError
 from surgeon.files.content import read_json
 from surgeon.files.outputs import writing_alone
-from surgeon.files.relaxed import write_relaxed
+from surgeon.files.relaxed import Penalty, write_relaxed
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import rehearse
 from surgeon.opening.open import open_path
@@ -131,7 +131,8 @@ def relax_checkpoint(
     workspace.refuse_output(target)
     with writing_alone(target, force):
         relaxed = _relaxed(workspace, settings, started)
-        config = relaxed_config(workspace, relaxed.relaxation, penalty_weight=0.01, penalty_scale="relative")
+        penalty: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
+        config = relaxed_config(workspace, relaxed.relaxation, penalty=penalty)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
     return dataclasses.replace(relaxed, folder=Path(target))
 

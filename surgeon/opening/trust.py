@@ -99,14 +99,9 @@ def check_config(config: RelaxedConfig, where: str, trust_remote_code: bool = Fa
         CheckpointError: if the base's file is not a plain name.
     """
     how = "`--trust-remote-code`" + (" and a commit after the @" if remote else "")
-    for group in (config.group, config.plan.group):
-        refuse_named_code(group, trust_remote_code, where, how)
+    refuse_named_code(config.plan.group, trust_remote_code, where, how)
     if not remote:
         return
-    if config.group != config.plan.group:
-        raise CheckpointError(
-            f"expected one group in {where}, got {config.group!r}, and {config.plan.group!r} in its plan: do not use it"
-        )
     name = str(config.base["file"])
     if config.base["repo"] is None and (PurePosixPath(name).name != name or "\\" in name or ":" in name):
         raise CheckpointError(

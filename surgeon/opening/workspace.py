@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from surgeon.errors import CheckpointError, PrecisionError, SurgeonError, TaskEr
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.relaxed import RelaxedFiles, split_state
+from surgeon.files.relaxed import Float64, RelaxedFiles, split_state
 from surgeon.finding.precision import answer_in_double, run_in_double
 from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.loading import load_branches, load_into
@@ -58,7 +57,7 @@ class Workspace:
     relaxation: Relaxation | None = None
     files: RelaxedFiles | None = None
     origin: HubPath | None = None
-    float64: Mapping[str, str | None] | None = field(default=None)
+    float64: Float64 | None = field(default=None)
 
     def __post_init__(self) -> None:
         """Take over what the folder says about float64; a stranger's could make every later measurement coarser."""
@@ -152,7 +151,7 @@ class Workspace:
     @property
     def no_double(self) -> str:
         """Why the network does not run in float64, as a sentence without a full stop; empty if it does."""
-        return "" if self.runs_in_double or self.float64 is None else str(self.float64["why"])
+        return "" if self.runs_in_double or self.float64 is None else self.float64["why"]
 
     def double(self, model: nn.Module) -> nn.Module:
         """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.
@@ -164,7 +163,7 @@ class Workspace:
             PrecisionError: if the network does not run in float64 even so.
         """
         if self.float64 is not None and self.float64["how"] is None:
-            raise PrecisionError(str(self.float64["why"]))
+            raise PrecisionError(self.float64["why"])
         twin = self._built_in_double(model)
         if self.float64 is None and self.task is not None:
             self.float64 = {"how": self._run_in_double(twin, model, self.task), "why": ""}

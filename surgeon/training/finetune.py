@@ -98,7 +98,7 @@ def finetune(
         except KeyboardInterrupt:
             kept = "nothing was written yet"
             if has_run(target):
-                kept = f"everything up to epoch {read_record(target)['state']['epoch']} is in {target}/"
+                kept = f"everything up to epoch {read_record(target).state.epoch} is in {target}/"
             raise TrainingError(
                 f"interrupted in epoch {finetuner.state.epoch}: {kept}; give the same command again to go on"
             ) from None

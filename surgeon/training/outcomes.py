@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from surgeon.plan import SiteRecord
+from surgeon.support.plain import Measured
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class ArmRun:
     arm: str
     seed: int
     learning_rate: float
-    validation: Mapping[str, float]
-    test: Mapping[str, float]
+    validation: Mapping[str, Measured]
+    test: Mapping[str, Measured]
     best_epoch: int
     steps: int
     seconds: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from surgeon.files.seals import seal_folder, updated_folder
 from surgeon.files.tensors import write_tensors
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.workspace import Workspace
+from surgeon.support.plain import read_plain
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
 from surgeon.training.accelerator import gathered, shards
 from surgeon.training.engine import Finetuner
@@ -26,6 +28,29 @@ from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState, random_state, set_random_state
 
 RECORDS_FILE, STEPS_FILE = "records.jsonl", "steps.jsonl"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``training_state/state.json`` holds.
+
+    Attributes:
+        arm: name of the arm.
+        settings: of the run.
+        processes: how many trained.
+        state: what changes during a run.
+        penalty_weight: of the mean of the task loss.
+        branches: theta of every branch, and which site's penalty is next.
+        scaler: of mixed precision; None without.
+    """
+
+    arm: str
+    settings: FinetuneSettings
+    processes: int
+    state: TrainingState
+    penalty_weight: Mapping[str, Any]
+    branches: Mapping[str, Any]
+    scaler: Mapping[str, Any] | None
 
 
 def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace, force: bool = False) -> None:
@@ -74,9 +99,11 @@ def _write_run(
     config = relaxed_config(
         workspace,
         relaxation,
-        penalty_weight=finetuner.penalty_weight.value,
-        penalty_scale=settings.penalty_scale,
-        penalty_form=settings.penalty_form,
+        penalty={
+            "lambda": finetuner.penalty_weight.value,
+            "form": settings.penalty_form,
+            "scale": settings.penalty_scale,
+        },
         step=state.step,
         thetas=state.best_theta,
     )
@@ -97,26 +124,19 @@ def _write_run(
         tensors |= {f"penalty.{key}": value for key, value in branches.pop("penalty").items()}
         write_tensors(temporary / STATE_FOLDER / "state.safetensors", tensors)
         scaler = getattr(finetuner.accelerator, "scaler", None)
-        record = {
-            **_start_of(finetuner),
-            "state": dataclasses.asdict(state),
-            "penalty_weight": finetuner.penalty_weight.state_dict(),
-            "branches": branches,
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
-        write_json(temporary / STATE_FOLDER / "state.json", record)
+        record = RunRecord(
+            arm=finetuner.arm.name,
+            settings=settings,
+            processes=finetuner.accelerator.num_processes,
+            state=state,
+            penalty_weight=finetuner.penalty_weight.state_dict(),
+            branches=branches,
+            scaler=None if scaler is None else scaler.state_dict(),
+        )
+        write_json(temporary / STATE_FOLDER / "state.json", dataclasses.asdict(record))
         for name, entries in ((RECORDS_FILE, state.history), (STEPS_FILE, state.steps)):
             write_text(temporary / name, "".join(json.dumps(entry) + "\n" for entry in entries))
         seal_folder(temporary)
-
-
-def _start_of(finetuner: Finetuner) -> dict[str, Any]:
-    """Return what has to be the same when a run is resumed."""
-    return {
-        "arm": finetuner.arm.name,
-        "settings": finetuner.settings.to_data(),
-        "processes": finetuner.accelerator.num_processes,
-    }
 
 
 def _named_trainable(finetuner: Finetuner) -> dict[int, str]:
@@ -139,8 +159,9 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         UsageError: if the run was started with another arm or other settings; the differences are named.
     """
     record = read_record(folder)
-    mine, theirs = (_flat_start(start) for start in (_start_of(finetuner), record))
-    different = [f"{key} {theirs.get(key)!r} against {mine.get(key)!r}" for key in mine if mine[key] != theirs.get(key)]
+    theirs = {"arm": record.arm, "processes": record.processes, **record.settings.to_data()}
+    mine = {"arm": finetuner.arm.name, "processes": finetuner.accelerator.num_processes, **finetuner.settings.to_data()}
+    different = [f"{key} {theirs[key]!r} against {mine[key]!r}" for key in mine if mine[key] != theirs[key]]
     if different:
         raise UsageError(
             f"expected the settings with which the run in {str(folder)!r} was started, got others "
@@ -157,21 +178,17 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         if finetuner.ema is not None:
             finetuner.ema.load(_under("ema.", tensors))
         if finetuner.relaxation is not None:
-            finetuner.relaxation.load_state_dict({**record["branches"], "penalty": _under("penalty.", tensors)})
-        finetuner.penalty_weight.load_state_dict(record["penalty_weight"])
-        if record["scaler"] is not None:
-            finetuner.accelerator.scaler.load_state_dict(record["scaler"])
-        finetuner.state = TrainingState.from_data(record["state"])
+            finetuner.relaxation.load_state_dict({**record.branches, "penalty": _under("penalty.", tensors)})
+        finetuner.penalty_weight.load_state_dict(record.penalty_weight)
+        if record.scaler is not None:
+            finetuner.accelerator.scaler.load_state_dict(record.scaler)
+        finetuner.state = record.state
         set_random_state(_under(f"random.{finetuner.sharing.process}.", tensors))
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"expected the training state of this model in {str(folder / STATE_FOLDER)!r}, got "
             f"another or a damaged one ({str(error).splitlines()[0]}): start anew with `--force`"
         ) from error
-
-
-def _flat_start(start: Mapping[str, Any]) -> dict[str, Any]:
-    return {"arm": start["arm"], "processes": start["processes"], **start["settings"]}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,15 +202,17 @@ def _with_all_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
     return {name: tensors[other] for name, other in every.items() if other in tensors} | dict(tensors)
 
 
-def read_record(folder: Path) -> Mapping[str, Any]:
-    """Return arm, settings and state of a run as JSON data."""
+def read_record(folder: Path) -> RunRecord:
+    """Return arm, settings and state of a run.
+
+    Raises:
+        CheckpointError: if they cannot be read.
+    """
     path = folder / STATE_FOLDER / "state.json"
     try:
-        record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        FinetuneSettings.from_data(record["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_plain(json.loads(path.read_text(encoding="utf-8")), RunRecord, "the state of a run", ValueError)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"could not read {str(path)!r} ({error}): start anew with `--force`") from error
-    return record
 
 
 def _restore_optimizer(finetuner: Finetuner, tensors: Mapping[str, Tensor]) -> None:

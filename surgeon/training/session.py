@@ -23,6 +23,7 @@ from surgeon.editing.recalibration import (
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, TrainingError, UsageError
+from surgeon.files.relaxed import RecordedGraph
 from surgeon.opening.description import not_comparable, recorded_graph
 from surgeon.support.copies import copied
 from surgeon.support.modes import device_of
@@ -85,7 +86,7 @@ class TrainingSession:
         self.model = relaxation.model if model is None else model
         self.steps: int | None = None
         self.start = running_statistics(self.model)
-        self.source: dict[str, Any] | None = None
+        self.source: RecordedGraph | None = None
         relaxation.enable_penalty(penalty_weight > 0)
 
     def record_source(self, *args: Any, **kwargs: Any) -> None:

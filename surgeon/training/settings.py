@@ -13,6 +13,7 @@ from surgeon.algebra.penalty import PenaltyForm
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS
 from surgeon.errors import UsageError
+from surgeon.support.plain import read_plain
 from surgeon.training.weighting import PenaltyScale
 
 RECALIBRATION_BATCHES = 20
@@ -142,12 +143,16 @@ class FinetuneSettings(SessionSettings):
 
     def to_data(self) -> dict[str, Any]:
         """Return the settings as JSON-compatible data."""
-        return {**dataclasses.asdict(self), "schedule": self.schedule.to_data()}
+        return dataclasses.asdict(self)
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> FinetuneSettings:
-        """Rebuild settings from :meth:`to_data`."""
-        return cls(**{**data, "schedule": Schedule(**data["schedule"])})
+    def from_data(cls, data: Any) -> FinetuneSettings:
+        """Rebuild settings from :meth:`to_data`.
+
+        Raises:
+            UsageError: if a field is missing, unknown or unusable.
+        """
+        return read_plain(data, cls, "settings as FinetuneSettings.to_data writes them", UsageError)
 
 
 _AT_LEAST_ONE = (

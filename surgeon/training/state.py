@@ -8,11 +8,13 @@ import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from surgeon.support.plain import Measured
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ class TrainingState:
     epoch_step: int = 0
     step: int = 0
     steps_per_epoch: int = 0
-    losses: float = 0.0
-    penalties: float = 0.0
+    losses: Measured = 0.0
+    penalties: Measured = 0.0
     best_epoch: int = 0
-    best_value: float = math.nan
-    best_validation: dict[str, float] = field(default_factory=dict)
+    best_value: Measured = math.nan
+    best_validation: dict[str, Measured] = field(default_factory=dict)
     best_theta: dict[str, tuple[float, float]] = field(default_factory=dict)
     since_best: int = 0
     worse: int = 0
@@ -83,22 +85,6 @@ class TrainingState:
             self.step,
             self.stopped,
         )
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> TrainingState:
-        """Rebuild a state from JSON, where NaN is null and tuples are lists.
-
-        Raises:
-            TypeError: if a field is missing or unknown.
-        """
-        missing = {item.name for item in fields(cls)} - data.keys()
-        if missing:
-            raise TypeError(f"missing {', '.join(sorted(missing))}")
-        state = cls(**data)
-        if state.best_value is None:
-            state.best_value = math.nan
-        state.best_theta = {key: (float(pair[0]), float(pair[1])) for key, pair in state.best_theta.items()}
-        return state
 
 
 def random_state() -> dict[str, Tensor]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
 from surgeon.files.atomic import atomic_folder, check_writable
 from surgeon.files.content import json_compatible, write_json
-from surgeon.plan import SiteRecord
+from surgeon.support.plain import read_plain
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 
 IDENTITY_FILE = "comparison.json"
@@ -76,17 +76,16 @@ class RunStore(MutableMapping[Point, Outcome]):
             if path.name == IDENTITY_FILE or path.name.startswith("."):
                 continue
             try:
-                point, outcome = _from_data(json.loads(path.read_text(encoding="utf-8")))
-                if path.name != _file_name(point):
-                    raise ValueError("the file belongs to another run")
-            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                point, outcome = _read(path)
+            except (OSError, ValueError):
                 self.damaged.append(path.name)
                 continue
             runs[point] = outcome
         return runs
 
     def __setitem__(self, point: Point, outcome: Outcome) -> None:
-        data = _to_data(point, outcome)
+        stored = _Stored(point, failure=outcome) if isinstance(outcome, Failure) else _Stored(point, outcome)
+        data = dataclasses.asdict(stored)
         if self._begun:
             write_json(self.folder / _file_name(point), data, force=True)
         else:
@@ -128,29 +127,27 @@ def _file_name(point: Point) -> str:
     return f"{point.key}.json"
 
 
-def _to_data(point: Point, outcome: Outcome) -> dict[str, Any]:
-    kind = "failure" if isinstance(outcome, Failure) else "run"
-    return {"point": dataclasses.asdict(point), kind: dataclasses.asdict(outcome)}
+@dataclass(frozen=True)
+class _Stored:
+    """One file: a run that was asked for, and what came out."""
+
+    point: Point
+    run: ArmRun | None = None
+    failure: Failure | None = None
 
 
-def _from_data(data: Mapping[str, Any]) -> tuple[Point, Outcome]:
-    """Rebuild what :func:`_to_data` made; any error means that the file is damaged."""
-    given = data["point"]
-    point = Point(str(given["arm"]), int(given["seed"]), float(given["learning_rate"]), bool(given["test"]))
-    if "failure" in data:
-        return point, Failure(str(data["failure"]["message"]))
-    fields = dict(data["run"])
-    for name in ("validation", "test"):
-        fields[name] = {key: _number(value) for key, value in fields[name].items()}
-    fields["sites"] = tuple(SiteRecord(**site) for site in fields["sites"])
-    run = ArmRun(**fields)
+def _read(path: Path) -> tuple[Point, Outcome]:
+    """Read what one run wrote; a ValueError means that the file is damaged."""
+    stored = read_plain(json.loads(path.read_text(encoding="utf-8")), _Stored, "a finished run", ValueError)
+    point, run = stored.point, stored.run
+    if path.name != _file_name(point):
+        raise ValueError("the file belongs to another run")
+    if run is None or stored.failure is not None:
+        if run is not None or stored.failure is None:
+            raise ValueError("expected one outcome")
+        return point, stored.failure
     if (run.arm, run.seed, run.learning_rate) != (point.arm, point.seed, point.learning_rate):
         raise ValueError("the run is another one than its name says")
     if not run.validation or bool(run.test) != point.test:
         raise ValueError("metrics are missing")
     return point, run
-
-
-def _number(value: Any) -> float:
-    """Return a metric; JSON has no NaN and no infinity, so null stands for both."""
-    return math.nan if value is None else float(value)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.algebra.representations.build import representation_from
+from surgeon.algebra.schedule import Schedule
 from surgeon.editing.branch import branches_of
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, PlanError, ShapeError, SurgeryError
@@ -357,10 +358,9 @@ def test_copies_and_pickles_have_branches_of_their_own(name: str) -> None:
 def config(plan: Plan, net: nn.Module) -> RelaxedConfig:
     base = {"repo": None, "file": "base.pt", "revision": None, "sha256": "0" * 64, "entry": None}
     return RelaxedConfig(
-        plan.group,
         plan,
         "drop",
-        {"name": "triangle", "settings": {}},
+        Schedule(),
         {"lambda": 0.01, "form": "gram", "scale": None},
         (0.0, 0.0),
         0,

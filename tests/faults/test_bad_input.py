@@ -264,22 +264,22 @@ CASES = [
         "config a list",
         "inspect net-relaxed",
         both(relaxed, given("net-relaxed/surgeon_config.json", "[]")),
-        "an object",
+        "Expected `object`",
     ),
     Case(
-        "config lacks", "inspect net-relaxed", edited("surgeon_config.json", lambda d: d.pop("theta")), "missing: theta"
+        "config lacks", "inspect net-relaxed", edited("surgeon_config.json", lambda d: d.pop("theta")), "field `theta`"
     ),
     Case(
         "newer format",
         "inspect net-relaxed",
         edited("surgeon_config.json", lambda d: d.update(format_version=9)),
-        "got 9: update",
+        "version 9: update",
     ),
     Case(
         "newer plan",
         "inspect net-relaxed",
         edited("surgeon_config.json", lambda d: d["plan"].update(format_version=9)),
-        "version 9",
+        "version 9: update",
     ),
     Case(
         "plan lacks",
@@ -302,8 +302,8 @@ CASES = [
     Case(
         "schedule settings",
         "inspect net-relaxed",
-        edited("surgeon_config.json", lambda d: d["schedule"]["settings"].update(x=1)),
-        "schedule",
+        edited("surgeon_config.json", lambda d: d["schedule"].update(x=1)),
+        "schedule.x: unknown",
     ),
     Case(
         "penalty unknown",

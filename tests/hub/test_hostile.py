@@ -138,7 +138,6 @@ CASES: dict[str, tuple[Callable[[Files, Path], Files], str]] = {
     "site with code": (every_site(name="first'); " + CODE + "#"), "names of modules and arguments"),
     "argument with code": (every_site(argument='features"); ' + CODE + "#"), "names of modules and arguments"),
     "absolute site": (every_site(name="/etc/passwd"), "/etc/passwd"),
-    "group that is code": (setting("group", value=TRACE), "which is code"),
     "plan's group that is code": (
         setting("plan", "group", value=TRACE),
         "which is code",

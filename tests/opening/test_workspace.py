@@ -28,6 +28,9 @@ from surgeon.support.trees import to_dtype
 from tests.commands import Surgeon
 from tests.tiny import Net, TinyTask
 
+PENALTY = {"lambda": 0.01, "form": "gram", "scale": "relative"}
+TRIANGLE = {"name": "triangle", "tail": 0.05, "peak": 1.0, "sites": []}
+
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -41,7 +44,7 @@ def make_relaxed(work: Path, path: str = "net.pt", options: OpenOptions | None =
     plan = find(workspace.model, "O3", batch, forward=task.forward)
     relaxation = relax(workspace.model, plan, init_scale=0.5)
     thetas = dict.fromkeys(relaxation.branches, (0.5, 0.25))
-    config = relaxed_config(workspace, relaxation, penalty_weight=0.01, penalty_scale="relative", thetas=thetas)
+    config = relaxed_config(workspace, relaxation, penalty=PENALTY, thetas=thetas)
     write_relaxed(work / "net-relaxed", workspace.model, config, workspace.checkpoint.metadata)
     return work / "net-relaxed"
 
@@ -141,7 +144,7 @@ def test_code_that_a_folder_names_needs_trust(work: Path, monkeypatch: pytest.Mo
     if what == "task":
         config["task"] = {"path": "their_code:task", "sha256": None, "args": {}}
     else:
-        config["group"] = config["plan"]["group"] = "their_code:group"
+        config["plan"]["group"] = "their_code:group"
     (folder / "surgeon_config.json").write_text(json.dumps(config))
     seal_folder(folder)
     with pytest.raises(TrustError, match="names .*their_code.*, which is code: .*`--trust-remote-code`"):
@@ -237,13 +240,9 @@ def test_branches_that_do_not_fit(work: Path, broken: str) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "words"),
     [
-        (
-            "penalty",
-            {"lambda": 0.0, "form": "x", "scale": "relative"},
-            "penalty form among gram, rows, square.*: write the folder again$",
-        ),
-        ("schedule", {"name": "triangle", "settings": {"x": 1}}, "schedule .* unusable.*: write the folder again$"),
-        ("schedule", {"name": "x", "settings": {}}, "a schedule among.*: write the folder again$"),
+        ("penalty", {**PENALTY, "form": "x"}, "penalty.form: Invalid enum value 'x';"),
+        ("schedule", {**TRIANGLE, "x": 1}, "schedule.x: unknown;"),
+        ("schedule", {**TRIANGLE, "name": "x"}, "schedule: expected a schedule among .* got 'x';"),
     ],
 )
 def test_settings_that_nobody_wrote(work: Path, part: str, value: dict[str, Any], words: str) -> None:
@@ -258,7 +257,7 @@ def test_a_folder_made_from_a_folder_keeps_the_first_base(work: Path) -> None:
     workspace: Workspace = open_path(make_relaxed(work))
     assert workspace.relaxation is not None
     assert workspace.files is not None
-    config = relaxed_config(workspace, workspace.relaxation, penalty_weight=0.1, penalty_scale="absolute", step=7)
+    config = relaxed_config(workspace, workspace.relaxation, penalty={**PENALTY, "lambda": 0.1}, step=7)
     assert dataclasses.replace(config, step=0, penalty=workspace.files.config.penalty) == dataclasses.replace(
         workspace.files.config
     )

@@ -48,7 +48,7 @@ def write(workspace: Workspace, folder: Path) -> None:
     batch = next(iter(task.batches("validation", 0)))
     plan = find(workspace.model, "O3", batch, forward=task.forward)  # type: ignore[attr-defined]
     relaxation = relax(workspace.model, plan, init_scale=0.5)
-    config = relaxed_config(workspace, relaxation, penalty_weight=0.01, penalty_scale="relative")
+    config = relaxed_config(workspace, relaxation, penalty={"lambda": 0.01, "form": "gram", "scale": "relative"})
     write_relaxed(folder, workspace.model, config, workspace.checkpoint.metadata)
 
 
@@ -203,7 +203,7 @@ def test_a_save_leaves_what_the_user_put_into_the_run_folder(folder: Path, tmp_p
     assert (out / "notes.txt").is_file()
     assert (out / "training_state" / "plot.txt").is_file()
     assert (out / "README.md").read_text() == "mine"
-    assert read_record(out)["state"]["epoch"] > 1
+    assert read_record(out).state.epoch > 1
 
 
 @pytest.mark.parametrize("damage", ["json", "missing field", "tensor gone", "other shape"])
@@ -230,7 +230,7 @@ def test_a_non_finite_loss_leaves_the_run_of_the_epoch_before(folder: Path, tmp_
     workspace, run = start(folder, task=TinyTask(trouble="nan", at=8))
     with pytest.raises(TrainingError, match="task loss became nan at step 8"):
         run.run(on_save=lambda finetuner: save_run(tmp_path / "run", finetuner, workspace))
-    assert read_record(tmp_path / "run")["state"]["epoch"] == 2
+    assert read_record(tmp_path / "run").state.epoch == 2
     _, second = start(folder)
     restore_run(tmp_path / "run", second)
     assert second.run().steps == 12
@@ -287,8 +287,8 @@ def test_a_killed_process_goes_on_in_the_middle_of_an_epoch(folder: Path, arm: s
     trouble = ["--task-args", json.dumps({"trouble": "KILL", "at": at})]
     killed = forked(work, *command, *trouble)
     assert killed.returncode == -signal.SIGKILL
-    state = read_record(work / "net-run")["state"]
-    assert (state["step"], state["epoch_step"]) == (at - 1, (at - 1) % 3)
+    state = read_record(work / "net-run").state
+    assert (state.step, state.epoch_step) == (at - 1, (at - 1) % 3)
     resumed = forked(work, *command, *trouble)
     assert resumed.returncode == 0, resumed.stderr
     assert forked(work, *command, "-o", "whole").returncode == 0
@@ -312,7 +312,7 @@ def test_a_killed_process_is_resumed_by_the_same_command(folder: Path) -> None:
     command = ["finetune", "net-relaxed", "--epochs", "4", "--lr", "1e-2", "--json", "--task", "task.py"]
     killed = forked(work, *command, "--task-args", json.dumps({"trouble": "KILL", "at": 8}))
     assert killed.returncode == -signal.SIGKILL
-    assert read_record(work / "net-run")["state"]["epoch"] == 2
+    assert read_record(work / "net-run").state.epoch == 2
     assert forked(work, *command, "--task-args", json.dumps({"trouble": "KILL", "at": 8})).returncode == 0
     assert forked(work, *command, "-o", "whole").returncode == 0
     left, right = (open_checkpoint(work / name / "model.safetensors").tensors for name in ("net-run", "whole"))

@@ -113,8 +113,8 @@ def test_a_killed_training_goes_on_to_the_bit_and_is_stripped(surgeon: Surgeon) 
     options = ["--epochs", "3", "--lr", "1e-2", "--arm", "fold", "--save-every", "1", "--ema", "0.9", "--lambda", "0.1"]
     options += ["--task-args", '{"batches": 5, "trouble": "KILL", "at": 4}', "--penalty-form", "rows"]
     assert launch(work, *options, **ONE_UNIT_PER_LAYER).returncode != 0
-    state = read_record(work / "net-run")["state"]
-    assert (state["step"], state["epoch_step"]) == (3, 1)
+    state = read_record(work / "net-run").state
+    assert (state.step, state.epoch_step) == (3, 1)
     sharded(work, *options, **ONE_UNIT_PER_LAYER)
     sharded(work, *options, "-o", "whole", **ONE_UNIT_PER_LAYER)
     assert difference(tensors_of(work / "net-run"), tensors_of(work / "whole")) == 0
@@ -258,17 +258,17 @@ def test_every_process_evaluates_with_the_statistics_that_are_saved(
     """Each process gathers those of its own batches; the file holds those of the first one."""
     work = with_network(tmp_path, monkeypatch, capsys, WITH_STATISTICS).path
     sharded(work, "--epochs", "3", "--lr", "1e-2", "--recalibrate", "0")
-    state = read_record(work / "net-run")["state"]
-    assert state["best_epoch"] > 0
+    state = read_record(work / "net-run").state
+    assert state.best_epoch > 0
     workspace = open_path("net-run")
     assert workspace.relaxation is not None
     with workspace.relaxation.clean():
         alone = evaluate(workspace.model, workspace.require_task().task, "validation")
-    assert alone == pytest.approx(state["best_validation"], rel=EXACT)
+    assert alone == pytest.approx(state.best_validation, rel=EXACT)
     workspace.model.norm.running_var.mul_(1.1)  # type: ignore[union-attr, operator]
     with workspace.relaxation.clean():
         other = evaluate(workspace.model, workspace.require_task().task, "validation")
-    assert other != pytest.approx(state["best_validation"], rel=1e-3)
+    assert other != pytest.approx(state.best_validation, rel=1e-3)
 
 
 def test_all_processes_of_a_share_run_the_model_equally_often() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from itertools import combinations
 
 import torch
@@ -15,8 +16,9 @@ from surgeon.errors import GroupError
 CHOICES = "SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, OCTAH, SCALE<n>"
 
 
+@lru_cache(maxsize=64)
 def named_group(name: str) -> Group | None:
-    """Build a group from its name; case, brackets, commas, underscores and blanks are ignored.
+    """Build a group from its name, once; case, brackets, commas, underscores and blanks are ignored.
 
     Returns:
         The group, or None if no group has this name.

@@ -252,8 +252,9 @@ def representation_from(group: Group | str, data: Mapping[str, Any]) -> Represen
     Raises:
         GroupError: if the description is malformed or the group has no such representation.
     """
-    if isinstance(group, str):
-        return _OfCode(group, encoded(data)) if ":" in group else representation_from(parse_group(group), data)
+    if isinstance(group, str) and ":" in group and isinstance(data, Mapping):
+        return _OfCode(group, encoded(data))
+    group = parse_group(group)
     match data if isinstance(data, Mapping) else {}:
         case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
             return irreps(group, text, rest.get("layout", "mul_ir"))
