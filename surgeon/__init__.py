@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from surgeon.plan import Site as Site
     from surgeon.plan import Task as Task
     from surgeon.proof.certificate import certify as certify
-    from surgeon.proof.inspection import find_breaks as find_breaks
     from surgeon.proof.inspection import inspect as inspect
+    from surgeon.proof.inspection import inspect_breaks as inspect_breaks
     from surgeon.proof.inspection import measure as measure
     from surgeon.proof.stripping import StripSettings as StripSettings
     from surgeon.proof.stripping import strip_folder as strip_folder
@@ -70,7 +70,7 @@ _PUBLIC = {
     "surgeon.opening.relaxing": ("RelaxSettings", "relax_checkpoint"),
     "surgeon.plan": ("Certificate", "Plan", "Site", "Task"),
     "surgeon.proof.certificate": ("certify",),
-    "surgeon.proof.inspection": ("find_breaks", "inspect", "measure"),
+    "surgeon.proof.inspection": ("inspect_breaks", "inspect", "measure"),
     "surgeon.proof.stripping": ("StripSettings", "strip_folder"),
     "surgeon.proof.verdict": ("MeasureSettings",),
     "surgeon.proof.verification.verify": ("verify_clean",),

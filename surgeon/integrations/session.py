@@ -19,7 +19,7 @@ from surgeon.editing.insert import relax
 from surgeon.editing.recalibration import running_statistics
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, UsageError
-from surgeon.integrations.settings import RelaxationSettings, network_of, plan_for
+from surgeon.integrations.settings import RelaxationSettings, network_of, plan_of_step
 from surgeon.plan import CHILD, SiteRecord
 from surgeon.support.trees import map_tensors
 from surgeon.training.session import TrainingSession, flat
@@ -49,7 +49,7 @@ class TrainerSession(TrainingSession):
         forward: Callable[[nn.Module, Any], Any],
     ) -> None:
         path, network = network_of(owner, settings.module)
-        plan, call = plan_for(network, settings, step)
+        plan, call = plan_of_step(network, settings, step)
         relaxation = relax(
             network, plan, mode=settings.mode, schedule=settings.schedule, penalty_form=settings.penalty_form
         )

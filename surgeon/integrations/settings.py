@@ -144,7 +144,7 @@ def first_call(network: nn.Module, step: Callable[[], Any]) -> Call:
     )
 
 
-def plan_for(network: nn.Module, settings: RelaxationSettings, step: Callable[[], Any]) -> tuple[Plan, Call | None]:
+def plan_of_step(network: nn.Module, settings: RelaxationSettings, step: Callable[[], Any]) -> tuple[Plan, Call | None]:
     """Return the plan that was given, or find one on what a training step calls the network with; return that, too.
 
     Raises:

@@ -14,8 +14,7 @@ import torch
 from surgeon.algebra.equivariance import ErrorSummary, projection_error
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError, UsageError
-from surgeon.finding.breaks import Breaks
-from surgeon.finding.breaks import find_breaks as first_break
+from surgeon.finding.breaks import Breaks, find_breaks
 from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
@@ -86,7 +85,7 @@ def inspect(path: str | Path, group: str = "O3", *, options: OpenOptions | None 
     return Inspection(workspace, plan, errors, sum(parameter.numel() for parameter in workspace.model.parameters()))
 
 
-def find_breaks(path: str | Path, group: str = "O3", *, options: OpenOptions | None = None) -> Breaks:
+def inspect_breaks(path: str | Path, group: str = "O3", *, options: OpenOptions | None = None) -> Breaks:
     """Look for the first op at which a model's equivariance fails.
 
     Args:
@@ -106,7 +105,7 @@ def find_breaks(path: str | Path, group: str = "O3", *, options: OpenOptions | N
     batch = to_dtype(sample_batches(task, 1)[0], torch.float64)
     twin = workspace.double(workspace.model).eval()
     with default_dtype(torch.float64):
-        return first_break(twin, task_symmetry(task.task, parse_group(group)), batch)
+        return find_breaks(twin, task_symmetry(task.task, parse_group(group)), batch)
 
 
 @dataclass

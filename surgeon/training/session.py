@@ -38,7 +38,7 @@ def flat(statistics: Mapping[str, Mapping[str, Tensor]], between: str) -> dict[s
     return {f"{name}{between}{key}": value for name, own in statistics.items() for key, value in own.items()}
 
 
-def call(model: nn.Module, batch: Any) -> Any:
+def _call(model: nn.Module, batch: Any) -> Any:
     """Return ``model(batch)``."""
     return model(batch)
 
@@ -184,7 +184,7 @@ class TrainingSession:
 
     @contextmanager
     def clean_evaluation(
-        self, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] = call
+        self, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] = _call
     ) -> Iterator[tuple[StatisticsChange, ...]]:
         """While the context is open the model computes what it would after stripping, with the statistics of then.
 

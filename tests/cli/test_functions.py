@@ -78,7 +78,7 @@ def test_strip(surgeon: Surgeon) -> None:
 def test_inspect_measure_and_diagnose(surgeon: Surgeon) -> None:
     inspected = engine.inspect("net.pt", "O3", options=TASK)
     assert surgeon("inspect", "net.pt", "--json").data["plan"] == json_compatible(inspected.plan.to_data())
-    assert not engine.find_breaks("net.pt", "O3", options=TASK).broken
+    assert not engine.inspect_breaks("net.pt", "O3", options=TASK).broken
     measured = json_compatible(engine.measure("net.pt", QUICKLY, group="O3").to_data())
     assert surgeon("measure", "net.pt", *QUICK, "--json").data == measured
     settings = engine.DiagnosisSettings(products=10, train_batches=1, held_out_batches=2)

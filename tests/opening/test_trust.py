@@ -14,7 +14,7 @@ import torch
 
 from surgeon.errors import TrustError
 from surgeon.files.seals import seal_folder
-from surgeon.integrations.settings import RelaxationSettings, plan_for
+from surgeon.integrations.settings import RelaxationSettings, plan_of_step
 from surgeon.opening import trust
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
@@ -122,7 +122,7 @@ def test_a_plan_that_names_code_as_its_group_imports_nothing(surgeon: Surgeon, m
         told = surgeon(*given, *flags, code=2).err
         assert "names 'somebodys:group' as its group, which is code" in told
     with pytest.raises(TrustError, match="which is code"):
-        plan_for(torch.nn.Linear(1, 1), RelaxationSettings(plan="plan.json"), lambda: None)
+        plan_of_step(torch.nn.Linear(1, 1), RelaxationSettings(plan="plan.json"), lambda: None)
     assert not ran(surgeon.path)
     surgeon(*given, "--group", "somebodys:group")
     assert ran(surgeon.path)

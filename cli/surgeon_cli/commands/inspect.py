@@ -13,8 +13,8 @@ from surgeon.files.atomic import check_writable
 from surgeon.files.content import json_compatible, write_json, write_text
 from surgeon.finding.breaks import Breaks
 from surgeon.opening.workspace import Workspace
-from surgeon.proof.inspection import find_breaks
 from surgeon.proof.inspection import inspect as inspect_path
+from surgeon.proof.inspection import inspect_breaks
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
 from surgeon_cli.plan_screen import show_breaks, show_plan, showing_refusals
@@ -67,7 +67,7 @@ def inspect(
             check_writable(output, force)
     options = dataclasses.replace(opening.options(json_output), action=action)
     if showing.find_breaks:
-        _find_breaks(find_breaks(path, group, options=options), json_output)
+        _show_breaks(inspect_breaks(path, group, options=options), json_output)
         return
     with showing_refusals(json_output):
         found = inspect_path(path, group, options=options)
@@ -91,7 +91,7 @@ def inspect(
             say(f"wrote {written}")
 
 
-def _find_breaks(breaks: Breaks, json_output: bool) -> None:
+def _show_breaks(breaks: Breaks, json_output: bool) -> None:
     if json_output:
         data: Any = json_compatible({**dataclasses.asdict(breaks), "broken": breaks.broken})
         print_json(data)
