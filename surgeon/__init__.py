@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from surgeon.plan import Plan as Plan
     from surgeon.plan import Site as Site
     from surgeon.plan import Task as Task
-    from surgeon.proof.certificate import certify as certify
+    from surgeon.proof.certify import certify as certify
+    from surgeon.proof.equivariance import MeasureSettings as MeasureSettings
     from surgeon.proof.inspection import inspect as inspect
     from surgeon.proof.inspection import inspect_breaks as inspect_breaks
     from surgeon.proof.inspection import measure as measure
-    from surgeon.proof.stripping import StripSettings as StripSettings
-    from surgeon.proof.stripping import strip_folder as strip_folder
-    from surgeon.proof.verdict import MeasureSettings as MeasureSettings
-    from surgeon.proof.verification.verify import verify_clean as verify_clean
+    from surgeon.proof.strip_folder import StripSettings as StripSettings
+    from surgeon.proof.strip_folder import strip_folder as strip_folder
+    from surgeon.proof.verify import verify_clean as verify_clean
     from surgeon.training.compare import CompareSettings as CompareSettings
     from surgeon.training.compare import compare as compare
     from surgeon.training.diagnosis.diagnose import diagnose as diagnose
@@ -69,11 +69,11 @@ _PUBLIC = {
     "surgeon.opening.options": ("OpenOptions",),
     "surgeon.opening.relaxing": ("RelaxSettings", "relax_checkpoint"),
     "surgeon.plan": ("Certificate", "Plan", "Site", "Task"),
-    "surgeon.proof.certificate": ("certify",),
+    "surgeon.proof.certify": ("certify",),
     "surgeon.proof.inspection": ("inspect_breaks", "inspect", "measure"),
-    "surgeon.proof.stripping": ("StripSettings", "strip_folder"),
-    "surgeon.proof.verdict": ("MeasureSettings",),
-    "surgeon.proof.verification.verify": ("verify_clean",),
+    "surgeon.proof.strip_folder": ("StripSettings", "strip_folder"),
+    "surgeon.proof.equivariance": ("MeasureSettings",),
+    "surgeon.proof.verify": ("verify_clean",),
     "surgeon.training.compare": ("CompareSettings", "compare"),
     "surgeon.training.diagnosis.diagnose": ("diagnose",),
     "surgeon.training.diagnosis.result": ("DiagnosisSettings",),

@@ -30,9 +30,9 @@ SETTINGS = tuple(
 SLICE = SETTINGS[-1:]
 """What continuous integration runs, of the tests that were once red on another processor."""
 ONCE_RED = (
-    "tests/proof/test_chance.py",
-    "tests/proof/test_judging.py",
-    "tests/proof/test_verdict.py",
+    "tests/proof/test_rounding.py",
+    "tests/proof/test_equivariance.py",
+    "tests/proof/test_strip_and_certify.py",
     "tests/algebra/test_equivariance.py",
     "tests/families/test_vn.py::test_from_file_to_file",
 )

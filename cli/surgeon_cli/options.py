@@ -18,7 +18,7 @@ from surgeon.files.atomic import put_back
 from surgeon.files.relaxed import find_only_folder, is_relaxed_folder
 from surgeon.files.seals import finish_update
 from surgeon.opening.options import OpenOptions
-from surgeon.proof.verdict import MeasureSettings
+from surgeon.proof.equivariance import MeasureSettings
 from surgeon.training.runs import has_run
 from surgeon_cli.screen import say
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.files.content import json_compatible
-from surgeon.plan import EXACT_WHILE, Certificate
-from surgeon.proof.certificate_words import flipped_words
+from surgeon.plan import Certificate
+from surgeon.proof.words import sections
+
+ERROR_TITLE = "equivariance error |f(gx) - g f(x)| / |g f(x)|"
 
 
 def console() -> Console:
@@ -35,53 +35,29 @@ def print_json(data: Mapping[str, Any]) -> None:
 
 
 def show_certificate(certificate: Certificate) -> None:
-    """Print the verdict, the checks, and what was measured."""
-    out = console()
-    table = Table(title="certificate", title_justify="left")
-    table.add_column("check")
-    table.add_column("holds")
-    for name, holds in certificate.checks.items():
-        table.add_row(name, "yes" if holds else Text("NO", style="bold red"))
-    out.print(table)
-    if certificate.equivariance:
-        out.print(equivariance_table(certificate.equivariance))
-    flipped = flipped_words(certificate.details).removeprefix(". ")
-    if flipped:
-        say(flipped)
+    """Print the checks, and what was measured, in the words of the certificate."""
+    parts = sections(json_compatible(certificate.to_data()))
+    print_table("certificate", parts["Checks"].table)
+    print_table(ERROR_TITLE, parts["Equivariance"].table)
+    for text in parts["Equivariance"].told[1:]:
+        say(text)
     for model, metrics in certificate.metrics.items():
         say(f"{model}: " + ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
-    if certificate.sites:
-        folded = sum(record.folded for record in certificate.sites)
-        lost = sum(record.lost for record in certificate.sites)
-        say(
-            f"{len(certificate.sites)} branches stripped ({certificate.strip_mode}): sum of norms folded {folded:.3g}, "
-            f"lost {lost:.3g}"
-        )
-        for note, count in Counter(record.note for record in certificate.sites).items():
-            if EXACT_WHILE in note:
-                say(f"{count} of them {note}")
-    if certificate.projection_error is not None:
-        say(f"projection error (relative change of the outputs by stripping): {certificate.projection_error:.1e}")
-    theta = certificate.details.get("theta")
-    if theta is not None:
-        say(f"the relaxed model has theta {theta[0]:.2f} (foldable part {theta[1]:.2f}), that of its best epoch")
-    for name, change in certificate.buffers_written.items():
-        say(f"buffer {name} was written by training, largest change {change:.2e}")
-    for difference in certificate.differences:
-        say(f"difference: {difference}")
+    for text in (*parts["Branches"].told, *parts["Checks"].told):
+        say(text)
+    for name, change in parts["Buffers that the model's own training forward writes"].table[1:]:
+        say(f"buffer {name} was written by training, largest change {change}")
 
 
-def equivariance_table(equivariance: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]) -> Table:
-    """Return equivariance errors, one row per model, dtype and component of the group."""
-    table = Table(title="equivariance error |f(gx) - g f(x)| / |g f(x)|", title_justify="left")
-    for heading in ("model", "dtype", "group component", "mean", "median", "max", "of element", "count"):
+def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first row are the headings; nothing if it is the only one."""
+    table = Table(title=title, title_justify="left")
+    for heading in rows[0]:
         table.add_column(heading)
-    for model, dtypes in equivariance.items():
-        for dtype, components in dtypes.items():
-            for component, error in components.items():
-                numbers = (f"{value:.1e}" for value in (error.mean, error.median, error.maximum))
-                table.add_row(model, dtype, component, *numbers, error.worst, str(error.count))
-    return table
+    for row in rows[1:]:
+        table.add_row(*(Text("NO", style="bold red") if cell in ("NO", "**NO**") else cell for cell in row))
+    if table.row_count:
+        console().print(table)
 
 
 def sweep_table(sweep: Mapping[str, Any]) -> Table:

@@ -12,7 +12,7 @@ from surgeon.files.card import BEGIN, END
 from surgeon.files.content import read_json
 from surgeon.files.relaxed import RelaxedConfig
 from surgeon.hub.content import Content
-from surgeon.proof.certificate_words import equivariance_section, grade_words, markdown_table
+from surgeon.proof.words import grade_words, markdown_table, sections
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -153,13 +153,9 @@ def _block(content: Content, repo: str, compared: str) -> str:
         f"{BEGIN}\n# {repo.split('/')[1]}",
         _RELAXED if relaxed else _CLEAN,
         _facts(content),
-        *_section("How to load", _RELAXED_LOADING.format(repo=repo) if relaxed else _CLEAN_LOADING.format(repo=repo)),
-        *_section("What was relaxed", _sites(content)),
-        *_section("Training", _training(content)),
-        *_section("Metrics", _metrics(content)),
+        *_section("How to load", (_RELAXED_LOADING if relaxed else _CLEAN_LOADING).format(repo=repo)),
+        *(_relaxed_parts(content) if relaxed else _certified_parts(content.records["certificate"])),
         *_section("Comparison", compared),
-        *_section("Equivariance", _equivariance(content)),
-        *_section("Certificate", _certificate(content)),
     ]
     return "\n\n".join(parts) + f"\n{END}"
 
@@ -209,23 +205,31 @@ def _facts(content: Content) -> str:
     return markdown_table(("", ""), rows)
 
 
-def _sites(content: Content) -> str:
-    if content.kind == "relaxed":
-        sites = content.records["config"].plan.sites
-        rows: Iterable[Iterable[Any]] = (
-            (f"`{s.name or '(model)'}`", s.kind, s.slot, " x ".join(map(str, s.shape)), f"{s.extra_parameters:,}")
-            for s in sites
-        )
-        return markdown_table(("op", "kind", "input", "W", "parameters added in training"), rows)
-    records = content.records["certificate"]["sites"]
-    return markdown_table(
-        ("op", "input"), ((f"`{record['name'] or '(model)'}`", record["argument"]) for record in records)
+def _relaxed_parts(content: Content) -> list[str]:
+    """Return what was relaxed, how it was trained, and what came of it."""
+    rows: Iterable[Iterable[Any]] = (
+        (f"`{s.name or '(model)'}`", s.kind, s.slot, " x ".join(map(str, s.shape)), f"{s.extra_parameters:,}")
+        for s in content.records["config"].plan.sites
     )
+    sites = markdown_table(("op", "kind", "input", "W", "parameters added in training"), rows)
+    split, before, after = _evaluated(content)
+    values = [
+        (name, *(_rounded(each.get(name)) for each in (before, after))) for name in after if _is_number(after[name])
+    ]
+    told = f"On the {split} split of the task's own data, without branches, from one run.\n\n"
+    metrics = told + markdown_table(("metric", "before", "after"), values) if values else ""
+    return [
+        *_section("What was relaxed", sites),
+        *_section("Training", _training(content)),
+        *_section("Metrics", metrics),
+    ]
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.6g}" if _is_number(value) else "-"
 
 
 def _training(content: Content) -> str:
-    if content.kind != "relaxed":
-        return ""
     config, settings = content.records["config"], content.records.get("settings", {})
     if not config.step:
         return "Not trained yet: the function is that of the base."
@@ -235,32 +239,13 @@ def _training(content: Content) -> str:
     return markdown_table(("setting", "value"), rows)
 
 
-def _metrics(content: Content) -> str:
-    split, before, after = _evaluated(content)
-    names = [name for name in after if _is_number(after[name])]
-    rows = ((name, _number(before.get(name)), _number(after[name])) for name in names)
-    shown = markdown_table(("metric", "before", "after"), rows)
-    how = "without branches, " if content.kind == "relaxed" else ""
-    return shown and f"On the {split} split of the task's own data, {how}from one run.\n\n{shown}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if _is_number(value) else "-"
-
-
-def _equivariance(content: Content) -> str:
-    return equivariance_section(content.records["certificate"]) if content.kind == "clean" else ""
-
-
-def _certificate(content: Content) -> str:
-    if content.kind == "relaxed":
-        return ""
-    certificate = content.records["certificate"]
-    rows = ((name, "yes" if holds else "**NO**") for name, holds in certificate["checks"].items())
-    done = bool((certificate["details"].get("recalibration") or {}).get("done"))
-    told = f"{certificate['grade'] or 'Different'}: {grade_words(certificate['grade'], done)}."
+def _certified_parts(certificate: Mapping[str, Any]) -> list[str]:
+    """Return what the certificate says: as in CERTIFICATE.md, without hashes and versions."""
+    grade = f"{certificate['grade'] or 'different'}: {grade_words(certificate)}."
     advice = "`surgeon verify FOLDER --against ORIGINAL` computes it again."
-    return f"{told[0].upper()}{told[1:]}\n\n{markdown_table(('check', 'holds'), rows)}\n\n{advice}"
+    parts = sections(certificate)
+    told = (parts[title].markdown() for title in ("Branches", "Metrics", "Equivariance", "Checks"))
+    return [*_section("Certificate", f"{grade[0].upper()}{grade[1:]} {advice}"), *(part for part in told if part)]
 
 
 def read_comparison(path: str | Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.clean import CARD_FILE as CARD
-from surgeon.files.clean import CERTIFICATE_FILE, CLEAN, read_clean
+from surgeon.files.clean import CERTIFICATE_FILE, CLEAN, check_weights
 from surgeon.files.content import json_text
 from surgeon.files.relaxed import (
     BASE_FILE,
@@ -71,7 +71,9 @@ def content_of(folder: str | Path, with_training_state: bool = False) -> Content
     wanted = [*(RELAXED if kind == "relaxed" else CLEAN), *(STATE if with_training_state else ())]
     files: dict[str, Path | bytes] = {name: folder / name for name in wanted if (folder / name).is_file()}
     _check_links(folder, files)
-    records = _relaxed_records(folder) if kind == "relaxed" else read_clean(folder)
+    records: Mapping[str, Any] = (
+        _relaxed_records(folder) if kind == "relaxed" else {"certificate": check_weights(folder)}
+    )
     if kind == "relaxed":
         files[CONFIG_FILE] = json_text(published(records["config"]).to_data()).encode()
     present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())

@@ -10,7 +10,7 @@ from pathlib import Path
 from surgeon.errors import CheckpointError
 from surgeon.files.address import HubPath
 from surgeon.files.atomic import atomic_folder
-from surgeon.files.clean import read_clean
+from surgeon.files.clean import check_weights
 from surgeon.files.content import write_json
 from surgeon.files.relaxed import CONFIG_FILE, read_relaxed
 from surgeon.files.seals import seal_folder
@@ -65,7 +65,7 @@ def pull(path: str | HubPath, folder: str | Path | None = None, *, force: bool =
             _check_and_forget_task(temporary, listing.pinned)
             seal_folder(temporary)
         else:
-            read_clean(temporary)
+            check_weights(temporary)
     left_out = tuple(name for name in listing.files if name not in names)
     return Pulled(target, listing.pinned, tuple(names), left_out)
 

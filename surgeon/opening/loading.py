@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surgeon.errors import CheckpointError
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.tensors import forms, pieces, renamed, same_bytes
 from surgeon.plan import CHILD
 
 COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
 """What torch.fx adds to a generated module (a tensor product of e3nn) when that is deep-copied, as for an average."""
+
+
+def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Return a checkpoint's tensors under the names of a state dict.
+
+    A prefix (``module.``) can be the model's own; constants that only a deep copy of a generated module has are left
+    out unless the state dict has them, too.
+
+    Args:
+        checkpoint: as opened.
+        like: the state dict, or anything with its keys.
+    """
+    prefixed = checkpoint.in_file
+    tensors = prefixed if prefixed.keys() & like.keys() else checkpoint.tensors
+    return renamed(tensors, {key: key for key in tensors if key in like or not COPIED_CONSTANT.search(key)})
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

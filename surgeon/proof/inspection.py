@@ -23,7 +23,7 @@ from surgeon.opening.task_calls import can_act, task_forward, task_symmetry
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
-from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
+from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
 from surgeon.recording.picture import model_picture
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype, in_training_mode, model_dtype

@@ -25,7 +25,7 @@ from surgeon.finding.find import find
 from surgeon.opening.loading import load_into
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_symmetry
 from surgeon.plan import Plan, Task
-from surgeon.proof.certificate import Architecture
+from surgeon.proof.architecture import Architecture
 from surgeon.registry import Adapter, has_task, installed_adapters
 from surgeon.support.imports import import_attribute
 from surgeon.support.trees import map_tensors, tensors_in

@@ -25,8 +25,8 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import can_act, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
-from surgeon.proof.certificate import certify
-from surgeon.proof.verdict import MeasureSettings, task_equivariance
+from surgeon.proof.certify import certify
+from surgeon.proof.equivariance import MeasureSettings, task_equivariance
 from surgeon.support.imports import one_line
 from surgeon.training.comparison import Comparison, outcome_of
 from surgeon.training.outcomes import ArmRun, Execute, Outcome, Point

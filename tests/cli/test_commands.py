@@ -281,7 +281,7 @@ def test_an_arm_decides_how_its_run_is_stripped(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
     surgeon(*TRAIN, "--arm", "fold", "-o", "folded")
     assert read_relaxed(Path("folded")).config.strip_mode == "fold"
-    assert "branches stripped (fold)" in surgeon("strip", "folded", "-o", "clean").out
+    assert "branches were stripped by `fold`" in surgeon("strip", "folded", "-o", "clean").out
     told = surgeon("strip", "folded", "-o", "dropped", "--drop").out
     assert "the folder was trained to be stripped by fold; by drop its outputs change by" in told
 
@@ -303,7 +303,7 @@ def test_the_preset_of_the_paper(surgeon: Surgeon) -> None:
 
 
 def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    import surgeon.proof.verdict as verdict
+    import surgeon.proof.equivariance as verdict
 
     surgeon("relax", "net.pt")
     before = files_in(surgeon.path)

@@ -191,7 +191,7 @@ def test_training_batches_that_fail_are_an_error_and_nothing_is_written(surgeon:
 
 
 def test_it_is_said_when_the_gathered_statistics_were_better(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    import surgeon.proof.verdict as verdict
+    import surgeon.proof.recalibrated as verdict
 
     relaxed(surgeon)
     gather()

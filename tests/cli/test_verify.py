@@ -36,9 +36,10 @@ def test_a_damaged_folder(clean: Surgeon) -> None:
     Path("net-clean/CERTIFICATE.md").write_text("other")
     result = clean(*VERIFY, code=1)
     assert "difference: the file CERTIFICATE.md was changed: its sha256 is" in result.out
+    assert "difference: CERTIFICATE.md: expected '# Certificate', found 'other'" in result.out
     assert " NO " in result.out
     assert "everything" not in result.out
-    assert result.err.startswith("error: 'net-clean' is not what its certificate and 'net.pt' say, 1 difference: ")
+    assert result.err.startswith("error: 'net-clean' is not what its certificate and 'net.pt' say, 2 differences: ")
 
 
 def test_json_of_both_verdicts(clean: Surgeon) -> None:
@@ -56,17 +57,18 @@ def test_json_of_both_verdicts(clean: Surgeon) -> None:
 def test_another_architecture(clean: Surgeon) -> None:
     torch.save(Plain().state_dict(), "other.pt")
     told = clean("verify", "net-clean", "--against", "other.pt", code=1).out
-    assert "have different architectures, 8 keys: only the original has layer.weight, layer.bias" in told
+    assert "keys, shapes and dtypes as in the original" in told
+    assert "difference: layer.weight: the original has [[3, 6], 'torch.float32'], the result nothing" in told
 
 
 def test_what_was_not_checked_is_said(clean: Surgeon) -> None:
     Path("task.py").rename("data.py")
     told = clean("verify", "net-clean", "--against", "net.pt").out
     assert "give --task or --model" in told
-    assert "everything that was checked holds; 7 not checked" in told
+    assert "everything that was checked holds; 11 not checked" in told
     assert "not checked" not in clean(*VERIFY, "--task", "data.py", "--strict").out.splitlines()[-1]
     strict = clean("verify", "net-clean", "--against", "net.pt", "--strict", code=1).err
-    assert "everything that was checked holds, but 7 not checked" in strict
+    assert "everything that was checked holds, but 11 not checked" in strict
 
 
 def test_a_folder_alone(clean: Surgeon) -> None:
@@ -81,7 +83,7 @@ def test_a_folder_alone(clean: Surgeon) -> None:
         "error: everything that was checked holds, but"
     )
     Path("net-clean/CERTIFICATE.md").write_text("other")
-    assert "'net-clean' is not what its certificate says, 1 difference" in clean("verify", "net-clean", code=1).err
+    assert "'net-clean' is not what its certificate says, 2 differences" in clean("verify", "net-clean", code=1).err
 
 
 @pytest.mark.parametrize(

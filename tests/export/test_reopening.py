@@ -20,8 +20,9 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
-from surgeon.proof.clean import write_clean
-from surgeon.proof.verdict import MeasureSettings, strip_and_certify
+from surgeon.proof.clean_folder import write_clean
+from surgeon.proof.equivariance import MeasureSettings
+from surgeon.proof.strip_and_certify import strip_and_certify
 from tests import tiny
 from tests.commands import Surgeon
 from tests.opening.test_workspace import make_relaxed

@@ -14,8 +14,8 @@ from surgeon.finding.find import find
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.proof.clean import write_clean
-from surgeon.proof.verdict import strip_and_certify
+from surgeon.proof.clean_folder import write_clean
+from surgeon.proof.strip_and_certify import strip_and_certify
 from surgeon.training.arms import arm_named
 from surgeon.training.engine import Finetuner
 from surgeon.training.runs import save_run

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from surgeon.proof.certificate import certify
+from surgeon.proof.certify import certify
 from surgeon.recording.compare import graph_hash
 from surgeon.recording.record import record
 from surgeon.support.attributes import attributes_of

@@ -18,7 +18,7 @@ from surgeon.editing.strip import refold, strip
 from surgeon.errors import PlanError, SurgeryError, TaskError, TrainingError, UsageError
 from surgeon.finding.find import find
 from surgeon.plan import StripMode
-from surgeon.proof.certificate import certify
+from surgeon.proof.certify import certify
 from surgeon.training.arms import arm_named
 from surgeon.training.costs import training_costs
 from surgeon.training.ema import Ema

@@ -16,7 +16,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import TaskError, TrainingError
 from surgeon.opening.evaluation import evaluate
 from surgeon.plan import CHILD
-from surgeon.proof.certificate import certify
+from surgeon.proof.certify import certify
 from surgeon.training.arms import arm_named
 from surgeon.training.engine import Finetuner
 from surgeon.training.progress import StepEvent

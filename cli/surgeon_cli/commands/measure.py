@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from surgeon.proof.inspection import measure as measure_path
+from surgeon.proof.words import ERRORS, error_rows
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, Reopening, folder_or_only
-from surgeon_cli.screen import console, equivariance_table, print_json, say
+from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 
 @unbundled
@@ -33,7 +34,7 @@ def measure(
     if json_output:
         print_json(found.to_data())
         return
-    console().print(equivariance_table(found.equivariance))
+    print_table(ERROR_TITLE, [ERRORS, *error_rows(found.to_data()["equivariance"])])
     for name, error in found.projection_error.items():
         say(f"projection error, {name}: {error:.1e} (relative change of the outputs when the branches are stripped)")
     for key, defect in found.branch_defects.items():

@@ -17,9 +17,9 @@ from surgeon.files.content import read_json
 from surgeon.files.relaxed import read_relaxed
 from surgeon.opening.options import OpenOptions
 from surgeon.plan import Certificate, StripMode
-from surgeon.proof.certificate_words import grade_words
-from surgeon.proof.stripping import CleanFolder, StripSettings, strip_folder
-from surgeon.proof.verdict import RECALIBRATION_BATCHES
+from surgeon.proof.recalibrated import RECALIBRATION_BATCHES
+from surgeon.proof.strip_folder import CleanFolder, StripSettings, strip_folder
+from surgeon.proof.words import grade_words
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ForceOption,
@@ -191,8 +191,7 @@ def _run(
         print_json({"written": str(target), "files": done.files, "certificate": certificate})
         return
     _show(done.certificate)
-    recalibrated = bool(done.certificate.details.get("recalibration", {}).get("done"))
-    say(grade_words(done.certificate.grade, recalibrated))
+    say(grade_words(done.certificate.to_data()))
     if done.certificate.grade == "same form":
         say("note: without a task neither graph nor function nor equivariance was compared: give `--task FILE`")
     say(f"wrote {target}/: {', '.join(done.files)}")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.errors import CheckFailedError
-from surgeon.proof.verification.result import Verification
-from surgeon.proof.verification.verify import verify_clean
+from surgeon.proof.verdict import Verification
+from surgeon.proof.verify import verify_clean
+from surgeon.proof.words import ERRORS, error_rows
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, shown
-from surgeon_cli.screen import console, equivariance_table, print_json, say
+from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 CleanArgument = Annotated[
     Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`, or hf:// path.")
@@ -82,46 +78,24 @@ def _data(path: Path, against: Path | None, verification: Verification) -> dict[
 
 
 def _show(verification: Verification) -> None:
-    table = Table(title="verification", title_justify="left")
-    for heading in ("what", "holds", "how, or what is missing"):
-        table.add_column(heading)
-    for entry in verification.findings:
-        word = {"holds": "yes", "differs": "NO"}.get(entry.outcome, entry.outcome)
-        table.add_row(entry.name, Text(word, style="bold red") if entry.outcome == "differs" else word, entry.note)
-    out = console()
-    out.print(table)
-    recorded = verification.recorded
-    if verification.equivariance:
-        out.print(equivariance_table(_side_by_side(recorded["equivariance"], verification.equivariance)))
+    told = {"holds": "yes", "differs": "NO"}
+    rows = [(entry.name, told.get(entry.outcome, entry.outcome), entry.note) for entry in verification.findings]
+    print_table("verification", [("what", "holds", "how, or what is missing"), *rows])
+    recorded, now = verification.recorded, verification.to_data()["equivariance"]
+    records = (("recorded", recorded["equivariance"]), ("now", now))
+    both = {f"{model}, {when}": record.get(model, {}) for model in now for when, record in records}
+    print_table(ERROR_TITLE, [ERRORS, *error_rows(both)])
     for model, metrics in verification.metrics.items():
         before = recorded["metrics"].get(model, {})
-        words = (f"{name} {value:.6g} (recorded {_number(before.get(name)):.6g})" for name, value in metrics.items())
-        say(f"{model}: " + ", ".join(words))
+        say(
+            f"{model}: "
+            + ", ".join(f"{name} {value:.6g} ({_told(before.get(name))})" for name, value in metrics.items())
+        )
     for note in verification.notes:
         say(f"note: {note}")
     for difference in verification.differences:
         say(f"difference: {difference}")
 
 
-def _side_by_side(
-    recorded: Mapping[str, Any], now: Mapping[str, Mapping[str, Mapping[str, ErrorSummary]]]
-) -> dict[str, dict[str, dict[str, ErrorSummary]]]:
-    """Return recorded and present errors in turn, for one table."""
-    rows: dict[str, dict[str, dict[str, ErrorSummary]]] = {}
-    for model, dtypes in now.items():
-        rows[f"{model}, recorded"] = {
-            dtype: {name: _summary(error) for name, error in parts.items()}
-            for dtype, parts in recorded.get(model, {}).items()
-        }
-        rows[f"{model}, now"] = {dtype: dict(parts) for dtype, parts in dtypes.items()}
-    return rows
-
-
-def _number(value: float | None) -> float:
-    """JSON has null for a number that is not finite."""
-    return math.nan if value is None else value
-
-
-def _summary(error: Mapping[str, Any]) -> ErrorSummary:
-    mean, median, maximum = (_number(error[key]) for key in ("mean", "median", "maximum"))
-    return ErrorSummary(mean, median, maximum, error["count"], error["worst"])
+def _told(value: float | None) -> str:
+    return "recorded none" if value is None else f"recorded {value:.6g}"

@@ -21,8 +21,10 @@ from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Certificate, Split, StripMode
-from surgeon.proof.clean import write_clean
-from surgeon.proof.verdict import RECALIBRATION_BATCHES, MeasureSettings, strip_and_certify
+from surgeon.proof.clean_folder import write_clean
+from surgeon.proof.equivariance import MeasureSettings
+from surgeon.proof.recalibrated import RECALIBRATION_BATCHES
+from surgeon.proof.strip_and_certify import strip_and_certify
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows that rounding flips, and what of them chance explains."""
+"""RowErrors that rounding flips, and what of them chance explains."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.proof.chance import LEVEL, Rows, can_exclude_chance, chance_of, rounded_anew, row_errors
+from surgeon.proof.rounding import LEVEL, RowErrors, can_exclude_chance, chance_of, rounded_anew, row_errors
 
 SAMPLES = 40
 
 
-def rows_of(errors: Tensor, per_sample: int = 1) -> Rows:
-    """Rows of one batch with given relative errors; with several per sample there is an output of samples, too."""
+def rows_of(errors: Tensor, per_sample: int = 1) -> RowErrors:
+    """RowErrors of one batch with given relative errors; with several per sample there is an output of samples, too."""
     expected = torch.ones(len(errors), 1, dtype=torch.float64)
-    found = Rows()
+    found = RowErrors()
     samples = torch.ones(len(errors) // per_sample, 1, dtype=torch.float64)
     moved, right = ((expected + errors[:, None], samples), (expected, samples))
     found.add(0, moved, right) if per_sample > 1 else found.add(0, moved[0], right[0])
@@ -40,7 +40,7 @@ def test_rows_are_measured_in_units_of_the_typical_row() -> None:
 
 
 def test_the_largest_error_over_elements_counts_and_batches_are_put_one_behind_another() -> None:
-    rows, ones = Rows(), torch.ones(2, 1, dtype=torch.float64)
+    rows, ones = RowErrors(), torch.ones(2, 1, dtype=torch.float64)
     for batch, errors in ((0, [0.1, 0.0]), (0, [0.0, 0.3]), (1, [0.2, 0.0])):
         rows.add(batch, ones + torch.tensor(errors)[:, None], ones)
     assert rows.by_output()[0].tolist() == pytest.approx([0.1, 0.3, 0.2, 0.0])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from surgeon.proof.verification.agreement import differing_figures, same_deviation, same_error
+from surgeon.proof.records import compare_figures, same_deviation, same_error
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,14 @@ def test_deviations(left: float, right: float, same: bool) -> None:
     assert same_deviation(left, right) is same_deviation(right, left) is same
 
 
-def test_records() -> None:
+def test_figures_of_a_file() -> None:
     before = {"nodes": 3, "names": ["a"], "deviation": 0.1, "equivariance": {"identity": 0.2}, "gone": 1}
     after = {"nodes": 3, "names": ["b"], "deviation": 0.11, "equivariance": {"identity": 0.9}}
-    assert list(differing_figures("file", before, after)) == [
+    found = compare_figures("file", before, after)
+    assert found.name == "file: recorded figures"
+    assert found.differences == (
         "file: recorded names is ['a'], found ['b']",
         "file, equivariance: recorded identity is 0.2, found 0.9",
-        "file: recorded gone is 1, found None",
-    ]
-    assert list(differing_figures("file", before, before)) == []
+        "file: recorded gone is 1, found nothing",
+    )
+    assert compare_figures("file", before, before).outcome == "holds"

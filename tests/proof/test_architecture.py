@@ -17,7 +17,8 @@ from surgeon.algebra.representations.build import representation_from
 from surgeon.editing.branch import Branch
 from surgeon.editing.insert import attach
 from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, Site
-from surgeon.proof.certificate import CHECKS, CONSTANTS_CHECK, FORM_CHECKS, Architecture, certify, written_by_running
+from surgeon.proof.architecture import CHECKS, CONSTANTS_CHECK, FORM_CHECKS, Architecture, written_by_running
+from surgeon.proof.certify import certify
 from surgeon.support.attributes import HOOKS
 from surgeon.support.versions import versions
 from tests import nets
@@ -177,7 +178,7 @@ EDITS: list[tuple[Callable[[Any], None], str, str]] = [
     (
         hook,
         "hooks",
-        "hooks of first: expected none, got forward_hook tests.proof.test_certificate.hook.<locals>.<lambda>",
+        "hooks of first: expected none, got forward_hook tests.proof.test_architecture.hook.<locals>.<lambda>",
     ),
     (number, "attributes", "attribute cutoff: expected 5.0, got 1.0"),
     (probability, "attributes", "attribute drop.p: expected 0.1, got 0.9"),

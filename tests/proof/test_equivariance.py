@@ -11,8 +11,9 @@ from torch import Tensor
 
 from surgeon.algebra.equivariance import ErrorSummary, Symmetry, equivariance_error
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.proof.chance import Rows
-from surgeon.proof.judging import flipped_rows, less_equivariant, other_function
+from surgeon.proof.equivariance import flipped_rows, less_equivariant
+from surgeon.proof.rounding import RowErrors
+from surgeon.proof.same_function import other_function
 
 J = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
 
@@ -51,8 +52,8 @@ def summary(maximum: float) -> dict[str, ErrorSummary]:
     return {"identity": ErrorSummary(maximum, maximum, maximum, 1, "random 1")}
 
 
-def rows(errors: Tensor) -> dict[str, Rows]:
-    found, ones = Rows(), torch.ones(len(errors), 1, dtype=torch.float64)
+def rows(errors: Tensor) -> dict[str, RowErrors]:
+    found, ones = RowErrors(), torch.ones(len(errors), 1, dtype=torch.float64)
     found.add(0, ones + errors[:, None], ones)
     return {"identity": found}
 

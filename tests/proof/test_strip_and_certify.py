@@ -18,8 +18,9 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMode
-from surgeon.proof.certificate import CHECKS
-from surgeon.proof.verdict import MeasureSettings, at_full_relaxation, strip_and_certify, task_equivariance
+from surgeon.proof.architecture import CHECKS
+from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, task_equivariance
+from surgeon.proof.strip_and_certify import strip_and_certify
 from tests.commands import Surgeon
 from tests.opening.test_workspace import make_relaxed
 from tests.tiny import Net
@@ -94,7 +95,7 @@ class Turned(Net):
 def turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     work = Surgeon.folder(tmp_path, monkeypatch)
     torch.save(Turned().state_dict(), work / "net.pt")
-    options = OpenOptions(task="task.py", factory="tests.proof.test_verdict:Turned")
+    options = OpenOptions(task="task.py", factory="tests.proof.test_strip_and_certify:Turned")
     return open_path(make_relaxed(work, options=options), options)
 
 
@@ -106,7 +107,7 @@ def lose_function(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None
         workspace.model.second.weight.data.mul_(1.01)  # type: ignore[union-attr, operator]
         return records
 
-    monkeypatch.setattr("surgeon.proof.verdict.strip", damaging)
+    monkeypatch.setattr("surgeon.proof.strip_and_certify.strip", damaging)
 
 
 def lose_symmetry(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,7 @@ def test_drop_is_held_to_float64s_rounding(turned: Workspace, monkeypatch: pytes
         turned.model.second.weight.data.mul_(1 + 1e-6)  # type: ignore[union-attr, operator]
         return records
 
-    monkeypatch.setattr("surgeon.proof.verdict.strip", damaging)
+    monkeypatch.setattr("surgeon.proof.strip_and_certify.strip", damaging)
     _, certificate = strip_and_certify(turned, "drop", QUICK, split=None)
     assert not certificate.checks[FUNCTION_CHECK]
 

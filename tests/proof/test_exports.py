@@ -18,14 +18,16 @@ from surgeon.export.onnx_file import onnx_extra
 from surgeon.export.pt2_file import pt2_extra
 from surgeon.export.reopening import container_extra
 from surgeon.export.stripped import stripped_beside_original
+from surgeon.files.clean import WORDS_FILE, hashes_of, sealed
 from surgeon.opening.open import open_path
 from surgeon.opening.trust import remember_task
-from surgeon.proof.certificate import seal
-from surgeon.proof.clean import hashes_of, write_clean
-from surgeon.proof.verdict import MeasureSettings, strip_and_certify
-from surgeon.proof.verification import formats
-from surgeon.proof.verification.result import Verification
-from surgeon.proof.verification.verify import verify_clean
+from surgeon.proof import exports
+from surgeon.proof.clean_folder import write_clean
+from surgeon.proof.equivariance import MeasureSettings
+from surgeon.proof.strip_and_certify import strip_and_certify
+from surgeon.proof.verdict import Verification
+from surgeon.proof.verify import verify_clean
+from surgeon.proof.words import certificate_text
 from surgeon.support.attributes import tensor_sha256
 from tests.commands import Surgeon
 from tests.export.test_pt2 import other_node, other_weight, rewritten
@@ -34,7 +36,7 @@ from tests.opening.test_workspace import make_relaxed
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with ``net.pt``, ``task.py`` and ``clean/`` in all formats."""
+    """A folder with ``net.pt``, ``task.py`` and ``clean/`` in all exports."""
     with pytest.MonkeyPatch.context() as patch:
         work = Surgeon.folder(tmp_path_factory.mktemp("formats"), patch)
         workspace = open_path(make_relaxed(work), mode="fold")
@@ -61,7 +63,10 @@ def resealed(work: Path, change: Callable[[dict[str, Any]], None] = lambda data:
     path = work / "clean/certificate.json"
     data = json.loads(path.read_text())
     change(data)
-    path.write_text(json.dumps(seal({**data, "files": hashes_of(work / "clean")})))
+    words = work / "clean" / WORDS_FILE
+    words.unlink()
+    words.write_text(certificate_text({**data, "files": hashes_of(work / "clean")}))
+    path.write_text(json.dumps(sealed({**data, "files": hashes_of(work / "clean")})))
 
 
 def verified(work: Path) -> Verification:
@@ -204,9 +209,9 @@ def test_a_changed_container_is_found(work: Path) -> None:
 
 @pytest.mark.slow
 def test_what_cannot_be_checked_is_listed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = formats.package_versions
+    honest = exports.package_versions
     monkeypatch.setattr(
-        formats, "package_versions", lambda names: {k: v for k, v in honest(names).items() if k != "onnxruntime"}
+        exports, "package_versions", lambda names: {k: v for k, v in honest(names).items() if k != "onnxruntime"}
     )
     verification = verified(work)
     assert verification.holds, verification.differences
@@ -228,13 +233,18 @@ def test_without_a_task_the_tensors_are_compared(work: Path) -> None:
 
 
 def test_a_folder_alone_runs_its_onnx_file(work: Path) -> None:
-    found = {entry.name: entry for entry in verify_clean(work / "clean").findings}
+    verification = verify_clean(work / "clean")
+    assert verification.holds, verification.differences
+    found = {entry.name: entry for entry in verification.findings}
+    for name in ("model.onnx", "model.pt2"):  # nodes, tensors and the graph's hash follow from the file
+        assert found[f"{name}: recorded figures"].outcome == "holds"
+        assert "graph_sha256" in found[f"{name}: recorded figures"].note
     assert found["model.onnx: tensors"].outcome == found["model.onnx: runs"].outcome == "holds"
     path = work / "clean/model.onnx"
     graph = onnx.load(str(path))
     graph.opset_import[0].version = 99
     onnx.save(graph, str(path))
-    assert formats._onnx_alone(path).differences[0].startswith("ONNX Runtime cannot open it")
+    assert exports._onnx_alone(path).differences[0].startswith("ONNX Runtime cannot open it")
 
 
 def test_tensors_under_other_names_were_not_compared(work: Path) -> None:
@@ -248,7 +258,8 @@ def test_tensors_under_other_names_were_not_compared(work: Path) -> None:
     onnx.save(graph, str(path))
     resealed(work)
     verification = verify_clean(work / "clean")
-    assert verification.holds, verification.differences
+    assert failed(verification).keys() == {"model.onnx: recorded figures"}
+    assert "model.onnx: recorded tensors is 2, found 0" in verification.differences
     found = {entry.name: entry for entry in verification.findings}
     assert found["model.onnx: tensors"].outcome == "not checked"
     assert found["model.onnx: tensors"].note.startswith("it has none of ")

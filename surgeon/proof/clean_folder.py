@@ -13,13 +13,24 @@ from surgeon.errors import CheckFailedError
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.card import BEGIN, END
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.clean import CARD_FILE, CERTIFICATE_FILE, STATEMENT_SUFFIX, WEIGHTS_FILE, WORDS_FILE
-from surgeon.files.content import json_compatible, sha256_of_file, write_json, write_text
+from surgeon.files.clean import (
+    CARD_FILE,
+    CERTIFICATE_FILE,
+    FORMAT_VERSION,
+    STATEMENT_FILE,
+    WEIGHTS_FILE,
+    WORDS_FILE,
+    forms_of,
+    hashes_of,
+    sealed,
+)
+from surgeon.files.content import json_compatible, write_json, write_text
 from surgeon.files.tensors import write_tensors
+from surgeon.opening.loading import named_as
 from surgeon.opening.models import is_registered
 from surgeon.plan import Certificate
-from surgeon.proof.certificate import FORMAT_VERSION, classes_of, forms_of, named_as, seal
-from surgeon.proof.certificate_words import certificate_text
+from surgeon.proof.architecture import classes_of
+from surgeon.proof.words import certificate_text
 from surgeon.support.attributes import tensor_sha256
 
 _CARD = f"""{BEGIN}
@@ -72,7 +83,7 @@ def write_clean(
     with atomic_folder(folder, force=force) as temporary:
         write_tensors(temporary / WEIGHTS_FILE, tensors, _metadata(original.metadata))
         if statement is not None and is_registered(statement.get("factory", "")):
-            write_json(temporary / f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}", dict(statement))
+            write_json(temporary / STATEMENT_FILE, dict(statement))
         written = {name: write(temporary) for name, write in (extras or {}).items()}
         write_text(temporary / CARD_FILE, _CARD)
         if config.is_file():
@@ -92,29 +103,19 @@ def _write_certificate(
     folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], certificate: Certificate, original: Checkpoint
 ) -> None:
     """Write the certificate as JSON and in words, with the hashes of all files that are there already."""
-    forms = forms_of(tensors)
     data = {
         "format_version": FORMAT_VERSION,
         **certificate.to_data(),
         "architecture": {
             "original": forms_of(named_as(original, tensors)),
-            "result": {key: [*forms[key], tensor_sha256(tensor)] for key, tensor in tensors.items()},
+            "result": {name: [*form, tensor_sha256(tensors[name])] for name, form in forms_of(tensors).items()},
             "classes": classes_of(model),
         },
         "files": hashes_of(folder),
     }
     compatible = json_compatible(data)
     write_text(folder / WORDS_FILE, certificate_text(compatible))
-    write_json(folder / CERTIFICATE_FILE, seal({**compatible, "files": hashes_of(folder)}))
-
-
-def hashes_of(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file in a folder, by relative name with slashes.
-
-    ``certificate.json``, which holds them, and the model card, to which anybody may add, are left out.
-    """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: sha256_of_file(folder / name) for name in names if name not in (CERTIFICATE_FILE, CARD_FILE)}
+    write_json(folder / CERTIFICATE_FILE, sealed({**compatible, "files": hashes_of(folder)}))
 
 
 def _metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:

@@ -18,13 +18,13 @@ from torch import nn
 from surgeon.errors import CheckFailedError, SurgeonError
 from surgeon.export.reopening import write_beside
 from surgeon.files.checkpoint import Checkpoint
+from surgeon.files.clean import canonical_digest
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.tensors import write_tensors
 from surgeon.opening.models import find_model
 from surgeon.opening.options import OpenOptions
 from surgeon.plan import Certificate
-from surgeon.proof.certificate import canonical_digest
-from surgeon.proof.clean import write_clean
+from surgeon.proof.clean_folder import write_clean
 from tests.commands import Surgeon
 from tests.tiny import Net
 
@@ -68,7 +68,7 @@ def test_how_to_build_the_model_is_kept_if_a_file_may_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registered: bool
 ) -> None:
     monkeypatch.setattr(
-        "surgeon.proof.clean.is_registered", lambda factory: registered and factory == "torch.nn:Linear"
+        "surgeon.proof.clean_folder.is_registered", lambda factory: registered and factory == "torch.nn:Linear"
     )
     statement = {"factory": "torch.nn:Linear", "args": {"in_features": 2, "out_features": 3}}
     original = saved(tmp_path, "net.safetensors", nn.Linear(2, 3))

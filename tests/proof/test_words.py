@@ -8,7 +8,7 @@ from typing import Any
 from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.files.content import json_compatible
 from surgeon.plan import FUNCTION_CHECK, GRAPH_CHECK, Certificate, SiteRecord
-from surgeon.proof.certificate_words import certificate_text
+from surgeon.proof.words import certificate_text
 
 ERRORS = {
     model: {"float32": {"identity": ErrorSummary(2e-7, 1e-7, maximum, 16, "random 3")}}

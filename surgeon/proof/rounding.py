@@ -25,7 +25,7 @@ FLIPPED = 100.0
 
 
 @dataclass
-class Rows:
+class RowErrors:
     """Relative error of every row of every output of a few batches: the largest over all elements it was measured with.
 
     Attributes:
@@ -89,7 +89,7 @@ def row_errors(left: Tensor, right: Tensor) -> Tensor:
     return errors.nan_to_num(nan=math.inf)
 
 
-def chance_of(before: Rows, after: Rows, factor: float, floor: float) -> float:
+def chance_of(before: RowErrors, after: RowErrors, factor: float, floor: float) -> float:
     """Return the probability that rows like those of ``before`` look as bad as those of ``after``.
 
     The hypothesis is that the errors of ``after`` are distributed as ``factor`` times those of ``before``, or smaller
@@ -109,7 +109,7 @@ def chance_of(before: Rows, after: Rows, factor: float, floor: float) -> float:
     return min(1.0, len(found) * min(found, default=1.0))
 
 
-def can_exclude_chance(rows: Rows) -> bool:
+def can_exclude_chance(rows: RowErrors) -> bool:
     """Tell whether there are enough rows for :func:`chance_of` to fall below ``LEVEL`` at all."""
     return len(rows.by_output()) * _smirnov(rows.samples, 1.0) < LEVEL
 

@@ -1,9 +1,7 @@
-"""Proof that stripping gave back exactly the original architecture, recomputable from the two models."""
+"""Whether two models are one architecture: form, classes, attributes, buffers, and the graph of one recorded run."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,23 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.editing.branch import branches_of
-from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.content import json_compatible
-from surgeon.files.tensors import forms, renamed
-from surgeon.opening.loading import COPIED_CONSTANT
-from surgeon.plan import GRAPH_CHECK, Certificate
+from surgeon.files.tensors import same_bytes
+from surgeon.plan import GRAPH_CHECK
+from surgeon.proof.verdict import ModelVerdict, compared
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
 from surgeon.recording.record import record
-from surgeon.support.attributes import attributes_of, hooks_of, tensor_bytes
+from surgeon.support.attributes import attributes_of, hooks_of
 from surgeon.support.copies import copied
 from surgeon.support.modes import set_training
 from surgeon.support.versions import versions
-
-SHOWN = 5
-"""Differences listed per check."""
-
-FORMAT_VERSION = 1
-"""Of ``certificate.json``; it rises when a reader of the present version would misunderstand the file."""
 
 _TASK_MODULE = re.compile(r"^surgeon_task_[0-9a-f]+\.")
 
@@ -88,37 +78,10 @@ def written_by_running(model: nn.Module, run: Callable[[nn.Module], Any]) -> Wri
             run(probe)
             after = dict(probe.named_buffers())
             if training:
-                written = {name: value for name, value in before.items() if not _same(value, after[name])}
+                written = {name: value for name, value in before.items() if not same_bytes(value, after[name])}
             seen.append(attributes_of(probe))
     names = {name for each in seen for name in each}
     return Written(written, frozenset(name for name in names if len({each.get(name) for each in seen}) > 1))
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    """Bit-equal, NaN included."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    return torch.equal(tensor_bytes(left), tensor_bytes(right))
-
-
-def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
-    """Return name to ``[shape, dtype]`` as JSON-compatible data, for tensors of any shape and dtype."""
-    return {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in forms(tensors).items()}
-
-
-def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Return a checkpoint's tensors under the names of a state dict.
-
-    A prefix that :func:`open_checkpoint` takes away (``module.``) can be the model's own; constants that only a deep
-    copy of a generated module has are left out unless the state dict has them, too.
-
-    Args:
-        checkpoint: as opened.
-        like: the state dict, or anything with its keys.
-    """
-    prefixed = checkpoint.in_file
-    tensors = prefixed if prefixed.keys() & like.keys() else checkpoint.tensors
-    return renamed(tensors, {key: key for key in tensors if key in like or not COPIED_CONSTANT.search(key)})
 
 
 def classes_of(model: nn.Module) -> dict[str, str]:
@@ -129,38 +92,8 @@ def classes_of(model: nn.Module) -> dict[str, str]:
     return {name: _TASK_MODULE.sub("task.", text) for name, text in Architecture.of(model).classes.items()}
 
 
-def canonical_digest(data: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON data in canonical form, its entry ``sha256`` left out, as 64 hex digits.
-
-    Canonical: keys sorted, no white space, UTF-8, non-finite numbers as null.
-    """
-    content = json_compatible({key: value for key, value in data.items() if key != "sha256"})
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def seal(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data with its own :func:`canonical_digest` as last entry, ``sha256``."""
-    content = {key: value for key, value in data.items() if key != "sha256"}
-    return {**content, "sha256": canonical_digest(content)}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models compared.
-
-    Attributes:
-        differences: name of a check to one sentence per difference; empty where the check holds.
-        buffers_written: buffers that the model's own training forward writes, to their largest change.
-        details: versions, the number of tensors and, with a run, hashes and length of the recorded graphs.
-    """
-
-    differences: Mapping[str, list[str]]
-    buffers_written: Mapping[str, float]
-    details: Mapping[str, Any]
-
-
-CONSTANTS_CHECK, FINITE_CHECK = "constants of the graph", "finite weights and buffers"
+CONSTANTS_CHECK = "constants of the graph"
+FINITE_CHECK, VARIANCE_CHECK = "finite weights and buffers", "running variances"
 FORM_CHECKS = (
     "no branch left",
     "state-dict keys and order",
@@ -171,34 +104,18 @@ FORM_CHECKS = (
     "hooks",
     "attributes",
     FINITE_CHECK,
-    "running variances",
+    VARIANCE_CHECK,
     "buffers",
 )
 CHECKS = (*FORM_CHECKS, GRAPH_CHECK, CONSTANTS_CHECK)
-"""Everything that :func:`certify` compares; the last two need a run."""
+"""Everything that :func:`compare_models` compares; the last two need a run."""
 
 
-def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Certificate:
-    """Compare two models in everything but the values of their parameters, which only have to be finite.
+def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> ModelVerdict:
+    """Compare two models check by check, in the order of ``CHECKS``; arguments as for :func:`surgeon.certify`.
 
-    Args:
-        before: the original model, without branches.
-        after: the stripped model.
-        run: one forward on a sample batch, ``run(model)``; without it the recorded graphs are not compared and every
-            changed buffer counts as a difference.
-
-    Returns:
-        The certificate: ``passed`` is the verdict, ``grade`` says how much was shown ("same form" without a run, else
-        "same graph"), ``differences`` say in words what is not as it was.
+    The verdict's ``details`` hold versions, the number of tensors and, with a run, hashes and length of the graphs.
     """
-    found = compare_models(before, after, run)
-    checks = {name: not sentences for name, sentences in found.differences.items()}
-    listed = tuple(text for sentences in found.differences.values() for text in sentences[:SHOWN])
-    return Certificate(checks, listed, found.buffers_written, details=found.details)
-
-
-def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> Comparison:
-    """Compare two models check by check; arguments as for :func:`certify`."""
     left, right = Architecture.of(before), Architecture.of(after)
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in before.modules())
     if left.keys != right.keys or (scripted and left.attributes != right.attributes):
@@ -206,6 +123,7 @@ def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module
         left, right = (Architecture.of(copied(model)) for model in (before, after))
     allowed = written_by_running(before, run) if run else Written()
     buffers, written = _compare_buffers(left.buffers, right.buffers, allowed.buffers)
+    known, floating = _floating(before), _floating(after)
     found = [
         [f"branch at {key}" for key in branches_of(after)],
         _differing_keys(left.keys, right.keys),
@@ -215,8 +133,8 @@ def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module
         _differing("trainable flag of", left.trainable, right.trainable),
         _differing("hooks of", left.hooks, right.hooks),
         _differing("attribute", *(_without(each.attributes, allowed.attributes) for each in (left, right))),
-        _newly_non_finite(before, after),
-        _impossible_statistics(before, after),
+        newly_non_finite(known, floating),
+        impossible_statistics(known, floating),
         buffers,
     ]
     differences = dict(zip(FORM_CHECKS, found, strict=True))
@@ -225,7 +143,8 @@ def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module
         details["attributes_written"] = sorted(allowed.attributes)
     if run:
         differences |= _compare_recordings(before, after, run, details)
-    return Comparison(differences, written, details)
+    findings = tuple(compared(name, sentences) for name, sentences in differences.items())
+    return ModelVerdict(findings, written, details=details)
 
 
 def _without(values: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
@@ -240,7 +159,7 @@ def _compare_buffers(
     written: dict[str, float] = {}
     for name, value in left.items():
         other = right.get(name)
-        if other is None or _same(value, other):
+        if other is None or same_bytes(value, other):
             continue
         if name in allowed and (value.shape, value.dtype) == (other.shape, other.dtype):
             written[name] = float((other.double() - value.double()).abs().max()) if value.numel() else 0.0
@@ -264,10 +183,10 @@ def _compare_recordings(
     if differences:  # then nobody knows which constant is which
         return {GRAPH_CHECK: differences}
     ours, theirs = constants_of(left), constants_of(right)
-    changed = [name for name, constant in ours.items() if not _same(constant.tensor, theirs[name].tensor)]
+    changed = [name for name, constant in ours.items() if not same_bytes(constant.tensor, theirs[name].tensor)]
     if changed:  # a task may draw its inputs at random: what a second run of the same model changes is no constant
         again = constants_of(record(_in_eval_mode(before), forward=run))
-        changed = [name for name in changed if name in again and _same(ours[name].tensor, again[name].tensor)]
+        changed = [name for name in changed if name in again and same_bytes(ours[name].tensor, again[name].tensor)]
     details["graph_constants"] = len(ours)
     sentences = [f"a constant that {ours[name].read_by} reads has other values" for name in changed]
     return {GRAPH_CHECK: [], CONSTANTS_CHECK: sentences}
@@ -284,26 +203,30 @@ def _floating(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point() or tensor.is_complex()}
 
 
-def _newly_non_finite(before: nn.Module, after: nn.Module) -> list[str]:
-    """Name the parameters and buffers that hold NaN or infinity in places where the original's did not."""
+def newly_non_finite(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Name the tensors that hold NaN or infinity in places where the original's did not; one is read at a time."""
     return _newly(before, after, lambda tensor: ~torch.isfinite(tensor), "holds NaN or infinity")
 
 
-def _impossible_statistics(before: nn.Module, after: nn.Module) -> list[str]:
+def impossible_statistics(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Name the running variances that are negative where the original's were not."""
     return _newly(before, after, lambda tensor: tensor < 0, "is a variance and negative", "running_var")
 
 
 def _newly(
-    before: nn.Module, after: nn.Module, bad: Callable[[Tensor], Tensor], words: str, ending: str = ""
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    bad: Callable[[Tensor], Tensor],
+    words: str,
+    ending: str = "",
 ) -> list[str]:
-    known, sentences = _floating(before), []
-    for name, tensor in _floating(after).items():
+    sentences = []
+    for name in after:
         if not name.endswith(ending):
             continue
-        wrong, old = bad(tensor), known.get(name)
-        if old is not None and old.shape == tensor.shape:
-            wrong &= ~bad(old).to(wrong.device)
+        wrong = bad(after[name])
+        if wrong.any() and name in before and before[name].shape == wrong.shape:
+            wrong &= ~bad(before[name]).to(wrong.device)
         if wrong.any():
             sentences.append(f"{name} {words}, unlike in the original")
     return sentences

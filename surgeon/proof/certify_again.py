@@ -1,0 +1,187 @@
+"""Certify the weights of a clean folder again, as stripping did, with what is known of original, model and task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.errors import GroupError, TaskError
+from surgeon.export.stripped import Stripped
+from surgeon.files.clean import WEIGHTS_FILE, same_form
+from surgeon.files.content import json_compatible
+from surgeon.opening.clean import GIVE_ORIGINAL, GIVE_TASK, OpenedClean, open_models
+from surgeon.opening.description import not_comparable, original_graph
+from surgeon.opening.task_calls import can_act
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import EQUIVARIANCE_CHECK, GRAPH_CHECK
+from surgeon.proof.architecture import (
+    CONSTANTS_CHECK,
+    FINITE_CHECK,
+    VARIANCE_CHECK,
+    classes_of,
+    impossible_statistics,
+    newly_non_finite,
+)
+from surgeon.proof.certify import certify_opened, metrics_of
+from surgeon.proof.equivariance import MeasureSettings
+from surgeon.proof.exports import has_exports
+from surgeon.proof.records import COUNTS, HASHES_CHECK, SOURCE_CHECK, Field, stored_changes, what_is_missing
+from surgeon.proof.verdict import SHOWN, Finding, ModelVerdict, compared, unchecked
+from surgeon.support.attributes import tensor_sha256
+
+_FROM_FILES = {FINITE_CHECK: newly_non_finite, VARIANCE_CHECK: impossible_statistics}
+_FROM_MODEL = ("state-dict keys and order", "shapes", "dtypes", "module classes")
+_FROM_TASK = ("buffers", GRAPH_CHECK, CONSTANTS_CHECK)
+RECOMPUTED = {*_FROM_FILES, *_FROM_MODEL, *_FROM_TASK, EQUIVARIANCE_CHECK}
+"""Checks of a certificate that a file can carry; hooks, attributes and trainable flags it cannot."""
+
+_NEEDS = {
+    "module classes": ("original", "model"),
+    **dict.fromkeys(_FROM_TASK, ("original", "task")),
+    EQUIVARIANCE_CHECK: ("original", "task", "group"),
+}
+
+
+@dataclass
+class CertifiedAgain:
+    """What certifying a folder again gives, as far as that goes.
+
+    Attributes:
+        found: by the names of ``FIELDS``, what its certificate should say.
+        why: name of a field, of a check, or of what they need, to what is missing.
+        findings: of the checks themselves.
+        verdict: on the two models.
+        stripped: what further formats are compared with; None without a task.
+    """
+
+    found: dict[str, Any]
+    why: dict[str, str]
+    findings: list[Finding] = field(default_factory=list)
+    verdict: ModelVerdict = field(default_factory=ModelVerdict)
+    stripped: Stripped | None = None
+
+
+def certify_again(opened: OpenedClean, group: str | None) -> CertifiedAgain:
+    """Certify the weights of a clean folder.
+
+    Args:
+        opened: the folder, beside its original if that is known; its models are opened.
+        group: the group's name, if the user gave it.
+    """
+    clean, listed = opened.clean, {*opened.clean.certificate["files"], WEIGHTS_FILE}
+    found: dict[str, Any] = {
+        "certificate's own sha256": clean.digest,
+        "files": {name: digest for name, digest in clean.hashes.items() if name in listed},
+        "original checkpoint": opened.sha256,
+    }
+    open_models(opened)
+    again = CertifiedAgain(found, dict(opened.missing))
+    if clean.damage:
+        again.findings.append(compared("weights", [f"{WEIGHTS_FILE} does not open: {clean.damage}"]))
+        return again
+    found["recorded forms of the original"], found["recorded forms of the result"] = opened.forms, clean.forms
+    found["tensors"] = {name: tensor_sha256(tensor) for name, tensor in clean.tensors.items()}
+    found["recorded counts"] = {"tensors": len(clean.tensors)}
+    again.findings += [_compare_forms(opened), *_impossible_values(opened.original, clean.tensors)]
+    if opened.refusal:
+        again.findings.append(compared("weights in the model", [opened.refusal]))
+    if opened.workspace is not None:
+        _certify_models(again, opened, opened.workspace, group)
+    left = _NEEDS.keys() - {finding.name for finding in again.findings}
+    why = again.why
+    again.findings += [
+        unchecked(name, why.get(name) or what_is_missing(_NEEDS[name], why)) for name in _NEEDS if name in left
+    ]
+    return again
+
+
+def _compare_forms(opened: OpenedClean) -> Finding:
+    name, forms = "keys, shapes and dtypes as in the original", opened.clean.forms
+    if opened.forms is None:
+        return unchecked(name, GIVE_ORIGINAL)
+    compare = Field("{0}: the original has {recorded}, the result {found}", same=lambda _, *both: same_form(*both))
+    return compared(name, list(compare.differing(opened.forms, forms)), f"{len(forms)} tensors")
+
+
+def _impossible_values(original: Mapping[str, Tensor] | None, result: Mapping[str, Tensor]) -> Iterator[Finding]:
+    for name, judge in _FROM_FILES.items():
+        sentences = judge(original or {}, result)
+        if original is None and sentences:
+            bad = "; ".join(text.removesuffix(", unlike in the original") for text in sentences[:SHOWN])
+            yield unchecked(name, f"{bad}, perhaps as in the original: {GIVE_ORIGINAL}")
+        else:
+            yield compared(name, sentences)
+
+
+def _certify_models(again: CertifiedAgain, opened: OpenedClean, workspace: Workspace, given: str | None) -> None:
+    """Certify the result against the original; add it to what was found."""
+    details, models, found = opened.clean.certificate["details"], opened.models, again.found
+    measured = details.get("measurement") or {}
+    found["recorded module classes"] = classes_of(models["stripped"])
+    try:
+        metrics = metrics_of(workspace, models, measured.get("split") or "test")
+    except TaskError as error:
+        again.why["metrics"], metrics = str(error), {}
+    group = _group(again, workspace, details.get("group"), given)
+    settings = MeasureSettings(**{key: measured[key] for key in ("elements", "batches", "seed") if measured})
+    again.verdict = verdict = certify_opened(workspace, models, group, settings).joined(metrics=metrics)
+    comparable = {*_FROM_MODEL, EQUIVARIANCE_CHECK, *(_FROM_TASK if workspace.task is not None else ())}
+    again.findings += [finding for finding in verdict.findings if finding.name in comparable]
+    data = json_compatible(verdict.certificate().to_data())
+    found["metrics"], found["recorded equivariance"] = data["metrics"] or None, data["equivariance"] or None
+    if workspace.task is None:
+        return
+    if "original" in models:
+        found["recorded changes of buffers"] = stored_changes(verdict.buffers_written, opened.clean.tensors)
+        _find_graphs(again, workspace, details, models["original"])
+    if has_exports(opened.clean):  # without an original, a file is compared with what the result's own weights give
+        result = models["stripped"]
+        base, exact = models.get("original", result), workspace.double_or_own(result)
+        again.stripped = Stripped(result, base, exact, workspace.task.task, group)
+
+
+def _find_graphs(again: CertifiedAgain, workspace: Workspace, recorded: Mapping[str, Any], original: nn.Module) -> None:
+    """Say what was recorded of graphs, unless it was with other versions or data, which change them anyway."""
+    made, details, found = recorded.get("versions", {}), again.verdict.details, again.found
+    others = [name for name in made if details["versions"].get(name) != made[name]]
+    if others:
+        words = ", ".join(f"{name} {made[name]}, here {details['versions'].get(name, 'none')}" for name in others)
+        note = f"recorded graphs depend on versions (made with {words}): only original and result were compared"
+        again.why[HASHES_CHECK] = note
+    elif "graph_sha256" in details:
+        found[HASHES_CHECK] = dict(zip(("original", "result"), details["graph_sha256"], strict=True))
+        found["recorded counts"] |= {name: details[name] for name in COUNTS if name in details}
+    again.why[CONSTANTS_CHECK] = "the graphs differ"
+    known, now = recorded.get("relaxed_graph"), original_graph(original, workspace.require_task())
+    again.why[SOURCE_CHECK] = "" if known is None else not_comparable(known, now)
+    if not again.why[SOURCE_CHECK]:
+        found[SOURCE_CHECK] = now["sha256"]
+
+
+def _group(again: CertifiedAgain, workspace: Workspace, recorded: str | None, given: str | None) -> Group | None:
+    """Return the group; one that is code is only imported if the user names it."""
+    if workspace.task is None or not can_act(workspace.task.task):
+        again.why["group"] = GIVE_TASK if workspace.task is None else f"{GIVE_TASK} with act and act_output"
+        return None
+    code = recorded is not None and ":" in recorded
+    if given is None and (recorded is None or code):
+        why = f"its code, {recorded}, is run" if code else "the certificate does not name it"
+        again.why["group"] = f"give --group ({why})"
+        return None
+    try:
+        named = None if recorded is None or code else parse_group(recorded)
+    except GroupError as error:
+        again.findings.append(compared("group", [f"the certificate names no group: {error}"]))
+        again.why["group"] = "the certificate names no group"
+        return None
+    group = named if given is None else parse_group(given)
+    if given is not None and recorded is not None:
+        same = given == recorded if named is None else group is not None and group.name == named.name
+        sentence = f"the group is {given} here, and {recorded} in the certificate"
+        again.findings.append(compared("group", [] if same else [sentence]))
+    return group

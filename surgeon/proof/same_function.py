@@ -1,0 +1,56 @@
+"""Whether a stripped model computes the function of clean evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.proof.equivariance import AS_EQUIVARIANT
+from surgeon.proof.rounding import LEVEL, RowErrors, can_exclude_chance, chance_of, rounded_anew
+
+SAME_FUNCTION = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Largest relative deviation from clean evaluation, by the dtype of what was rounded; a fold rounds weights."""
+
+
+def other_function(
+    run: Callable[[Any], Any],
+    batches: Sequence[Any],
+    expected: Sequence[Any],
+    rounded: torch.dtype | None,
+    repeats: int = 4,
+) -> str:
+    """Say by how much a model differs from clean evaluation; empty if it does not.
+
+    A result that was rounded flips ties. Where it deviates by more than the tolerance, its rows are compared with those
+    of the same model after another rounding of its inputs, and only what chance cannot explain counts.
+
+    Args:
+        run: the stripped model, from a batch to outputs.
+        batches: sample batches.
+        expected: outputs of clean evaluation on them.
+        rounded: the dtype in which something was rounded; None if the two must agree to float64's own rounding.
+        repeats: how many other roundings.
+
+    Returns:
+        A sentence, or nothing.
+    """
+    outputs = [run(batch) for batch in batches]
+    change = max(relative_difference(a, b) for a, b in zip(outputs, expected, strict=True))
+    tolerance = SAME_FUNCTION.get(rounded or torch.float64, 1e-2)
+    if change <= tolerance:
+        return ""
+    sentence = f"the stripped model differs from clean evaluation by {change:.1e} (relative)"
+    if rounded is None or rounded == torch.float64:
+        return sentence
+    generator, found, usual = torch.Generator().manual_seed(0), RowErrors(), RowErrors()
+    for number, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
+        found.add(number, output, expected[number])
+        for _ in range(repeats):
+            usual.add(number, run(rounded_anew(batch, rounded, generator)), output)
+    if not can_exclude_chance(found):
+        return f"{sentence}; there are too few rows to tell whether rounding explains it"
+    chance = chance_of(usual, found, AS_EQUIVARIANT, tolerance)
+    return "" if chance >= LEVEL else f"{sentence}, which rounding explains with a probability of {chance:.0e} only"

@@ -1,0 +1,163 @@
+"""Strip an opened model and prove the result: architecture, function, equivariance, metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from surgeon.algebra.equivariance import projection_error
+from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.conditions import check_folds
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.strip import strip
+from surgeon.opening.description import check_code
+from surgeon.opening.evaluation import fitted, outputs_on
+from surgeon.opening.task_calls import can_act, task_batches, task_forward
+from surgeon.opening.tasks import sample_batches
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import EXACT_WHILE, FUNCTION_CHECK, Certificate, SiteRecord, Split, StripMode
+from surgeon.proof.certify import certify_opened, metrics_of
+from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
+from surgeon.proof.recalibrated import RECALIBRATION_BATCHES, recalibrate_gathered
+from surgeon.proof.same_function import other_function
+from surgeon.proof.verdict import Equivariance, Finding, compared
+from surgeon.support.modes import model_dtype
+from surgeon.support.trees import to_dtype
+
+
+def strip_and_certify(
+    workspace: Workspace,
+    mode: StripMode,
+    settings: MeasureSettings | None = None,
+    split: Split | None = "test",
+    recalibration_batches: int = RECALIBRATION_BATCHES,
+) -> tuple[nn.Module, Certificate]:
+    """Strip the opened model in place and compare it with the original.
+
+    With a task the recorded graphs, the function (stripped against clean evaluation), the equivariance of original,
+    relaxed and stripped model, the projection error and the metrics are included. Statistics of normalisation layers
+    that training has gathered, with the relaxed forward, are measured anew after the projection error.
+
+    Args:
+        workspace: an opened relaxed folder.
+        mode: how to strip.
+        settings: how much to measure.
+        split: "validation" or "test", for the metrics; None for no metrics.
+        recalibration_batches: training batches for the statistics, at most; 0 leaves them as training gathered them.
+
+    Returns:
+        The stripped model and its certificate; the caller has to refuse a certificate that has not ``passed``.
+
+    Raises:
+        SurgeryError: if a fold is wrong on a batch of the validation split; the model is unchanged.
+    """
+    relaxation, model, settings = workspace.relaxation, workspace.model, settings or MeasureSettings()
+    assert relaxation is not None
+    original, source = workspace.original()
+    compared_source = check_code(workspace, original)
+    seen = _check_folds(workspace) if mode == "fold" else None
+    group = parse_group(relaxation.plan.group) if workspace.task is not None and can_act(workspace.task.task) else None
+    before = _observe(workspace, relaxation, mode, group, settings)
+    theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
+    function, change = _compare_function(workspace, before, mode)
+    recalibration = recalibrate_gathered(workspace, original, recalibration_batches, settings.seed)
+    models = {"original": original, "stripped": model}
+    details = {
+        "group": relaxation.plan.group,
+        "theta": list(theta),
+        "source": compared_source,
+        "relaxed_graph": None if workspace.files is None else workspace.files.config.graph,
+        "original": {"file": source.path.name, "sha256": source.sha256},
+        "measurement": {**dataclasses.asdict(settings), "split": split},
+        **({} if workspace.task is None or workspace.runs_in_double else {"no float64": workspace.no_double}),
+        **({} if recalibration is None else {"recalibration": recalibration}),
+    }
+    metrics = {} if split is None else metrics_of(workspace, models, split)
+    verdict = certify_opened(workspace, models, group, settings)
+    errors = {**verdict.equivariance, **before.equivariance}
+    verdict = verdict.joined(*function, metrics=metrics, details=details)
+    certificate = dataclasses.replace(
+        verdict.certificate(),
+        strip_mode=mode,
+        sites=sites,
+        equivariance={name: errors[name] for name in ("original", *before.equivariance, "stripped") if name in errors},
+        projection_error=change,
+    )
+    return model, certificate
+
+
+def _check_folds(workspace: Workspace) -> dict[str, int] | None:
+    """Try the folds that take something for constant on the whole validation split; None without a task."""
+    relaxation = workspace.relaxation
+    if workspace.task is None or relaxation is None:
+        return None
+    task = workspace.task.task
+
+    def run(model: nn.Module, batch: Any) -> None:
+        task_forward(task, model, fitted(batch, model))
+
+    return check_folds(relaxation, task_batches(task, "validation", 0), run, "the validation split")
+
+
+def _with_words(record: SiteRecord, seen: Mapping[str, int] | None) -> SiteRecord:
+    """Add to the record of a fold that takes something for constant on how many batches that was seen."""
+    if EXACT_WHILE not in record.note:
+        return record
+    count = (seen or {}).get(f"{record.name}.{record.argument}" if record.name else record.argument, 0)
+    words = f"as it was on {count} validation batches" if count else "which was not looked at, for lack of data"
+    return dataclasses.replace(record, note=f"{record.note}, {words}")
+
+
+@dataclass(frozen=True)
+class _Relaxed:
+    """What the model computes while its branches are still in place; nothing without a task."""
+
+    batches: Sequence[Any] = ()
+    outputs: Sequence[Any] = ()
+    clean: Sequence[Any] = ()
+    equivariance: Equivariance = field(default_factory=dict)
+
+
+def _observe(
+    workspace: Workspace, relaxation: Relaxation, mode: StripMode, group: Group | None, settings: MeasureSettings
+) -> _Relaxed:
+    task, model = workspace.task, workspace.model
+    if task is None:
+        return _Relaxed()
+    batches = [to_dtype(batch, model_dtype(model)) for batch in sample_batches(task, settings.batches)]
+    outputs, clean = outputs_on(model, task.task, batches), []
+    if mode == relaxation.mode:
+        with relaxation.clean():
+            exact = workspace.double_or_own(model)
+            clean = outputs_on(exact, task.task, [to_dtype(batch, model_dtype(exact)) for batch in batches])
+    if group is None:
+        return _Relaxed(batches, outputs, clean)
+    equivariance = {"relaxed": both_precisions(workspace, model, group, settings)}
+    with at_full_relaxation(relaxation):
+        own = str(model_dtype(model)).removeprefix("torch.")
+        equivariance["relaxed, theta 1"] = {own: task_equivariance(model, task, group, settings)}
+    return _Relaxed(batches, outputs, clean, equivariance)
+
+
+def _compare_function(workspace: Workspace, before: _Relaxed, mode: StripMode) -> tuple[list[Finding], float | None]:
+    """Compare the model that has just been stripped with clean evaluation; also return the projection error."""
+    task, model = workspace.task, workspace.model
+    if task is None:
+        return [], None
+    change = projection_error(before.outputs, outputs_on(model, task.task, before.batches))
+    if not before.clean:
+        return [], change
+    exact = workspace.double_or_own(model)
+    strict = exact is not model and mode == "drop"  # a fold rounds the weights that it writes
+    sentence = other_function(
+        lambda batch: outputs_on(exact, task.task, [batch])[0],
+        [to_dtype(batch, model_dtype(exact)) for batch in before.batches],
+        before.clean,
+        None if strict else model_dtype(model),
+    )
+    return [compared(FUNCTION_CHECK, [sentence] if sentence else [])], change

@@ -1,1 +1,0 @@
-"""Verify a clean folder: compute again what its certificate says."""

@@ -1,0 +1,205 @@
+"""A certificate for people: ``CERTIFICATE.md``, and what a model card and the screen say of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from surgeon.plan import EXACT_WHILE
+
+LIMITS = """This certificate finds damage, not deliberate forgery. Every figure is covered by a hash, and whoever
+changes a figure on purpose can compute the hash anew. `surgeon verify FOLDER --against ORIGINAL` computes everything
+again that follows from the two checkpoints, the model and the task: the files, the form of every tensor, the module
+classes, the recorded graphs and their constants, the equivariance errors, the metrics, and every further format. What
+was measured on the relaxed model (clean evaluation, norms per site, theta, projection error, its equivariance) cannot
+be computed from a clean folder and is only recorded. Attributes are compared if they are public, and numbers, words,
+tensors, functions or containers of them; what a training forward writes is not compared."""
+
+
+_GRADES: Mapping[str | None, str] = {
+    "same function": "the recorded graph is the original's, the function that of clean evaluation",
+    "same graph": "the recorded graph is the original's",
+    "same form": "keys, shapes, classes and attributes are the original's, no run was compared",
+    None: "the architecture is not the original's",
+}
+
+
+class Section(NamedTuple):
+    """A part of a certificate: its title, what is told, and a table, whose first row are the headings."""
+
+    title: str
+    told: list[str]
+    table: list[tuple[Any, ...]]
+
+    def markdown(self) -> str:
+        """Return the section in Markdown; nothing if nothing was recorded of it."""
+        parts = [" ".join(self.told), markdown_table(self.table[0], self.table[1:]) if self.table else ""]
+        return "\n\n".join((f"## {self.title}", *filter(None, parts))) if any(parts) else ""
+
+
+def sections(data: Mapping[str, Any]) -> dict[str, Section]:
+    """Return the sections of a certificate by title.
+
+    Args:
+        data: what ``certificate.json`` holds, or ``Certificate.to_data`` of one that was not written yet.
+    """
+    details = data["details"]
+    files = [(f"`{name}`", f"`{digest}`") for name, digest in data.get("files", {}).items()]
+    graphs = zip(("original", "result"), details.get("graph_sha256") or (), strict=False)
+    hashes = [(model, f"`{digest}`") for model, digest in graphs]
+    buffers = [(f"`{name}`", _number(change)) for name, change in data["buffers_written"].items()]
+    source, told = details.get("source"), []
+    if details.get("graph_sha256"):
+        told = [f"{details['graph_nodes']} nodes each.", *([f"Since it was relaxed: {source}."] if source else [])]
+    checks = [(name, "yes" if holds else "**NO**") for name, holds in data["checks"].items()]
+    every = [
+        Section("Checks", [f"Difference: {text}." for text in data["differences"]], [("check", "holds"), *checks]),
+        Section("Files", [], [("file", "sha256"), *files]),
+        Section("Branches", _told_of_sites(data), [_SITE, *_site_rows(data["sites"])]),
+        Section("Equivariance", _told_of_errors(data), [ERRORS, *error_rows(data["equivariance"])]),
+        Section("Metrics", *_metrics(data)),
+        Section("Buffers that the model's own training forward writes", [], [("buffer", "largest change"), *buffers]),
+        Section("Recorded graphs", told, [("model", "sha256 of the graph"), *hashes]),
+        Section("Written beside the weights", list(_told_of_formats(details)), []),
+        Section("Made with", [], [("package", "version"), *details.get("versions", {}).items()]),
+    ]
+    return {section.title: section for section in every}
+
+
+def certificate_text(data: Mapping[str, Any]) -> str:
+    """Return the certificate as Markdown.
+
+    Args:
+        data: what ``certificate.json`` holds, all files but this text and the JSON itself included.
+    """
+    original, tensors = data["details"]["original"], data["architecture"]["result"]
+    entry = f", entry `{original['entry']}`" if original.get("entry") else ""
+    verdict = (
+        f"**{data['grade'] or 'NOT the original'}: {grade_words(data)}.** `model.safetensors` has {len(tensors)} "
+        f"tensors and was compared with `{original['file']}`{entry}, sha256 `{original['sha256']}`."
+    )
+    parts = ["# Certificate", verdict, LIMITS, *(section.markdown() for section in sections(data).values())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def grade_words(data: Mapping[str, Any]) -> str:
+    """Say how much a certificate shows; clean evaluation is compared before statistics are recalibrated."""
+    recalibrated = (data["details"].get("recalibration") or {}).get("done") and data["grade"] == "same function"
+    return _GRADES[data["grade"]] + (" before recalibration" if recalibrated else "")
+
+
+def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a Markdown table; nothing if it has no rows."""
+    head = list(headings)
+    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float | None, digits: str = ".1e") -> str:
+    """Return a number in words; JSON has null for one that is not finite."""
+    return "not finite" if value is None else format(value, digits)
+
+
+_SITE = ("site", "argument", "norm of W", "folded", "lost", "note")
+
+
+def _site_rows(sites: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    for site in sites:
+        norms = (_number(site[key], ".3e") for key in ("norm", "folded", "lost"))
+        yield f"`{site['name'] or '(model)'}`", site["argument"], *norms, site["note"]
+
+
+def _told_of_sites(data: Mapping[str, Any]) -> list[str]:
+    sites, theta, change = data["sites"], data["details"].get("theta"), data["projection_error"]
+    if not sites:
+        return []
+    told = [f"{len(sites)} branches were stripped by `{data['strip_mode']}`; sizes are Frobenius norms."]
+    if theta is not None:
+        told.append(f"Theta of the relaxed model: {theta[0]:g} (foldable part {theta[1]:g}).")
+    for note, count in Counter(site["note"] for site in sites if EXACT_WHILE in site["note"]).items():
+        told.append(f"{count} of them {note}: only so long does the function change by what is lost.")
+    if change is not None:
+        told.append(f"Stripping changed the outputs by {_number(change)} (relative, mean over batches).")
+    return told
+
+
+ERRORS = ("model", "dtype", "group component", "mean", "median", "max", "of element", "count")
+"""Headings of :func:`error_rows`."""
+
+
+def error_rows(equivariance: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return recorded equivariance errors, one row per model, dtype and component of the group."""
+    return [
+        (model, dtype, component, *(_number(error[key]) for key in ("mean", "median", "maximum")))
+        + (error["worst"], str(error["count"]))
+        for model, dtypes in equivariance.items()
+        for dtype, components in dtypes.items()
+        for component, error in components.items()
+    ]
+
+
+def _told_of_errors(data: Mapping[str, Any]) -> list[str]:
+    details = data["details"]
+    settings, group, coarse = details.get("measurement"), details.get("group"), details.get("no float64")
+    if not data["equivariance"]:
+        return []
+    how = "Relative error |f(gx) - g f(x)| / |g f(x)|" + (f" under {group}" if group else "")
+    if settings:
+        how += (
+            f" on {settings['batches']} validation batches with {settings['elements']} random elements per component, "
+            f"seed {settings['seed']}"
+        )
+    if not coarse:
+        return [f"{how}."]
+    parts = [
+        f"under {component} "
+        + ", ".join(f"{flipped} of {count} in the {model}" for model, (flipped, count) in by.items())
+        for component, by in details.get("flipped rows", {}).items()
+    ]
+    flipped = [f"Rows off by 100 times the median row, as flipped ties are: {'; '.join(parts)}."] if parts else []
+    alone = f"Judged in the model's own dtype alone, on at least 8 batches if there are: {coarse}."
+    return [f"{how}.", alone, *flipped]
+
+
+def _metrics(data: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    metrics, split = data["metrics"], (data["details"].get("measurement") or {}).get("split")
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    rows = [
+        (model, *(_number(values[k], ".8g") if k in values else "-" for k in names))
+        for model, values in metrics.items()
+    ]
+    return [f"On the {split} split."] if rows and split else [], [("model", *names), *rows]
+
+
+_FORMATS = {
+    "onnx": ("model.onnx", "ONNX Runtime"),
+    "pt2": ("model.pt2", "the archive after `torch.export.load`"),
+}
+
+
+def _told_of_formats(details: Mapping[str, Any]) -> Iterator[str]:
+    """Tell of each further format."""
+    for key, (name, runtime) in _FORMATS.items():
+        record = details.get(key)
+        if record is None:
+            continue
+        symmetric = (f"{_number(value, '.2g')} under {part}" for part, value in record["equivariance"].items())
+        yield (
+            f"`{name}`: {record['nodes']} nodes, the same as for the original (sha256 `{record['graph_sha256']}`). "
+            f"In units of the allowed deviation, {runtime} deviates from the model by "
+            f"{_number(record['deviation'], '.2g')}, and f(gx) from g f(x) by {', '.join(symmetric) or 'not measured'}."
+        )
+    container = details.get("container")
+    if container is not None:
+        bits = ", bit by bit" if container["bit_equal"] else ""
+        result = (
+            f"gives the model's outputs on {container['batches']} batches{bits}"
+            if container["batches"]
+            else "gives the weights back; its outputs were not compared, for lack of a task"
+        )
+        yield f"`{container['file']}`, the original container: opened by {container['opened_by']}, it {result}."

@@ -1,0 +1,118 @@
+"""What a clean folder shows by itself, without the original: what follows from its files, and nothing passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from surgeon.files.clean import sealed
+from surgeon.opening.options import OpenOptions
+from surgeon.proof.verdict import Verification
+from surgeon.proof.verify import ONLY_RECORDED, verify_clean
+from tests.proof.test_verify import (
+    edit,
+    error,
+    exported,
+    listed,
+    lost_norm,
+    metric,
+    outcomes,
+    tensor,
+    theta,
+    verified,
+    work,
+)
+
+__all__ = ["exported", "work"]
+
+
+def alone(work: Path, task: bool = True) -> Verification:
+    return verify_clean(work / "clean", options=OpenOptions(task=str(work / "task.py")) if task else None, group="O3")
+
+
+def test_a_folder_alone_is_checked_as_far_as_it_goes(work: Path) -> None:
+    bare = alone(work, task=False)
+    assert bare.holds
+    found = outcomes(bare)
+    held = (
+        "certificate's own sha256",
+        "files",
+        "recorded forms of the result",
+        "tensors",
+        "finite weights and buffers",
+    )
+    assert {found[name] for name in held} == {"holds"}
+    missing = ("original checkpoint", "recorded forms of the original", "recorded graph", "metrics")
+    assert {found[name] for name in missing} == {"not checked"}
+    measured = alone(work)
+    assert measured.holds, measured.differences
+    found = outcomes(measured)
+    held = ("recorded module classes", "recorded equivariance", "metrics", "container net.pt: outputs of its model")
+    assert {found[name] for name in held} == {"holds"}
+    assert found["as equivariant as the original"] == found["recorded graph"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [(error, "recorded equivariance"), (metric, "metrics"), (tensor, "tensors"), (listed, "files")]
+)
+def test_damage_is_found_in_a_folder_alone(work: Path, change: Callable[[dict[str, Any]], None], name: str) -> None:
+    edit(work, change, forged=True)
+    assert [finding.name for finding in alone(work).findings if finding.outcome == "differs"] == [name]
+
+
+def test_nan_in_a_folder_alone_is_left_to_the_original(work: Path) -> None:
+    path = work / "clean" / "model.safetensors"
+    weights = load_file(path)
+    weights["first.weight"][0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    assert outcomes(alone(work, task=False))["finite weights and buffers"] == "not checked"
+
+
+@pytest.mark.parametrize("change", [metric, lost_norm, theta])
+def test_a_changed_figure_is_found_in_the_folder_alone_by_the_words(
+    work: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """The seal is renewed with the figure, and CERTIFICATE.md still says the other one."""
+    path = work / "clean" / "certificate.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(sealed(data)))
+    verification = alone(work, task=False)
+    name = "CERTIFICATE.md says what certificate.json says"
+    assert [finding.name for finding in verification.findings if finding.outcome == "differs"] == [name]
+    assert verification.differences[0].startswith("CERTIFICATE.md: expected '")
+
+
+def test_a_conclusion_that_does_not_follow_from_its_figures(work: Path) -> None:
+    def broken(data: dict[str, Any]) -> None:
+        data["equivariance"]["stripped"]["float64"]["inversion"]["maximum"] = None
+
+    edit(work, broken, forged=True)
+    (sentence,) = alone(work, task=False).differences
+    assert sentence.startswith("from the recorded errors follows: equivariance error under inversion in float64")
+
+
+def test_nothing_in_a_certificate_is_passed_over(work: Path) -> None:
+    """Every entry is a field that is compared, is judged with the conclusions, or is named as only recorded."""
+    data = json.loads((work / "clean" / "certificate.json").read_text())
+    compared = {"sha256", "files", "architecture", "buffers_written", "equivariance", "metrics", "details"}
+    concluded = {"format_version", "passed", "grade", "checks", "differences"}
+    assert data.keys() - compared - concluded - ONLY_RECORDED.keys() == set()
+    compared = {"original", "tensors", "graph_nodes", "graph_constants", "graph_sha256", "relaxed_graph", "container"}
+    read = {"versions", "group", "measurement"}
+    assert data["details"].keys() - compared - read - ONLY_RECORDED.keys() == set()
+
+
+@pytest.mark.parametrize("name", ["tensors", "graph_nodes", "graph_constants"])
+def test_counts_are_counted_again(work: Path, name: str) -> None:
+    def more(data: dict[str, Any]) -> None:
+        data["details"][name] += 1
+
+    edit(work, more, forged=True)
+    differences = (alone(work, task=False) if name == "tensors" else verified(work)).differences
+    assert differences[0].startswith(f"recorded {name}: ")
