@@ -241,7 +241,8 @@ class _Pieces:
         names[1].index_add_(0, self._piece, last * mixed)
         names = (names / value.abs().max() * 1e11).round().long()
         counts = [start.diff() for start in (self._entry_start, self._weight_start, self._edge_start)]
-        _, kind = torch.unique(torch.stack([*counts, *names]), dim=1, return_inverse=True)
+        keys = torch.randint(1 << 60, (len(counts) + 2, 1), generator=torch.Generator().manual_seed(0))
+        _, kind = torch.unique((torch.stack([*counts, *names]) * keys).sum(0), return_inverse=True)
         return list(torch.split(torch.argsort(kind, stable=True), torch.bincount(kind).tolist()))
 
     def members(self, pieces: Tensor) -> tuple[Tensor, Tensor]:

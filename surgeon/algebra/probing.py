@@ -125,8 +125,9 @@ class _Probe:
         for (start, end), colour in zip(pieces.tolist(), colours.tolist(), strict=True):
             number[start:end] = (number[start:end] - start + 1) / (end - start)
             colour_of[start:end] = colour
-        for colour in torch.unique(colours).tolist():
-            taken, chosen = scale * (colour_of == colour), colours[owners] == colour
+        order, counts = torch.argsort(colours[owners], stable=True), torch.bincount(colours[owners])
+        for colour, chosen in enumerate(torch.split(order, counts.tolist())):
+            taken = scale * (colour_of == colour)
             factors = (1.0, number, other) if (pieces[colours == colour].diff() > 1).any() else (1.0,)
             for index, factor in enumerate(factors):
                 result = self._at(taken * factor)
@@ -156,10 +157,11 @@ def _colours(rows: Tensor, owners: Tensor, count: int) -> Tensor:
     names = torch.randint(1 << 60, (count,), generator=torch.Generator().manual_seed(0))
     sums = torch.zeros(int(rows.max()) + 1 if len(rows) else 0, dtype=torch.long).index_add(0, rows, names[owners])
     _, alike = torch.unique(sums, return_inverse=True)  # rows of the same owners count once
-    pairs = torch.unique(torch.stack([alike[rows], owners], dim=1), dim=0)
-    shared = torch.bincount(pairs[:, 0], minlength=1)[pairs[:, 0]] > 1
+    pairs = torch.unique(alike[rows] * count + owners)
+    rows, owners = pairs // count, pairs % count
+    shared = torch.bincount(rows, minlength=1)[rows] > 1
     by_owner: dict[int, list[int]] = {}
-    for row, owner in pairs[shared].tolist():
+    for row, owner in zip(rows[shared].tolist(), owners[shared].tolist(), strict=True):
         by_owner.setdefault(owner, []).append(row)
     used: dict[int, set[int]] = {}
     for owner, own in sorted(by_owner.items()):
