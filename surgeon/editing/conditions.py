@@ -12,7 +12,7 @@ from torch import nn
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError
 from surgeon.finding.fold import fold_complaint
-from surgeon.finding.site_check import captured_calls
+from surgeon.recording.calls import captured_calls
 from surgeon.support.modes import in_evaluation_mode
 
 
@@ -49,7 +49,7 @@ def check_folds(
                 run(model, batch)
             for key, (site, own) in conditional.items():
                 seen[key] += bool(calls[key])
-                complaints = (fold_complaint(ops[key], site, call, own, generator) for call in calls[key])
+                complaints = (fold_complaint(ops[key], site, call, own, generator) for call, _ in calls[key])
                 complaint = next((each for each in complaints if each), "")
                 if complaint:
                     raise SurgeryError(

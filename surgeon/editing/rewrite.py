@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from surgeon.editing.branch import Branch, Branches, branches_child
 from surgeon.errors import PlanError
-from surgeon.finding.trace import NotTraceableError, split_place, trace_forward
-from surgeon.finding.tracer import trace_own_forward
+from surgeon.finding.own_forward import NotTraceableError, trace_own_forward
+from surgeon.finding.raw_ops import split_place, trace_forward
 from surgeon.plan import CHILD
 
 

@@ -14,9 +14,10 @@ from surgeon.algebra.equivariance import Symmetry
 from surgeon.export.deviation import allowed_deviation, largest_deviation, largest_entry
 from surgeon.export.sample import Sample
 from surgeon.export.stripped import Stripped
-from surgeon.finding.own_symmetry import symmetrised_copy
+from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.task_calls import can_act, task_symmetry
+from surgeon.registry import installed_adapters
 from surgeon.support.imports import import_onnxruntime, one_line
 from surgeon.support.modes import model_dtype
 from surgeon.support.trees import map_tensors, tensors_in, to_dtype
@@ -143,7 +144,8 @@ def _equivariance(
     generator, group = torch.Generator().manual_seed(seed), stripped.group
     assert group is not None
     symmetry = task_symmetry(stripped.task, group)
-    approximate = symmetrised_copy(stripped.model, group) is not None
+    proposals, _, _ = collect_proposals(stripped.model, group, installed_adapters())
+    approximate = any(proposal.symmetrised for _, proposal in proposals.values())
     result: dict[str, float] = {}
     for batch, tree, exact, allowed in zip(batches, trees, exact_trees, bounds, strict=True):
         for _, component, g in group.test_elements(generator, ELEMENTS):

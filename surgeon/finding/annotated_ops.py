@@ -1,4 +1,4 @@
-"""Sites by annotation: adapters propose, the op itself on what it really receives disposes."""
+"""Find sites by annotation: adapters propose, and the op itself is asked (annotation_check.py)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.errors import first_line
+from surgeon.finding.annotation_check import SiteCheck, coverage_of
 from surgeon.finding.fold import not_foldable, with_fold
-from surgeon.finding.site_check import SiteCheck, coverage_of
-from surgeon.finding.usage import WeightUsage, tied_modules
+from surgeon.finding.weight_usage import WeightUsage, tied_modules
 from surgeon.plan import Site, Skipped
 from surgeon.recording.record import Recording
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of

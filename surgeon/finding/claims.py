@@ -56,7 +56,7 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outc
 
     def judge(indices: list[int]) -> None:
         chosen = [claims[index] for index in indices]
-        error = _error(measurement, [_Addition(found.op, found.type_out, _form(found)) for found in chosen])
+        error = _error(measurement, [_Addition(found.op, found.type_out, _branch_form(found)) for found in chosen])
         if error is not None and error <= _limit(before):
             outcome: Outcome = "holds"
         elif len(indices) > 1:
@@ -74,7 +74,7 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outc
     return outcomes
 
 
-def _form(found: Found) -> LinearForm | None:
+def _branch_form(found: Found) -> LinearForm | None:
     """Return how a branch would act between invariants; None where there is no axis to act on."""
     axes_in, axes_out = found.type_in.axes, found.type_out.axes
     return LinearForm(axes_in, axes_out) if axes_in and axes_out else None
@@ -97,7 +97,7 @@ def typed_by_use(measurement: Measurement, found: Found) -> Found | Refusal:
     op, twin = found.op, measurement.twin
     arguments, result = measurement.own.calls[op.module][0][0]
     reason = "its result is invariant on the sample batch, but what uses it takes it for a tensor of"
-    for candidate in _candidates(measurement.symmetry.group, op.read_out(twin, arguments, result)):
+    for candidate in _possible_types(measurement.symmetry.group, op.read_out(twin, arguments, result)):
         error = _error(measurement, [_Addition(op, candidate)])
         if error is not None and error <= OUTPUT_TOLERANCE:
             unknown = Refusal(f"{reason} type {candidate}, which its input is not known to be", "unexplained")
@@ -105,7 +105,7 @@ def typed_by_use(measurement: Measurement, found: Found) -> Found | Refusal:
     return Refusal(f"{reason} some other type", "unexplained")
 
 
-def _candidates(group: Group, y: Tensor) -> Iterator[TensorType]:
+def _possible_types(group: Group, y: Tensor) -> Iterator[TensorType]:
     """Vector indices, and all degrees from 0 on along an axis of length 4, 9, 16, ..., as spherical harmonics have."""
     yield from vector_types(group, y)
     for axis in range(-1, -y.ndim - 1, -1):

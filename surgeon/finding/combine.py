@@ -15,17 +15,17 @@ from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
 from surgeon.finding.claims import check_claims, typed_by_use
-from surgeon.finding.effect import without_effect
 from surgeon.finding.fold import with_fold
 from surgeon.finding.forms import row_representations
-from surgeon.finding.kernels import kernels_of
+from surgeon.finding.influence import without_effect
 from surgeon.finding.measured_ops import Found, measure_module, same_action
+from surgeon.finding.measured_raw_ops import measure_raw
 from surgeon.finding.measurement import Measurement
 from surgeon.finding.ops import Op
-from surgeon.finding.raw_ops import measure_raw
-from surgeon.finding.usage import WeightUsage
+from surgeon.finding.weight_usage import WeightUsage
 from surgeon.plan import Site, Skipped
 from surgeon.recording.candidates import Candidate, reaches_output
+from surgeon.recording.kernels import kernels_of
 from surgeon.recording.record import Recording
 from surgeon.registry import Refusal
 
@@ -141,14 +141,14 @@ def _judge(
     if site is not None:
         _compare(result, evidence, site, found, measurement)
     elif complaint:
-        _forget(result, name)
+        _drop_label(result, name)
         _skip(result, name, Refusal(complaint, evidence.usage.coverage(name)))
     elif all(each.invariant for each in found):
-        _forget(result, name)
+        _drop_label(result, name)
         _skip(result, name, Refusal(INVARIANT, "invariant"))
         result.claims += found
     elif not measurement.trusted:
-        _forget(result, name)
+        _drop_label(result, name)
         _skip(result, name, Refusal(_untrusted(measurement), "unexplained"))
     else:
         _replace_refusal(result, name)
@@ -174,7 +174,7 @@ def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
     return entry.name in evidence.proposed and entry.coverage not in ("unused", "bypassed")
 
 
-def _forget(result: Combined, name: str) -> None:
+def _drop_label(result: Combined, name: str) -> None:
     """Drop what only an annotation says, now that more is known."""
     result.skipped = [entry for entry in result.skipped if entry.name != name or entry.reason != LABELLED]
 

@@ -20,9 +20,9 @@ from surgeon.finding.combine import Evidence, combine
 from surgeon.finding.measurement import Measurement, double_twin, measure_model
 from surgeon.finding.own_symmetry import symmetry_complaint
 from surgeon.finding.refusal import refusal
-from surgeon.finding.site_check import captured_calls
-from surgeon.finding.usage import WeightUsage
+from surgeon.finding.weight_usage import WeightUsage
 from surgeon.plan import CHILD, AuditEntry, Plan, Site, Skipped
+from surgeon.recording.calls import captured_calls
 from surgeon.recording.candidates import Candidate, find_candidates
 from surgeon.recording.record import Recording, record, unchanged
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
@@ -90,7 +90,9 @@ def find(
             recording = record(model, *inputs, forward=forward)
             for more in further:
                 (forward or call)(model, *map_tensors(fresh_copy, more))
-        annotated, notes = verify_all(model, group, proposals, recording, calls, skipped)
+        given = {name: [arguments for arguments, _ in each] for name, each in calls.items()}
+        annotated, notes = verify_all(model, group, proposals, recording, given, skipped)
+        del calls, given
     plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin)
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
 
@@ -109,7 +111,7 @@ def _combined(
     """Measure what can be measured, compare with the annotations, and explain the rest."""
     candidates, proposed = find_candidates(recording, _trainable(model)), set(proposals)
     labelled = {entry.name for entry in skipped if entry.reason == LABELLED}
-    measurement, unmeasured = _measure(model, symmetry, inputs, candidates, proposed | labelled, twin)
+    measurement, unmeasured = _runs_under_group(model, symmetry, inputs, candidates, proposed | labelled, twin)
     complaint = None
     if symmetry is not None:
         with in_evaluation_mode(model), torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
@@ -143,7 +145,7 @@ def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
         )
 
 
-def _measure(
+def _runs_under_group(
     model: nn.Module,
     symmetry: Symmetry | None,
     inputs: tuple[Any, ...],

@@ -21,8 +21,8 @@ from surgeon.algebra.probing import probed_matrix
 from surgeon.errors import GroupError, PlanError, first_line
 from surgeon.finding.forms import form_of
 from surgeon.finding.ops import call_forward
+from surgeon.finding.raw_ops import changing_raw, raw_op_at, trace_forward
 from surgeon.finding.sample_calls import NotFoldableError, sample_calls
-from surgeon.finding.trace import changing_raw, raw_op_at, trace_forward
 from surgeon.finding.unit_features import Wrap, matrices_of
 from surgeon.plan import Site
 from surgeon.support.copies import copied

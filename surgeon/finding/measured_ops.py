@@ -1,4 +1,4 @@
-"""Find sites by measurement: how the tensors at both ends of a linear op transform, whatever the op is."""
+"""Find sites by measurement: how the tensors at both ends of a module that is linear transform."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from surgeon.finding.forms import ConvolutionForm
 from surgeon.finding.inference.hypotheses import TOLERANCE, Verdict, infer_type, residual_of
 from surgeon.finding.inference.probe import Probe
 from surgeon.finding.inference.propagate import type_by_use
-from surgeon.finding.kernels import Kernel
 from surgeon.finding.measurement import Measurement, perturbed
-from surgeon.finding.ops import Op, Structure, linear_pairs, module_op, probe_structure, random_like
+from surgeon.finding.ops import Op, Structure, linear_pairs, probe_structure, random_like
 from surgeon.plan import Convolution, Site
+from surgeon.recording.kernels import Kernel
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
@@ -109,7 +109,7 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
     chosen = _features(measurement, name, pairs)
     if isinstance(chosen, Refusal):
         return chosen
-    results = [measure_op(measurement, module_op(name, *pair), kernels) for pair in chosen]
+    results = [measure_op(measurement, Op(name, *pair), kernels) for pair in chosen]
     found = [result for result in results if not isinstance(result, Refusal)]
     return found or next(result for result in results if isinstance(result, Refusal))
 
@@ -143,7 +143,7 @@ def _jointly_linear(measurement: Measurement, name: str, pairs: list[Pair]) -> b
     generator = torch.Generator().manual_seed(1)
     arguments = measurement.own.calls[name][0][0][0]
     twin = measurement.twin
-    first, second = (module_op(name, *pair) for pair in pairs[:2])
+    first, second = (Op(name, *pair) for pair in pairs[:2])
     x, y = (random_like(op.read_in(twin, arguments), generator) for op in (first, second))
     zero = torch.zeros_like(y)
 

@@ -1,4 +1,4 @@
-"""Runs of a float64 twin of a model under a group, with its own weights and with perturbed ones."""
+"""The runs of a float64 twin under a group, with its own and with perturbed weights; what they show, others say."""
 
 from __future__ import annotations
 

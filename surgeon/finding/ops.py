@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,70 +23,62 @@ Change = Callable[[Tensor, Tensor], Tensor]
 """Given the features of an op and its result, returns what to go on with instead of the result."""
 
 
-@dataclass(frozen=True)
-class Op:
-    """One op of a model, as a function of one of the tensors that it is given.
-
-    Attributes:
-        module: qualified name of the module that holds it.
-        argument: forward parameter, or raw parameter for an op inside a forward.
-        path_in: where the features are inside the argument.
-        path_out: where the result is inside the output.
-        node: name of the op in the traced forward; None if it is the module itself.
-        run: ``run(model, arguments, x)``: the result with the features replaced by x.
-        read_in: ``read_in(model, arguments)``: the features that a call received.
-        read_out: ``read_out(model, arguments, result)``: what it made of them.
-        changing: ``changing(model, change)``: while this context is open, the model goes on with changed results.
-        parameters: of an op inside a forward, the parameters that it contracts with, relative to the module.
-    """
-
-    module: str
-    argument: str
-    path_in: Place
-    path_out: Place
-    node: str | None
-    run: Callable[[nn.Module, Mapping[str, Any], Tensor], Tensor]
-    read_in: Callable[[nn.Module, Mapping[str, Any]], Tensor]
-    read_out: Callable[[nn.Module, Mapping[str, Any], Any], Tensor]
-    changing: Callable[[nn.Module, Change], AbstractContextManager[None]]
-    parameters: tuple[str, ...] = ()
-
-
 def call_forward(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
     """Call a module's forward, without hooks, with arguments by name as ``inspect.signature(...).bind`` gives them."""
     bound = inspect.BoundArguments(inspect.signature(module.forward), dict(arguments))
     return module.forward(*bound.args, **bound.kwargs)
 
 
-def module_op(name: str, argument: str, path_in: Place, path_out: Place) -> Op:
-    """Return a module as an op: its forward in one tensor of one argument."""
+@dataclass(frozen=True)
+class Op:
+    """A module of a model as a function of one of the tensors that it is given.
 
-    def run(model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
-        given = {**arguments, argument: with_tensor(arguments[argument], path_in, x)}
-        return tensor_at(call_forward(model.get_submodule(name), given), path_out)
+    ``arguments`` are those of one of its calls, by name.
 
-    def read_in(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-        return tensor_at(arguments[argument], path_in)
+    Attributes:
+        module: qualified name of the module; of an op inside its forward, of the module that holds it.
+        argument: forward parameter, or raw parameter for an op inside a forward.
+        path_in: where the features are inside the argument.
+        path_out: where the result is inside the output.
+        node: name of the op in the traced forward; None if it is the module itself.
+        parameters: of an op inside a forward, the parameters that it contracts with, relative to the module.
+    """
 
-    def read_out(model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
-        return tensor_at(result, path_out)
+    module: str
+    argument: str
+    path_in: Place = ()
+    path_out: Place = ()
+    node: str | None = None
+    parameters: tuple[str, ...] = ()
+
+    def run(self, model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
+        """Return the result with the features replaced by x."""
+        given = {**arguments, self.argument: with_tensor(arguments[self.argument], self.path_in, x)}
+        return tensor_at(call_forward(model.get_submodule(self.module), given), self.path_out)
+
+    def read_in(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the features that a call received."""
+        return tensor_at(arguments[self.argument], self.path_in)
+
+    def read_out(self, model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
+        """Return what the op made of them."""
+        return tensor_at(result, self.path_out)
 
     @contextmanager
-    def changing(model: nn.Module, change: Change) -> Iterator[None]:
-        module = model.get_submodule(name)
+    def changing(self, model: nn.Module, change: Change) -> Iterator[None]:
+        """Let the model go on with changed results while the context is open."""
+        module = model.get_submodule(self.module)
         signature = inspect.signature(module.forward)
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            x = read_in(model, signature.bind(*args, **kwargs).arguments)
-            return with_tensor(output, path_out, change(x, tensor_at(output, path_out)))
+            x = self.read_in(model, signature.bind(*args, **kwargs).arguments)
+            return with_tensor(output, self.path_out, change(x, tensor_at(output, self.path_out)))
 
         handle = module.register_forward_hook(hook, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
-
-    return Op(name, argument, path_in, path_out, None, run, read_in, read_out, changing)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from surgeon.algebra.equivariance import Symmetry, equivariance_error
 from surgeon.algebra.groups.core import OTHER_ELEMENTS, Group
 from surgeon.algebra.groups.named import rotations_of
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.finding.measurement import Measurement
-from surgeon.registry import Adapter, Proposal, installed_adapters
+from surgeon.registry import Proposal
 from surgeon.support.copies import copied
 
 NOT_A_SYMMETRY = 0.02
@@ -61,7 +60,7 @@ def symmetry_complaint(
         The component, its error, and the group that holds instead if there is one; None if nothing speaks against it.
     """
     group = symmetry.group
-    approximate = symmetrised_by(model, proposals)
+    approximate = symmetrised_copy(model, proposals)
     if symmetry.act_output is None or (approximate is not None and group.rescales):
         return None
     if measurement is not None and approximate is None:
@@ -93,7 +92,7 @@ def judged(
         What is wrong, in words; None if nothing is.
     """
     smaller = rotations_of(group.name)
-    own = _components(parse_group(smaller)) if smaller is not None else _components(group)
+    own = _component_names(parse_group(smaller)) if smaller is not None else _component_names(group)
     if smaller is None and not group.finite:
         own = {group.component_names[0]}
     reference = max((error for component, error in errors.items() if component in own), default=0.0)
@@ -115,11 +114,11 @@ def judged(
     return None
 
 
-def _components(group: Group) -> set[str]:
+def _component_names(group: Group) -> set[str]:
     return {element.component for element in group.test_elements(torch.Generator(), random=1)} - {OTHER_ELEMENTS}
 
 
-def symmetrised_copy(model: nn.Module, group: Group, adapters: Mapping[str, Adapter] | None = None) -> nn.Module | None:
+def symmetrised_copy(model: nn.Module, proposals: Mapping[str, tuple[str, Proposal]]) -> nn.Module | None:
     """Return a copy in which every approximately equivariant op has weights that make it exactly equivariant.
 
     What such a network breaks of the symmetry is its own; whether the group is the right one, and the actions on its
@@ -127,18 +126,11 @@ def symmetrised_copy(model: nn.Module, group: Group, adapters: Mapping[str, Adap
 
     Args:
         model: the network.
-        group: the group.
-        adapters: adapters by name; default all installed ones.
+        proposals: those of adapters, by name of the module.
 
     Returns:
         The copy; None if no adapter knows such an op in the model.
     """
-    proposals, _, _ = collect_proposals(model, group, installed_adapters() if adapters is None else adapters)
-    return symmetrised_by(model, proposals)
-
-
-def symmetrised_by(model: nn.Module, proposals: Mapping[str, tuple[str, Proposal]]) -> nn.Module | None:
-    """Do the same for proposals at hand, by name of their module."""
     changes: dict[str, Tensor] = {
         f"{name}.{own}".lstrip("."): value
         for name, (_, proposal) in proposals.items()

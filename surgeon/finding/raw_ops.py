@@ -1,119 +1,333 @@
-"""Measure the ops on raw parameters inside a module's forward."""
+"""The ops on raw parameters inside a module's traced forward: which there are, and running one of them by itself.
+
+All child modules are leaves. A trace is used only if it computes what eager does, in training and in eval mode, since
+torch.fx fixes control flow and flags without saying so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
-from surgeon.finding.kernels import Kernel, kernel_of
-from surgeon.finding.measured_ops import Found, measure_op
-from surgeon.finding.measurement import Measurement, perturbed
-from surgeon.finding.ops import Change, Op, linear_deviation
-from surgeon.finding.trace import (
-    NotTraceableError,
-    RawOp,
-    changing_raw,
-    raw_ops,
-    read_operand,
-    read_result,
-    run_raw,
-    trace_complaint,
-    trace_forward,
+from surgeon.finding.ops import Change, call_forward
+from surgeon.finding.own_forward import NotTraceableError, trace_own_forward
+from surgeon.recording.record import unchanged
+from surgeon.support.modes import modes_kept, set_training
+from surgeon.support.trees import equal, fresh_copy, map_tensors
+
+_SPACES: tuple[Any, ...] = (functional, torch, torch.linalg, operator, torch.ops.aten)
+CONTRACTION_METHODS = frozenset(
+    {"matmul", "mm", "bmm", "mv", "dot", "inner", "addmm", "addmv", "baddbmm", "__matmul__", "__rmatmul__"}
 )
-from surgeon.recording.record import record
-from surgeon.registry import Refusal
-from surgeon.support.modes import default_dtype
+_NAMES = CONTRACTION_METHODS | {"linear", "bilinear", "einsum", "tensordot", "linalg_matmul", "convolution"}
+CONTRACTIONS: frozenset[Any] = frozenset(
+    getattr(space, name)
+    for space in _SPACES
+    for name in _NAMES | {"conv1d", "conv2d", "conv3d"}
+    if hasattr(space, name)
+)
+"""Functions, and for aten ops all overloads, that sum products of two operands."""
+_ADDED_LAST = frozenset({"linear", "conv1d", "conv2d", "conv3d", "convolution"})
+_ADDED_FIRST = frozenset({"addmm", "addmv", "baddbmm"})
 
 
-def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[tuple[str, Refusal]] | Refusal]:
-    """Measure every contraction with parameters in a module's own forward.
+@dataclass(frozen=True)
+class RawOp:
+    """One operand of one contraction with parameters.
+
+    Attributes:
+        node: name of the op in the traced forward.
+        operand: which of the op's input nodes is the activation.
+        parameters: names of the parameters that make its other operands, relative to the owner; first those that are
+            multiplied, at least one.
+    """
+
+    node: str
+    operand: int
+    parameters: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """``node:operand``, as a plan names it."""
+        return f"{self.node}:{self.operand}"
+
+
+def raw_op_at(place: str, parameters: tuple[str, ...]) -> RawOp:
+    """Return the raw op that a plan names."""
+    return RawOp(*split_place(place), parameters)
+
+
+def split_place(place: str) -> tuple[str, int]:
+    """Return node name and operand of ``node:operand``."""
+    node, _, operand = place.partition(":")
+    return node, int(operand or 0)
+
+
+def trace_forward(owner: nn.Module) -> fx.Graph:
+    """Return the graph of a module's own forward, with its children as leaves.
+
+    A GraphModule, such as the module of a ``torch.export`` program, has one already: a copy of that is returned.
+
+    Raises:
+        NotTraceableError: if torch.fx cannot trace it.
+    """
+    if isinstance(owner, fx.GraphModule):
+        return copy.deepcopy(owner.graph)
+    if isinstance(owner, torch.jit.ScriptModule):
+        raise NotTraceableError("it is TorchScript")
+    if "forward" in vars(owner):
+        raise NotTraceableError(
+            "its forward was replaced by an attribute of the instance, which its class does not know"
+        )
+    return trace_own_forward(owner)
+
+
+def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[str, Any]]) -> str:
+    """Return how the traced forward differs from eager on some calls; empty if it computes the same.
 
     Args:
-        measurement: runs in which the module's calls were kept.
-        name: its qualified name.
-
-    Returns:
-        The ops that are equivariant linear maps, invariant ones included; and why the others are none, by their
-        parameters, or one refusal that says why the forward cannot be rewritten.
+        owner: the module; its buffers are restored.
+        graph: its traced forward.
+        calls: arguments by name.
     """
-    owner = measurement.twin.get_submodule(name)
-    calls = measurement.own.calls[name][0]
-    if not calls:
-        return [], Refusal("never called on the sample batch", "unused")
+    with modes_kept(owner):
+        for training in (True, False):
+            set_training(owner, training)
+            for call in calls:
+                complaint = _complaint_in_mode(owner, graph, call, "training" if training else "eval")
+                if complaint:
+                    return complaint
+    return ""
+
+
+def _complaint_in_mode(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any], mode: str) -> str:
+    """Compare outputs, and what became of the arguments and of the buffers."""
     try:
-        graph = trace_forward(owner)
-    except NotTraceableError as error:
-        return [], Refusal(f"cannot be relaxed here, because {error}", "unexplained")
-    with default_dtype(torch.float64), torch.enable_grad():
-        complaint = trace_complaint(owner, graph, [arguments for arguments, _ in calls[:2]])
-    if complaint:
-        return [], Refusal(f"cannot be relaxed here, because {complaint}", "unexplained")
-    ops = raw_ops(graph, owner)
-    found: list[Found] = []
-    refusals: list[tuple[str, Refusal]] = []
-    added: list[tuple[str, Refusal]] = []  # for the other parameters of an op, biases above all
-    done: set[str] = set()
-    for raw in ops:
-        if raw.node in done:  # bilinear: one argument is enough
+        eager = _seeded(owner, lambda given: call_forward(owner, given), call)
+    except Exception as error:  # the forward is foreign code
+        return f"it fails with {type(error).__name__} in {mode} mode"
+    try:
+        traced = _seeded(owner, lambda given: _interpret(owner, graph, given), call)
+    except Exception as error:  # a branch that was traced for other arguments
+        return f"its traced form fails with {type(error).__name__} where eager runs"
+    return "" if equal(eager, traced) else f"its traced form differs from eager in {mode} mode"
+
+
+def _seeded(owner: nn.Module, run: Callable[[Mapping[str, Any]], Any], call: Mapping[str, Any]) -> Any:
+    """Return the result, the arguments afterwards, and the buffers afterwards."""
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
+    with unchanged(owner), torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)
+        if devices:  # torch.manual_seed would also seed devices that were not forked
+            torch.cuda.manual_seed_all(0)
+        given = map_tensors(fresh_copy, call)
+        result = run(given)
+        # Copies, since buffers are put back.
+        return map_tensors(lambda tensor: tensor.detach().clone(), (result, given, dict(owner.named_buffers())))
+
+
+def _positional(owner: nn.Module, call: Mapping[str, Any], graph: fx.Graph) -> list[Any]:
+    """Arguments in the order of the graph's placeholders; defaults are filled in."""
+    bound = inspect.BoundArguments(inspect.signature(owner.forward), dict(call))
+    bound.apply_defaults()
+    values: list[Any] = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            name = str(node.target)
+            values.append(bound.arguments[name.lstrip("*")])
+    return values
+
+
+class _Keeping(fx.Interpreter):
+    """Run a graph and keep what each node computed."""
+
+    def __init__(self, owner: nn.Module, graph: fx.Graph, changes: Sequence[tuple[RawOp, Change]] = ()) -> None:
+        super().__init__(owner, graph=graph, garbage_collect_values=False)
+        self.changes = changes
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Go on with changed results."""
+        result = super().run_node(node)
+        for op, change in self.changes:
+            if op.node == node.name:
+                result = change(self.env[node.all_input_nodes[op.operand]], result)
+        return result
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Take ``*args`` and ``**kwargs`` as one value each; the base class lets ``*args`` take all that is left."""
+        if str(target).startswith("*") and not isinstance(self.module, fx.GraphModule):
+            return next(self.args_iter)
+        return super().placeholder(target, args, kwargs)
+
+
+def _flat_inputs(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> list[Any]:
+    if isinstance(owner, fx.GraphModule):
+        bound = inspect.BoundArguments(inspect.signature(owner.forward), dict(call))
+        return list(graph.process_inputs(*bound.args, **bound.kwargs))
+    return _positional(owner, call, graph)
+
+
+def _interpret(
+    owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any], changes: Sequence[tuple[RawOp, Change]] = ()
+) -> Any:
+    inputs = _flat_inputs(owner, graph, call)
+    result = _Keeping(owner, graph, changes).run(*inputs, enable_io_processing=False)
+    return graph.process_outputs(result) if isinstance(owner, fx.GraphModule) else result
+
+
+class _TracedForward:
+    """What runs instead of a module's forward while some of its ops are changed."""
+
+    def __init__(self, owner: nn.Module, graph: fx.Graph) -> None:
+        self.__signature__ = inspect.signature(owner.forward)
+        self.owner, self.graph = owner, graph
+        self.changes: list[tuple[RawOp, Change]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the trace."""
+        call = self.__signature__.bind(*args, **kwargs).arguments
+        return _interpret(self.owner, self.graph, call, self.changes)
+
+
+@contextmanager
+def changing_raw(owner: nn.Module, graph: fx.Graph, op: RawOp, change: Change) -> Iterator[None]:
+    """While the context is open, a module's forward goes on with ``change(x, y)`` in place of a raw op's result y."""
+    if not isinstance(vars(owner).get("forward"), _TracedForward):
+        owner.forward = _TracedForward(owner, graph)
+    forward: Any = owner.forward
+    forward.changes.append((op, change))
+    try:
+        yield
+    finally:
+        forward.changes.remove((op, change))
+        if not forward.changes:
+            del owner.forward
+
+
+def raw_ops(graph: fx.Graph, owner: nn.Module) -> tuple[RawOp, ...]:
+    """Return the contractions of an activation with something made of parameters only, one entry per such operand."""
+    names = {name for name, _ in owner.named_parameters(remove_duplicate=False)}
+    active = {node for node in graph.nodes if node.op == "placeholder"}
+    made_of: dict[fx.Node, tuple[str, ...]] = {}
+    found = []
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if any(part in active for part in inputs):
+            active.add(node)
+        parameters = _own_parameters(node, owner, names)
+        made_of[node] = tuple(dict.fromkeys([*parameters, *(n for part in inputs for n in made_of[part])]))
+        if node not in active or not _contracts(node):
             continue
-        result = _measure(measurement, name, graph, raw, _argument(raw, [each.op for each in found]))
-        if isinstance(result, Refusal):
-            refusals.append((raw.parameters[0], result))
-            added += [(parameter, result) for parameter in raw.parameters[1:]]
-        else:
-            done.add(raw.node)
-            found.append(result)
-    taken = {name for each in found for name in each.op.parameters}
-    return found, refusals + [(name, why) for name, why in added if name not in taken]
+        factors = _factors(node)
+        weights = [name for part in inputs if part in factors and part not in active for name in made_of[part]]
+        if weights:
+            added = [name for part in inputs if part not in factors and part not in active for name in made_of[part]]
+            operands = [index for index, part in enumerate(inputs) if part in active and part in factors]
+            found += [RawOp(node.name, operand, tuple(dict.fromkeys([*weights, *added]))) for operand in operands]
+    return tuple(found)
 
 
-def _argument(raw: RawOp, taken: list[Op]) -> str:
-    """Name a raw op after its first parameter; further ops with the same one are numbered."""
-    names = {op.argument for op in taken}
-    first = raw.parameters[0]
-    choices = [first, *(f"{first}_{number}" for number in range(1, len(names) + 1))]
-    return next(choice for choice in choices if choice not in names)
+def _own_parameters(node: fx.Node, owner: nn.Module, names: set[str]) -> list[str]:
+    target = str(node.target)
+    if node.op == "get_attr":
+        return [target] if target in names else []
+    if node.op == "call_module":
+        return [name for name in names if name.startswith(f"{target}.")]
+    return []
 
 
-def _measure(measurement: Measurement, name: str, graph: fx.Graph, raw: RawOp, argument: str) -> Found | Refusal:
-    op = _op(name, graph, raw, argument)
-    arguments = measurement.own.calls[name][0][0][0]
-    twin = measurement.twin
-    with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
-        real = op.read_in(twin, arguments)
-        deviation = linear_deviation(lambda x: op.run(twin, arguments, x), real, torch.Generator().manual_seed(0))
-    if deviation:
-        return Refusal(deviation, "not linear")
-    return measure_op(measurement, op, _kernels(measurement, op, real))
+def _contracts(node: fx.Node) -> bool:
+    if node.kwargs.get("out") is not None:  # the result lives in a tensor that later ops may read directly
+        return False
+    if node.op == "call_method":
+        return node.target in CONTRACTION_METHODS
+    target = getattr(node.target, "overloadpacket", node.target)
+    return node.op == "call_function" and target in CONTRACTIONS
 
 
-def _op(name: str, graph: fx.Graph, raw: RawOp, argument: str) -> Op:
-    def owner(model: nn.Module) -> nn.Module:
-        return model.get_submodule(name)
-
-    def run(model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
-        return run_raw(owner(model), graph, raw, arguments, x)
-
-    def read_in(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-        return read_operand(owner(model), graph, raw, arguments)
-
-    def read_out(model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
-        return read_result(owner(model), graph, raw, arguments)
-
-    def changing(model: nn.Module, change: Change) -> AbstractContextManager[None]:
-        return changing_raw(owner(model), graph, raw, change)
-
-    return Op(name, argument, (), (), raw.place, run, read_in, read_out, changing, raw.parameters)
+def _factors(node: fx.Node) -> set[fx.Node]:
+    """Return the operands that are multiplied, not those that are only added, such as a bias."""
+    target = getattr(node.target, "overloadpacket", node.target)
+    name = str(target) if node.op == "call_method" else getattr(target, "__name__", "")
+    position = 0 if name in _ADDED_FIRST else 2 if name in _ADDED_LAST else None
+    args = [arg for index, arg in enumerate(node.args) if index != position]
+    kwargs = {key: value for key, value in node.kwargs.items() if position is None or key not in ("bias", "input")}
+    if name in _ADDED_LAST and "input" in node.kwargs:
+        kwargs["input"] = node.kwargs["input"]
+    nodes: set[fx.Node] = set()
+    fx.node.map_arg((args, kwargs), nodes.add)
+    return nodes
 
 
-def _kernels(measurement: Measurement, op: Op, real: Tensor) -> list[Kernel]:
-    """Run the op once more under the recorder, for the settings of its convolution."""
-    arguments = measurement.own.calls[op.module][0][0][0]
-    with torch.no_grad(), default_dtype(torch.float64):
-        recording = record(measurement.twin, real, forward=lambda model, x: op.run(model, arguments, x))
-    nodes = [node for node in recording.graph.nodes if node.target is torch.ops.aten.convolution.default]
-    return [kernel_of(node, recording) for node in nodes[-1:]]  # the op itself runs last
+def _values(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> dict[str, Any]:
+    keeping = _Keeping(owner, graph)
+    given = map_tensors(fresh_copy, call)
+    keeping.run(*_flat_inputs(owner, graph, given), enable_io_processing=False)
+    return {node.name: value for node, value in keeping.env.items()}
+
+
+def _node(graph: fx.Graph, name: str) -> fx.Node:
+    found: Iterator[fx.Node] = (node for node in graph.nodes if node.name == name)
+    return next(found)
+
+
+def operand_of(owner: nn.Module, graph: fx.Graph, op: RawOp, call: Mapping[str, Any]) -> Tensor:
+    """Return the activation that a raw op received in a call."""
+    node = _node(graph, op.node)
+    value = _values(owner, graph, call)[node.all_input_nodes[op.operand].name]
+    assert isinstance(value, Tensor)
+    return value.detach()
+
+
+def result_of(owner: nn.Module, graph: fx.Graph, op: RawOp, call: Mapping[str, Any]) -> Tensor:
+    """Return what a raw op made of it."""
+    value = _values(owner, graph, call)[op.node]
+    assert isinstance(value, Tensor)
+    return value.detach()
+
+
+def run_raw(owner: nn.Module, graph: fx.Graph, op: RawOp, call: Mapping[str, Any], x: Tensor) -> Tensor:
+    """Return a raw op's result with its activation replaced by ``x`` and everything else as in a call."""
+    node = _node(graph, op.node)
+    values: dict[fx.Node, Any] = {}
+    env = _values(owner, graph, call)
+    for index, part in enumerate(node.all_input_nodes):
+        values[part] = x if index == op.operand else env[part.name]
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    function = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target))
+    assert callable(function)
+    result = function(*args, **kwargs)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def run_apart(owner: nn.Module, graph: fx.Graph, op: RawOp, x: Tensor) -> Tensor:
+    """Return a raw op's result for an activation ``x``, without a call of the forward.
+
+    Raises:
+        NotTraceableError: if more than the activation depends on what the forward is given.
+    """
+    node, keeping = _node(graph, op.node), _Keeping(owner, graph)
+    keeping.env[node.all_input_nodes[op.operand]] = x
+    needed, open_ = {node}, [node]
+    while open_:
+        more = {part for part in open_.pop().all_input_nodes if part not in keeping.env} - needed
+        needed |= more
+        open_ += more
+    if any(part.op == "placeholder" for part in needed):
+        raise NotTraceableError("what it multiplies depends on more of the input than the features")
+    for part in graph.nodes:
+        if part in needed:
+            keeping.env[part] = keeping.run_node(part)
+    result = keeping.env[node]
+    assert isinstance(result, Tensor)
+    return result

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.finding.trace import raw_op_at, read_operand, trace_forward
-from surgeon.finding.usage import further_arguments, is_nothing
+from surgeon.finding.raw_ops import operand_of, raw_op_at, trace_forward
+from surgeon.finding.weight_usage import further_arguments, is_nothing
 from surgeon.plan import Site
 from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
 
@@ -58,7 +58,7 @@ def sample_calls(
         return [({"shape": [1, site.shape[1]]}, "")]
     if site.node is not None:
         raw = raw_op_at(site.node, site.parameters)
-        return [({"shape": _one_row(site, read_operand(op, trace_forward(op), raw, calls[0]))}, "")]
+        return [({"shape": _one_row(site, operand_of(op, trace_forward(op), raw, calls[0]))}, "")]
     holds_while = further_arguments(dataclasses.replace(site, path_in=()) if wrapped else site, calls)
     if site.convolution is not None:
         if holds_while:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from surgeon.errors import PlanError
 from surgeon.finding.forms import LinearForm
 from surgeon.finding.ops import call_forward
+from surgeon.finding.raw_ops import raw_op_at, run_apart, trace_forward
 from surgeon.finding.sample_calls import decoded
-from surgeon.finding.trace import raw_op_at, run_apart, trace_forward
 from surgeon.plan import Site
 from surgeon.support.trees import map_tensors, tensor_at, with_tensor
 

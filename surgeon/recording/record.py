@@ -104,14 +104,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node.meta = self._meta(parameters, activation, tuple(tensor.shape), tensor.dtype)
         key = id(tensor)
         self.nodes[key] = node
-        self.living[key] = weakref.ref(tensor, lambda _: self._forget(key))  # another tensor may get its identity
+        self.living[key] = weakref.ref(tensor, lambda _: self._release(key))  # another tensor may get its identity
         if self.copies:
             with _without_recording():
                 self.values[node] = tensor.detach().clone()
         elif node.op == "get_attr" or not activation:
             self.values[node] = tensor
 
-    def _forget(self, key: int) -> None:
+    def _release(self, key: int) -> None:
         del self.nodes[key], self.living[key]
 
     def node_of(self, tensor: Tensor) -> fx.Node:

@@ -23,7 +23,7 @@ def as_written(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             for name in module._c._method_names():
-                _forget(module._c._get_method(name))
+                _flush(module._c._get_method(name))
     call = torch.jit.ScriptFunction.__call__
     torch.jit.ScriptFunction.__call__ = _forgetting(call)  # type: ignore[method-assign]
     try:
@@ -33,7 +33,7 @@ def as_written(model: nn.Module) -> Iterator[None]:
         torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
 
 
-def _forget(function: Any) -> None:
+def _flush(function: Any) -> None:
     flush = getattr(function, "_debug_flush_compilation_cache", None)
     if flush is not None:
         flush()
@@ -41,7 +41,7 @@ def _forget(function: Any) -> None:
 
 def _forgetting(call: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _forget(self)
+        _flush(self)
         return call(self, *args, **kwargs)
 
     return run

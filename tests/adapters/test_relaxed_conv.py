@@ -13,6 +13,7 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, regular, trivial
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import PlanError
+from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.finding.own_symmetry import symmetrised_copy
 from surgeon.plan import Plan
 from surgeon.registry import Adapter, Proposal, Refusal
@@ -175,7 +176,7 @@ def test_a_trained_network_keeps_what_it_breaks_of_the_symmetry() -> None:
 
 def test_its_symmetrised_copy_is_exact() -> None:
     module = broken(net())
-    copy = symmetrised_copy(module, C4, {adapter.name: adapter})
+    copy = symmetrised_copy(module, collect_proposals(module, C4, {adapter.name: adapter})[0])
     assert copy is not None
     assert model(copy).error(C4.elements) < 1e-13
     assert model(module).error(C4.elements) > 1e-2

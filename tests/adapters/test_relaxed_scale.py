@@ -13,6 +13,7 @@ from surgeon.algebra.representations.build import on_grid, trivial
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError
+from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.finding.forms import row_representations
 from surgeon.finding.own_symmetry import symmetrised_copy
 from surgeon.plan import Plan
@@ -137,7 +138,7 @@ def test_the_penalty_sees_what_breaks_the_symmetry_inside_the_range() -> None:
 
 
 def test_its_symmetrised_copy_has_constant_mixtures() -> None:
-    copy = symmetrised_copy(broken(net()), GROUP, {adapter.name: adapter})
+    copy = symmetrised_copy(broken(net()), collect_proposals(broken(net()), GROUP, {adapter.name: adapter})[0])
     assert copy is not None
     assert all(layer.combination_weights.std(0).max() == 0 for layer in list(copy.sconv)[:2])  # type: ignore[arg-type]
 

@@ -21,7 +21,8 @@ from surgeon.editing.branch import Branch, branches_of
 from surgeon.editing.insert import detach
 from surgeon.editing.rewrite import install
 from surgeon.errors import PlanError
-from surgeon.finding.trace import NotTraceableError, raw_ops, trace_complaint, trace_forward
+from surgeon.finding.own_forward import NotTraceableError
+from surgeon.finding.raw_ops import raw_ops, trace_complaint, trace_forward
 from surgeon.plan import CHILD, Plan
 from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward.case import vectors

@@ -31,7 +31,7 @@ PLANAR = ("SO2", "O2")
 
 
 @dataclass(frozen=True)
-class Rows:
+class AxisRows:
     """One tensor with an axis brought to the end and all others flattened.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rows:
     moved: Tensor
 
     @classmethod
-    def along(cls, probe: TensorProbe, axis: int) -> Rows:
+    def along(cls, probe: TensorProbe, axis: int) -> AxisRows:
         """Bring ``axis`` to the end."""
         flat = torch.stack([value.movedim(axis, -1).reshape(-1, value.shape[axis]) for value in probe.values])
         return cls(probe, flat[0], flat)
@@ -59,18 +59,18 @@ class Rows:
         """Position of the first further component (or generator of a finite group) in ``moved``."""
         return 1 + 2 * len(self.probe.elements.small)
 
-    def slice(self, index: Tensor) -> Rows:
+    def slice(self, index: Tensor) -> AxisRows:
         """Keep some coordinates."""
-        return Rows(self.probe, self.base[:, index], self.moved[:, :, index])
+        return AxisRows(self.probe, self.base[:, index], self.moved[:, :, index])
 
 
 def axis_representations(probe: TensorProbe, axis: int) -> Iterator[Representation]:
     """Yield the representations along an axis that explain the values, from the simplest on."""
-    rows = Rows.along(probe, axis)
+    rows = AxisRows.along(probe, axis)
     yield from _finite(rows) if rows.group.finite else _continuous(rows)
 
 
-def _continuous(rows: Rows) -> Iterator[Representation]:
+def _continuous(rows: AxisRows) -> Iterator[Representation]:
     labels = _labels(rows)
     if labels is None:
         return
@@ -109,7 +109,7 @@ def _runs(labels: list[Label]) -> Iterator[tuple[Label, int]]:
             start = index
 
 
-def _labels(rows: Rows) -> list[Label] | None:
+def _labels(rows: AxisRows) -> list[Label] | None:
     """Label every coordinate, or None if one mixes several degrees or is 0 on all rows."""
     norms = rows.moved.norm(dim=(0, 1))
     if bool((norms <= 1e-12 * norms.max()).any()):
@@ -120,7 +120,7 @@ def _labels(rows: Rows) -> list[Label] | None:
     return [(degree, _component_signs(rows, index, degree)) for index, degree in enumerate(degrees)]
 
 
-def _degrees(rows: Rows) -> list[int] | None:
+def _degrees(rows: AxisRows) -> list[int] | None:
     """Read l (or the frequency) off the Casimir: ``sum_A (y_+ + y_- - 2y) / eps^2 = -c y`` for every coordinate."""
     count = len(rows.probe.elements.small)
     invariant = (rows.moved[1 : 1 + 2 * count] - rows.base).norm(dim=(0, 1)) <= 1e-9 * rows.moved.norm(dim=(0, 1))
@@ -142,7 +142,7 @@ def _degrees(rows: Rows) -> list[int] | None:
     return [int(value) for value in rounded.tolist()]
 
 
-def _component_signs(rows: Rows, index: int, degree: int) -> tuple[int, ...]:
+def _component_signs(rows: AxisRows, index: int, degree: int) -> tuple[int, ...]:
     """Signs of a coordinate under the further components; irreps of O(3) and scalars have them."""
     if rows.group.name not in ("O3", "E3") and degree:
         return ()
@@ -153,7 +153,7 @@ def _component_signs(rows: Rows, index: int, degree: int) -> tuple[int, ...]:
     return tuple(signs)
 
 
-def _fit_run(rows: Rows, label: Label) -> list[Representation] | None:
+def _fit_run(rows: AxisRows, label: Label) -> list[Representation] | None:
     """Return the representations of a run of coordinates with one label, in order."""
     degree, signs = label
     length = rows.base.shape[1]
@@ -205,7 +205,7 @@ def _blocks(values: Tensor, copies: int, size: int, layout: Layout) -> Tensor:
 
 
 def _fit_block(
-    rows: Rows, degree: int, signs: tuple[int, ...], copies: int, size: int, layout: Layout
+    rows: AxisRows, degree: int, signs: tuple[int, ...], copies: int, size: int, layout: Layout
 ) -> Representation | None:
     """Fit one small matrix per element to a run that is read in one layout; None if that does not explain it."""
     blocks = _blocks(rows.moved, copies, size, layout)
@@ -225,7 +225,7 @@ def _fit_block(
     return matrices(rows.group, data, copies, layout)
 
 
-def _explains(rho: Representation, rows: Rows) -> bool:
+def _explains(rho: Representation, rows: AxisRows) -> bool:
     start = rows.first_component
     elements = torch.cat([rows.probe.elements.components, rows.probe.elements.checks])
     expected = rho.action(elements).apply(rows.base)
@@ -259,7 +259,7 @@ def _logarithm(matrix: Tensor) -> Tensor:
     return raw.real.to(torch.float64)
 
 
-def _finite(rows: Rows) -> Iterator[Representation]:
+def _finite(rows: AxisRows) -> Iterator[Representation]:
     """Try copies of one small block in each layout; then regress along the whole axis and read off the blocks."""
     n = rows.base.shape[1]
     for size in range(1, min(n, 2 * len(rows.group.all_elements())) + 1):
@@ -272,7 +272,7 @@ def _finite(rows: Rows) -> Iterator[Representation]:
         yield different
 
 
-def _different_blocks(rows: Rows) -> Representation | None:
+def _different_blocks(rows: AxisRows) -> Representation | None:
     count = len(rows.probe.elements.components)
     images = [_regress(rows.base, rows.moved[1 + index]) for index in range(count)]
     found = [image for image in images if image is not None]
@@ -291,7 +291,7 @@ def _different_blocks(rows: Rows) -> Representation | None:
     return reduce(add, terms) if covered == rows.base.shape[1] else None
 
 
-def _copies_of_one_block(rows: Rows, copies: int, size: int, layout: Layout) -> Representation | None:
+def _copies_of_one_block(rows: AxisRows, copies: int, size: int, layout: Layout) -> Representation | None:
     count = len(rows.probe.elements.components)
     blocks = _blocks(rows.moved[: 1 + count], copies, size, layout)
     images = [_regress(blocks[0], moved) for moved in blocks[1:]]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.core import Group, GroupElement
+from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, record
 from surgeon.support.trees import map_tensors
 
@@ -105,10 +104,6 @@ class TensorProbe:
         return [(element.g, moved) for element, moved in zip(judges, self.values[-len(judges) :], strict=True)]
 
 
-Calls = list[tuple[Mapping[str, Any], Any]]
-"""The calls of one module in one run: arguments by name, and what it returned."""
-
-
 @dataclass(frozen=True)
 class Probe:
     """All runs of a model.
@@ -145,10 +140,11 @@ def make_probe(
         modules: qualified names.
         elements: the group elements.
     """
+    chosen = {name: model.get_submodule(name) for name in modules}
     collected: dict[str, list[Calls]] = {name: [] for name in modules}
     outputs = []
     for index, g in enumerate(elements.all()):
-        with captured(model, modules) as calls, torch.random.fork_rng(devices=[]):
+        with captured_calls(chosen) as calls, torch.random.fork_rng(devices=[]):
             outputs.append(map_tensors(Tensor.detach, symmetry.run(model, inputs, g if index else None)))
         for name in modules:
             collected[name].append(calls[name])
@@ -161,32 +157,3 @@ def recorded_runs(model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...],
         record(model, *(symmetry.moved(g, inputs) if index else inputs), forward=symmetry.forward, copies=True)
         for index, g in enumerate(elements.all())
     ]
-
-
-@contextmanager
-def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Calls]]:
-    """Collect arguments and results, detached copies, of every call of the named modules while the context is open."""
-    calls: dict[str, Calls] = {name: [] for name in names}
-    with ExitStack() as stack:
-        for name in names:
-            module = model.get_submodule(name)
-            for hook in _hooks(module, calls[name]):
-                stack.callback(hook.remove)
-        yield calls
-
-
-def _hooks(module: nn.Module, into: Calls) -> list[Any]:
-    signature = inspect.signature(module.forward)
-    pending: list[Mapping[str, Any]] = []
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending.append(map_tensors(_snapshot, signature.bind(*args, **kwargs).arguments))
-
-    def after(_: nn.Module, args: Any, result: Any) -> None:
-        into.append((pending.pop(), map_tensors(_snapshot, result)))
-
-    return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
-
-
-def _snapshot(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon.finding.usage import WeightUsage
+from surgeon.finding.weight_usage import WeightUsage
 from surgeon.recording.record import record
 
 

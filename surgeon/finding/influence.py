@@ -1,4 +1,4 @@
-"""Which ops have an influence on the model's output: one backward pass for all of them."""
+"""Which ops and weights have an influence on the model's output: one backward pass for all of them."""
 
 from __future__ import annotations
 

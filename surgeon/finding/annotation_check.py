@@ -1,11 +1,9 @@
-"""Check a proposed site on what its op really receives."""
+"""Check what an annotation says of an op, and of its fold, on what the op really receives."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,28 +20,7 @@ from surgeon.errors import GroupError, first_line
 from surgeon.finding.fold import TOLERANCE
 from surgeon.plan import Coverage
 from surgeon.registry import Proposal
-from surgeon.support.trees import map_tensors, tensor_at, with_tensor
-
-
-@contextmanager
-def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Mapping[str, Any]]]]:
-    """Collect the arguments, by name and detached, of every call of ``modules`` while the context is open."""
-    calls: dict[str, list[Mapping[str, Any]]] = {name: [] for name in modules}
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            signature = inspect.signature(module.forward)
-
-            def capture(
-                _: nn.Module,
-                args: tuple[Any, ...],
-                kwargs: dict[str, Any],
-                name: str = name,
-                signature: inspect.Signature = signature,
-            ) -> None:
-                calls[name].append(map_tensors(Tensor.detach, signature.bind(*args, **kwargs).arguments))
-
-            stack.callback(module.register_forward_pre_hook(capture, with_kwargs=True).remove)
-        yield calls
+from surgeon.support.trees import tensor_at, with_tensor
 
 
 class SiteCheck:

@@ -1,4 +1,4 @@
-"""The convolutions that were recorded inside an op."""
+"""The convolutions that a run recorded inside an op, with their kernels."""
 
 from __future__ import annotations
 

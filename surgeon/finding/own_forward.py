@@ -1,4 +1,4 @@
-"""Trace a module's own forward by torch.fx, and refuse where the trace would silently lose something.
+"""Trace a module's own forward by torch.fx, its children as leaves, and refuse where the trace would lose something.
 
 torch.fx sees neither ``torch.no_grad`` and autocast blocks nor attributes that a forward assigns, computes with buffers
 while it traces, and keeps constants as new attributes of the module.

@@ -7,7 +7,7 @@ from torch import nn
 
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, trivial
-from surgeon.finding.site_check import SiteCheck, captured_calls
+from surgeon.finding.annotation_check import SiteCheck
 from surgeon.registry import Proposal
 
 GROUP = parse_group("SO2")
@@ -41,16 +41,3 @@ def test_an_op_that_cannot_be_run_is_a_complaint_not_a_crash() -> None:
     residual, complaint = SiteCheck(GROUP)(nn.Linear(4, 4), Proposal("nothing", "", SCALARS, SCALARS), ZERO)
     assert residual == float("inf")
     assert "could not be checked" in complaint
-
-
-def test_calls_are_captured_by_name_and_only_while_open() -> None:
-    op = nn.Linear(4, 2)
-    x = torch.randn(3, 4, requires_grad=True)
-    with captured_calls({"op": op}) as calls:
-        op(x)
-        op(input=2 * x)
-    op(x)
-    assert [list(call) for call in calls["op"]] == [["input"], ["input"]]
-    assert torch.equal(calls["op"][1]["input"], 2 * x.detach())
-    assert not calls["op"][0]["input"].requires_grad
-    assert not op._forward_pre_hooks

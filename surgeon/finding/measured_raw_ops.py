@@ -1,0 +1,127 @@
+"""Find sites by measurement among the ops on raw parameters inside a module's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.finding.measured_ops import Found, measure_op
+from surgeon.finding.measurement import Measurement, perturbed
+from surgeon.finding.ops import Change, Op, linear_deviation
+from surgeon.finding.own_forward import NotTraceableError
+from surgeon.finding.raw_ops import (
+    RawOp,
+    changing_raw,
+    operand_of,
+    raw_ops,
+    result_of,
+    run_raw,
+    trace_complaint,
+    trace_forward,
+)
+from surgeon.recording.kernels import Kernel, kernel_of
+from surgeon.recording.record import record
+from surgeon.registry import Refusal
+from surgeon.support.modes import default_dtype
+
+
+def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[tuple[str, Refusal]] | Refusal]:
+    """Measure every contraction with parameters in a module's own forward.
+
+    Args:
+        measurement: runs in which the module's calls were kept.
+        name: its qualified name.
+
+    Returns:
+        The ops that are equivariant linear maps, invariant ones included; and why the others are none, by their
+        parameters, or one refusal that says why the forward cannot be rewritten.
+    """
+    owner = measurement.twin.get_submodule(name)
+    calls = measurement.own.calls[name][0]
+    if not calls:
+        return [], Refusal("never called on the sample batch", "unused")
+    try:
+        graph = trace_forward(owner)
+    except NotTraceableError as error:
+        return [], Refusal(f"cannot be relaxed here, because {error}", "unexplained")
+    with default_dtype(torch.float64), torch.enable_grad():
+        complaint = trace_complaint(owner, graph, [arguments for arguments, _ in calls[:2]])
+    if complaint:
+        return [], Refusal(f"cannot be relaxed here, because {complaint}", "unexplained")
+    ops = raw_ops(graph, owner)
+    found: list[Found] = []
+    refusals: list[tuple[str, Refusal]] = []
+    added: list[tuple[str, Refusal]] = []  # for the other parameters of an op, biases above all
+    done: set[str] = set()
+    for raw in ops:
+        if raw.node in done:  # bilinear: one argument is enough
+            continue
+        result = _measure_one(measurement, name, graph, raw, _argument(raw, [each.op for each in found]))
+        if isinstance(result, Refusal):
+            refusals.append((raw.parameters[0], result))
+            added += [(parameter, result) for parameter in raw.parameters[1:]]
+        else:
+            done.add(raw.node)
+            found.append(result)
+    taken = {name for each in found for name in each.op.parameters}
+    return found, refusals + [(name, why) for name, why in added if name not in taken]
+
+
+def _argument(raw: RawOp, taken: list[Op]) -> str:
+    """Name a raw op after its first parameter; further ops with the same one are numbered."""
+    names = {op.argument for op in taken}
+    first = raw.parameters[0]
+    choices = [first, *(f"{first}_{number}" for number in range(1, len(names) + 1))]
+    return next(choice for choice in choices if choice not in names)
+
+
+def _measure_one(measurement: Measurement, name: str, graph: fx.Graph, raw: RawOp, argument: str) -> Found | Refusal:
+    op = _InsideForward(name, argument, node=raw.place, parameters=raw.parameters, graph=graph, raw=raw)
+    arguments = measurement.own.calls[name][0][0][0]
+    twin = measurement.twin
+    with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
+        real = op.read_in(twin, arguments)
+        deviation = linear_deviation(lambda x: op.run(twin, arguments, x), real, torch.Generator().manual_seed(0))
+    if deviation:
+        return Refusal(deviation, "not linear")
+    return measure_op(measurement, op, _kernels(measurement, op, real))
+
+
+@dataclass(frozen=True)
+class _InsideForward(Op):
+    """An op on raw parameters; it is read and run through the traced forward of its module."""
+
+    graph: fx.Graph = field(default_factory=fx.Graph, compare=False)
+    raw: RawOp = RawOp("", 0, ())
+
+    def run(self, model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
+        """Return the result with the features replaced by x."""
+        return run_raw(model.get_submodule(self.module), self.graph, self.raw, arguments, x)
+
+    def read_in(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the features that the op received in a call of its module."""
+        return operand_of(model.get_submodule(self.module), self.graph, self.raw, arguments)
+
+    def read_out(self, model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
+        """Return what the op made of them."""
+        return result_of(model.get_submodule(self.module), self.graph, self.raw, arguments)
+
+    @contextmanager
+    def changing(self, model: nn.Module, change: Change) -> Iterator[None]:
+        """Let the module go on with changed results while the context is open."""
+        with changing_raw(model.get_submodule(self.module), self.graph, self.raw, change):
+            yield
+
+
+def _kernels(measurement: Measurement, op: Op, real: Tensor) -> list[Kernel]:
+    """Run the op once more under the recorder, for the settings of its convolution."""
+    arguments = measurement.own.calls[op.module][0][0][0]
+    with torch.no_grad(), default_dtype(torch.float64):
+        recording = record(measurement.twin, real, forward=lambda model, x: op.run(model, arguments, x))
+    nodes = [node for node in recording.graph.nodes if node.target is torch.ops.aten.convolution.default]
+    return [kernel_of(node, recording) for node in nodes[-1:]]  # the op itself runs last

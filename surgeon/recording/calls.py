@@ -1,0 +1,43 @@
+"""The calls of chosen modules while a model runs: what they were given, and what they returned."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.support.trees import map_tensors
+
+Calls = list[tuple[Mapping[str, Any], Any]]
+"""The calls of one module: arguments by name, and what it returned."""
+
+
+@contextmanager
+def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Calls]]:
+    """Collect arguments and results, detached copies, of every call of the modules while the context is open."""
+    calls: dict[str, Calls] = {name: [] for name in modules}
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            for hook in _hooks(module, calls[name]):
+                stack.callback(hook.remove)
+        yield calls
+
+
+def _hooks(module: nn.Module, into: Calls) -> list[Any]:
+    signature = inspect.signature(module.forward)
+    pending: list[Mapping[str, Any]] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pending.append(map_tensors(_snapshot, signature.bind(*args, **kwargs).arguments))
+
+    def after(_: nn.Module, args: Any, result: Any) -> None:
+        into.append((pending.pop(), map_tensors(_snapshot, result)))
+
+    return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+
+
+def _snapshot(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
