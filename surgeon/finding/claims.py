@@ -49,7 +49,7 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outc
         One outcome per claim, in order; "unchecked" where the model cannot tell.
     """
     with default_dtype(torch.float64):
-        before = max(measurement.changed.errors(measurement.symmetry).values(), default=float("inf"))
+        before = max(measurement.changed.errors().values(), default=float("inf"))
     outcomes: list[Outcome] = ["unchecked"] * len(claims)
     if not measurement.errors or before > OUTPUT_TOLERANCE:
         return outcomes
@@ -95,7 +95,7 @@ def typed_by_use(measurement: Measurement, found: Found) -> Found | Refusal:
         The op with this representation at both ends, or why there is none.
     """
     op, twin = found.op, measurement.twin
-    arguments, result = measurement.own.calls[op.module][0][0]
+    arguments, result = measurement.own.first[op.module][0]
     reason = "its result is invariant on the sample batch, but what uses it takes it for a tensor of"
     for candidate in _possible_types(measurement.symmetry.group, op.read_out(twin, arguments, result)):
         error = _error(measurement, [_Addition(op, candidate)])
@@ -118,7 +118,7 @@ def _possible_types(group: Group, y: Tensor) -> Iterator[TensorType]:
 def _retyped(measurement: Measurement, op: Op, type_out: TensorType) -> Found | None:
     """Return an op whose rows transform alike on both sides; None if the axes are not such, or it does not hold."""
     twin, generator = measurement.twin, torch.Generator().manual_seed(2)
-    arguments = measurement.own.calls[op.module][0][0][0]
+    arguments = measurement.own.first[op.module][0][0]
     x = op.read_in(twin, arguments)
 
     def run(features: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def _judge(
 def _site(found: Found, measurement: Measurement, evidence: Evidence, count: int | None) -> Site:
     """Return a measured site, with what is needed to fold it."""
     site, name = dataclasses.replace(found.site(), calls=count), found.op.module
-    calls = [arguments for arguments, _ in measurement.own.calls[name][0]]
+    calls = [arguments for arguments, _ in measurement.own.first[name]]
     return with_fold(site, measurement.twin.get_submodule(name), calls, evidence.usage.tied_to(name))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,15 +86,26 @@ def find(
         sites = [annotated_site(name, model, proposal, []) for name, proposal in proposals.items()]
         return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures))
     with in_training_mode(model), unchanged(model):
-        with captured_calls({name: model.get_submodule(name) for name in proposals}) as calls:
-            recording = record(model, *inputs, forward=forward)
-            for more in further:
-                (forward or call)(model, *map_tensors(fresh_copy, more))
-        given = {name: [arguments for arguments, _ in each] for name, each in calls.items()}
+        recording, given = _recorded(model, proposals, inputs, forward, further)
         annotated, notes = verify_all(model, group, proposals, recording, given, skipped)
-        del calls, given
+        del given
     plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin)
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
+
+
+def _recorded(
+    model: nn.Module,
+    names: Iterable[str],
+    inputs: tuple[Any, ...],
+    forward: Callable[..., Any] | None,
+    further: Sequence[tuple[Any, ...]],
+) -> tuple[Recording, dict[str, list[Mapping[str, Any]]]]:
+    """Record one run, and return what some modules are given in it and in further ones."""
+    with captured_calls({name: model.get_submodule(name) for name in names}) as calls:
+        recording = record(model, *inputs, forward=forward)
+        for more in further:
+            (forward or call)(model, *map_tensors(fresh_copy, more))
+    return recording, {name: [arguments for arguments, _ in each] for name, each in calls.items()}
 
 
 def _combined(
@@ -157,7 +168,8 @@ def _runs_under_group(
     if symmetry is None:
         return None, "measured: there is no action of the group to measure it by"
     modules = {name for name, candidate in candidates.items() if candidate.multiplies} | proposed
-    hookable = [name for name in modules if not isinstance(model.get_submodule(name), torch.jit.ScriptModule)]
+    script = torch.jit.ScriptModule
+    hookable = [name for name, each in model.named_modules() if name in modules and not isinstance(each, script)]
     try:
         return measure_model(twin if twin is not None else double_twin(model), symmetry, inputs, hookable), ""
     except PlanError as error:

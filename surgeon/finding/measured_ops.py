@@ -96,7 +96,8 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
     Returns:
         What was found, one entry per argument that takes a branch; or why it is no equivariant linear op, in words.
     """
-    calls = measurement.own.calls[name]
+    calls = measurement.own.calls(name)
+    measurement.changed.calls(name)  # here, where the weights are as they should be
     if not calls[0] or any(len(more) != len(calls[0]) for more in calls):
         if not calls[0]:
             return Refusal("never called on the sample batch", "unused")
@@ -120,7 +121,7 @@ def _features(measurement: Measurement, name: str, pairs: list[Pair]) -> list[Pa
     These are what trained weights have had an influence on already; attributes of edges and nodes come straight from
     the data. Of several in which the op is linear only with the others fixed, one is kept.
     """
-    own, changed = (probe.calls[name][0][0][0] for probe in (measurement.own, measurement.changed))
+    own, changed = (probe.first[name][0][0] for probe in (measurement.own, measurement.changed))
     influenced = {
         (argument, path)
         for argument, value in own.items()
@@ -141,7 +142,7 @@ def _features(measurement: Measurement, name: str, pairs: list[Pair]) -> list[Pa
 def _jointly_linear(measurement: Measurement, name: str, pairs: list[Pair]) -> bool:
     """Tell whether an op is a sum of maps of its arguments; a product of two is not."""
     generator = torch.Generator().manual_seed(1)
-    arguments = measurement.own.calls[name][0][0][0]
+    arguments = measurement.own.first[name][0][0]
     twin = measurement.twin
     first, second = (Op(name, *pair) for pair in pairs[:2])
     x, y = (random_like(op.read_in(twin, arguments), generator) for op in (first, second))
@@ -163,7 +164,7 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
     Returns:
         What was found, or why it is no equivariant linear op, in words.
     """
-    arguments = measurement.own.calls[op.module][0][0][0]
+    arguments = measurement.own.first[op.module][0][0]
     generator = torch.Generator().manual_seed(2)
     twin = measurement.twin
 
@@ -243,7 +244,7 @@ def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
 
 def _from_sums(measurement: Measurement, op: Op, mixed: tuple[int, ...]) -> Verdict | None:
     """Find the type of a result from what it is added to."""
-    calls = measurement.changed.calls[op.module][0]
+    calls = measurement.changed.first[op.module]
     paths = [path for path, leaf in tensor_leaves(calls[0][1]).items() if leaf.is_floating_point()]
     elements = measurement.changed.elements
     return type_by_use(measurement.recordings, elements, op.module, 0, paths.index(op.path_out), mixed)
@@ -258,7 +259,7 @@ def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tupl
     # What an op inside a forward received is computed anew, with the weights of the runs in question.
     context = perturbed(measurement.twin, inside=name) if op.node is not None else nullcontext()
     with context:
-        tensors = [changed.tensor(name, read, call) for call in range(len(changed.calls[name][0]))]
+        tensors = [changed.tensor(name, read, call) for call in range(len(changed.first[name]))]
     verdict = infer_type(tensors[0], apart=mixed)
     if verdict.type is None:
         return verdict
@@ -308,7 +309,7 @@ def _convolution_types(
         return "its kernel moves along other axes than the group's grid"
     if not {*type_in.axes, *type_out.axes} <= {channel}:
         return "its channels are not the axis that transforms"
-    arguments = measurement.own.calls[op.module][0][0][0]
+    arguments = measurement.own.first[op.module][0][0]
     x = op.read_in(measurement.twin, arguments)
     y = op.run(measurement.twin, arguments, x)
     convolution = _padding_mode(measurement, op, kernel, type_in.frame)
@@ -324,7 +325,7 @@ def _padding_mode(
 ) -> Convolution | None:
     """Find how the input is padded: the recorded kernel has to give the op's output on random features."""
     twin = measurement.twin
-    arguments = measurement.own.calls[op.module][0][0][0]
+    arguments = measurement.own.first[op.module][0][0]
     x = random_like(op.read_in(twin, arguments), torch.Generator().manual_seed(3))
     points = len(kernel.size)
     extra = tuple(
@@ -360,7 +361,7 @@ def residual_on_random_features(
 def _deviation(
     measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, probe: Probe
 ) -> float | None:
-    twin, calls = measurement.twin, probe.calls[op.module]
+    twin, calls = measurement.twin, probe.calls(op.module)
     generator = torch.Generator().manual_seed(4)
     arguments = calls[0][0][0]
     x = random_like(op.read_in(twin, arguments), generator)

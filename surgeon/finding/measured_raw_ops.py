@@ -42,7 +42,7 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
         parameters, or one refusal that says why the forward cannot be rewritten.
     """
     owner = measurement.twin.get_submodule(name)
-    calls = measurement.own.calls[name][0]
+    calls = measurement.own.first[name]
     if not calls:
         return [], Refusal("never called on the sample batch", "unused")
     try:
@@ -82,7 +82,7 @@ def _argument(raw: RawOp, taken: list[Op]) -> str:
 
 def _measure_one(measurement: Measurement, name: str, graph: fx.Graph, raw: RawOp, argument: str) -> Found | Refusal:
     op = _InsideForward(name, argument, node=raw.place, parameters=raw.parameters, graph=graph, raw=raw)
-    arguments = measurement.own.calls[name][0][0][0]
+    arguments = measurement.own.first[name][0][0]
     twin = measurement.twin
     with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
         real = op.read_in(twin, arguments)
@@ -120,7 +120,7 @@ class _InsideForward(Op):
 
 def _kernels(measurement: Measurement, op: Op, real: Tensor) -> list[Kernel]:
     """Run the op once more under the recorder, for the settings of its convolution."""
-    arguments = measurement.own.calls[op.module][0][0][0]
+    arguments = measurement.own.first[op.module][0][0]
     with torch.no_grad(), default_dtype(torch.float64):
         recording = record(measurement.twin, real, forward=lambda model, x: op.run(model, arguments, x))
     nodes = [node for node in recording.graph.nodes if node.target is torch.ops.aten.convolution.default]

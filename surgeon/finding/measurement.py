@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
-from surgeon.finding.inference.probe import Elements, Probe, make_probe, recorded_runs
+from surgeon.finding.inference.probe import Elements, Probe, recorded_runs
 from surgeon.finding.ops import random_like
 from surgeon.finding.precision import run_in_double
 from surgeon.recording.record import Recording, plain_tensors
@@ -149,12 +149,11 @@ def measure_model(
         symmetry.check(inputs, generator)
         _require_deterministic(twin, symmetry, inputs)
         elements = Elements.draw(symmetry.group, generator)
-        own = make_probe(twin, symmetry, inputs, modules, elements.judging())  # it only has to confirm
-        with perturbed(twin, seed):
-            changed = make_probe(twin, symmetry, inputs, modules, elements)
+        own = Probe(twin, symmetry, inputs, modules, elements.judging())  # it only has to confirm
+        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin, seed))
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does
-        errors = {} if telling is None else telling.errors(symmetry)
+        errors = {} if telling is None else telling.errors()
     return Measurement(twin, symmetry, inputs, own, changed, errors)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,18 @@ from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.core import Group, GroupElement
 from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, record
-from surgeon.support.trees import map_tensors
+from surgeon.support.modes import default_dtype
+from surgeon.support.trees import map_tensors, tensors_in
 
 STEP = 1e-3
 """Size of the small group elements exp(+-STEP A), dimensionless; for float64."""
 
 CHECKS = 2
 """Random elements per component under which a verdict has to hold, see :meth:`Group.test_elements`."""
+
+
+HELD = 2**31
+"""Bytes of calls that one probe holds."""
 
 
 @dataclass(frozen=True)
@@ -104,51 +110,90 @@ class TensorProbe:
         return [(element.g, moved) for element, moved in zip(judges, self.values[-len(judges) :], strict=True)]
 
 
-@dataclass(frozen=True)
 class Probe:
-    """All runs of a model.
+    """The runs of a model under every element of a group, with the calls of some of its modules.
+
+    They are held of as many modules at a time as fit into a number of bytes; for the others the model is run again.
 
     Attributes:
         elements: the group elements.
-        calls: per module name, one list of calls for each element of ``elements.all()``.
-        outputs: what the model returned for each element.
+        first: per module name, its calls on the untransformed inputs.
+        outputs: what the model returned for each element of ``elements.all()``.
     """
 
-    elements: Elements
-    calls: Mapping[str, Sequence[Calls]]
-    outputs: Sequence[Any]
+    def __init__(
+        self,
+        model: nn.Module,
+        symmetry: Symmetry,
+        inputs: tuple[Any, ...],
+        modules: Sequence[str],
+        elements: Elements,
+        weights: Callable[[], AbstractContextManager[None]] = nullcontext,
+        held: int = HELD,
+    ) -> None:
+        """Run ``model``, in its present mode, on the inputs under every element.
+
+        Args:
+            model: in float64 and deterministic.
+            symmetry: how the group acts on the inputs.
+            inputs: one sample call.
+            modules: qualified names, in the order in which their calls will be asked for.
+            elements: the group elements.
+            weights: a context in which the model has the weights that it is to be run with.
+            held: bytes of calls that are held.
+        """
+        self.elements = elements
+        self._model, self._symmetry, self._inputs, self._weights = model, symmetry, inputs, weights
+        (output,), first = self._runs(modules, [None])
+        self.first = {name: calls for name, (calls,) in first.items()}
+        self._groups = _groups(self.first, held // len(elements.all()))
+        outputs, self._held = self._runs(self._groups[0], elements.all()[1:])
+        self.outputs = [output, *outputs]
+
+    def calls(self, name: str) -> list[Calls]:
+        """Return the calls of a module, one list for each element of ``elements.all()``."""
+        if name not in self._held:
+            self._held.clear()
+            group = next(group for group in self._groups if name in group)
+            _, self._held = self._runs(group, self.elements.all()[1:])
+        return [self.first[name], *self._held[name]]
 
     def tensor(self, name: str, read: Callable[[Mapping[str, Any], Any], Tensor], call: int = 0) -> TensorProbe:
         """Follow one tensor of one module: ``read(arguments, result)`` picks it out of a call."""
-        return TensorProbe(self.elements, tuple(read(*calls[call]) for calls in self.calls[name]))
+        return TensorProbe(self.elements, tuple(read(*calls[call]) for calls in self.calls(name)))
 
-    def errors(self, symmetry: Symmetry) -> dict[str, float]:
+    def errors(self) -> dict[str, float]:
         """Return the largest relative equivariance error of the outputs per component; nothing if it is unknown."""
         judges = self.elements.judges
-        return symmetry.errors(self.outputs[0], zip(judges, self.outputs[-len(judges) :], strict=True))
+        return self._symmetry.errors(self.outputs[0], zip(judges, self.outputs[-len(judges) :], strict=True))
+
+    def _runs(
+        self, names: Sequence[str], elements: Sequence[Tensor | None]
+    ) -> tuple[list[Any], dict[str, list[Calls]]]:
+        """Return outputs, and the calls of some modules, for each element."""
+        outputs, found = [], dict[str, list[Calls]]({name: [] for name in names})
+        modules = {name: self._model.get_submodule(name) for name in names}
+        with default_dtype(torch.float64), torch.enable_grad(), self._weights():
+            for g in elements:
+                with captured_calls(modules) as calls, torch.random.fork_rng(devices=[]):
+                    run = self._symmetry.run(self._model, self._inputs, g)
+                outputs.append(map_tensors(Tensor.detach, run))
+                for name in names:
+                    found[name].append(calls[name])
+        return outputs, found
 
 
-def make_probe(
-    model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], modules: Sequence[str], elements: Elements
-) -> Probe:
-    """Run ``model``, in its present mode, on the inputs under every element, and keep the calls of ``modules``.
-
-    Args:
-        model: in float64 and deterministic.
-        symmetry: how the group acts on the inputs.
-        inputs: one sample call.
-        modules: qualified names.
-        elements: the group elements.
-    """
-    chosen = {name: model.get_submodule(name) for name in modules}
-    collected: dict[str, list[Calls]] = {name: [] for name in modules}
-    outputs = []
-    for index, g in enumerate(elements.all()):
-        with captured_calls(chosen) as calls, torch.random.fork_rng(devices=[]):
-            outputs.append(map_tensors(Tensor.detach, symmetry.run(model, inputs, g if index else None)))
-        for name in modules:
-            collected[name].append(calls[name])
-    return Probe(elements, collected, outputs)
+def _groups(calls: Mapping[str, Calls], limit: int) -> list[list[str]]:
+    """Part modules, in their order, so that no group's calls have more bytes than a limit; the first may be empty."""
+    groups, size = list[list[str]]([[]]), 0
+    for name, own in calls.items():
+        more = sum(tensor.nbytes for tensor in tensors_in(own))
+        if groups[-1] and size + more > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += more
+    return groups
 
 
 def recorded_runs(model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], elements: Elements) -> list[Recording]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.finding.inference.probe import CHECKS, STEP, Elements, make_probe
+from surgeon.finding.inference.probe import CHECKS, STEP, Elements, Probe
 from tests.finding.inference.probes import elements_of, probe_of, random
 
 
@@ -78,7 +80,7 @@ class Twice(nn.Module):
 def probe_twice(name: str = "D3") -> tuple[Any, Twice, Tensor, Elements]:
     model, elements, x = Twice(), elements_of(name), random(5, 2)
     symmetry = Symmetry(parse_group(name), lambda g, x: x @ g.T)
-    return make_probe(model, symmetry, (x,), ["layer"], elements), model, x, elements
+    return Probe(model, symmetry, (x,), ["layer"], elements), model, x, elements
 
 
 def test_calls_are_kept_as_they_were() -> None:
@@ -87,7 +89,7 @@ def test_calls_are_kept_as_they_were() -> None:
     assert x.any()  # the model zeroes its own copies only
     assert len(probe.outputs) == len(elements.all())
     for index, g in enumerate(elements.all()):
-        calls = probe.calls["layer"][index]
+        calls = probe.calls("layer")[index]
         assert len(calls) == 2
         first = x @ g.T
         assert torch.allclose(calls[0][0]["input"], first)
@@ -106,14 +108,44 @@ def test_a_tensor_is_followed_through_all_runs() -> None:
     given = probe.tensor("layer", lambda arguments, result: arguments["input"])
     assert torch.equal(given.base, x)
     for index in range(len(elements.all())):
-        assert torch.equal(second.values[index], probe.calls["layer"][index][1][1])
-        assert torch.equal(given.values[index], probe.calls["layer"][index][0][0]["input"])
+        assert torch.equal(second.values[index], probe.calls("layer")[index][1][1])
+        assert torch.equal(given.values[index], probe.calls("layer")[index][0][0]["input"])
+
+
+def test_what_does_not_fit_is_run_again() -> None:
+    """A probe that holds the calls of one module at a time gives the same as one that holds all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(2, 2, dtype=torch.float64) for _ in range(3)))
+    runs: list[Tensor] = []
+
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        runs.append(x)
+        return net(x)
+
+    @contextmanager
+    def doubled() -> Iterator[None]:
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+            yield
+            model[0].weight.mul_(0.5)
+
+    names, elements, x = ["0", "1", "2"], elements_of("D3"), random(5, 2)
+    symmetry = Symmetry(parse_group("D3"), lambda g, x: x @ g.T, None, forward)
+    one, all_of_them = (Probe(model, symmetry, (x,), names, elements, doubled, held) for held in (1, 2**20))
+    count = len(elements.all())
+    assert len(runs) == 2 * count
+    for name in (*names, "1", "1"):
+        for left, right in zip(one.calls(name), all_of_them.calls(name), strict=True):
+            ((given, result),), ((expected_given, expected),) = left, right
+            assert torch.equal(given["input"], expected_given["input"])
+            assert torch.equal(result, expected)
+    assert len(runs) == 2 * count + 3 * (count - 1)
 
 
 def test_random_numbers_are_the_same_in_every_run_and_those_after_as_without() -> None:
     symmetry = Symmetry(parse_group("C3"), lambda g, x: x @ g.T, None, lambda model, x: torch.rand(2))
     torch.manual_seed(3)
-    probe = make_probe(nn.Identity(), symmetry, (random(2, 2),), [], elements_of("C3"))
+    probe = Probe(nn.Identity(), symmetry, (random(2, 2),), [], elements_of("C3"))
     after = torch.rand(1)
     torch.manual_seed(3)
     random(2, 2)
