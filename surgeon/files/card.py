@@ -1,9 +1,8 @@
-"""The short model card of a relaxed folder."""
+"""What model cards say of a folder, here and on the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import PurePath
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from surgeon.plan import Plan
@@ -11,7 +10,7 @@ from surgeon.plan import Plan
 BEGIN, END = "<!-- surgeon:begin -->", "<!-- surgeon:end -->"
 """Around what is written anew when a folder is pushed; text of the user's stands outside."""
 
-_CARD = f"""---
+_RELAXED = f"""---
 library_name: equisurgeon
 tags:
 - equivariance
@@ -21,44 +20,72 @@ tags:
 {BEGIN}
 # Relaxed model
 
-`model.safetensors` holds the weights of the equivariant network under their original names; it loads without
-equisurgeon. `relaxation.safetensors` holds {{count}} relaxation branches ({{parameters}} parameters) for the group
-{{group}}, and `surgeon_config.json` says where they belong.
-
-| | |
-| --- | --- |
-| base | {{base}} |
-| base sha256 | `{{sha256}}` |
-| branch coefficient theta (perpendicular, parallel) | {{perpendicular:g}}, {{parallel:g}} |
-
-| site | input | W |
-| --- | --- | --- |
-{{sites}}
+{{words}}
 
 Train it with `surgeon finetune FOLDER --task task.py`; remove the branches with `surgeon strip FOLDER`.
 {END}
 """
 
+_RELAXED_WORDS = """`model.safetensors` holds the weights of the equivariant network under their original names; it
+loads without equisurgeon. `relaxation.safetensors` holds {count} relaxation branches ({parameters} parameters) for the
+group {group}, and `surgeon_config.json` says where they belong."""
+
+CLEAN_WORDS = """`model.safetensors` holds the weights of the original architecture, with the original's keys, shapes
+and dtypes: load them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. They
+were fine-tuned with relaxed equivariance. `certificate.json` records the comparison with the original, everything that
+was measured, and the hash of every file; `CERTIFICATE.md` says the same in words, its first line how much was shown.
+`surgeon verify FOLDER --against ORIGINAL` computes it again."""
+
 
 def model_card(plan: Plan, base: Mapping[str, Any], theta: tuple[float, float]) -> str:
-    """Return the text of the card, without any path of the machine that wrote it.
+    """Return the text of a relaxed folder's own card; as :func:`relaxed_words`."""
+    return _RELAXED.format(words=relaxed_words(plan, base, theta))
+
+
+def relaxed_words(
+    plan: Plan, base: Mapping[str, Any], theta: tuple[float, float], more: Iterable[tuple[str, Any]] = ()
+) -> str:
+    """Say what a relaxed folder holds, without any path of the machine that wrote it.
 
     Args:
         plan: the sites.
-        base: ``file`` and ``sha256`` of the checkpoint that was relaxed.
+        base: of the checkpoint that was relaxed, see :func:`base_rows`.
         theta: (perpendicular, parallel), dimensionless.
+        more: further facts.
     """
-    name = str(base["file"])
-    sites = "\n".join(
-        f"| `{site.name or '(model)'}` | {site.slot} | {' x '.join(map(str, site.shape))} |" for site in plan.sites
+    words = _RELAXED_WORDS.format(
+        count=len(plan.sites), parameters=sum(site.extra_parameters for site in plan.sites), group=plan.group
     )
-    return _CARD.format(
-        count=len(plan.sites),
-        parameters=sum(site.extra_parameters for site in plan.sites),
-        group=plan.group,
-        base=PurePath(name).name if PurePath(name).is_absolute() else name,
-        sha256=base["sha256"],
-        perpendicular=theta[0],
-        parallel=theta[1],
-        sites=sites,
+    coefficients = ("branch coefficient theta (perpendicular, parallel)", f"{theta[0]:g}, {theta[1]:g}")
+    facts = markdown_table(("", ""), [*base_rows(plan.group, base), coefficients, *more])
+    rows = (
+        (f"`{s.name or '(model)'}`", s.slot, " x ".join(map(str, s.shape)), s.kind, f"{s.extra_parameters:,}")
+        for s in plan.sites
     )
+    sites = markdown_table(("site", "input", "W", "kind", "parameters added in training"), rows)
+    return f"{words}\n\n{facts}\n\n{sites}"
+
+
+def base_rows(group: str, base: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the group and the checkpoint that was relaxed as rows of a table.
+
+    Args:
+        group: its name; empty if nobody knows.
+        base: ``file`` and ``sha256``; with ``repo`` and ``revision`` if it is on the Hub.
+    """
+    if base.get("repo"):
+        place = f"[{base['repo']}](https://huggingface.co/{base['repo']}), `{base['file']}` at `{base['revision']}`"
+    else:
+        place = f"`{str(base['file']).replace(chr(92), '/').rsplit('/', 1)[-1]}`, not on the Hub"
+    return [("group", group or "not recorded"), ("base", place), ("base sha256", f"`{base['sha256']}`")]
+
+
+def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a Markdown table; nothing if it has no rows."""
+    head = list(headings)
+    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

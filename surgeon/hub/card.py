@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import CheckpointError, HubError
-from surgeon.files.card import BEGIN, END
+from surgeon.files.card import BEGIN, CLEAN_WORDS, END, base_rows, markdown_table, relaxed_words
 from surgeon.files.content import read_json
 from surgeon.files.relaxed import RelaxedConfig
 from surgeon.hub.content import Content
-from surgeon.proof.words import grade_words, markdown_table, sections
+from surgeon.proof.words import grade_words, sections
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -151,8 +151,7 @@ def _block(content: Content, repo: str, compared: str) -> str:
     relaxed = content.kind == "relaxed"
     parts = [
         f"{BEGIN}\n# {repo.split('/')[1]}",
-        _RELAXED if relaxed else _CLEAN,
-        _facts(content),
+        _relaxed(content) if relaxed else _clean(content),
         *_section("How to load", (_RELAXED_LOADING if relaxed else _CLEAN_LOADING).format(repo=repo)),
         *(_relaxed_parts(content) if relaxed else _certified_parts(content.records["certificate"])),
         *_section("Comparison", compared),
@@ -160,13 +159,15 @@ def _block(content: Content, repo: str, compared: str) -> str:
     return "\n\n".join(parts) + f"\n{END}"
 
 
-_RELAXED = """`model.safetensors` holds the weights of an equivariant network under their original names and loads
-without equisurgeon. `relaxation.safetensors` holds branches that relax its equivariance while it is trained, and
-`surgeon_config.json` says where they belong. They are removed again by dropping or folding them."""
+def _relaxed(content: Content) -> str:
+    config: RelaxedConfig = content.records["config"]
+    more = [("stripped by", config.strip_mode), ("optimiser steps", config.step)]
+    return relaxed_words(config.plan, config.base, config.theta, more)
 
-_CLEAN = """`model.safetensors` holds weights of the original architecture, with the original's keys, shapes and
-dtypes. They were fine-tuned with relaxed equivariance; `certificate.json` records the comparison with the original, and
-`CERTIFICATE.md` says the same in words."""
+
+def _clean(content: Content) -> str:
+    return f"{CLEAN_WORDS}\n\n{markdown_table(('', ''), base_rows(_group(content), _base(content)))}"
+
 
 _RELAXED_LOADING = """```python
 import surgeon
@@ -187,42 +188,15 @@ def _section(title: str, body: str) -> list[str]:
     return [f"## {title}", body] if body else []
 
 
-def _facts(content: Content) -> str:
-    base = _base(content)
-    rows: list[tuple[str, Any]] = [("group", _group(content) or "not recorded")]
-    if base.get("repo"):
-        place = f"[{base['repo']}](https://huggingface.co/{base['repo']}), `{base['file']}` at `{base['revision']}`"
-    else:
-        place = f"`{str(base['file']).replace(chr(92), '/').rsplit('/', 1)[-1]}`, not on the Hub"
-    rows += [("base", place), ("base sha256", f"`{base['sha256']}`")]
-    if content.kind == "relaxed":
-        config: RelaxedConfig = content.records["config"]
-        rows += [
-            ("stripped by", config.strip_mode),
-            ("theta (perpendicular, foldable part)", f"{config.theta[0]:g}, {config.theta[1]:g}"),
-            ("optimiser steps", config.step),
-        ]
-    return markdown_table(("", ""), rows)
-
-
 def _relaxed_parts(content: Content) -> list[str]:
-    """Return what was relaxed, how it was trained, and what came of it."""
-    rows: Iterable[Iterable[Any]] = (
-        (f"`{s.name or '(model)'}`", s.kind, s.slot, " x ".join(map(str, s.shape)), f"{s.extra_parameters:,}")
-        for s in content.records["config"].plan.sites
-    )
-    sites = markdown_table(("op", "kind", "input", "W", "parameters added in training"), rows)
+    """Return how it was trained, and what came of it."""
     split, before, after = _evaluated(content)
     values = [
         (name, *(_rounded(each.get(name)) for each in (before, after))) for name in after if _is_number(after[name])
     ]
     told = f"On the {split} split of the task's own data, without branches, from one run.\n\n"
     metrics = told + markdown_table(("metric", "before", "after"), values) if values else ""
-    return [
-        *_section("What was relaxed", sites),
-        *_section("Training", _training(content)),
-        *_section("Metrics", metrics),
-    ]
+    return [*_section("Training", _training(content)), *_section("Metrics", metrics)]
 
 
 def _rounded(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
 from surgeon.files.atomic import atomic_folder
-from surgeon.files.card import BEGIN, END
+from surgeon.files.card import BEGIN, CLEAN_WORDS, END
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import (
     CARD_FILE,
@@ -33,15 +33,7 @@ from surgeon.proof.architecture import classes_of
 from surgeon.proof.words import certificate_text
 from surgeon.support.attributes import tensor_sha256
 
-_CARD = f"""{BEGIN}
-# Clean weights
-
-`model.safetensors` holds the weights of the original architecture, with the original's keys, shapes and dtypes: load
-them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. `certificate.json`
-records the comparison with the original, everything that was measured, and the hash of every file; `CERTIFICATE.md`
-says the same in words, its first line how much was shown. `surgeon verify FOLDER --against ORIGINAL` computes it again.
-{END}
-"""
+_CARD = f"{BEGIN}\n# Clean weights\n\n{CLEAN_WORDS}\n{END}\n"
 
 
 def write_clean(

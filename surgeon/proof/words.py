@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from surgeon.files.card import markdown_table
 from surgeon.plan import EXACT_WHILE
 
 LIMITS = """This certificate finds damage, not deliberate forgery. Every figure is covered by a hash, and whoever
@@ -87,17 +88,6 @@ def grade_words(data: Mapping[str, Any]) -> str:
     """Say how much a certificate shows; clean evaluation is compared before statistics are recalibrated."""
     recalibrated = (data["details"].get("recalibration") or {}).get("done") and data["grade"] == "same function"
     return _GRADES[data["grade"]] + (" before recalibration" if recalibrated else "")
-
-
-def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Return a Markdown table; nothing if it has no rows."""
-    head = list(headings)
-    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) if lines else ""
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _number(value: float | None, digits: str = ".1e") -> str:

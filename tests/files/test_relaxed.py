@@ -277,8 +277,11 @@ def test_the_only_folder(tmp_path: Path) -> None:
 def test_the_card_names_sites_and_no_path_of_the_machine(tmp_path: Path) -> None:
     base = dict(config().base) | {"file": str(tmp_path / "base.pt")}
     card = model_card(config().plan, base, (0.25, 0.5))
-    assert "| base | base.pt |" in card
+    assert "| base | `base.pt`, not on the Hub |" in card
     assert str(tmp_path) not in card
     assert "2 relaxation branches (20 parameters)" in card
     assert "| `1` | input | 2 x 4 |" in card
-    assert "| base | owner/name |" in model_card(config().plan, base | {"file": "owner/name"}, (0.0, 0.0))
+    remote = base | {"repo": "owner/name", "file": "net.safetensors", "revision": "a" * 40}
+    assert f"(https://huggingface.co/owner/name), `net.safetensors` at `{'a' * 40}`" in model_card(
+        config().plan, remote, (0.0, 0.0)
+    )
