@@ -34,16 +34,13 @@ _USUAL_ENTRIES = frozenset(
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 
 
-def open_checkpoint(
-    path: str | Path, *, trust_pickle: bool = False, entry: str | None = None, hashed: bool = True
-) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str | None = None) -> Checkpoint:
     """Open a checkpoint; its content, not its file name, decides what it is.
 
     Args:
         path: a safetensors file or anything that ``torch.save`` wrote.
         trust_pickle: allow a file that can only be opened by running the code inside (whole modules).
         entry: which entry of a nested dict holds the weights, if there are several.
-        hashed: False leaves out the hash, where nobody asks for it.
 
     Returns:
         The tensors and everything needed to write the same container again.
@@ -60,7 +57,7 @@ def open_checkpoint(
             raise CheckpointError(
                 f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file"
             )
-        checkpoint = replace(checkpoint, sha256=source.sha256() if hashed else "")
+        checkpoint = replace(checkpoint, sha256=source.sha256())
     except CheckpointError:
         source.require_unchanged()  # one that is being written to looks damaged
         raise

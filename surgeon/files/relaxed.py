@@ -22,16 +22,18 @@ from surgeon.files.content import write_json, write_text
 from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.seals import check_seal, finish_update, seal_folder
 from surgeon.files.tensors import forms, unique_names, write_tensors
-from surgeon.plan import PLAN_FORMAT_VERSION, Plan, StripMode, representations_of
+from surgeon.plan import CHILD, PLAN_FORMAT_VERSION, Plan, StripMode, representations_of
 from surgeon.support.plain import check_version, read_plain
 
 FORMAT_VERSION = 1
 
-BRANCH_MODULE = "_relaxation"
 CONFIG_FILE = "surgeon_config.json"
 BASE_FILE = "model.safetensors"
 BRANCH_FILE = "relaxation.safetensors"
 STATE_FOLDER = "training_state"
+RECORDS = ("records.jsonl", "steps.jsonl")
+STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")
+RELAXED = (CONFIG_FILE, BASE_FILE, BRANCH_FILE, *RECORDS)
 
 Penalty = TypedDict("Penalty", {"lambda": float, "form": PenaltyForm, "scale": str | None})
 
@@ -189,14 +191,14 @@ def split_state(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
                 f"expected tensors only, but the state {key} is of type {type(value).__name__}: "
                 "safetensors cannot hold it, remove the module's extra state"
             )
-        (branches if BRANCH_MODULE in key.split(".") else base)[key] = value
+        (branches if CHILD in key.split(".") else base)[key] = value
     return base, branches
 
 
 def _site_of(key: str) -> tuple[str, str]:
     """Return module and slot of a branch key ``<module>._relaxation.<slot>.weight``; a slot can have dots."""
     parts = key.split(".")
-    place = parts.index(BRANCH_MODULE)
+    place = parts.index(CHILD)
     return ".".join(parts[:place]), ".".join(parts[place + 1 : -1])
 
 
@@ -204,7 +206,7 @@ def _check_branches(branches: Mapping[str, Tensor], plan: Plan, where: str) -> N
     sites = {(site.name, site.slot): site.key for site in plan.sites}
     _check_names(plan, where)
     for key in branches:
-        if BRANCH_MODULE not in key.split(".") or _site_of(key) not in sites:
+        if CHILD not in key.split(".") or _site_of(key) not in sites:
             raise CheckpointError(
                 f"the branch {key} in {where} belongs to no site of its plan, which has "
                 f"{', '.join(list(sites.values())[:10]) or 'none'}: plan and branches come from different runs"
@@ -318,9 +320,9 @@ def read_relaxed(folder: str | Path, sealed: bool = True) -> RelaxedFiles:
         )
     data, config_sha256 = _read_json(folder / CONFIG_FILE)
     config = RelaxedConfig.from_data(data, str(folder / CONFIG_FILE))
-    base = open_checkpoint(folder / BASE_FILE, hashed=sealed)
+    base = open_checkpoint(folder / BASE_FILE)
     tensors = base.in_file  # a prefix is the model's own here
-    branches = open_checkpoint(folder / BRANCH_FILE, hashed=sealed)
+    branches = open_checkpoint(folder / BRANCH_FILE)
     branch_tensors = branches.in_file
     _check_base(tensors, config, str(folder / BASE_FILE))
     _check_branches(branch_tensors, config.plan, str(folder / BRANCH_FILE))
@@ -358,12 +360,3 @@ def find_only_folder(cwd: str | Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise UsageError(f"expected one relaxed folder in {str(cwd)!r}, found {len(found)} ({names}): name one of them")
     return found[0]
-
-
-RECORDS = ("records.jsonl", "steps.jsonl")
-
-
-STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")
-
-
-RELAXED = (CONFIG_FILE, BASE_FILE, BRANCH_FILE, *RECORDS)

@@ -75,7 +75,7 @@ def content_of(folder: str | Path, with_training_state: bool = False) -> Content
         _relaxed_records(folder) if kind == "relaxed" else {"certificate": check_weights(folder)}
     )
     if kind == "relaxed":
-        files[CONFIG_FILE] = json_text(published(records["config"]).to_data()).encode()
+        files[CONFIG_FILE] = json_text(without_paths(records["config"]).to_data()).encode()
     present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -108,7 +108,7 @@ def _check_links(folder: Path, files: Mapping[str, Path | bytes]) -> None:
             )
 
 
-def published(config: RelaxedConfig) -> RelaxedConfig:
+def without_paths(config: RelaxedConfig) -> RelaxedConfig:
     """Return the configuration without paths of this machine: they mean nothing elsewhere and are nobody's business."""
     base = config.base.copy()
     if base["repo"] is None:

@@ -164,7 +164,7 @@ def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     path = write(tmp_path / "net.safetensors", 1.0)
     monkeypatch.setattr(OpenFile, "read_into", counted)
-    checkpoint = open_checkpoint(path, hashed=False)
+    checkpoint = open_checkpoint(path)
     assert reading.keys_hash(checkpoint.in_file) == reading.keys_hash(nn.Linear(WIDTH, WIDTH).state_dict())
     with pytest.raises(CheckpointError, match="expected the shapes of Linear"):
         load_into(nn.Linear(WIDTH, 2), checkpoint.tensors, "the file")

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from surgeon.files.content import json_text
 from surgeon.files.relaxed import read_relaxed
-from surgeon.hub.content import published
+from surgeon.hub.content import without_paths
 from tests.commands import Surgeon, files_in
 from tests.hub.folders import files_of, made
 from tests.hub.server import Hub
@@ -173,7 +173,7 @@ def leave_trace() -> None:
 def harmless(made: Path) -> Files:
     """What a push of the relaxed folder leaves in a repository."""
     files = files_of(made / "relaxed")
-    config = published(read_relaxed(made / "relaxed").config)
+    config = without_paths(read_relaxed(made / "relaxed").config)
     return {**files, "surgeon_config.json": json_text(config.to_data()).encode()}
 
 
