@@ -7,6 +7,7 @@ expressions. Here the records are only read: the graph is JSON, tensors are byte
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import zipfile
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import CheckFailedError
+from surgeon.export.capture import quiet
 from surgeon.support.imports import one_line
 
 _GRAPH = "models/model.json"
@@ -72,25 +74,34 @@ class Archive:
         return hashlib.sha256(json.dumps([*_rows(self)], sort_keys=True).encode()).hexdigest()
 
 
-def read_archive(path: Path) -> Archive:
+def archive_of(program: torch.export.ExportedProgram) -> Archive:
+    """Return what a program would be in a file."""
+    held = io.BytesIO()
+    with quiet():
+        torch.export.save(program, held)
+    return read_archive(held)
+
+
+def read_archive(path: Path | io.BytesIO) -> Archive:
     """Read a file that :func:`surgeon.export.pt2_file.export_pt2` wrote.
 
     Raises:
         CheckFailedError: if it is damaged, or holds anything that is pickled or that no such file holds.
     """
+    file = path.name if isinstance(path, Path) else "the program"
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             records = {name.partition("/")[2]: name for name in names}
             if len(records) != len(names):
-                raise CheckFailedError(f"{path.name} holds two records of one name")
+                raise CheckFailedError(f"{file} holds two records of one name")
             graph = json.loads(archive.read(records[_GRAPH]))
             tensors = {part: _tensors(archive, records, folder) for part, folder in _FOLDERS.items()}
-            _refuse_strangers(archive, records, path)
+            _refuse_strangers(archive, records, file)
     except CheckFailedError:
         raise
     except Exception as error:  # a damaged file raises whatever its fields lead to
-        raise CheckFailedError(f"{path.name} cannot be read as a torch.export archive ({one_line(error)})") from error
+        raise CheckFailedError(f"{file} cannot be read as a torch.export archive ({one_line(error)})") from error
     return Archive(_canonical(graph), tensors["weights"], tensors["constants"])
 
 
@@ -110,7 +121,7 @@ def _tensors(archive: zipfile.ZipFile, records: Mapping[str, str], folder: str) 
     return found
 
 
-def _refuse_strangers(archive: zipfile.ZipFile, records: Mapping[str, str], path: Path) -> None:
+def _refuse_strangers(archive: zipfile.ZipFile, records: Mapping[str, str], file: str) -> None:
     """Refuse records that ``torch.export.load`` would open, perhaps instead of those that were compared."""
     known = {_GRAPH, _SAMPLE, *_KNOWN}
     for folder in _FOLDERS.values():
@@ -118,7 +129,7 @@ def _refuse_strangers(archive: zipfile.ZipFile, records: Mapping[str, str], path
         known.update(folder + entry["path_name"] for entry in _config(archive, records, folder).values())
     strange = sorted(records.keys() - known)
     if strange or archive.getinfo(records[_SAMPLE]).file_size:
-        raise CheckFailedError(f"{path.name} holds {strange[0] if strange else _SAMPLE}, which was not exported")
+        raise CheckFailedError(f"{file} holds {strange[0] if strange else _SAMPLE}, which was not exported")
 
 
 def _canonical(graph: Any) -> Any:
@@ -162,6 +173,13 @@ def compare_archives(before: Archive, after: Archive, limit: int = 5) -> list[st
             parts = (_short(rows.get(name, "nothing")) for rows in (left, right))
             found.append("{} of the exported graph: expected {}, got {}".format(name, *parts))
     return found[:limit]
+
+
+def require_same(before: Archive, after: Archive) -> None:
+    """Raise CheckFailedError if a program is not that of the original, node by node."""
+    differences = compare_archives(before, after)
+    if differences:
+        raise CheckFailedError(f"the exported program is not the original's: {differences[0]}; nothing was written")
 
 
 def _short(part: Any) -> str:

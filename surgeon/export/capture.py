@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import io
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,19 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.export.sample import Sample
-from surgeon.support.trees import tensors_in
+
+def open_axes(axes: Iterable[int]) -> dict[int, Any]:
+    """Return how torch.export is told that axes have no fixed size."""
+    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
 
-def captured(function: nn.Module, sample: Sample, packages: Iterable[str] = ()) -> torch.export.ExportedProgram:
-    """Record a function from the tensors of a batch, with its dynamic axes.
+def captured(
+    function: nn.Module, arguments: tuple[Any, ...], shapes: Any, packages: Iterable[str] = ()
+) -> torch.export.ExportedProgram:
+    """Record a function of tensors, with its dynamic axes.
 
     First as Python runs it; then with ``int`` and ``len`` leaving sizes what they are, symbols; then by torch's own
     reading of the bytecode.
 
     Args:
-        function: in eval mode; it takes the tensors of the batch one by one.
-        sample: the example and its dynamic axes.
+        function: in eval mode; its only parameter is called ``tensors``.
+        arguments: an example.
+        shapes: the :func:`open_axes` of every tensor, nested as ``tensors``.
         packages: whose ``int`` and ``len`` are meant.
 
     Raises:
@@ -35,28 +43,37 @@ def captured(function: nn.Module, sample: Sample, packages: Iterable[str] = ()) 
         (False, lambda: symbolic_sizes(packages)),
         (True, contextlib.nullcontext),
     )
+    config: Any = torch.fx.experimental._config
     first: Exception | None = None
     for strict, context in ways:
         try:
-            with context(), _hashed_by_identity(function):
-                return _exported(function, sample, strict)
+            # Sizes 0 and 1 are like any other.
+            with context(), _hashed_by_identity(function), quiet(), config.patch(backed_size_oblivious=True):
+                return torch.export.export(
+                    function,
+                    arguments,
+                    dynamic_shapes={"tensors": shapes},
+                    strict=strict,
+                    prefer_deferred_runtime_asserts_over_guards=True,
+                )
         except Exception as error:  # anything can go wrong in the user's code, and in torch
             first = first or error
     assert first is not None
     raise first
 
 
-def _exported(function: nn.Module, sample: Sample, strict: bool) -> torch.export.ExportedProgram:
-    shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes} for axes in sample.dynamic)
-    config: Any = torch.fx.experimental._config
-    with config.patch(backed_size_oblivious=True):  # so that sizes 0 and 1 are like any other
-        return torch.export.export(
-            function,
-            tuple(tensors_in(sample.batch)),
-            dynamic_shapes={"tensors": shapes},
-            strict=strict,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' remarks, which are about their own insides, off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from torch import nn
 
 from surgeon.errors import CheckFailedError, PrecisionError
 from surgeon.export.checks import check_onnx
-from surgeon.export.convert import outputs_by_derivative, to_onnx
+from surgeon.export.convert import to_onnx
 from surgeon.export.facts import Named, facts
 from surgeon.export.outputs import ALL_OUTPUTS, Selection, apart_from, output_names
+from surgeon.export.program import outputs_by_derivative
 from surgeon.export.sample import Sample, sample_of
-from surgeon.export.signature import compare_signatures, signature, signature_hash
+from surgeon.export.signature import signature, signature_hash
 from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
 from surgeon.opening.evaluation import outputs_on
@@ -37,20 +37,19 @@ def export_onnx(
     *,
     opset: int = 18,
     selection: Selection = ALL_OUTPUTS,
-    metadata: Mapping[str, str] | None = None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Export a stripped model and prove the file; the caller removes it if this raises.
 
-    Checked are: the file by ``onnx.checker``; its graph against that of the original exported in the same way, node by
-    node, constants by value and tensors of the state dict by name; its outputs and its equivariance in ONNX Runtime.
+    Checked are: the program of torch.export that is converted against that of the original, node by node, constants by
+    value and tensors of the state dict by name; the file by ``onnx.checker``; its outputs and its equivariance in ONNX
+    Runtime.
 
     Args:
         path: the file to write.
         stripped: the model, on the CPU, and what it is compared with; no equivariance check without a group.
         opset: version of the ONNX operator set.
         selection: which outputs the file has.
-        metadata: what else the file should say about itself.
         announce: told what is being done, since it takes a while.
 
     Returns:
@@ -67,17 +66,18 @@ def export_onnx(
     every = output_names(task, outputs_on(model, task, [sample.batch])[0])
     derived = outputs_by_derivative(model, task, sample)
     kept = selection.positions(every, derived)
-    converted, names, digest = _converted(stripped, sample, opset, every, kept, announce)
+    announce("converting the model to ONNX, and the original as far as the graphs can be compared")
+    converted = to_onnx(model, task, sample, opset, kept, stripped.original)
     graph = converted.graph
+    names = _name_outputs(graph, [every[index] for index in kept])
+    digest = signature_hash(signature(converted, names_in_evaluation(model)))
     inputs = [value.name for value in graph.inputs]
     about = _facts(stripped, sample, inputs, dict(zip(kept, names, strict=True)))
     converted.producer_name = "equisurgeon"
-    converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **about, **(metadata or {})})
+    converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **about})
     _save(converted, path)
     announce("comparing ONNX Runtime with the model")
-    report = check_onnx(path, stripped, sample, kept=kept)
-    if report.differences:
-        raise CheckFailedError(f"{report.differences[0]}; nothing was written")
+    figures = check_onnx(path, stripped, sample, kept).figures()
     return {
         "opset": opset,
         "nodes": len(list(graph)),
@@ -89,8 +89,16 @@ def export_onnx(
         "derivatives": [every[index] for index in sorted(derived or ())],
         **_tensors(model, graph),
         "metadata": about,
-        **{key: value for key, value in dataclasses.asdict(report).items() if key != "differences"},
+        **figures,
     }
+
+
+def _name_outputs(graph: Any, wanted: Sequence[str]) -> list[str]:
+    """Give the outputs of a graph their names, apart from those of its inputs, and return these."""
+    names = apart_from(wanted, [value.name for value in graph.inputs])
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
+    return names
 
 
 def _facts(stripped: Stripped, sample: Sample, inputs: Sequence[str], outputs: Mapping[int, str]) -> dict[str, str]:
@@ -98,23 +106,6 @@ def _facts(stripped: Stripped, sample: Sample, inputs: Sequence[str], outputs: M
     task, batch = stripped.task, to_dtype(sample.batch, model_dtype(stripped.double))
     given: Named = (batch, {index: name for index, name in enumerate(sample.names) if name in inputs})
     return facts(task, stripped.group, given, (outputs_on(stripped.double, task, [batch])[0], outputs))
-
-
-def _converted(
-    stripped: Stripped,
-    sample: Sample,
-    opset: int,
-    every: Sequence[str],
-    kept: Sequence[int],
-    announce: Callable[[str], None],
-) -> tuple[Any, list[str], str]:
-    """Convert model and original, and return the model's graph, the names of its outputs, and the graph's hash."""
-    announce("converting the model to ONNX")
-    converted = to_onnx(stripped.model, stripped.task, sample, opset, kept)
-    names = apart_from([every[index] for index in kept], [value.name for value in converted.graph.inputs])
-    announce("converting the original in the same way, to compare the graphs")
-    before = to_onnx(stripped.original, stripped.task, sample, opset, kept)
-    return converted, names, _same_graph(stripped, converted, before, names)
 
 
 def _tensors(model: nn.Module, graph: Any) -> dict[str, Any]:
@@ -125,19 +116,6 @@ def _tensors(model: nn.Module, graph: Any) -> dict[str, Any]:
         set_training(model, True)
         kept = model.state_dict()
     return {"tensors": len(names), "computed_in_eval_mode": [name for name in names if name not in kept]}
-
-
-def _same_graph(stripped: Stripped, converted: Any, before: Any, names: list[str]) -> str:
-    """Name the outputs, compare the graphs of result and original, and return the hash of the signature."""
-    rows = []
-    for each, network in ((before, stripped.original), (converted, stripped.model)):
-        for value, name in zip(each.graph.outputs, names, strict=True):
-            value.name = name
-        rows.append(signature(each, names_in_evaluation(network)))
-    differences = compare_signatures(rows[0], rows[1])
-    if differences:
-        raise CheckFailedError(f"the ONNX graph is not that of the original: {differences[0]}; nothing was written")
-    return signature_hash(rows[1])
 
 
 def _usable_dtype(model: nn.Module) -> torch.dtype:

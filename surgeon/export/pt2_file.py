@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
-from surgeon.export.archive import Archive, compare_archives, read_archive
+from surgeon.export.archive import Archive, archive_of, read_archive, require_same
+from surgeon.export.capture import quiet
 from surgeon.export.checks import check_run
-from surgeon.export.program import OWNER, to_program
+from surgeon.export.program import OWNER, inputs_of, to_program
 from surgeon.export.sample import Sample, sample_of
 from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
@@ -52,18 +50,13 @@ def export_pt2(path: Path, stripped: Stripped, *, announce: Callable[[str], None
     save_program(program, path)
     written = read_archive(path)
     announce("exporting the original in the same way, to compare the graphs")
-    differences = compare_archives(archive_of(stripped.original, stripped, sample, inputs), written)
-    differences += differing_tensors(written, model)
-    if differences:
-        raise CheckFailedError(f"the exported program is not the original's: {differences[0]}; nothing was written")
+    require_same(archive_of(to_program(stripped.original, task, sample, inputs)), written)
+    differing = differing_tensors(written, model)
+    if differing:
+        raise CheckFailedError(f"the exported program is not the model's: {differing[0]}; nothing was written")
     announce("comparing the archive with the model")
-    report = check_run(runner(path, sample, inputs), "the torch.export archive", stripped, sample)
-    if report.differences:
-        raise CheckFailedError(f"{report.differences[0]}; nothing was written")
-    return {
-        **describe(written, inputs),
-        **{key: value for key, value in dataclasses.asdict(report).items() if key != "differences"},
-    }
+    figures = check_run(runner(path, sample, inputs), "the torch.export archive", stripped, sample).figures()
+    return {**describe(written, inputs), **figures}
 
 
 def describe(archive: Archive, inputs: Sequence[str]) -> dict[str, Any]:
@@ -76,24 +69,11 @@ def describe(archive: Archive, inputs: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def inputs_of(program: Any) -> list[str]:
-    """Return the names of a program's inputs."""
-    (arguments, _) = program.call_spec.in_spec.unflatten(program.graph_signature.user_inputs)
-    return list(arguments[0])
-
-
-def archive_of(model: nn.Module, stripped: Stripped, sample: Sample, inputs: Sequence[str]) -> Archive:
-    """Export a model with the task of another one, as an archive that nobody keeps."""
-    program = to_program(model, stripped.task, sample, inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        save_program(program, Path(folder) / PT2_FILE)
-        return read_archive(Path(folder) / PT2_FILE)
-
-
-def save_program(program: Any, path: Path) -> None:
-    """Write a program as an archive."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program as an archive, without stack traces, which hold paths of this machine."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    with quiet():
         torch.export.save(program, path)
 
 
@@ -113,8 +93,7 @@ def differing_tensors(archive: Archive, model: nn.Module) -> list[str]:
 
 def runner(path: Path, sample: Sample, inputs: Sequence[str]) -> Callable[[Any], list[Tensor]]:
     """Return a function from a batch to the outputs of an archive, which must be trusted: loading can run code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         module = torch.export.load(path).module()
 
     def run(batch: Any) -> list[Tensor]:

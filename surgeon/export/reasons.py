@@ -12,23 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.export.sample import Sample
 from surgeon.support.imports import one_line
 
 _LONGEST = 300
-_FIXED = re.compile(r"\['tensors'\]\[(\d+)\]\.(?:size\(\)|shape)\[(\d+)\]")
+_FIXED = re.compile(r"\['tensors'\]\['([^']+)'\]\.(?:size\(\)|shape)\[(\d+)\]")
 _MISSING_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _ONE_SIZE = re.compile(r"not in VR\[(\d+), \1\]")
 _LINE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 
-def reason(error: BaseException, model: nn.Module, sample: Sample) -> str:
+def reason(error: BaseException, model: nn.Module) -> str:
     """Return why a model cannot be exported, in words.
 
     Args:
         error: what torch's exporter raised.
         model: the model as it was exported.
-        sample: the example batch.
     """
     chain = list(_causes(error))
     text = "\n".join(str(each) for each in chain)
@@ -45,9 +43,8 @@ def reason(error: BaseException, model: nn.Module, sample: Sample) -> str:
         return f"the operator {name}{place} cannot be traced: register a fake implementation of it"
     axis = _FIXED.search(text)
     if axis is not None:
-        name = sample.names[int(axis[1])]
         return (
-            f"the forward gives axis {axis[2]} of {name} the fixed size of the example: compute with sizes as they "
+            f"the forward gives axis {axis[2]} of {axis[1]} the fixed size of the example: compute with sizes as they "
             "come, without turning them into plain numbers"
         )
     size = _ONE_SIZE.search(str(innermost))

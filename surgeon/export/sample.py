@@ -27,6 +27,9 @@ OTHER_SIZES = (3, 5, 11, 2)
 COMPARED = 3
 """Batches of other sizes that an exported file has to be compared with at least."""
 
+PER_SPLIT = 3
+"""Batches that are looked at from each split, besides the last one and those of new sizes."""
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 SEEDS = (0, 1, 2, 3)
@@ -55,7 +58,7 @@ class Sample:
         return map_tensors(lambda _: next(remaining), self.batch)
 
 
-def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
+def sample_of(task: Task, dtype: torch.dtype) -> Sample:
     """Choose an example batch and find out which axes change from batch to batch.
 
     An axis is dynamic if its size differs between batches of the task, or if the task's ``dynamic_axes`` say so.
@@ -66,13 +69,12 @@ def sample_of(task: Task, dtype: torch.dtype, per_split: int = 3) -> Sample:
         task: its batches may have several sizes; the last one of a split often is smaller. ``dynamic_axes``, if it has
             them, map the name of an input to its axes without a fixed size; an input that is not named there has none.
         dtype: of floating tensors.
-        per_split: batches that are looked at from each split, besides the last one and those of new sizes.
 
     Raises:
         TaskError: if the batches cannot be sliced and have fewer than four sizes, the example is too small, or the
             task's ``dynamic_axes`` do not fit its batches.
     """
-    batches = [to_dtype(batch, dtype) for batch in _collect(task, per_split)]
+    batches = [to_dtype(batch, dtype) for batch in _collect(task)]
     leaves = [tensor_leaves(batch) for batch in batches]
     paths = list(leaves[0])
     if len(paths) != len(tensors_in(batches[0])):
@@ -152,8 +154,8 @@ def _checked(given: Axes | None, found: Axes, names: Sequence[str]) -> Axes:
     return given
 
 
-def _collect(task: Task, per_split: int) -> list[Any]:
-    found = [batch for split in SPLITS for batch in _ends(_batches(task, split, 0), per_split)]
+def _collect(task: Task) -> list[Any]:
+    found = [batch for split in SPLITS for batch in _ends(_batches(task, split, 0), PER_SPLIT)]
     if not found:
         raise TaskError("expected at least one batch to export the model with, got none: check batches() of the task")
     sizes = {_shapes(batch) for batch in found}

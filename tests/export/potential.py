@@ -14,17 +14,14 @@ SIZES = {"train": [(2, 3, 4), (4, 5), (3, 3, 5, 2)], "validation": [(6,), (2, 2,
 
 
 class Potential(nn.Module):
-    """One round of messages: radial weights, spherical harmonics, a tensor product, a sum over neighbours."""
+    """One round of messages: radial weights times scalars and directions, a sum over neighbours."""
 
     def __init__(self, channels: int = 4, radial: int = 5) -> None:
         super().__init__()
         self.channels = channels
         features = f"{channels}x0e+{channels}x1o"
         self.embedding = nn.Embedding(3, channels)
-        self.product = o3.FullyConnectedTensorProduct(
-            f"{channels}x0e", "0e+1o", features, internal_weights=False, shared_weights=False
-        )
-        self.radial = nn.Sequential(nn.Linear(radial, 8), nn.SiLU(), nn.Linear(8, self.product.weight_numel))
+        self.radial = nn.Sequential(nn.Linear(radial, 8), nn.SiLU(), nn.Linear(8, 2 * channels))
         self.mix = o3.Linear(features, features)
         self.readout = nn.Sequential(nn.Linear(2 * channels, 8), nn.SiLU(), nn.Linear(8, 1))
         self.centres: Tensor
@@ -35,9 +32,10 @@ class Potential(nn.Module):
         sender, receiver = edges[0], edges[1]
         vectors = positions[receiver] - positions[sender]
         lengths = (vectors.square().sum(1) + 1e-8).sqrt()
-        harmonics = o3.spherical_harmonics([0, 1], vectors, normalize=True, normalization="component")
         basis = torch.exp(-(lengths[:, None] - self.centres).square()) * torch.exp(-lengths)[:, None]
-        messages = self.product(self.embedding(species)[sender], harmonics, self.radial(basis))
+        scalars, weights = (self.radial(basis) * self.embedding(species)[sender].repeat(1, 2)).chunk(2, 1)
+        directions = (vectors / lengths[:, None])[:, None]
+        messages = torch.cat([scalars, (weights[:, :, None] * directions).flatten(1)], 1)
         nodes = messages.new_zeros(positions.shape[0], messages.shape[1]).index_add(0, receiver, messages)
         scalars, others = self.mix(nodes).split([self.channels, 3 * self.channels], 1)
         norms = others.unflatten(1, (self.channels, 3)).square().sum(2)

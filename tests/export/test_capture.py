@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.export.capture import captured, packages_of, symbolic_sizes
+from surgeon.export.capture import captured, open_axes, packages_of, symbolic_sizes
 from surgeon.export.sample import sample_of
+from surgeon.support.trees import tensors_in
 from tests.export.failing import RowsTask
 
 SAMPLE = sample_of(RowsTask(), torch.float32)
@@ -70,8 +71,8 @@ class Counted(nn.Module):
 def test_sizes_stay_dynamic_through_int_and_len() -> None:
     model = nn.Sequential(Counted()).eval()
     own_hash = vars(Counted)["__hash__"]
-    wrapped = _Unpacked(model)
-    program = captured(wrapped, SAMPLE, packages_of(model))
+    wrapped, shapes = _Unpacked(model), tuple(open_axes(axes) for axes in SAMPLE.dynamic)
+    program = captured(wrapped, tuple(tensors_in(SAMPLE.batch)), shapes, packages_of(model))
     assert vars(Counted)["__hash__"] is own_hash
     for rows in (2, 7, 30):
         x = torch.randn(rows, 3)

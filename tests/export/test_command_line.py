@@ -63,12 +63,16 @@ def require_the_test_error_without_torch(file: Path, model: nn.Module) -> None:
     done = run_alone(file, ["torch", "surgeon", "e3nn", "scipy"])
     assert done.returncode == 0, done.stderr
     words, loaded = done.stdout.splitlines()
+    task = load_task(NBODY / "task.py", {"test_samples": SAMPLES}).task
     name, value = words.split()
     assert name == "mse"
-    assert float(value) == pytest.approx(evaluate(model, load_task(NBODY / "task.py").task, "test")["mse"], rel=1e-5)
+    assert float(value) == pytest.approx(evaluate(model, task, "test")["mse"], rel=1e-5)
     assert {"numpy", "onnxruntime"} <= set(loaded.split())
     assert "torch" not in loaded.split()
 
+
+SAMPLES = 200
+"""Trajectories of the test."""
 
 ALONE = """
 import runpy, sys
@@ -80,7 +84,7 @@ class Blocked:
             raise ImportError(name + " is blocked")
 
 sys.meta_path.insert(0, Blocked())
-sys.argv = ["run_onnx.py", {file!r}]
+sys.argv = ["run_onnx.py", {file!r}, "{samples}"]
 runpy.run_path({script!r}, run_name="__main__")
 print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 """
@@ -88,7 +92,9 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
 
 def run_alone(file: Path, blocked: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the example's script in a process in which some packages cannot be imported."""
-    code = ALONE.format(folder=str(NBODY), blocked=blocked, file=str(file), script=str(NBODY / "run_onnx.py"))
+    code = ALONE.format(
+        folder=str(NBODY), blocked=blocked, file=str(file), samples=SAMPLES, script=str(NBODY / "run_onnx.py")
+    )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
 
 

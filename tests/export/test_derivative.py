@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -19,13 +18,14 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.insert import relax
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, UsageError
+from surgeon.export.archive import Archive, archive_of, compare_archives
 from surgeon.export.checks import check_onnx
-from surgeon.export.convert import Positional, outputs_by_derivative, to_onnx
+from surgeon.export.convert import to_onnx
 from surgeon.export.derivative import record_derivatives
 from surgeon.export.onnx_file import export_onnx
 from surgeon.export.outputs import Selection
+from surgeon.export.program import Positional, outputs_by_derivative, to_program
 from surgeon.export.sample import sample_of
-from surgeon.export.signature import compare_signatures, signature, signature_hash
 from surgeon.export.stripped import Stripped
 from surgeon.finding.find import find
 from surgeon.support.trees import tensors_in
@@ -180,7 +180,7 @@ class Deciding(Potential):
 
 
 def test_a_decision_by_values_ends_in_a_sentence() -> None:
-    with pytest.raises(CheckFailedError, match="Deciding cannot be exported to ONNX"):
+    with pytest.raises(CheckFailedError, match="Deciding cannot be exported: "):
         to_onnx(Deciding(), TASK, SAMPLE)
 
 
@@ -227,31 +227,21 @@ def test_weights_keep_their_names_and_bytes_and_a_damaged_one_is_found(
     assert check_onnx(exported[0], beside, SAMPLE).differences == ()
 
 
-def converted(model: nn.Module) -> Any:
-    result = to_onnx(model, TASK, SAMPLE)
-    for value, name in zip(result.graph.outputs, ("energy", "forces"), strict=True):
-        value.name = name
-    return result
+def archive(model: nn.Module) -> Archive:
+    return archive_of(to_program(model, TASK, SAMPLE, SAMPLE.names))
 
 
 @pytest.mark.slow
-def test_stripping_gives_the_graph_back_and_other_forces_are_seen(
-    potential: Potential, exported: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    """Graphs depend on the architecture; that they do not depend on weights is part of the export, see ``stripped``."""
+def test_stripping_gives_the_program_back_and_other_forces_are_seen(potential: Potential) -> None:
+    """They depend on the architecture; that they do not depend on weights is part of the export, see ``stripped``."""
     model = copy.deepcopy(potential).eval()
     relaxation = relax(model, find(model, "O3", molecules((3, 4), 0)))
     with pytest.raises(CheckFailedError, match="strip it first"):
         to_onnx(model, TASK, SAMPLE)
     strip(relaxation, "drop")
-    given_back = signature(converted(model), model.state_dict())
-    assert signature_hash(given_back) == exported[1]["graph_sha256"]
-    wrong = WrongForces()
-    other = converted(wrong)
-    assert compare_signatures(given_back, signature(other, wrong.state_dict()))
-    onnx_ir.save(other, tmp_path / "wrong.onnx")
-    differences = check_onnx(tmp_path / "wrong.onnx", stripped(wrong), SAMPLE).differences
-    assert any("under identity" in difference for difference in differences)
+    before = archive(potential)
+    assert compare_archives(before, archive(model)) == []
+    assert compare_archives(before, archive(WrongForces()))
 
 
 @pytest.mark.slow

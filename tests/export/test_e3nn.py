@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.commands import Surgeon
+from tests.commands import QUICK, Surgeon
 from tests.export import gated
 
 pytestmark = [pytest.mark.e3nn, pytest.mark.slow]
@@ -26,7 +26,7 @@ def test_checkpoint_onnx_and_certificate_agree(surgeon: Surgeon, work: Path) -> 
     model.norm.running_var = torch.tensor([0.5, 2.0, 1.5, 0.7])
     torch.save(model.state_dict(), "gated.pt")
     surgeon("relax", "gated.pt", "--group", "O3", "--task", "gated.py", "-o", "relaxed")
-    surgeon("export", "relaxed", "-o", "clean", "--onnx", "--no-recalibrate")
+    surgeon("export", "relaxed", "-o", "clean", "--onnx", "--no-recalibrate", *QUICK)
     certificate = json.loads(Path("clean/certificate.json").read_text())
     assert certificate["grade"] == "same function"
     record = certificate["details"]["onnx"]

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import pytest
 from torch import nn
 
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.errors import CheckFailedError
 from surgeon.export.onnx_file import export_onnx
 from surgeon.export.stripped import Stripped
 from tests.export.graphs import GraphTask, Messages, graphs
@@ -37,9 +35,3 @@ def test_nodes_edges_and_graphs_have_any_number(tmp_path: Path) -> None:
         found = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
         for array, tensor in zip(found, model(batch).values(), strict=True):
             np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_network_that_is_not_equivariant_is_found(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailedError, match="f.g x. and g f.x. differ .* under identity"):
-        export(tmp_path / "model.onnx", Messages(broken=True))

@@ -18,8 +18,7 @@ import surgeon
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import CheckpointError, ModelNotFoundError
-from surgeon.export.capture import captured
-from surgeon.export.sample import Sample
+from surgeon.export.capture import captured, open_axes
 from surgeon.files.reading import open_checkpoint
 from surgeon.opening.models import find_model
 from surgeon.opening.open import open_path
@@ -201,10 +200,9 @@ def clouds(*sizes: int) -> tuple[Tensor, Tensor]:
 
 
 def test_an_export_leaves_the_numbers_of_edges_and_molecules_open() -> None:
-    springs, others = Springs(), (clouds(3, 4), clouds(2, 6, 3), clouds(8))
-    sample = Sample(clouds(3, 2), others, ("positions", "batch"), ((0,), (0,)))
-    exported = captured(springs, sample, ["surgeon_adapters"]).module()
-    for given in others:
+    springs, shapes = Springs(), (open_axes([0]), open_axes([0]))
+    exported = captured(springs, tuple(clouds(3, 2)), shapes, ["surgeon_adapters"]).module()
+    for given in (clouds(3, 4), clouds(2, 6, 3), clouds(8)):
         assert torch.allclose(exported(*given), springs(*given))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from surgeon.export.onnx_file import onnx_extra
 from surgeon.export.pt2_file import pt2_extra
 from surgeon.export.reopening import container_extra
-from surgeon.export.stripped import stripped_beside_original
+from surgeon.export.stripped import Stripped, stripped_beside_original
 from surgeon.files.clean import WORDS_FILE, hashes_of, sealed
 from surgeon.opening.open import open_path
 from surgeon.opening.trust import remember_task
@@ -49,6 +51,29 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         }
         write_clean(work / "clean", model, certificate, original, extras=extras)
         yield work
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[Any, tuple[bytes, dict[str, Any]]]:
+    """What was exported in the tests of this file."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def exported_once(files: dict[Any, tuple[bytes, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a verification take the file that an earlier one exported from the same weights."""
+
+    def remembered(export: Callable[..., dict[str, Any]], path: Path, stripped: Stripped, **options: Any) -> Any:
+        weights = [tensor_sha256(tensor) for tensor in stripped.model.state_dict().values()]
+        key = (path.name, repr(options), stripped.group is None, *weights)
+        if key not in files:
+            figures = export(path, stripped, **options)
+            files[key] = (path.read_bytes(), figures)
+        path.write_bytes(files[key][0])
+        return copy.deepcopy(files[key][1])
+
+    for name in ("export_onnx", "export_pt2"):
+        monkeypatch.setattr(exports, name, functools.partial(remembered, getattr(exports, name)))
 
 
 @pytest.fixture
