@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -15,7 +17,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import ErrorSummary
+from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.named import named_group
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import representation_from
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
@@ -28,6 +32,7 @@ Split = Literal["train", "validation", "test"]
 
 
 PLAN_FORMAT_VERSION = 2
+NOTES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Convolution:
     frame: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Site:
     """One place where a branch can be attached: an argument of an op that is linear and equivariant in it.
 
@@ -125,6 +130,12 @@ class Site:
             return self.rank * (self.shape[0] + math.prod(self.shape[1:]))
         return math.prod(self.shape)
 
+    def __repr__(self) -> str:
+        """In one line: where, what, between which representations, and how far these can be trusted."""
+        ends = " -> ".join(textwrap.shorten(str(rho), 60, placeholder="...") for rho in (self.rho_in, self.rho_out))
+        shape = " x ".join(map(str, self.shape))
+        return f"Site({self.key}: {self.kind}, {ends}, W {shape}, {self.evidence})"
+
     @property
     def evidence(self) -> str:
         """In words, how far the site's representations can be trusted."""
@@ -179,9 +190,9 @@ class AuditEntry:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """What will be done to a model: the group, the sites, and what is left alone and why.
+    """What will be done to a model: the group, the sites, and what is left alone and why; ``print`` tells it briefly.
 
     Attributes:
         group: the group's name.
@@ -208,6 +219,42 @@ class Plan:
                         f"expected representations of {self.group}, the plan's group, got {rho} of {rho.group_name} at "
                         f"{site.key!r}: find the sites under one group"
                     )
+
+    @property
+    def group_object(self) -> Group:
+        """The group that ``group`` names; the user's own where the plan was made with one."""
+        return self.sites[0].rho_in.group if self.sites else parse_group(self.group)
+
+    def __repr__(self) -> str:
+        """In one line: the group, and how much there is of everything."""
+        return (
+            f"Plan({self.group}, {len(self.sites)} sites that add {self._added:,} parameters, {len(self.skipped)} "
+            f"modules left alone, {len(self.notes)} notes)"
+        )
+
+    def __str__(self) -> str:
+        """The same as :meth:`summary`."""
+        return self.summary()
+
+    @property
+    def _added(self) -> int:
+        return sum(site.extra_parameters for site in self.sites)
+
+    def summary(self) -> str:
+        """Return a few lines: the group, the sites by kind, what they add, the coverage by class, the first notes."""
+        kinds = Counter(site.kind for site in self.sites)
+        told = [f"{count} {kind}" for kind, count in kinds.most_common()] or ["nothing to relax"]
+        sizes: Counter[str] = Counter()
+        for entry in self.audit:
+            sizes[entry.coverage] += entry.size
+        shares = [f"{100 * size / max(sizes.total(), 1):.1f} % {name}" for name, size in sizes.most_common()]
+        lines = [
+            f"{len(self.sites)} sites under {self.group} that add {self._added:,} parameters: {', '.join(told)}",
+            f"of all parameters: {', '.join(shares)}" if shares else "no model was run: nothing is verified",
+            *(f"- {textwrap.shorten(note, 200, placeholder='...')}" for note in self.notes[:NOTES_SHOWN]),
+        ]
+        more = len(self.notes) - NOTES_SHOWN
+        return "\n".join([*lines, f"- and {more} more notes"] if more > 0 else lines)
 
     def to_data(self) -> dict[str, Any]:
         """Return the plan as JSON-compatible data."""

@@ -7,8 +7,10 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from surgeon.algebra.groups.custom import group_from_generators
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, regular, repeated, trivial
 from surgeon.errors import PlanError
@@ -208,3 +210,29 @@ def test_a_module_by_name() -> None:
     assert named_module(model, "0") is model[0]
     with pytest.raises(PlanError, match="expected a submodule '1' in Sequential"):
         named_module(model, "1")
+
+
+def test_a_plan_and_a_site_are_told_on_one_screen() -> None:
+    told = dataclasses.replace(plan(), notes=("a note", *(f"number {index} " + "x" * 300 for index in range(30))))
+    assert repr(told) == "Plan(C4, 3 sites that add 612 parameters, 2 modules left alone, 31 notes)"
+    assert (
+        repr(SITES["plain"])
+        == "Site(a.b.x: linear, 3 x trivial -> 2 x trivial, W 2 x 3, annotation only, not verified)"
+    )
+    lines = told.summary().splitlines()
+    assert str(told) == told.summary()
+    assert lines[0] == "3 sites under C4 that add 612 parameters: 2 linear, 1 convolution"
+    assert lines[1] == "of all parameters: 75.0 % site, 25.0 % not linear"
+    assert (lines[2], lines[-1], len(lines)) == ("- a note", "- and 23 more notes", 11)
+    assert max(map(len, lines)) <= 202
+    assert "nothing is verified" in dataclasses.replace(plan(), audit=()).summary()
+
+
+def test_a_plan_holds_the_users_own_group() -> None:
+    own = group_from_generators("turns", torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]), compact=True)
+    rho = axes(own, "c v", {"c": 2})
+    assert Plan("turns", (Site("", "x", "linear", "", rho, rho, (4, 4)),)).group_object is own
+    assert Plan("SO(2)", ()).group_object is parse_group("SO2")
+    assert Plan("SO(2)", ()).group == "SO2"
+    with pytest.raises(PlanError, match="of C4, the plan's group, got axes c v .c=2. of turns at 'x'"):
+        Plan("C4", (Site("", "x", "linear", "", rho, rho, (4, 4)),))

@@ -10,7 +10,6 @@ from torch import nn
 
 from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.penalty import PenaltyForm
 from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import (
@@ -75,7 +74,7 @@ def relax(
         raise PlanError(f"expected a Plan, got {type(plan).__name__}: use surgeon.find, or Plan.from_json of a file")
     penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
     theta_shares(schedule, plan)
-    group = parse_group(plan.group)
+    group = plan.group_object
     adapters = installed_adapters() if adapters is None else adapters
     branches = _prepare(model, plan, group, mode, adapters)
     _initialise(branches, init_scale, seed)

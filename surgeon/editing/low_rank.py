@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from surgeon.algebra.folding import FoldMap
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import copy_indices, spread
 from surgeon.editing.insert import fold_map_of
 from surgeon.errors import GroupError, PlanError
@@ -72,7 +71,7 @@ class LowRankUpdates:
     def __init__(
         self, model: nn.Module, plan: Plan, rank: int, seed: int = 0, adapters: Mapping[str, Adapter] | None = None
     ) -> None:
-        group, adapters = parse_group(plan.group), installed_adapters() if adapters is None else adapters
+        group, adapters = plan.group_object, installed_adapters() if adapters is None else adapters
         generator = torch.Generator().manual_seed(seed)
         self.model = model
         found: dict[tuple[str, str], tuple[FoldMap, Copies]] = {}

@@ -96,6 +96,15 @@ class Relaxation:
         self._commutators = {site.key: _commutator(cache, site) for site in plan.sites}
         self.set_penalty(penalty)
 
+    def __repr__(self) -> str:
+        """In one line: how many branches, and how they act now."""
+        thetas = ", ".join(sorted({f"{theta[0]:g}" for theta in self.thetas.values()}))
+        form = self.penalty_settings.form if self.penalty_settings is not None else "off"
+        return (
+            f"Relaxation({type(self.model).__name__}, {len(self.branches)} branches under {self.plan.group}, mode "
+            f"{self.mode!r}, theta {thetas}, penalty {form!r})"
+        )
+
     @property
     def schedule(self) -> Schedule:
         """Theta as a function of progress."""

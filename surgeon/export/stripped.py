@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.export.deviation import RELATIVE
 from surgeon.opening.task_calls import can_act
 from surgeon.opening.workspace import Workspace
@@ -49,5 +48,5 @@ def stripped_beside_original(workspace: Workspace, model: nn.Module) -> Stripped
     """
     task, relaxation = workspace.require_task().task, workspace.relaxation
     acts = relaxation is not None and can_act(task)
-    group = parse_group(relaxation.plan.group) if relaxation is not None and acts else None
+    group = relaxation.plan.group_object if relaxation is not None and acts else None
     return Stripped(model, workspace.original()[0], workspace.double_or_own(model), task, group)

@@ -75,7 +75,7 @@ def find(
         PlanError: if the model already has branches.
         NothingToRelaxError, NotASymmetryError: if nothing can be relaxed, or the group is wrong; ``plan`` tells.
     """
-    group = parse_group(group) if isinstance(group, str) else group
+    group = parse_group(group)
     adapters = installed_adapters() if adapters is None else adapters
     symmetry = None if act is None else Symmetry(group, act, act_output, forward or call)
     if symmetry is None:

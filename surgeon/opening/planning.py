@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.select import select
 from surgeon.errors import PlanError, TaskError
@@ -25,7 +26,9 @@ FURTHER = 1
 """Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""
 
 
-def plan_for(workspace: Workspace, group_name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Plan:
+def plan_for(
+    workspace: Workspace, group_name: str | Group, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Plan:
     """Return the plan for an opened checkpoint.
 
     Raises:

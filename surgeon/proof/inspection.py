@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from surgeon.algebra.equivariance import ErrorSummary, projection_error
+from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError, UsageError
 from surgeon.finding.breaks import Breaks, find_breaks
@@ -63,7 +64,7 @@ class Inspection:
         return model_picture(recording, self.plan)
 
 
-def inspect(path: str | Path, group: str = "O3", *, options: OpenOptions | None = None) -> Inspection:
+def inspect(path: str | Path, group: str | Group = "O3", *, options: OpenOptions | None = None) -> Inspection:
     """Find out what is in a checkpoint, which ops are relaxable, and why the others are not; nothing is changed.
 
     Args:
@@ -85,7 +86,7 @@ def inspect(path: str | Path, group: str = "O3", *, options: OpenOptions | None 
     return Inspection(workspace, plan, errors, sum(parameter.numel() for parameter in workspace.model.parameters()))
 
 
-def inspect_breaks(path: str | Path, group: str = "O3", *, options: OpenOptions | None = None) -> Breaks:
+def inspect_breaks(path: str | Path, group: str | Group = "O3", *, options: OpenOptions | None = None) -> Breaks:
     """Look for the first op at which a model's equivariance fails.
 
     Args:
@@ -136,7 +137,7 @@ def measure(
     path: str | Path,
     settings: MeasureSettings | None = None,
     *,
-    group: str | None = None,
+    group: str | Group | None = None,
     options: OpenOptions | None = None,
 ) -> Measured:
     """Measure the equivariance error under random elements of every component of the group.

@@ -11,7 +11,6 @@ from torch import nn
 
 from surgeon.algebra.equivariance import projection_error
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.conditions import check_folds
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
@@ -61,7 +60,7 @@ def strip_and_certify(
     original, source = workspace.original()
     compared_source = check_code(workspace, original)
     seen = _check_folds(workspace) if mode == "fold" else None
-    group = parse_group(relaxation.plan.group) if workspace.task is not None and can_act(workspace.task.task) else None
+    group = relaxation.plan.group_object if workspace.task is not None and can_act(workspace.task.task) else None
     before = _observe(workspace, relaxation, mode, group, settings)
     theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
     function, change = _compare_function(workspace, before, mode)

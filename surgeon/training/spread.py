@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.description import check_code
 from surgeon.opening.open import open_path
@@ -94,7 +93,7 @@ def _judged(workspace: Workspace, original: nn.Module, run: ArmRun, model: nn.Mo
     certificate = certify(original, model, lambda m: task_forward(task.task, m, batch))
     error = None
     if can_act(task.task) and workspace.relaxation is not None:
-        group = parse_group(workspace.relaxation.plan.group)
+        group = workspace.relaxation.plan.group_object
         errors = task_equivariance(model, task, group, MeasureSettings(2, 1))
         error = max(summary.maximum for summary in errors.values())
     return dataclasses.replace(run, certificate=certificate.grade or "different", equivariance=error)

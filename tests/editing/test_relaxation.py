@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import surgeon
+from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.penalty import (
     EPSILON,
     commutator_penalty,
@@ -295,3 +296,14 @@ def test_a_copied_handle_has_its_own_branches() -> None:
     assert not torch.equal(twin.model(*inputs), net(*inputs))
     surgeon.strip(twin)
     assert branches_of(net)
+
+
+def test_a_relaxation_is_told_in_one_line() -> None:
+    net, inputs = nets.build("linears")
+    relaxation = surgeon.relax(net, surgeon.find(net, parse_group("O3"), *inputs))
+    relaxation.set_theta(0.5)
+    count = len(relaxation.branches)
+    words = f"Relaxation({type(net).__name__}, {count} branches under O3, mode 'drop', theta 0.5, penalty 'gram')"
+    assert repr(relaxation) == words
+    relaxation.enable_penalty(False)
+    assert repr(relaxation).endswith("penalty 'off')")
