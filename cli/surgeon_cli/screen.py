@@ -43,10 +43,12 @@ def show_certificate(certificate: Certificate) -> None:
         say(text)
     for model, metrics in certificate.metrics.items():
         say(f"{model}: " + ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
-    for text in (*parts["Branches"].told, *parts["Checks"].told):
+    for text in parts["Branches"].told:
         say(text)
     for name, change in parts["Buffers that the model's own training forward writes"].table[1:]:
         say(f"buffer {name} was written by training, largest change {change}")
+    for difference in certificate.differences:
+        say(f"difference: {difference}")
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:

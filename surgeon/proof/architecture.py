@@ -17,7 +17,7 @@ from surgeon.proof.verdict import ModelVerdict, compared
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
 from surgeon.recording.record import record
 from surgeon.support.attributes import attributes_of, hooks_of
-from surgeon.support.copies import copied
+from surgeon.support.copies import copied, deep_copied
 from surgeon.support.modes import set_training
 from surgeon.support.versions import versions
 
@@ -120,7 +120,7 @@ def compare_models(before: nn.Module, after: nn.Module, run: Callable[[nn.Module
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in before.modules())
     if left.keys != right.keys or (scripted and left.attributes != right.attributes):
         # A copy of e3nn's generated tensor products has more keys, and its TorchScript other words: copy both.
-        left, right = (Architecture.of(copied(model)) for model in (before, after))
+        left, right = (Architecture.of(deep_copied(model)) for model in (before, after))
     allowed = written_by_running(before, run) if run else Written()
     buffers, written = _compare_buffers(left.buffers, right.buffers, allowed.buffers)
     known, floating = _floating(before), _floating(after)

@@ -25,13 +25,17 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     Returns:
         The copy: its parameters, buffers, modules and hooks are its own, and it has the keys of the model.
     """
+    return _with_the_keys_of(model, deep_copied(model, memo))
+
+
+def deep_copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a copy with more keys: torch.fx makes buffers of the constants of a generated module."""
     given = dict(memo or {})
     try:
-        result = copy.deepcopy(model, dict(given))
+        return copy.deepcopy(model, dict(given))
     except Exception:
         shared = {id(each): each for each in _objects(model, set())}
-        result = copy.deepcopy(model, {**shared, **given})
-    return _with_the_keys_of(model, result)
+        return copy.deepcopy(model, {**shared, **given})
 
 
 def _with_the_keys_of(model: nn.Module, result: nn.Module) -> nn.Module:

@@ -303,11 +303,11 @@ def test_the_preset_of_the_paper(surgeon: Surgeon) -> None:
 
 
 def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    import surgeon.proof.equivariance as verdict
+    import surgeon.proof.equivariance as equivariance
 
     surgeon("relax", "net.pt")
     before = files_in(surgeon.path)
-    monkeypatch.setattr(verdict, "less_equivariant", lambda *_: ["worse than the original"])
+    monkeypatch.setattr(equivariance, "less_equivariant", lambda *_: ["worse than the original"])
     result = surgeon("strip", "net-relaxed", code=1)
     assert result.err.startswith("error: the stripped model is not certified (as equivariant")
     assert "difference: worse than the original" in result.out
