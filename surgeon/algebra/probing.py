@@ -128,9 +128,9 @@ class _Probe:
         order, counts = torch.argsort(colours[owners], stable=True), torch.bincount(colours[owners])
         for colour, chosen in enumerate(torch.split(order, counts.tolist())):
             taken = scale * (colour_of == colour)
-            factors = (1.0, number, other) if (pieces[colours == colour].diff() > 1).any() else (1.0,)
-            for index, factor in enumerate(factors):
-                result = self._at(taken * factor)
+            inputs = [taken, taken * number, taken * other]
+            for index, given in enumerate(inputs if (pieces[colours == colour].diff() > 1).any() else inputs[:1]):
+                result = self._at(given)
                 result[result.abs() <= NOTHING * result.abs().max()] = 0
                 found[index, chosen] = result[rows[chosen]]
         reached = found.any(0)

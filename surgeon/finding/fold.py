@@ -144,7 +144,7 @@ def _fold_map(op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | N
     """Run an op with other weights, in training mode (in eval mode some libraries keep what they make of them)."""
     names = list(fold["parameters"])
     try:
-        twin = copied(op).double().requires_grad_(False)
+        twin = copied(op).to("cpu", torch.float64).requires_grad_(False)
     except Exception as error:
         raise NotFoldableError(f"it cannot be copied ({first_line(error)})") from error
     weights = [twin.get_parameter(name) for name in names]

@@ -141,7 +141,9 @@ def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | No
 
 def _some_rows(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, None]:
     """Return rows of which all others are affine combinations; None where there are no others to show that."""
-    flat = torch.cat([tensor.reshape(len(tensor), -1).double() for tensor in values.values()], dim=1)[: 100 * MOST_ROWS]
+    flat = torch.cat([tensor.reshape(len(tensor), -1).double().cpu() for tensor in values.values()], dim=1)[
+        : 100 * MOST_ROWS
+    ]
     linalg = importlib.import_module("scipy.linalg")
     triangle, order = linalg.qr(torch.cat([flat, torch.ones(len(flat), 1)], dim=1).T.numpy(), mode="r", pivoting=True)
     diagonal = torch.from_numpy(triangle).diagonal().abs()

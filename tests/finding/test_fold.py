@@ -307,6 +307,21 @@ def test_a_change_may_not_act_on_anything_else(shared: bool) -> None:
     assert shared or site.fold["parameters"] == ["left"]  # type: ignore[index]
 
 
+class Times(nn.Linear):
+    def forward(self, x: Tensor, factor: float) -> Tensor:
+        return factor * super().forward(x)
+
+
+@pytest.mark.parametrize("second", [1.5, 2.0])
+def test_a_number_has_to_be_the_same_in_every_call(second: float) -> None:
+    op, rho = Times(4, 4, bias=False).double(), axes(GROUP, "v c", {"c": 4})
+    site = site_for(op, "x", rho, rho, axes_in=(-2, -1), axes_out=(-2, -1))
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    site = with_fold(site, op, [{"x": x, "factor": factor} for factor in (1.5, second)], ())
+    words = "factor acts as on the sample batch" if second == 1.5 else ""
+    assert (site.fold is not None, site.fold_while) == (second == 1.5, words)
+
+
 # Ops of a network, found by measurement.
 
 VECTORS, MIXED = "1x1o", "1x1o+1x2e"
