@@ -6,7 +6,7 @@ PYTHONS := python3.11 python3.12 python3.13 python3 python3.14 python
 VENV := .venv
 EXTRAS := dev,plots
 JOBS := 2
-FAMILIES := mace nequip escnn pyg
+FAMILIES := mace nequip sevennet escnn pyg
 LAYERS := $(patsubst %,.venv-%,e3nn044 oldest integrations $(FAMILIES))
 IN_VENV := $(VENV)/bin/python
 # The processes that share the tests would otherwise each take a thread per core.
@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-escnn test-pyg test-integrations test-portable mutants lint format types setup clean clean-all
+.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable mutants lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore

@@ -1,8 +1,10 @@
-"""What adapters share that recognise a state dict by its keys and shapes."""
+"""What adapters share that recognise a state dict by its keys and shapes, or a file by what is in it."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,3 +41,13 @@ def require_same_form(words: str, expected: Mapping[str, torch.Size], tensors: M
 
 def _listed(keys: Sequence[str]) -> str:
     return f"{', '.join(keys[:LISTED])}{f' and {len(keys) - LISTED} more' if len(keys) > LISTED else ''}"
+
+
+def record_in(path: Path, name: str) -> bytes | None:
+    """Return a record of an archive, as torch writes them, by its name below the archive's own; None if it has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = next((other for other in archive.namelist() if other.partition("/")[2] == name), None)
+            return None if found is None else archive.read(found)
+    except (OSError, zipfile.BadZipFile):  # no archive, or one that is written without checksums
+        return None

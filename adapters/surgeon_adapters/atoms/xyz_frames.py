@@ -61,6 +61,21 @@ def read_labelled(
     return LabelledFrames(frames, values, labels, energies)
 
 
+def require_labels_of_all(path: Path, read: LabelledFrames) -> None:
+    """Check that all frames have each label that some have, for a library whose losses know of no missing one.
+
+    Raises:
+        TaskError: saying how many lack it.
+    """
+    for label in read.labels:
+        missing = sum(value[label] is None for value in read.values)
+        if missing:
+            raise TaskError(
+                f"expected {label} of all {len(read.frames)} frames of {str(path)!r}, "
+                f"{missing} lack it: leave these frames out"
+            )
+
+
 def read_frames(path: Path) -> list[Any]:
     """Read a file with ASE.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.atoms.task import Frames, Isolated
-from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled
+from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled, require_labels_of_all
 from surgeon_adapters.nequip.models import import_nequip
 
 INPUTS = ("pos", "atom_types", "edge_index", "cell", "edge_cell_shift")
@@ -113,21 +113,10 @@ def frames_of(
             others.
     """
     read = read_labelled(path, keys, potential.isolated, isolated or potential.isolated)
-    _require_labels_of_all(path, read)
+    require_labels_of_all(path, read)
     transforms = _transforms(potential)
     graphs = [_graph(read, index, transforms) for index in range(len(read.frames))]
     return NequipFrames(graphs, read.labels, read.isolated, potential.dtype)
-
-
-def _require_labels_of_all(path: Path, read: LabelledFrames) -> None:
-    """Refuse frames that lack a label which others have: nequip knows none."""
-    for label in read.labels:
-        missing = sum(value[label] is None for value in read.values)
-        if missing:
-            raise TaskError(
-                f"expected {label} of all {len(read.frames)} frames of {str(path)!r}, "
-                f"{missing} lack it: leave these frames out"
-            )
 
 
 def _transforms(potential: Potential) -> Sequence[Any]:

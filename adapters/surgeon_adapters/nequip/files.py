@@ -27,6 +27,7 @@ from surgeon_adapters.nequip.models import (
     require_known,
     statement_of,
 )
+from surgeon_adapters.recognition import record_in
 
 NETWORK = "model."
 AVERAGE = "ema.ema_weight_"
@@ -123,7 +124,7 @@ def write_file(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path
 
 def _is_checkpoint(path: Path) -> bool:
     """Look for what nequip's Lightning modules keep, without reading any tensor."""
-    text = nequip_packages.record_in(path, "data.pkl") or b""
+    text = record_in(path, "data.pkl") or b""
     return all(word in text for word in (b"hyper_parameters", b"info_dict", b"training_module", b"nequip"))
 
 

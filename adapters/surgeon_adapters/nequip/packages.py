@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from surgeon.opening.loading import load_into
 from surgeon.support.imports import one_line
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.nequip.models import build, import_nequip, nequip_state, statement_of
+from surgeon_adapters.recognition import record_in
 
 AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest relative deviation of the rebuilt model's energies and forces that counts as rounding."""
@@ -33,16 +33,6 @@ OUTPUTS = ("total_energy", "forces")
 def is_package(path: Path) -> bool:
     """Tell whether a file is an archive that ``nequip-package`` wrote."""
     return record_in(path, f"model/{METADATA}") is not None
-
-
-def record_in(path: Path, name: str) -> bytes | None:
-    """Return a record of an archive, as torch writes them, by its name below the archive's own; None if it has none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = next((other for other in archive.namelist() if other.partition("/")[2] == name), None)
-            return None if found is None else archive.read(found)
-    except (OSError, zipfile.BadZipFile):  # no archive, or one that is written without checksums
-        return None
 
 
 def settings_of(path: Path) -> tuple[dict[str, Any], str]:

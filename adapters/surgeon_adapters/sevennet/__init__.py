@@ -1,0 +1,1 @@
+"""SevenNet: models, checkpoint files, data and task of sevenn."""
