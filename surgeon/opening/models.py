@@ -11,7 +11,9 @@ from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
 from surgeon.files.address import HubPath
@@ -71,6 +73,8 @@ class _Way:
     factory: dict[str, Any] | None = None
     task: LoadedTask | None = None
     note: str = ""
+    given: bool = False
+    """By the user, whose code can do more than build."""
 
 
 def find_for_folder(
@@ -190,7 +194,10 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")
         # a prefix can also be the model's own: a child that is called "module"
         own = weights.prefix and model.state_dict().keys() == weights.in_file.keys()
-        load_into(model, weights.in_file if own else weights.tensors, str(weights.origin or weights.path))
+        tensors = weights.in_file if own else weights.tensors
+        if way.given and weights is checkpoint:
+            _refuse_converted(model, tensors, way.source, str(weights.origin or weights.path))
+        load_into(model, tensors, str(weights.origin or weights.path))
         return model
 
     def rebuild(weights: Checkpoint = checkpoint) -> nn.Module:
@@ -200,6 +207,30 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
     deployed = _is_deployed(model if checkpoint.module is None else checkpoint.module)
     notes = tuple(filter(None, (way.note, DEPLOYED if deployed else "")))
     return FoundModel(_unfrozen(model), way.source, way.factory, rebuild, way.task, notes)
+
+
+def _refuse_converted(model: nn.Module, tensors: Mapping[str, Tensor], source: str, where: str) -> None:
+    """Refuse a model that was built with most of the file's weights and some others: what built it converts them."""
+    same, others = 0, {}
+    for name, parameter in model.named_parameters():
+        stored = tensors.get(name)
+        if (
+            stored is None
+            or is_lazy(parameter)
+            or stored.shape != parameter.shape
+            or bool((stored == stored.reshape(-1)[:1]).all())
+        ):
+            continue  # zeros and ones are nobody's weights
+        if torch.equal(parameter.detach().to(stored.dtype), stored):
+            same += stored.numel()
+        else:
+            others[name] = stored.numel()
+    if others and same > sum(others.values()):
+        raise CheckpointError(
+            f"{source} gives a model that holds the weights of {where} already, but {len(others)} tensors of them in "
+            f"another form (first {next(iter(others))}): loaded as they are in the file they would be wrong; save the "
+            "checkpoint with the current version of its library, or install an adapter that opens it"
+        )
 
 
 def _is_deployed(model: nn.Module) -> bool:
@@ -250,10 +281,10 @@ def _from_user(task: LoadedTask | None, options: OpenOptions) -> _Way | None:
     factory, arguments, build, here = options.factory, dict(options.factory_arguments), options.build, Path.cwd()
     if build is not None:
         name = getattr(build, "__qualname__", type(build).__name__)
-        return _Way(_calling(build, {}, name, UsageError), f"the function {name}")
+        return _Way(_calling(build, {}, name, UsageError), f"the function {name}", given=True)
     if factory is not None:
         calling = _calling(_imported(factory, UsageError, here), arguments, factory, UsageError, here)
-        return _Way(calling, f"factory {factory}", {"factory": factory, "args": arguments})
+        return _Way(calling, f"factory {factory}", {"factory": factory, "args": arguments}, given=True)
     if arguments:
         raise UsageError(f"model arguments ({', '.join(arguments)}) need a factory: add `--model module:function`")
     return None if task is None else _from_task(task, "task")
@@ -267,7 +298,7 @@ def _from_task(task: LoadedTask, what: str) -> _Way | None:
     if not callable(model):
         raise TaskError(f"expected `model` of {name} to be a method, got {type(model).__name__}: let it build one")
     calling = _calling(model, {}, f"model() of {name}", TaskError, task.path.parent if task.path else Path.cwd())
-    return _Way(calling, f"{what} {name}", {"task": name, "args": dict(task.arguments)}, task)
+    return _Way(calling, f"{what} {name}", {"task": name, "args": dict(task.arguments)}, task, given=True)
 
 
 def _from_module(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | None:

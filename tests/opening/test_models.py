@@ -385,3 +385,26 @@ def test_a_module_that_cannot_be_described_is_used_as_it_is_with_a_note(here: Pa
     found = find_model(open_checkpoint(here / "whole.pt", trust_pickle=True), adapters=[Unable()])
     assert (found.source, found.factory) == ("the module inside whole.pt", None)
     assert found.notes[0].endswith("with --trust-pickle in every command: its settings are lost")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_model_that_holds_the_files_weights_in_another_form_is_refused(here: Path, share: float) -> None:
+    """As from a loader that puts old weights into another order; none of the file's weights, or all, are no reason."""
+    stored = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    torch.save(stored.state_dict(), here / "a.pt")
+
+    def build() -> nn.Module:
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+        with torch.no_grad():
+            for index, layer in enumerate(model):
+                if share == 0 or (share == 0.25 and index == 2):
+                    continue
+                layer.load_state_dict(stored[index].state_dict())
+        return model
+
+    opened, options = open_checkpoint(here / "a.pt"), OpenOptions(build=build)
+    if share == 0.25:
+        with pytest.raises(CheckpointError, match=r"holds the weights of .* 2 tensors of them .*first 2\.weight"):
+            find_model(opened, options)
+    else:
+        assert same(find_model(opened, options).model.state_dict(), stored.state_dict())
