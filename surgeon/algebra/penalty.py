@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from surgeon.algebra.gram_form import GramForm
 from surgeon.algebra.moments import SecondMoment
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.operator import BlockOperator
@@ -57,11 +55,6 @@ class Commutator:
         if not self._pairs:
             return weight.new_zeros((0, *weight.shape))
         return torch.cat([out.left(weight) - into.right(weight) for out, into in self.operators(weight)])
-
-    @cached_property
-    def gram_form(self) -> GramForm:
-        """The same maps with coordinates sorted, for second moments."""
-        return GramForm(self.rho_out, self.rho_in)
 
     def operators(self, like: Tensor) -> list[tuple[BlockOperator, BlockOperator]]:
         """Return pairs of operators of output and input, in the dtype and on the device of ``like``."""
@@ -245,7 +238,13 @@ def site_penalty(
 
 def _from_gram(weights: Sequence[Tensor], moments: Tensor, commutator: Commutator, form: PenaltyForm) -> SitePenalty:
     weight = weights[0] if len(weights) == 1 else weights[1] @ weights[0]
-    terms, gradient = commutator.gram_form(weight, moments, None if form == "square" else _root)
+    maps = torch.cat([weight.unsqueeze(0), commutator(weight)])
+    products = maps @ moments
+    squares = (maps * products).sum(dim=(1, 2))
+    terms = squares if form == "square" else _root(squares)
+    # d tr(M C M^T) = 2 tr(dM C M^T) for symmetric C
+    slopes = products * (2 if form == "square" else 1 / terms[:, None, None])
+    gradient = slopes[0] + commutator.adjoint(slopes[1:])
     gradients = (gradient,) if len(weights) == 1 else (weights[1].T @ gradient, gradient @ weights[0].T)
     return SitePenalty(terms[0], terms[1:].sum(), gradients)
 
@@ -264,7 +263,7 @@ def _from_rows(
     parts = torch.split_with_sizes(directions[1:], [out.count for out, _ in pairs])
     for (out, _), part, inputs in zip(pairs, parts, moved, strict=True):
         left[0] = left[0] + out.right(part).sum(0)
-        left.append(-part.flatten(0, 1))
+        left.append(part.flatten(0, 1))
         right.append(inputs.flatten(0, 1))
     return SitePenalty(terms[0], terms[1:].sum(), _outer(weights, torch.cat(left), torch.cat(right)))
 
