@@ -263,7 +263,7 @@ def _from_rows(
     parts = torch.split_with_sizes(directions[1:], [out.count for out, _ in pairs])
     for (out, _), part, inputs in zip(pairs, parts, moved, strict=True):
         left[0] = left[0] + out.right(part).sum(0)
-        left.append(part.flatten(0, 1))
+        left.append(-part.flatten(0, 1))
         right.append(inputs.flatten(0, 1))
     return SitePenalty(terms[0], terms[1:].sum(), _outer(weights, torch.cat(left), torch.cat(right)))
 
