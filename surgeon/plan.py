@@ -131,7 +131,6 @@ class Site:
         return math.prod(self.shape)
 
     def __repr__(self) -> str:
-        """In one line: where, what, between which representations, and how far these can be trusted."""
         ends = " -> ".join(textwrap.shorten(str(rho), 60, placeholder="...") for rho in (self.rho_in, self.rho_out))
         shape = " x ".join(map(str, self.shape))
         return f"Site({self.key}: {self.kind}, {ends}, W {shape}, {self.evidence})"
@@ -226,35 +225,25 @@ class Plan:
         return self.sites[0].rho_in.group if self.sites else parse_group(self.group)
 
     def __repr__(self) -> str:
-        """In one line: the group, and how much there is of everything."""
-        return (
-            f"Plan({self.group}, {len(self.sites)} sites that add {self._added:,} parameters, {len(self.skipped)} "
-            f"modules left alone, {len(self.notes)} notes)"
-        )
-
-    def __str__(self) -> str:
-        """The same as :meth:`summary`."""
-        return self.summary()
-
-    @property
-    def _added(self) -> int:
-        return sum(site.extra_parameters for site in self.sites)
+        return f"Plan({self.group}, {len(self.sites)} sites, {len(self.skipped)} modules left alone)"
 
     def summary(self) -> str:
         """Return a few lines: the group, the sites by kind, what they add, the coverage by class, the first notes."""
-        kinds = Counter(site.kind for site in self.sites)
+        kinds, added = Counter(site.kind for site in self.sites), sum(site.extra_parameters for site in self.sites)
         told = [f"{count} {kind}" for kind, count in kinds.most_common()] or ["nothing to relax"]
         sizes: Counter[str] = Counter()
         for entry in self.audit:
             sizes[entry.coverage] += entry.size
         shares = [f"{100 * size / max(sizes.total(), 1):.1f} % {name}" for name, size in sizes.most_common()]
         lines = [
-            f"{len(self.sites)} sites under {self.group} that add {self._added:,} parameters: {', '.join(told)}",
+            f"{len(self.sites)} sites under {self.group} that add {added:,} parameters: {', '.join(told)}",
             f"of all parameters: {', '.join(shares)}" if shares else "no model was run: nothing is verified",
             *(f"- {textwrap.shorten(note, 200, placeholder='...')}" for note in self.notes[:NOTES_SHOWN]),
         ]
         more = len(self.notes) - NOTES_SHOWN
         return "\n".join([*lines, f"- and {more} more notes"] if more > 0 else lines)
+
+    __str__ = summary
 
     def to_data(self) -> dict[str, Any]:
         """Return the plan as JSON-compatible data."""
