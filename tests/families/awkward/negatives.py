@@ -149,7 +149,7 @@ CASES = (
         "nearly equivariant",
         "an error of 1e-3",
         Nearly,
-        error="to be a symmetry of the model, but its output deviates by",
+        error="to be a symmetry of the model, but under 'identity'",
     ),
     Case(
         "equal samples",
