@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ MOST_WORDS = 4
 """Constants that are listed one by one."""
 
 MOST_ROWS, MOST_NUMBERS = 32, 4096
-"""Rows, and numbers, of what else an op is given that a plan holds at most."""
+"""Random rows, and numbers, of what else an op is given that a plan holds at most."""
 
 
 class NotFoldableError(Exception):
@@ -36,7 +35,7 @@ def sample_calls(
     """Return what an op can be given beside unit features, as JSON-compatible data, and what that takes for constant.
 
     Of arguments with one entry per row there are two choices: what was the same in all rows, with random numbers in
-    place of the rest; and some of the rows themselves.
+    place of the rest; and all one-hot codes, if every row is one.
 
     Args:
         site: annotated or measured.
@@ -76,13 +75,13 @@ def sample_calls(
         raise NotFoldableError("what else it is given was seen in a single row")
     others = {str(place[0]) for place in tensor_leaves(further[0]) if place not in by_row}
     choices = []
-    for rows, words in (_constants(values), _some_rows(values)):
+    for rows, words in (_constants(values), _codes(values)):
         if rows is not None:
             tree = further[0]
             for place, tensor in rows.items():
                 tree = with_tensor(tree, place, tensor)
             count = len(next(iter(rows.values())))
-            said = holds_while if words is None or others else words
+            said = holds_while if others else words
             choices.append(({"shape": [count, *shapes[0][1:]], "given": _encoded(tree)}, said))
     return choices
 
@@ -139,19 +138,17 @@ def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | No
     return rows, " and ".join(said) if len(said) <= MOST_WORDS else many
 
 
-def _some_rows(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, None]:
-    """Return rows of which all others are affine combinations; None where there are no others to show that."""
-    flat = torch.cat([tensor.reshape(len(tensor), -1).double().cpu() for tensor in values.values()], dim=1)[
-        : 100 * MOST_ROWS
-    ]
-    linalg = importlib.import_module("scipy.linalg")
-    triangle, order = linalg.qr(torch.cat([flat, torch.ones(len(flat), 1)], dim=1).T.numpy(), mode="r", pivoting=True)
-    diagonal = torch.from_numpy(triangle).diagonal().abs()
-    count = min(int((diagonal > 1e-6 * diagonal.max()).sum()), MOST_ROWS)
-    if count == len(flat):
-        return None, None
-    chosen = torch.from_numpy(order[:count]).long()
-    return {place: tensor[chosen.to(tensor.device)] for place, tensor in values.items()}, None
+def _codes(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, str]:
+    """Return every one-hot code, of kinds that were not seen, too, and that in words; None where rows are no codes."""
+    if len(values) > 1:
+        return None, ""
+    [(place, tensor)] = values.items()
+    flat = tensor.reshape(len(tensor), -1)
+    ones, kinds = flat == 1, flat.shape[1]
+    if kinds**2 > MOST_NUMBERS or not (((flat == 0) | ones).all() and (ones.sum(1) == 1).all()):
+        return None, ""
+    codes = torch.eye(kinds, dtype=torch.float64).reshape(kinds, *tensor.shape[1:])
+    return {place: codes}, f"every row of {'.'.join(map(str, place))} is a one-hot code"
 
 
 def _encoded(tree: Any) -> Any:

@@ -275,14 +275,24 @@ def test_weights_that_enter_squared_do_not_fold(name: str) -> None:
     assert "not linear in its weights" in site.fold_note
 
 
-def test_a_kind_that_was_not_seen_is_a_condition() -> None:
+def test_codes_fold_for_kinds_that_were_not_seen() -> None:
     op, call, site = layouts()["a matrix per kind"]
     call["kind"] = torch.eye(3).double()[[0, 1, 0, 1, 0, 1]]
     site = with_fold(site, op, [call], ())
-    assert site.fold_while == "kind acts as on the sample batch"
-    fold_map, other = fold_map_at(op, site), {**call, "kind": torch.eye(3).double()[[2] * 6]}
-    assert fold_complaint(op, site, call, fold_map, torch.Generator()) == ""
-    assert "changed weights do not act" in fold_complaint(op, site, other, fold_map, torch.Generator())
+    assert site.fold_while == "every row of kind is a one-hot code"
+    fold_map, generator = fold_map_at(op, site), torch.Generator()
+    for kinds, right in ((call["kind"], True), (torch.eye(3)[[2] * 6], True), (2 * torch.eye(3)[[2] * 6], False)):
+        complaint = fold_complaint(op, site, {**call, "kind": kinds.double()}, fold_map, generator)
+        assert (complaint == "") == right, complaint
+
+
+def test_a_few_rows_that_are_no_codes_do_not_fold() -> None:
+    """What is learned of a kind repeats itself in a batch as well, and changes while it is trained."""
+    op, call, site = layouts()["a matrix per kind"]
+    call["kind"] = torch.randn(2, 3, dtype=torch.float64)[[0, 1, 0, 1, 0, 1]]
+    site = with_fold(site, op, [call], ())
+    assert site.fold is None
+    assert "no change of its weights changes its linear map alone" in site.fold_note
 
 
 class Sum(nn.Module):
