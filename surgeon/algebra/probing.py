@@ -1,9 +1,9 @@
 """The sparse matrix of a linear map that can only be run, found in far fewer runs than it has columns.
 
-Where every output of the map depends on one input alone, three runs say on which, and how: on ``a`` (random), on
-``k a_k`` (the ratio of the two tells the input's number), and on other random numbers, which the decoded matrix has to
-predict. Where several inputs meet in one output this fails; the inputs are halved then, and pieces whose outputs do not
-overlap are run together.
+Where every output of the map depends on one input alone, four runs say on which, and how: on ``a`` (random), on
+``k a_k`` (the ratio of the two tells the input's number), and twice on other random numbers, which the decoded matrix
+has to predict. Where several inputs meet in one output this fails; the inputs are halved then, and pieces whose outputs
+do not overlap are run together.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ NOTHING = 1e-12
 
 DECODED = 1e-9
 """Largest relative deviation from what a decoded matrix predicts; also of a map that counts as linear."""
+
+ALONE = 3e-14
+"""Largest deviation, relative to the largest entry of a run, of an output that depends on one input alone.
+
+Little above rounding: constants that were made in float32 leave entries of 1e-8, which may not be overlooked.
+"""
 
 MOST_RUNS = 3000
 """Runs after which a map in which everything depends on everything is given up."""
@@ -61,7 +67,7 @@ def probed_matrix(run: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> Spar
     colours = torch.arange(len(pieces))
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(pieces):
-        if probe.runs + 3 * int(colours.max() + 1) > MOST_RUNS:
+        if probe.runs + 4 * int(colours.max() + 1) > MOST_RUNS:
             return None
         rows, owners, done = probe.decode(pieces, colours, rows, owners)
         found.append(done)
@@ -118,8 +124,9 @@ class _Probe:
         Returns:
             Rows that the other pieces do reach, their owners, and the entries (row, column, value) that were found.
         """
-        found = torch.zeros(3, len(rows), dtype=torch.float64)
-        scale, other = self._random(), self._random()
+        found = torch.zeros(4, len(rows), dtype=torch.float64)
+        scale, *others = self._random(), self._random(), self._random()
+        rounding = torch.zeros(len(rows), dtype=torch.float64)
         number = torch.arange(self._size, dtype=torch.float64)
         colour_of = torch.full((self._size,), -1)
         for (start, end), colour in zip(pieces.tolist(), colours.tolist(), strict=True):
@@ -128,18 +135,22 @@ class _Probe:
         order, counts = torch.argsort(colours[owners], stable=True), torch.bincount(colours[owners])
         for colour, chosen in enumerate(torch.split(order, counts.tolist())):
             taken = scale * (colour_of == colour)
-            inputs = [taken, taken * number, taken * other]
+            inputs = [taken, taken * number, *(taken * other for other in others)]
             for index, given in enumerate(inputs if (pieces[colours == colour].diff() > 1).any() else inputs[:1]):
                 result = self._at(given)
-                result[result.abs() <= NOTHING * result.abs().max()] = 0
+                largest = result.abs().max()
+                result[result.abs() <= NOTHING * largest] = 0
+                rounding[chosen] = ALONE * largest
                 found[index, chosen] = result[rows[chosen]]
         reached = found.any(0)
-        rows, owners, (once, counted, control) = rows[reached], owners[reached], found[:, reached]
+        rows, owners, (once, counted, *controls) = rows[reached], owners[reached], found[:, reached]
         size = pieces[:, 1] - pieces[:, 0]
         ratio = torch.where(once != 0, counted / once, torch.zeros_like(once))
         place = (ratio * size[owners]).round().long() - 1
         column = pieces[owners, 0] + place.clamp(min=0).minimum(size[owners] - 1)
-        fits = (control - once * other[column]).abs() <= DECODED * once.abs()
+        fits = torch.ones_like(rows, dtype=torch.bool)
+        for control, other in zip(controls, others, strict=True):
+            fits &= (control - once * other[column]).abs() <= rounding[reached]
         simple = ((torch.bincount(owners[~fits], minlength=len(pieces)) == 0) | (size == 1))[owners]
         values = torch.where(simple, once, 0) / scale[column]
         return rows[~simple], owners[~simple], (rows[simple], column[simple], values[simple])
