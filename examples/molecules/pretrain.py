@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.opening.evaluation import evaluate
+from surgeon_adapters.atoms.potential import frames_of
 from surgeon_adapters.mace.adapter import adapter
-from surgeon_adapters.mace.data import frames_of, head_of
+from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import build
 from surgeon_adapters.mace.task import MaceTask
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
-from surgeon_adapters.atoms.task import AtomisticTask, Frames, act_on_atoms, act_on_labels
+from surgeon_adapters.atoms.potential import Frames, Potential
+from surgeon_adapters.atoms.task import AtomisticTask, act_on_atoms, act_on_labels
 
 SIZES = {"many.xyz": 20, "few.xyz": 2, "other.xyz": 5}
 
@@ -29,6 +30,9 @@ class NumbersTask(AtomisticTask):
     library = "numbers"
     positions = "positions"
     vectors = ("cell",)
+
+    def potential_of(self, model: nn.Module) -> Potential:
+        raise NotImplementedError
 
     def for_model(self, model: nn.Module) -> NumbersTask:
         return replace(self, frames=self.split(read))

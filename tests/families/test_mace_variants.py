@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.opening.open import open_path
+from surgeon_adapters.atoms.potential import Frames, frames_of
 from surgeon_adapters.atoms.task import Batches
-from surgeon_adapters.mace.data import MaceFrames, frames_of, head_of
+from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import import_mace
 from surgeon_adapters.mace.task import MaceTask
 
@@ -77,7 +78,7 @@ class Trained:
     weights: Path
     data: Path
 
-    def frames(self, model: nn.Module) -> MaceFrames:
+    def frames(self, model: nn.Module) -> Frames:
         """Return all frames, in order."""
         return frames_of(self.data, head_of(model, self.variant.head), {})
 

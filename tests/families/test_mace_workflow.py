@@ -19,9 +19,10 @@ from surgeon.opening.task_calls import task_symmetry
 from surgeon.opening.workspace import Workspace
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
+from surgeon_adapters.atoms.potential import frames_of
 from surgeon_adapters.atoms.task import Batches
 from surgeon_adapters.mace.adapter import adapter
-from surgeon_adapters.mace.data import frames_of, head_of
+from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import decoded, import_mace
 from surgeon_adapters.mace.task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, ROOT, Surgeon, child

@@ -22,7 +22,8 @@ from surgeon.opening.task_calls import task_symmetry
 from surgeon.support.modes import default_dtype
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
-from surgeon_adapters.nequip.data import frames_of, potential_of
+from surgeon_adapters.atoms.potential import frames_of
+from surgeon_adapters.nequip.data import potential_of
 from surgeon_adapters.nequip.models import build
 from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child

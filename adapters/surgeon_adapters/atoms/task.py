@@ -9,44 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.plan import Split
+from surgeon_adapters.atoms.potential import Frames, Isolated, Potential, frames_of
 
 MILLI = 1000.0
-
-Isolated = Mapping[int, float]
-"""Energies of isolated atoms in eV, by atomic number."""
-
-
-@dataclass(frozen=True)
-class Frames(ABC):
-    """Frames of one file as graphs in float64, which become batches of the model's dtype.
-
-    Attributes:
-        graphs: one per frame, as the library wants them.
-        labels: which of energy, forces and stress the frames have.
-        isolated: the energies that were taken off the labels.
-        dtype: of the batches.
-    """
-
-    graphs: Sequence[Any] = field(repr=False)
-    labels: tuple[str, ...]
-    isolated: Isolated
-    dtype: torch.dtype
-
-    def __len__(self) -> int:
-        return len(self.graphs)
-
-    def chosen(self, indices: Sequence[int]) -> Self:
-        """Return some of the frames."""
-        return replace(self, graphs=[self.graphs[index] for index in indices])
-
-    @abstractmethod
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a fresh batch as a dict."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +63,36 @@ class AtomisticTask(ABC):
     forces_key: str | None = None
     stress_key: str | None = None
     frames: Mapping[Split, Frames] = field(default_factory=dict, repr=False)
+    potential: Potential | None = field(default=None, repr=False)
 
     library: ClassVar[str]
     positions: ClassVar[str]
     """Name of the positions in a batch."""
     vectors: ClassVar[tuple[str, ...]]
     """What else turns with them and is not moved."""
+    energy_label: ClassVar[str] = "energy"
+    """Name of the energies in a batch."""
 
     primary_direction = "min"
     output_names = ("energy", "forces", "stress")
+
+    @abstractmethod
+    def potential_of(self, model: nn.Module) -> Potential:
+        """Read off a model what it says about its data.
+
+        Raises:
+            TaskError: if it is none of the library's potentials.
+        """
+
+    def for_model(self, model: nn.Module) -> Self:
+        """Read the files for a model: its elements, cutoff and isolated atoms.
+
+        Raises:
+            TaskError: if it is none of the library's potentials, or a file does not fit it.
+        """
+        potential = self.potential_of(model)
+        frames = self.split(lambda path, isolated: frames_of(path, potential, self.keys, isolated))
+        return replace(self, frames=frames, potential=potential)
 
     def split(self, read: Callable[[Path, Isolated | None], Frames]) -> dict[Split, Frames]:
         """Read the files and share out the frames.
@@ -169,6 +159,34 @@ class AtomisticTask(ABC):
         if split == "train":
             random.Random(seed).shuffle(order)
         return Batches(frames, order, self.batch_size)
+
+    def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the mean squared errors of energy per atom, forces and stress."""
+        errors = self.errors(outputs, batch)
+        loss: Any = sum(self.weights[label] * error.square().mean() for label, error in errors.items())
+        scalar: Tensor = loss.to(batch[self.positions].dtype)
+        return scalar
+
+    def metrics(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor | float, float]]:
+        """Return mean absolute errors: energy per atom in meV, forces in meV/A, stress in meV/A^3."""
+        names = {"energy": "energy_mae", "forces": "force_mae", "stress": "stress_mae"}
+        errors = self.errors(outputs, batch)
+        return {names[label]: (MILLI * error.abs().sum(), float(error.numel())) for label, error in errors.items()}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the labels in the loss."""
+        return {"energy": self.energy_weight, "forces": self.forces_weight, "stress": self.stress_weight}
+
+    def errors(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return output minus label by label, that of energy per atom; where all frames have the label."""
+        errors = {key: outputs[key] - batch[key] for key in ("forces", "stress") if key in batch}
+        if self.energy_label in batch:
+            energy = outputs["energy"]
+            errors["energy"] = (energy - batch[self.energy_label]) / batch["num_atoms"].reshape(energy.shape)
+        return errors
 
     def act(self, g: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rotate or reflect positions, cells and labels; a 4 x 4 element also shifts the positions."""

@@ -5,7 +5,6 @@ The layers inside are those of e3nn, whose adapter annotates them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import CheckpointError, TaskError
+from surgeon.errors import CheckpointError
 from surgeon.files.reading import scripts_on_the_cpu
 from surgeon.opening.loading import load_into
-from surgeon.plan import Task
-from surgeon.registry import Adapter
-from surgeon.support.imports import call_with
+from surgeon_adapters.atoms.adapter import PotentialAdapter
 from surgeon_adapters.mace.checks import forces_of, further_inputs, recognised, require_no_other_layers, require_same
 from surgeon_adapters.mace.models import FACTORY, KINDS, arguments_of, build, import_mace
 from surgeon_adapters.mace.task import MaceTask
 
 
-class MaceAdapter(Adapter):
+class MaceAdapter(PotentialAdapter):
     """MACE from its file to its file."""
 
     name = "mace"
-    groups = ("SO3", "O3", "SE3", "E3")
+    task_class = MaceTask
 
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a MACE potential, having checked that a rebuilt one computes the same.
@@ -65,11 +62,6 @@ class MaceAdapter(Adapter):
         with scripts_on_the_cpu():
             module = torch.load(path, map_location="cpu", weights_only=False)
         return module if type(module).__module__.startswith("mace.") else None
-
-    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
-        """Return the task on an extended-XYZ file."""
-        task: Task = call_with(functools.partial(MaceTask, data), arguments, "the task of mace", TaskError)
-        return task
 
 
 adapter = MaceAdapter()

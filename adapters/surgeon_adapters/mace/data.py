@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.support.modes import default_dtype
-from surgeon_adapters.atoms.task import Frames, Isolated
-from surgeon_adapters.atoms.xyz_frames import DEFAULT_KEYS, LabelledFrames, read_labelled
+from surgeon_adapters.atoms.potential import Frames, Potential
+from surgeon_adapters.atoms.xyz_frames import DEFAULT_KEYS, LabelledFrames
 from surgeon_adapters.mace.checks import further_inputs
 from surgeon_adapters.mace.models import KINDS, import_mace
 
@@ -21,25 +20,54 @@ INPUTS = ("positions", "node_attrs", "edge_index", "shifts", "unit_shifts", "cel
 LABELS = ("energy", "forces", "stress", "weight", "energy_weight", "forces_weight", "stress_weight")
 
 
+class MaceFrames(Frames):
+    """Frames as MACE's own data objects, in float64."""
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return a fresh batch as a dict; without stress if no frame has one."""
+        batch = import_mace("tools.torch_geometric").Batch.from_data_list([self.graphs[index] for index in indices])
+        skipped = () if "stress" in self.labels else ("stress", "stress_weight")
+        chosen = {key: batch[key].clone() for key in (*INPUTS, *LABELS) if key not in skipped}
+        return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in chosen.items()}
+
+
 @dataclass(frozen=True)
-class Head:
-    """What a model says about its data.
+class Head(Potential):
+    """What a model says about its data; the isolated atoms are those of the head in use.
 
     Attributes:
-        numbers: atomic numbers of its elements.
         cutoff: radius of the neighbour list, in angstrom.
         names: of all heads.
         name: of the head in use.
-        isolated: atomic number to the energy of the isolated atom in that head, in eV.
-        dtype: of its weights.
     """
 
-    numbers: tuple[int, ...]
     cutoff: float
     names: tuple[str, ...]
     name: str
-    isolated: Mapping[int, float]
-    dtype: torch.dtype
+
+    kind = MaceFrames
+    lacking_labels = True
+
+    def graph(self, read: LabelledFrames, index: int) -> Any:
+        """Return a frame with its neighbour list as MACE's data object; its energy is that of interaction."""
+        data, tools = import_mace("data"), import_mace("tools")
+        copied = read.frames[index].copy()
+        for label, value in {**read.values[index], "energy": read.interaction_energy(index)}.items():
+            if value is not None:
+                place = copied.arrays if label == "forces" else copied.info
+                place[DEFAULT_KEYS[label]] = value
+        specification = data.KeySpecification(
+            info_keys={label: DEFAULT_KEYS[label] for label in ("energy", "stress")},
+            arrays_keys={"forces": DEFAULT_KEYS["forces"]},
+        )
+        configuration = data.config_from_atoms(copied, key_specification=specification, head_name=self.name)
+        with default_dtype(torch.float64):
+            return data.AtomicData.from_config(
+                configuration,
+                z_table=tools.AtomicNumberTable(list(self.isolated)),
+                cutoff=self.cutoff,
+                heads=list(self.names),
+            )
 
 
 def head_of(model: nn.Module, name: str | None) -> Head:
@@ -72,7 +100,7 @@ def head_of(model: nn.Module, name: str | None) -> Head:
     numbers = tuple(int(number) for number in potential.atomic_numbers)
     energies = potential.atomic_energies_fn.atomic_energies.detach().double().reshape(len(names), len(numbers))
     isolated = dict(zip(numbers, energies[names.index(chosen)].tolist(), strict=True))
-    return Head(numbers, float(potential.r_max), names, chosen, isolated, next(model.parameters()).dtype)
+    return Head(isolated, next(model.parameters()).dtype, float(potential.r_max), names, chosen)
 
 
 def _require_potential(model: nn.Module) -> None:
@@ -88,54 +116,4 @@ def _require_potential(model: nn.Module) -> None:
         raise TaskError(
             f"expected a MACE potential that takes only atoms for the task of mace, got one that takes "
             f"{', '.join(inputs)} as well: give a task file of your own"
-        )
-
-
-class MaceFrames(Frames):
-    """Frames as MACE's own data objects, in float64."""
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a fresh batch as a dict; without stress if no frame has one."""
-        batch = import_mace("tools.torch_geometric").Batch.from_data_list([self.graphs[index] for index in indices])
-        skipped = () if "stress" in self.labels else ("stress", "stress_weight")
-        chosen = {key: batch[key].clone() for key in (*INPUTS, *LABELS) if key not in skipped}
-        return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in chosen.items()}
-
-
-def frames_of(path: Path, head: Head, keys: Mapping[str, str | None], isolated: Isolated | None = None) -> MaceFrames:
-    """Read an extended-XYZ file.
-
-    Args:
-        path: the file.
-        head: what the model says.
-        keys: label to its name in the file, or None for the usual ones.
-        isolated: energies of isolated atoms, if the file has no frames of type IsolatedAtom; by default the model's.
-
-    Raises:
-        TaskError: as for :func:`surgeon_adapters.atoms.xyz_frames.read_labelled`.
-    """
-    read = read_labelled(path, keys, head.numbers, isolated or head.isolated)
-    graphs = [_graph(read, index, head) for index in range(len(read.frames))]
-    return MaceFrames(graphs, read.labels, read.isolated, head.dtype)
-
-
-def _graph(read: LabelledFrames, index: int, head: Head) -> Any:
-    """Return a frame with its neighbour list as MACE's data object; its energy is that of interaction."""
-    data, tools = import_mace("data"), import_mace("tools")
-    copied = read.frames[index].copy()
-    for label, value in {**read.values[index], "energy": read.interaction_energy(index)}.items():
-        if value is not None:
-            place = copied.arrays if label == "forces" else copied.info
-            place[DEFAULT_KEYS[label]] = value
-    specification = data.KeySpecification(
-        info_keys={label: DEFAULT_KEYS[label] for label in ("energy", "stress")},
-        arrays_keys={"forces": DEFAULT_KEYS["forces"]},
-    )
-    configuration = data.config_from_atoms(copied, key_specification=specification, head_name=head.name)
-    with default_dtype(torch.float64):
-        return data.AtomicData.from_config(
-            configuration,
-            z_table=tools.AtomicNumberTable(list(head.numbers)),
-            cutoff=head.cutoff,
-            heads=list(head.names),
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgeon_adapters.atoms.task import MILLI, AtomisticTask
-from surgeon_adapters.mace.data import INPUTS, frames_of, head_of
+from surgeon_adapters.mace.data import INPUTS, Head, head_of
 from surgeon_adapters.mace.models import import_mace
 
 
@@ -33,14 +33,9 @@ class MaceTask(AtomisticTask):
     positions = "positions"
     vectors = ("shifts", "cell")
 
-    def for_model(self, model: nn.Module) -> MaceTask:
-        """Read the files for a model: its elements, cutoff, head and isolated atoms.
-
-        Raises:
-            TaskError: if it is no MACE potential, or a file does not fit it.
-        """
-        head = head_of(model, self.head)
-        return replace(self, frames=self.split(lambda path, isolated: frames_of(path, head, self.keys, isolated)))
+    def potential_of(self, model: nn.Module) -> Head:
+        """Read the head that is trained."""
+        return head_of(model, self.head)
 
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return energies of interaction, forces and stresses; MACE writes into the dict that it is given."""

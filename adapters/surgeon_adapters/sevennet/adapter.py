@@ -5,27 +5,22 @@ The layers inside are those of e3nn, whose adapter annotates them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.errors import TaskError
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.plan import Task
-from surgeon.registry import Adapter
-from surgeon.support.imports import call_with
+from surgeon_adapters.atoms.adapter import PotentialAdapter
 from surgeon_adapters.sevennet import files as sevennet_files
 from surgeon_adapters.sevennet.task import SevenNetTask
 
 
-class SevenNetAdapter(Adapter):
+class SevenNetAdapter(PotentialAdapter):
     """SevenNet from its file to its file."""
 
     name = "sevennet"
-    groups = ("SO3", "O3", "SE3", "E3")
+    task_class = SevenNetTask
 
     def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
         """Open a checkpoint of sevenn's training; None for other files."""
@@ -38,11 +33,6 @@ class SevenNetAdapter(Adapter):
     def reopen(self, path: Path) -> nn.Module | None:
         """Open a checkpoint as sevenn's own calculator does; None for other files."""
         return sevennet_files.open_by_sevenn(path)
-
-    def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:
-        """Return the task on an extended-XYZ file."""
-        task: Task = call_with(functools.partial(SevenNetTask, data), arguments, "the task of sevennet", TaskError)
-        return task
 
 
 adapter = SevenNetAdapter()

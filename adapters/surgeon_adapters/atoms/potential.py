@@ -1,0 +1,102 @@
+"""What a potential says about its data, and the frames that its library makes of a file for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled, require_labels_of_all
+
+Isolated = Mapping[int, float]
+"""Energies of isolated atoms in eV, by atomic number."""
+
+
+@dataclass(frozen=True)
+class Frames(ABC):
+    """Frames of one file as graphs in float64, which become batches of the model's dtype.
+
+    Attributes:
+        graphs: one per frame, as the library wants them.
+        labels: which of energy, forces and stress the frames have.
+        isolated: the energies that were taken off the labels.
+        dtype: of the batches.
+    """
+
+    graphs: Sequence[Any] = field(repr=False)
+    labels: tuple[str, ...]
+    isolated: Isolated
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    def chosen(self, indices: Sequence[int]) -> Self:
+        """Return some of the frames."""
+        return replace(self, graphs=[self.graphs[index] for index in indices])
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return a fresh batch as a dict."""
+
+
+@dataclass(frozen=True)
+class Potential(ABC):
+    """What a model says about its data.
+
+    Attributes:
+        isolated: energy of an isolated atom, or what the model adds per atom, by atomic number, in eV.
+        dtype: of its weights.
+    """
+
+    isolated: Isolated
+    dtype: torch.dtype
+
+    kind: ClassVar[type[Frames]]
+    lacking_labels: ClassVar[bool] = False
+    """Whether the library's loss knows of frames without a label that others have."""
+
+    @abstractmethod
+    def graph(self, read: LabelledFrames, index: int) -> Any:
+        """Return a frame with its neighbour list as the library makes it; its energy is that of interaction."""
+
+
+def frames_of(
+    path: Path, potential: Potential, keys: Mapping[str, str | None], isolated: Isolated | None = None
+) -> Frames:
+    """Read an extended-XYZ file.
+
+    Args:
+        path: the file.
+        potential: what the model says.
+        keys: label to its name in the file, or None for the usual ones.
+        isolated: energies of isolated atoms, if the file has no frames of type IsolatedAtom; by default the model's.
+
+    Raises:
+        TaskError: as for :func:`surgeon_adapters.atoms.xyz_frames.read_labelled`, or if some frames lack a label of
+            others and the library's loss knows of no such frames.
+    """
+    read = read_labelled(path, keys, potential.isolated, isolated or potential.isolated)
+    if not potential.lacking_labels:
+        require_labels_of_all(path, read)
+    graphs = [potential.graph(read, index) for index in range(len(read.frames))]
+    return potential.kind(graphs, read.labels, read.isolated, potential.dtype)
+
+
+def labels_of(read: LabelledFrames, index: int) -> dict[str, Tensor]:
+    """Return the labels of a frame in float64: energy of interaction (1,), forces (n, 3) and stress (1, 3, 3)."""
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    found = {label: torch.as_tensor(read.values[index][label], dtype=torch.float64) for label in read.labels}
+    if "energy" in found:
+        found["energy"] = torch.tensor([read.interaction_energy(index)], dtype=torch.float64)
+    if "stress" in found:
+        stress = found["stress"]
+        full = torch.as_tensor(voigt_6_to_full_3x3_stress(stress.numpy())) if stress.numel() == 6 else stress
+        found["stress"] = full.reshape(1, 3, 3)
+    return found
