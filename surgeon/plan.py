@@ -282,7 +282,7 @@ class Task(Protocol):
     Only ``batches`` and ``loss`` are required. The optional members, looked up by name:
 
     * ``model() -> Module``: builds the architecture.
-    * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader.
+    * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader, whose weights count.
     * ``for_model(model) -> Task``: the task for one opened model, for tasks whose batches depend on it.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).

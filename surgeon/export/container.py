@@ -39,6 +39,11 @@ def write_container(
         ExistsError: if ``path`` exists and ``force`` is False.
         WriteError: if the system refuses, or what was written does not read back as the same bytes.
     """
+    if checkpoint.converted:
+        raise CheckpointError(
+            f"expected weights in the form of {str(checkpoint.path)!r}, but {checkpoint.converted}: only its library "
+            "could turn them back, export without --container"
+        )
     _check_same_form(checkpoint, tensors)
     prefixed = {checkpoint.prefix + key: tensors[key] for key in checkpoint.tensors}
     with atomic_file(path, force=force) as temporary:

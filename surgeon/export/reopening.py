@@ -21,6 +21,7 @@ from surgeon.export.deviation import allowed_deviation, largest_deviation
 from surgeon.export.stripped import Stripped, stripped_beside_original
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.loader import LOADER, own_loader
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.registry import installed_adapters
@@ -140,9 +141,9 @@ def reopen(path: Path, workspace: Workspace) -> tuple[nn.Module, str]:
     Raises:
         CheckFailedError: if that fails.
     """
-    own = getattr(workspace.task.task, "load_model", None) if workspace.task else None
-    if callable(own):
-        return _opened(own, path, "load_model() of the task"), "load_model() of the task"
+    own = own_loader(workspace.task)
+    if own is not None:
+        return _opened(own, path, LOADER), LOADER
     for name, adapter in installed_adapters().items():
         source = f"the loader of the adapter {name}"
         model = _opened(adapter.reopen, path, source, optional=True)

@@ -33,6 +33,7 @@ class Checkpoint:
         content: the object as it was loaded, from which the container is rebuilt; None for safetensors.
         origin: where it was downloaded from, with repository, commit and file; None for a local file.
         library: name of the adapter that opened the file and writes it again; empty for the usual containers.
+        converted: in words, how ``tensors`` differ from those in the file, if a loader of the user's gave them.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Checkpoint:
     content: Any = field(default=None, repr=False)
     origin: HubPath | None = None
     library: str = ""
+    converted: str = ""
 
     @property
     def in_file(self) -> Mapping[str, Tensor]:

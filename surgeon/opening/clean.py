@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, TrustError
 from surgeon.files.clean import WEIGHTS_FILE, CleanFiles, forms_of, read_clean, same_form
+from surgeon.opening.loader import as_loaded
 from surgeon.opening.loading import load_into, named_as
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.remote.fetch import fetch_model, open_anywhere
+from surgeon.opening.tasks import given_task
 from surgeon.opening.workspace import Workspace
 
 GIVE_ORIGINAL, GIVE_TASK = "give --against", "give --task"
@@ -76,7 +78,8 @@ def open_clean(folder: str | Path, against: str | Path | None, options: OpenOpti
     else:
         entry = options.entry or clean.certificate["details"]["original"]["entry"]
         opened = OpenedClean(clean, Path(against), dataclasses.replace(options, entry=entry))
-        original = open_anywhere(opened.path, trust_pickle=options.trust_pickle, entry=entry)
+        read = open_anywhere(opened.path, trust_pickle=options.trust_pickle, entry=entry)
+        original = as_loaded(read, given_task(options))
         opened.original, opened.sha256 = named_as(original, clean.tensors), original.sha256
     if clean.damage:
         opened.missing |= dict.fromkeys(("weights", "original", "model", "task"), "the weights do not open")

@@ -99,7 +99,7 @@ def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_values(name: str, held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse a model that holds other values than its file: it would do so after every load."""
-    changed = dict.fromkeys(key for key, index, piece in pieces(tensors) if not _holds(held[key][index], piece))
+    changed = dict.fromkeys(key for key, index, piece in pieces(tensors) if not holds(held[key][index], piece))
     if changed:
         raise CheckpointError(
             f"{name} changes the values of {_listed(list(changed))} tensors while it loads {where}: "
@@ -107,7 +107,7 @@ def _check_values(name: str, held: Mapping[str, Tensor], tensors: Mapping[str, T
         )
 
 
-def _holds(held: Tensor, stored: Tensor) -> bool:
+def holds(held: Tensor, stored: Tensor) -> bool:
     """Tell whether a tensor has the bits of the stored one, or those of a cast that can be undone."""
     if stored.is_quantized:
         return held.is_quantized and torch.equal(held, stored)

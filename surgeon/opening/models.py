@@ -11,18 +11,17 @@ from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
 from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import STATEMENT_SUFFIX
 from surgeon.files.relaxed import BASE_FILE, RelaxedFiles
+from surgeon.opening.loader import LOADER, as_loaded, own_loader, refuse_converted
 from surgeon.opening.loading import load_into
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.originals import is_there, original_source
+from surgeon.opening.originals import is_there, open_original, original_source
 from surgeon.opening.remote.fetch import open_anywhere
 from surgeon.opening.tasks import LoadedTask, load_task
 from surgeon.opening.trust import check_task
@@ -47,6 +46,7 @@ class FoundModel:
         rebuild: builds the same model once more, with the same weights or with those of the checkpoint it is given.
         task: the task file beside the checkpoint, if the model came from it.
         notes: what the user should know of it, in sentences.
+        checkpoint: the one whose weights it has: as read, or as the task's own loader gives it.
     """
 
     model: nn.Module
@@ -55,13 +55,16 @@ class FoundModel:
     rebuild: Callable[..., nn.Module] = field(repr=False)
     task: LoadedTask | None = None
     notes: tuple[str, ...] = ()
+    checkpoint: Checkpoint | None = None
 
     @property
     def words(self) -> str:
         """How it was found, without any path of this machine."""
         if self.factory is None:
             return self.source
-        return "model() of the task" if "task" in self.factory else f"the factory {self.factory['factory']}"
+        if "task" in self.factory:
+            return LOADER if self.source.startswith(LOADER) else "model() of the task"
+        return f"the factory {self.factory['factory']}"
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,12 @@ def find_for_folder(
     if model is not None:
         metadata[STATEMENT_KEY] = json.dumps(model)
     checkpoint = Checkpoint(files.folder / BASE_FILE, files.base, "safetensors", metadata=metadata, origin=origin)
+
+    def path() -> Path:
+        return open_original(files.config.base, options, origin).path
+
     try:
-        return checkpoint, find_model(checkpoint, options, task)
+        return checkpoint, find_model(checkpoint, options, task, original=path)
     except TrustError as error:
         raise TrustError(
             f"the relaxed folder {name!r} names the factory {factory!r}, which no installed package "
@@ -135,19 +142,24 @@ def find_model(
     options: OpenOptions | None = None,
     task: LoadedTask | None = None,
     adapters: Iterable[Adapter] | None = None,
+    original: Callable[[], Path] | None = None,
 ) -> FoundModel:
     """Build the model of a checkpoint and load its weights strictly; the first way that applies is taken.
 
-    1. ``build``, ``factory`` or ``task.model()``; a trusted module itself, from plain data if an adapter describes it;
+    1. ``build``, ``factory``, ``task.model()`` or ``task.load_model(path)``; a trusted module itself, from plain data
+       if an adapter describes it;
     2. the checkpoint's statement: metadata key ``surgeon.model`` or the file ``CKPT.model.json``;
     3. without a task of the user's, ``task.py`` in the folder of a local checkpoint, if the user allows that file;
     4. the first adapter that recognises keys and shapes; and then that ``task.py``.
+
+    Where the task has ``load_model``, the weights are those that it gives.
 
     Args:
         checkpoint: as opened; beside one from the Hub or a cache no ``task.py`` is run.
         options: what the user gave, and what is trusted.
         task: what the user gave as task.
         adapters: default all installed ones.
+        original: finds the file that ``load_model`` opens, where the checkpoint is a copy of its weights.
 
     Raises:
         ModelNotFoundError: if no way applies.
@@ -158,18 +170,19 @@ def find_model(
     """
     given = options or OpenOptions()
     known = [*(installed_adapters().values() if adapters is None else adapters)]
+    path = original or (lambda: checkpoint.path)
     ways: tuple[Callable[[], _Way | None], ...] = (
-        lambda: _from_user(task, given),
+        lambda: _from_user(task, given, path),
         lambda: _from_module(checkpoint, known),
         lambda: _from_statement(checkpoint, given.trust_remote_code),
-        lambda: _from_neighbour(checkpoint, given) if task is None else None,
+        lambda: _from_neighbour(checkpoint, given, path) if task is None else None,
         lambda: _from_tensors(checkpoint, known),
-        lambda: _from_neighbour(checkpoint, given),
+        lambda: _from_neighbour(checkpoint, given, path),
     )
     way = next(filter(None, (find() for find in ways)), None)
     if way is None:
         raise _not_found(checkpoint, known)
-    return _finished(checkpoint, way)
+    return _finished(checkpoint if original else as_loaded(checkpoint, task or way.task), way)
 
 
 def _not_found(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> ModelNotFoundError:
@@ -196,7 +209,7 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
         own = weights.prefix and model.state_dict().keys() == weights.in_file.keys()
         tensors = weights.in_file if own else weights.tensors
         if way.given and weights is checkpoint:
-            _refuse_converted(model, tensors, way.source, str(weights.origin or weights.path))
+            refuse_converted(model, tensors, way.source, str(weights.origin or weights.path))
         load_into(model, tensors, str(weights.origin or weights.path))
         return model
 
@@ -205,32 +218,9 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
 
     model = loaded()
     deployed = _is_deployed(model if checkpoint.module is None else checkpoint.module)
-    notes = tuple(filter(None, (way.note, DEPLOYED if deployed else "")))
-    return FoundModel(_unfrozen(model), way.source, way.factory, rebuild, way.task, notes)
-
-
-def _refuse_converted(model: nn.Module, tensors: Mapping[str, Tensor], source: str, where: str) -> None:
-    """Refuse a model that was built with most of the file's weights and some others: what built it converts them."""
-    same, others = 0, {}
-    for name, parameter in model.named_parameters():
-        stored = tensors.get(name)
-        if (
-            stored is None
-            or is_lazy(parameter)
-            or stored.shape != parameter.shape
-            or bool((stored == stored.reshape(-1)[:1]).all())
-        ):
-            continue  # zeros and ones are nobody's weights
-        if torch.equal(parameter.detach().to(stored.dtype), stored):
-            same += stored.numel()
-        else:
-            others[name] = stored.numel()
-    if others and same > sum(others.values()):
-        raise CheckpointError(
-            f"{source} gives a model that holds the weights of {where} already, but {len(others)} tensors of them in "
-            f"another form (first {next(iter(others))}): loaded as they are in the file they would be wrong; save the "
-            "checkpoint with the current version of its library, or install an adapter that opens it"
-        )
+    kept = checkpoint.converted and f"{checkpoint.converted}: results have them as they are there, in safetensors only"
+    notes = tuple(filter(None, (way.note, DEPLOYED if deployed else "", kept)))
+    return FoundModel(_unfrozen(model), way.source, way.factory, rebuild, way.task, notes, checkpoint)
 
 
 def _is_deployed(model: nn.Module) -> bool:
@@ -277,7 +267,7 @@ def _imported(factory: str, error_class: type[SurgeonError], folder: Path | None
     return made
 
 
-def _from_user(task: LoadedTask | None, options: OpenOptions) -> _Way | None:
+def _from_user(task: LoadedTask | None, options: OpenOptions, path: Callable[[], Path]) -> _Way | None:
     factory, arguments, build, here = options.factory, dict(options.factory_arguments), options.build, Path.cwd()
     if build is not None:
         name = getattr(build, "__qualname__", type(build).__name__)
@@ -287,18 +277,19 @@ def _from_user(task: LoadedTask | None, options: OpenOptions) -> _Way | None:
         return _Way(calling, f"factory {factory}", {"factory": factory, "args": arguments}, given=True)
     if arguments:
         raise UsageError(f"model arguments ({', '.join(arguments)}) need a factory: add `--model module:function`")
-    return None if task is None else _from_task(task, "task")
+    return None if task is None else _from_task(task, "task", path)
 
 
-def _from_task(task: LoadedTask, what: str) -> _Way | None:
-    model = getattr(task.task, "model", None)
+def _from_task(task: LoadedTask, what: str, path: Callable[[], Path]) -> _Way | None:
+    name, model = str(task.path or task.spec), getattr(task.task, "model", None)
+    stated = {"task": name, "args": dict(task.arguments)}
     if model is None:
-        return None
-    name = str(task.path or task.spec)
+        load = own_loader(task)
+        return None if load is None else _Way(lambda: load(path()), f"{LOADER} {name}", stated, task, given=True)
     if not callable(model):
         raise TaskError(f"expected `model` of {name} to be a method, got {type(model).__name__}: let it build one")
     calling = _calling(model, {}, f"model() of {name}", TaskError, task.path.parent if task.path else Path.cwd())
-    return _Way(calling, f"{what} {name}", {"task": name, "args": dict(task.arguments)}, task, given=True)
+    return _Way(calling, f"{what} {name}", stated, task, given=True)
 
 
 def _from_module(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | None:
@@ -376,7 +367,7 @@ def _from_tensors(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way |
     return _Way(lambda: adapter.rebuild(checkpoint.tensors), f"keys and shapes, recognised by {name}")
 
 
-def _from_neighbour(checkpoint: Checkpoint, options: OpenOptions) -> _Way | None:
+def _from_neighbour(checkpoint: Checkpoint, options: OpenOptions, original: Callable[[], Path]) -> _Way | None:
     folder = checkpoint.path.absolute().parent
     in_cache = any(part.startswith("models--") for part in folder.parts)  # layout of the Hub's cache
     path, what = folder / "task.py", "the task file beside the checkpoint,"
@@ -385,4 +376,4 @@ def _from_neighbour(checkpoint: Checkpoint, options: OpenOptions) -> _Way | None
     check_task(path, what, allowed=options.trust_task, ask=options.ask)
     if options.announce is not None:
         options.announce(str(path))
-    return _from_task(load_task(path), "task file beside the checkpoint,")
+    return _from_task(load_task(path), "task file beside the checkpoint,", original)

@@ -53,6 +53,7 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
 def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
     task = given_task(options)
     found = find_model(checkpoint, options, task)
+    checkpoint = found.checkpoint or checkpoint
     if task is None and found.task is None and checkpoint.origin is None:
         task = task_beside(found.model, checkpoint.path, options.task_arguments, options.announce)
     task = _bound(task or found.task, found.model, options, checkpoint.path)

@@ -20,6 +20,7 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import Float64, RelaxedFiles, split_state
 from surgeon.finding.precision import answer_in_double, run_in_double
 from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.loader import as_loaded
 from surgeon.opening.loading import load_branches, load_into
 from surgeon.opening.models import FoundModel
 from surgeon.opening.options import OpenOptions
@@ -121,7 +122,7 @@ class Workspace:
         """
         if self.files is None:
             return self.found.rebuild(), self.checkpoint
-        checkpoint = open_original(self.files.config.base, self.options, self.origin)
+        checkpoint = as_loaded(open_original(self.files.config.base, self.options, self.origin), self.task)
         return self.found.rebuild(checkpoint), checkpoint
 
     def reopened(self, path: str | Path) -> tuple[nn.Module, str]:

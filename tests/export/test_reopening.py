@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from surgeon.errors import CheckFailedError, CheckpointError
 from surgeon.export import reopening
 from surgeon.export.reopening import container_extra
 from surgeon.files.reading import open_checkpoint
+from surgeon.opening.clean import open_clean, open_models
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
@@ -97,14 +99,42 @@ VERSIONED = """
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_loader_that_flips_weights_by_an_old_version_field_is_refused(work: Path, version: int) -> None:
+def test_weights_that_a_loader_flips_by_an_old_version_field_are_taken_as_it_gives_them(
+    work: Path, version: int
+) -> None:
     workspace = opened(work, lambda net: {"version": version, "model": net.state_dict()}, VERSIONED)
+    stored, own = (open_checkpoint(work / part).tensors for part in ("net.pt", "net-relaxed/model.safetensors"))
+    assert torch.equal(own["second.weight"], stored["second.weight"] * (-1 if version == 1 else 1))
     if version == 2:
         assert exported(work, workspace)["opened_by"] == "load_model() of the task"
         return
-    with pytest.raises(CheckFailedError, match=r"by load_model\(\) of the task, does not.*entries.*\(version\)"):
+    plain = open_path(work / "net.pt", workspace.options)
+    assert any(re.match(r"1 of the \d+ tensors that load_model\(\) of", note) for note in plain.found.notes)
+    with pytest.raises(CheckpointError, match=r"1 of the \d+ tensors that load_model.* export without --container"):
         exported(work, workspace)
     assert not (work / "clean").exists()
+    workspace = open_path(work / "net-relaxed", workspace.options, mode="fold")
+    model, certificate = strip_and_certify(workspace, "fold", SETTINGS, split=None)
+    write_clean(work / "clean", model, certificate, workspace.original()[1])
+    opened_again = open_clean(work / "clean", work / "net.pt", workspace.options)
+    open_models(opened_again)
+    assert opened_again.original is not None
+    assert torch.equal(opened_again.original["second.weight"], -stored["second.weight"])
+    assert not opened_again.missing
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_task_that_only_loads_opens_a_file_and_its_relaxed_folder(work: Path, beside: bool) -> None:
+    text = Path(tiny.__file__).read_text().replace("    def model(", f"{VERSIONED}\n    def untold(", 1)
+    (work / "task.py").write_text(text)
+    torch.save({"version": 1, "model": Net().state_dict()}, work / "net.pt")
+    options = OpenOptions(task="" if beside else str(work / "task.py"), trust_task=True)
+    plain = open_path(work / "net.pt", options)
+    assert plain.found.words == "load_model() of the task"
+    relaxed = open_path(make_relaxed(work, options=options), options)
+    stored = open_checkpoint(work / "net.pt").tensors
+    for model in (plain.model, relaxed.model, relaxed.original()[0], relaxed.double(relaxed.original()[0])):
+        assert torch.equal(model.state_dict()["second.weight"].float(), -stored["second.weight"])
 
 
 AVERAGED = """
@@ -172,14 +202,18 @@ def test_loading_code_that_changes_values_is_refused_at_once(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("loader", "words"),
     [
-        ("return 1 / 0", r"load_model\(\) of the task cannot open it \(ZeroDivisionError"),
-        ("return {}", "to return a torch.nn.Module for 'net.pt', got dict"),
+        ("return 1 / 0", r"load_model\(\) of the task cannot open it \(TaskError: load_model\(\) of .*ZeroDivision"),
+        ("return {}", "to return a torch.nn.Module, got dict"),
         ("return nn.Linear(2, 3)", "gives a model that fails with TypeError"),
         ("return Net().half()", "does not give the trained model back"),
     ],
 )
 def test_a_loader_that_fails_ends_in_a_sentence(work: Path, loader: str, words: str) -> None:
-    method = f"\n    def load_model(self, path: Path) -> nn.Module:\n        {loader}\n"
+    method = (
+        "\n    def load_model(self, path: Path) -> nn.Module:\n        if path.parent.name == 'work':\n"
+        "            model = Net()\n            model.load_state_dict(torch.load(path, weights_only=True))\n"
+        f"            return model\n        {loader}\n"
+    )
     workspace = opened(work, lambda net: net.state_dict(), method)
     with pytest.raises(CheckFailedError, match=words):
         exported(work, workspace)
