@@ -49,4 +49,4 @@ def stripped_beside_original(workspace: Workspace, model: nn.Module) -> Stripped
     task, relaxation = workspace.require_task().task, workspace.relaxation
     acts = relaxation is not None and can_act(task)
     group = relaxation.plan.group_object if relaxation is not None and acts else None
-    return Stripped(model, workspace.original()[0], workspace.double_or_own(model), task, group)
+    return Stripped(model, workspace.reference[0], workspace.double_or_own(model), task, group)

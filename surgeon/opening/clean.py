@@ -102,7 +102,8 @@ def open_models(opened: OpenedClean) -> None:
         return
     if workspace.task is None:
         opened.missing["task"] = GIVE_TASK
-    result = workspace.original()[0]
+    # what is opened is the original if that is known, and otherwise has the folder's weights already
+    result = workspace.model if opened.original is None else workspace.original()[0]
     try:
         load_into(result, opened.clean.tensors, WEIGHTS_FILE)
     except CheckpointError as error:
@@ -111,7 +112,7 @@ def open_models(opened: OpenedClean) -> None:
         return
     opened.workspace, opened.models["stripped"] = workspace, result
     if opened.original is not None:
-        opened.models["original"] = workspace.original()[0]
+        opened.models["original"] = workspace.model
 
 
 def _same_forms(original: Mapping[str, Any], result: Mapping[str, Any]) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from surgeon.editing.branch import branches_of
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, PrecisionError, SurgeonError, TaskError, UsageError
@@ -28,7 +30,7 @@ from surgeon.opening.originals import open_original
 from surgeon.opening.task_calls import task_batches
 from surgeon.opening.tasks import LoadedTask
 from surgeon.support.copies import copied
-from surgeon.support.modes import default_dtype, model_dtype
+from surgeon.support.modes import default_dtype, model_dtype, set_training
 from surgeon.support.trees import to_dtype
 
 
@@ -47,6 +49,7 @@ class Workspace:
         files: the relaxed folder; None for a plain checkpoint.
         origin: repository and commit, if it came from the Hub.
         float64: ``how`` the network runs in float64, None if it does not, and ``why``; None if nobody has tried.
+        twin: the float64 twin that was built last, None before.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class Workspace:
     files: RelaxedFiles | None = None
     origin: HubPath | None = None
     float64: Float64 | None = field(default=None)
+    twin: nn.Module | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Take over what the folder says about float64; a stranger's could make every later measurement coarser."""
@@ -114,6 +118,11 @@ class Workspace:
                     "choose another `-o`"
                 )
 
+    @functools.cached_property
+    def reference(self) -> tuple[nn.Module, Checkpoint]:
+        """The original and its checkpoint, built once for all that only reads or runs it; see :meth:`original`."""
+        return self.original()
+
     def original(self) -> tuple[nn.Module, Checkpoint]:
         """Return a fresh model with the weights of the checkpoint that was relaxed, and that checkpoint.
 
@@ -146,7 +155,7 @@ class Workspace:
             try:
                 self.double(self.model)
             except PrecisionError as error:
-                self.float64 = {"how": None, "why": str(error)}
+                self.float64, self.twin = {"how": None, "why": str(error)}, None
         return self.float64 is None or self.float64["how"] is not None
 
     @property
@@ -158,37 +167,52 @@ class Workspace:
         """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.
 
         A network that asks for float32 in its forward gets float64 in the twin. Ask ``runs_in_double`` first where
-        there is another way.
+        there is another way. There is one twin: the next call gives the same module other weights, or builds another
+        one if the branches are not the same.
 
         Raises:
             PrecisionError: if the network does not run in float64 even so.
         """
         if self.float64 is not None and self.float64["how"] is None:
             raise PrecisionError(self.float64["why"])
-        twin = self._built_in_double(model)
+        twin = self._in_double(model)
         if self.float64 is None and self.task is not None:
             self.float64 = {"how": self._run_in_double(twin, model, self.task), "why": ""}
         elif self.float64 is not None and self.float64["how"] == "answered":
             answer_in_double(twin)
         return twin
 
-    def _built_in_double(self, model: nn.Module) -> nn.Module:
-        """Build the architecture anew under the default dtype float64, and load a float32 model's weights.
+    def _in_double(self, model: nn.Module) -> nn.Module:
+        """Give the twin the weights of a model.
 
-        Constants that a float32 model computed at construction would keep their rounding if it were cast.
+        Its architecture is built anew under the default dtype float64: constants that a float32 model computed at
+        construction would keep their rounding if it were cast. That takes longer than running it, so it is done once.
         """
-        base, branches = split_state(model.state_dict())
-        casted = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in base.items()}
+        base, branches = (
+            {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in part.items()}
+            for part in split_state(model.state_dict())
+        )
+        own = branches_of(model)
         with default_dtype(torch.float64):
-            twin = self._base_in_double(dataclasses.replace(self.checkpoint, tensors=casted, prefix=""))
-            if branches:
-                assert self.relaxation is not None
-                relaxed = relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
-                load_branches(twin, {key: branches[key] for key, _ in model.named_parameters() if key in branches})
-                relaxed.set_thetas(self.relaxation.thetas)
-                for key, branch in relaxed.branches.items():
-                    branch.clean = self.relaxation.branches[key].clean
-        return twin.train(model.training)
+            if self.twin is not None and branches_of(self.twin).keys() == own.keys():
+                set_training(self.twin, True)  # what a library keeps of the weights in eval mode is renewed
+                load_into(self.twin, {**base, **branches}, str(self.path))
+            else:
+                self.twin = None  # so that there are never two
+                self.twin = self._built_in_double(base, branches)
+        with torch.no_grad():
+            for key, branch in branches_of(self.twin).items():
+                branch.theta.copy_(own[key].theta)
+                branch.theta_was_set, branch.clean = own[key].theta_was_set, own[key].clean
+        return self.twin.train(model.training)
+
+    def _built_in_double(self, base: Mapping[str, Tensor], branches: Mapping[str, Tensor]) -> nn.Module:
+        twin = self._base_in_double(dataclasses.replace(self.checkpoint, tensors=base, prefix=""))
+        if branches:
+            assert self.relaxation is not None
+            relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
+            load_branches(twin, {key: branches[key] for key, _ in twin.named_parameters() if key in branches})
+        return twin
 
     def _base_in_double(self, casted: Checkpoint) -> nn.Module:
         """Build the architecture under the default dtype; that of a library which insists on float32 is cast instead.

@@ -57,7 +57,7 @@ def strip_and_certify(
     """
     relaxation, model, settings = workspace.relaxation, workspace.model, settings or MeasureSettings()
     assert relaxation is not None
-    original, source = workspace.original()
+    original, source = workspace.reference
     compared_source = check_code(workspace, original)
     seen = _check_folds(workspace) if mode == "fold" else None
     group = relaxation.plan.group_object if workspace.task is not None and can_act(workspace.task.task) else None

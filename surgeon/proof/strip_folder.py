@@ -102,7 +102,7 @@ def strip_folder(
     own: StripMode = workspace.require_relaxed()[0].mode
     workspace.refuse_output(target)
     with writing_alone(target, force):
-        _, source = workspace.original()
+        source = workspace.reference[1]
         model, certificate = strip_and_certify(
             workspace, settings.mode or own, settings.measure, settings.split, settings.recalibrate
         )

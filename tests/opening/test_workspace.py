@@ -195,6 +195,39 @@ def test_the_double_twin_computes_the_same_in_float64(work: Path, relaxed: bool)
     assert next(workspace.model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_the_twin_is_built_once_and_follows(work: Path, relaxed: bool) -> None:
+    path = make_relaxed(work) if relaxed else work / "net.pt"
+    workspace = open_path(path)
+    twin = workspace.double(workspace.model)
+    before = run(twin)
+    with torch.no_grad():
+        for parameter in workspace.model.parameters():
+            parameter.mul_(1.5)
+    if workspace.relaxation is not None:
+        workspace.relaxation.set_theta(0.75)
+    assert workspace.double(workspace.model) is twin
+    fresh = dataclasses.replace(workspace, twin=None).double(workspace.model)
+    assert torch.equal(run(twin), run(fresh))
+    assert not torch.equal(run(twin), before)
+    if workspace.relaxation is not None:
+        with workspace.relaxation.clean():
+            clean = run(workspace.double(workspace.model))
+        assert not torch.equal(clean, run(workspace.double(workspace.model)))
+        other = workspace.double(workspace.original()[0])
+        assert other is not twin
+        assert not any("_relaxation" in key for key in other.state_dict())
+
+
+def test_the_reference_is_built_once_and_is_no_part_of_what_is_edited(work: Path) -> None:
+    workspace = open_path(make_relaxed(work))
+    original, checkpoint = workspace.reference
+    assert workspace.reference[0] is original
+    assert workspace.original()[0] is not original
+    assert checkpoint.sha256 == workspace.original()[1].sha256
+    assert not {id(parameter) for parameter in original.parameters()} & {id(p) for p in workspace.model.parameters()}
+
+
 def test_a_library_that_cannot_be_built_in_float64_is_cast(work: Path) -> None:
     refusing = """
 class Single(Net):
