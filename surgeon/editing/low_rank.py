@@ -102,6 +102,20 @@ class LowRankUpdates:
         for name, parameter in self._places:
             yield named_module(self.model, name).get_submodule(f"parametrizations.{parameter}.0")
 
+    def merged_state(self) -> dict[str, Tensor]:
+        """Return the state dict that merging would leave; the updates stay in the model."""
+        # Not a deep copy that is merged: both share the class from which merging takes the parametrized attribute.
+        state: dict[str, Tensor] = {}
+        for key, value in self.model.state_dict().items():
+            name, inside, rest = f".{key}".partition(".parametrizations.")
+            if not inside:
+                state[key] = value
+            elif rest.endswith(".original"):
+                parameter, op = rest.removesuffix(".original"), name.removeprefix(".")
+                merged: Tensor = getattr(named_module(self.model, op), parameter)
+                state[f"{op}.{parameter}".removeprefix(".")] = merged.detach()
+        return state
+
     def merge(self) -> None:
         """Add the updates to the base weights, in place, and take everything else off again."""
         for name, parameter in self._places:

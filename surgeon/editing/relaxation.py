@@ -118,7 +118,9 @@ class Relaxation:
 
     @property
     def theta(self) -> tuple[float, float]:
-        """The present coefficients ``(theta_perp, theta_par)`` of the first branch; equal in mode "drop"."""
+        """The present coefficients ``(theta_perp, theta_par)`` of the first branch; equal in mode "drop"; 0 without."""
+        if not self.branches:
+            return 0.0, 0.0
         first = next(iter(self.branches.values())).theta
         return float(first[0].detach()), float(first[1].detach())
 

@@ -38,6 +38,8 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
     model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
     branches = branches_of(model)
+    if not branches and isinstance(relaxed, Relaxation) and not relaxed.plan.sites:  # it never had any
+        return ()
     if not branches:
         raise SurgeryError("expected a model with branches, but it has none: it may be stripped already")
     for key, branch in branches.items():

@@ -30,11 +30,14 @@ _RELAXED_WORDS = """`model.safetensors` holds the weights of the equivariant net
 loads without equisurgeon. `relaxation.safetensors` holds {count} relaxation branches ({parameters} parameters) for the
 group {group}, and `surgeon_config.json` says where they belong."""
 
+_TRAINED_WORDS = """`model.safetensors` holds the weights of the equivariant network under their original names, as an
+arm without branches has trained them; it loads without equisurgeon. `relaxation.safetensors` is empty."""
+
 CLEAN_WORDS = """`model.safetensors` holds the weights of the original architecture, with the original's keys, shapes
 and dtypes: load them with `load_state_dict(..., strict=True)` into the original class; equisurgeon is not needed. They
-were fine-tuned with relaxed equivariance. `certificate.json` records the comparison with the original, everything that
-was measured, and the hash of every file; `CERTIFICATE.md` says the same in words, its first line how much was shown.
-`surgeon verify FOLDER --against ORIGINAL` computes it again."""
+were fine-tuned, with relaxed equivariance if the certificate lists branches. `certificate.json` records the comparison
+with the original, everything that was measured, and the hash of every file; `CERTIFICATE.md` says the same in words,
+its first line how much was shown. `surgeon verify FOLDER --against ORIGINAL` computes it again."""
 
 
 def model_card(plan: Plan, base: Mapping[str, Any], theta: tuple[float, float]) -> str:
@@ -53,9 +56,10 @@ def relaxed_words(
         theta: (perpendicular, parallel), dimensionless.
         more: further facts.
     """
-    words = _RELAXED_WORDS.format(
-        count=len(plan.sites), parameters=sum(site.extra_parameters for site in plan.sites), group=plan.group
-    )
+    added = sum(site.extra_parameters for site in plan.sites)
+    words = _RELAXED_WORDS.format(count=len(plan.sites), parameters=added, group=plan.group)
+    if not plan.sites:
+        words = _TRAINED_WORDS
     coefficients = ("branch coefficient theta (perpendicular, parallel)", f"{theta[0]:g}, {theta[1]:g}")
     facts = markdown_table(("", ""), [*base_rows(plan.group, base), coefficients, *more])
     rows = (

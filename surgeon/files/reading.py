@@ -34,13 +34,16 @@ _USUAL_ENTRIES = frozenset(
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 
 
-def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, trust_pickle: bool = False, entry: str | None = None, may_be_empty: bool = False
+) -> Checkpoint:
     """Open a checkpoint; its content, not its file name, decides what it is.
 
     Args:
         path: a safetensors file or anything that ``torch.save`` wrote.
         trust_pickle: allow a file that can only be opened by running the code inside (whole modules).
         entry: which entry of a nested dict holds the weights, if there are several.
+        may_be_empty: take a file without any tensor.
 
     Returns:
         The tensors and everything needed to write the same container again.
@@ -53,7 +56,7 @@ def open_checkpoint(path: str | Path, *, trust_pickle: bool = False, entry: str 
     source = _open_source(path)
     try:
         checkpoint = _read(source, trust_pickle, entry)
-        if not checkpoint.tensors:
+        if not (checkpoint.tensors or may_be_empty):
             raise CheckpointError(
                 f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file"
             )

@@ -99,6 +99,7 @@ class RelaxedConfig:
             answered with float64; None if it does not) and ``why`` not; None if nobody has tried, for want of a task.
         graph: ``sha256`` of the original's recorded graph, that of the ``batch`` it was recorded on, and ``versions``;
             None without a task.
+        arm: how it was trained, see ``surgeon.training.arms``; None before.
         format_version: of the folder.
     """
 
@@ -114,6 +115,7 @@ class RelaxedConfig:
     thetas: Mapping[str, tuple[float, float]] | None = None
     float64: Float64 | None = None
     graph: RecordedGraph | None = None
+    arm: str | None = None
     format_version: int = FORMAT_VERSION
 
     def to_data(self) -> dict[str, Any]:
@@ -256,7 +258,12 @@ def _first_names(branches: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor
 
 
 def write_relaxed(
-    folder: str | Path, model: nn.Module, config: RelaxedConfig, base_metadata: Mapping[str, str], force: bool = False
+    folder: str | Path,
+    model: nn.Module,
+    config: RelaxedConfig,
+    base_metadata: Mapping[str, str],
+    force: bool = False,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a relaxed folder completely or not at all.
 
@@ -266,6 +273,7 @@ def write_relaxed(
         config: what goes into ``surgeon_config.json``.
         base_metadata: strings for the header of ``model.safetensors``, as the base had them.
         force: replace an existing folder.
+        state: what is written, if that is another state dict than the model's own.
 
     Raises:
         CheckpointError: if the model's keys, shapes or dtypes are not the base's, or a branch is not in the plan.
@@ -273,7 +281,7 @@ def write_relaxed(
         WriteError: if the system refuses.
     """
     with atomic_folder(folder, force=force) as temporary:
-        base, branches = split_state(model.state_dict())
+        base, branches = split_state(model.state_dict() if state is None else state)
         branches = _first_names(branches, config.plan)
         _check_base(base, config, type(model).__name__)
         _check_branches(branches, config.plan, type(model).__name__)
@@ -322,7 +330,7 @@ def read_relaxed(folder: str | Path, sealed: bool = True) -> RelaxedFiles:
     config = RelaxedConfig.from_data(data, str(folder / CONFIG_FILE))
     base = open_checkpoint(folder / BASE_FILE)
     tensors = base.in_file  # a prefix is the model's own here
-    branches = open_checkpoint(folder / BRANCH_FILE)
+    branches = open_checkpoint(folder / BRANCH_FILE, may_be_empty=not config.plan.sites)
     branch_tensors = branches.in_file
     _check_base(tensors, config, str(folder / BASE_FILE))
     _check_branches(branch_tensors, config.plan, str(folder / BRANCH_FILE))

@@ -32,6 +32,7 @@ def relaxed_config(
     penalty: Penalty,
     step: int = 0,
     thetas: Mapping[str, tuple[float, float]] | None = None,
+    arm: str | None = None,
 ) -> RelaxedConfig:
     """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base."""
     thetas = thetas or relaxation.thetas
@@ -60,12 +61,13 @@ def relaxed_config(
         strip_mode=relaxation.mode,
         schedule=relaxation.schedule,
         penalty=penalty,
-        theta=next(iter(thetas.values())),
+        theta=next(iter(thetas.values()), (0.0, 0.0)),
         thetas=dict(thetas) if len(set(thetas.values())) > 1 else None,
         step=step,
         float64=workspace.float64,
         base=base,
         graph=graph,
+        arm=arm,
         model=model,
         task=None
         if task is None

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from surgeon.editing.insert import relax
+from surgeon.editing.relaxation import PenaltySettings, Relaxation
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
@@ -79,10 +80,11 @@ def _open_relaxed(
     check_config(config, str(origin or repr(str(folder))), options.trust_remote_code, remote=origin is not None)
     task = task_of_folder(folder, config, options, origin)
     checkpoint, found = find_for_folder(files, task, options, origin)
-    form = config.penalty["form"]
-    relaxation = relax(
-        found.model, config.plan, mode=mode or config.strip_mode, schedule=config.schedule, penalty_form=form
-    )
+    form, chosen = config.penalty["form"], mode or config.strip_mode
+    if config.plan.sites:
+        relaxation = relax(found.model, config.plan, mode=chosen, schedule=config.schedule, penalty_form=form)
+    else:
+        relaxation = Relaxation(found.model, config.plan, chosen, config.schedule, PenaltySettings(form))
     load_branches(found.model, files.branches)
     relaxation.set_theta(*config.theta)
     if config.thetas is not None:

@@ -11,15 +11,18 @@ from typing import Any
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.select import select
-from surgeon.errors import PlanError, TaskError
+from surgeon.errors import NotASymmetryError, PlanError, TaskError
 from surgeon.files.content import read_json
+from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.finding.find import find
-from surgeon.opening.task_calls import task_batches, task_forward, task_symmetry
+from surgeon.finding.own_symmetry import symmetry_complaint
+from surgeon.opening.task_calls import can_act, task_batches, task_forward, task_symmetry
 from surgeon.opening.tasks import LoadedTask, sample_batches
 from surgeon.opening.trust import refuse_named_code
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
-from surgeon.support.modes import model_dtype
+from surgeon.registry import installed_adapters
+from surgeon.support.modes import in_evaluation_mode, model_dtype
 from surgeon.support.trees import to_dtype
 
 FURTHER = 1
@@ -52,6 +55,25 @@ def plan_for(
         twin=workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None,
     )
     return _selected(plan, workspace, include, exclude)
+
+
+def empty_plan(workspace: Workspace, group_name: str | Group) -> Plan:
+    """Return a plan without sites: the group that certificates are about, which has to be the model's symmetry.
+
+    Raises:
+        NotASymmetryError: if it measurably is not, as far as the task says how it acts.
+    """
+    group, model = parse_group(group_name), workspace.model
+    plan = Plan(group.name, (), notes=workspace.found.notes)
+    if workspace.task is None or not can_act(workspace.task.task):
+        return plan
+    batch = to_dtype(sample_batches(workspace.task, 1)[0], model_dtype(model))
+    proposals, _, _ = collect_proposals(model, group, installed_adapters())
+    with in_evaluation_mode(model):
+        complaint = symmetry_complaint(model, task_symmetry(workspace.task.task, group), (batch,), None, proposals)
+    if complaint is not None:
+        raise NotASymmetryError(complaint, plan)
+    return plan
 
 
 def _selected(plan: Plan, workspace: Workspace, include: Sequence[str], exclude: Sequence[str]) -> Plan:

@@ -26,6 +26,10 @@ from surgeon.opening.planning import plan_for, read_plan
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan, StripMode
 
+DEFAULT_GROUP = "O3"
+PENALTY: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
+"""What a relaxed folder says of the penalty before it is trained."""
+
 
 @dataclass(frozen=True)
 class RelaxSettings:
@@ -131,8 +135,7 @@ def relax_checkpoint(
     workspace.refuse_output(target)
     with writing_alone(target, force):
         relaxed = _relaxed(workspace, settings, started)
-        penalty: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
-        config = relaxed_config(workspace, relaxed.relaxation, penalty=penalty)
+        config = relaxed_config(workspace, relaxed.relaxation, penalty=PENALTY)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
     return dataclasses.replace(relaxed, folder=Path(target))
 
@@ -142,18 +145,24 @@ def _relaxed(workspace: Workspace, settings: RelaxSettings, started: float) -> R
         rehearse(workspace.model, workspace.task.task)
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
-    if settings.plan is not None:
-        plan = select(read_plan(settings.plan, settings.group), settings.include, settings.exclude)
-    else:
-        plan = plan_for(workspace, settings.group or "O3", settings.include, settings.exclude)
     relaxation = relax(
         workspace.model,
-        narrowed(plan, settings, own),
+        wanted_plan(workspace, settings),
         mode=settings.strip_mode,
         schedule=settings.schedule,
         init_scale=settings.init_scale,
     )
     return Relaxed(None, relaxation, own, {"open": opened - started, "relax": time.perf_counter() - opened})
+
+
+def wanted_plan(workspace: Workspace, settings: RelaxSettings) -> Plan:
+    """Return where branches go in an opened checkpoint: the plan that is given, or the one that is found, narrowed."""
+    own = sum(parameter.numel() for parameter in workspace.model.parameters())
+    if settings.plan is not None:
+        plan = select(read_plan(settings.plan, settings.group), settings.include, settings.exclude)
+    else:
+        plan = plan_for(workspace, settings.group or DEFAULT_GROUP, settings.include, settings.exclude)
+    return narrowed(plan, settings, own)
 
 
 def narrowed(plan: Plan, settings: RelaxSettings, own_parameters: int) -> Plan:

@@ -39,6 +39,8 @@ def recalibrate_gathered(workspace: Workspace, original: nn.Module, at_most: int
     gathered = gathered_layers(model, original)
     if not gathered:
         return {"done": False, "why": "they are those of the original"}
+    if workspace.relaxation is not None and not workspace.relaxation.plan.sites:
+        return {"done": False, "why": "there were no branches, so training gathered them on the network itself"}
     if at_most == 0:
         return {"done": False, "why": "it was switched off; they are those that training gathered"}
     if task is None:

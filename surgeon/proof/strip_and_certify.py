@@ -68,6 +68,7 @@ def strip_and_certify(
     models = {"original": original, "stripped": model}
     details = {
         "group": relaxation.plan.group,
+        "arm": None if workspace.files is None else workspace.files.config.arm,
         "theta": list(theta),
         "source": compared_source,
         "relaxed_graph": None if workspace.files is None else workspace.files.config.graph,
@@ -134,7 +135,7 @@ def _observe(
         with relaxation.clean():
             exact = workspace.double_or_own(model)
             clean = outputs_on(exact, task.task, [to_dtype(batch, model_dtype(exact)) for batch in batches])
-    if group is None:
+    if group is None or not relaxation.branches:
         return _Relaxed(batches, outputs, clean)
     equivariance = {"relaxed": both_precisions(workspace, model, group, settings)}
     with at_full_relaxation(relaxation):

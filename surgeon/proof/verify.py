@@ -28,6 +28,7 @@ ONLY_RECORDED = {
     "sites": "norm, folded and lost part of every branch",
     "projection_error": "projection error",
     "theta": "theta",
+    "arm": "arm that trained it",
     "recalibration": "recalibration of normalisation layers",
     "flipped rows": "rows that rounding flipped",
     "no float64": "why nothing was run in float64",

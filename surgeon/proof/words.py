@@ -107,7 +107,8 @@ def _site_rows(sites: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
 def _told_of_sites(data: Mapping[str, Any]) -> list[str]:
     sites, theta, change = data["sites"], data["details"].get("theta"), data["projection_error"]
     if not sites:
-        return []
+        arm = data["details"].get("arm")
+        return [] if arm is None else [f"There were no branches: it was trained by the arm `{arm}`, which has none."]
     told = [f"{len(sites)} branches were stripped by `{data['strip_mode']}`; sizes are Frobenius norms."]
     if theta is not None:
         told.append(f"Theta of the relaxed model: {theta[0]:g} (foldable part {theta[1]:g}).")

@@ -87,7 +87,7 @@ class Finetuner:
         self.accelerator = make_accelerator(settings.precision, trackers, folder)
         self.sharing = Sharing(settings.accumulate, self.accelerator.num_processes, self.accelerator.process_index)
         self._sharded = shards(self.accelerator)
-        self.given_model, given = model, added
+        self.given_model, self.given_added, given = model, added, added
         if self._sharded:
             model, added = copy.deepcopy((model, added))
         self.relaxation = added if isinstance(added, Relaxation) else None

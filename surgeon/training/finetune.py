@@ -1,4 +1,4 @@
-"""Train a relaxed folder and write the run folder, from which the same call goes on after an interruption."""
+"""Train a checkpoint or a relaxed folder; write the run folder, from which the same call goes on."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from surgeon.errors import ExistsError, TrainingError, UsageError
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
 from surgeon.opening.description import check_code
-from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.workspace import Workspace
-from surgeon.training.arms import Arm, arm_named
+from surgeon.opening.relaxing import RelaxSettings
+from surgeon.plan import Plan
+from surgeon.training.arms import Arm
 from surgeon.training.costs import training_costs
 from surgeon.training.engine import Finetuner
 from surgeon.training.progress import Progress
 from surgeon.training.runs import has_run, read_record, restore_run, save_run
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.starting import Start, start_from
 from surgeon.training.state import FinetuneResult
 
 
@@ -44,97 +46,115 @@ class Finetuned:
 
 
 def finetune(
-    folder: str | Path,
+    path: str | Path,
     target: str | Path,
     settings: FinetuneSettings | None = None,
     *,
     arm: str | None = None,
     options: OpenOptions | None = None,
+    relaxing: RelaxSettings | None = None,
     save_every: int | None = None,
     trackers: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Finetuned:
-    """Fine-tune a relaxed folder while theta goes 0 -> 1 -> 0; the folder itself stays as it is.
+    """Fine-tune a checkpoint, or a relaxed folder while theta goes 0 -> 1 -> 0; what is given stays as it is.
 
     The run folder is written after every evaluation: best weights by clean validation, records, and what a resume
     needs. If it holds a run already, that goes on. In a distributed training every process has to call it.
 
     Args:
-        folder: the relaxed folder, or its address on the Hub.
-        target: the run folder.
+        path: the relaxed folder, a checkpoint that was never relaxed, or the address of one of them on the Hub.
+        target: the run folder; without branches if the arm has none.
         settings: everything else that decides the outcome; the schedule is that of the relaxed folder.
-        arm: name of an arm with branches; default is the folder's strip mode.
+        arm: name of an arm, see ``surgeon.training.arms``; default is the folder's strip mode.
         options: how to find model and task.
+        relaxing: where branches go in a checkpoint that was never relaxed, and its group.
         save_every: optimiser steps between further saves.
         trackers: "tensorboard", "wandb" or "mlflow": where records go, too.
         force: start anew, and replace what is there.
         progress: told how it goes on, in the first process.
 
     Raises:
-        UsageError: if the arm has no branches, or another run, or an input, is in the place.
+        UsageError: if a checkpoint is given without an arm, or another run, or an input, is in the place.
         ExistsError: if something else is in the place, or another process is writing there.
-        CheckpointError: if the folder is not a relaxed one, or its code has changed.
+        CheckpointError: if the checkpoint cannot be opened, or the code of a relaxed folder has changed.
+        PlanError: if nothing of a checkpoint can be relaxed.
         TrainingError: if the training diverges or is interrupted.
     """
     target, options = Path(target), options or OpenOptions()
     with writing_alone(target):
         recover(target)  # first of all: a run that a killed process was saving counts
         resuming = has_run(target) and not force
-        workspace, chosen = _opened(folder, target, arm, options, resuming, force)
-        assert workspace.relaxation is not None
-        settings = dataclasses.replace(settings or FinetuneSettings(), schedule=workspace.relaxation.schedule)
-        task = workspace.require_task().task
-        finetuner = Finetuner(workspace.model, task, settings, chosen, workspace.relaxation, trackers, target.parent)
+        start = _started(path, target, arm, options, relaxing, resuming, force)
+        workspace, chosen = start.workspace, start.arm
+        relaxation, task = workspace.require_relaxed()[0], workspace.require_task().task
+        settings = dataclasses.replace(settings or FinetuneSettings(), schedule=relaxation.schedule)
+        added = start.added(settings)
+        finetuner = Finetuner(workspace.model, task, settings, chosen, added, trackers, target.parent)
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         if resuming:
-            _require_same_start(target, workspace)
+            _require_same_start(target, start)
             restore_run(target, finetuner)
             told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
-        told.say(training_costs(workspace.model, task, workspace.relaxation).sentence())
+        if relaxation.branches:
+            told.say(training_costs(workspace.model, task, relaxation).sentence())
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, lambda run: save_run(target, run, workspace, force), save_every)
         except KeyboardInterrupt:
-            kept = "nothing was written yet"
-            if has_run(target):
-                kept = f"everything up to epoch {read_record(target).state.epoch} is in {target}/"
-            raise TrainingError(
-                f"interrupted in epoch {finetuner.state.epoch}: {kept}; give the same command again to go on"
-            ) from None
+            raise _interrupted(target, finetuner.state.epoch) from None
     return Finetuned(target, chosen, finetuner.selection.metric, _times_worse(finetuner), result)
 
 
-def _opened(
-    folder: str | Path, target: Path, arm: str | None, options: OpenOptions, resuming: bool, force: bool
-) -> tuple[Workspace, Arm]:
-    """Open the relaxed folder, after all that can be refused without."""
+def _interrupted(target: Path, epoch: int) -> TrainingError:
+    kept = "nothing was written yet"
+    if has_run(target):
+        kept = f"everything up to epoch {read_record(target).state.epoch} is in {target}/"
+    return TrainingError(f"interrupted in epoch {epoch}: {kept}; give the same command again to go on")
+
+
+def _started(
+    path: str | Path,
+    target: Path,
+    arm: str | None,
+    options: OpenOptions,
+    relaxing: RelaxSettings | None,
+    resuming: bool,
+    force: bool,
+) -> Start:
+    """Open what is trained, after all that can be refused without."""
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]) and not (resuming or force):
         raise ExistsError(
             f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
         )
-    chosen = None if arm is None else arm_named(arm)
-    if chosen is not None and chosen.mode is None:
-        raise UsageError(f"expected an arm with branches, got {chosen.name!r}: it belongs into --compare")
-    workspace = open_path(folder, options, chosen.mode if chosen else None)
+    start = start_from(path, arm, options, relaxing)
+    workspace = start.workspace
     # a run that was pulled goes on where it lies
     workspace.refuse_output(target, in_place=resuming and workspace.path.resolve() == target.resolve())
-    relaxation, _ = workspace.require_relaxed()
     workspace.require_task()
-    check_code(workspace)
-    return workspace, chosen or arm_named(relaxation.mode)
+    if not start.bare:
+        check_code(workspace)
+    return start
 
 
-def _require_same_start(target: Path, workspace: Workspace) -> None:
+def _require_same_start(target: Path, start: Start) -> None:
     """Refuse to go on with a run that was started from another checkpoint or other sites."""
+    workspace = start.workspace
     mine, theirs = workspace.require_relaxed()[1].config, read_relaxed(target).config
-    same = {"original checkpoint": mine.base["sha256"] == theirs.base["sha256"], "plan": mine.plan == theirs.plan}
+    plans = [mine.plan, theirs.plan] if not start.bare else [_found_again(each.plan) for each in (mine, theirs)]
+    same = {"original checkpoint": mine.base["sha256"] == theirs.base["sha256"], "plan": plans[0] == plans[1]}
     different = [name for name, equal in same.items() if not equal]
     if different:
         raise UsageError(
             f"expected the run in {str(target)!r} to have started from {workspace.name!r}, but its "
             f"{' and '.join(different)} differ: choose another `-o`, or start anew with `--force`"
         )
+
+
+def _found_again(plan: Plan) -> Any:
+    """Return what of a plan is the same if it is found anew: measured residuals depend on threads and processor."""
+    return plan.group, [(site.key, site.shape, site.rank, site.blocks) for site in plan.sites]
 
 
 def _times_worse(finetuner: Finetuner) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.content import write_json, write_text
@@ -40,7 +41,7 @@ class RunRecord:
         processes: how many trained.
         state: what changes during a run.
         penalty_weight: of the mean of the task loss.
-        branches: theta of every branch, and which site's penalty is next.
+        branches: theta of every branch, and which site's penalty is next; empty for an arm without branches.
         scaler: of mixed precision; None without.
     """
 
@@ -88,6 +89,8 @@ def _state_tensors(finetuner: Finetuner) -> dict[str, Tensor]:
                 tensors[f"optimizer.{slot}.{names[id(parameter)]}"] = whole(value).detach().clone()
     if finetuner.ema is not None:
         tensors |= {f"ema.{key}": whole(value) for key, value in finetuner.ema.shadow.items()}
+    if finetuner.arm.low_rank:  # the folder holds the best weights merged, which cannot be undone
+        tensors |= {f"best.{key}": value for key, value in finetuner.selection.best_weights.items()}
     return tensors
 
 
@@ -95,10 +98,9 @@ def _write_run(
     folder: Path, finetuner: Finetuner, workspace: Workspace, tensors: dict[str, Tensor], force: bool
 ) -> None:
     relaxation, state, settings = finetuner.relaxation, finetuner.state, finetuner.settings
-    assert relaxation is not None
     config = relaxed_config(
         workspace,
-        relaxation,
+        relaxation or workspace.require_relaxed()[0],
         penalty={
             "lambda": finetuner.penalty_weight.value,
             "form": settings.penalty_form,
@@ -106,6 +108,7 @@ def _write_run(
         },
         step=state.step,
         thetas=state.best_theta,
+        arm=finetuner.arm.name,
     )
     metadata = workspace.files.base_metadata if workspace.files else workspace.checkpoint.metadata
     model = finetuner.given_model
@@ -113,15 +116,17 @@ def _write_run(
     with atomic_folder(folder, force=True) if anew else updated_folder(folder) as temporary:
         model.load_state_dict(finetuner.selection.best_weights)
         try:
-            write_relaxed(temporary / "relaxed", model, config, metadata)
+            added = finetuner.given_added
+            merged = added.merged_state() if isinstance(added, LowRankUpdates) else None
+            write_relaxed(temporary / "relaxed", model, config, metadata, state=merged)
         finally:
             model.load_state_dict(_under("model.", tensors))
         for path in (temporary / "relaxed").iterdir():
             path.rename(temporary / path.name)
         (temporary / "relaxed").rmdir()
         (temporary / STATE_FOLDER).mkdir()
-        branches = relaxation.state_dict()
-        tensors |= {f"penalty.{key}": value for key, value in branches.pop("penalty").items()}
+        branches = {} if relaxation is None else relaxation.state_dict()
+        tensors |= {f"penalty.{key}": value for key, value in branches.pop("penalty", {}).items()}
         write_tensors(temporary / STATE_FOLDER / "state.safetensors", tensors)
         scaler = getattr(finetuner.accelerator, "scaler", None)
         record = RunRecord(
@@ -169,7 +174,7 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
         )
     tensors = dict(open_checkpoint(folder / STATE_FOLDER / "state.safetensors").tensors)
     files = read_relaxed(folder)
-    best = _with_all_names(finetuner.plain_model, {**files.base, **files.branches})
+    best = _with_all_names(finetuner.plain_model, _under("best.", tensors) or {**files.base, **files.branches})
     current = _under("model.", tensors)
     try:
         load_whole_state(finetuner.plain_model, current)

@@ -202,7 +202,6 @@ CASES = [
     Case("lambda below 0", "finetune net-relaxed --lambda -1", relaxed, "penalty_weight of at least 0"),
     Case("fp16 on the CPU", f"finetune net-relaxed --precision fp16 {QUICK}", relaxed, "precision 'fp16'"),
     Case("unknown arm", "finetune net-relaxed --arm dorp", relaxed, "an arm among plain, drop, fold"),
-    Case("plain arm", "finetune net-relaxed --arm plain", relaxed, "belongs into --compare"),
     Case("unknown arm to compare", "finetune net-relaxed --compare plain,dorp", relaxed, "an arm among plain"),
     Case("arm twice", "finetune net-relaxed --compare plain,plain", relaxed, "name each arm once"),
     Case("no arm", "finetune net-relaxed --compare ,", relaxed, "distinct arms"),
@@ -214,7 +213,7 @@ CASES = [
     Case("record malformed", f"{SWEEP} a.json", both(relaxed, given("a.json", "[1]")), "the record of a sweep"),
     Case("record of text", f"{SWEEP} a.json", both(relaxed, given("a.json", '{"best": {"plain": "x"}}')), "of a sweep"),
     Case("record of others", f"{SWEEP} a.json", both(relaxed, given("a.json", '{"best": {}}')), "got none for plain"),
-    Case("plain checkpoint to train", "finetune net.pt", nothing, "expected a relaxed folder, got the plain"),
+    Case("plain checkpoint to train", "finetune net.pt", nothing, "expected an arm for the checkpoint"),
     Case("plain checkpoint to strip", "strip net.pt", nothing, "which has no branches: run"),
     Case("relaxed folder to relax", "relax net-relaxed -o b", relaxed, "strip it first"),
     # training

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from surgeon.errors import UsageError
 from surgeon.files.outputs import is_first_process
+from surgeon.opening.relaxing import RelaxSettings
+from surgeon.training.arms import ARMS
 from surgeon.training.compare import compare, runs_beside
 from surgeon.training.finetune import Finetuned
 from surgeon.training.finetune import finetune as train
 from surgeon.training.record import ComparisonRecord
 from surgeon.training.statistics import summarise_runs
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import ForceOption, JsonOption, OutOption, PathArgument, Reopening, folder_or_only, output_stem
+from surgeon_cli.options import (
+    ForceOption,
+    JsonOption,
+    OptionalGroupOption,
+    OutOption,
+    PathArgument,
+    Reopening,
+    folder_or_only,
+    output_stem,
+)
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
 from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Training, settings_of
@@ -29,8 +40,9 @@ def finetune(
     out: OutOption = None,
     arm: Annotated[
         str | None,
-        typer.Option("--arm", help="drop, fold, refold, overparam or ace; default: the folder's strip mode."),
+        typer.Option("--arm", help=f"One of {', '.join(ARMS)}; default: the folder's strip mode."),
     ] = None,
+    group: OptionalGroupOption = None,
     training: Training,
     relaxing: Relaxing,
     keeping: Keeping,
@@ -39,7 +51,10 @@ def finetune(
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Fine-tune a relaxed folder while theta goes 0 -> 1 -> 0; the folder itself stays as it is.
+    """Fine-tune a relaxed folder while theta goes 0 -> 1 -> 0, or a checkpoint; what is given stays as it is.
+
+    A checkpoint that was never relaxed needs --arm: plain trains it as it is, and an arm with branches relaxes it
+    first, as `surgeon relax` would. Every arm leaves a run folder, which `surgeon strip` makes clean.
 
     The run folder holds the best weights by clean validation and what a resume needs: after an interruption the same
     command goes on. With --compare the arms are trained side by side from the original and only a record is written,
@@ -49,6 +64,8 @@ def finetune(
 
         surgeon finetune segnn-relaxed --epochs 20 --lr 1e-3
 
+        surgeon finetune segnn.safetensors --task task.py --arm plain
+
         surgeon finetune segnn-relaxed --compare plain,drop,fold,overparam --seeds 3
     """
     options, settings = opening.options(json_output), settings_of(training, relaxing)
@@ -56,25 +73,16 @@ def finetune(
     stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
     if comparing.compare is not None and arm is not None:
         raise UsageError("expected either --arm or --compare, got both: leave one out")
+    given: dict[str, Any] = {"options": options, "relaxing": RelaxSettings(group=group), "force": force}
     with training_bar(json_output or not first) as bar:
         if comparing.compare is not None:
             record, asked = out or Path(f"{stem}-compare.json"), comparing.settings(settings)
-            found = compare(
-                folder, record, asked, options=options, restart=comparing.restart, force=force, progress=bar
-            )
+            found = compare(folder, record, asked, restart=comparing.restart, progress=bar, **given)
         else:
             comparing.refuse()
-            done = train(
-                folder,
-                out or Path(f"{stem}-run"),
-                settings,
-                arm=arm,
-                options=options,
-                save_every=keeping.save_every,
-                trackers=keeping.track or [],
-                force=force,
-                progress=bar,
-            )
+            kept: dict[str, Any] = {"save_every": keeping.save_every, "trackers": keeping.track or []}
+            target = out or Path(f"{stem}-run")
+            done = train(folder, target, settings, arm=arm, progress=bar, **kept, **given)
     if comparing.compare is not None:
         _show_comparison(found, record, asked.seeds, json_output)
     elif first:

@@ -1,0 +1,130 @@
+"""From an opened path to what an arm trains: with branches where it needs them, and without where it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from surgeon.editing.insert import relax
+from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.relaxation import PenaltySettings, Relaxation
+from surgeon.editing.strip import strip
+from surgeon.errors import UsageError
+from surgeon.files.relaxed import RelaxedFiles, split_state
+from surgeon.opening.description import relaxed_config
+from surgeon.opening.evaluation import rehearse
+from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.planning import empty_plan, require_group
+from surgeon.opening.relaxing import DEFAULT_GROUP, PENALTY, RelaxSettings, wanted_plan
+from surgeon.opening.workspace import Workspace
+from surgeon.plan import Plan, StripMode
+from surgeon.training.arms import ARMS, Arm, arm_named
+from surgeon.training.settings import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training starts.
+
+    Attributes:
+        workspace: what is trained; its folder's configuration is that of a relaxed folder, also if there is none.
+        arm: how the branches take part.
+        plan: where branches, or low-rank updates, go; without sites if the arm has neither.
+        bare: whether a checkpoint was named that had never been relaxed.
+    """
+
+    workspace: Workspace
+    arm: Arm
+    plan: Plan
+    bare: bool
+
+    def added(self, settings: FinetuneSettings) -> Relaxation | LowRankUpdates | None:
+        """Return what the arm trains besides the weights of the network itself; low-rank updates are put in now."""
+        if self.arm.low_rank:
+            return LowRankUpdates(self.workspace.model, self.plan, settings.low_rank, settings.seed)
+        return self.workspace.require_relaxed()[0] if self.arm.mode is not None else None
+
+
+def start_from(
+    path: str | Path, arm: str | None, options: OpenOptions | None = None, relaxing: RelaxSettings | None = None
+) -> Start:
+    """Open a checkpoint or a relaxed folder and give it the branches that an arm needs, or take off what it has.
+
+    A checkpoint is relaxed in memory, as ``surgeon relax`` would; branches that an arm does not need are stripped as
+    their folder says, which changes nothing before a training, where theta is 0.
+
+    Args:
+        path: what the user named.
+        arm: name of the arm; None for that of the folder.
+        options: how to find model and task.
+        relaxing: where branches go in a checkpoint that was never relaxed, and its group.
+
+    Raises:
+        UsageError: if a checkpoint is named without an arm, or a folder without branches with an arm that has some.
+        PlanError: if the folder is of another group than the one that is asked for, or nothing can be relaxed.
+        CheckFailedError: if the group is not the model's symmetry.
+    """
+    chosen = None if arm is None else arm_named(arm)
+    workspace = open_path(path, options, chosen.mode if chosen else None)
+    relaxing = relaxing or RelaxSettings()
+    if workspace.relaxation is None:
+        if chosen is None:
+            raise UsageError(
+                f"expected an arm for the checkpoint {workspace.name!r}, which has no branches: choose one of "
+                f"{', '.join(ARMS)} (`--arm plain` is ordinary fine-tuning), or run `surgeon relax {workspace.name}` "
+                "first"
+            )
+        return start_bare(workspace, chosen, relaxing)
+    relaxation, files = workspace.require_relaxed()
+    require_group(relaxation.plan, relaxing.group, repr(workspace.name))
+    chosen = chosen or arm_named(files.config.arm or relaxation.mode)
+    plan = relaxation.plan
+    if (chosen.mode is not None or chosen.low_rank) and not plan.sites:
+        raise UsageError(
+            f"expected a folder with branches for the arm {chosen.name!r}, but {workspace.name!r} has none: strip it, "
+            "and start from the clean weights"
+        )
+    if chosen.mode is None and plan.sites:
+        strip(relaxation)
+        schedule = dataclasses.replace(relaxation.schedule, sites=())
+        bare = dataclasses.replace(plan, sites=())
+        workspace.relaxation = Relaxation(workspace.model, bare, "drop", schedule, PenaltySettings())
+        config = dataclasses.replace(files.config, plan=bare, strip_mode="drop", schedule=schedule, thetas=None)
+        workspace.files = dataclasses.replace(files, config=config, branches={})
+    return Start(workspace, chosen, plan, bare=False)
+
+
+def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start:
+    """Return the start from an opened checkpoint; arguments and errors as for :func:`start_from`."""
+    task = workspace.require_task()
+    rehearse(workspace.model, task.task)
+    if arm.mode is not None or arm.low_rank:
+        plan = wanted_plan(workspace, relaxing)
+    else:
+        plan = empty_plan(workspace, relaxing.group or DEFAULT_GROUP)
+    take_up(workspace, plan, arm.mode, relaxing)
+    return Start(workspace, arm, plan, bare=True)
+
+
+def take_up(workspace: Workspace, plan: Plan, mode: StripMode | None, relaxing: RelaxSettings) -> None:
+    """Make of an opened checkpoint what opening its relaxed folder would have made, without writing that.
+
+    Args:
+        workspace: of a checkpoint; edited.
+        plan: where branches go.
+        mode: how they will be stripped; None for no branches.
+        relaxing: how they start.
+    """
+    model, schedule = workspace.model, relaxing.schedule
+    if mode is not None:
+        relaxation = relax(model, plan, mode=mode, schedule=schedule, init_scale=relaxing.init_scale)
+    else:
+        bare = dataclasses.replace(plan, sites=())
+        relaxation = Relaxation(model, bare, "drop", dataclasses.replace(schedule, sites=()), PenaltySettings())
+    config = relaxed_config(workspace, relaxation, penalty=PENALTY)
+    base, branches = split_state(model.state_dict())
+    branches = {name: tensor.clone() for name, tensor in branches.items()}  # as they start
+    workspace.files = RelaxedFiles(config, base, branches, workspace.checkpoint.metadata, workspace.path)
+    workspace.relaxation = relaxation

@@ -1,0 +1,102 @@
+"""Every arm is a product: from a checkpoint that was never relaxed to clean weights with a certificate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from surgeon.files.reading import open_checkpoint
+from surgeon.files.relaxed import read_relaxed
+from surgeon.training.runs import read_record
+from tests.commands import Surgeon, files_in
+from tests.tiny import Net
+
+TASK = ("--task", "task.py")
+TRAIN = ("finetune", "net.pt", *TASK, "--epochs", "2", "--lr", "1e-2", "-o", "run")
+BROKEN = ("--task-args", json.dumps({"trouble": "not symmetric"}))
+WITH_BRANCHES = ("drop", "fold", "overparam")
+
+
+def trained(*names: str) -> list[dict[str, torch.Tensor]]:
+    """Return what a folder holds under one or several file names."""
+    return [dict(open_checkpoint(name, may_be_empty=True).tensors) for name in names]
+
+
+def assert_equal_tensors(left: str, right: str) -> None:
+    one, other = trained(left, right)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one), left
+
+
+@pytest.mark.parametrize("arm", ["plain", "lrbump", "lowrank", *WITH_BRANCHES])
+def test_from_a_bare_checkpoint_to_a_certificate(surgeon: Surgeon, arm: str) -> None:
+    before = files_in(surgeon.path)
+    told = surgeon(*TRAIN, "--arm", arm).out
+    assert "wrote run/; next: surgeon strip run" in told
+    config = read_relaxed(Path("run")).config
+    assert (config.arm, bool(config.plan.sites)) == (arm, arm in WITH_BRANCHES)
+    certificate = surgeon("strip", "run", "-o", "clean", "--metrics", "validation", "--json").data["certificate"]
+    assert certificate["grade"] == "same function"
+    best = read_record(Path("run")).state.best_validation
+    assert certificate["metrics"]["stripped"]["mse"] == pytest.approx(best["mse"], rel=1e-5)
+    assert best["mse"] < 0.999 * certificate["metrics"]["original"]["mse"]
+    assert certificate["checks"]["module classes"]
+    assert certificate["checks"]["as equivariant as the original"]
+    assert bool(certificate["sites"]) == (arm in WITH_BRANCHES)
+    words = f"There were no branches: it was trained by the arm `{arm}`"
+    assert (words in Path("clean/CERTIFICATE.md").read_text()) == (arm not in WITH_BRANCHES)
+    models = {"original", "stripped"} | ({"relaxed", "relaxed, theta 1"} if arm in WITH_BRANCHES else set())
+    assert certificate["equivariance"].keys() == models
+    clean, original = trained("clean/model.safetensors", "net.pt")
+    assert clean.keys() == original.keys()
+    assert not torch.equal(clean["first.weight"], original["first.weight"])
+    assert "everything that was checked holds" in surgeon("verify", "clean", "--against", "net.pt", *TASK).out
+    after = files_in(surgeon.path)
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("arm", ["plain", "lowrank", "fold"])
+def test_a_run_from_a_bare_checkpoint_goes_on(surgeon: Surgeon, arm: str) -> None:
+    command = (*TRAIN[:-1], "{}", "--arm", arm, "--save-every", "1", "--ema", "0.9", "--warmup", "2")
+    first, whole = ([part.format(name) for part in command] for name in ("run", "whole"))
+    stop = ("--task-args", json.dumps({"trouble": "stop once", "at": 6 if arm == "plain" else 8}))
+    assert "interrupted in epoch" in surgeon(*first, *stop, code=2).err
+    assert "going on after epoch" in surgeon(*first, *stop).err
+    surgeon(*whole)
+    for name in ("model.safetensors", "relaxation.safetensors", "training_state/state.safetensors"):
+        assert_equal_tensors(f"run/{name}", f"whole/{name}")
+
+
+def test_what_a_bare_checkpoint_cannot_be_is_said(surgeon: Surgeon) -> None:
+    before = files_in(surgeon.path)
+    told = surgeon("finetune", "net.pt", *TASK, code=2).err
+    assert "expected an arm for the checkpoint 'net.pt', which has no branches" in told
+    assert "a symmetry of the model" in surgeon(*TRAIN, "--arm", "plain", *BROKEN, code=1).err
+    assert files_in(surgeon.path) == before
+    surgeon(*TRAIN, "--arm", "plain")
+    assert "arm 'plain' against 'lrbump'" in surgeon(*TRAIN, "--arm", "lrbump", code=2).err
+    assert "its plan differ" in surgeon(*TRAIN, "--arm", "drop", code=2).err
+    torch.manual_seed(9)
+    torch.save(Net().state_dict(), "net.pt")
+    assert "its original checkpoint differ" in surgeon(*TRAIN, "--arm", "plain", code=2).err
+    assert (
+        "expected a folder with branches for the arm 'drop'"
+        in surgeon("finetune", "run", "--arm", "drop", "--original", "net.pt", code=2).err
+    )
+
+
+def test_an_arm_without_branches_takes_those_of_a_folder_off(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt", "--init-scale", "1", "--schedule", "early")
+    before = files_in(surgeon.path)
+    surgeon("finetune", "net-relaxed", *TRAIN[4:], "--arm", "lrbump")
+    config = read_relaxed(Path("run")).config
+    assert (config.plan.sites, config.schedule.name, config.arm) == ((), "early", "lrbump")
+    surgeon("finetune", "net.pt", *TASK, *TRAIN[4:-1], "other", "--arm", "plain")
+    one, other = trained("run/model.safetensors", "other/model.safetensors")
+    assert one.keys() == other.keys()
+    assert not torch.equal(one["first.weight"], other["first.weight"])
+    after = files_in(surgeon.path)
+    assert {name: after[name] for name in before} == before
