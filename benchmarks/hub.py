@@ -84,7 +84,9 @@ def write_folder(repo: str, folder: Path) -> None:
     workspace = open_path(folder / "net.pt", OpenOptions(build=MAKERS[repo]))
     sample = torch.randn(4, SIZES[repo][0]), torch.randn(4, 48)
     plan = surgeon.find(workspace.model, "O3", *sample)
-    relaxation = surgeon.relax(workspace.model, surgeon.select(plan, include=["mix"], exclude=[]), init_scale=0.1)
+    relaxation = surgeon.relax(
+        workspace.model, surgeon.select(plan, include=["mix"], exclude=[]), dense=True, init_scale=0.1
+    )
     config = relaxed_config(workspace, relaxation, penalty={"lambda": 0.01, "form": "gram", "scale": "relative"})
     write_relaxed(folder / "relaxed", workspace.model, config, {"format": "pt"})
 

@@ -135,7 +135,7 @@ def stepper(case: Case, plan: Plan, variant: Variant) -> Step:
     relaxation = None
     if variant.relaxes:
         ranked = plan if variant.rank is None else with_rank(plan, variant.rank)
-        relaxation = surgeon.relax(model, ranked, init_scale=0.1, **dict(variant.options))
+        relaxation = surgeon.relax(model, ranked, dense=True, init_scale=0.1, **dict(variant.options))
         relaxation.enable_penalty(variant.penalty == "surgeon")
         relaxation.set_theta(THETA)
         if variant.merges:

@@ -45,7 +45,7 @@ def one(way: str, weight: float, seed: int, epochs: int) -> dict[str, Any]:
     task, model = workspace.require_task().task, workspace.model
     batch = next(iter(task.batches("validation", 0)))
     plan = surgeon.find(copy.deepcopy(model), "O3", batch, forward=lambda m, b: task_forward(task, m, b))
-    relaxation = surgeon.relax(model, plan)
+    relaxation = surgeon.relax(model, plan, dense=True)
     settings = FinetuneSettings(epochs=epochs, learning_rate=RATE, penalty_weight=weight, seed=seed, evaluate_every=5)
     half: dict[str, float] = {}
 

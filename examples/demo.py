@@ -82,7 +82,7 @@ def path_to_clean_weights(clock: Clock, epochs: list[str], samples: int) -> floa
     relaxed, trained, clean, onnx = (str(OUT / name) for name in ("relaxed", "run", "clean", "clean-onnx"))
     task = ("--task", "examples/nbody/task.py", "--task-args", f'{{"test_samples": {samples}}}')
     with clock.stage("1. What is in the checkpoint, and what can be relaxed?"):
-        run(command("relax", CHECKPOINT, "--group", "O3", *task, "-o", relaxed))
+        run(command("relax", CHECKPOINT, "--group", "O3", *task, "--dense", "-o", relaxed))
     with clock.stage("2. Fine-tune on 200 trajectories of a stronger interaction, theta 0 -> 1 -> 0"):
         run(command("finetune", relaxed, "-o", trained, "--lr", "2e-3", *epochs))
     training = clock.last

@@ -127,7 +127,7 @@ class Site:
     def extra_parameters(self) -> int:
         """Number of trained entries of W, or of its factors; entries outside of the chosen blocks are counted, too."""
         if self.rank is not None:
-            return self.rank * (self.shape[0] + math.prod(self.shape[1:]))
+            return self.rank * (self.rho_out.dimension + math.prod(self.shape[1:]))
         return math.prod(self.shape)
 
     def __repr__(self) -> str:
@@ -224,6 +224,17 @@ class Plan:
         """The group that ``group`` names; the user's own where the plan was made with one."""
         return self.sites[0].rho_in.group if self.sites else parse_group(self.group)
 
+    @property
+    def forms(self) -> str:
+        """In words, how many W are dense, of each rank, and restricted to blocks: "12 sites dense, 5 of rank 16"."""
+        counts = Counter((site.blocks is not None, site.rank or 0) for site in self.sites)
+        told = [
+            f"{count} {'in blocks' if blocks else f'of rank {rank}' if rank else 'dense'}"
+            for (blocks, rank), count in sorted(counts.items())
+        ]
+        number, _, words = (told or ["0 dense"])[0].partition(" ")
+        return ", ".join([f"{number} site{'' if number == '1' else 's'} {words}", *told[1:]])
+
     def __repr__(self) -> str:
         return f"Plan({self.group}, {len(self.sites)} sites, {len(self.skipped)} modules left alone)"
 
@@ -235,8 +246,9 @@ class Plan:
         for entry in self.audit:
             sizes[entry.coverage] += entry.size
         shares = [f"{100 * size / max(sizes.total(), 1):.1f} % {name}" for name, size in sizes.most_common()]
+        sites = f"{len(self.sites)} sites under {self.group}, {', '.join(told)}"
         lines = [
-            f"{len(self.sites)} sites under {self.group} that add {added:,} parameters: {', '.join(told)}",
+            f"{sites}, that add {added:,} parameters: {self.forms}",
             f"of all parameters: {', '.join(shares)}" if shares else "no model was run: nothing is verified",
             *(f"- {textwrap.shorten(note, 200, placeholder='...')}" for note in self.notes[:NOTES_SHOWN]),
         ]

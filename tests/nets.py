@@ -124,7 +124,7 @@ def relaxed(
     twin = copy.deepcopy(net)
     plan = surgeon.find(net, "O3", *inputs)
     exact = {"penalty_form": form, "penalty_rows": None, "penalty_every": 1}
-    return twin, net, surgeon.relax(net, plan, mode=mode, init_scale=scale, **exact), inputs
+    return twin, net, surgeon.relax(net, plan, dense=True, mode=mode, init_scale=scale, **exact), inputs
 
 
 def network_error(net: Any, inputs: tuple[Tensor, ...], group: Group | None = None) -> float:

@@ -66,7 +66,7 @@ def penalties(overhead: ModuleType, scale: float) -> tuple[Tensor, Tensor]:
     plan = overhead.plan_of(case)
     model = copy.deepcopy(case.model).double().train()
     batch = {name: value.double() for name, value in case.batch.items()}
-    relaxation = surgeon.relax(model, plan, init_scale=scale)
+    relaxation = surgeon.relax(model, plan, dense=True, init_scale=scale)
     expected = []
     with overhead.captured(relaxation) as rows:
         case.loss(model, batch)
@@ -102,7 +102,7 @@ def test_the_naive_penalty_reaches_w(overhead: ModuleType) -> None:
 def test_the_captured_rows_are_the_branches_inputs_and_hooks_are_removed(overhead: ModuleType) -> None:
     case = small(overhead)
     model = copy.deepcopy(case.model).train()
-    relaxation = surgeon.relax(model, overhead.plan_of(case))
+    relaxation = surgeon.relax(model, overhead.plan_of(case), dense=True)
     site = relaxation.plan.sites[0]
     seen: list[Tensor] = []
     handle = relaxation.branches[site.key].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -126,7 +126,7 @@ def test_dense_layers_are_merged_on_request_alone(overhead: ModuleType) -> None:
     networks = sys.modules["overhead_networks"]
     kind = networks.VNPointNet
     case = networks.point_cloud("cpu", lambda classes: kind(classes, base=3, neighbours=4), 2, 8)
-    relaxation = surgeon.relax(copy.deepcopy(case.model).train(), overhead.plan_of(case))
+    relaxation = surgeon.relax(copy.deepcopy(case.model).train(), overhead.plan_of(case), dense=True)
     assert not any(branch.merged for branch in relaxation.branches.values())
     overhead.merge(relaxation)
     merged = [module for module in relaxation.model.modules() if "forward" in vars(module)]

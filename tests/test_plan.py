@@ -221,7 +221,7 @@ def test_a_plan_and_a_site_are_told_on_one_screen() -> None:
     )
     lines = told.summary().splitlines()
     assert str(told) == told.summary()
-    assert lines[0] == "3 sites under C4 that add 612 parameters: 2 linear, 1 convolution"
+    assert lines[0] == "3 sites under C4, 2 linear, 1 convolution, that add 612 parameters: 3 sites dense"
     assert lines[1] == "of all parameters: 75.0 % site, 25.0 % not linear"
     assert (lines[2], lines[-1], len(lines)) == ("- a note", "- and 23 more notes", 11)
     assert max(map(len, lines)) <= 202

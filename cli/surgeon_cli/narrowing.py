@@ -1,4 +1,4 @@
-"""What the user asks of the branches: budget, scores, rank, blocks, shares of theta."""
+"""What the user asks of the branches: form, budget, scores, shares of theta."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from surgeon.errors import UsageError
 class Narrowing:
     """Which of the ops that were found get a branch, and of what form."""
 
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Every W dense, as in the paper, however many parameters that adds.")
+    ] = False
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="W = B A of this rank, where that has fewer parameters.")
     ] = None
@@ -26,7 +29,11 @@ class Narrowing:
     ] = None
     max_extra: Annotated[
         str | None,
-        typer.Option("--max-extra-params", metavar="N|P%", help="Relax as many ops as fit into this budget."),
+        typer.Option(
+            "--max-extra-params",
+            metavar="N|P%",
+            help="Most parameters of all branches; default as many as the model has.",
+        ),
     ] = None
     scores: Annotated[
         Path | None,
@@ -44,7 +51,8 @@ class Narrowing:
         """
         blocks = None if self.blocks is None else _blocks(self.blocks)
         budget = None if self.max_extra is None else _budget(self.max_extra)
-        return {"rank": self.rank, "blocks": blocks, "scores": self.scores, "top": self.top, "budget": budget}
+        form = {"dense": self.dense, "rank": self.rank, "blocks": blocks}
+        return {**form, "scores": self.scores, "top": self.top, "budget": budget}
 
 
 def _blocks(text: str) -> list[tuple[int, int]]:

@@ -22,8 +22,8 @@ LONGEST_NAME = 36
 def plan_table(plan: Plan, model: nn.Module) -> Table:
     """Return the sites of a plan as a table.
 
-    "share" is that of the model's parameters, "adds" the entries of W, "evidence" where the representations come from
-    and the residual on the op's inputs.
+    "share" is that of the model's parameters, "adds" the entries of W or of its factors, "evidence" where the
+    representations come from and the residual on the op's inputs.
     """
     table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left")
     longest = max(len(_name(site)) for site in plan.sites)
@@ -42,7 +42,7 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
             site.kind,
             arrow(site),
             f"{100 * own / total:.1f} %",
-            f"{site.extra_parameters:,}",
+            _adds(site),
             _evidence(site),
             _fold(site),
         )
@@ -52,6 +52,10 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
 def _name(site: Site) -> str:
     name = site.name or "(the model)"
     return f"{name}: {site.slot}" if site.path_in or site.node else name
+
+
+def _adds(site: Site) -> str:
+    return f"{site.extra_parameters:,}" + (f" (rank {site.rank})" if site.rank else "")
 
 
 def _own_parameters(model: nn.Module, site: Site) -> int:
@@ -128,6 +132,7 @@ def show_plan(plan: Plan, model: nn.Module, own_parameters: int) -> None:
     show_left_alone(plan)
     extra = sum(site.extra_parameters for site in plan.sites)
     share = f", {100 * extra / own_parameters:.0f} % of the model's {own_parameters:,}" if own_parameters else ""
+    say(f"branches: {plan.forms}")
     say(f"training adds {extra:,} parameters{share}; stripping removes them all")
 
 

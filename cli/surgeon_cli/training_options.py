@@ -26,7 +26,8 @@ class Training:
     """How to train."""
 
     preset: Annotated[
-        Literal["default", "paper"], training_option("--preset", help="Starting point for all settings.")
+        Literal["default", "paper"],
+        training_option("--preset", help="Starting point for all settings; paper: after `relax --dense`."),
     ] = "default"
     epochs: Annotated[int | None, training_option("--epochs", min=1)] = None
     lr: Annotated[float | None, training_option("--lr", help="Learning rate of the base weights.")] = None

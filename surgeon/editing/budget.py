@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from surgeon.errors import PlanError
@@ -70,14 +72,37 @@ def _keep(plan: Plan, keys: set[str], reason: str) -> Plan:
 
 
 def with_rank(plan: Plan, rank: int) -> Plan:
-    """Give every branch ``W = B A`` of this rank, where that has fewer parameters than a dense W."""
+    """Give every branch ``W = B A`` of this rank, where that has fewer parameters than a dense W.
+
+    Sites for which the plan says a rank or blocks already keep them.
+    """
     if rank < 1:
         raise PlanError(f"expected a rank of at least 1, got {rank}: correct it")
-    sites = [dataclasses.replace(site, rank=rank) for site in plan.sites]
-    pairs = zip(sites, plan.sites, strict=True)
-    return dataclasses.replace(
-        plan, sites=tuple(low if low.extra_parameters < dense.extra_parameters else dense for low, dense in pairs)
-    )
+    return dataclasses.replace(plan, sites=tuple(_of_rank(site, rank) for site in plan.sites))
+
+
+def _of_rank(site: Site, rank: int) -> Site:
+    low = dataclasses.replace(site, rank=rank)
+    wanted = site.rank is None and site.blocks is None and low.extra_parameters < site.extra_parameters
+    return low if wanted else site
+
+
+def with_fitting_rank(plan: Plan, parameters: int) -> Plan:
+    """Give all branches the same rank, the highest with which they have at most so many parameters together.
+
+    A W that has no more entries than its factors would have is dense. The rank is at least 1: where not even that fits,
+    a note of the plan says so. Sites for which the plan says a rank or blocks already keep them.
+    """
+
+    def cost(rank: int) -> int:
+        return sum(site.extra_parameters for site in with_rank(plan, rank).sites)
+
+    highest = max((math.prod(site.shape) for site in plan.sites), default=1)
+    fitting = with_rank(plan, max(1, bisect_right(range(1, highest + 1), parameters, key=cost)))
+    if cost(1) <= parameters:
+        return fitting
+    note = f"branches of rank 1 at every site have {cost(1):,} parameters, more than the budget of {parameters:,}"
+    return dataclasses.replace(fitting, notes=(*fitting.notes, note))
 
 
 def with_blocks(plan: Plan, blocks: Sequence[tuple[int, int]]) -> Plan:

@@ -21,6 +21,7 @@ from surgeon.editing.branch import (
     branches_child,
     branches_of,
 )
+from surgeon.editing.budget import with_fitting_rank
 from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation, theta_shares
 from surgeon.editing.rewrite import check_places, install, uninstall
 from surgeon.errors import PlanError, SurgeryError, UsageError
@@ -35,6 +36,7 @@ def relax(
     model: nn.Module,
     plan: Plan,
     *,
+    dense: bool = False,
     mode: StripMode = "drop",
     schedule: Schedule | str | None = None,
     penalty_form: PenaltyForm = "gram",
@@ -49,6 +51,8 @@ def relax(
     Args:
         model: the network for which the plan was made.
         plan: sites, from :func:`surgeon.find`.
+        dense: make every W dense, as the paper does, where the plan says no rank or blocks; else all of these get one
+            rank, the highest with which the branches together have no more parameters than the model.
         mode: "drop" is the paper's method; with "fold" the equivariant part of W is kept (docs/method.md).
         schedule: theta(t), or its name for one with the usual tail and peak; default a triangle with an exact-zero
             tail.
@@ -72,6 +76,8 @@ def relax(
     schedule = schedule_of(schedule)
     if not isinstance(plan, Plan):
         raise PlanError(f"expected a Plan, got {type(plan).__name__}: use surgeon.find, or Plan.from_json of a file")
+    if not dense:
+        plan = with_fitting_rank(plan, sum(parameter.numel() for parameter in model.parameters()))
     penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
     theta_shares(schedule, plan)
     group = plan.group_object

@@ -51,7 +51,12 @@ class TrainerSession(TrainingSession):
         path, network = network_of(owner, settings.module)
         plan, call = plan_of_step(network, settings, step)
         relaxation = relax(
-            network, plan, mode=settings.mode, schedule=settings.schedule, penalty_form=settings.penalty_form
+            network,
+            plan,
+            dense=settings.dense,
+            mode=settings.mode,
+            schedule=settings.schedule,
+            penalty_form=settings.penalty_form,
         )
         super().__init__(relaxation, settings.penalty, settings.penalty_scale, settings.recalibrate, owner)
         if call is not None:

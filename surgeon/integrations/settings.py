@@ -30,6 +30,7 @@ class RelaxationSettings(SessionSettings):
             training batch.
         module: dotted path of the network inside the module that the trainer gets, "" for that module itself; None
             takes the only child with parameters.
+        dense: every W is dense, however many parameters that adds; see :func:`surgeon.relax`.
         mode: "drop" is the paper's method; "fold" keeps the equivariant part of W.
         include: shell patterns on site names; others get no branch.
         exclude: shell patterns of sites that get no branch.
@@ -41,6 +42,7 @@ class RelaxationSettings(SessionSettings):
     group: str | None = None
     plan: Plan | str | Path | None = None
     module: str | None = None
+    dense: bool = False
     mode: StripMode = "drop"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()

@@ -80,11 +80,12 @@ def _open_relaxed(
     check_config(config, str(origin or repr(str(folder))), options.trust_remote_code, remote=origin is not None)
     task = task_of_folder(folder, config, options, origin)
     checkpoint, found = find_for_folder(files, task, options, origin)
-    form, chosen = config.penalty["form"], mode or config.strip_mode
+    chosen = mode or config.strip_mode
+    schedule, form = config.schedule, config.penalty["form"]
     if config.plan.sites:
-        relaxation = relax(found.model, config.plan, mode=chosen, schedule=config.schedule, penalty_form=form)
+        relaxation = relax(found.model, config.plan, dense=True, mode=chosen, schedule=schedule, penalty_form=form)
     else:
-        relaxation = Relaxation(found.model, config.plan, chosen, config.schedule, PenaltySettings(form))
+        relaxation = Relaxation(found.model, config.plan, chosen, schedule, PenaltySettings(form))
     load_branches(found.model, files.branches)
     relaxation.set_theta(*config.theta)
     if config.thetas is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from surgeon.algebra.schedule import Schedule
-from surgeon.editing.budget import best_scored, with_blocks, with_rank, within_budget
+from surgeon.editing.budget import best_scored, with_blocks, with_fitting_rank, with_rank, within_budget
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.select import select
@@ -40,11 +40,14 @@ class RelaxSettings:
         plan: file that ``surgeon inspect --plan`` wrote; None looks for ops.
         include: shell patterns; only ops whose names match get a branch.
         exclude: shell patterns of ops that get none.
+        dense: every W is dense, as in the paper. Without this, a rank or blocks, all get one rank, the highest with
+            which the branches fit into the budget.
         rank: of every W, where that has fewer parameters.
-        blocks: pairs (l of the input, l of the output) to which W is restricted, instead.
+        blocks: pairs (l of the input, l of the output) to which W is restricted.
         scores: the record of ``surgeon diagnose``, whose shares rank the ops.
         top: how many of the highest scores get a branch.
-        budget: most extra parameters; a float is a share of the network's own.
+        budget: most extra parameters; a float is a share of the network's own. Sites that do not fit get no branch.
+            None: as many as the network has if the rank follows from the budget, else any number.
         strip_mode: "drop" is the paper's method, "fold" keeps the equivariant part of W.
         schedule: theta over time, with shares of theta per site.
         init_scale: of the initial W; 0 starts at W = 0.
@@ -57,6 +60,7 @@ class RelaxSettings:
     plan: Path | None = None
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    dense: bool = False
     rank: int | None = None
     blocks: Sequence[tuple[int, int]] | None = None
     scores: Path | None = None
@@ -69,12 +73,19 @@ class RelaxSettings:
     def __post_init__(self) -> None:
         if not math.isfinite(self.init_scale):
             raise UsageError(f"expected a finite --init-scale, got {self.init_scale}")
-        if self.rank is not None and self.blocks is not None:
-            raise UsageError("expected either --rank or --blocks, got both: leave one out")
+        if self.dense + (self.rank is not None) + (self.blocks is not None) > 1:
+            raise UsageError("expected one of --dense, --rank and --blocks, got more: leave the others out")
         if self.top is not None and self.scores is None:
             raise UsageError("expected --scores FILE together with --top: `surgeon diagnose -o FILE` writes one")
-        if self.scores is not None and self.top is None and self.budget is None:
-            raise UsageError("expected --top or --max-extra-params together with --scores: add one")
+        if self.scores is not None and self.top is None and (self.budget is None or self.fits_rank):
+            raise UsageError(
+                "expected --top, or --max-extra-params with --dense or --rank, together with --scores: add one of these"
+            )
+
+    @property
+    def fits_rank(self) -> bool:
+        """Whether the rank of W follows from the budget."""
+        return not self.dense and self.rank is None and self.blocks is None
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,7 @@ def _relaxed(workspace: Workspace, settings: RelaxSettings, started: float) -> R
     relaxation = relax(
         workspace.model,
         wanted_plan(workspace, settings),
+        dense=True,  # what is not has its rank already
         mode=settings.strip_mode,
         schedule=settings.schedule,
         init_scale=settings.init_scale,
@@ -178,10 +190,11 @@ def narrowed(plan: Plan, settings: RelaxSettings, own_parameters: int) -> Plan:
     scores = None if settings.scores is None else _scores(settings.scores)
     if settings.top is not None and scores is not None:
         plan = best_scored(plan, scores, settings.top)
-    if settings.budget is not None:
-        share = isinstance(settings.budget, float)
-        plan = within_budget(plan, int(settings.budget * own_parameters if share else settings.budget), scores)
-    return plan
+    share = isinstance(settings.budget, float)
+    budget = None if settings.budget is None else int(settings.budget * (own_parameters if share else 1))
+    if settings.fits_rank:
+        plan = with_fitting_rank(plan, own_parameters if budget is None else budget)
+    return plan if budget is None else within_budget(plan, budget, scores)
 
 
 def _scores(path: Path) -> Mapping[str, float]:

@@ -210,7 +210,7 @@ class Workspace:
         twin = self._base_in_double(dataclasses.replace(self.checkpoint, tensors=base, prefix=""))
         if branches:
             assert self.relaxation is not None
-            relax(twin, self.relaxation.plan, mode=self.relaxation.mode)
+            relax(twin, self.relaxation.plan, dense=True, mode=self.relaxation.mode)
             load_branches(twin, {key: branches[key] for key, _ in twin.named_parameters() if key in branches})
         return twin
 

@@ -14,6 +14,7 @@ import torch
 from surgeon.algebra.equivariance import ErrorSummary, projection_error
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.budget import with_fitting_rank
 from surgeon.errors import TaskError, UsageError
 from surgeon.finding.breaks import Breaks, find_breaks
 from surgeon.opening.evaluation import outputs_on
@@ -47,6 +48,11 @@ class Inspection:
     plan: Plan
     errors: Mapping[str, ErrorSummary]
     parameters: int
+
+    @property
+    def branches(self) -> Plan:
+        """The plan with the branches that ``surgeon relax`` makes of it unless told otherwise, or those there are."""
+        return self.plan if self.workspace.relaxation else with_fitting_rank(self.plan, self.parameters)
 
     def picture(self) -> str:
         """Return an SVG of the model's graph with the sites marked.

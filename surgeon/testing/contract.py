@@ -125,7 +125,7 @@ class AdapterContract:
         plan = self._plan(model)
         before, original = _outputs(model), Architecture.of(model.module)
         state = {key: value.clone() for key, value in model.module.state_dict().items()}
-        relax(model.module, plan, init_scale=1.0)
+        relax(model.module, plan, dense=True, init_scale=1.0)
         assert all(map(torch.equal, _outputs(model), before)), "outputs differ at theta = 0"
         strip(model.module, "drop")
         stripped, after = Architecture.of(model.module), model.module.state_dict()
@@ -147,7 +147,7 @@ class AdapterContract:
         assert any(site.fold is not None for site in plan.sites) == self.folds, notes
         if not self.folds:
             return
-        relaxation = relax(model.module, plan, mode="fold", init_scale=1.0, adapters=self._adapters())
+        relaxation = relax(model.module, plan, dense=True, mode="fold", init_scale=1.0, adapters=self._adapters())
         for site in plan.sites:
             if site.fold is not None and not site.fold_note:
                 _require_whole_average(relaxation, site.key)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from surgeon.errors import UsageError
-from surgeon.plan import StripMode
+from surgeon.plan import Plan, StripMode
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Arm:
 
 _ALL = (
     Arm("plain", "no branches: ordinary fine-tuning", None, False, 0.0),
-    Arm("drop", "the paper's method: theta 0 -> 1 -> 0, branches dropped", "drop", True, 0.01),
+    Arm("drop", "the paper's method if W is dense: theta 0 -> 1 -> 0, branches dropped", "drop", True, 0.01),
     Arm("fold", "split theta: the equivariant part of W stays and is folded into the base weights", "fold", True, 0.0),
     Arm("refold", "the equivariant part of W moves into the base weights as it grows", "drop", True, 0.0, refolds=True),
     Arm("overparam", "only the equivariant part of W acts; folded at the end", "fold", False, 0.0),
@@ -61,3 +61,17 @@ def arm_named(name: str) -> Arm:
     if name not in ARMS:
         raise UsageError(f"expected an arm among {', '.join(ARMS)}, got {name!r}")
     return ARMS[name]
+
+
+def require_fitting_plan(arm: Arm, plan: Plan) -> None:
+    """Refuse branches that an arm cannot train.
+
+    Raises:
+        UsageError: if W is re-folded, which would leave one of another rank, and is not dense.
+    """
+    low = next((site for site in plan.sites if site.rank is not None), None)
+    if arm.refolds and low is not None:
+        raise UsageError(
+            f"expected dense branches for the arm {arm.name!r}, got one of rank {low.rank} at {low.key!r}: make them "
+            "anew with `surgeon relax --dense`"
+        )

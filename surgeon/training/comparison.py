@@ -16,7 +16,7 @@ from surgeon.opening.evaluation import evaluate
 from surgeon.opening.loading import load_branches
 from surgeon.opening.task_calls import task_batches
 from surgeon.plan import Plan, Task
-from surgeon.training.arms import Arm, arm_named
+from surgeon.training.arms import Arm, arm_named, require_fitting_plan
 from surgeon.training.engine import Finetuner
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.progress import StepEvent
@@ -87,7 +87,7 @@ def run_one(
     if arm.low_rank:
         updates = LowRankUpdates(model, comparison.plan, settings.low_rank, seed)
     if arm.mode is not None:
-        relaxation = relax(model, comparison.plan, mode=arm.mode, schedule=settings.schedule)
+        relaxation = relax(model, comparison.plan, dense=True, mode=arm.mode, schedule=settings.schedule)
         if comparison.start is not None:
             load_branches(relaxation.model, comparison.start)
     result = Finetuner(model, comparison.task, settings, arm, relaxation or updates).run(on_step)
@@ -198,6 +198,8 @@ def final_points(
 ) -> list[Point]:
     """Return the runs of :func:`run_arms`, after checking that they can be carried out; errors as there."""
     require_arms_and_seeds(arms, seeds)
+    for name in arms:
+        require_fitting_plan(arm_named(name), comparison.plan)
     missing = [name for name in arms if rates is not None and name not in rates]
     if missing:
         raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")

@@ -32,7 +32,7 @@ from surgeon.training.accelerator import (
     shards,
     with_advice,
 )
-from surgeon.training.arms import Arm
+from surgeon.training.arms import Arm, require_fitting_plan
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
 from surgeon.training.ema import Ema
 from surgeon.training.groups import freeze_base, parameter_groups, theta_group
@@ -83,6 +83,8 @@ class Finetuner:
                 f"expected an arm that keeps what it adds when the base is frozen, got {arm.name!r}: nothing would "
                 "remain, choose fold, refold, overparam or lowrank"
             )
+        if isinstance(added, Relaxation):
+            require_fitting_plan(arm, added.plan)
         self.task, self.settings, self.arm = task, settings, arm
         self.accelerator = make_accelerator(settings.precision, trackers, folder)
         self.sharing = Sharing(settings.accumulate, self.accelerator.num_processes, self.accelerator.process_index)

@@ -101,6 +101,8 @@ def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start
     task = workspace.require_task()
     rehearse(workspace.model, task.task)
     if arm.mode is not None or arm.low_rank:
+        if arm.refolds and relaxing.fits_rank:
+            relaxing = dataclasses.replace(relaxing, dense=True)
         plan = wanted_plan(workspace, relaxing)
     else:
         plan = empty_plan(workspace, relaxing.group or DEFAULT_GROUP)
@@ -119,7 +121,7 @@ def take_up(workspace: Workspace, plan: Plan, mode: StripMode | None, relaxing: 
     """
     model, schedule = workspace.model, relaxing.schedule
     if mode is not None:
-        relaxation = relax(model, plan, mode=mode, schedule=schedule, init_scale=relaxing.init_scale)
+        relaxation = relax(model, plan, dense=True, mode=mode, schedule=schedule, init_scale=relaxing.init_scale)
     else:
         bare = dataclasses.replace(plan, sites=())
         relaxation = Relaxation(model, bare, "drop", dataclasses.replace(schedule, sites=()), PenaltySettings())

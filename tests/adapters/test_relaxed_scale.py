@@ -113,7 +113,7 @@ def test_a_trained_network_is_relaxed_and_restored() -> None:
     assert sum("approximately equivariant by design" in note for note in plan.notes) == 2
     assert sum("cut off" in note for note in plan.notes) == 2
     assert [entry.reason for entry in plan.skipped] == ["it sums over scales, whose range is cut off"]
-    relaxation = surgeon.relax(module, plan, init_scale=1.0)
+    relaxation = surgeon.relax(module, plan, dense=True, init_scale=1.0)
     assert torch.equal(module(x), before)
     relaxation.set_theta(0.1)
     assert not torch.allclose(module.train()(x), before)

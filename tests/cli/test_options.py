@@ -17,8 +17,11 @@ def sizes(surgeon: Surgeon, *options: str) -> dict[str, int]:
 
 
 def test_sites_are_chosen_by_budget_rank_and_blocks(surgeon: Surgeon) -> None:
-    assert sizes(surgeon) == {"first": 64, "second": 18}
-    assert sizes(surgeon, "--max-extra-params", "63") == {"second": 18}
+    assert sizes(surgeon) == {"first": 1, "second": 1}  # ranks
+    assert sizes(surgeon, "--dense") == {"first": 64, "second": 18}  # entries
+    assert sizes(surgeon, "--max-extra-params", "63") == {"first": 2, "second": 18}
+    assert sizes(surgeon, "--max-extra-params", "15") == {"second": 1}
+    assert sizes(surgeon, "--dense", "--max-extra-params", "63") == {"second": 18}
     assert sizes(surgeon, "--max-extra-params", "1000%") == {"first": 64, "second": 18}  # of 10 parameters
     assert sizes(surgeon, "--rank", "1") == {"first": 1, "second": 1}
     told = surgeon(*RELAX, "--blocks", "1>0").data["plan"]["sites"]
@@ -28,12 +31,15 @@ def test_sites_are_chosen_by_budget_rank_and_blocks(surgeon: Surgeon) -> None:
 def test_scores_of_a_diagnosis_rank_the_sites(surgeon: Surgeon) -> None:
     record = {"curvature": {"shares": {"first.features": 0.2, "second.features": 0.8}}}
     (surgeon.path / "scores.json").write_text(json.dumps(record))
-    assert sizes(surgeon, "--scores", "scores.json", "--top", "1") == {"second": 18}
-    assert sizes(surgeon, "--scores", "scores.json", "--max-extra-params", "70") == {"second": 18}
+    assert sizes(surgeon, "--scores", "scores.json", "--top", "1") == {"second": 1}
+    assert sizes(surgeon, "--scores", "scores.json", "--max-extra-params", "70", "--dense") == {"second": 18}
+    said = surgeon(*RELAX, "--scores", "scores.json", "--max-extra-params", "70", code=2).err
+    assert "expected --top, or --max-extra-params with --dense or --rank" in said
 
 
 BAD = [
-    (("--rank", "1", "--blocks", "1>1"), "either --rank or --blocks"),
+    (("--rank", "1", "--blocks", "1>1"), "one of --dense, --rank and --blocks, got more"),
+    (("--rank", "1", "--dense"), "one of --dense, --rank and --blocks, got more"),
     (("--blocks", "1-0"), "blocks such as 0>1,1>2 after --blocks"),
     (("--max-extra-params", "lots"), "after --max-extra-params, got 'lots'"),
     (("--max-extra-params", "1"), "the smallest branch"),
@@ -90,7 +96,7 @@ def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:
         ),
         *("--adaptive-theta", "--patience", "5", "--deterministic", "--save-every", "1", "--weight-decay", "1e-4"),
     ).err
-    assert "training adds 82 parameters to 10" in told
+    assert "training adds 25 parameters to 10" in told
     assert "nothing of it remains after stripping" in told
     state = json.loads((surgeon.path / "net-run" / "training_state" / "state.json").read_text())
     settings = state["settings"]
@@ -121,6 +127,32 @@ def test_an_unknown_tracker_and_stray_options_are_refused(surgeon: Surgeon) -> N
 
 @pytest.mark.parametrize("arm", ["refold", "ace"])
 def test_further_arms_end_in_a_clean_checkpoint(surgeon: Surgeon, arm: str) -> None:
-    surgeon("relax", "net.pt", "--group", "O3")
+    surgeon("relax", "net.pt", "--group", "O3", *(["--dense"] if arm == "refold" else []))
     surgeon("finetune", "net-relaxed", "--arm", arm, "--epochs", "2", "--lr", "1e-2")
     assert "the recorded graph is the original's" in surgeon("strip", "net-run").out
+
+
+def test_what_has_low_rank_is_not_refolded(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt", "--group", "O3")
+    for refolding in (["--arm", "refold"], ["--compare", "plain,refold", "-o", "compared.json"]):
+        said = surgeon("finetune", "net-relaxed", *refolding, "--epochs", "2", code=2).err
+        assert "got one of rank 1 at 'first.features': make them anew with `surgeon relax --dense`" in said
+
+
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+def test_dense_and_low_rank_branches_go_from_relax_to_verify(surgeon: Surgeon, mode: str) -> None:
+    mixed = ("--max-extra-params", "63", "--strip-mode", mode, "--init-scale", "0.5")
+    told = "branches: 1 site dense, 1 of rank 2\ntraining adds 50 parameters, 500 % of the model's 10"
+    assert told in surgeon("relax", "net.pt", "--group", "O3", *mixed).out
+    assert told in surgeon("inspect", "net-relaxed").out
+    surgeon("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
+    surgeon("strip", "net-run")
+    told = surgeon("verify", "net-clean", "--against", "net.pt", "--task", "task.py", "--group", "O3").out
+    assert "everything that was checked holds; the certificate says 'same function'" in told
+
+
+def test_a_small_network_is_told_that_rank_one_is_more(surgeon: Surgeon) -> None:
+    for command in ("inspect", "relax"):
+        told = " ".join(surgeon(command, "net.pt", "--group", "O3").out.split())
+        assert "branches: 2 sites of rank 1 training adds 25 parameters, 250 % of the model's 10" in told
+        assert "note: branches of rank 1 at every site have 25 parameters, more than the budget of 10" in told

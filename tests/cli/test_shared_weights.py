@@ -92,7 +92,7 @@ def test_shared_weights_go_the_whole_way(surgeon: Surgeon, work: Path, how: str,
     module = runpy.run_path("sharing.py")
     torch.save(module["Sharing"](how).state_dict(), "shared.pt")
     # With a large W the untrained start would be the best epoch, from which nothing folds.
-    surgeon("relax", "shared.pt", *options, "--strip-mode", mode, "--init-scale", "0.05")
+    surgeon("relax", "shared.pt", *options, "--dense", "--strip-mode", mode, "--init-scale", "0.05")
     surgeon("finetune", "shared-relaxed", *FAST)
     surgeon("strip", "shared-run", *QUICK, "-o", "clean")
     before, trained = torch.load("shared.pt"), load_file("shared-run/model.safetensors")

@@ -50,7 +50,7 @@ def batch(scalars: tuple[float, float] = (1.0, 0.7)) -> Batch:
 def relaxed(mode: Any = "fold") -> Relaxation:
     with nets.default_dtype(torch.float64):
         net = Net()
-    relaxation = surgeon.relax(net, surgeon.find(net, "O3", *batch()), mode=mode, init_scale=1.0)
+    relaxation = surgeon.relax(net, surgeon.find(net, "O3", *batch()), dense=True, mode=mode, init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     return relaxation
 
@@ -174,7 +174,7 @@ def test_any_further_argument_of_a_measured_op_is_a_condition() -> None:
         "first": (True, ""),
         "second": (True, words),
     }
-    relaxation = surgeon.relax(net, plan, mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(net, plan, dense=True, mode="fold", init_scale=1.0)
     assert check(relaxation, [sample(1.0)]) == {"second.x": 1}
     with pytest.raises(SurgeryError, match=f"'second.x' .* while {words}, but on batch 1"):
         check(relaxation, [sample(2.0)])

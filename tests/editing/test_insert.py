@@ -118,7 +118,7 @@ def test_the_initial_weights_depend_on_the_seed_alone() -> None:
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed + 100)
-        relaxation = surgeon.relax(copy.deepcopy(net), plan, init_scale=1.0, seed=seed)
+        relaxation = surgeon.relax(copy.deepcopy(net), plan, dense=True, init_scale=1.0, seed=seed)
         drawn.append(torch.cat([w.detach().flatten() for w in relaxation.branch_parameters()]))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -127,7 +127,7 @@ def test_the_initial_weights_depend_on_the_seed_alone() -> None:
 def test_branches_take_mode_and_dtype_from_their_op() -> None:
     net, inputs = nets.build("linears", torch.float32)
     plan = surgeon.find(net, "O3", *inputs)
-    relaxation = surgeon.relax(net.eval(), plan)
+    relaxation = surgeon.relax(net.eval(), plan, dense=True)
     assert all(not branch.training for branch in relaxation.branches.values())
     assert all(branch.theta.dtype == branch.weight.dtype == torch.float32 for branch in relaxation.branches.values())
 
@@ -165,38 +165,38 @@ def test_a_plan_that_does_not_fit_changes_nothing(change: Any, error: type[Excep
     plan, net = plan_and_net()
     before, marks = nets.state(net), nets.traces(net)
     with pytest.raises(error, match=words):
-        surgeon.relax(net, change(plan))
+        surgeon.relax(net, change(plan), dense=True)
     assert nets.state(net) == before
     assert nets.traces(net) == marks
-    assert len(surgeon.relax(net, plan).branches) == 7
+    assert len(surgeon.relax(net, plan, dense=True).branches) == 7
 
 
 def test_another_name_of_a_shared_module_is_refused() -> None:
     plan, net = plan_and_net("reused")
     alias = dataclasses.replace(plan.sites[1], name="alias")
     with pytest.raises(PlanError, match="'alias' is another name"):
-        surgeon.relax(net, dataclasses.replace(plan, sites=(*plan.sites, alias)))
+        surgeon.relax(net, dataclasses.replace(plan, sites=(*plan.sites, alias)), dense=True)
     assert branches_of(net) == {}
 
 
 def test_a_relaxed_model_is_refused() -> None:
     _, net, relaxation, _ = nets.relaxed("linears")
     with pytest.raises(PlanError, match="strip it first"):
-        surgeon.relax(net, relaxation.plan)
+        surgeon.relax(net, relaxation.plan, dense=True)
     assert len(branches_of(net)) == len(relaxation.branches)
 
 
 def test_an_unknown_mode_is_refused() -> None:
     plan, net = plan_and_net("linears")
     with pytest.raises(UsageError, match="'drop' or 'fold', got 'keep'"):
-        surgeon.relax(net, plan, mode="keep")  # type: ignore[arg-type]
+        surgeon.relax(net, plan, dense=True, mode="keep")  # type: ignore[arg-type]
 
 
 def test_a_torchscript_module_is_refused() -> None:
     plan, net = plan_and_net("linears")
     net.first = torch.jit.script(torch.nn.Linear(11, 11))
     with pytest.raises(PlanError, match="TorchScript"):
-        surgeon.relax(net, plan)
+        surgeon.relax(net, plan, dense=True)
 
 
 @pytest.mark.parametrize("failing", [0, 1, 6])
@@ -214,7 +214,7 @@ def test_a_failure_half_way_takes_everything_out_again(failing: int, monkeypatch
     insert_for_real = insert.attach
     monkeypatch.setattr(insert, "attach", attach)
     with pytest.raises(SurgeryError, match="out of luck.*as it was"):
-        surgeon.relax(net, plan, init_scale=1.0)
+        surgeon.relax(net, plan, dense=True, init_scale=1.0)
     assert len(calls) == failing + 1
     assert nets.state(net) == before
     assert nets.traces(net) == marks
@@ -224,4 +224,4 @@ def test_a_plan_survives_json() -> None:
     plan, net = plan_and_net()
     again = Plan.from_data(json.loads(plan.to_json()))
     assert again.to_data() == plan.to_data()
-    assert len(surgeon.relax(net, again, mode="fold").branches) == len(plan.sites)
+    assert len(surgeon.relax(net, again, dense=True, mode="fold").branches) == len(plan.sites)

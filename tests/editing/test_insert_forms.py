@@ -183,7 +183,12 @@ def relaxed(name: str, **how: Any) -> tuple[Net, Net, Relaxation, Any]:
     group, make, sites, data = CASES[name]
     net = Net(make())
     twin = copy.deepcopy(net)
-    return twin, net, surgeon.relax(net, Plan(group, tuple(sites())), **({"init_scale": 1.0} | EXACT | how)), data()
+    return (
+        twin,
+        net,
+        surgeon.relax(net, Plan(group, tuple(sites())), dense=True, **({"init_scale": 1.0} | EXACT | how)),
+        data(),
+    )
 
 
 def total(output: Any) -> Tensor:
@@ -248,7 +253,7 @@ def test_a_branch_on_two_axes_mixes_components_and_channels() -> None:
 def test_features_come_and_go_at_different_places() -> None:
     net = Net(Sorting())
     place = site("parts", vectors(2), {"trivial": 4}, (4, 6), path_in=(1,), path_out=("result", 0))
-    relaxation = surgeon.relax(net, Plan("O3", (place,)), init_scale=1.0)
+    relaxation = surgeon.relax(net, Plan("O3", (place,)), dense=True, init_scale=1.0)
     x = [random(5, 3), random(5, 6)]
     expected = net(x)
     relaxation.set_theta(0.5)
@@ -380,7 +385,7 @@ def test_a_relaxed_folder_names_branches_by_module_argument_and_path(name: str, 
     # The folder alone rebuilds the relaxed network.
     other = Net(CASES[name][1]())
     load_into(other, files.base, "the folder")
-    again = surgeon.relax(other, files.config.plan)
+    again = surgeon.relax(other, files.config.plan, dense=True)
     relaxation.set_theta(0.5)
     again.set_theta(0.5)
     assert not trees.equal(other(x), net(x))
@@ -432,9 +437,9 @@ def test_a_plan_that_does_not_fit_changes_nothing(name: str, changes: dict[str, 
     net = Net(make())
     first, *others = sites()
     with pytest.raises(PlanError, match=words):
-        surgeon.relax(net, Plan(group, (dataclasses.replace(first, **changes), *others)))
+        surgeon.relax(net, Plan(group, (dataclasses.replace(first, **changes), *others)), dense=True)
     assert untouched(net)
-    surgeon.relax(net, Plan(group, (first, *others)))
+    surgeon.relax(net, Plan(group, (first, *others)), dense=True)
     assert not untouched(net)
 
 
@@ -443,7 +448,7 @@ def test_one_path_twice_is_refused() -> None:
     first = by_degree()[0]
     other = dataclasses.replace(first, path_in=(0,))  # an index and a key that read alike
     with pytest.raises(PlanError, match="lists 'op.features.0' more than once"):
-        surgeon.relax(net, Plan("O3", (first, other)))
+        surgeon.relax(net, Plan("O3", (first, other)), dense=True)
     assert untouched(net)
 
 
@@ -463,6 +468,6 @@ def test_a_path_that_cannot_name_a_module_is_rolled_back() -> None:
     net = Net(ByDegree())
     good, bad = by_degree()[0], dataclasses.replace(by_degree()[1], path_in=("type",))
     with pytest.raises(SurgeryError, match="'type' already exists.*as it was"):
-        surgeon.relax(net, Plan("O3", (good, bad)))
+        surgeon.relax(net, Plan("O3", (good, bad)), dense=True)
     assert untouched(net)
     assert not any(CHILD in name for name, _ in net.named_modules())

@@ -33,7 +33,9 @@ def relaxed(bias: bool = False, mode: Any = "drop") -> tuple[Layer, Relaxation, 
     group = parse_group("SO3")
     rho_in, rho_out = (axes(group, "v c", {"c": size}) for size in (4, 5))
     site = Site("linear", "input", "linear", "", rho_in, rho_out, (15, 12), axes_in=(-2, -1), axes_out=(-2, -1))
-    relaxation = surgeon.relax(net, Plan("SO3", (site,)), mode=mode, init_scale=1.0, penalty_rows=None, penalty_every=1)
+    relaxation = surgeon.relax(
+        net, Plan("SO3", (site,)), dense=True, mode=mode, init_scale=1.0, penalty_rows=None, penalty_every=1
+    )
     relaxation.set_theta(0.3)
     return net.train(), relaxation, x
 

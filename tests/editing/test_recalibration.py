@@ -387,7 +387,7 @@ def test_relaxed_statistics_are_not_those_of_the_clean_model(vector_neurons: Any
     torch.manual_seed(0)
     model, batches = task.model().double(), list(task.batches("train", 0))
     plan = surgeon.find(model, "SO3", batches[0], forward=task.forward, act=task.act, act_output=task.act_output)
-    relaxation = surgeon.relax(model, plan, init_scale=1.0)
+    relaxation = surgeon.relax(model, plan, dense=True, init_scale=1.0)
     norms = normalisation_layers(model)
     assert "feat.conv_pos.batchnorm.bn" in norms
     relaxation.set_theta(1.0)

@@ -77,7 +77,7 @@ def test_progress_sets_both_coefficients() -> None:
     for mode, expected in (("drop", (0.5, 0.5)), ("fold", (0.5, 1.0))):
         net, inputs = nets.build("linears")
         plan = surgeon.find(net, "O3", *inputs)
-        relaxation = surgeon.relax(net, plan, mode=mode, schedule=Schedule("triangle", tail=0.0))  # type: ignore[arg-type]
+        relaxation = surgeon.relax(net, plan, dense=True, mode=mode, schedule=Schedule("triangle", tail=0.0))  # type: ignore[arg-type]
         assert relaxation.theta == (0.0, 0.0)
         relaxation.set_progress(0.75)
         assert relaxation.theta == expected
@@ -219,7 +219,7 @@ def test_a_schedule_by_its_name_also_later_and_what_is_none() -> None:
         relaxation.schedule = lambda progress: 1.0
     surgeon.strip(net)
     with pytest.raises(PlanError, match="expected a Plan, got str: use surgeon.find, or Plan.from_json"):
-        surgeon.relax(net, "plan.json")  # type: ignore[arg-type]
+        surgeon.relax(net, "plan.json", dense=True)  # type: ignore[arg-type]
 
 
 def test_the_defect_term_pulls_towards_an_intertwiner() -> None:
@@ -300,7 +300,7 @@ def test_a_copied_handle_has_its_own_branches() -> None:
 
 def test_a_relaxation_is_told_in_one_line() -> None:
     net, inputs = nets.build("linears")
-    relaxation = surgeon.relax(net, surgeon.find(net, parse_group("O3"), *inputs))
+    relaxation = surgeon.relax(net, surgeon.find(net, parse_group("O3"), *inputs), dense=True)
     relaxation.set_theta(0.5)
     count = len(relaxation.branches)
     words = f"Relaxation({type(net).__name__}, {count} branches under O3, mode 'drop', theta 0.5, penalty 'gram')"

@@ -55,7 +55,7 @@ def plan_of(module: nn.Module) -> Plan:
 
 def relaxed(kind: str, tmp_path: Path) -> nn.Module:
     module = build(kind, tmp_path)
-    surgeon.relax(module, plan_of(module), init_scale=1.0).set_theta(0.1)
+    surgeon.relax(module, plan_of(module), dense=True, init_scale=1.0).set_theta(0.1)
     return module
 
 
@@ -74,7 +74,7 @@ def test_stripping_leaves_nothing(kind: str, tmp_path: Path) -> None:
     module = build(kind, tmp_path)
     keys, names = list(module.state_dict()), [name for name, _ in module.named_modules()]
     output, text = module(vectors()), str(getattr(module, "graph", ""))
-    surgeon.relax(module, plan_of(module), init_scale=1.0).set_theta(0.1)
+    surgeon.relax(module, plan_of(module), dense=True, init_scale=1.0).set_theta(0.1)
     assert not torch.allclose(module(vectors()), output)
     assert f"{CHILD}.first.weight" in module.state_dict()
     surgeon.strip(module)
@@ -185,7 +185,7 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     plan = plan_of(build("module", tmp_path))
     net = nn.Linear(3, 3).double()
     with pytest.raises(PlanError, match="made for another model"):
-        surgeon.relax(net, plan)
+        surgeon.relax(net, plan, dense=True)
     assert CHILD not in dict(net.named_children())
     assert "forward" not in vars(net)
 

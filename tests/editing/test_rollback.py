@@ -74,7 +74,7 @@ def fails(net: nn.Module, plan: Plan, number: int, error: type[BaseException]) -
     sys.settrace(raising_at(number, error))
     try:
         with torch.enable_grad():  # a context that is left at its own line is not closed by Python
-            surgeon.relax(net, plan, mode="fold", init_scale=1.0)
+            surgeon.relax(net, plan, dense=True, mode="fold", init_scale=1.0)
     except (Exception, OutOfLuckError):
         return True
     finally:
@@ -116,9 +116,9 @@ def test_a_refused_setting_leaves_no_branch(settings: dict[str, Any], error: typ
     net, plan = prepared("raw")
     before, marks = nets.state(net), nets.traces(net)
     with pytest.raises(error):
-        surgeon.relax(net, plan, **settings)
+        surgeon.relax(net, plan, dense=True, **settings)
     assert (nets.state(net), nets.traces(net)) == (before, marks)
-    assert surgeon.relax(net, plan, schedule="cosine").schedule == Schedule("cosine")
+    assert surgeon.relax(net, plan, dense=True, schedule="cosine").schedule == Schedule("cosine")
 
 
 class Caching(nn.Linear):

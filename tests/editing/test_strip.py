@@ -51,7 +51,7 @@ def test_drop_gives_back_the_original_in_bytes(name: str, via: str) -> None:
 def test_a_stripped_model_can_be_relaxed_and_stripped_again() -> None:
     twin, net, relaxation, _ = nets.relaxed("linears")
     strip(relaxation)
-    strip(surgeon.relax(net, relaxation.plan, init_scale=1.0))
+    strip(surgeon.relax(net, relaxation.plan, dense=True, init_scale=1.0))
     assert nets.state(net) == nets.state(twin)
     with pytest.raises(SurgeryError, match="stripped already"):
         strip(net)
@@ -111,7 +111,7 @@ def test_products_fold_with_constant_scalars_of_any_value(scalars: tuple[float, 
     with nets.default_dtype(torch.float64):
         op = o3.FullyConnectedTensorProduct("2x0e+2x1o", nets.ATTRIBUTES, "3x0e+2x1o")
     x, y = torch.randn(5, 8, dtype=torch.float64), nets.attributes(5, torch.float64, scalars)
-    relaxation = surgeon.relax(op, surgeon.find(op, "O3", x, y), mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(op, surgeon.find(op, "O3", x, y), dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     expected = op(x, y).detach()
     (record,) = strip(op)
@@ -123,7 +123,7 @@ def test_products_fold_with_constant_scalars_of_any_value(scalars: tuple[float, 
 def test_products_without_a_constant_scalar_do_not_fold() -> None:
     op = o3.FullyConnectedTensorProduct("2x0e+2x1o", nets.ATTRIBUTES, "3x0e+2x1o").double()
     x, y = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
-    relaxation = surgeon.relax(op, surgeon.find(op, "O3", x, y), mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(op, surgeon.find(op, "O3", x, y), dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.5, 1.0)
     (record,) = strip(op)
     assert (record.note, record.folded) == ("dropped", 0.0)
@@ -145,7 +145,7 @@ def test_missing_paths_lose_exactly_their_blocks() -> None:
     with nets.default_dtype(torch.float64):
         net = Skewed()
     x = torch.randn(4, 16, dtype=torch.float64)
-    relaxation = surgeon.relax(net, surgeon.find(net, "O3", x), mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(net, surgeon.find(net, "O3", x), dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(1.0, 1.0)
     before = nets.linear_map(net, None, 16)
     weight = relaxation.branches["op.features"].weight.detach().clone()
@@ -163,7 +163,7 @@ def restricted(mode: Any) -> Relaxation:
         net = o3.Linear("2x0e+2x1o", "2x0e+2x1o")
     plan = surgeon.find(net, "O3", torch.randn(4, 8, dtype=torch.float64))
     site = dataclasses.replace(plan.sites[0], blocks=((1, 1), (0, 1)))
-    relaxation = surgeon.relax(net, dataclasses.replace(plan, sites=(site,)), mode=mode, init_scale=1.0)
+    relaxation = surgeon.relax(net, dataclasses.replace(plan, sites=(site,)), dense=True, mode=mode, init_scale=1.0)
     relaxation.set_theta(0.7, 0.7 if mode == "drop" else 1.0)
     with torch.no_grad():
         relaxation.branches["features"].weight.copy_(torch.randn(8, 8))
@@ -229,7 +229,7 @@ def test_non_finite_branches_are_refused_and_nothing_changes(bad: float) -> None
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_what_rounding_loses_of_a_fold_is_reported(dtype: torch.dtype) -> None:
     op = o3.Linear("8x0e+8x1o", "8x0e+8x1o").to(dtype)
-    relaxation = surgeon.relax(op, surgeon.find(op, "O3"), mode="fold", init_scale=1e-3)
+    relaxation = surgeon.relax(op, surgeon.find(op, "O3"), dense=True, mode="fold", init_scale=1e-3)
     relaxation.set_theta(0.0, 1.0)
     (branch,) = relaxation.branches.values()
     twin, wanted = o3.Linear("8x0e+8x1o", "8x0e+8x1o").double(), branch.foldable_part().detach().double()

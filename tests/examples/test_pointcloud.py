@@ -227,7 +227,7 @@ def test_folding_keeps_the_equivariant_part(name: str) -> None:
     batch = next(iter(task.batches("train", 0)))
     plan = surgeon.find(model, "SO3", batch, forward=task.forward)
     original = task.forward(model, batch)
-    relaxation = surgeon.relax(model, plan, mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(model, plan, dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     with relaxation.clean():
         clean = task.forward(model, batch)

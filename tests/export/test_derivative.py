@@ -235,7 +235,7 @@ def archive(model: nn.Module) -> Archive:
 def test_stripping_gives_the_program_back_and_other_forces_are_seen(potential: Potential) -> None:
     """They depend on the architecture; that they do not depend on weights is part of the export, see ``stripped``."""
     model = copy.deepcopy(potential).eval()
-    relaxation = relax(model, find(model, "O3", molecules((3, 4), 0)))
+    relaxation = relax(model, find(model, "O3", molecules((3, 4), 0)), dense=True)
     with pytest.raises(CheckFailedError, match="strip it first"):
         to_onnx(model, TASK, SAMPLE)
     strip(relaxation, "drop")

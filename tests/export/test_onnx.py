@@ -94,7 +94,7 @@ def test_a_branch_is_refused_even_at_theta_zero_and_stripping_gives_the_graph_ba
     """Graphs depend on the architecture; that they do not depend on weights is part of what was exported."""
     model = copy.deepcopy(net)
     batch = next(iter(TASK.batches("train", 0)))
-    relaxation = relax(model, find(model, "O3", batch["scalars"], batch["vectors"]))
+    relaxation = relax(model, find(model, "O3", batch["scalars"], batch["vectors"]), dense=True)
     with pytest.raises(CheckFailedError, match="strip it first"):
         to_onnx(model, TASK, SAMPLE)
     strip(relaxation, "drop")

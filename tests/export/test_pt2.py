@@ -109,7 +109,7 @@ def test_a_constant_counts_by_value(net: Net) -> None:
 def test_a_branch_is_refused_even_at_theta_zero_and_stripping_gives_the_graph_back(net: Net) -> None:
     model = copy.deepcopy(net)
     batch = next(iter(TASK.batches("train", 0)))
-    relaxation = relax(model, find(model, "O3", batch["scalars"], batch["vectors"]))
+    relaxation = relax(model, find(model, "O3", batch["scalars"], batch["vectors"]), dense=True)
     with pytest.raises(CheckFailedError, match=r"strip it first.*--drop.*--fold"):
         to_program(model, TASK, SAMPLE)
     strip(relaxation, "drop")

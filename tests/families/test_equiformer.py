@@ -143,7 +143,7 @@ def test_branches_break_the_symmetry_that_the_network_has(pattern: str) -> None:
     plan = surgeon.select(plan, include=[pattern])
     assert all(site.verified for site in plan.sites)
     assert {site.fold_note for site in plan.sites if ".dtp." not in site.name} == {""}
-    relaxation = surgeon.relax(model.module, plan, init_scale=1.0)
+    relaxation = surgeon.relax(model.module, plan, dense=True, init_scale=1.0)
     assert error(model, "SO3") < ROUNDING
     relaxation.set_theta(1.0)
     assert error(model, "SO3") > BROKEN

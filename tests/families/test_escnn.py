@@ -64,7 +64,7 @@ def test_images_under_all_rotations_are_annotated() -> None:
     assert all(site.verified and site.source == "annotation" for site in plan.sites)
     assert sum("discretisation" in note for note in plan.notes) == 2
     output = case.forward(case.module, case.batch)
-    relaxation = surgeon.relax(case.module, plan, init_scale=1.0)
+    relaxation = surgeon.relax(case.module, plan, dense=True, init_scale=1.0)
     assert torch.equal(case.forward(case.module, case.batch), output)
     relaxation.set_theta(0.1)
     case.module.train()

@@ -52,7 +52,7 @@ def test_a_branch_whose_kernel_is_steerable_breaks_nothing(kind: str) -> None:
     model, group = model_of(kind), parse_group(KINDS[kind][0])
     elements = group.elements if group.finite else group.sample(2, torch.Generator().manual_seed(0))
     before = model.run().detach()
-    relaxation = surgeon.relax(model.module, plan_of(model, KINDS[kind][0]), init_scale=1.0)
+    relaxation = surgeon.relax(model.module, plan_of(model, KINDS[kind][0]), dense=True, init_scale=1.0)
     relaxation.set_theta(THETA)
     assert model.error(elements) > BROKEN
     for site in relaxation.plan.sites:

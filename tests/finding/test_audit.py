@@ -25,7 +25,7 @@ def test_blocks_of_multiplicity_0_fold_like_none(hidden: str) -> None:
     model, x = nn.Sequential(first, second), torch.randn(5, 8)
     plan = surgeon.find(model, "O3", x)
     assert [bool(site.fold) for site in plan.sites] == [True, True]
-    relaxation = surgeon.relax(model, plan, mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(model, plan, dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     with relaxation.clean():
         clean = model(x).detach()

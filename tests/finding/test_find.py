@@ -288,7 +288,7 @@ def test_ties_are_seen_without_a_run(how: str, inputs: tuple[Tensor, ...]) -> No
     tied = how in ("one parameter", "one memory")
     assert {site.fold is None for site in plan.sites} == {tied}
     assert all(("tied to" in site.fold_note) == tied for site in plan.sites)
-    relaxation = surgeon.relax(model, plan, mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(model, plan, dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     with torch.no_grad(), relaxation.clean():
         clean = model(x)
@@ -299,9 +299,9 @@ def test_ties_are_seen_without_a_run(how: str, inputs: tuple[Tensor, ...]) -> No
 def test_a_plan_that_folds_into_shared_weights_is_refused() -> None:
     plan, tied = surgeon.find(Linears("own"), "O3"), Linears("one parameter")
     with pytest.raises(PlanError, match="tied to second"):
-        surgeon.relax(tied, plan, mode="fold")
+        surgeon.relax(tied, plan, dense=True, mode="fold")
     assert not branches_of(tied)
-    assert surgeon.relax(Linears("own"), plan, mode="fold").branches
+    assert surgeon.relax(Linears("own"), plan, dense=True, mode="fold").branches
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -311,7 +311,7 @@ def test_tied_weights_are_relaxed_but_not_folded(tied: bool) -> None:
     assert [site.name for site in plan.sites] == ["first", "second"]
     assert [site.fold is None for site in plan.sites] == [tied, tied]
     assert ("tied to second" in plan.sites[0].fold_note) == tied
-    relaxation = surgeon.relax(model, plan, mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(model, plan, dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     with relaxation.clean():
         clean = model(x).detach()
@@ -380,7 +380,7 @@ def test_group_and_emptiness_are_judged() -> None:
         surgeon.find(nn.ReLU(), "O3", torch.randn(2, 3))
     with pytest.raises(PlanError, match="nothing to relax.*never called"):
         surgeon.find(net, "O3", inputs[0], forward=lambda model, x: x)
-    surgeon.relax(net, surgeon.find(net, parse_group("SE3"), *inputs))
+    surgeon.relax(net, surgeon.find(net, parse_group("SE3"), *inputs), dense=True)
     with pytest.raises(PlanError, match="strip it first"):
         surgeon.find(net, "O3", *inputs)
 
@@ -484,5 +484,5 @@ def test_fifty_layers_are_fifty_sites() -> None:
     plan = surgeon.find(nn.Sequential(*layers), "O3", torch.randn(3, 8))
     assert [site.name for site in plan.sites] == [str(index) for index in range(50)]
     assert {site.calls for site in plan.sites} == {1}
-    relaxation = surgeon.relax(nn.Sequential(*layers), plan)
+    relaxation = surgeon.relax(nn.Sequential(*layers), plan, dense=True)
     assert len(relaxation.branches) == 50

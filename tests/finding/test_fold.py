@@ -409,7 +409,7 @@ def test_the_mean_over_components_is_folded(labels: str, note: str) -> None:
     assert [(site.name, site.fold is not None) for site in plan.sites] == [("first", True), ("second", True)]
     assert plan.sites[0].fold_note == note
     before = net.first.get_parameter("weight").detach().clone()
-    relaxation = surgeon.relax(net, plan, mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(net, plan, dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     weight = branches_of(net)["first.input"].weight.detach()
     d = rho(labels).dimension
@@ -466,7 +466,7 @@ def test_an_op_inside_a_forward_folds_if_nothing_else_uses_its_weights(shared: b
         assert "changed weights do not act" in site.fold_note
         return
     weight = net.weight.detach().clone()
-    relaxation = surgeon.relax(net, plan, mode="fold", init_scale=1.0)
+    relaxation = surgeon.relax(net, plan, dense=True, mode="fold", init_scale=1.0)
     relaxation.set_theta(0.0, 1.0)
     (branch,) = branches_of(net).values()
     mean = branch.weight.detach().reshape(3, 3, 3, 3).diagonal(dim1=0, dim2=2).mean(-1)
@@ -490,5 +490,5 @@ def test_a_plan_for_another_op_is_refused(fold: dict[str, Any], words: str) -> N
     plan, _ = found(net)
     other = dataclasses.replace(plan.sites[0], fold=fold)
     with pytest.raises(PlanError, match=f"expected 'first.*{words}.*set fold to null"):
-        surgeon.relax(net, dataclasses.replace(plan, sites=(other,)), mode="fold")
+        surgeon.relax(net, dataclasses.replace(plan, sites=(other,)), dense=True, mode="fold")
     assert not branches_of(net)

@@ -83,7 +83,7 @@ def test_it_is_cast_recorded_and_acted_upon() -> None:
     for plan in found:
         assert [site.name for site in plan.sites] == ["layer.linear", "readout"]
         assert all(site.verified for site in plan.sites)
-    relaxation = relax(net, found[0], init_scale=1.0)
+    relaxation = relax(net, found[0], dense=True, init_scale=1.0)
     relaxation.set_theta(1.0)
     assert not torch.allclose(net(batch), kept)
     strip(net, "drop")

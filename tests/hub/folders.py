@@ -46,7 +46,7 @@ def make_relaxed(checkpoint: str | Path, folder: Path, task: str | Path) -> None
     workspace = open_path(checkpoint, OpenOptions(task=str(task)))
     batch = next(iter(tiny.TinyTask().batches("validation", 0)))
     plan = find(workspace.model, "O3", batch, forward=tiny.TinyTask().forward)
-    relaxation = relax(workspace.model, plan, init_scale=0.5)
+    relaxation = relax(workspace.model, plan, dense=True, init_scale=0.5)
     config = relaxed_config(workspace, relaxation, penalty={"lambda": 0.01, "form": "gram", "scale": "relative"})
     write_relaxed(folder, workspace.model, config, workspace.checkpoint.metadata)
 

@@ -42,7 +42,7 @@ def make_relaxed(work: Path, path: str = "net.pt", options: OpenOptions | None =
     task = TinyTask()
     batch = to_dtype(next(iter(task.batches("validation", 0))), model_dtype(workspace.model))
     plan = find(workspace.model, "O3", batch, forward=task.forward)
-    relaxation = relax(workspace.model, plan, init_scale=0.5)
+    relaxation = relax(workspace.model, plan, dense=True, init_scale=0.5)
     thetas = dict.fromkeys(relaxation.branches, (0.5, 0.25))
     config = relaxed_config(workspace, relaxation, penalty=PENALTY, thetas=thetas)
     write_relaxed(work / "net-relaxed", workspace.model, config, workspace.checkpoint.metadata)

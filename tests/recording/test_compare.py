@@ -85,7 +85,7 @@ def test_a_branch_is_seen_and_its_removal_too() -> None:
     net = Net()
     original = record(copy.deepcopy(net), batch, forward=task.forward).graph
     plan = find(net, "O3", batch, forward=task.forward)
-    relaxation = relax(net, plan, init_scale=1.0)
+    relaxation = relax(net, plan, dense=True, init_scale=1.0)
     relaxation.enable_penalty(False)
     inserted = record(net, batch, forward=task.forward).graph
     assert compare_graphs(original, inserted)

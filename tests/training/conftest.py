@@ -37,7 +37,7 @@ def make() -> Callable[..., Made]:
         mode = arm_named(arm).mode
         if mode is None:
             return net, None
-        relaxation = relax(net, plan_of(net), mode=mode, init_scale=init_scale, penalty_form=penalty_form)  # type: ignore[arg-type]
+        relaxation = relax(net, plan_of(net), dense=True, mode=mode, init_scale=init_scale, penalty_form=penalty_form)  # type: ignore[arg-type]
         return net, relaxation
 
     return made

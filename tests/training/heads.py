@@ -67,7 +67,7 @@ def relaxed(form: PenaltyForm, every: int = 1) -> Relaxation:
     torch.manual_seed(0)
     net = Heads().double()
     plan = find(net, "O3", (torch.randn(5, 6, dtype=torch.float64), "both"))
-    relaxation = relax(net, plan)
+    relaxation = relax(net, plan, dense=True)
     for branch in relaxation.branches.values():
         branch.initialise(1.0, torch.Generator().manual_seed(3))
     relaxation.set_theta(0.5)

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     network = Heads()
     batch = (torch.randn(5, 6), "both")
-    settings = RelaxationSettings(plan=find(network, "O3", batch), module="0")
+    settings = RelaxationSettings(plan=find(network, "O3", batch), module="0", dense=True)
     session = TrainerSession(nn.Sequential(network).train(), settings, lambda: None, lambda model, batch: model(batch))
     for branch in session.relaxation.branches.values():
         branch.initialise(1.0, torch.Generator().manual_seed(0))

@@ -63,7 +63,7 @@ def test_a_refold_changes_no_output_and_leaves_nothing_foldable(make: Make) -> N
 
 def test_a_refold_leaves_in_w_what_rounding_keeps_from_the_base() -> None:
     net = o3.Linear("8x0e+8x1o", "8x0e+8x1o").to(torch.bfloat16)
-    relaxation = relax(net, find(net, "O3"), init_scale=0.01)
+    relaxation = relax(net, find(net, "O3"), dense=True, init_scale=0.01)
     relaxation.set_theta(0.5)
     (branch,) = relaxation.branches.values()
 
@@ -100,7 +100,7 @@ def test_what_the_arm_refold_gains_survives_dropping(make: Make, task: TinyTask)
 
 def test_low_rank_branches_are_not_refolded(make: Make) -> None:
     net = Net()
-    relaxation = relax(net, with_rank(plan_of(net), 1), init_scale=1.0)
+    relaxation = relax(net, with_rank(plan_of(net), 1), dense=True, init_scale=1.0)
     relaxation.set_theta(1.0)
     base = copy.deepcopy(net.state_dict())
     with pytest.raises(SurgeryError, match="expected a dense W"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from surgeon.editing.budget import with_fitting_rank
 from surgeon.editing.insert import relax
 from surgeon.errors import CheckpointError, TrainingError, UsageError
 from surgeon.files.reading import open_checkpoint
@@ -35,19 +36,19 @@ SETTINGS = FinetuneSettings(epochs=4, learning_rate=1e-2, branch_factor=1.0, pen
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A relaxed folder for the tiny network."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A relaxed folder for the tiny network, with one dense W and one of rank 2 where nothing is re-folded."""
     work = Surgeon.folder(tmp_path, monkeypatch)
     workspace = open_path(work / "net.pt", OpenOptions(task=str(work / "task.py")))
-    write(workspace, work / "net-relaxed")
+    write(workspace, work / "net-relaxed", 82 if "refold" in request.node.name else 63)
     return work / "net-relaxed"
 
 
-def write(workspace: Workspace, folder: Path) -> None:
+def write(workspace: Workspace, folder: Path, parameters: int = 82) -> None:
     task = workspace.require_task().task
     batch = next(iter(task.batches("validation", 0)))
     plan = find(workspace.model, "O3", batch, forward=task.forward)  # type: ignore[attr-defined]
-    relaxation = relax(workspace.model, plan, init_scale=0.5)
+    relaxation = relax(workspace.model, with_fitting_rank(plan, parameters), dense=True, init_scale=0.5)
     config = relaxed_config(workspace, relaxation, penalty={"lambda": 0.01, "form": "gram", "scale": "relative"})
     write_relaxed(folder, workspace.model, config, workspace.checkpoint.metadata)
 

@@ -37,7 +37,7 @@ def relaxed_network(scale: float = 2.0) -> Relaxation:
     torch.manual_seed(0)
     net = Normalised(2)
     batch = next(TinyTask().batches("train", 0))
-    relaxation = relax(net, find(net, "O3", batch["scalars"], batch["vectors"]), init_scale=scale)
+    relaxation = relax(net, find(net, "O3", batch["scalars"], batch["vectors"]), dense=True, init_scale=scale)
     net.train()
     return relaxation
 

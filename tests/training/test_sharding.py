@@ -33,10 +33,16 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.fixture
-def surgeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Surgeon:
-    """The command in this process, in a folder with a relaxed network."""
+def surgeon(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> Surgeon:
+    """The command in this process, in a folder with a relaxed network, of low rank where nothing is re-folded."""
     command = Surgeon(Surgeon.folder(tmp_path, monkeypatch), capsys)
-    command("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
+    form = ["--dense"] if "refold" in request.node.name else []
+    command("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3", *form)
     return command
 
 
@@ -200,7 +206,7 @@ def with_network(
     torch.manual_seed(0)
     torch.save(load_task(work / "task.py").task.model().state_dict(), "net.pt")  # type: ignore[attr-defined]
     surgeon = Surgeon(work, capsys)
-    surgeon("relax", "net.pt", "--group", "SO3", "--task", "task.py", "--init-scale", "0.3")
+    surgeon("relax", "net.pt", "--group", "SO3", "--task", "task.py", "--dense", "--init-scale", "0.3")
     return surgeon
 
 

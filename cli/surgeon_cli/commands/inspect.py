@@ -78,7 +78,7 @@ def inspect(
         print_json({**report, "equivariance_error": symmetry, "plan": found.plan.to_data()})
     else:
         _describe(found.workspace, found.parameters)
-        show_plan(found.plan, found.workspace.model, found.parameters)
+        show_plan(found.branches, found.workspace.model, found.parameters)
         for component, error in found.errors.items():
             numbers = f"at most {error.maximum:.1e} (under {error.worst}), median {error.median:.1e}"
             say(f"the model's own equivariance error, component {component}: {numbers}")

@@ -101,7 +101,7 @@ def relax(
 
         surgeon relax model.pt --task task.py --plan plan.json
 
-        surgeon relax model.pt --task task.py --rank 8 --max-extra-params 30%
+        surgeon relax model.pt --task task.py --max-extra-params 30%
 
         surgeon relax hf://owner/name --group O3 --task task.py
     """

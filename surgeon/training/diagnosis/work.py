@@ -100,7 +100,7 @@ def _batches(model: nn.Module, task: Task, split: Split, count: int, seed: int) 
 @contextmanager
 def _relaxed(model: nn.Module, plan: Plan) -> Iterator[Relaxation]:
     """Insert branches with W = 0 and theta = 1, alone trainable; put everything back afterwards."""
-    relaxation = relax(model, plan)
+    relaxation = relax(model, plan, dense=True)
     base = [(parameter, parameter.requires_grad) for parameter in relaxation.base_parameters()]
     try:
         relaxation.enable_penalty(False)
