@@ -47,6 +47,8 @@ class Base(TypedDict):
     revision: str | None
     sha256: str
     keys_hash: str
+    container: str
+    pickle: bool
 
 
 class ModelSource(TypedDict):
@@ -92,7 +94,8 @@ class RelaxedConfig:
         thetas: the same of every branch by key, if they are not all equal; else None.
         step: optimiser steps done.
         base: ``repo`` and ``revision`` (a commit) if it is on the Hub, else None; ``file``, ``entry`` (of a nested
-            dict, or None), ``sha256`` and ``keys_hash`` of the checkpoint that was relaxed.
+            dict, or None), ``sha256`` and ``keys_hash`` of the checkpoint that was relaxed; the ``container`` as which
+            results can be written again, and whether opening it runs ``pickle``.
         model: ``factory`` and ``args``, or None if the file itself or an adapter says how to build the model.
         task: ``path``, ``sha256`` and ``args``, or None.
         float64: ``how`` the network runs in float64 ("plain"; "answered" if its requests for float32 have to be

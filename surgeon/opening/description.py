@@ -12,7 +12,7 @@ from torch import nn
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError
 from surgeon.files.reading import keys_hash
-from surgeon.files.relaxed import Penalty, RecordedGraph, RelaxedConfig, split_state
+from surgeon.files.relaxed import Base, Penalty, RecordedGraph, RelaxedConfig, split_state
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.opening.tasks import LoadedTask
 from surgeon.opening.workspace import Workspace
@@ -37,18 +37,8 @@ def relaxed_config(
     """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base."""
     thetas = thetas or relaxation.thetas
     if workspace.files is not None:
-        base, model = workspace.files.config.base, workspace.files.config.model
+        model = workspace.files.config.model
     else:
-        checkpoint = workspace.checkpoint
-        origin = checkpoint.origin
-        base = {
-            "repo": origin.repo if origin else None,
-            "file": (origin.file if origin else None) or str(checkpoint.path.absolute()),
-            "entry": checkpoint.entry,
-            "revision": origin.revision if origin else None,
-            "sha256": checkpoint.sha256,
-            "keys_hash": keys_hash(split_state(relaxation.model.state_dict())[0]),
-        }
         known = workspace.found.factory or {}
         model = {"factory": known["factory"], "args": known["args"]} if "factory" in known else None
     task = workspace.task
@@ -65,7 +55,7 @@ def relaxed_config(
         thetas=dict(thetas) if len(set(thetas.values())) > 1 else None,
         step=step,
         float64=workspace.float64,
-        base=base,
+        base=base_of(workspace),
         graph=graph,
         arm=arm,
         model=model,
@@ -73,6 +63,24 @@ def relaxed_config(
         if task is None
         else {"path": str(task.path or task.spec), "sha256": task.sha256, "args": dict(task.arguments)},
     )
+
+
+def base_of(workspace: Workspace) -> Base:
+    """Describe the checkpoint that was relaxed, or is to be."""
+    if workspace.files is not None:
+        return workspace.files.config.base
+    checkpoint = workspace.checkpoint
+    origin = checkpoint.origin
+    return {
+        "repo": origin.repo if origin else None,
+        "file": (origin.file if origin else None) or str(checkpoint.path.absolute()),
+        "entry": checkpoint.entry,
+        "revision": origin.revision if origin else None,
+        "sha256": checkpoint.sha256,
+        "keys_hash": keys_hash(split_state(workspace.model.state_dict())[0]),
+        "container": "safetensors" if checkpoint.converted else checkpoint.container,
+        "pickle": checkpoint.needs_trust,
+    }
 
 
 def recorded_graph(network: nn.Module, run: Callable[[nn.Module], Any], inputs: Any) -> RecordedGraph:

@@ -20,6 +20,7 @@ from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import Penalty, write_relaxed
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import rehearse
+from surgeon.opening.next_command import finetune_command
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import plan_for, read_plan
@@ -97,12 +98,14 @@ class Relaxed:
         relaxation: handle on the branches, in the network that was opened.
         parameters: of the network itself.
         seconds: that opening and relaxing took.
+        next: the command that goes on with the folder; empty without one.
     """
 
     folder: Path | None
     relaxation: Relaxation
     parameters: int
     seconds: Mapping[str, float]
+    next: str = ""
 
     @property
     def plan(self) -> Plan:
@@ -148,7 +151,7 @@ def relax_checkpoint(
         relaxed = _relaxed(workspace, settings, started)
         config = relaxed_config(workspace, relaxed.relaxation, penalty=PENALTY)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
-    return dataclasses.replace(relaxed, folder=Path(target))
+    return dataclasses.replace(relaxed, folder=Path(target), next=finetune_command(Path(target), workspace))
 
 
 def _relaxed(workspace: Workspace, settings: RelaxSettings, started: float) -> Relaxed:

@@ -13,6 +13,7 @@ from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
 from surgeon.opening.description import check_code
+from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.plan import Plan
@@ -36,6 +37,7 @@ class Finetuned:
         metric: that of the validation split by which the best epoch was chosen.
         worse: evaluations in which the relaxed model was worse than the same model without its branches.
         result: what came out.
+        next: the command that goes on with the folder.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Finetuned:
     metric: str
     worse: int
     result: FinetuneResult
+    next: str
 
 
 def finetune(
@@ -104,7 +107,8 @@ def finetune(
             result = finetuner.run(told.step, lambda run: save_run(target, run, workspace, force), save_every)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
-    return Finetuned(target, chosen, finetuner.selection.metric, _times_worse(finetuner), result)
+    following = strip_command(target, workspace)
+    return Finetuned(target, chosen, finetuner.selection.metric, _times_worse(finetuner), result, following)
 
 
 def _interrupted(target: Path, epoch: int) -> TrainingError:

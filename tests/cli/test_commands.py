@@ -31,7 +31,7 @@ def test_from_checkpoint_to_checkpoint_with_default_names(surgeon: Surgeon) -> N
     assert "wrote net-relaxed/" in told
     assert "surgeon finetune net-relaxed" in told
     told = surgeon(*TRAIN).out
-    assert "wrote net-run/; next: surgeon strip net-run" in told
+    assert "wrote net-run/; next: surgeon export net-run --container" in told
     told = surgeon("strip", "net-run").out
     written = "CERTIFICATE.md, README.md, certificate.json, model.safetensors"
     assert "the recorded graph is the original's, the function that of clean evaluation\n" in told

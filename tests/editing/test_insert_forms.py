@@ -369,7 +369,7 @@ def config(plan: Plan, net: nn.Module) -> RelaxedConfig:
         {"lambda": 0.01, "form": "gram", "scale": None},
         (0.0, 0.0),
         0,
-        base | {"keys_hash": keys_hash(net.state_dict())},
+        base | {"keys_hash": keys_hash(net.state_dict()), "container": "state_dict", "pickle": False},
     )
 
 

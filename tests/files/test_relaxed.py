@@ -75,6 +75,8 @@ def config() -> RelaxedConfig:
             "sha256": "0" * 64,
             "entry": None,
             "keys_hash": keys_hash(network(relaxed=False).state_dict()),
+            "container": "safetensors",
+            "pickle": False,
         },
         model={"factory": "package:build", "args": {}},
     )

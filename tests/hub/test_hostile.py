@@ -98,6 +98,7 @@ F32 = '"dtype":"F32"'
 FOUR_BYTES = f'{{{F32},"shape":[1],"data_offsets":[0,4]}}'
 TRACE = "tests.hub.test_hostile:leave_trace"
 HUB_BASE = {"repo": "a/b", "file": "x", "entry": None, "revision": "0" * 40, "sha256": "", "keys_hash": ""}
+HUB_BASE |= {"container": "safetensors", "pickle": False}
 CODE = "x = 1; import os; os.mkdir('trace')"
 CASES: dict[str, tuple[Callable[[Files, Path], Files], str]] = {
     "pickle under a safe name": (bombed("model.safetensors"), "as safetensors"),

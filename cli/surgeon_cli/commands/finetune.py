@@ -107,7 +107,7 @@ def _show_run(done: Finetuned, json_output: bool) -> None:
             f"note: in {done.worse} evaluations the relaxed model was worse on validation than "
             "the same model without its branches; --adaptive-theta, or a smaller --branch-factor, may help"
         )
-    say(f"wrote {done.folder}/; next: surgeon strip {done.folder}")
+    say(f"wrote {done.folder}/; next: {done.next}")
 
 
 def _show_comparison(found: ComparisonRecord, target: Path, seeds: int, json_output: bool) -> None:

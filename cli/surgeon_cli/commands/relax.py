@@ -116,4 +116,4 @@ def relax(
         return
     show_plan(done.plan, done.relaxation.model, done.parameters)
     took = f"(opened in {done.seconds['open']:.1f} s, relaxed in {done.seconds['relax']:.1f} s)"
-    say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: surgeon finetune {target}")
+    say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: {done.next}")

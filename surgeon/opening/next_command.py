@@ -1,0 +1,44 @@
+"""The command that goes on from here, as it is typed: with every flag without which it would be refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from surgeon.opening.description import base_of
+from surgeon.opening.models import is_registered
+from surgeon.opening.options import OpenOptions
+from surgeon.opening.tasks import is_adapters_task
+from surgeon.opening.workspace import Workspace
+
+
+def finetune_command(folder: Path, workspace: Workspace) -> str:
+    """Return the command that trains a folder that was just made of an opened checkpoint."""
+    module = workspace.found.factory is None and workspace.checkpoint.module is not None
+    return _command("finetune", folder, workspace.options, trust_pickle=module)
+
+
+def strip_command(folder: Path, workspace: Workspace) -> str:
+    """Return the command that writes clean weights of a run, in the form in which the original came."""
+    base = base_of(workspace)
+    verb, flags = ("strip", ()) if base["container"] == "safetensors" else ("export", ("--container",))
+    return _command(verb, folder, workspace.options, *flags, trust_pickle=base["pickle"])
+
+
+def _command(verb: str, folder: Path, options: OpenOptions, *flags: str, trust_pickle: bool) -> str:
+    """Return a command on a folder, which remembers task files, registered factories and the checkpoint's place."""
+    words = ["surgeon", verb, str(folder), *flags]
+    task, factory = options.task, options.factory
+    if task is not None and not Path(task).is_file() and not is_adapters_task(task):
+        words += ["--task", task, *_arguments("--task-args", options.task_arguments)]
+    if factory is not None and not is_registered(factory):
+        words += ["--model", factory, *_arguments("--model-args", options.factory_arguments)]
+    if options.original is not None:
+        words += ["--original", options.original]
+    flagged = {"--trust-pickle": trust_pickle, "--trust-remote-code": options.trust_remote_code}
+    return shlex.join([*words, *(flag for flag, wanted in flagged.items() if wanted)])
+
+
+def _arguments(flag: str, values: object) -> list[str]:
+    return [flag, json.dumps(values)] if values else []
