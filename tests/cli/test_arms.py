@@ -35,7 +35,7 @@ def assert_equal_tensors(left: str, right: str) -> None:
 def test_from_a_bare_checkpoint_to_a_certificate(surgeon: Surgeon, arm: str) -> None:
     before = files_in(surgeon.path)
     told = surgeon(*TRAIN, "--arm", arm).out
-    assert "wrote run/; next: surgeon strip run" in told
+    assert "wrote run/; next: surgeon export run --container" in told
     config = read_relaxed(Path("run")).config
     assert (config.arm, bool(config.plan.sites)) == (arm, arm in WITH_BRANCHES)
     certificate = surgeon("strip", "run", "-o", "clean", "--metrics", "validation", "--json").data["certificate"]
