@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+DECIDING = ("cuequivariance", "cuequivariance-torch", "openequivariance")
+"""Packages that change what some libraries build where they are merely installed."""
+
 
 def versions(model: nn.Module | None = None) -> dict[str, str]:
     """Return the versions that results depend on: of Python, of our own libraries, and of those that define a model.
@@ -20,7 +23,7 @@ def versions(model: nn.Module | None = None) -> dict[str, str]:
     Args:
         model: the packages in which the classes of its modules are defined count, too.
     """
-    own = ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors")
+    own = ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors", *DECIDING)
     return {"python": platform.python_version(), **package_versions([*own, *_packages_of(model)])}
 
 
