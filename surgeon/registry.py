@@ -103,8 +103,9 @@ class Adapter:
 
         So a whole module, as its library pickles it, becomes plain data: the factory, called with these JSON-compatible
         arguments, builds the same architecture with any weights, under the default dtype. It should be registered in
-        the entry-point group ``surgeon.models``, so that files may name it. A module of this family that cannot be
-        rebuilt is used as it is if ``{"note": why}`` is returned.
+        the entry-point group ``surgeon.models``, so that files may name it. A model that the factory has built to try
+        that can be returned as ``"built"``, too, so that it need not be built again. A module of this family that
+        cannot be rebuilt is used as it is if ``{"note": why}`` is returned.
 
         Raises:
             CheckpointError: if the module is of this family and cannot be used.

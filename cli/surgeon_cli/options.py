@@ -111,6 +111,7 @@ class Finding:
             trust_task=self.trust_task,
             ask=_ask if not quiet and sys.stdin.isatty() and sys.stderr.isatty() else None,
             announce=None if quiet else _say_task,
+            stage=None if quiet else say,
         )
 
 

@@ -173,31 +173,62 @@ class FoldMap:
         return result.reshape(self.shape)
 
 
-def folding_parts(jacobian: SparseMatrix, rows: int, d_out: int) -> list[Parts]:
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Entries of an op's matrix that were read off it, each of which stands for all that equal it by Schur's lemma.
+
+    Attributes:
+        positions: of all of them in the flattened W, long, one entry's after another's.
+        start: where each begins in ``positions``, and the end; shape (entries + 1,).
+    """
+
+    positions: Tensor
+    start: Tensor
+
+    @classmethod
+    def single(cls, count: int) -> Entries:
+        """Return all entries of a W, each by itself."""
+        return cls(torch.arange(count), torch.arange(count + 1))
+
+    @property
+    def copies(self) -> Tensor:
+        """How many positions each entry has."""
+        return self.start.diff()
+
+    def places(self, entries: Tensor) -> Tensor:
+        """Return the positions of entries, shape (n, m), of which those in a column have equally many."""
+        each = [
+            self.positions[self.start[column][:, None] + torch.arange(int(self.copies[column[0]]))]
+            for column in entries.unbind(1)
+        ]
+        return torch.cat(each, dim=1) if each else entries
+
+
+def folding_parts(jacobian: SparseMatrix, rows: int, entries: Entries) -> list[Parts]:
     """Solve J by parts.
 
     Args:
-        jacobian: of an op's matrices in the rows of its further arguments, each (d_out, columns of W and one more),
-            where the last column is what the op makes of features 0; flattened.
+        jacobian: of what an op does in the rows of its further arguments: in each the entries of its matrix, and then
+            what it makes of features 0; flattened.
         rows: how many there are.
-        d_out: dimension of the op's result.
+        entries: where the entries of the matrix are in W.
 
     Returns:
         The parts in which the weights produce anything that is the same in every row.
     """
     if not len(jacobian.row):
         return []
-    width = jacobian.shape[0] // (rows * d_out)
-    pieces = _Pieces(jacobian.row % (d_out * width), jacobian.column, jacobian.row // (d_out * width), jacobian.value)
+    width, copies = jacobian.shape[0] // rows, entries.copies
+    copies = torch.cat([copies, copies.new_zeros(width - len(copies))])
+    pieces = _Pieces(jacobian.row % width, jacobian.column, jacobian.row // width, jacobian.value)
     solved: dict[tuple[int, ...], list[Parts]] = {}
-    for members in pieces.alike(width):
-        entries, weights = pieces.members(members)
-        free = entries[0] % width < width - 1
-        found = _solve(pieces.dense(int(members[0]), rows), free)
+    for members in pieces.alike(copies):
+        own, weights = pieces.members(members)
+        free = copies[own[0]] > 0
+        found = _solve(pieces.dense(int(members[0]), rows), free, copies[own[0][free]])
         if found is not None:
-            entries = entries[:, free]
-            part = Parts(entries // width * (width - 1) + entries % width, weights, *found)
-            solved.setdefault((*entries.shape[1:], *part.solve.shape, part.basis.shape[-1]), []).append(part)
+            part = Parts(entries.places(own[:, free]), weights, *found)
+            solved.setdefault((*part.entries.shape[1:], *part.solve.shape, part.basis.shape[-1]), []).append(part)
     return [part for kinds in solved.values() for part in (kinds if len(kinds) <= SHARED else [_stacked(kinds)])]
 
 
@@ -230,20 +261,20 @@ class _Pieces:
         self._piece = of_entry[entry][order]
         self._edges = (row[order], entry_place[entry][order], weight_place[weight][order], value[order])
 
-    def alike(self, width: int) -> list[Tensor]:
-        """Return lists of pieces with the same matrices; the last of ``width`` columns is another kind of entry."""
+    def alike(self, kinds: Tensor) -> list[Tensor]:
+        """Return lists of pieces with the same matrices, between entries of the same kinds, which are whole numbers."""
         row, entry, weight, value = self._edges
-        last = self._entries[self._entry_start[self._piece] + entry] % width == width - 1
-        mixed = torch.sin(1.0 + row * 1.7 + entry.double() * 0.9 + torch.sqrt(2.0 + weight.double()) + 0.5 * last)
+        kind = kinds[self._entries[self._entry_start[self._piece] + entry]]
+        mixed = torch.sin(1.0 + row * 1.7 + entry.double() * 0.9 + torch.sqrt(2.0 + weight.double()) + 0.5 * kind)
         size = len(self._edge_start) - 1
         names = torch.zeros(2, size, dtype=torch.float64)
         names[0].index_add_(0, self._piece, value * mixed)
-        names[1].index_add_(0, self._piece, last * mixed)
+        names[1].index_add_(0, self._piece, kind * mixed)
         names = (names / value.abs().max() * 1e11).round().long()
         counts = [start.diff() for start in (self._entry_start, self._weight_start, self._edge_start)]
         keys = torch.randint(1 << 60, (len(counts) + 2, 1), generator=torch.Generator().manual_seed(0))
-        _, kind = torch.unique((torch.stack([*counts, *names]) * keys).sum(0), return_inverse=True)
-        return list(torch.split(torch.argsort(kind, stable=True), torch.bincount(kind).tolist()))
+        _, group = torch.unique((torch.stack([*counts, *names]) * keys).sum(0), return_inverse=True)
+        return list(torch.split(torch.argsort(group, stable=True), torch.bincount(group).tolist()))
 
     def members(self, pieces: Tensor) -> tuple[Tensor, Tensor]:
         """Return the entries and the weights of pieces of one size; shapes (pieces, m) and (pieces, k)."""
@@ -273,12 +304,13 @@ def _sorted(values: Tensor, label: Tensor, count: int) -> tuple[Tensor, Tensor, 
     return values[order], start, place
 
 
-def _solve(matrices: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def _solve(matrices: Tensor, free: Tensor, copies: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Solve one part; None if it produces nothing that is the same in every row and only where it may.
 
     Args:
         matrices: shape (rows, entries, weights).
         free: which of the entries are of W, shape (entries,); the others have to stay.
+        copies: for how many entries of W each of these stands.
 
     Returns:
         An orthonormal basis of what is produced, J^+ and J.
@@ -292,6 +324,7 @@ def _solve(matrices: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor] | No
         allowed = directions[int((sizes > least).sum()) :].T
     if not effect.numel() or not allowed.numel():
         return None
+    effect = effect.repeat_interleave(copies, dim=0)
     basis, sizes, directions = torch.linalg.svd(effect @ allowed, full_matrices=False)
     rank = int((sizes > least).sum())
     if not rank:

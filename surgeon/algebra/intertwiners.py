@@ -91,13 +91,3 @@ def average(weight: Tensor, rho_out: Representation, rho_in: Representation) -> 
             rows, columns = rows.to(weight.device), columns_of[label].to(weight.device)
             result = spread(weight[rows[:, None, :], columns[None, :, :]].mean(-1), rows, columns, result)
     return result
-
-
-def intertwiner_count(rho_out: Representation, rho_in: Representation) -> int:
-    """Return the dimension of the space of intertwiners.
-
-    Raises:
-        GroupError: if a representation is not a direct sum of irreps.
-    """
-    outputs, inputs = copy_indices(rho_out), copy_indices(rho_in)
-    return sum(len(rows) * len(inputs[label]) for label, rows in outputs.items() if label in inputs)

@@ -43,6 +43,7 @@ def find(
     act: Callable[..., Any] | None = None,
     act_output: Callable[[torch.Tensor, Any], Any] | None = None,
     twin: nn.Module | None = None,
+    stage: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Find the equivariant linear ops of a model to which a branch can be attached. Only reads.
 
@@ -60,11 +61,10 @@ def find(
         further: inputs of more sample calls; what an op needs to be constant, such as the scalar of a tensor product
             that a branch is folded into, has to be so in all of them.
         adapters: adapters by name; default all installed ones.
-        act: how the group acts, ``act(g, *inputs)``, g of shape (k, k), float64: as a task's ``act(g, batch)``, or of
-            several inputs a tuple of images.
-        act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the model's output is seen
-            to transform by it.
+        act: how the group acts, ``act(g, *inputs)``, g of shape (k, k), float64; of several inputs a tuple of images.
+        act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the output transforms by it.
         twin: a float64 copy of the model; default ``copy.deepcopy(model).double()``.
+        stage: told after each stage what was done.
 
     Returns:
         The plan; its audit explains every parameter.
@@ -75,9 +75,9 @@ def find(
         PlanError: if the model already has branches.
         NothingToRelaxError, NotASymmetryError: if nothing can be relaxed, or the group is wrong; ``plan`` tells.
     """
-    group = parse_group(group)
+    group, counted = parse_group(group), Counted(forward or call)
     adapters = installed_adapters() if adapters is None else adapters
-    symmetry = None if act is None else Symmetry(group, act, act_output, forward or call)
+    symmetry = None if act is None else Symmetry(group, act, act_output, counted)
     if symmetry is None:
         _check_group(group, adapters)
     _check_unrelaxed(model)
@@ -86,25 +86,39 @@ def find(
         sites = [annotated_site(name, model, proposal, []) for name, proposal in proposals.items()]
         return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures))
     with in_training_mode(model), unchanged(model):
-        recording, given = _recorded(model, proposals, inputs, forward, further)
+        recording, given = _recorded(model, proposals, inputs, counted, further)
         annotated, notes = verify_all(model, group, proposals, recording, given, skipped)
         del given
-    plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin)
+    stage(f"checked {len(proposals)} annotated ops")
+    plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin, stage)
+    stage(f"found {len(plan.sites)} sites, after {counted.runs} runs of the network in all")
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
+
+
+class Counted:
+    """Runs a model, and counts how often."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward, self.runs = forward, 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it."""
+        self.runs += 1
+        return self._forward(*arguments)
 
 
 def _recorded(
     model: nn.Module,
     names: Iterable[str],
     inputs: tuple[Any, ...],
-    forward: Callable[..., Any] | None,
+    forward: Callable[..., Any],
     further: Sequence[tuple[Any, ...]],
 ) -> tuple[Recording, dict[str, list[Mapping[str, Any]]]]:
     """Record one run, and return what some modules are given in it and in further ones."""
     with captured_calls({name: model.get_submodule(name) for name in names}) as calls:
         recording = record(model, *inputs, forward=forward)
         for more in further:
-            (forward or call)(model, *map_tensors(fresh_copy, more))
+            forward(model, *map_tensors(fresh_copy, more))
     return recording, {name: [arguments for arguments, _ in each] for name, each in calls.items()}
 
 
@@ -118,11 +132,15 @@ def _combined(
     symmetry: Symmetry | None,
     inputs: tuple[Any, ...],
     twin: nn.Module | None,
+    stage: Callable[[str], None],
 ) -> Plan:
     """Measure what can be measured, compare with the annotations, and explain the rest."""
     candidates, proposed = find_candidates(recording, _trainable(model)), set(proposals)
     labelled = {entry.name for entry in skipped if entry.reason == LABELLED}
-    measurement, unmeasured = _runs_under_group(model, symmetry, inputs, candidates, proposed | labelled, twin)
+    modules = proposed | labelled
+    measurement, unmeasured = _runs_under_group(model, symmetry, inputs, recording, candidates, modules, twin)
+    if measurement is not None:
+        stage(f"ran it under {len(measurement.changed.elements.all()) - 1} elements of {group.name}")
     complaint = None
     if symmetry is not None:
         with in_evaluation_mode(model), torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
@@ -160,6 +178,7 @@ def _runs_under_group(
     model: nn.Module,
     symmetry: Symmetry | None,
     inputs: tuple[Any, ...],
+    recording: Recording,
     candidates: Mapping[str, Candidate],
     proposed: set[str],
     twin: nn.Module | None,
@@ -171,7 +190,8 @@ def _runs_under_group(
     script = torch.jit.ScriptModule
     hookable = [name for name, each in model.named_modules() if name in modules and not isinstance(each, script)]
     try:
-        return measure_model(twin if twin is not None else double_twin(model), symmetry, inputs, hookable), ""
+        twin = twin if twin is not None else double_twin(model)
+        return measure_model(twin, symmetry, inputs, hookable, recording), ""
     except PlanError as error:
         if not proposed:
             raise

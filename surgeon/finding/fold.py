@@ -7,7 +7,8 @@ of the weights, the shape of the features, and a few rows of what else the op is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,13 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.folding import FoldMap, folding_parts
-from surgeon.algebra.intertwiners import intertwiner_count
 from surgeon.algebra.probing import probed_matrix
-from surgeon.errors import GroupError, PlanError, first_line
+from surgeon.errors import PlanError, first_line
 from surgeon.finding.forms import form_of
 from surgeon.finding.ops import call_forward
 from surgeon.finding.raw_ops import changing_raw, raw_op_at, trace_forward
 from surgeon.finding.sample_calls import NotFoldableError, sample_calls
-from surgeon.finding.unit_features import Wrap, matrices_of
+from surgeon.finding.unit_features import Wrap, matrices_of, tried_copies
 from surgeon.plan import Site
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, renew, set_training
@@ -37,6 +37,12 @@ In float64 it allows for constants that were made in float32, as those of a mode
 
 MOST_ENTRIES = 30_000_000
 """Entries of an op's matrices up to which it is run with other weights."""
+
+MOST_PRODUCTS = 10**7
+"""Products of a weight and a feature in a run up to which a plan is made with all copies of an irrep."""
+
+MOST_FOLDED = 4 * 10**9
+"""The same up to which an op is folded at all."""
 
 
 def not_foldable(site: Site, why: str) -> Site:
@@ -68,10 +74,10 @@ def with_fold(
         return not_foldable(site, str(error))
     generator = torch.Generator().manual_seed(0)
     tried = calls or () if site.fold_while else (calls or ())[:1]
-    complaint = next(filter(None, (fold_complaint(op, site, call, own, generator) for call in tried)), "")
+    complaint = next(filter(None, _complaints(op, site, tried, own, generator)), "")
     if complaint:
         return not_foldable(site, complaint)
-    return dataclasses.replace(site, fold_note=_coverage(own, site))
+    return dataclasses.replace(site, fold_note=_coverage(own, site, _most(site, op)))
 
 
 def fold_map_at(op: nn.Module, site: Site, wrap: Wrap | None = None) -> FoldMap:
@@ -115,11 +121,14 @@ def _found(
         raise NotFoldableError("its weights are frozen")
     best: tuple[FoldMap, Site] | None = None
     for call, holds_while in sample_calls(site, op, calls, wrap is not None):
-        found = _fold_map(op, site, {"parameters": names, **call}, wrap)
+        fold = {"parameters": names, **call}
+        most = _most(dataclasses.replace(site, fold=fold), op)
+        found = _fold_map(op, site, fold, wrap, most)
         if found.rank and (best is None or found.rank > best[0].rank):
-            fold = {"parameters": [name for name in names if found.changes(name)], **call}
+            if most is None:
+                fold["parameters"] = [name for name in names if found.changes(name)]
             best = found, dataclasses.replace(site, fold=fold, fold_while=holds_while)
-            if not _coverage(found, site):
+            if not _coverage(found, site, most):
                 break
     if best is None:
         also = " and does the same in every row of what else it is given" if calls and len(calls[0]) > 1 else ""
@@ -128,19 +137,44 @@ def _found(
     return best
 
 
-def _coverage(own: FoldMap, site: Site) -> str:
+def _most(site: Site, op: nn.Module) -> int | None:
+    """Return how many copies of each irrep a plan is made with, at least two; None for all of them.
+
+    Whether the others fold as well is seen when the fold is made.
+
+    Raises:
+        NotFoldableError: if a fold would take too long.
+    """
+    assert site.fold is not None
+    copies = tried_copies(site, None) if site.convolution is None else None
+    if copies is None:
+        return None
+    rows = math.prod(site.fold["shape"]) // site.shape[1]
+    products = rows * sum(weight.numel() for weight in op.parameters())
+    most, largest = max(2, MOST_PRODUCTS // products), max((len(own) for _, own in copies.values()), default=0)
+    if products * largest > MOST_FOLDED:
+        raise NotFoldableError(
+            f"running it for every copy of an irrep takes {products * largest:.0e} products with {rows} rows of what "
+            "else it is given, which is too much"
+        )
+    return most if largest > most else None
+
+
+def _coverage(own: FoldMap, site: Site, most: int | None) -> str:
     """Say how much of the space of intertwiners the op's weights reach; empty if all of it."""
-    reached = own.rank
-    try:
-        total = intertwiner_count(site.rho_out, site.rho_in) if site.convolution is None else None
-    except GroupError:  # no direct sum of irreps
-        total = None
-    if total is None:
-        return f"its weights reach {reached} dimensions of intertwiners; of how many is not counted"
-    return "" if reached == total else f"its weights reach {reached} of {total} intertwiner dimensions"
+    copies = tried_copies(site, most) if site.convolution is None else None
+    if copies is None:
+        return f"its weights reach {own.rank} dimensions of intertwiners; of how many is not counted"
+    total = sum(len(rows) * len(columns) for rows, columns in copies.values())
+    if own.rank == total:
+        return ""
+    of = "" if most is None else f" from {most} copies of each irrep"
+    return f"its weights reach {own.rank} of {total} intertwiner dimensions{of}"
 
 
-def _fold_map(op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None) -> FoldMap:
+def _fold_map(
+    op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None, most: int | None = None
+) -> FoldMap:
     """Run an op with other weights, in training mode (in eval mode some libraries keep what they make of them)."""
     names = list(fold["parameters"])
     try:
@@ -155,8 +189,8 @@ def _fold_map(op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | N
         try:
             with torch.no_grad(), default_dtype(torch.float64):
                 _put(weights, torch.randn(sum(sizes), generator=torch.Generator().manual_seed(0)))
-                matrices = matrices_of(twin, site, fold, wrap)
-                rows, d_out, _ = shape = matrices().shape
+                matrices = matrices_of(twin, site, fold, wrap, most)
+                shape = matrices().shape
                 if shape.numel() > MOST_ENTRIES:
                     raise NotFoldableError(f"its matrices have {shape.numel()} entries, too many to run it for each")
                 jacobian = probed_matrix(partial(_run, weights, matrices), sizes)
@@ -167,7 +201,7 @@ def _fold_map(op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | N
             continue
         if jacobian is not None:
             shapes = {name: weight.shape for name, weight in zip(names, weights, strict=True)}
-            return FoldMap(site.shape, shapes, folding_parts(jacobian, rows, d_out), site.fold_while)
+            return FoldMap(site.shape, shapes, folding_parts(jacobian, shape[0], matrices.entries), site.fold_while)
     raise NotFoldableError(problem)
 
 
@@ -189,20 +223,33 @@ def fold_complaint(
     A caller may pass the weights, or another argument may be no longer what it was. The largest entry counts, so that
     one row out of many is seen.
     """
-    try:
-        with torch.no_grad():
-            residual, limit = _fold_residual(op, site, call, fold_map, generator)
-    except Exception as error:  # the op is foreign code
-        return f"it could not be run with changed weights ({first_line(error)})"
-    if residual <= limit:
-        return ""
-    return f"changed weights do not act as they do alone, relative deviation {residual:.1e}"
+    return next(_complaints(op, site, [call], fold_map, generator))
+
+
+def _complaints(
+    op: nn.Module, site: Site, calls: Sequence[Mapping[str, Any]], fold_map: FoldMap, generator: torch.Generator
+) -> Iterator[str]:
+    """Yield the complaint about each call, empty for none."""
+    twin: nn.Module | None = None
+    for call in calls:
+        try:
+            twin = twin or copied(op)
+            before = [weight.detach().clone() for weight in twin.parameters()]
+            with torch.no_grad():
+                residual, limit = _fold_residual(twin, site, call, fold_map, generator)
+                for weight, value in zip(twin.parameters(), before, strict=True):
+                    weight.copy_(value)
+            renew(twin)
+        except Exception as error:  # the op is foreign code
+            yield f"it could not be run with changed weights ({first_line(error)})"
+            return
+        much = f"changed weights do not act as they do alone, relative deviation {residual:.1e}"
+        yield "" if residual <= limit else much
 
 
 def _fold_residual(
-    op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
+    twin: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
 ) -> tuple[float, float]:
-    twin = copied(op)
     if site.node is not None:
         return _raw_residual(twin, site, call, fold_map, generator)
     real = tensor_at(call[site.argument], site.path_in)

@@ -26,6 +26,9 @@ from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
 
+COLUMNS = 64
+"""Of the matrices of two representations, so many are compared at a time."""
+
 Pair = tuple[str, Place, Place]
 """An argument, the way to its features, and the way to what they feed in the output."""
 
@@ -245,9 +248,8 @@ def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
 def _from_sums(measurement: Measurement, op: Op, mixed: tuple[int, ...]) -> Verdict | None:
     """Find the type of a result from what it is added to."""
     calls = measurement.changed.first[op.module]
-    paths = [path for path, leaf in tensor_leaves(calls[0][1]).items() if leaf.is_floating_point()]
-    elements = measurement.changed.elements
-    return type_by_use(measurement.recordings, elements, op.module, 0, paths.index(op.path_out), mixed)
+    probe, index = measurement.changed, list(tensor_leaves(calls[0][1])).index(op.path_out)
+    return None if probe.recording is None else type_by_use(probe.recording, probe.sums, op.module, index, mixed)
 
 
 def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tuple[int, ...]) -> Verdict:
@@ -381,5 +383,13 @@ def same_action(left: Representation, right: Representation, elements: Tensor) -
     """Tell whether two representations of one group are the same matrices."""
     if left.dimension != right.dimension:
         return False
-    eye = torch.eye(left.dimension, dtype=torch.float64)
-    return bool(torch.allclose(left.action(elements).left(eye), right.action(elements).left(eye), atol=1e-6))
+    if left.blocks == right.blocks:
+        return True
+    actions = left.action(elements), right.action(elements)
+    for chosen in torch.split(torch.arange(left.dimension), COLUMNS):
+        columns = torch.zeros(left.dimension, len(chosen), dtype=torch.float64)
+        columns[chosen, torch.arange(len(chosen))] = 1
+        one, other = (action.left(columns) for action in actions)
+        if not torch.allclose(one, other, atol=1e-6):
+            return False
+    return True

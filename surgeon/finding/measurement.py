@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
-from surgeon.finding.inference.probe import Elements, Probe, recorded_runs
+from surgeon.finding.inference.probe import Elements, Probe
 from surgeon.finding.ops import random_like
 from surgeon.finding.precision import run_in_double
 from surgeon.recording.record import Recording, plain_tensors
@@ -105,12 +104,6 @@ class Measurement:
     changed: Probe
     errors: Mapping[str, float]
 
-    @cached_property
-    def recordings(self) -> list[Recording]:
-        """The graphs of the runs with perturbed weights, with all values; made when first asked for."""
-        with default_dtype(torch.float64), perturbed(self.twin), torch.enable_grad():
-            return recorded_runs(self.twin, self.symmetry, self.inputs, self.changed.elements)
-
     @property
     def constant(self) -> bool:
         """True if the model makes the same of every sample, so that its output says nothing of a symmetry."""
@@ -123,7 +116,12 @@ class Measurement:
 
 
 def measure_model(
-    twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], modules: Sequence[str], seed: int = 0
+    twin: nn.Module,
+    symmetry: Symmetry,
+    inputs: tuple[Any, ...],
+    modules: Sequence[str],
+    recording: Recording | None = None,
+    seed: int = 0,
 ) -> Measurement:
     """Run a float64 model under the group.
 
@@ -132,6 +130,7 @@ def measure_model(
         symmetry: the group and its actions.
         inputs: one sample call.
         modules: qualified names of the modules whose calls are kept.
+        recording: a run of the model, perhaps in another mode; without, features that are 0 get no type.
         seed: seed of the group elements and the perturbation.
 
     Raises:
@@ -147,28 +146,36 @@ def measure_model(
         )
     with default_dtype(torch.float64):
         symmetry.check(inputs, generator)
-        _require_deterministic(twin, symmetry, inputs)
+        outputs = _run_in_double(twin, symmetry, inputs)
         elements = Elements.draw(symmetry.group, generator)
         own = Probe(twin, symmetry, inputs, modules, elements.judging())  # it only has to confirm
-        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin, seed))
+        _require_deterministic(outputs, own.outputs[0])
+        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin, seed), recording=recording)
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does
         errors = {} if telling is None else telling.errors()
     return Measurement(twin, symmetry, inputs, own, changed, errors)
 
 
-def _require_deterministic(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> None:
+def _run_in_double(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> Any:
+    """Return the outputs of a float64 network, which is changed in place if it needs help."""
+    found: list[Any] = []
+
     def run() -> Any:
-        return map_tensors(Tensor.detach, symmetry.run(twin, inputs))
+        found.append(map_tensors(Tensor.detach, symmetry.run(twin, inputs)))
+        return found[-1]
 
     try:
-        run_in_double(twin, run)
-        first, second = run(), run()
+        how = run_in_double(twin, run)
+        return found[0] if how == "plain" else run()
     except PrecisionError as error:
         raise PlanError(
             f"expected a model that runs in float64, which measuring representations needs, but {error}: make it "
             "follow the dtype of its inputs, or leave the action out and rely on annotations"
         ) from error
+
+
+def _require_deterministic(first: Any, second: Any) -> None:
     difference = relative_difference(second, first)
     if difference > 1e-12:
         raise PlanError(

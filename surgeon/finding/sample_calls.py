@@ -21,8 +21,8 @@ CONSTANT_TO = {torch.float64: 1e-12, torch.float32: 1e-6}
 MOST_WORDS = 4
 """Constants that are listed one by one."""
 
-MOST_ROWS, MOST_NUMBERS = 32, 4096
-"""Random rows, and numbers, of what else an op is given that a plan holds at most."""
+MOST_ROWS, MOST_NUMBERS, MOST_KINDS = 32, 4096, 512
+"""Random rows, numbers, and kinds of one-hot codes, of what else an op is given that a plan holds at most."""
 
 
 class NotFoldableError(Exception):
@@ -34,8 +34,8 @@ def sample_calls(
 ) -> list[tuple[dict[str, Any], str]]:
     """Return what an op can be given beside unit features, as JSON-compatible data, and what that takes for constant.
 
-    Of arguments with one entry per row there are two choices: what was the same in all rows, with random numbers in
-    place of the rest; and all one-hot codes, if every row is one.
+    Of arguments with one entry per row there are two choices: all one-hot codes, if every row is one; and what was the
+    same in all rows, with random numbers in place of the rest, if so many rows can be held that these span all others.
 
     Args:
         site: annotated or measured.
@@ -75,7 +75,7 @@ def sample_calls(
         raise NotFoldableError("what else it is given was seen in a single row")
     others = {str(place[0]) for place in tensor_leaves(further[0]) if place not in by_row}
     choices = []
-    for rows, words in (_constants(values), _codes(values)):
+    for rows, words in (_codes(values), _constants(values)):
         if rows is not None:
             tree = further[0]
             for place, tensor in rows.items():
@@ -83,6 +83,8 @@ def sample_calls(
             count = len(next(iter(rows.values())))
             said = holds_while if others else words
             choices.append(({"shape": [count, *shapes[0][1:]], "given": _encoded(tree)}, said))
+    if not choices:
+        raise NotFoldableError("what else it is given differs from row to row in more ways than a plan can hold")
     return choices
 
 
@@ -116,7 +118,7 @@ def _by_row(site: Site, shapes: Sequence[tuple[int, ...]], further: Sequence[Map
 
 
 def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, str]:
-    """Return random rows in which what is constant, and not 0, has its value, and that in words; None for integers."""
+    """Return random rows in which what is constant, and not 0, has its value, and that in words; None if too many."""
     rows, said, varying = {}, [], 1
     kept: dict[Place, tuple[Tensor, Tensor]] = {}
     for place, tensor in values.items():
@@ -129,9 +131,11 @@ def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | No
         kept[place], varying = (mean, constant), varying + int((~constant).sum())
         name = ".".join(map(str, place))
         said += [f"scalar {index} of {name} is {mean[index]:g}" for index in constant.nonzero().flatten()]
+    if varying > MOST_ROWS:
+        return None, ""
     generator = torch.Generator().manual_seed(0)
     for place, (mean, constant) in kept.items():
-        random = torch.randn(min(varying, MOST_ROWS), len(mean), generator=generator, dtype=torch.float64)
+        random = torch.randn(varying, len(mean), generator=generator, dtype=torch.float64)
         rows[place] = torch.where(constant, mean, random).reshape(-1, *values[place].shape[1:])
     names = ", ".join(str(place[0]) for place in values)
     many = f"the {len(said)} constant scalars of {names} stay as they were"
@@ -139,13 +143,16 @@ def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | No
 
 
 def _codes(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, str]:
-    """Return every one-hot code, of kinds that were not seen, too, and that in words; None where rows are no codes."""
+    """Return every one-hot code, of kinds that were not seen, too, and that in words; None where rows are no codes.
+
+    A single kind is a constant.
+    """
     if len(values) > 1:
         return None, ""
     [(place, tensor)] = values.items()
     flat = tensor.reshape(len(tensor), -1)
     ones, kinds = flat == 1, flat.shape[1]
-    if kinds**2 > MOST_NUMBERS or not (((flat == 0) | ones).all() and (ones.sum(1) == 1).all()):
+    if not 1 < kinds <= MOST_KINDS or not (((flat == 0) | ones).all() and (ones.sum(1) == 1).all()):
         return None, ""
     codes = torch.eye(kinds, dtype=torch.float64).reshape(kinds, *tensor.shape[1:])
     return {place: codes}, f"every row of {'.'.join(map(str, place))} is a one-hot code"
@@ -158,9 +165,11 @@ def _encoded(tree: Any) -> Any:
         NotFoldableError: if there is anything else in it, or too much.
     """
     if isinstance(tree, Tensor):
+        dtype = str(tree.dtype).removeprefix("torch.")
+        if _is_identity(tree):
+            return {"identity": len(tree), "shape": list(tree.shape), "dtype": dtype}
         if tree.numel() > MOST_NUMBERS:
             raise NotFoldableError(f"it is given a tensor of {tree.numel()} numbers, too many to be kept in a plan")
-        dtype = str(tree.dtype).removeprefix("torch.")
         return {"tensor": tree.detach().cpu().flatten().tolist(), "shape": list(tree.shape), "dtype": dtype}
     if isinstance(tree, Mapping):
         return {"mapping": {str(key): _encoded(value) for key, value in tree.items()}}
@@ -171,12 +180,19 @@ def _encoded(tree: Any) -> Any:
     raise NotFoldableError(f"it is given a {type(tree).__name__}, which a plan cannot hold")
 
 
+def _is_identity(tensor: Tensor) -> bool:
+    """Tell whether rows are all one-hot codes in order, of which a plan need not hold the numbers."""
+    if not tensor.ndim or tensor.numel() != len(tensor) ** 2:
+        return False
+    return bool((tensor.detach().cpu().flatten() == torch.eye(len(tensor)).flatten()).all())
+
+
 def decoded(data: Mapping[str, Any]) -> Any:
     """Return what was encoded, with floating-point numbers in float64."""
-    if "tensor" in data:
+    if "shape" in data:
         dtype: torch.dtype = getattr(torch, data["dtype"])
-        tensor = torch.tensor(data["tensor"], dtype=torch.float64 if dtype.is_floating_point else dtype)
-        return tensor.reshape(data["shape"])
+        tensor = torch.eye(data["identity"]) if "identity" in data else torch.tensor(data["tensor"])
+        return tensor.to(torch.float64 if dtype.is_floating_point else dtype).reshape(data["shape"])
     if "mapping" in data:
         return {key: decoded(value) for key, value in data["mapping"].items()}
     if "sequence" in data:

@@ -304,7 +304,8 @@ def _from_module(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | 
         note = why and f"the pickled module is used as it is, with --trust-pickle in every command: {why}"
         # a copy, so that surgery leaves the module of the checkpoint as it was read
         return _Way(lambda: copied(module), f"the module inside {checkpoint.path.name}", note=note)
-    return _from_data(described["factory"], described["args"], "as the module says")
+    way, built = _from_data(described["factory"], described["args"], "as the module says"), [described.get("built")]
+    return dataclasses.replace(way, build=lambda: built.pop() if any(built) else way.build())
 
 
 def _from_data(factory: str, arguments: Mapping[str, Any], how: str, folder: Path | None = None) -> _Way:

@@ -24,6 +24,7 @@ from surgeon.opening.tasks import LoadedTask, given_task, task_beside, task_of_f
 from surgeon.opening.trust import check_config
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import StripMode
+from surgeon.support.stages import Stages
 
 
 def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripMode | None = None) -> Workspace:
@@ -38,6 +39,14 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
         SurgeonError: one of its subclasses, saying what is wrong with the file, the model, or the task.
     """
     options = options or OpenOptions()
+    stages = Stages(options.stage)
+    workspace = _opened(path, options, mode)
+    size = sum(parameter.numel() for parameter in workspace.model.parameters())
+    stages(f"opened a network of {size:,} parameters")
+    return workspace
+
+
+def _opened(path: str | Path, options: OpenOptions, mode: StripMode | None) -> Workspace:
     if is_hub_path(path):
         return _open_hub(HubPath.parse(path), options, mode)
     recover(path)

@@ -28,6 +28,7 @@ class OpenOptions:
         trust_task: run a task file that lies beside the checkpoint or is named in a relaxed folder, and remember it.
         ask: puts the question whether such a file may run, if it was never given on this machine.
         announce: told what is about to be executed.
+        stage: told which stage of opening, finding and writing has ended, and how long it took.
     """
 
     task: str | None = None
@@ -44,3 +45,4 @@ class OpenOptions:
     trust_task: bool = False
     ask: Callable[[str], bool] | None = None
     announce: Callable[[str], None] | None = None
+    stage: Callable[[str], None] | None = None

@@ -23,6 +23,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
 from surgeon.registry import installed_adapters
 from surgeon.support.modes import in_evaluation_mode, model_dtype
+from surgeon.support.stages import Stages
 from surgeon.support.trees import to_dtype
 
 FURTHER = 1
@@ -38,12 +39,14 @@ def plan_for(
         CheckFailedError: if the group is measurably not the model's symmetry.
         PlanError: if nothing can be relaxed or a pattern matches nothing.
     """
-    group, task = parse_group(group_name), workspace.task
+    group, task, stages = parse_group(group_name), workspace.task, Stages(workspace.options.stage)
     if task is None:
         return _selected(find(workspace.model, group), workspace, include, exclude)
     dtype = model_dtype(workspace.model)
     acting = callable(getattr(task.task, "act", None))
     symmetry = task_symmetry(task.task, group) if acting else None
+    twin = workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None
+    stages("built it again in float64" if twin is not None else "drew a batch")
     plan = find(
         workspace.model,
         group,
@@ -52,7 +55,8 @@ def plan_for(
         further=[(to_dtype(more, dtype),) for more in _further_batches(task)],
         act=symmetry.act if symmetry else None,
         act_output=symmetry.act_output if symmetry else None,
-        twin=workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None,
+        twin=twin,
+        stage=stages,
     )
     return _selected(plan, workspace, include, exclude)
 

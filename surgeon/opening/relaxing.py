@@ -26,6 +26,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import plan_for, read_plan
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan, StripMode
+from surgeon.support.stages import Stages
 
 DEFAULT_GROUP = "O3"
 PENALTY: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
@@ -150,7 +151,9 @@ def relax_checkpoint(
     with writing_alone(target, force):
         relaxed = _relaxed(workspace, settings, started)
         config = relaxed_config(workspace, relaxed.relaxation, penalty=PENALTY)
+        stages = Stages(workspace.options.stage)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
+        stages("wrote the folder")
     return dataclasses.replace(relaxed, folder=Path(target), next=finetune_command(Path(target), workspace))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgeon.support.trees import map_tensors
@@ -40,4 +41,5 @@ def _hooks(module: nn.Module, into: Calls) -> list[Any]:
 
 
 def _snapshot(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
+    with torch._C._DisableTorchDispatch():  # a copy is no op of the run
+        return tensor.detach().clone()

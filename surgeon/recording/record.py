@@ -106,7 +106,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.nodes[key] = node
         self.living[key] = weakref.ref(tensor, lambda _: self._release(key))  # another tensor may get its identity
         if self.copies:
-            with _without_recording():
+            with without_recording():
                 self.values[node] = tensor.detach().clone()
         elif node.op == "get_attr" or not activation:
             self.values[node] = tensor
@@ -147,7 +147,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _all_zero(self, *arguments: Any) -> bool:
         """Tell whether all activations among the arguments of an op are 0."""
         active = [tensor for tensor in tensors_in(arguments) if self.nodes[id(tensor)].meta["activation"]]
-        with _without_recording():
+        with without_recording():
             return not any(tensor.layout != torch.strided or bool(tensor.any()) for tensor in active)
 
     def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
@@ -176,7 +176,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.results[call] = tuple(self.nodes[id(t)] for t in tensors_in(output) if id(t) in self.nodes)
 
 
-def _without_recording() -> Any:
+def without_recording() -> Any:
+    """Return a context in which no op is dispatched to what records or watches."""
     return torch._C._DisableTorchDispatch()
 
 

@@ -38,7 +38,7 @@ class Recipe:
 
     Attributes:
         path: the relaxed folder.
-        options: how to find the model and the task; nothing is announced.
+        options: how to find the model and the task; nothing is told.
         settings: everything but seed and learning rate.
         directory: the current folder, against which relative paths are read and in which modules are found.
     """
@@ -56,6 +56,7 @@ class Recipe:
             task_arguments=dict(workspace.options.task_arguments),
             factory_arguments=dict(workspace.options.factory_arguments),
             announce=None,
+            stage=None,
         )
         path = workspace.path.absolute() if workspace.origin is None else workspace.origin
         return cls(str(path), options, settings, os.getcwd())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,12 @@ def test_a_dry_run_writes_nothing(surgeon: Surgeon) -> None:
     assert "dry run: nothing was written" in surgeon("relax", "net.pt", "--dry-run").out
     assert surgeon("relax", "net.pt", "--dry-run", "--json").data["written"] is None
     assert files_in(surgeon.path) == before
+
+
+def test_every_stage_tells_how_long_it_took(surgeon: Surgeon) -> None:
+    printed = surgeon("relax", "net.pt", "-o", "new").out
+    stages = re.findall(r"^(\w+) .* \(\d+\.\d s\)$", printed, re.MULTILINE)
+    assert [stage for stage in stages if stage != "ran"] == ["opened", "built", "checked", "found", "wrote"]
 
 
 def sites(folder: str = "net-relaxed") -> list[str]:

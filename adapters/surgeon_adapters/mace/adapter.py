@@ -17,7 +17,7 @@ from surgeon.files.reading import scripts_on_the_cpu
 from surgeon.opening.loading import load_into
 from surgeon_adapters.atoms.adapter import PotentialAdapter
 from surgeon_adapters.mace.checks import forces_of, further_inputs, recognised, require_no_other_layers, require_same
-from surgeon_adapters.mace.models import FACTORY, KINDS, arguments_of, build, import_mace
+from surgeon_adapters.mace.models import FACTORY, KINDS, arguments_of, import_mace
 from surgeon_adapters.mace.task import MaceTask
 
 
@@ -42,13 +42,12 @@ class MaceAdapter(PotentialAdapter):
         require_no_other_layers(module)
         expected = forces_of(module)
         try:
-            arguments = arguments_of(module, kind)
-            rebuilt = build(**arguments)
+            arguments, rebuilt = arguments_of(module, kind)
             load_into(rebuilt, module.state_dict(), f"this {kind}")
             require_same(rebuilt, expected)
         except CheckpointError as error:
             return {"note": str(error)}
-        return {"factory": FACTORY, "args": arguments}
+        return {"factory": FACTORY, "args": arguments, "built": rebuilt}
 
     def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
         """Say which potential the weights of a training checkpoint belong to, and which file is needed."""

@@ -80,9 +80,7 @@ def build(
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             module: nn.Module = getattr(mace, kind)(**{key: decoded(value) for key, value in settings.items()})
-            keep_constants(module, constants or {})
-            for name in frozen:
-                module.get_parameter(name).requires_grad_(False)
+            complete(module, constants or {}, frozen)
             return module
     except Exception as error:
         other = version not in ("", installed_version())
@@ -95,8 +93,10 @@ def build(
         e3nn.set_optimization_defaults(**before)
 
 
-def keep_constants(module: nn.Module, constants: Mapping[str, str | None]) -> None:
-    """Let a model keep its constants as a file does, in place: see :func:`build`."""
+def complete(module: nn.Module, constants: Mapping[str, str | None], frozen: Sequence[str]) -> None:
+    """Let a model keep its constants as a file does, and freeze parameters, in place: see :func:`build`."""
+    for name in frozen:
+        module.get_parameter(name).requires_grad_(False)
     for key, dtype in constants.items():
         owner, _, name = key.rpartition(".")
         holder = module.get_submodule(owner)
@@ -109,8 +109,8 @@ def keep_constants(module: nn.Module, constants: Mapping[str, str | None]) -> No
         setattr(holder, name, buffer.to(target))
 
 
-def arguments_of(module: nn.Module, kind: str) -> dict[str, Any]:
-    """Return the arguments of :func:`build` for a potential, with its settings as they took effect.
+def arguments_of(module: nn.Module, kind: str) -> tuple[dict[str, Any], nn.Module]:
+    """Return the arguments of :func:`build` for a potential, with its settings as they took effect, and what it builds.
 
     MACE's function reads off what was wished: reduced coupling coefficients, for example, which are had only where
     cuequivariance was installed. What the weights do not agree with is corrected.
@@ -129,8 +129,10 @@ def arguments_of(module: nn.Module, kind: str) -> dict[str, Any]:
         rebuilt = build(**arguments)
     trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     frozen = [name for name in trained if any(trained.values()) and not trained[name]]
-    further = {"constants": constants_of(module, rebuilt), "frozen": frozen}
-    return {**arguments, **{key: value for key, value in further.items() if value}}
+    constants = constants_of(module, rebuilt)
+    complete(rebuilt, constants, frozen)
+    further = {"constants": constants, "frozen": frozen}
+    return {**arguments, **{key: value for key, value in further.items() if value}}, rebuilt
 
 
 def _settings_of(module: nn.Module, kind: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.core import Group, GroupElement
+from surgeon.finding.inference.sums import KeptSums, silent_results
 from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, record
 from surgeon.support.modes import default_dtype
@@ -119,6 +120,8 @@ class Probe:
         elements: the group elements.
         first: per module name, its calls on the untransformed inputs.
         outputs: what the model returned for each element of ``elements.all()``.
+        recording: a run of the model in which the sums are that silent results enter; None if there are none.
+        sums: the values of these in all runs; nothing if another element lets other ops run.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Probe:
         elements: Elements,
         weights: Callable[[], AbstractContextManager[None]] = nullcontext,
         held: int = HELD,
+        recording: Recording | None = None,
     ) -> None:
         """Run ``model``, in its present mode, on the inputs under every element.
 
@@ -141,21 +145,30 @@ class Probe:
             elements: the group elements.
             weights: a context in which the model has the weights that it is to be run with.
             held: bytes of calls that are held.
+            recording: a run of the model, perhaps in another mode; then the sums are kept that silent results enter.
         """
         self.elements = elements
         self._model, self._symmetry, self._inputs, self._weights = model, symmetry, inputs, weights
-        (output,), first = self._runs(modules, [None])
+        (output,), first = self._runs(modules, [None], self._run)
         self.first = {name: calls for name, (calls,) in first.items()}
+        silent = [] if recording is None else silent_results(self.first)
+        kept = KeptSums(model, symmetry, inputs, recording, silent) if recording is not None and silent else None
+        if kept is not None:
+            self._runs([], [None], kept.run)
         self._groups = _groups(self.first, held // len(elements.all()))
-        outputs, self._held = self._runs(self._groups[0], elements.all()[1:])
+        run = self._run if kept is None else kept.run
+        outputs, self._held = self._runs(self._groups[0], elements.all()[1:], run)
         self.outputs = [output, *outputs]
+        self.recording = None if kept is None else kept.recording
+        values = {} if kept is None else kept.values or {}
+        self.sums = {node: TensorProbe(elements, tuple(each)) for node, each in values.items()}
 
     def calls(self, name: str) -> list[Calls]:
         """Return the calls of a module, one list for each element of ``elements.all()``."""
         if name not in self._held:
             self._held.clear()
             group = next(group for group in self._groups if name in group)
-            _, self._held = self._runs(group, self.elements.all()[1:])
+            _, self._held = self._runs(group, self.elements.all()[1:], self._run)
         return [self.first[name], *self._held[name]]
 
     def tensor(self, name: str, read: Callable[[Mapping[str, Any], Any], Tensor], call: int = 0) -> TensorProbe:
@@ -167,8 +180,11 @@ class Probe:
         judges = self.elements.judges
         return self._symmetry.errors(self.outputs[0], zip(judges, self.outputs[-len(judges) :], strict=True))
 
+    def _run(self, g: Tensor | None) -> Any:
+        return self._symmetry.run(self._model, self._inputs, g)
+
     def _runs(
-        self, names: Sequence[str], elements: Sequence[Tensor | None]
+        self, names: Sequence[str], elements: Sequence[Tensor | None], run: Callable[[Any], Any]
     ) -> tuple[list[Any], dict[str, list[Calls]]]:
         """Return outputs, and the calls of some modules, for each element."""
         outputs, found = [], dict[str, list[Calls]]({name: [] for name in names})
@@ -176,8 +192,8 @@ class Probe:
         with default_dtype(torch.float64), torch.enable_grad(), self._weights():
             for g in elements:
                 with captured_calls(modules) as calls, torch.random.fork_rng(devices=[]):
-                    run = self._symmetry.run(self._model, self._inputs, g)
-                outputs.append(map_tensors(Tensor.detach, run))
+                    output = run(g)
+                outputs.append(map_tensors(Tensor.detach, output))
                 for name in names:
                     found[name].append(calls[name])
         return outputs, found

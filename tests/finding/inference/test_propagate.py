@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference import sums
 from surgeon.finding.inference.hypotheses import Verdict
+from surgeon.finding.inference.probe import Probe
 from surgeon.finding.inference.propagate import type_by_use
+from surgeon.finding.inference.sums import silent_results
 from surgeon.recording.record import record
 from tests.finding.inference.probes import elements_of, random
 
@@ -35,11 +39,16 @@ class Net(nn.Module):
         return self.use(self.zero(x), x)
 
 
-def used(use: Any, name: str = "D3", index: int = 0, call: int = 0) -> Verdict | None:
-    elements, model = elements_of(name), Net(use)
-    x = random(5, elements.group.dimension)
-    recordings = [record(model, x @ g.T, copies=True) for g in elements.all()]
-    return type_by_use(recordings, elements, "zero", call, index)
+def probed(use: Any, name: str = "D3") -> Probe:
+    elements = elements_of(name)
+    symmetry, x = Symmetry(elements.group, lambda g, x: x @ g.T), random(5, elements.group.dimension)
+    model = Net(use)
+    return Probe(model, symmetry, (x,), ["zero"], elements, recording=record(model, x))
+
+
+def used(use: Any, name: str = "D3", index: int = 0) -> Verdict | None:
+    probe = probed(use, name)
+    return None if probe.recording is None else type_by_use(probe.recording, probe.sums, "zero", index)
 
 
 @pytest.mark.parametrize("name", ["C3", "D3", "OCTA", "OCTAH", "SO3"])
@@ -82,10 +91,22 @@ def test_a_sum_that_is_0_in_one_coordinate_is_passed_over() -> None:
 
 def test_a_result_that_there_is_not() -> None:
     assert used(lambda z, x: z + x, index=1) is None
-    assert used(lambda z, x: z + x, call=1) is None
+
+
+def test_of_the_runs_only_the_sums_are_kept_that_silent_results_enter() -> None:
+    probe = probed(lambda z, x: torch.exp(z + x) + (x * 2 + 3))
+    assert [value.values[0].shape for value in probe.sums.values()] == [(5, 2)]
+    assert all(len(value.values) == len(probe.elements.all()) for value in probe.sums.values())
+    silent_calls = {"zero": [({}, torch.zeros(4, 2))], "other": [({}, torch.ones(4, 2))]}
+    assert silent_results(silent_calls) == [("zero", 0)]
 
 
 def test_runs_that_differ_tell_nothing() -> None:
-    flipped = lambda z, x: z + x if bool(x[0, 0] > 0) else z + (x + 0.0)  # noqa: E731
+    flipped = lambda z, x: 2 * (z + x if bool(x[0, 0] > 0) else z + (x + 0.0))  # noqa: E731
     assert used(flipped, "C2") is None
-    assert used(lambda z, x: z + x, "C2") is not None
+    assert used(lambda z, x: 2 * (z + x), "C2") is not None
+
+
+def test_a_sum_that_some_module_returns_is_taken_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "Watch", None)
+    assert used(lambda z, x: z + x) is not None

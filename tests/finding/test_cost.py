@@ -1,0 +1,162 @@
+"""What finding costs: runs of the network, and the largest tensors that are made; never more with more sites."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import surgeon
+from surgeon.algebra.groups.parse import parse_group
+from surgeon.algebra.intertwiners import average
+from surgeon.algebra.representations.build import irreps
+from surgeon.finding import fold
+from surgeon.finding.fold import fold_map_at, with_fold
+from surgeon.finding.measured_ops import same_action
+from surgeon.plan import Site
+from surgeon.support.trees import tensors_in
+from tests import nets
+from tests.nets import o3
+
+GROUP = parse_group("O3")
+MOST_RUNS = 40
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How many numbers the largest tensor has that is made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.size = max(self.size, *(tensor.untyped_storage().nbytes() // 8 for tensor in tensors_in(result)), 0)
+        return result
+
+
+class Layer(nn.Module):
+    """Mix the channels of vectors, of which some are not there at first, and gate them."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.mix, self.first = nn.Linear(4, 4, bias=False), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mix(x * 0 if self.first else x)
+        return x + h * torch.tanh(x.square().sum(1, keepdim=True))
+
+
+class Chain(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(first=not number) for number in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x.square().sum(1)
+
+
+def runs_to_find(layers: int) -> tuple[int, int]:
+    """Return the runs of the network, and the sites."""
+    runs = [0]
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        runs[0] += 1
+        output: Tensor = model(x)
+        return output
+
+    x, more = torch.randn(6, 3, 4), [(torch.randn(6, 3, 4),)] * 2
+    told: list[str] = []
+    plan = surgeon.find(
+        Chain(layers),
+        "O3",
+        x,
+        forward=forward,
+        further=more,
+        adapters={},
+        act=lambda g, x: torch.einsum("ij,njc->nic", g.to(x), x),
+        act_output=lambda g, y: y,
+        stage=told.append,
+    )
+    assert told[-1] == f"found {len(plan.sites)} sites, after {runs[0]} runs of the network in all"
+    return runs[0], len(plan.sites)
+
+
+def test_more_sites_take_no_more_runs() -> None:
+    (few, some), (many, more) = runs_to_find(2), runs_to_find(12)
+    assert (some, more) == (1, 11)
+    assert few == many <= MOST_RUNS
+
+
+def annotated(op: nn.Module, x: Tensor, **more: Tensor) -> Site:
+    from surgeon_adapters.e3nn_layers.adapter import adapter
+
+    proposal: Any = adapter.propose(op, GROUP)
+    return with_fold(nets.site_of(proposal, None), op, [{proposal.argument: x, **more}], ())
+
+
+@pytest.mark.e3nn
+def test_no_dense_matrix_is_formed_to_see_that_an_op_folds() -> None:
+    hidden = "24x0e+24x1o+24x2e"
+    op, width = o3.Linear(hidden, hidden), 24 * 9
+    with Largest() as largest:
+        site = annotated(op, torch.randn(2, width))
+        fold_map = fold_map_at(op, site)
+    assert site.fold is not None
+    assert not site.fold_note
+    assert fold_map.rank == 3 * 24**2
+    assert largest.size <= width**2  # that of W itself
+    weight = torch.randn(width, width, dtype=torch.float64)
+    assert torch.allclose(fold_map.project(weight), average(weight, site.rho_out, site.rho_in), atol=1e-12)
+
+
+def test_no_dense_matrix_is_formed_to_compare_two_labels() -> None:
+    elements = GROUP.all_elements() if GROUP.finite else torch.linalg.matrix_exp(GROUP.algebra)
+    one = irreps(GROUP, "200x0e+200x1o+100x2e")
+    with Largest() as largest:
+        assert same_action(one, irreps(GROUP, "100x0e+100x0e+200x1o+100x2e"), elements)
+        assert not same_action(one, irreps(GROUP, "200x0e+100x1o+100x1e+100x2e"), torch.cat([elements, -elements]))
+        assert not same_action(one, irreps(GROUP, "200x0e+200x1o+100x2e", "ir_mul"), elements)
+    assert largest.size < one.dimension**2
+
+
+@pytest.mark.e3nn
+@pytest.mark.parametrize("most", [fold.MOST_PRODUCTS, 1])
+def test_an_op_with_a_matrix_for_each_of_many_kinds(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few copies of an irrep tell whether an op folds; all of them are folded."""
+    monkeypatch.setattr(fold, "MOST_PRODUCTS", most)
+    kinds, hidden = 80, "4x0e+3x1o"
+    with nets.default_dtype(torch.float64):
+        op = o3.FullyConnectedTensorProduct(hidden, f"{kinds}x0e", hidden)
+    codes = torch.eye(kinds, dtype=torch.float64)[[3, 1, 4, 1, 5]]
+    site = annotated(op, torch.randn(5, 13, dtype=torch.float64), y=codes)
+    assert (site.fold_note, site.fold_while) == ("", "every row of y is a one-hot code")
+    assert len(json.dumps(site.fold)) < 500
+    weight = torch.randn(13, 13, dtype=torch.float64)
+    fold_map = fold_map_at(op, site)
+    assert torch.allclose(fold_map.project(weight), average(weight, site.rho_out, site.rho_in), atol=1e-9)
+
+
+@pytest.mark.e3nn
+def test_an_op_that_would_take_too_long_to_fold_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    op, x = o3.Linear("4x0e+3x1o", "4x0e+3x1o"), torch.randn(2, 13)
+    monkeypatch.setattr(fold, "MOST_FOLDED", 4 * 25)
+    assert annotated(op, x).fold is not None
+    monkeypatch.setattr(fold, "MOST_FOLDED", 4 * 25 - 1)
+    site = annotated(op, x)
+    assert site.fold is None
+    assert "takes 1e+02 products" in site.fold_note
+
+
+@pytest.mark.e3nn
+def test_rows_that_differ_in_more_ways_than_can_be_tried_do_not_fold() -> None:
+    op = o3.FullyConnectedTensorProduct("2x0e", "40x0e+2x1o", "2x0e+2x1o")
+    site = annotated(op, torch.randn(20, 2), y=torch.randn(20, 46))
+    assert site.fold is None
+    assert "more ways than a plan can hold" in site.fold_note
