@@ -134,7 +134,7 @@ def check_code(workspace: Workspace, original: nn.Module | None = None) -> str:
         return "the network's source was not compared: no task was known when it was relaxed, or none is now"
     if original is None:
         try:
-            original, _ = workspace.reference
+            original, _ = workspace.original()
         except CheckpointError as error:
             return f"the network's source was not compared: {error}"
     now = original_graph(original, workspace.task)

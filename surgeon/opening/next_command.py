@@ -26,6 +26,12 @@ def strip_command(folder: Path, workspace: Workspace) -> str:
     return _command(verb, folder, workspace.options, *flags, trust_pickle=base["pickle"])
 
 
+def strip_again(workspace: Workspace, *flags: str) -> str:
+    """Return the command that strips what was opened, with further flags."""
+    folder, options = Path(workspace.name), workspace.options
+    return _command("strip", folder, options, *flags, trust_pickle=options.trust_pickle)
+
+
 def _command(verb: str, folder: Path, options: OpenOptions, *flags: str, trust_pickle: bool) -> str:
     """Return a command on a folder, which remembers task files, registered factories and the checkpoint's place."""
     words = ["surgeon", verb, str(folder), *flags]

@@ -29,6 +29,7 @@ from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both
 from surgeon.recording.picture import model_picture
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype, in_training_mode, model_dtype
+from surgeon.support.stages import Announce, silent, timed
 from surgeon.support.trees import to_dtype
 
 
@@ -145,6 +146,7 @@ def measure(
     *,
     group: str | Group | None = None,
     options: OpenOptions | None = None,
+    announce: Announce = silent,
 ) -> Measured:
     """Measure the equivariance error under random elements of every component of the group.
 
@@ -153,6 +155,7 @@ def measure(
         settings: how much to measure.
         group: the symmetry; None for that of the relaxed folder, or O3.
         options: how to find model and task.
+        announce: told how long each stage took.
 
     Raises:
         TaskError: if no task says how the group acts.
@@ -163,15 +166,16 @@ def measure(
     relaxation = workspace.relaxation
     chosen = parse_group(group or (relaxation.plan.group if relaxation else "O3"))
     found = Measured(chosen.name, settings=settings)
-    found.equivariance["original"] = both_precisions(workspace, workspace.original()[0], chosen, settings)
+    with timed("measuring the original", announce):
+        found.equivariance["original"] = both_precisions(workspace, workspace.original()[0], chosen, settings)
     if relaxation is None:
         return found
     found.branch_defects = relaxation.defects()
     for name, context in (("relaxed", nullcontext()), ("relaxed, theta 1", at_full_relaxation(relaxation))):
-        with context:
+        with timed(f"measuring the model, {name}", announce), context:
             found.equivariance[name] = both_precisions(workspace, workspace.model, chosen, settings)
             found.projection_error[name] = _projection(workspace, settings)
-    with relaxation.clean():
+    with timed("measuring the model, clean", announce), relaxation.clean():
         found.equivariance["clean"] = both_precisions(workspace, workspace.model, chosen, settings)
     return found
 

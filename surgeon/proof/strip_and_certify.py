@@ -26,6 +26,7 @@ from surgeon.proof.recalibrated import RECALIBRATION_BATCHES, recalibrate_gather
 from surgeon.proof.same_function import other_function
 from surgeon.proof.verdict import Equivariance, Finding, compared
 from surgeon.support.modes import model_dtype
+from surgeon.support.stages import Stage, timed
 from surgeon.support.trees import to_dtype
 
 
@@ -35,6 +36,7 @@ def strip_and_certify(
     settings: MeasureSettings | None = None,
     split: Split | None = "test",
     recalibration_batches: int = RECALIBRATION_BATCHES,
+    stage: Stage = timed,
 ) -> tuple[nn.Module, Certificate]:
     """Strip the opened model in place and compare it with the original.
 
@@ -48,6 +50,7 @@ def strip_and_certify(
         settings: how much to measure.
         split: "validation" or "test", for the metrics; None for no metrics.
         recalibration_batches: training batches for the statistics, at most; 0 leaves them as training gathered them.
+        stage: opened and closed around each of the five parts.
 
     Returns:
         The stripped model and its certificate; the caller has to refuse a certificate that has not ``passed``.
@@ -57,14 +60,17 @@ def strip_and_certify(
     """
     relaxation, model, settings = workspace.relaxation, workspace.model, settings or MeasureSettings()
     assert relaxation is not None
-    original, source = workspace.reference
-    compared_source = check_code(workspace, original)
-    seen = _check_folds(workspace) if mode == "fold" else None
-    group = relaxation.plan.group_object if workspace.task is not None and can_act(workspace.task.task) else None
-    before = _observe(workspace, relaxation, mode, group, settings)
-    theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
-    function, change = _compare_function(workspace, before, mode)
-    recalibration = recalibrate_gathered(workspace, original, recalibration_batches, settings.seed)
+    with stage("opening the original"):
+        original, source = workspace.reference
+        compared_source = check_code(workspace, original)
+    with stage("measuring the relaxed model"):
+        seen = _check_folds(workspace) if mode == "fold" else None
+        group = relaxation.plan.group_object if workspace.task is not None and can_act(workspace.task.task) else None
+        before = _observe(workspace, relaxation, mode, group, settings)
+    with stage("stripping"):
+        theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
+        function, change = _compare_function(workspace, before, mode)
+        recalibration = recalibrate_gathered(workspace, original, recalibration_batches, settings.seed)
     models = {"original": original, "stripped": model}
     details = {
         "group": relaxation.plan.group,
@@ -77,8 +83,10 @@ def strip_and_certify(
         **({} if workspace.task is None or workspace.runs_in_double else {"no float64": workspace.no_double}),
         **({} if recalibration is None else {"recalibration": recalibration}),
     }
-    metrics = {} if split is None else metrics_of(workspace, models, split)
-    verdict = certify_opened(workspace, models, group, settings)
+    with stage("computing metrics"):
+        metrics = {} if split is None else metrics_of(workspace, models, split)
+    with stage("certifying"):
+        verdict = certify_opened(workspace, models, group, settings)
     errors = {**verdict.equivariance, **before.equivariance}
     verdict = verdict.joined(*function, metrics=metrics, details=details)
     certificate = dataclasses.replace(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from surgeon.errors import SurgeonError
 from surgeon.export.onnx_file import onnx_extra
 from surgeon.export.outputs import ALL_OUTPUTS, Selection
 from surgeon.export.pt2_file import pt2_extra
@@ -17,6 +20,7 @@ from surgeon.export.reopening import container_extra
 from surgeon.export.stripped import stripped_beside_original
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.outputs import writing_alone
+from surgeon.opening.next_command import strip_again
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
@@ -25,6 +29,10 @@ from surgeon.proof.clean_folder import write_clean
 from surgeon.proof.equivariance import MeasureSettings
 from surgeon.proof.recalibrated import RECALIBRATION_BATCHES
 from surgeon.proof.strip_and_certify import strip_and_certify
+from surgeon.support.imports import one_line
+from surgeon.support.stages import Announce, Stage, silent, timed
+
+FORMATS, WRITING = "preparing further formats", "writing the clean folder"
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def strip_folder(
     *,
     options: OpenOptions | None = None,
     force: bool = False,
-    announce: Callable[[str], None] | None = None,
+    announce: Announce = silent,
     on_certificate: Callable[[CleanFolder], None] | None = None,
 ) -> CleanFolder:
     """Remove the branches and write clean weights with a certificate; the relaxed folder stays as it is.
@@ -89,7 +97,7 @@ def strip_folder(
         settings: how to strip, and what is written.
         options: how to find model and task.
         force: replace a folder that is there.
-        announce: told what takes long.
+        announce: told what takes long, and how long each stage took.
         on_certificate: told what was found before anything is written, or refused.
 
     Raises:
@@ -97,26 +105,71 @@ def strip_folder(
         ExistsError: if the clean folder is there, or another process is writing it.
         CheckpointError: if the folder is not a relaxed one, or its original is gone or has changed.
         CheckFailedError: if the certificate, or a further format, does not hold; nothing is written.
+        SurgeonError: if anything else fails on the way; it says where the trained weights are, and what to do next.
     """
     settings, workspace = settings or StripSettings(), open_path(path, options)
     own: StripMode = workspace.require_relaxed()[0].mode
     workspace.refuse_output(target)
+    stage = partial(_kept, announce, workspace, Path(target), settings.mode or own)
     with writing_alone(target, force):
-        source = workspace.reference[1]
         model, certificate = strip_and_certify(
-            workspace, settings.mode or own, settings.measure, settings.split, settings.recalibrate
+            workspace, settings.mode or own, settings.measure, settings.split, settings.recalibrate, stage
         )
+        source = workspace.reference[1]
         found = CleanFolder(Path(target), certificate, (), own)
         if on_certificate is not None:
             on_certificate(found)
-        extras = _extras(workspace, model, source, settings, announce or (lambda _: None)) if certificate.passed else {}
+        extras: dict[str, Callable[[Path], Any]] = {}
+        if certificate.passed:
+            with stage(FORMATS):
+                extras = _extras(workspace, model, source, settings, announce)
+        written = {name: partial(_written, stage, name, write) for name, write in extras.items()}
         statement = workspace.found.factory
-        files = write_clean(target, model, certificate, source, extras=extras, statement=statement, force=force)
+        with stage(WRITING):
+            files = write_clean(target, model, certificate, source, extras=written, statement=statement, force=force)
     return dataclasses.replace(found, files=files)
 
 
+def _written(stage: Stage, name: str, write: Callable[[Path], Any], folder: Path) -> Any:
+    with stage(f"writing the format {name}"):
+        return write(folder)
+
+
+@contextmanager
+def _kept(announce: Announce, workspace: Workspace, target: Path, mode: StripMode, name: str) -> Iterator[None]:
+    """Time a stage; if it fails, say where the trained weights are and which command does without it."""
+    where = f"the trained weights stay in {workspace.name}"
+    try:
+        with timed(name, announce):
+            yield
+    except Exception as error:
+        if where in str(error):  # a stage within a stage
+            raise
+        if mode == "drop":
+            where += ", whose model.safetensors holds them without branches"
+        words = f"{where}; next: {_without(name, workspace, target)}"
+        if isinstance(error, SurgeonError):
+            error.args = (f"{error}; {words}",)
+            raise
+        raise SurgeonError(
+            f"{name} failed with {one_line(error)} - in the model, the task, or surgeon itself; {words}"
+        ) from error
+
+
+def _without(name: str, workspace: Workspace, target: Path) -> str:
+    """Return, in words, the command that does without a stage; of one that has to be, the one that shows what fails."""
+    if name == "computing metrics":
+        return f"`{strip_again(workspace, '-o', str(target), '--metrics', 'none')}` leaves the metrics out"
+    command = strip_again(workspace, "-o", str(target))
+    if "format" in name:
+        return f"`{command}` writes weights and certificate alone"
+    if name == WRITING:
+        return f"give `{command}` again when that is mended"
+    return f"`{command.replace('surgeon', 'surgeon --debug', 1)}` shows where it fails"
+
+
 def _extras(
-    workspace: Workspace, model: nn.Module, source: Checkpoint, settings: StripSettings, announce: Callable[[str], None]
+    workspace: Workspace, model: nn.Module, source: Checkpoint, settings: StripSettings, announce: Announce
 ) -> dict[str, Callable[[Path], Any]]:
     """Return what writes and checks each further format."""
     found: dict[str, Callable[[Path], Any]] = {}

@@ -21,6 +21,7 @@ from surgeon.proof.records import compare_fields, fields_of
 from surgeon.proof.verdict import Finding, Verification, compared, unchecked, unrecorded
 from surgeon.proof.words import certificate_text
 from surgeon.support.imports import one_line
+from surgeon.support.stages import Announce, silent, timed
 from surgeon.support.versions import package_versions
 
 ONLY_RECORDED = {
@@ -39,7 +40,11 @@ ONLY_RECORDED = {
 
 
 def verify_clean(
-    folder: str | Path, against: str | Path | None = None, options: OpenOptions | None = None, group: str | None = None
+    folder: str | Path,
+    against: str | Path | None = None,
+    options: OpenOptions | None = None,
+    group: str | None = None,
+    announce: Announce = silent,
 ) -> Verification:
     """Compare a clean folder with its certificate and with the original checkpoint; nothing is written.
 
@@ -50,6 +55,7 @@ def verify_clean(
         against: the checkpoint that was relaxed, here or on the Hub; without it, what needs none is checked.
         options: how to open it, and how to find model and task; without them only the files are compared.
         group: the group, if the certificate does not name it or its code has to be run.
+        announce: told how long each stage took.
 
     Returns:
         All findings; it is the caller's to refuse a verification that does not hold.
@@ -59,9 +65,13 @@ def verify_clean(
         SurgeonError: one of its subclasses, if folder, original, model or task cannot be used at all.
     """
     options = options or OpenOptions()
-    opened = open_clean(folder, against, options)
+    with timed("reading", announce):
+        opened = open_clean(folder, against, options)
     clean, recorded = opened.clean, opened.clean.certificate
-    again = certify_again(opened, group)
+    with timed("certifying again", announce):
+        again = certify_again(opened, group)
+    with timed("comparing further formats", announce):
+        formats = export_findings(clean, opened.workspace, again.stripped, options.trust_pickle)
     split = (recorded["details"].get("measurement") or {}).get("split")
     findings = [
         *compare_fields(fields_of(recorded), again.found, again.why, against=str(against), split=split),
@@ -69,7 +79,7 @@ def verify_clean(
         _words(clean),
         *_unlisted(recorded),
         *again.findings,
-        *export_findings(clean, opened.workspace, again.stripped, options.trust_pickle),
+        *formats,
         *_only_recorded(recorded),
     ]
     added = sorted(clean.hashes.keys() - recorded["files"].keys())

@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+Announce = Callable[[str], None]
+"""Told a line; what shows it decides where."""
+
+Stage = Callable[[str], AbstractContextManager[None]]
+"""Opens a stage by its name."""
+
+
+def silent(_: str) -> None:
+    """Show nothing."""
+
+
+@contextmanager
+def timed(name: str, announce: Announce = silent) -> Iterator[None]:
+    """Tell when a stage has ended, and how many seconds it took; one that fails is not told of."""
+    stages = Stages(announce)
+    yield
+    stages(name)
 
 
 class Stages:

@@ -150,11 +150,15 @@ def test_a_path_left_out_is_the_only_folder(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
     refused = surgeon("strip", code=2).err
     assert "found only 'net-relaxed', which has done no step: give its `surgeon finetune`" in refused
-    assert "using net-relaxed/, the only relaxed folder here" in surgeon("finetune", "--epochs", "1").out
+    trained = surgeon("finetune", "--epochs", "1").out
+    assert "using net-relaxed/, the only relaxed folder here" in trained
+    assert ("nothing was gained" in trained) == ("best epoch 0\n" in trained)
     # the same command goes on, although the run is a relaxed folder as well
     assert "going on after epoch 1 of 1" in surgeon("finetune", "--epochs", "1").err
     assert "using net-run/, the only run folder here" in surgeon("strip").out
-    surgeon("finetune", "net-relaxed", "-o", "second-run", "--epochs", "1")
+    still = surgeon("finetune", "net-relaxed", "-o", "second-run", "--epochs", "1", "--lr", "1e-30").out
+    assert "at the best epoch 0\n" in still
+    assert "note: nothing was gained: no epoch was better on validation than the weights" in still
     assert "found 3 (net-relaxed, net-run, second-run)" in surgeon("strip", "-o", "other", code=2).err
 
 

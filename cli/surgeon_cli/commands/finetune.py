@@ -102,6 +102,11 @@ def _show_run(done: Finetuned, json_output: bool) -> None:
         f"{result.history[0]['validation'][metric]:.6g} before, {result.validation[metric]:.6g} at the best epoch "
         f"{result.best_epoch}"
     )
+    if result.best_epoch == 0:
+        say(
+            "note: nothing was gained: no epoch was better on validation than the weights that the training began "
+            "with, and these are the result"
+        )
     if done.worse:
         say(
             f"note: in {done.worse} evaluations the relaxed model was worse on validation than "

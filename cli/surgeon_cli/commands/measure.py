@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from surgeon.proof.inspection import measure as measure_path
 from surgeon.proof.words import ERRORS, error_rows
+from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, Reopening, folder_or_only
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
@@ -30,7 +31,8 @@ def measure(
         surgeon measure segnn-run --elements 32 --json
     """
     chosen, options = folder_or_only(path, json_output), opening.options(json_output)
-    found = measure_path(chosen, measuring.settings(), group=group or None, options=options)
+    shown = silent if json_output else say
+    found = measure_path(chosen, measuring.settings(), group=group or None, options=options, announce=shown)
     if json_output:
         print_json(found.to_data())
         return

@@ -20,6 +20,7 @@ from surgeon.plan import Certificate, StripMode
 from surgeon.proof.recalibrated import RECALIBRATION_BATCHES
 from surgeon.proof.strip_folder import CleanFolder, StripSettings, strip_folder
 from surgeon.proof.words import grade_words
+from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ForceOption,
@@ -183,7 +184,7 @@ def _run(
         settings,
         options=options,
         force=how.force,
-        announce=None if quiet else say,
+        announce=silent if quiet else say,
         on_certificate=None if quiet else _tell_modes,
     )
     if quiet:

@@ -11,6 +11,7 @@ from surgeon.errors import CheckFailedError
 from surgeon.proof.verdict import Verification
 from surgeon.proof.verify import verify_clean
 from surgeon.proof.words import ERRORS, error_rows
+from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, shown
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
@@ -50,7 +51,7 @@ def verify(
 
         surgeon verify segnn-clean
     """
-    verification = verify_clean(path, against, finding.options(json_output), group)
+    verification = verify_clean(path, against, finding.options(json_output), group, silent if json_output else say)
     if json_output:
         print_json(_data(path, against, verification))
     else:
