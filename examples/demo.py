@@ -31,7 +31,7 @@ FILES = {
     "compare.json": "the comparison of the arms, every run",
     "demo.png": "a picture of it all",
 }
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes have it, too
 
 STRICT_LOAD = """
 import sys
@@ -61,17 +61,29 @@ class Clock:
 
 
 def command(*words: str) -> list[str]:
-    """Return how `surgeon` is called here, and print it as a user would type it."""
+    """Return how `surgeon` is called in a process of its own, and print it as a user would type it."""
     print(f"\n$ surgeon {shlex.join(words)}", flush=True)
     return [sys.executable, "-m", "surgeon_cli.main", *words]
 
 
+def surgeon(*words: str) -> None:
+    """Do what `surgeon` does on the command line, in this process: torch is imported once for several commands."""
+    from surgeon_cli.main import main as entry_point
+
+    command(*words)
+    try:
+        entry_point(list(words))
+    except SystemExit as end:
+        require(end.code)
+    sys.stdout.flush()
+
+
 def run(words: list[str]) -> None:
-    """Run a command in the root folder, and stop the demo if it fails."""
-    require(subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, check=False).returncode)
+    """Run a program, and stop the demo if it fails."""
+    require(subprocess.run(words, check=False).returncode)
 
 
-def require(code: int) -> None:
+def require(code: str | int | None) -> None:
     """Stop the demo at an exit code other than 0."""
     if code:
         raise SystemExit(f"the demo stopped: the last command that is shown above ended with exit code {code}")
@@ -82,18 +94,18 @@ def path_to_clean_weights(clock: Clock, epochs: list[str], samples: int) -> floa
     relaxed, trained, clean, onnx = (str(OUT / name) for name in ("relaxed", "run", "clean", "clean-onnx"))
     task = ("--task", "examples/nbody/task.py", "--task-args", f'{{"test_samples": {samples}}}')
     with clock.stage("1. What is in the checkpoint, and what can be relaxed?"):
-        run(command("relax", CHECKPOINT, "--group", "O3", *task, "--dense", "-o", relaxed))
+        surgeon("relax", CHECKPOINT, "--group", "O3", *task, "--dense", "-o", relaxed)
     with clock.stage("2. Fine-tune on 200 trajectories of a stronger interaction, theta 0 -> 1 -> 0"):
-        run(command("finetune", relaxed, "-o", trained, "--lr", "2e-3", *epochs))
+        surgeon("finetune", relaxed, "-o", trained, "--lr", "2e-3", *epochs)
     training = clock.last
     with clock.stage("3. Strip the branches, prove it, load the weights without equisurgeon; ONNX on another core"):
         few = ("--metrics", "none", "--elements", "1", "--batches", "1")  # strip measures the same weights thoroughly
         words = command("export", trained, "-o", onnx, "--onnx", *few)
         pipe = subprocess.PIPE
-        beside = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        beside = subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True)
         try:
-            run(command("strip", trained, "-o", clean))
-            run(command("verify", clean, "--against", CHECKPOINT, *task))
+            surgeon("strip", trained, "-o", clean)
+            surgeon("verify", clean, "--against", CHECKPOINT, *task)
             print("\nwhere equisurgeon is not installed, load_state_dict(strict=True) says:", flush=True)
             run([sys.executable, "-c", STRICT_LOAD])
             print("\nthe export, which has run beside:", flush=True)
@@ -116,7 +128,8 @@ def compare(epochs: list[str], seeds: int, training: float) -> None:
     runs = seeds * len(ARMS.split(","))
     jobs = min(cores(), runs)
     rounds = -(-runs // jobs)
-    print(f"{runs} runs, {jobs} at a time: about {rounds * training:.0f} s, {training:.0f} s each by what step 2 took")
+    told = f"{runs} runs on all {cores()} cores, {jobs} at a time: about {rounds * training:.0f} s"
+    print(f"{told}, {training:.0f} s each by what step 2 took", flush=True)
     fine_tuning = ("--compare", ARMS, "--seeds", str(seeds), "--lr-record", SWEEP, "--jobs", str(jobs), *epochs)
     run(command("finetune", str(OUT / "relaxed"), "-o", str(OUT / "compare.json"), *fine_tuning))
     print(f"\n{seeds} seeds show no difference smaller than their scatter; README.md has eight arms and five seeds.")
@@ -130,8 +143,9 @@ def main() -> None:
     short = parser.parse_args().short
     epochs, compared, seeds, samples = (4, 4, 1, 300) if short else (30, 20, 2, 1000)
     every = ("--evaluate-every", "2" if short else "5")
-    shutil.rmtree(ROOT / OUT, ignore_errors=True)
-    (ROOT / OUT).mkdir()
+    os.chdir(ROOT)
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir()
     clock = Clock()
     training = path_to_clean_weights(clock, ["--epochs", str(epochs), *every], samples)
     with clock.stage("4. Did relaxing help? Equal budgets of fewer epochs; learning rates from the committed sweep"):
