@@ -183,7 +183,10 @@ def output_stem(path: Path) -> str:
     """Return what outputs made from a path are named after: the file, the folder, or the repository."""
     if is_hub_path(path):
         return HubPath.parse(path).stem
-    return path.resolve().name if path.is_dir() else path.stem
+    place = path.resolve()
+    if is_relaxed_folder(place) and place.name.isdigit():  # ARM/SEED of a comparison
+        return "-".join(place.parts[-3:])
+    return place.name if path.is_dir() else path.stem
 
 
 def folder_or_only(path: Path | None, quiet: bool, trained: bool = True) -> Path:

@@ -180,6 +180,10 @@ class Comparing:
             "--ray", metavar="ADDRESS", help='Spread the runs over a Ray cluster; "local" starts one here.'
         ),
     ] = None
+    keep: Annotated[
+        Literal["best", "all", "none"],
+        comparing_option("--keep", help="Weights that are kept: of the best seed of every arm, of all runs, or none."),
+    ] = "best"
     restart: Annotated[
         bool, comparing_option("--restart", help="Begin anew: finished runs of the comparison are deleted.")
     ] = False
@@ -192,7 +196,8 @@ class Comparing:
         """
         arms = [name.strip() for name in (self.compare or "").split(",") if name.strip()]
         grid = _rates(self.lr_grid) if self.lr_grid else None
-        return CompareSettings(arms, self.seeds, training, grid, self.lr_seeds, self.lr_record, self.jobs, self.ray)
+        swept = (grid, self.lr_seeds, self.lr_record)
+        return CompareSettings(arms, self.seeds, training, *swept, self.jobs, self.ray, self.keep)
 
     def refuse(self) -> None:
         """Refuse what belongs to a comparison where there is none.
@@ -200,10 +205,10 @@ class Comparing:
         Raises:
             UsageError: if one of these was given.
         """
-        if self.lr_grid or self.lr_record or self.jobs > 1 or self.ray or self.restart:
+        if self.lr_grid or self.lr_record or self.jobs > 1 or self.ray or self.restart or self.keep != "best":
             raise UsageError(
-                "expected --lr-grid, --lr-record, --jobs, --ray and --restart together with --compare: add it, or "
-                "leave them out"
+                "expected --lr-grid, --lr-record, --jobs, --ray, --keep and --restart together with --compare: add it, "
+                "or leave them out"
             )
 
 

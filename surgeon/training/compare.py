@@ -1,4 +1,4 @@
-"""Compare arms from a relaxed folder: sweep, runs, one record; the same call goes on after an interruption."""
+"""Compare arms from a checkpoint or a relaxed folder: sweep, runs, weights, one record; the same call goes on."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
 from surgeon.files.atomic import check_writable
 from surgeon.files.content import write_json
 from surgeon.files.outputs import writing_alone
-from surgeon.opening.open import open_path
+from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
 from surgeon.support.versions import versions
 from surgeon.training.arms import arm_named
 from surgeon.training.comparison import Comparison, final_points, one_after_the_other, run_arms
+from surgeon.training.kept import Keep, settle
 from surgeon.training.outcomes import Execute, Outcome, Point
 from surgeon.training.progress import Progress
 from surgeon.training.record import ComparisonRecord
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Recipe, comparison_of, local_processes, ray_cluster
+from surgeon.training.starting import open_for_comparison
 from surgeon.training.store import IDENTITY_FILE, RunStore
 from surgeon.training.sweep import sweep
 
@@ -43,6 +46,7 @@ class CompareSettings:
         sweep: the record of a sweep, or of a comparison with one, whose learning rates are taken.
         jobs: processes of this machine that share the runs.
         ray: address of a Ray cluster that carries them out.
+        keep: weights of which runs are kept: "best" (the best seed of every arm by validation), "all" or "none".
 
     Raises:
         UsageError: if an arm is unknown, or two of these exclude each other.
@@ -56,6 +60,7 @@ class CompareSettings:
     sweep: Path | None = None
     jobs: int = 1
     ray: str | None = None
+    keep: Keep = "best"
 
     def __post_init__(self) -> None:
         for name in self.arms:
@@ -64,6 +69,8 @@ class CompareSettings:
             raise UsageError("expected either --lr-grid or --lr-record, got both: leave one out")
         if self.ray and self.jobs > 1:
             raise UsageError("expected either --jobs or --ray, got both: leave one out")
+        if self.keep not in get_args(Keep):
+            raise UsageError(f"expected keep among {', '.join(get_args(Keep))}, got {self.keep!r}")
 
 
 def runs_beside(record: Path) -> Path:
@@ -71,54 +78,57 @@ def runs_beside(record: Path) -> Path:
     return record.with_name(f"{record.stem}.runs")
 
 
+def weights_beside(record: Path) -> Path:
+    """Return the folder of the weights that a comparison keeps, ``ARM/SEED``."""
+    return record.with_suffix("") if record.suffix else record.with_name(f"{record.name}.weights")
+
+
 def compare(
-    folder: str | Path,
+    path: str | Path,
     target: str | Path,
     settings: CompareSettings,
     *,
     options: OpenOptions | None = None,
+    relaxing: RelaxSettings | None = None,
     restart: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ComparisonRecord:
-    """Train arms side by side from the original checkpoint, and write one record.
+    """Train arms side by side from the original checkpoint, and write and return one record.
 
-    Every finished run is kept in a folder beside the record, from which the same call goes on.
+    Every finished run is kept in a folder beside the record, from which the same call goes on, and the best weights of
+    every arm in another, from which ``surgeon strip`` makes clean ones.
 
     Args:
-        folder: the relaxed folder, or its address on the Hub.
+        path: the relaxed folder, a checkpoint that was never relaxed, or the address of one of them on the Hub.
         target: the record, a JSON file.
         settings: what is compared.
         options: how to find model and task.
+        relaxing: where branches go in a checkpoint that was never relaxed, and its group.
         restart: begin anew: finished runs of the comparison are deleted.
         force: replace a record that no finished runs belong to.
         progress: told how it goes on.
 
-    Returns:
-        What was written.
-
     Raises:
         ExistsError: if something else is in the place, or another process is writing there.
         UsageError: if the runs in the place are those of another comparison.
-        CheckpointError: if the folder is not a relaxed one, or the record of the sweep cannot be read.
+        CheckpointError: if what is compared from, or the record of the sweep, cannot be read.
         TrainingError: if a run fails or is interrupted; what is finished is kept.
     """
     target, progress = Path(target), progress or Progress()
-    runs_folder = runs_beside(target)
+    runs_folder, weights = runs_beside(target), None if settings.keep == "none" else weights_beside(target)
     with writing_alone(runs_folder):
-        begun = (runs_folder / IDENTITY_FILE).is_file()
-        if target.exists() and not (force or restart or begun):
-            raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")
-        check_writable(target, True)
-        workspace = open_path(folder, options)
-        comparison = comparison_of(workspace, settings.training)
+        _check_places(target, weights, force or restart or (runs_folder / IDENTITY_FILE).is_file())
+        workspace = open_for_comparison(path, settings.arms, options, relaxing)
+        comparison = comparison_of(workspace, settings.training, weights)
         swept = read_sweep(settings.sweep) if settings.sweep else None
         seeds = range(settings.training.seed, settings.training.seed + settings.seeds)
         # what is wrong is found before training
         final_points(comparison, settings.arms, seeds, swept["best"] if swept else None)
         kept = RunStore(runs_folder, _identity(workspace, comparison.settings), restart)
         record = ComparisonRecord(comparison, primary_metric(comparison.task)[0], kept)
-        execute = _told(_executor(settings, comparison, workspace, progress), record.metric, progress)
+        recipe = Recipe.of(workspace, comparison.settings, weights, relaxing)
+        execute = _told(_executor(settings, comparison, recipe, progress), record.metric, progress)
         _tell_kept(kept, progress)
         with _kept_on_failure(target, record):
             if settings.grid:
@@ -126,15 +136,38 @@ def compare(
             rates = swept["best"] if swept else None
             record.sweep, record.points = swept, final_points(comparison, settings.arms, seeds, rates)
             run_arms(comparison, settings.arms, seeds, rates, execute, kept)
+        if weights is not None:
+            record.kept_weights = settle(weights, record.runs, settings.keep, *primary_metric(comparison.task))
+            record.next = _tell_weights(record, weights, workspace, progress)
         record.complete = True
         write_json(target, record.to_data(), force=True)
     return record
 
 
-def _executor(settings: CompareSettings, comparison: Comparison, workspace: Workspace, progress: Progress) -> Execute:
+def _check_places(target: Path, weights: Path | None, begun: bool) -> None:
+    """Refuse places in which something else is."""
+    if target.exists() and not begun:
+        raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")
+    check_writable(target, True)
+    if weights is not None:
+        check_writable(weights, begun)
+
+
+def _tell_weights(record: ComparisonRecord, weights: Path, workspace: Workspace, progress: Progress) -> str:
+    """Say of which arms no weights are there: their runs were finished when none were kept; return what comes next."""
+    lost = [arm for arm, seeds in record.kept_weights.items() if not seeds]
+    if lost:
+        progress.say(
+            f"no weights of {', '.join(lost)} are in {weights}/, since they were not kept when these runs were "
+            "finished; --restart trains them again"
+        )
+    there = [weights / arm / str(seed) for arm, seeds in record.kept_weights.items() for seed in seeds]
+    return strip_command(there[0], workspace) if there else ""
+
+
+def _executor(settings: CompareSettings, comparison: Comparison, recipe: Recipe, progress: Progress) -> Execute:
     if settings.ray is None and settings.jobs == 1:
         return one_after_the_other(comparison, progress.start, progress.step)
-    recipe = Recipe.of(workspace, comparison.settings)
     return ray_cluster(recipe, settings.ray) if settings.ray else local_processes(recipe, settings.jobs)
 
 
@@ -164,7 +197,13 @@ def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any
     (_, files), task = workspace.require_relaxed(), workspace.require_task()
     shared = settings.to_data()
     del shared["seed"], shared["learning_rate"]
-    plan = json.dumps(files.config.plan.to_data(), sort_keys=True)
+    found = files.config.plan.to_data()
+    if files.folder == workspace.checkpoint.path:  # found anew by every call: measured residuals differ
+        found = {
+            "group": found["group"],
+            "sites": [[site.key, site.shape, site.rank] for site in files.config.plan.sites],
+        }
+    plan = json.dumps(found, sort_keys=True)
     branches = hashlib.sha256()
     for name, tensor in sorted(files.branches.items()):
         branches.update(name.encode() + tensor.contiguous().numpy().tobytes())

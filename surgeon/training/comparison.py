@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from surgeon.editing.insert import relax
 from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.evaluation import evaluate
@@ -21,6 +22,7 @@ from surgeon.training.engine import Finetuner
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.progress import StepEvent
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.state import FinetuneResult
 from surgeon.training.statistics import require_equal_budgets
 
 
@@ -35,6 +37,8 @@ class Comparison:
         settings: everything but seed and learning rate.
         start: initial weights of the branches by state-dict key; None starts at W = 0.
         judge: adds to a run what is to be found out about its stripped model; not asked in a sweep.
+        keep: writes a run's best weights before they are stripped, given arm, seed, model, what the arm added, and the
+            result; None to keep none, and not asked in a sweep.
     """
 
     make_model: Callable[[], nn.Module]
@@ -43,6 +47,7 @@ class Comparison:
     settings: FinetuneSettings
     start: Mapping[str, Tensor] | None = None
     judge: Callable[[ArmRun, nn.Module], ArmRun] | None = None
+    keep: Callable[[Arm, int, nn.Module, Relaxation | LowRankUpdates | None, FinetuneResult], None] | None = None
 
     def __post_init__(self) -> None:
         if self.settings.patience is not None:
@@ -91,6 +96,8 @@ def run_one(
         if comparison.start is not None:
             load_branches(relaxation.model, comparison.start)
     result = Finetuner(model, comparison.task, settings, arm, relaxation or updates).run(on_step)
+    if comparison.keep is not None and test:
+        comparison.keep(arm, seed, model, relaxation or updates, result)
     sites = strip(relaxation) if relaxation is not None else ()
     if updates is not None:
         updates.merge()

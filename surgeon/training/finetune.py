@@ -26,6 +26,8 @@ from surgeon.training.settings import FinetuneSettings
 from surgeon.training.starting import Start, start_from
 from surgeon.training.state import FinetuneResult
 
+NO_BRANCHES = "training without branches"
+
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -90,25 +92,24 @@ def finetune(
         recover(target)  # first of all: a run that a killed process was saving counts
         resuming = has_run(target) and not force
         start = _started(path, target, arm, options, relaxing, resuming, force)
-        workspace, chosen = start.workspace, start.arm
-        relaxation, task = workspace.require_relaxed()[0], workspace.require_task().task
+        workspace, chosen, task = start.workspace, start.arm, start.workspace.require_task().task
+        relaxation, _ = workspace.require_relaxed()
         settings = dataclasses.replace(settings or FinetuneSettings(), schedule=relaxation.schedule)
-        added = start.added(settings)
-        finetuner = Finetuner(workspace.model, task, settings, chosen, added, trackers, target.parent)
+        given = (settings, chosen, start.added(settings), trackers, target.parent)
+        finetuner = Finetuner(workspace.model, task, *given)
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         if resuming:
             _require_same_start(target, start)
             restore_run(target, finetuner)
             told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
-        if relaxation.branches:
-            told.say(training_costs(workspace.model, task, relaxation).sentence())
+        told.say(training_costs(workspace.model, task, relaxation).sentence() if relaxation.branches else NO_BRANCHES)
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, lambda run: save_run(target, run, workspace, force), save_every)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
-    following = strip_command(target, workspace)
-    return Finetuned(target, chosen, finetuner.selection.metric, _times_worse(finetuner), result, following)
+    told_of = (finetuner.selection.metric, _times_worse(finetuner))
+    return Finetuned(target, chosen, *told_of, result, strip_command(target, workspace))
 
 
 def _interrupted(target: Path, epoch: int) -> TrainingError:

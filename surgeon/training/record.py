@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from surgeon.support.versions import provenance
@@ -26,6 +26,8 @@ class ComparisonRecord:
         points: the final runs that are wanted, in order.
         sweep: where the learning rates are from; None if all arms have the same.
         complete: whether all runs are finished.
+        kept_weights: arm to the seeds whose weights are kept.
+        next: the command that makes the first of them clean; empty if there are none.
     """
 
     comparison: Comparison
@@ -34,6 +36,8 @@ class ComparisonRecord:
     points: Sequence[Point] = ()
     sweep: Mapping[str, Any] | None = None
     complete: bool = False
+    kept_weights: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    next: str = ""
 
     @property
     def runs(self) -> list[ArmRun]:
@@ -75,6 +79,7 @@ class ComparisonRecord:
             "runs": [dataclasses.asdict(run) for run in self.runs],
             "settings": self.comparison.settings.to_data(),
             "sweep": self.sweep,
+            "kept weights": self.kept_weights,
             "group": self.comparison.plan.group,
             "sites": len(self.comparison.plan.sites),
             **provenance(),

@@ -7,29 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 import multiprocessing
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.description import check_code
-from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import can_act, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
+from surgeon.plan import Plan
 from surgeon.proof.certify import certify
 from surgeon.proof.equivariance import MeasureSettings, task_equivariance
 from surgeon.support.imports import one_line
 from surgeon.training.comparison import Comparison, outcome_of
+from surgeon.training.kept import write_run
 from surgeon.training.outcomes import ArmRun, Execute, Outcome, Point
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.starting import open_for_comparison
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,32 @@ class Recipe:
     """From what another process rebuilds a comparison.
 
     Attributes:
-        path: the relaxed folder.
+        path: the relaxed folder, or a checkpoint.
         options: how to find the model and the task; nothing is told.
         settings: everything but seed and learning rate.
         directory: the current folder, against which relative paths are read and in which modules are found.
+        weights: where the best weights of every run are written; None for nowhere.
+        plan: that of a checkpoint which was never relaxed, as JSON.
+        relaxing: how its branches start.
     """
 
     path: str
     options: OpenOptions
     settings: FinetuneSettings
     directory: str
+    weights: Path | None = None
+    plan: str | None = None
+    relaxing: RelaxSettings | None = None
 
     @classmethod
-    def of(cls, workspace: Workspace, settings: FinetuneSettings) -> Recipe:
-        """Describe an opened folder."""
+    def of(
+        cls,
+        workspace: Workspace,
+        settings: FinetuneSettings,
+        weights: Path | None = None,
+        relaxing: RelaxSettings | None = None,
+    ) -> Recipe:
+        """Describe an opened folder, or a checkpoint that was relaxed in memory."""
         options = dataclasses.replace(
             workspace.options,
             task_arguments=dict(workspace.options.task_arguments),
@@ -59,13 +77,20 @@ class Recipe:
             stage=None,
         )
         path = workspace.path.absolute() if workspace.origin is None else workspace.origin
-        return cls(str(path), options, settings, os.getcwd())
+        relaxation, files = workspace.require_relaxed()
+        plan = relaxation.plan.to_json() if files.folder == workspace.checkpoint.path else None
+        return cls(str(path), options, settings, os.getcwd(), weights, plan, relaxing)
 
 
-def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Comparison:
+def comparison_of(workspace: Workspace, settings: FinetuneSettings, weights: Path | None = None) -> Comparison:
     """Return the comparison that starts from an opened relaxed folder.
 
     A folder that has not been trained gives its branches, so that a comparison starts where a single run would.
+
+    Args:
+        workspace: the folder.
+        settings: everything but seed and learning rate.
+        weights: the folder in which the best weights of every run are kept; None for none.
 
     Raises:
         CheckpointError: if a plain checkpoint was opened, or the model's code has changed since it was relaxed.
@@ -84,6 +109,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings) -> Compariso
         settings,
         start,
         lambda run, model: _judged(workspace, original, run, model),
+        None if weights is None else functools.partial(write_run, weights, workspace),
     )
 
 
@@ -110,8 +136,9 @@ def work(recipe: Recipe, point: Point, threads: int) -> tuple[Point, Outcome]:
     """
     torch.set_num_threads(threads)
     with contextlib.chdir(recipe.directory):
-        workspace = open_path(recipe.path, recipe.options)
-        return outcome_of(comparison_of(workspace, recipe.settings), point)
+        plan = None if recipe.plan is None else Plan.from_data(json.loads(recipe.plan))
+        workspace = open_for_comparison(recipe.path, (), recipe.options, recipe.relaxing, plan)
+        return outcome_of(comparison_of(workspace, recipe.settings, recipe.weights), point)
 
 
 def work_beside_others(recipe: Recipe, point: Point, threads: int, parent: int) -> tuple[Point, Outcome]:

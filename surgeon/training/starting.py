@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from surgeon.algebra.schedule import Schedule
 from surgeon.editing.insert import relax
 from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import PenaltySettings, Relaxation
@@ -88,26 +93,66 @@ def start_from(
         )
     if chosen.mode is None and plan.sites:
         strip(relaxation)
-        schedule = dataclasses.replace(relaxation.schedule, sites=())
-        bare = dataclasses.replace(plan, sites=())
-        workspace.relaxation = Relaxation(workspace.model, bare, "drop", schedule, PenaltySettings())
-        config = dataclasses.replace(files.config, plan=bare, strip_mode="drop", schedule=schedule, thetas=None)
+        workspace.relaxation = bare = without_branches(workspace, workspace.model)
+        kept: dict[str, Any] = {"plan": bare.plan, "strip_mode": bare.mode, "schedule": bare.schedule, "thetas": None}
+        config = dataclasses.replace(files.config, **kept)
         workspace.files = dataclasses.replace(files, config=config, branches={})
     return Start(workspace, chosen, plan, bare=False)
 
 
-def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start:
-    """Return the start from an opened checkpoint; arguments and errors as for :func:`start_from`."""
-    task = workspace.require_task()
-    rehearse(workspace.model, task.task)
+def open_for_comparison(
+    path: str | Path,
+    arms: Sequence[str],
+    options: OpenOptions | None = None,
+    relaxing: RelaxSettings | None = None,
+    plan: Plan | None = None,
+) -> Workspace:
+    """Open what arms are compared from; a checkpoint that was never relaxed is relaxed in memory if an arm needs it.
+
+    Args:
+        path: the checkpoint or the relaxed folder.
+        arms: names.
+        options: how to find model and task.
+        relaxing: where branches go in a checkpoint, and its group.
+        plan: the same, if it was found before.
+    """
+    workspace, relaxing = open_path(path, options), relaxing or RelaxSettings()
+    if workspace.relaxation is not None:
+        require_group(workspace.relaxation.plan, relaxing.group, repr(workspace.name))
+        return workspace
+    if plan is None:
+        needs = sorted(map(arm_named, arms), key=lambda arm: (arm.refolds, arm.mode is not None or arm.low_rank))
+        plan = start_plan(workspace, needs[-1] if needs else arm_named("plain"), relaxing)
+    take_up(workspace, plan, "drop" if plan.sites else None, relaxing)
+    return workspace
+
+
+def start_plan(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Plan:
+    """Return where branches, or updates, go in an opened checkpoint; errors as for :func:`start_from`."""
+    rehearse(workspace.model, workspace.require_task().task)
     if arm.mode is not None or arm.low_rank:
         if arm.refolds and relaxing.fits_rank:
             relaxing = dataclasses.replace(relaxing, dense=True)
-        plan = wanted_plan(workspace, relaxing)
-    else:
-        plan = empty_plan(workspace, relaxing.group or DEFAULT_GROUP)
+        return wanted_plan(workspace, relaxing)
+    return empty_plan(workspace, relaxing.group or DEFAULT_GROUP)
+
+
+def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start:
+    """Return the start from an opened checkpoint; arguments and errors as for :func:`start_from`."""
+    plan = start_plan(workspace, arm, relaxing)
     take_up(workspace, plan, arm.mode, relaxing)
     return Start(workspace, arm, plan, bare=True)
+
+
+def without_branches(workspace: Workspace, model: nn.Module) -> Relaxation:
+    """Return the handle on a model without branches, with the group and the schedule of an opened relaxed folder."""
+    relaxation, _ = workspace.require_relaxed()
+    return _bare(model, relaxation.plan, relaxation.schedule)
+
+
+def _bare(model: nn.Module, plan: Plan, schedule: Schedule) -> Relaxation:
+    without_sites = dataclasses.replace(schedule, sites=())
+    return Relaxation(model, dataclasses.replace(plan, sites=()), "drop", without_sites, PenaltySettings())
 
 
 def take_up(workspace: Workspace, plan: Plan, mode: StripMode | None, relaxing: RelaxSettings) -> None:
@@ -123,8 +168,7 @@ def take_up(workspace: Workspace, plan: Plan, mode: StripMode | None, relaxing: 
     if mode is not None:
         relaxation = relax(model, plan, dense=True, mode=mode, schedule=schedule, init_scale=relaxing.init_scale)
     else:
-        bare = dataclasses.replace(plan, sites=())
-        relaxation = Relaxation(model, bare, "drop", dataclasses.replace(schedule, sites=()), PenaltySettings())
+        relaxation = _bare(model, plan, schedule)
     config = relaxed_config(workspace, relaxation, penalty=PENALTY)
     base, branches = split_state(model.state_dict())
     branches = {name: tensor.clone() for name, tensor in branches.items()}  # as they start

@@ -100,3 +100,46 @@ def test_an_arm_without_branches_takes_those_of_a_folder_off(surgeon: Surgeon) -
     assert not torch.equal(one["first.weight"], other["first.weight"])
     after = files_in(surgeon.path)
     assert {name: after[name] for name in before} == before
+
+
+COMPARE = (*TRAIN[:-2], "--compare", "plain,lowrank,fold", "--seeds", "2")
+
+
+def test_a_comparison_keeps_the_best_seed_of_every_arm(surgeon: Surgeon) -> None:
+    told = surgeon(*COMPARE)
+    record = json.loads(Path("net-compare.json").read_text())
+    best = {}
+    for run in record["runs"]:
+        if run["arm"] not in best or run["validation"]["mse"] < best[run["arm"]]["validation"]["mse"]:
+            best[run["arm"]] = run
+    kept = {arm: [run["seed"]] for arm, run in best.items()}
+    assert record["kept weights"] == kept
+    assert {tuple(path.parts[1:]) for path in Path("net-compare").glob("*/*")} == {
+        (arm, str(seed)) for arm, (seed,) in kept.items()
+    }
+    assert f"next: surgeon export net-compare/plain/{kept['plain'][0]} --container" in told.out
+    for arm, run in best.items():
+        command = ("strip", f"net-compare/{arm}/{run['seed']}", "--no-recalibrate", "--json")
+        stripped = surgeon(*command).data
+        assert stripped["written"] == f"net-compare-{arm}-{run['seed']}-clean"
+        assert stripped["certificate"]["grade"] == "same function"
+        assert stripped["certificate"]["metrics"]["stripped"] == pytest.approx(run["test"], rel=1e-6)
+        assert [site["norm"] for site in stripped["certificate"]["sites"]] == [site["norm"] for site in run["sites"]]
+    more = surgeon(*COMPARE[:-1], "3", "--keep", "all").err
+    assert "no weights of" not in more
+    seeds = json.loads(Path("net-compare.json").read_text())["kept weights"]
+    assert all(2 in own and len(own) == 2 for own in seeds.values())  # the worse of the first two is gone
+
+
+def test_a_comparison_that_keeps_none_says_so_later(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    command = ("finetune", "net-relaxed", "--epochs", "1", "--compare", "plain", "--seeds", "1")
+    surgeon(*command, "--keep", "none")
+    assert not Path("net-compare").exists()
+    assert "no weights of plain are in net-compare/" in surgeon(*command).err
+    surgeon(*command, "--restart")
+    assert Path("net-compare/plain/0/model.safetensors").is_file()
+    Path("other").mkdir()
+    Path("other/notes.txt").touch()
+    assert "other" in surgeon(*command, "-o", "other.json", code=2).err
+    assert [path.name for path in Path("other").iterdir()] == ["notes.txt"]

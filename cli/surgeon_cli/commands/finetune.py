@@ -12,7 +12,7 @@ from surgeon.errors import UsageError
 from surgeon.files.outputs import is_first_process
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.training.arms import ARMS
-from surgeon.training.compare import compare, runs_beside
+from surgeon.training.compare import compare, runs_beside, weights_beside
 from surgeon.training.finetune import Finetuned
 from surgeon.training.finetune import finetune as train
 from surgeon.training.record import ComparisonRecord
@@ -57,8 +57,9 @@ def finetune(
     first, as `surgeon relax` would. Every arm leaves a run folder, which `surgeon strip` makes clean.
 
     The run folder holds the best weights by clean validation and what a resume needs: after an interruption the same
-    command goes on. With --compare the arms are trained side by side from the original and only a record is written,
-    with every run in a folder beside it, from which the same command goes on; --restart replaces these runs.
+    command goes on. With --compare the arms are trained side by side from the original; a record is written, with every
+    run in a folder beside it, from which the same command goes on (--restart replaces these runs), and the weights of
+    the best seed of every arm as ARM/SEED in a folder named as the record, for `surgeon strip`.
 
     Examples:
 
@@ -129,3 +130,7 @@ def _show_comparison(found: ComparisonRecord, target: Path, seeds: int, json_out
     for sentence in found.sentences():
         say(sentence)
     say(f"wrote {target}; every run is in {runs_beside(target)}/")
+    weights = weights_beside(target)
+    folders = [str(weights / arm / str(seed)) for arm, seeds in found.kept_weights.items() for seed in seeds]
+    if folders:
+        say(f"kept the weights in {', '.join(folders)}; next: {found.next}")
