@@ -122,21 +122,22 @@ class Branch(nn.Module):
         """W as a matrix on the rows of its form; shape (d_out, row size)."""
         return self.masked.flatten(1)
 
-    def foldable_part(self) -> Tensor:
+    def foldable_part(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return P_op(W), shaped as W; zero if nothing can be folded."""
-        return torch.zeros_like(self.weight) if self.fold_map is None else self.fold_map.project(self.masked)
+        weight = self.masked.to(dtype)
+        return torch.zeros_like(weight) if self.fold_map is None else self.fold_map.project(weight)
 
     def subtract(self, part: Tensor) -> None:
         """Take ``part``, shaped as W, off W, in place."""
         with torch.no_grad():
             self.weight.sub_(part)
 
-    def effective_weight(self) -> Tensor:
+    def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the matrix that the branch applies at the present coefficients; shaped as W."""
-        weight = self.masked
+        weight = self.masked.to(dtype)
         if self.mode == "drop" or self.fold_map is None:
             return self.theta[0] * weight
-        foldable = self.foldable_part()
+        foldable = self.foldable_part(dtype)
         return self.theta[0] * (weight - foldable) + self.theta[1] * foldable
 
     def applied_weights(self) -> tuple[Tensor, ...]:
@@ -308,9 +309,6 @@ class Branches(nn.Module):
             if target is None:
                 continue
             given = args[target.position] if target.position < len(args) else kwargs[target.argument]
-            if not target.path_in and not target.path_out:
-                output = branch(given, output)
-                continue
             added = branch(tensor_at(given, target.path_in), tensor_at(output, target.path_out))
             output = with_tensor(output, target.path_out, added)
         return output
@@ -337,12 +335,16 @@ def branches_child(op: nn.Module) -> Branches | None:
     return child if isinstance(child, Branches) else None
 
 
+def branched_ops(model: nn.Module) -> list[tuple[str, nn.Module, Branches]]:
+    """Return the ops that have branches by qualified name, in the order of the modules."""
+    children = ((name, op, branches_child(op)) for name, op in model.named_modules())
+    return [(name, op, child) for name, op, child in children if child is not None]
+
+
 def branches_of(model: nn.Module) -> dict[str, Branch]:
     """Return all branches in ``model``: ``module.slot`` to branch, in the order of the modules."""
-    found: dict[str, Branch] = {}
-    for name, module in model.named_modules():
-        child = branches_child(module)
-        if child is not None:
-            for slot, branch in child.items():
-                found[f"{name}.{slot}" if name else slot] = branch
-    return found
+    return {
+        f"{name}.{slot}" if name else slot: branch
+        for name, _, child in branched_ops(model)
+        for slot, branch in child.items()
+    }

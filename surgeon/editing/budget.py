@@ -7,9 +7,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
+from surgeon.editing.select import without
 from surgeon.errors import PlanError
 from surgeon.finding.forms import block_mask
-from surgeon.plan import Plan, Site, Skipped
+from surgeon.plan import Plan, Site
 
 
 def within_budget(plan: Plan, parameters: int, scores: Mapping[str, float] | None = None) -> Plan:
@@ -66,9 +67,7 @@ def _require_scores(plan: Plan, scores: Mapping[str, float]) -> None:
 
 
 def _keep(plan: Plan, keys: set[str], reason: str) -> Plan:
-    left = tuple(Skipped(site.name, reason, "excluded") for site in plan.sites if site.key not in keys)
-    kept = tuple(site for site in plan.sites if site.key in keys)
-    return dataclasses.replace(plan, sites=kept, skipped=plan.skipped + left)
+    return without(plan, {site.key: reason for site in plan.sites if site.key not in keys})
 
 
 def with_rank(plan: Plan, rank: int) -> Plan:
@@ -111,15 +110,13 @@ def with_blocks(plan: Plan, blocks: Sequence[tuple[int, int]]) -> Plan:
     Raises:
         PlanError: if no site remains, or a site's representations have no degrees.
     """
-    sites, reason = [], f"has none of the blocks {', '.join(f'{l_in}>{l_out}' for l_in, l_out in blocks)}"
-    for site in plan.sites:
-        own = tuple(block for block in blocks if _has_block(site, block))
-        if own:
-            sites.append(dataclasses.replace(site, blocks=own))
-    if not sites:
+    reason = f"has none of the blocks {', '.join(f'{l_in}>{l_out}' for l_in, l_out in blocks)}"
+    own = {site.key: tuple(block for block in blocks if _has_block(site, block)) for site in plan.sites}
+    kept = _keep(plan, {key for key, found in own.items() if found}, reason)
+    if not kept.sites:
         raise PlanError(f"expected a site with one of the chosen blocks, but each {reason}: choose others")
-    kept = _keep(plan, {site.key for site in sites}, reason)
-    return dataclasses.replace(kept, sites=tuple(sites))
+    sites = tuple(dataclasses.replace(site, blocks=own[site.key]) for site in kept.sites)
+    return dataclasses.replace(kept, sites=sites)
 
 
 def _has_block(site: Site, block: tuple[int, int]) -> bool:

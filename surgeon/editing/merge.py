@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor, nn
 
-from surgeon.editing.branch import Branch, Branches, branches_child
+from surgeon.editing.branch import Branch, branched_ops
 from surgeon.editing.relaxation import Relaxation
 from surgeon.finding.forms import LinearForm
 
@@ -40,17 +40,11 @@ def merge(relaxation: Relaxation) -> None:
 
     The function stays the same up to rounding; evaluation is not touched. :func:`unmerge` undoes it.
     """
-    for op in relaxation.model.modules():
-        child = branches_child(op)
-        branch = None if child is None else _only_branch(child)
-        if branch is not None and type(op) is nn.Linear and op.bias is None and _fits(branch):
+    for _, op, child in branched_ops(relaxation.model):
+        (_, branch), *others = child.items()
+        if not others and type(op) is nn.Linear and op.bias is None and _fits(branch):
             op.__dict__["forward"] = _MergedForward(op, branch)
             branch.merged = True
-
-
-def _only_branch(child: Branches) -> Branch | None:
-    branches = list(child.items())
-    return branches[0][1] if len(branches) == 1 else None
 
 
 def _fits(branch: Branch) -> bool:

@@ -63,18 +63,6 @@ def layers_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if statistics_of(module)}
 
 
-def normalisation_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers whose running statistics a training forward updates, by qualified name.
-
-    They are known by what they are: a module with buffers ``running_*`` of its own and a ``momentum``, as the batch and
-    instance normalisations of torch, e3nn and escnn are. Of a layer that wraps another one, the inner one is returned.
-
-    Args:
-        model: only read.
-    """
-    return {name: layer for name, layer in layers_with_statistics(model).items() if hasattr(layer, "momentum")}
-
-
 def running_statistics(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Return copies of all running statistics, by name of the layer and of the buffer."""
     return {
@@ -95,11 +83,6 @@ def gathered_since(model: nn.Module, before: Mapping[str, Mapping[str, Tensor]])
 def _same(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
     # the model may have moved to another device since
     return before.keys() == now.keys() and all(torch.equal(before[key].to(value), value) for key, value in now.items())
-
-
-def gathered_layers(model: nn.Module, original: nn.Module) -> list[str]:
-    """Name the layers whose statistics are no longer, to the bit, those of the original: training has gathered them."""
-    return gathered_since(model, running_statistics(original))
 
 
 def recalibrate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from surgeon.errors import PlanError
 from surgeon.plan import Plan, Site, Skipped
@@ -49,18 +49,23 @@ def select(plan: Plan, include: Sequence[str] = (), exclude: Sequence[str] = ())
     for flag, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns:
             matching_sites(plan.sites, pattern, flag)
-    kept, skipped = [], list(plan.skipped)
+    reasons = {}
     for site in plan.sites:
         against = next((pattern for pattern in exclude if _matches(site, pattern)), None)
         if against is not None:
-            skipped.append(Skipped(site.name, f"excluded by the pattern {against!r}", "excluded"))
+            reasons[site.key] = f"excluded by the pattern {against!r}"
         elif include and not any(_matches(site, pattern) for pattern in include):
-            skipped.append(Skipped(site.name, "not among the included patterns", "excluded"))
-        else:
-            kept.append(site)
-    if not kept:
+            reasons[site.key] = "not among the included patterns"
+    if len(reasons) == len(plan.sites):
         raise PlanError(
             f"expected at least one site to remain of {len(plan.sites)}, "
             "but the patterns exclude all of them: loosen --include or --exclude"
         )
-    return dataclasses.replace(plan, sites=tuple(kept), skipped=tuple(skipped))
+    return without(plan, reasons)
+
+
+def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:
+    """Return the plan without some sites, which are listed among the skipped with these reasons, by key."""
+    left = tuple(Skipped(site.name, reasons[site.key], "excluded") for site in plan.sites if site.key in reasons)
+    kept = tuple(site for site in plan.sites if site.key not in reasons)
+    return dataclasses.replace(plan, sites=kept, skipped=plan.skipped + left)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from surgeon.editing.branch import Branch, Branches, branches_child, branches_of
+from surgeon.editing.branch import Branch, Branches, branched_ops, branches_of
 from surgeon.editing.insert import detach
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError, UsageError
@@ -48,15 +48,13 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
                 f"expected finite weights in the branch at {key!r}, got NaN or infinity: nothing was stripped, "
                 "go back to an earlier checkpoint"
             )
-    found = ((name, op, branches_child(op)) for name, op in model.named_modules())
     for key, branch in branches.items():
         if (mode or branch.mode) == "fold" and not branch.theta_was_set and branch.weight.any():
             raise SurgeryError(
                 f"expected theta to be set before folding, but that of the branch at {key!r} was not: theta is not "
                 "part of the state dict, so call set_progress(1.0) after loading one, or strip by 'drop'"
             )
-    ops = [(name, op, child) for name, op, child in found if child is not None]
-    records = []
+    ops, records = branched_ops(model), []
     with torch.no_grad():
         after = [_folded_parameters(child, op, mode) for _, op, child in ops]
         for (name, op, child), own in zip(ops, after, strict=True):
@@ -78,9 +76,8 @@ def refold(relaxed: nn.Module | Relaxation) -> None:
     instead of drop"). Branches with theta = 0 are left alone, since there nothing would be moved.
     """
     model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
-    for op in model.modules():
-        child = branches_child(op)
-        for _, branch in child.items() if child is not None else ():
+    for _, op, child in branched_ops(model):
+        for _, branch in child.items():
             theta = branch.theta[0] if branch.mode == "drop" else branch.theta[1]
             if branch.fold_map is None or not theta:
                 continue
@@ -108,26 +105,22 @@ def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -
     for _, branch in child.items():
         if branch.fold_map is None or (mode or branch.mode) == "drop":
             continue
-        for key, change in branch.fold_map.weight_change(_wanted(branch)[1]).items():
+        for key, change in branch.fold_map.weight_change(_folded(branch)).items():
             parameter = op.get_parameter(key)
             sums[key] = sums.get(key, parameter.double()) + change.to(parameter.device)
     return {key: value.to(op.get_parameter(key).dtype) for key, value in sums.items()}
 
 
-def _wanted(branch: Branch) -> tuple[Tensor, Tensor]:
-    """Return what a branch adds to its op's linear map, and the part that can be folded; float64, shaped as W."""
-    weight, theta = branch.masked.double(), branch.theta.double()
-    foldable = torch.zeros_like(weight) if branch.fold_map is None else branch.fold_map.project(weight)
-    if branch.mode == "drop" or branch.fold_map is None:
-        return theta[0] * weight, theta[1] * foldable
-    return theta[0] * (weight - foldable) + theta[1] * foldable, theta[1] * foldable
+def _folded(branch: Branch) -> Tensor:
+    """Return the part of what a branch adds to its op's linear map that can be folded; float64, shaped as W."""
+    return branch.theta[1].double() * branch.foldable_part(torch.float64)
 
 
 def _record(
     name: str, slot: str, branch: Branch, op: nn.Module, after: Mapping[str, Tensor], mode: StripMode
 ) -> SiteRecord:
     """Compare what a branch adds with what the op's parameters, as they will be stored, add instead."""
-    effective, folded = _wanted(branch)
+    effective = branch.effective_weight(torch.float64)
     norm = float(branch.masked.double().norm())
     own = branch.fold_map
     if own is None or mode == "drop":
@@ -135,4 +128,4 @@ def _record(
     moved = {key: after[key].double() - op.get_parameter(key).double() for key in own.parameters}
     lost = effective - own.map_change(moved).to(effective)
     note = f"folded, {EXACT_WHILE} {own.holds_while}" if own.holds_while else "folded"
-    return SiteRecord(name, slot, norm, float(folded.norm()), float(lost.norm()), note)
+    return SiteRecord(name, slot, norm, float(_folded(branch).norm()), float(lost.norm()), note)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.editing.recalibration import gathered_layers, layers_with_statistics, recalibrate
+from surgeon.editing.recalibration import gathered_since, layers_with_statistics, recalibrate, running_statistics
 from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.evaluation import evaluate, fitted, is_better
 from surgeon.opening.task_calls import primary_metric, task_batches, task_forward
@@ -36,7 +36,7 @@ def recalibrate_gathered(workspace: Workspace, original: nn.Module, at_most: int
     model, task = workspace.model, workspace.task
     if not layers_with_statistics(model):
         return None
-    gathered = gathered_layers(model, original)
+    gathered = gathered_since(model, running_statistics(original))
     if not gathered:
         return {"done": False, "why": "they are those of the original"}
     if workspace.relaxation is not None and not workspace.relaxation.plan.sites:

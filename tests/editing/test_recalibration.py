@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.editing.recalibration import (
     StatisticsChange,
-    normalisation_layers,
+    layers_with_statistics,
     recalibrate,
     recalibrated,
     statistics_of,
@@ -42,7 +42,7 @@ def call(model: nn.Module, batch: Tensor) -> Any:
 
 
 def statistics(model: nn.Module) -> dict[str, Tensor]:
-    layers = normalisation_layers(model).items()
+    layers = layers_with_statistics(model).items()
     return {f"{name}.{key}": v.clone() for name, layer in layers for key, v in statistics_of(layer).items()}
 
 
@@ -74,7 +74,7 @@ def test_layers_with_statistics_are_found() -> None:
             "linear": nn.Linear(2, 2),
         }
     )
-    assert set(normalisation_layers(model)) == {"one", "three", "sync", "instance", "wrapped.0"}
+    assert set(layers_with_statistics(model)) == {"one", "three", "sync", "instance", "wrapped.0"}
 
 
 @pytest.mark.e3nn
@@ -82,7 +82,7 @@ def test_e3nn_layers_are_found_unless_they_normalise_each_sample() -> None:
     from e3nn.nn import BatchNorm
 
     model = nn.ModuleDict({"batch": BatchNorm("2x0e+1o"), "instance": BatchNorm("2x0e+1o", instance=True)})
-    assert set(normalisation_layers(model)) == {"batch"}
+    assert set(layers_with_statistics(model)) == {"batch"}
 
 
 # What the statistics are
@@ -388,7 +388,7 @@ def test_relaxed_statistics_are_not_those_of_the_clean_model(vector_neurons: Any
     model, batches = task.model().double(), list(task.batches("train", 0))
     plan = surgeon.find(model, "SO3", batches[0], forward=task.forward, act=task.act, act_output=task.act_output)
     relaxation = surgeon.relax(model, plan, dense=True, init_scale=1.0)
-    norms = normalisation_layers(model)
+    norms = layers_with_statistics(model)
     assert "feat.conv_pos.batchnorm.bn" in norms
     relaxation.set_theta(1.0)
     recalibrate(model, batches, task.forward)
