@@ -74,7 +74,7 @@ def finetune(
     stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
     if comparing.compare is not None and arm is not None:
         raise UsageError("expected either --arm or --compare, got both: leave one out")
-    given: dict[str, Any] = {"options": options, "relaxing": RelaxSettings(group=group), "force": force}
+    given: dict[str, Any] = {"options": options, "force": force}
     with training_bar(json_output or not first) as bar:
         if comparing.compare is not None:
             record, asked = out or Path(f"{stem}-compare.json"), comparing.settings(settings)
@@ -83,6 +83,7 @@ def finetune(
             comparing.refuse()
             kept: dict[str, Any] = {"save_every": keeping.save_every, "trackers": keeping.track or []}
             target = out or Path(f"{stem}-run")
+            kept["relaxing"] = RelaxSettings(group=group)
             done = train(folder, target, settings, arm=arm, progress=bar, **kept, **given)
     if comparing.compare is not None:
         _show_comparison(found, record, asked.seeds, json_output)
