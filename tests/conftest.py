@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -26,6 +28,7 @@ import pytest
 import torch
 
 from surgeon.support.e3nn_compat import import_e3nn
+from tests.codegen import optimised_once
 
 atexit.register(shutil.rmtree, os.environ["SURGEON_HOME"], ignore_errors=True)
 os.umask(0o022)  # task files that a group may write are refused
@@ -35,11 +38,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Networks in tests import e3nn as their authors would, which the oldest supported version does not survive by itself.
 import_e3nn()
+optimised_once()
 
 TESTS = Path(__file__).parent
 # Task files: they import what lies beside them where they are copied to, or a library that need not be there.
 collect_ignore = ["export/particles.py", "families/pyg_messages.py", "families/pyg_task.py"]
 TOUCH_E3NN = ("adapters", "editing", "finding", "algebra/test_representations.py")
+E3NN = re.compile(r"\b(e3nn|o3|nets|tiny)\b")
+"""Of a file in these folders that uses it, by itself or through the small networks of the tests."""
+
+
+@functools.cache
+def touches_e3nn(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / part) for part in TOUCH_E3NN) and bool(E3NN.search(path.read_text()))
 
 
 def own_path() -> list[str]:
@@ -74,7 +85,7 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(item.path.is_relative_to(TESTS / part) for part in TOUCH_E3NN):
+        if touches_e3nn(item.path):
             item.add_marker(pytest.mark.e3nn)
 
 
