@@ -295,7 +295,7 @@ class Task(Protocol):
 
     * ``model() -> Module``: builds the architecture.
     * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader, whose weights count.
-    * ``for_model(model) -> Task``: the task for one opened model, for tasks whose batches depend on it.
+    * ``for_model(model) -> Task``: that for one opened model; ``adjustments``, ``adjustable``: opening/adjusting.py.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.

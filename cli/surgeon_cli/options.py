@@ -45,6 +45,15 @@ ActionOption = Annotated[
         help="How the group acts, instead of the task's own: an object with act(g, batch) and act_output(g, outputs).",
     ),
 ]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="keep|estimate|FILE",
+        help='Reference energies of a potential: kept, fitted to the labels, or per element from FILE ({"H": -13.6, '
+        "...}); default: fitted if the labels are far off.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")]
@@ -121,6 +130,24 @@ def _ask(question: str) -> bool:
 
 def _say_task(spec: str) -> None:
     say(f"running the task file {spec}" if spec.endswith(".py") else f"taking the task {spec}")
+
+
+def with_reference(options: OpenOptions, reference: str | None, opened: Path) -> OpenOptions:
+    """Hand ``--reference`` on to the task, whose argument it is.
+
+    Raises:
+        UsageError: if a relaxed folder is opened, of which that was decided before.
+    """
+    if reference is None:
+        return options
+    if is_relaxed_folder(opened):
+        raise UsageError(
+            f"expected --reference for a checkpoint only, since those of {str(opened)!r} were decided when it was "
+            "relaxed: leave it out, or relax again"
+        )
+    path = Path(reference)
+    value = str(path.absolute()) if path.is_file() else reference
+    return dataclasses.replace(options, task_arguments={**options.task_arguments, "reference": value})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Required, TypedDict
 
 from torch import Tensor
 
+from surgeon.editing.adjust import Adjustments
 from surgeon.errors import CheckFailedError, CheckpointError, PlanError
 from surgeon.files.content import json_compatible, read_json, sha256_of_file
 from surgeon.files.reading import open_checkpoint
@@ -72,6 +73,7 @@ class _Details(TypedDict, total=False):
     relaxed_graph: _Graph | None
     measurement: _Measurement
     group: str | None
+    adjustments: Adjustments
     onnx: dict[str, Any]
     pt2: dict[str, Any]
     container: dict[str, Any]
@@ -121,6 +123,14 @@ class CleanFiles:
     hashes: Mapping[str, str]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     damage: str = ""
+
+    @cached_property
+    def adjustments(self) -> Adjustments | None:
+        """What the certificate lists as changed in the original before training; None if nothing."""
+        import msgspec
+
+        listed = self.certificate["details"].get("adjustments")
+        return None if listed is None else msgspec.convert(listed, Adjustments)
 
     @cached_property
     def forms(self) -> dict[str, list[Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.penalty import PenaltyForm
 from surgeon.algebra.schedule import Schedule
+from surgeon.editing.adjust import Adjustments
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.address import check_name, check_repo, is_commit
 from surgeon.files.atomic import atomic_folder
@@ -103,6 +104,7 @@ class RelaxedConfig:
         graph: ``sha256`` of the original's recorded graph, that of the ``batch`` it was recorded on, and ``versions``;
             None without a task.
         arm: how it was trained, see ``surgeon.training.arms``; None before.
+        adjustments: what the task has changed in the original before training; None if nothing.
         format_version: of the folder.
     """
 
@@ -119,6 +121,7 @@ class RelaxedConfig:
     float64: Float64 | None = None
     graph: RecordedGraph | None = None
     arm: str | None = None
+    adjustments: Adjustments | None = None
     format_version: int = FORMAT_VERSION
 
     def to_data(self) -> dict[str, Any]:

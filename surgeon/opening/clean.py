@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.editing.adjust import other_values
 from surgeon.errors import CheckpointError, ModelNotFoundError, TrustError
 from surgeon.files.clean import WEIGHTS_FILE, CleanFiles, forms_of, read_clean, same_form
 from surgeon.opening.loader import as_loaded
@@ -42,6 +43,7 @@ class OpenedClean:
         workspace: the opened path; None if there is no model.
         models: "stripped", with the folder's weights, and "original"; those there are.
         refusal: why the model does not take the folder's weights.
+        unlisted: where the changes that the certificate lists are not those between the two files.
     """
 
     clean: CleanFiles
@@ -53,6 +55,7 @@ class OpenedClean:
     workspace: Workspace | None = None
     models: dict[str, nn.Module] = field(default_factory=dict)
     refusal: str = ""
+    unlisted: list[str] = field(default_factory=list)
 
     @cached_property
     def forms(self) -> dict[str, list[Any]] | None:
@@ -83,7 +86,13 @@ def open_clean(folder: str | Path, against: str | Path | None, options: OpenOpti
         opened.original, opened.sha256 = named_as(original, clean.tensors), original.sha256
     if clean.damage:
         opened.missing |= dict.fromkeys(("weights", "original", "model", "task"), "the weights do not open")
-    elif opened.forms is not None and not _same_forms(opened.forms, clean.forms):
+        return opened
+    if clean.adjustments is not None:
+        opened.unlisted = other_values(clean.adjustments.changes, opened.original, clean.tensors)
+        usable = opened.original is not None and not opened.unlisted  # the folder's own weights hold them already
+        changes = clean.adjustments if usable else dataclasses.replace(clean.adjustments, changes=())
+        opened.options = dataclasses.replace(opened.options, adjustments=changes)
+    if opened.forms is not None and not _same_forms(opened.forms, clean.forms):
         opened.missing |= dict.fromkeys(("model", "task"), "the architectures differ")
     return opened
 

@@ -58,6 +58,7 @@ def relaxed_config(
         base=base_of(workspace),
         graph=graph,
         arm=arm,
+        adjustments=workspace.adjustments or None,
         model=model,
         task=None
         if task is None

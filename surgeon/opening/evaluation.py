@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,12 @@ def rehearse(model: nn.Module, task: Task) -> None:
             f"expected a {str(dtype).removeprefix('torch.')} model that trains on the task's batches in {words}, but a "
             f"step fails with {one_line(error)}: give them in the model's dtype, or convert the checkpoint to float32"
         ) from error
+
+
+def in_words(task: Task, metrics: Mapping[str, float]) -> str:
+    """Return metrics as "force_mae 109 meV/A, loss 0.2", with the units that the task names."""
+    units: Mapping[str, str] = getattr(task, "units", {})
+    return ", ".join(f"{name} {value:.6g} {units.get(name, '')}".rstrip() for name, value in metrics.items())
 
 
 Sums = dict[str, tuple[float, float]]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from torch import nn
 
+from surgeon.editing.adjust import Adjustments, adjust
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import PenaltySettings, Relaxation
 from surgeon.errors import CheckpointError, TaskError
@@ -61,13 +63,19 @@ def _opened(path: str | Path, options: OpenOptions, mode: StripMode | None) -> W
 
 
 def _open_plain(checkpoint: Checkpoint, options: OpenOptions) -> Workspace:
+    changes = options.adjustments
+    options = with_further_arguments(options, changes)
     task = given_task(options)
     found = find_model(checkpoint, options, task)
     checkpoint = found.checkpoint or checkpoint
+    if changes is not None:
+        adjust(found.model, changes, str(checkpoint.path))
     if task is None and found.task is None and checkpoint.origin is None:
         task = task_beside(found.model, checkpoint.path, options.task_arguments, options.announce)
-    task = _bound(task or found.task, found.model, options, checkpoint.path)
-    return Workspace(checkpoint.path, found.model, found, checkpoint, options, task, origin=checkpoint.origin)
+    task = bound(task or found.task, found.model, options, checkpoint.path)
+    return Workspace(
+        checkpoint.path, found.model, found, checkpoint, options, task, origin=checkpoint.origin, adjustments=changes
+    )
 
 
 def _open_hub(path: HubPath, options: OpenOptions, mode: StripMode | None) -> Workspace:
@@ -87,6 +95,7 @@ def _open_relaxed(
     files = read_relaxed(folder, sealed=origin is None)
     config = files.config
     check_config(config, str(origin or repr(str(folder))), options.trust_remote_code, remote=origin is not None)
+    options = with_further_arguments(options, config.adjustments)
     task = task_of_folder(folder, config, options, origin)
     checkpoint, found = find_for_folder(files, task, options, origin)
     chosen = mode or config.strip_mode
@@ -99,13 +108,27 @@ def _open_relaxed(
     relaxation.set_theta(*config.theta)
     if config.thetas is not None:
         relaxation.set_thetas(config.thetas)
-    task = _bound(task, found.model, options, folder)
+    task = bound(task, found.model, options, folder)
     if origin is not None:
         refuse_nonfinite(*split_state(found.model.state_dict()), config, origin, options)
-    return Workspace(folder, found.model, found, checkpoint, options, task, relaxation, files, origin)
+    return Workspace(
+        folder, found.model, found, checkpoint, options, task, relaxation, files, origin, config.adjustments
+    )
 
 
-def _bound(task: LoadedTask | None, model: nn.Module, options: OpenOptions, path: Path) -> LoadedTask | None:
+def with_further_arguments(options: OpenOptions, adjustments: Adjustments | None) -> OpenOptions:
+    """Return options with the arguments that a task which the user names gets by what it has changed."""
+    if adjustments is None or not adjustments.arguments:
+        return options
+    return dataclasses.replace(options, task_arguments={**options.task_arguments, **adjustments.arguments})
+
+
+def bound(task: LoadedTask | None, model: nn.Module, options: OpenOptions, path: Path) -> LoadedTask | None:
+    """Return the task for an opened model, and with the action that the user names.
+
+    Raises:
+        TaskError: if it is for other models than this one, or there is no task to act on.
+    """
     if task is None and options.action is not None:
         raise TaskError(
             f"expected a task with data for {str(path)!r} to act on by {options.action}, none is known: give "

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from surgeon.editing.adjust import Adjustments
+
 
 @dataclass(frozen=True)
 class OpenOptions:
@@ -23,6 +25,7 @@ class OpenOptions:
         build: in Python, a function that builds the model, instead of ``factory``.
         entry: which entry of a nested checkpoint holds the weights.
         original: where the original checkpoint is now, if it was moved since it was relaxed.
+        adjustments: of a checkpoint's tensors and the task's arguments, which a certificate lists.
         trust_pickle: open files that run code.
         trust_remote_code: import a factory, group or task that is named inside a file.
         trust_task: run a task file that lies beside the checkpoint or is named in a relaxed folder, and remember it.
@@ -40,6 +43,7 @@ class OpenOptions:
     build: Callable[[], nn.Module] | None = None
     entry: str | None = None
     original: str | None = None
+    adjustments: Adjustments | None = None
     trust_pickle: bool = False
     trust_remote_code: bool = False
     trust_task: bool = False

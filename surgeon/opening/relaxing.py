@@ -14,18 +14,20 @@ from surgeon.editing.budget import best_scored, with_blocks, with_fitting_rank, 
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.select import select
-from surgeon.errors import PlanError, UsageError
+from surgeon.errors import PlanError, SurgeonError, UsageError
 from surgeon.files.content import read_json
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import Penalty, write_relaxed
+from surgeon.opening.adjusting import adjusted
 from surgeon.opening.description import relaxed_config
-from surgeon.opening.evaluation import rehearse
+from surgeon.opening.evaluation import evaluate, in_words, rehearse
 from surgeon.opening.next_command import finetune_command
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import plan_for, read_plan
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan, StripMode
+from surgeon.support.imports import one_line
 from surgeon.support.stages import Stages
 
 DEFAULT_GROUP = "O3"
@@ -100,6 +102,8 @@ class Relaxed:
         parameters: of the network itself.
         seconds: that opening and relaxing took.
         next: the command that goes on with the folder; empty without one.
+        before: metrics of the model on the validation split, before any training.
+        told: what was found before the branches were inserted, in sentences.
     """
 
     folder: Path | None
@@ -107,6 +111,8 @@ class Relaxed:
     parameters: int
     seconds: Mapping[str, float]
     next: str = ""
+    before: Mapping[str, float] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -146,10 +152,11 @@ def relax_checkpoint(
             f"expected a checkpoint without branches, got the relaxed model {workspace.name!r}: strip it first"
         )
     if target is None:
-        return _relaxed(workspace, settings, started)
+        return _relaxed(*adjusted(workspace), settings, started)
     workspace.refuse_output(target)
     with writing_alone(target, force):
-        relaxed = _relaxed(workspace, settings, started)
+        workspace, said = adjusted(workspace)
+        relaxed = _relaxed(workspace, said, settings, started)
         config = relaxed_config(workspace, relaxed.relaxation, penalty=PENALTY)
         stages = Stages(workspace.options.stage)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
@@ -157,9 +164,10 @@ def relax_checkpoint(
     return dataclasses.replace(relaxed, folder=Path(target), next=finetune_command(Path(target), workspace))
 
 
-def _relaxed(workspace: Workspace, settings: RelaxSettings, started: float) -> Relaxed:
+def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: float) -> Relaxed:
     if workspace.task is not None:
         rehearse(workspace.model, workspace.task.task)
+    before, words = _before(workspace)
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     relaxation = relax(
@@ -170,7 +178,22 @@ def _relaxed(workspace: Workspace, settings: RelaxSettings, started: float) -> R
         schedule=settings.schedule,
         init_scale=settings.init_scale,
     )
-    return Relaxed(None, relaxation, own, {"open": opened - started, "relax": time.perf_counter() - opened})
+    seconds = {"open": opened - started, "relax": time.perf_counter() - opened}
+    return Relaxed(None, relaxation, own, seconds, before=before, told=tuple(filter(None, (said, words))))
+
+
+def _before(workspace: Workspace) -> tuple[Mapping[str, float], str]:
+    """Evaluate the model as it was opened, which shows wrong weights at once; what is in the way is said."""
+    if workspace.task is None:
+        return {}, ""
+    task = workspace.task.task
+    try:
+        metrics = evaluate(workspace.model, task, "validation")
+    except SurgeonError as error:
+        return {}, f"before: no metrics, {error}"
+    except Exception as error:  # of the user's code; a model can be relaxed all the same
+        return {}, f"before: no metrics, the task fails on the validation split with {one_line(error)}"
+    return metrics, f"before: {in_words(task, metrics)}"
 
 
 def wanted_plan(workspace: Workspace, settings: RelaxSettings) -> Plan:

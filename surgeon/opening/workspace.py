@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from surgeon.editing.adjust import Adjustments, adjust
 from surgeon.editing.branch import branches_of
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
@@ -48,6 +49,7 @@ class Workspace:
         relaxation: handle on the branches; None for a plain checkpoint.
         files: the relaxed folder; None for a plain checkpoint.
         origin: repository and commit, if it came from the Hub.
+        adjustments: what the task has changed in the original before training; None if nothing.
         float64: ``how`` the network runs in float64, None if it does not, and ``why``; None if nobody has tried.
         twin: the float64 twin that was built last, None before.
     """
@@ -61,6 +63,7 @@ class Workspace:
     relaxation: Relaxation | None = None
     files: RelaxedFiles | None = None
     origin: HubPath | None = None
+    adjustments: Adjustments | None = None
     float64: Float64 | None = field(default=None)
     twin: nn.Module | None = field(default=None, repr=False)
 
@@ -83,6 +86,11 @@ class Workspace:
         if self.task is None:
             raise TaskError(f"expected a task with data for {self.name!r}, none is known: give `--task FILE`")
         return self.task
+
+    def adjustable(self) -> tuple[str, ...]:
+        """Return the names of the tensors that the task may change before training."""
+        ask = None if self.task is None else getattr(self.task.task, "adjustable", None)
+        return () if ask is None else tuple(ask(self.model))
 
     def require_relaxed(self) -> tuple[Relaxation, RelaxedFiles]:
         """Return the handle on the branches, and the folder from which they were read.
@@ -126,13 +134,19 @@ class Workspace:
     def original(self) -> tuple[nn.Module, Checkpoint]:
         """Return a fresh model with the weights of the checkpoint that was relaxed, and that checkpoint.
 
+        What the task changes before training is changed in the model: training began from there.
+
         Raises:
             CheckpointError: if it is not where it was, or has changed since.
         """
         if self.files is None:
-            return self.found.rebuild(), self.checkpoint
-        checkpoint = as_loaded(open_original(self.files.config.base, self.options, self.origin), self.task)
-        return self.found.rebuild(checkpoint), checkpoint
+            checkpoint, model = self.checkpoint, self.found.rebuild()
+        else:
+            checkpoint = as_loaded(open_original(self.files.config.base, self.options, self.origin), self.task)
+            model = self.found.rebuild(checkpoint)
+        if self.adjustments is not None:
+            adjust(model, self.adjustments, str(checkpoint.path))
+        return model, checkpoint
 
     def reopened(self, path: str | Path) -> tuple[nn.Module, str]:
         """Open a container like the original's as that was opened; return its model, and where that comes from.

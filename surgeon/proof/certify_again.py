@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
+from surgeon.editing.adjust import not_allowed
 from surgeon.errors import GroupError, TaskError
 from surgeon.export.stripped import Stripped
 from surgeon.files.clean import WEIGHTS_FILE, same_form
@@ -30,14 +31,22 @@ from surgeon.proof.architecture import (
 from surgeon.proof.certify import certify_opened, metrics_of
 from surgeon.proof.equivariance import MeasureSettings
 from surgeon.proof.exports import has_exports
-from surgeon.proof.records import COUNTS, HASHES_CHECK, SOURCE_CHECK, Field, stored_changes, what_is_missing
+from surgeon.proof.records import (
+    ADJUSTED_CHECK,
+    COUNTS,
+    HASHES_CHECK,
+    SOURCE_CHECK,
+    Field,
+    stored_changes,
+    what_is_missing,
+)
 from surgeon.proof.verdict import SHOWN, Finding, ModelVerdict, compared, unchecked
 from surgeon.support.attributes import tensor_sha256
 
 _FROM_FILES = {FINITE_CHECK: newly_non_finite, VARIANCE_CHECK: impossible_statistics}
 _FROM_MODEL = ("state-dict keys and order", "shapes", "dtypes", "module classes")
 _FROM_TASK = ("buffers", GRAPH_CHECK, CONSTANTS_CHECK)
-RECOMPUTED = {*_FROM_FILES, *_FROM_MODEL, *_FROM_TASK, EQUIVARIANCE_CHECK}
+RECOMPUTED = {*_FROM_FILES, *_FROM_MODEL, *_FROM_TASK, EQUIVARIANCE_CHECK, ADJUSTED_CHECK}
 """Checks of a certificate that a file can carry; hooks, attributes and trainable flags it cannot."""
 
 _NEEDS = {
@@ -92,6 +101,7 @@ def certify_again(opened: OpenedClean, group: str | None) -> CertifiedAgain:
         again.findings.append(compared("weights in the model", [opened.refusal]))
     if opened.workspace is not None:
         _certify_models(again, opened, opened.workspace, group)
+    again.findings += _compare_changes(opened)
     left = _NEEDS.keys() - {finding.name for finding in again.findings}
     why = again.why
     again.findings += [
@@ -106,6 +116,20 @@ def _compare_forms(opened: OpenedClean) -> Finding:
         return unchecked(name, GIVE_ORIGINAL)
     compare = Field("{0}: the original has {recorded}, the result {found}", same=lambda _, *both: same_form(*both))
     return compared(name, list(compare.differing(opened.forms, forms)), f"{len(forms)} tensors")
+
+
+def _compare_changes(opened: OpenedClean) -> list[Finding]:
+    """Compare the listed changes of the original with both files, and with what the task may change."""
+    listed, workspace = opened.clean.adjustments, opened.workspace
+    if listed is None:
+        return []
+    note = f"{len(listed.changes)} entries: {listed.what}"
+    task = None if workspace is None else workspace.task
+    others = [] if workspace is None or task is None else list(not_allowed(listed.changes, workspace.adjustable()))
+    found = compared(ADJUSTED_CHECK, [*opened.unlisted, *others], note)
+    needs = {"original": opened.original is not None, "task": task is not None}
+    missing = [opened.missing.get(name, GIVE_TASK) for name, there in needs.items() if not there]
+    return [found if found.differences or not missing else unchecked(ADJUSTED_CHECK, "; ".join(missing))]
 
 
 def _impossible_values(original: Mapping[str, Tensor] | None, result: Mapping[str, Tensor]) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ ALLOWED_SHARE = 1e-2
 METRIC_TOLERANCE = 1e-4
 """Largest relative deviation of a metric computed again: float32 sums differ between machines and thread counts."""
 
+ADJUSTED_CHECK = "changes before training, as listed"
 SOURCE_CHECK, HASHES_CHECK = "the network's source since it was relaxed", "recorded graph hashes"
 
 Place = tuple[str, ...]

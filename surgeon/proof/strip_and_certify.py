@@ -11,11 +11,14 @@ from torch import nn
 
 from surgeon.algebra.equivariance import projection_error
 from surgeon.algebra.groups.core import Group
+from surgeon.editing.adjust import other_values
 from surgeon.editing.conditions import check_folds
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.opening.description import check_code
 from surgeon.opening.evaluation import fitted, outputs_on
+from surgeon.opening.loading import named_as
 from surgeon.opening.task_calls import can_act, task_batches, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
@@ -23,6 +26,7 @@ from surgeon.plan import EXACT_WHILE, FUNCTION_CHECK, Certificate, SiteRecord, S
 from surgeon.proof.certify import certify_opened, metrics_of
 from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
 from surgeon.proof.recalibrated import RECALIBRATION_BATCHES, recalibrate_gathered
+from surgeon.proof.records import ADJUSTED_CHECK
 from surgeon.proof.same_function import other_function
 from surgeon.proof.verdict import Equivariance, Finding, compared
 from surgeon.support.modes import model_dtype
@@ -81,14 +85,14 @@ def strip_and_certify(
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
         **({} if workspace.task is None or workspace.runs_in_double else {"no float64": workspace.no_double}),
-        **({} if recalibration is None else {"recalibration": recalibration}),
+        **_done_besides(workspace, recalibration),
     }
     with stage("computing metrics"):
         metrics = {} if split is None else metrics_of(workspace, models, split)
     with stage("certifying"):
         verdict = certify_opened(workspace, models, group, settings)
     errors = {**verdict.equivariance, **before.equivariance}
-    verdict = verdict.joined(*function, metrics=metrics, details=details)
+    verdict = verdict.joined(*_compare_changes(workspace, model, source), *function, metrics=metrics, details=details)
     certificate = dataclasses.replace(
         verdict.certificate(),
         strip_mode=mode,
@@ -97,6 +101,21 @@ def strip_and_certify(
         projection_error=change,
     )
     return model, certificate
+
+
+def _done_besides(workspace: Workspace, recalibration: Any) -> dict[str, Any]:
+    """Return what was changed before training, and what of statistics was measured anew, if anything was."""
+    listed = {"adjustments": dataclasses.asdict(workspace.adjustments)} if workspace.adjustments else {}
+    return listed if recalibration is None else {"recalibration": recalibration, **listed}
+
+
+def _compare_changes(workspace: Workspace, model: nn.Module, source: Checkpoint) -> list[Finding]:
+    """Compare what was changed before training, as it is listed, with the two checkpoints."""
+    if not workspace.adjustments:
+        return []
+    tensors = model.state_dict()
+    sentences = other_values(workspace.adjustments.changes, named_as(source, tensors), tensors)
+    return [compared(ADJUSTED_CHECK, sentences)]
 
 
 def _check_folds(workspace: Workspace) -> dict[str, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ def sections(data: Mapping[str, Any]) -> dict[str, Section]:
     checks = [(name, "yes" if holds else "**NO**") for name, holds in data["checks"].items()]
     every = [
         Section("Checks", [f"Difference: {text}." for text in data["differences"]], [("check", "holds"), *checks]),
+        Section("Changed before training", *_changes(details)),
         Section("Files", [], [("file", "sha256"), *files]),
         Section("Branches", _told_of_sites(data), [_SITE, *_site_rows(data["sites"])]),
         Section("Equivariance", _told_of_errors(data), [ERRORS, *error_rows(data["equivariance"])]),
@@ -87,12 +89,28 @@ def certificate_text(data: Mapping[str, Any]) -> str:
 def grade_words(data: Mapping[str, Any]) -> str:
     """Say how much a certificate shows; clean evaluation is compared before statistics are recalibrated."""
     recalibrated = (data["details"].get("recalibration") or {}).get("done") and data["grade"] == "same function"
-    return _GRADES[data["grade"]] + (" before recalibration" if recalibrated else "")
+    listed = (data["details"].get("adjustments") or {}).get("what")
+    apart = f", apart from the {listed} that were changed before training" if listed else ""
+    return _GRADES[data["grade"]] + (" before recalibration" if recalibrated else "") + apart
 
 
 def _number(value: float | None, digits: str = ".1e") -> str:
     """Return a number in words; JSON has null for one that is not finite."""
     return "not finite" if value is None else format(value, digits)
+
+
+def _changes(details: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Tell of what was changed in the original on purpose; everything else was compared with it so changed."""
+    made = details.get("adjustments")
+    if made is None:
+        return [], []
+    rows = [
+        (f"`{change['tensor']}{list(change['index'])}`", change["label"], repr(change["before"]), repr(change["after"]))
+        for change in made["changes"]
+    ]
+    told = [f"{made['what'].capitalize()}: {made['why']}. The original was compared with these values in it."]
+    told += [f"The task got {name} = `{json.dumps(value)}`." for name, value in made["arguments"].items()]
+    return told, [("entry", "of", "before", "after"), *rows] if rows else []
 
 
 _SITE = ("site", "argument", "norm of W", "folded", "lost", "note")

@@ -194,7 +194,7 @@ def _tell_kept(kept: RunStore, progress: Progress) -> None:
 
 def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any]:
     """Return what all runs in one folder have to share; arm, learning rate and seed stand in the name of a run."""
-    (_, files), task = workspace.require_relaxed(), workspace.require_task()
+    (_, files), task, adjustments = workspace.require_relaxed(), workspace.require_task(), workspace.adjustments
     shared = settings.to_data()
     del shared["seed"], shared["learning_rate"]
     found = files.config.plan.to_data()
@@ -210,6 +210,7 @@ def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any
     return {
         "versions": {name: versions().get(name) for name in ("python", "equisurgeon", "torch", "e3nn")},
         "checkpoint sha256": files.config.base["sha256"],
+        "changes before training": None if adjustments is None else adjustments.sentence,
         "plan": {"sites": len(files.config.plan.sites), "sha256": hashlib.sha256(plan.encode()).hexdigest()},
         "initial branches sha256": branches.hexdigest() if files.config.step == 0 else None,
         "task": {"sha256": task.sha256, "arguments": dict(task.arguments)},

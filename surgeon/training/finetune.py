@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from surgeon.editing.adjust import NOTHING
 from surgeon.errors import ExistsError, TrainingError, UsageError
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
 from surgeon.opening.description import check_code
+from surgeon.opening.evaluation import in_words
 from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
+from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
 from surgeon.training.arms import Arm
 from surgeon.training.costs import training_costs
@@ -102,14 +105,33 @@ def finetune(
             _require_same_start(target, start)
             restore_run(target, finetuner)
             told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
-        told.say(training_costs(workspace.model, task, relaxation).sentence() if relaxation.branches else NO_BRANCHES)
+        _tell_start(told, start)
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
-            result = finetuner.run(told.step, lambda run: save_run(target, run, workspace, force), save_every)
+            result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
     told_of = (finetuner.selection.metric, _times_worse(finetuner))
     return Finetuned(target, chosen, *told_of, result, strip_command(target, workspace))
+
+
+def _tell_start(told: Progress, start: Start) -> None:
+    workspace, (relaxation, _) = start.workspace, start.workspace.require_relaxed()
+    if start.said:
+        told.say(start.said)
+    costs = training_costs(workspace.model, workspace.require_task().task, relaxation) if relaxation.branches else None
+    told.say(NO_BRANCHES if costs is None else costs.sentence())
+
+
+def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> Callable[[Finetuner], None]:
+    """Return what saves a run; the first save is of the model before its training, whose metrics are told."""
+
+    def save(run: Finetuner) -> None:
+        save_run(target, run, workspace, force)
+        if run.state.step == 0:
+            told.say(f"before: {in_words(run.task, run.state.history[0]['validation'])}")
+
+    return save
 
 
 def _interrupted(target: Path, epoch: int) -> TrainingError:
@@ -133,6 +155,8 @@ def _started(
         raise ExistsError(
             f"{str(target)!r} exists and is not a run that can be resumed: choose another `-o`, or `--force`"
         )
+    if resuming:  # what was changed then counts, and is not asked for again
+        options = dataclasses.replace(options, adjustments=read_relaxed(target).config.adjustments or NOTHING)
     start = start_from(path, arm, options, relaxing)
     workspace = start.workspace
     # a run that was pulled goes on where it lies
@@ -148,7 +172,11 @@ def _require_same_start(target: Path, start: Start) -> None:
     workspace = start.workspace
     mine, theirs = workspace.require_relaxed()[1].config, read_relaxed(target).config
     plans = [mine.plan, theirs.plan] if not start.bare else [_found_again(each.plan) for each in (mine, theirs)]
-    same = {"original checkpoint": mine.base["sha256"] == theirs.base["sha256"], "plan": plans[0] == plans[1]}
+    same = {
+        "original checkpoint": mine.base["sha256"] == theirs.base["sha256"],
+        "plan": plans[0] == plans[1],
+        "changes before training": mine.adjustments == theirs.adjustments,
+    }
     different = [name for name, equal in same.items() if not equal]
     if different:
         raise UsageError(

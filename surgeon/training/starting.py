@@ -17,6 +17,7 @@ from surgeon.editing.relaxation import PenaltySettings, Relaxation
 from surgeon.editing.strip import strip
 from surgeon.errors import UsageError
 from surgeon.files.relaxed import RelaxedFiles, split_state
+from surgeon.opening.adjusting import adjusted
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import rehearse
 from surgeon.opening.open import open_path
@@ -38,12 +39,14 @@ class Start:
         arm: how the branches take part.
         plan: where branches, or low-rank updates, go; without sites if the arm has neither.
         bare: whether a checkpoint was named that had never been relaxed.
+        said: what the task says of what it changes in such a checkpoint.
     """
 
     workspace: Workspace
     arm: Arm
     plan: Plan
     bare: bool
+    said: str = ""
 
     def added(self, settings: FinetuneSettings) -> Relaxation | LowRankUpdates | None:
         """Return what the arm trains besides the weights of the network itself; low-rank updates are put in now."""
@@ -120,6 +123,8 @@ def open_for_comparison(
     if workspace.relaxation is not None:
         require_group(workspace.relaxation.plan, relaxing.group, repr(workspace.name))
         return workspace
+    workspace.require_task()
+    workspace, _ = adjusted(workspace)
     if plan is None:
         needs = sorted(map(arm_named, arms), key=lambda arm: (arm.refolds, arm.mode is not None or arm.low_rank))
         plan = start_plan(workspace, needs[-1] if needs else arm_named("plain"), relaxing)
@@ -139,9 +144,11 @@ def start_plan(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Plan:
 
 def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start:
     """Return the start from an opened checkpoint; arguments and errors as for :func:`start_from`."""
+    workspace.require_task()
+    workspace, said = adjusted(workspace)
     plan = start_plan(workspace, arm, relaxing)
     take_up(workspace, plan, arm.mode, relaxing)
-    return Start(workspace, arm, plan, bare=True)
+    return Start(workspace, arm, plan, bare=True, said=said)
 
 
 def without_branches(workspace: Workspace, model: nn.Module) -> Relaxation:

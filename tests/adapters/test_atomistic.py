@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 from surgeon_adapters.atoms.potential import Frames, Potential
 from surgeon_adapters.atoms.task import AtomisticTask, act_on_atoms, act_on_labels
+from surgeon_adapters.atoms.xyz_frames import LabelledFrames
 
 SIZES = {"many.xyz": 20, "few.xyz": 2, "other.xyz": 5}
 
@@ -35,11 +37,17 @@ class NumbersTask(AtomisticTask):
         raise NotImplementedError
 
     def for_model(self, model: nn.Module) -> NumbersTask:
-        return replace(self, frames=self.split(read))
+        return replace(self, frames=self.split((1,), build))
+
+    def read(self, path: Path, elements: Iterable[int]) -> LabelledFrames:
+        return LabelledFrames(range(SIZES[path.name]), (), ("energy",), {1: -0.5})
+
+    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"energy": batch["number"]}
 
 
-def read(path: Path, isolated: Mapping[int, float] | None) -> Numbers:
-    return Numbers(range(SIZES[path.name]), ("energy",), isolated or {1: -0.5}, torch.float64)
+def build(read: LabelledFrames, path: Path) -> Numbers:
+    return Numbers(read.frames, [[1]] * len(read.frames), read.labels, read.isolated, torch.float64)
 
 
 def numbers(task: NumbersTask, split: str, seed: int = 0) -> list[int]:
@@ -60,10 +68,9 @@ def test_every_frame_is_in_one_split() -> None:
     assert numbers(task, "test", 1) == splits["test"]
 
 
-def test_a_file_of_its_own_uses_the_isolated_atoms_of_the_training_file() -> None:
+def test_a_split_may_have_a_file_of_its_own() -> None:
     task = NumbersTask(Path("many.xyz"), validation="other.xyz").for_model(nn.Identity())
     assert numbers(task, "validation") == list(range(5))
-    assert task.frames["validation"].isolated == {1: -0.5}
     assert len(task.frames["train"]) == 18
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from surgeon_adapters.atoms.reference import Energies
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled, require_labels_of_all
-
-Isolated = Mapping[int, float]
-"""Energies of isolated atoms in eV, by atomic number."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,16 @@ class Frames(ABC):
 
     Attributes:
         graphs: one per frame, as the library wants them.
+        numbers: atomic numbers of each frame.
         labels: which of energy, forces and stress the frames have.
-        isolated: the energies that were taken off the labels.
+        isolated: energies of the file's own isolated atoms in eV, by atomic number.
         dtype: of the batches.
     """
 
     graphs: Sequence[Any] = field(repr=False)
+    numbers: Sequence[Sequence[int]] = field(repr=False)
     labels: tuple[str, ...]
-    isolated: Isolated
+    isolated: Mapping[int, float]
     dtype: torch.dtype
 
     def __len__(self) -> int:
@@ -38,7 +39,8 @@ class Frames(ABC):
 
     def chosen(self, indices: Sequence[int]) -> Self:
         """Return some of the frames."""
-        return replace(self, graphs=[self.graphs[index] for index in indices])
+        graphs, numbers = ([each[index] for index in indices] for each in (self.graphs, self.numbers))
+        return replace(self, graphs=graphs, numbers=numbers)
 
     @abstractmethod
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -50,42 +52,60 @@ class Potential(ABC):
     """What a model says about its data.
 
     Attributes:
-        isolated: energy of an isolated atom, or what the model adds per atom, by atomic number, in eV.
+        energies: of isolated atoms, or whatever else the model adds per atom.
         dtype: of its weights.
     """
 
-    isolated: Isolated
+    energies: Energies
     dtype: torch.dtype
 
     kind: ClassVar[type[Frames]]
     lacking_labels: ClassVar[bool] = False
     """Whether the library's loss knows of frames without a label that others have."""
 
+    @cached_property
+    def isolated(self) -> dict[int, float]:
+        """Atomic number to the energy that the model adds per atom, in eV."""
+        return self.energies.of_elements()
+
     @abstractmethod
     def graph(self, read: LabelledFrames, index: int) -> Any:
         """Return a frame with its neighbour list as the library makes it; its energy is that of interaction."""
 
 
-def frames_of(
-    path: Path, potential: Potential, keys: Mapping[str, str | None], isolated: Isolated | None = None
-) -> Frames:
-    """Read an extended-XYZ file.
+def frames_of(path: Path, potential: Potential, keys: Mapping[str, str | None]) -> Frames:
+    """Read a file, and make graphs of its frames.
 
     Args:
-        path: the file.
+        path: extended XYZ, or another file that ASE reads.
         potential: what the model says.
         keys: label to its name in the file, or None for the usual ones.
-        isolated: energies of isolated atoms, if the file has no frames of type IsolatedAtom; by default the model's.
 
     Raises:
-        TaskError: as for :func:`surgeon_adapters.atoms.xyz_frames.read_labelled`, or if some frames lack a label of
-            others and the library's loss knows of no such frames.
+        TaskError: as for :func:`surgeon_adapters.atoms.xyz_frames.read_labelled` and :func:`graphs_of`.
     """
-    read = read_labelled(path, keys, potential.isolated, isolated or potential.isolated)
+    return graphs_of(read_labelled(path, keys, potential.energies.kind), path, potential)
+
+
+def graphs_of(
+    read: LabelledFrames, path: Path, potential: Potential, offsets: Mapping[str, float] | None = None
+) -> Frames:
+    """Make graphs of what a file holds.
+
+    Args:
+        read: the frames.
+        path: the file, for messages.
+        potential: what the model says.
+        offsets: energies that the labels lose per atom besides those that the model adds, by kind of atom, in eV.
+
+    Raises:
+        TaskError: if some frames lack a label of others and the library's loss knows of no such frames.
+    """
     if not potential.lacking_labels:
         require_labels_of_all(path, read)
+    read = replace(read, reference=potential.energies.of_elements(offsets))
     graphs = [potential.graph(read, index) for index in range(len(read.frames))]
-    return potential.kind(graphs, read.labels, read.isolated, potential.dtype)
+    return potential.kind(graphs, read.numbers, read.labels, read.isolated, potential.dtype)
 
 
 def labels_of(read: LabelledFrames, index: int) -> dict[str, Tensor]:

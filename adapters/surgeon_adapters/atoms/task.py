@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
+from surgeon.editing.adjust import Adjustments
 from surgeon.errors import TaskError
+from surgeon.opening.evaluation import fitted
 from surgeon.plan import Split
-from surgeon_adapters.atoms.potential import Frames, Isolated, Potential, frames_of
+from surgeon.support.modes import in_evaluation_mode
+from surgeon_adapters.atoms.potential import Frames, Potential, graphs_of
+from surgeon_adapters.atoms.reference import ESTIMATE, KEEP, WHAT, new_energies, sampled
+from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled
 
 MILLI = 1000.0
 
@@ -36,7 +42,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class AtomisticTask(ABC):
-    """Energies, forces and stresses of the frames in extended-XYZ files.
+    """Energies, forces and stresses of the frames in extended-XYZ files, or others that ASE reads.
+
+    Energies are those of interaction: labels and outputs lose the energies per atom that the model adds, as differences
+    taken in float64, or before float32 rounds them.
 
     Attributes:
         data: the training frames.
@@ -48,6 +57,9 @@ class AtomisticTask(ABC):
         energy_weight, forces_weight, stress_weight: of the library's own loss.
         energy_key, forces_key, stress_key: names of the labels in the files; by default REF_energy, ..., or what ASE
             reads as results.
+        reference: "keep" leaves the energies per atom that the model adds alone, "estimate" fits them to the labels, a
+            JSON file gives them; by default they are changed if the labels are far off.
+        label_offsets: further energies that the labels lose per atom, by kind of atom, in eV.
     """
 
     data: Path
@@ -62,6 +74,8 @@ class AtomisticTask(ABC):
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
+    reference: str | None = None
+    label_offsets: Mapping[str, float] = field(default_factory=dict)
     frames: Mapping[Split, Frames] = field(default_factory=dict, repr=False)
     potential: Potential | None = field(default=None, repr=False)
 
@@ -91,14 +105,67 @@ class AtomisticTask(ABC):
             TaskError: if it is none of the library's potentials, or a file does not fit it.
         """
         potential = self.potential_of(model)
-        frames = self.split(lambda path, isolated: frames_of(path, potential, self.keys, isolated))
+        elements = potential.energies.kind
+        frames = self.split(elements, lambda read, path: graphs_of(read, path, potential, self.label_offsets))
         return replace(self, frames=frames, potential=potential)
 
-    def split(self, read: Callable[[Path, Isolated | None], Frames]) -> dict[Split, Frames]:
-        """Read the files and share out the frames.
+    @abstractmethod
+    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return energies of interaction, forces and, if they are labelled, stresses."""
+
+    def adjustable(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the name of the tensor that holds the energies which a model adds, if it has one."""
+        tensor = self.potential_of(model).energies.tensor
+        return () if tensor is None else (tensor,)
+
+    def adjustments(self, model: nn.Module) -> Adjustments | None:
+        """Compare labels and model on the training frames, and return what gives it the labels' energies per atom.
+
+        Raises:
+            TaskError: if there are no energies to fit to, one is not finite, or the file of energies is unusable.
+        """
+        frames, energies = self._bound("train"), self.potential_of(model).energies
+        if self.reference == KEEP or ("energy" not in frames.labels and self.reference is None):
+            return None
+        if "energy" not in frames.labels and self.reference == ESTIMATE:
+            raise TaskError(f"expected energies in {str(self.data)!r} to fit {WHAT} to, got none: leave that out")
+        counts = energies.counts(frames.numbers)
+        chosen = sampled(counts)
+        errors, labelled = self._energy_errors(model, frames.chosen(chosen))
+        counts = counts[chosen][labelled]
+        new, why = new_energies(energies, errors[labelled], counts, frames.isolated, self.reference)
+        return Adjustments(WHAT, why) if new is None else energies.adjustments(model, new, self.label_offsets, why)
+
+    def _energy_errors(self, model: nn.Module, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Return label minus model in eV, float64, and which frames have a label."""
+        errors, labelled = [], []
+        with in_evaluation_mode(model), torch.no_grad():
+            for batch in Batches(frames, range(len(frames)), self.batch_size):
+                given = fitted(batch, model)
+                found = self.forward(model, given)["energy"].reshape(-1).double()
+                label = given.get(self.energy_label)
+                errors.append(found.new_zeros(len(found)) if label is None else label.reshape(-1).double() - found)
+                weights = given.get("energy_weight", torch.ones_like(found)).reshape(-1)
+                labelled.append((weights > 0) & (label is not None))
+        joined, known = torch.cat(errors).cpu(), torch.cat(labelled).cpu()
+        wrong = (~torch.isfinite(joined) & known).nonzero().flatten()
+        if len(wrong):
+            raise TaskError(
+                f"expected finite energies of labels and model, but in {str(self.data)!r} {len(wrong)} of {len(known)} "
+                "training frames have others: leave such frames out"
+            )
+        return joined, known
+
+    def read(self, path: Path, elements: Iterable[int]) -> LabelledFrames:
+        """Read a file, whose elements have to be the model's."""
+        return read_labelled(path, self.keys, elements)
+
+    def split(self, elements: Iterable[int], build: Callable[[LabelledFrames, Path], Frames]) -> dict[Split, Frames]:
+        """Read all files, and only then make graphs and share them out.
 
         Args:
-            read: reads one file, given the isolated atoms of the training file.
+            elements: that the model knows.
+            build: makes graphs of what a file holds.
 
         Raises:
             TaskError: if the settings are unusable, a file is, or there are too few frames.
@@ -108,14 +175,17 @@ class AtomisticTask(ABC):
                 f"expected 0 < fraction < 0.5 and a batch_size of at least 1, got {self.fraction} and "
                 f"{self.batch_size}: correct --task-args"
             )
-        whole = read(self.data, None)
+        known, others = [*elements], {"validation": self.validation, "test": self.test}
+        paths = {split: Path(path).absolute() for split, path in others.items() if path is not None}
+        read = {path: self.read(path, known) for path in dict.fromkeys((self.data, *paths.values()))}
+        whole = build(read[self.data], self.data)
         order = list(range(len(whole)))
         random.Random(self.seed).shuffle(order)
         result: dict[Split, Frames] = {}
-        others: tuple[tuple[Split, str | None], ...] = (("validation", self.validation), ("test", self.test))
-        for split, path in others:
-            if path is not None:
-                result[split] = read(Path(path).absolute(), whole.isolated)
+        held_out: tuple[Split, ...] = ("validation", "test")
+        for split in held_out:
+            if split in paths:
+                result[split] = build(read[paths[split]], paths[split])
                 continue
             count = max(1, round(self.fraction * len(whole)))
             taken, order = order[:count], order[count:]

@@ -1,9 +1,9 @@
-"""Labelled frames of extended-XYZ files, as the tasks of all potentials read them."""
+"""Labelled frames of extended-XYZ and other files of ASE, as the tasks of all potentials read them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from surgeon.errors import TaskError
 from surgeon.support.imports import close_names, one_line
 
 DEFAULT_KEYS = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
-ISOLATED = "IsolatedAtom"
+ISOLATED, FREE = "IsolatedAtom", "free_energy"
+SHOWN = 12
+"""Elements listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -22,42 +24,50 @@ class LabelledFrames:
         frames: ASE's atoms, without isolated ones.
         values: of each frame, label to value or None.
         labels: which of energy, forces and stress some frame has.
-        isolated: energies of isolated atoms in eV, by atomic number.
+        isolated: energies of the file's own isolated atoms in eV, by atomic number; empty if it has none.
+        reference: energies per atom that the labels lose, by atomic number.
     """
 
     frames: Sequence[Any]
     values: Sequence[Mapping[str, Any]]
     labels: tuple[str, ...]
     isolated: Mapping[int, float]
+    reference: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[list[int]]:
+        """Atomic numbers of each frame."""
+        return [frame.numbers.tolist() for frame in self.frames]
 
     def interaction_energy(self, index: int) -> float | None:
-        """Return the energy of a frame without those of its isolated atoms, in eV; None if it is not labelled."""
+        """Return the energy of a frame without those of its atoms, in eV; None if it is not labelled."""
         energy, numbers = self.values[index]["energy"], self.frames[index].numbers
-        return None if energy is None else float(energy) - sum(self.isolated[int(number)] for number in numbers)
+        return None if energy is None else float(energy) - sum(self.reference[int(number)] for number in numbers)
 
 
-def read_labelled(
-    path: Path, keys: Mapping[str, str | None], elements: Iterable[int], isolated: Mapping[int, float]
-) -> LabelledFrames:
-    """Read an extended-XYZ file for a model.
+def read_labelled(path: Path, keys: Mapping[str, str | None], elements: Iterable[int]) -> LabelledFrames:
+    """Read a file for a model: extended XYZ, or any other that ASE reads (``.traj``, ``.db``).
 
     Args:
         path: the file.
         keys: label to its name in the file, or None for the usual ones.
         elements: atomic numbers that the model knows.
-        isolated: energies of isolated atoms by atomic number, if the file has no frames of type IsolatedAtom.
 
     Raises:
         TaskError: if it cannot be read, has no labels, or has elements that the model does not know.
     """
-    frames, energies = without_isolated(read_frames(path), keys)
-    energies = energies or dict(isolated)
-    require_known(path, frames, elements, "the model")
-    require_known(path, frames, energies, "the set of isolated atoms")
+    every = read_frames(path)
+    require_known(path, every, elements)
+    frames, energies = without_isolated(every, keys)
     values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in frames]
     labels = tuple(label for label in DEFAULT_KEYS if any(value[label] is not None for value in values))
     if "energy" not in labels and "forces" not in labels:
         raise no_labels(path, frames)
+    if "energy" not in labels and any(label_of(frame, FREE, {FREE: FREE}) is not None for frame in frames):
+        raise TaskError(
+            f"expected energies in {str(path)!r} under {DEFAULT_KEYS['energy']} or energy, got {FREE} only: if that is "
+            f'the energy whose derivatives the forces are, say so as --task-args \'{{"energy_key": "{FREE}"}}\''
+        )
     return LabelledFrames(frames, values, labels, energies)
 
 
@@ -82,9 +92,13 @@ def read_frames(path: Path) -> list[Any]:
     Raises:
         TaskError: if it is missing or cannot be read.
     """
+    import ase.db
     import ase.io
 
     try:
+        if path.suffix == ".db" and path.is_file():  # whose names of the user's own the usual reader leaves out
+            with ase.db.connect(path) as database:
+                return [row.toatoms(add_additional_information=True) for row in database.select()]
         frames: list[Any] = ase.io.read(path, index=":")
     except FileNotFoundError as error:
         names = sorted(other.name for other in path.parent.glob("*"))
@@ -93,16 +107,21 @@ def read_frames(path: Path) -> list[Any]:
         ) from error
     except Exception as error:
         raise TaskError(
-            f"could not read {str(path)!r} as extended XYZ ({one_line(error)}): correct or write it again"
+            f"could not read {str(path)!r} as extended XYZ or another format of ASE ({one_line(error)}): correct or "
+            "write it again"
         ) from error
     return frames
 
 
 def label_of(frame: Any, label: str, keys: Mapping[str, str | None]) -> Any:
-    """Return a label of a frame: under the given name, or under the usual one, or as a result of ASE's reader."""
+    """Return a label of a frame: under the given name, or under the usual one, or as a result of ASE's reader.
+
+    A row of a database of ASE keeps names of the user's own apart.
+    """
     results = {} if frame.calc is None else frame.calc.results
     name = keys.get(label)
-    places = [frame.info, frame.arrays]
+    row = [frame.info.get(part) for part in ("key_value_pairs", "data")]
+    places = [frame.info, frame.arrays, *(part for part in row if isinstance(part, Mapping))]
     if name is not None:
         return next((place[name] for place in (*places, results) if name in place), None)
     return next((place[DEFAULT_KEYS[label]] for place in places if DEFAULT_KEYS[label] in place), results.get(label))
@@ -116,20 +135,26 @@ def without_isolated(frames: Sequence[Any], keys: Mapping[str, str | None]) -> t
     return [frame for frame in frames if frame.info.get("config_type") != ISOLATED], energies
 
 
-def require_known(path: Path, frames: Sequence[Any], known: Iterable[int], what: str) -> None:
-    """Check that all atoms of a file are of known elements.
+def require_known(path: Path, frames: Sequence[Any], known: Iterable[int]) -> None:
+    """Check that all atoms of a file are of elements that the model knows, but for isolated ones.
 
     Raises:
-        TaskError: naming the elements that ``what`` lacks.
+        TaskError: naming those that it lacks, and the first frame with one.
     """
     numbers = set(known)
-    unknown = sorted({int(number) for frame in frames for number in frame.numbers} - numbers)
-    if unknown:
+    first: dict[int, int] = {}
+    for index, frame in enumerate(frames):
+        if frame.info.get("config_type") != ISOLATED:
+            for number in {*frame.numbers.tolist()} - numbers:
+                first.setdefault(number, index)
+    if first:
         from ase.data import chemical_symbols
 
-        names, had = (", ".join(chemical_symbols[n] for n in group) for group in (unknown, sorted(numbers)))
+        names, had = (", ".join(chemical_symbols[n] for n in sorted(group)) for group in (first, numbers))
         raise TaskError(
-            f"{str(path)!r} has atoms of {names}, which {what} lacks (it has {had}): leave these frames out"
+            f"{str(path)!r} has atoms of {names}, which the model lacks "
+            f"(it has {had if len(numbers) <= SHOWN else f'{len(numbers)} others'}), first in frame "
+            f"{min(first.values())}, counted from 0: leave these frames out, or take a model that knows them"
         )
 
 

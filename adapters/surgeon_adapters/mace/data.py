@@ -1,4 +1,4 @@
-"""Frames of extended-XYZ files as MACE reads them, for one model."""
+"""Frames of atoms as MACE reads them, for one model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.atoms.potential import Frames, Potential
+from surgeon_adapters.atoms.reference import Energies
 from surgeon_adapters.atoms.xyz_frames import DEFAULT_KEYS, LabelledFrames
 from surgeon_adapters.mace.checks import further_inputs
 from surgeon_adapters.mace.models import KINDS, import_mace
@@ -98,9 +99,22 @@ def head_of(model: nn.Module, name: str | None) -> Head:
     if chosen not in names:
         raise TaskError(f"expected a head among {', '.join(names)}, got {chosen!r}: correct `head` in --task-args")
     numbers = tuple(int(number) for number in potential.atomic_numbers)
-    energies = potential.atomic_energies_fn.atomic_energies.detach().double().reshape(len(names), len(numbers))
-    isolated = dict(zip(numbers, energies[names.index(chosen)].tolist(), strict=True))
-    return Head(isolated, next(model.parameters()).dtype, float(potential.r_max), names, chosen)
+    energies = _energies(potential, numbers, len(names), names.index(chosen))
+    return Head(energies, next(model.parameters()).dtype, float(potential.r_max), names, chosen)
+
+
+def _energies(potential: Any, numbers: tuple[int, ...], heads: int, head: int) -> Energies:
+    """Read the energies of isolated atoms in one head."""
+    from ase.data import chemical_symbols
+
+    stored = potential.atomic_energies_fn.atomic_energies.detach()
+    return Energies(
+        tuple(stored.double().reshape(heads, len(numbers))[head].tolist()),
+        tuple(chemical_symbols[number] for number in numbers),
+        {number: kind for kind, number in enumerate(numbers)},
+        "atomic_energies_fn.atomic_energies",
+        (head,) if stored.dim() > 1 else (),
+    )
 
 
 def _require_potential(model: nn.Module) -> None:

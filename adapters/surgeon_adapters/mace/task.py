@@ -18,10 +18,6 @@ from surgeon_adapters.mace.models import import_mace
 class MaceTask(AtomisticTask):
     """The frames of extended-XYZ files for a MACE potential.
 
-    Energies are those of interaction: labels lose the energies of their isolated atoms (of the file's own, if it has
-    frames of type IsolatedAtom, else of the model's), and outputs those of the model's. Both are differences taken in
-    float64, or before float32 rounds them.
-
     Attributes:
         head: which head of a model with several to train; its name.
     """

@@ -1,4 +1,4 @@
-"""Frames of extended-XYZ files as NequIP reads them, for one model."""
+"""Frames of atoms as NequIP reads them, for one model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.atoms.potential import Frames, Potential, labels_of
+from surgeon_adapters.atoms.reference import Energies
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames
 from surgeon_adapters.nequip.models import import_nequip
 
@@ -39,13 +40,11 @@ class NequipPotential(Potential):
         types: names of its atom types, in order.
         species: chemical symbol to name of the type.
         metadata: what nequip's own calculator reads off it, the cutoff among it.
-        shifts: energy that it adds per atom of each type, in eV.
     """
 
     types: tuple[str, ...]
     species: Mapping[str, str]
     metadata: Mapping[str, str]
-    shifts: tuple[float, ...]
 
     kind = NequipFrames
 
@@ -100,14 +99,17 @@ def potential_of(model: nn.Module, species: Mapping[str, str] | None) -> NequipP
         )
     if "forces" not in graph.irreps_out or not getattr(graph.model, "do_derivatives", True):
         raise TaskError("expected a NequIP potential with forces, got one without: give a task file of your own")
-    shifts = _shifts(model, len(types))
-    isolated = {atomic_numbers[symbol]: shifts[types.index(kind)] for symbol, kind in chosen.items()}
-    return NequipPotential(isolated, next(model.parameters()).dtype, types, chosen, graph.metadata, shifts)
+    kinds = {atomic_numbers[symbol]: types.index(kind) for symbol, kind in chosen.items()}
+    energies = _energies(model, types, kinds)
+    return NequipPotential(energies, next(model.parameters()).dtype, types, chosen, graph.metadata)
 
 
-def _shifts(model: nn.Module, types: int) -> tuple[float, ...]:
+def _energies(model: nn.Module, types: tuple[str, ...], kinds: Mapping[int, int]) -> Energies:
+    """Read the shifts off a model; where all types share one there is no place for others."""
     for name, module in model.named_modules():
         if name.endswith("per_type_energy_scale_shift") and getattr(module, "has_shifts", False):
             shifts: Any = module.shifts
-            return tuple(shifts.detach().double().reshape(-1).expand(types).tolist())
-    return (0.0,) * types
+            values = tuple(shifts.detach().double().reshape(-1).expand(len(types)).tolist())
+            own = shifts.numel() == len(types)
+            return Energies(values, types, kinds, f"{name}.shifts" if own else None, (), (0,))
+    return Energies((0.0,) * len(types), types, kinds)

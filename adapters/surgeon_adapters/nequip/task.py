@@ -20,9 +20,7 @@ EXACT = ("pos", "cell", "edge_cell_shift")
 class NequipTask(AtomisticTask):
     """The frames of extended-XYZ files for a NequIP potential, whose loss divides the weights by their sum.
 
-    Energies are those of interaction: labels lose the energies of their isolated atoms (of the file's own, if it has
-    frames of type IsolatedAtom, else the shifts of the model), and outputs the shifts that the model had when it was
-    opened. Both are differences taken in float64.
+    Labels and outputs lose the shifts that the model had when it was opened.
 
     Attributes:
         species: chemical symbol to name of the model's atom type, if these are not called like their elements.
@@ -53,8 +51,8 @@ class NequipTask(AtomisticTask):
 
     def _shifts(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the shifts of all atoms of each frame, shape (frames, 1), float64."""
-        assert isinstance(self.potential, NequipPotential)
-        each = torch.tensor(self.potential.shifts, dtype=torch.float64, device=batch["pos"].device)
+        assert self.potential is not None
+        each = torch.tensor(self.potential.energies.values, dtype=torch.float64, device=batch["pos"].device)
         shifts = each[batch["atom_types"]]
         return shifts.new_zeros(len(batch["num_atoms"])).index_add(0, batch["batch"], shifts)[:, None]
 

@@ -1,4 +1,4 @@
-"""Frames of extended-XYZ files as SevenNet reads them, for one model."""
+"""Frames of atoms as SevenNet reads them, for one model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon_adapters.atoms.potential import Frames, Potential, labels_of
+from surgeon_adapters.atoms.reference import Energies
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames
 from surgeon_adapters.sevennet.models import import_sevenn
 
@@ -79,8 +80,20 @@ def potential_of(model: nn.Module, modal: str | None) -> SevenNetPotential:
             f"expected one of the model's kinds of labels as modal, {', '.join(names) or 'of which it has none'}, got "
             f"{modal!r}: correct --task-args"
         )
-    shift = getattr(model, RESCALE).shift.detach().double()
-    row = shift if shift.dim() < 2 else shift[potential.modal_map[modal]]
-    values = row.expand(len(potential.type_map)).tolist()
-    shifts = {number: values[index] for number, index in potential.type_map.items()}
-    return SevenNetPotential(shifts, next(model.parameters()).dtype, float(potential.cutoff))
+    return SevenNetPotential(_energies(potential, modal), next(model.parameters()).dtype, float(potential.cutoff))
+
+
+def _energies(potential: Any, modal: str | None) -> Energies:
+    """Read the shifts off a model; where kinds of labels or all elements share them, there is no place for others."""
+    from ase.data import chemical_symbols
+
+    kinds, shift = dict(potential.type_map), getattr(potential, RESCALE).shift.detach().double()
+    first = (potential.modal_map[modal],) if shift.dim() > 1 else ()
+    own = (modal is None or bool(first)) and shift[first].numel() == len(kinds)
+    return Energies(
+        tuple(shift[first].expand(len(kinds)).tolist()),
+        tuple(chemical_symbols[number] for number in sorted(kinds, key=lambda number: kinds[number])),
+        kinds,
+        f"{RESCALE}.shift" if own else None,
+        first,
+    )

@@ -20,9 +20,7 @@ _VOIGT = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
 class SevenNetTask(AtomisticTask):
     """The frames of extended-XYZ files for a SevenNet potential.
 
-    Energies are those of interaction: labels lose the energies of their isolated atoms (of the file's own, if it has
-    frames of type IsolatedAtom, else the shifts of the model), and outputs the shifts that the model had when it was
-    opened.
+    Labels and outputs lose the shifts that the model had when it was opened.
 
     Attributes:
         modal: which kind of labels of a model with several to train; its name.

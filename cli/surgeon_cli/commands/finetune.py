@@ -24,9 +24,11 @@ from surgeon_cli.options import (
     OptionalGroupOption,
     OutOption,
     PathArgument,
+    ReferenceOption,
     Reopening,
     folder_or_only,
     output_stem,
+    with_reference,
 )
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
@@ -43,6 +45,7 @@ def finetune(
         typer.Option("--arm", help=f"One of {', '.join(ARMS)}; default: the folder's strip mode."),
     ] = None,
     group: OptionalGroupOption = None,
+    reference: ReferenceOption = None,
     training: Training,
     relaxing: Relaxing,
     keeping: Keeping,
@@ -69,8 +72,8 @@ def finetune(
 
         surgeon finetune segnn-relaxed --compare plain,drop,fold,overparam --seeds 3
     """
-    options, settings = opening.options(json_output), settings_of(training, relaxing)
-    folder = folder_or_only(path, json_output, trained=False)
+    folder, settings = folder_or_only(path, json_output, trained=False), settings_of(training, relaxing)
+    options = with_reference(opening.options(json_output), reference, folder)
     stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
     if comparing.compare is not None and arm is not None:
         raise UsageError("expected either --arm or --compare, got both: leave one out")

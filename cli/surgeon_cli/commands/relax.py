@@ -20,7 +20,9 @@ from surgeon_cli.options import (
     JsonOption,
     OptionalGroupOption,
     OutOption,
+    ReferenceOption,
     output_stem,
+    with_reference,
 )
 from surgeon_cli.plan_screen import show_plan, showing_refusals
 from surgeon_cli.screen import print_json, say
@@ -88,6 +90,7 @@ def relax(
     out: OutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     action: ActionOption = None,
+    reference: ReferenceOption = None,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -106,14 +109,17 @@ def relax(
         surgeon relax hf://owner/name --group O3 --task task.py
     """
     target = None if dry_run else out or Path(f"{output_stem(path)}-relaxed")
-    options = dataclasses.replace(opening.options(json_output), action=action)
+    options = with_reference(dataclasses.replace(opening.options(json_output), action=action), reference, path)
     settings = inserting.settings(group, narrowing)
     with showing_refusals(json_output):
         done = relax_checkpoint(path, target, settings, options=options, force=force)
     if json_output:
         written = None if target is None else str(target)
-        print_json({"written": written, "seconds": done.seconds, "plan": done.plan.to_data()})
+        found = {"before": done.before, "told": done.told}
+        print_json({"written": written, "seconds": done.seconds, **found, "plan": done.plan.to_data()})
         return
     show_plan(done.plan, done.relaxation.model, done.parameters)
+    for sentence in done.told:
+        say(sentence)
     took = f"(opened in {done.seconds['open']:.1f} s, relaxed in {done.seconds['relax']:.1f} s)"
     say("dry run: nothing was written" if dry_run else f"wrote {target}/ {took}; next: {done.next}")
