@@ -77,14 +77,11 @@ def strip_and_certify(
         recalibration = recalibrate_gathered(workspace, original, recalibration_batches, settings.seed)
     models = {"original": original, "stripped": model}
     details = {
-        "group": relaxation.plan.group,
-        "arm": None if workspace.files is None else workspace.files.config.arm,
+        **_of_folder(workspace, relaxation),
         "theta": list(theta),
         "source": compared_source,
-        "relaxed_graph": None if workspace.files is None else workspace.files.config.graph,
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
-        **({} if workspace.task is None or workspace.runs_in_double else {"no float64": workspace.no_double}),
         **_done_besides(workspace, recalibration),
     }
     with stage("computing metrics"):
@@ -92,15 +89,22 @@ def strip_and_certify(
     with stage("certifying"):
         verdict = certify_opened(workspace, models, group, settings)
     errors = {**verdict.equivariance, **before.equivariance}
-    verdict = verdict.joined(*_compare_changes(workspace, model, source), *function, metrics=metrics, details=details)
-    certificate = dataclasses.replace(
-        verdict.certificate(),
-        strip_mode=mode,
-        sites=sites,
-        equivariance={name: errors[name] for name in ("original", *before.equivariance, "stripped") if name in errors},
-        projection_error=change,
-    )
-    return model, certificate
+    errors = {name: errors[name] for name in ("original", *before.equivariance, "stripped") if name in errors}
+    found = verdict.joined(*_compare_changes(workspace, model, source), *function, metrics=metrics, details=details)
+    shown: dict[str, Any] = {"sites": sites, "equivariance": errors, "projection_error": change}
+    return model, dataclasses.replace(found.certificate(), strip_mode=mode, **shown)
+
+
+def _of_folder(workspace: Workspace, relaxation: Relaxation) -> dict[str, Any]:
+    """Return what the relaxed folder says of itself, and why its network does not run in float64."""
+    config = None if workspace.files is None else workspace.files.config
+    coarse = workspace.task is not None and not workspace.runs_in_double
+    return {
+        "group": relaxation.plan.group,
+        "arm": None if config is None else config.arm,
+        "relaxed_graph": None if config is None else config.graph,
+        **({"no float64": workspace.no_double} if coarse else {}),
+    }
 
 
 def _done_besides(workspace: Workspace, recalibration: Any) -> dict[str, Any]:
