@@ -6,7 +6,7 @@ proposal on the model's real inputs before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.named import named_group
+from surgeon.algebra.matrix_blocks import MatrixBlock
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError
 from surgeon.plan import Convolution, Coverage, Task
@@ -84,6 +85,15 @@ class Adapter:
         """Return a proposal for ``module``, or why it is left alone; None leaves it to others and to measurement.
 
         A module that knows how its children are used answers for them: a mapping from their names.
+        """
+        return None
+
+    def blocks(self, module: nn.Module) -> Mapping[str, Sequence[MatrixBlock] | str] | None:
+        """Return the matrices inside a layer's own weights, for optimisers of matrices; None for other layers.
+
+        Returns:
+            Name of a parameter of the module itself to the blocks in it, or to why there are none, in words. Blocks of
+            one parameter do not overlap.
         """
         return None
 

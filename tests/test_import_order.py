@@ -27,6 +27,7 @@ ROOMS = (
     "registry",
     "finding",
     "editing",
+    "optim",
     "files",
     "opening",
     "export",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import get_args
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from surgeon.errors import NotASymmetryError, NothingToRelaxError
 from surgeon.finding.breaks import Breaks
+from surgeon.optim.blocks import WeightBlocks, blocks_in_words
 from surgeon.plan import CHILD, EXACT_WHILE, AuditEntry, Coverage, Plan, Site
 from surgeon.recording.labels import arrow
 from surgeon_cli.screen import console, print_json, say
@@ -134,6 +136,24 @@ def show_plan(plan: Plan, model: nn.Module, own_parameters: int) -> None:
     share = f", {100 * extra / own_parameters:.0f} % of the model's {own_parameters:,}" if own_parameters else ""
     say(f"branches: {plan.forms}")
     say(f"training adds {extra:,} parameters{share}; stripping removes them all")
+
+
+def show_matrices(weights: Sequence[WeightBlocks]) -> None:
+    """Print which weights hold matrices for `--optimizer soap` and `muon`, and why the others hold none."""
+    table = Table(title=f"for --optimizer soap and muon: {blocks_in_words(weights)}", title_justify="left")
+    table.add_column("matrices", overflow="fold")
+    table.add_column("numbers", justify="right")
+    table.add_column("why", overflow="fold")
+    table.add_column("weights", overflow="fold")
+    alike: dict[tuple[str, str], list[WeightBlocks]] = {}
+    for each in weights:
+        shapes = Counter(f"{rows} x {columns}" for rows, columns in (block.shape for block in each.blocks))
+        words = ", ".join(f"{count} of {shape}" if count > 1 else shape for shape, count in shapes.items())
+        alike.setdefault((words or "none", each.why), []).append(each)
+    for (words, why), members in sorted(alike.items(), key=lambda item: item[0][0] == "none"):
+        numbers = sum(each.parameter.numel() for each in members)
+        table.add_row(words, f"{numbers:,}", why, _some([each.name for each in members]))
+    console().print(table)
 
 
 def show_left_alone(plan: Plan) -> None:

@@ -40,7 +40,14 @@ class Training:
             "--gauge-factor", help="The same for added weights that the base could express itself (overparam, lowrank)."
         ),
     ] = None
-    optimizer: Annotated[Literal["adamw", "adam", "sgd"] | None, training_option("--optimizer")] = None
+    optimizer: Annotated[
+        Literal["adamw", "adam", "sgd", "soap", "muon"] | None,
+        training_option("--optimizer", help="soap and muon act on the matrices inside the weights; default: adamw."),
+    ] = None
+    beta2: Annotated[
+        float | None,
+        training_option("--beta2", help="Decay of mean squares; default: 0.999, with soap and muon 0.95."),
+    ] = None
     normalisation: Annotated[
         Literal["entry", "block"] | None,
         training_option("--normalisation", help="How Adam scales steps of W: by entry, or by block."),
@@ -56,7 +63,10 @@ class Training:
         int | None, training_option("--lr-decay-every", min=1, help="Epochs, with --lr-decay step.")
     ] = None
     warmup: Annotated[
-        int | None, training_option("--warmup", min=0, help="Steps in which the learning rate rises.")
+        int | None,
+        training_option(
+            "--warmup", min=0, help="Steps in which the learning rate rises; default: 0, with soap and muon 10."
+        ),
     ] = None
     accumulate: Annotated[int | None, training_option("--accumulate", min=1, help="Batches per optimiser step.")] = None
     ema: Annotated[

@@ -16,7 +16,9 @@ from surgeon.errors import UsageError
 from surgeon.integrations.progress import done, idle_optimizers, length, reaches
 from surgeon.integrations.session import TrainerSession
 from surgeon.integrations.settings import RelaxationSettings, base_class, first_call, require_library
-from surgeon.plan import SiteRecord
+from surgeon.optim.adam import MatrixOptimizer
+from surgeon.optim.blocks import find_blocks
+from surgeon.plan import Plan, SiteRecord
 
 _Callback: Any = base_class("lightning.pytorch", "Callback")
 _SHARDING_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
@@ -194,6 +196,35 @@ def _first_batch(trainer: Any) -> Any:
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
     return batch
+
+
+class MatrixBlocks(_Callback):  # type: ignore[misc]  # a library that may be missing
+    """Tells ``surgeon.optim.Soap`` and ``Muon``, which a module or its configuration makes, of the matrices.
+
+    Args:
+        plan: as :func:`surgeon.find` made it, of the whole module; None where adapters know all layers.
+    """
+
+    def __init__(self, plan: Plan | None = None) -> None:
+        require_library(_Callback, "lightning")
+        self.plan = plan
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find the matrices.
+
+        Raises:
+            UsageError: if no optimiser of the trainer asks for them.
+        """
+        asking = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, MatrixOptimizer)]
+        if not asking:
+            raise UsageError(
+                "expected an optimizer of surgeon.optim beside the callback MatrixBlocks, got "
+                f"{', '.join(type(each).__name__ for each in trainer.optimizers) or 'none'}: choose Soap or Muon, or "
+                "leave the callback out"
+            )
+        weights = find_blocks(pl_module, self.plan)
+        for optimizer in asking:
+            optimizer.use_blocks(weights)
 
 
 def _clip_apart(pl_module: Any, session: TrainerSession) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from surgeon.opening.planning import plan_for
 from surgeon.opening.task_calls import can_act, task_forward, task_symmetry
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
+from surgeon.optim.blocks import WeightBlocks, find_blocks
 from surgeon.plan import Plan
 from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
 from surgeon.recording.picture import model_picture
@@ -43,12 +44,14 @@ class Inspection:
         errors: the model's own equivariance error per component, in its own dtype; empty if the task cannot tell, or
             there are branches.
         parameters: of the network itself.
+        weights: the matrices inside its trainable weights, as the optimisers soap and muon see them.
     """
 
     workspace: Workspace
     plan: Plan
     errors: Mapping[str, ErrorSummary]
     parameters: int
+    weights: Sequence[WeightBlocks]
 
     @property
     def branches(self) -> Plan:
@@ -86,11 +89,15 @@ def inspect(path: str | Path, group: str | Group = "O3", *, options: OpenOptions
     workspace = open_path(path, options)
     if workspace.relaxation is not None:
         own = sum(parameter.numel() for parameter in workspace.relaxation.base_parameters())
-        return Inspection(workspace, workspace.relaxation.plan, {}, own)
+        folds = {key: branch.fold_map for key, branch in workspace.relaxation.branches.items()}
+        weights = find_blocks(workspace.model, workspace.relaxation.plan, folds=folds)
+        return Inspection(workspace, workspace.relaxation.plan, {}, own, weights)
     plan, errors = plan_for(workspace, group), {}
+    weights = find_blocks(workspace.model, plan)
     if workspace.task is not None and can_act(workspace.task.task):
         errors = task_equivariance(workspace.model, workspace.task, parse_group(group), MeasureSettings(2, 1))
-    return Inspection(workspace, plan, errors, sum(parameter.numel() for parameter in workspace.model.parameters()))
+    total = sum(parameter.numel() for parameter in workspace.model.parameters())
+    return Inspection(workspace, plan, errors, total, weights)
 
 
 def inspect_breaks(path: str | Path, group: str | Group = "O3", *, options: OpenOptions | None = None) -> Breaks:

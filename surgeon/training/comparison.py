@@ -95,9 +95,10 @@ def run_one(
         relaxation = relax(model, comparison.plan, dense=True, mode=arm.mode, schedule=settings.schedule)
         if comparison.start is not None:
             load_branches(relaxation.model, comparison.start)
-    result = Finetuner(model, comparison.task, settings, arm, relaxation or updates).run(on_step)
+    added, plan = relaxation or updates, comparison.plan
+    result = Finetuner(model, comparison.task, settings, arm, added, plan=plan).run(on_step)
     if comparison.keep is not None and test:
-        comparison.keep(arm, seed, model, relaxation or updates, result)
+        comparison.keep(arm, seed, model, added, result)
     sites = strip(relaxation) if relaxation is not None else ()
     if updates is not None:
         updates.merge()

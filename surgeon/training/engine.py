@@ -20,7 +20,9 @@ from surgeon.editing.strip import refold
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.evaluation import fitted
 from surgeon.opening.task_calls import task_forward, task_loss
-from surgeon.plan import Task
+from surgeon.optim.adam import MatrixOptimizer
+from surgeon.optim.blocks import WeightBlocks
+from surgeon.plan import Plan, Task
 from surgeon.support.modes import set_training
 from surgeon.support.sharding import is_sharded, whole
 from surgeon.training.accelerator import (
@@ -35,7 +37,7 @@ from surgeon.training.accelerator import (
 from surgeon.training.arms import Arm, require_fitting_plan
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
 from surgeon.training.ema import Ema
-from surgeon.training.groups import freeze_base, parameter_groups, theta_group
+from surgeon.training.groups import freeze_base, matrices_of, parameter_groups, theta_group
 from surgeon.training.optimizers import make_optimizer, rate_scale
 from surgeon.training.progress import StepEvent
 from surgeon.training.selection import BestWeights
@@ -62,6 +64,10 @@ class Finetuner:
         added: handle on the branches, or on the low-rank updates; None for arms that have neither.
         trackers: where records go besides the run folder.
         folder: for the trackers' files.
+        plan: of the network, for optimisers of matrices; the one of the branches if there are any.
+
+    Attributes:
+        weights: the matrices inside the trainable weights, if the optimiser asks for them.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Finetuner:
         added: Relaxation | LowRankUpdates | None = None,
         trackers: Sequence[str] = (),
         folder: Path | None = None,
+        plan: Plan | None = None,
     ) -> None:
         from accelerate.utils import set_seed
 
@@ -106,6 +113,10 @@ class Finetuner:
         self._start_branches()
         self._frozen = freeze_base(model, added) if settings.freeze_base and added is not None else []
         optimizer = make_optimizer(parameter_groups(model, added, arm, settings), settings)
+        self.weights: list[WeightBlocks] = []
+        if isinstance(optimizer, MatrixOptimizer):
+            self.weights = matrices_of(model, self.relaxation, plan, self._sharded)
+            optimizer.use_blocks(self.weights)
         if self._sharded:
             keep_whole(self.accelerator, [] if added is None else list(added.modules()))
         set_seed(settings.seed, device_specific=True)

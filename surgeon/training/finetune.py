@@ -19,6 +19,7 @@ from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.workspace import Workspace
+from surgeon.optim.blocks import blocks_in_words
 from surgeon.plan import Plan
 from surgeon.training.arms import Arm
 from surgeon.training.costs import training_costs
@@ -98,14 +99,14 @@ def finetune(
         workspace, chosen, task = start.workspace, start.arm, start.workspace.require_task().task
         relaxation, _ = workspace.require_relaxed()
         settings = dataclasses.replace(settings or FinetuneSettings(), schedule=relaxation.schedule)
-        given = (settings, chosen, start.added(settings), trackers, target.parent)
+        given = (settings, chosen, start.added(settings), trackers, target.parent, relaxation.plan)
         finetuner = Finetuner(workspace.model, task, *given)
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         if resuming:
             _require_same_start(target, start)
             restore_run(target, finetuner)
             told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
-        _tell_start(told, start)
+        _tell_start(told, start, finetuner)
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every)
@@ -115,12 +116,14 @@ def finetune(
     return Finetuned(target, chosen, *told_of, result, strip_command(target, workspace))
 
 
-def _tell_start(told: Progress, start: Start) -> None:
+def _tell_start(told: Progress, start: Start, run: Finetuner) -> None:
     workspace, (relaxation, _) = start.workspace, start.workspace.require_relaxed()
     if start.said:
         told.say(start.said)
     costs = training_costs(workspace.model, workspace.require_task().task, relaxation) if relaxation.branches else None
     told.say(NO_BRANCHES if costs is None else costs.sentence())
+    if run.weights:
+        told.say(f"{run.settings.optimizer} acts on {blocks_in_words(run.weights)}; AdamW on the rest")
 
 
 def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> Callable[[Finetuner], None]:

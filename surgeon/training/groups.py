@@ -11,6 +11,8 @@ from surgeon.algebra.representations.core import Representation
 from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import TrainingError
+from surgeon.optim.blocks import WeightBlocks, find_blocks
+from surgeon.plan import Plan
 from surgeon.training.arms import Arm
 from surgeon.training.settings import FinetuneSettings
 
@@ -43,6 +45,25 @@ def parameter_groups(
             group["blocks"] = _blocks(added)
         groups.append(group)
     return groups
+
+
+def matrices_of(
+    model: nn.Module, relaxation: Relaxation | None, plan: Plan | None, sharded: bool
+) -> list[WeightBlocks]:
+    """Return the matrices inside the trainable weights of a network, with or without branches.
+
+    Raises:
+        TrainingError: if the weights are sharded.
+    """
+    if sharded:
+        raise TrainingError(
+            "expected whole weights for an optimizer that treats them as matrices, but FSDP shards them: choose adamw, "
+            "or launch without FSDP"
+        )
+    if relaxation is None:
+        return find_blocks(model, plan)
+    folds = {key: branch.fold_map for key, branch in relaxation.branches.items()}
+    return find_blocks(model, relaxation.plan, folds=folds)
 
 
 def added_parameters(added: Relaxation | LowRankUpdates) -> list[nn.Parameter]:

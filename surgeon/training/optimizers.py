@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import UsageError
+from surgeon.optim.orthogonalised import Muon
+from surgeon.optim.preconditioned import Soap
 from surgeon.training.settings import FinetuneSettings
 
 Blocks = tuple[Tensor, Tensor]
@@ -85,33 +87,41 @@ def make_optimizer(groups: Sequence[dict[str, Any]], settings: FinetuneSettings)
 
     Args:
         groups: ``params``, ``name``, ``base_rate`` and perhaps ``blocks``, see :class:`BlockAdamW`.
-        settings: optimiser, learning rate and weight decay.
+        settings: optimiser, learning rate, beta2 and weight decay. Optimisers of matrices still have to be told of
+            them.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
+    given: dict[str, Any] = {} if settings.beta2 is None else {"betas": (0.9, settings.beta2)}
     if any("blocks" in group for group in groups):
         if settings.optimizer != "adamw":
             raise UsageError(
                 f"expected the optimizer adamw with the branch normalisation 'block', got {settings.optimizer!r}: "
                 "choose one of the two anew"
             )
-        return BlockAdamW(groups, lr=rate, weight_decay=decay)
+        return BlockAdamW(groups, lr=rate, weight_decay=decay, **given)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=0.9)
-    kinds: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    return kinds[settings.optimizer](groups, lr=rate, weight_decay=decay)
+    kinds: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "soap": Soap,
+        "muon": Muon,
+    }
+    return kinds[settings.optimizer](groups, lr=rate, weight_decay=decay, **given)
 
 
 def rate_scale(settings: FinetuneSettings, step: int, steps: int, epoch: int) -> float:
     """Return what the learning rates are multiplied with at a step.
 
     Args:
-        settings: ``decay``, ``decay_factor``, ``decay_every``, ``warmup``.
+        settings: ``decay``, ``decay_factor``, ``decay_every``, ``warmup_steps``.
         step: optimiser steps done.
         steps: of the whole training.
         epoch: epochs finished.
     """
-    warm = min(1.0, (step + 1) / (settings.warmup + 1))
-    progress = min(1.0, max(0.0, (step - settings.warmup) / max(1, steps - settings.warmup)))
+    rise = settings.warmup_steps
+    warm = min(1.0, (step + 1) / (rise + 1))
+    progress = min(1.0, max(0.0, (step - rise) / max(1, steps - rise)))
     if settings.decay == "cosine":
         return warm * (1 + math.cos(math.pi * progress)) / 2
     if settings.decay == "linear":

@@ -13,8 +13,12 @@ from surgeon.algebra.penalty import PenaltyForm
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS
 from surgeon.errors import UsageError
+from surgeon.optim.adam import WARMUP
 from surgeon.support.plain import read_plain
 from surgeon.training.weighting import PenaltyScale
+
+MATRIX_OPTIMIZERS = ("soap", "muon")
+"""Those that treat weights as matrices."""
 
 RECALIBRATION_BATCHES = 20
 """Training batches from which statistics are taken anew for clean evaluation."""
@@ -78,14 +82,17 @@ class FinetuneSettings(SessionSettings):
         learning_rate: of the base weights.
         gauge_factor: the same for added weights that can only do what the base weights could do themselves: W in the
             arm "overparam", the factors in the arm "lowrank".
-        optimizer: "adamw", "adam" (decay as part of the gradient) or "sgd" (momentum 0.9).
+        optimizer: "adamw", "adam" (decay as part of the gradient), "sgd" (momentum 0.9), or "soap" or "muon" on the
+            matrices inside the weights with AdamW on all others, see ``surgeon.optim``. W of a branch is a matrix, too.
+        beta2: decay of the mean square of gradients, with "soap" of their covariances, too; None for the optimiser's
+            own: 0.999 with "adamw" and "adam", 0.95 with "soap" and "muon".
         normalisation: how Adam scales the steps of W: "entry", each entry by itself, or "block", all entries from one
             irrep to another alike.
         weight_decay: of all weights.
         clip: largest gradient norm, of each group of weights by itself; None for no clipping.
         decay: of the learning rate: "cosine" or "linear" to 0, "constant", or "step".
         decay_factor, decay_every: with "step" the rate is multiplied by the factor every so many epochs.
-        warmup: optimiser steps in which the learning rate rises linearly.
+        warmup: optimiser steps in which the learning rate rises linearly; None for 10 with "soap" and "muon", 0 else.
         accumulate: batches of each process that make up one optimiser step.
         ema: decay per step of a running average of the weights, which is then evaluated and kept; None for none.
         freeze_base: train the added weights alone.
@@ -106,14 +113,15 @@ class FinetuneSettings(SessionSettings):
     epochs: int = 10
     learning_rate: float = 1e-3
     gauge_factor: float = 0.1
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "soap", "muon"] = "adamw"
+    beta2: float | None = None
     normalisation: Literal["entry", "block"] = "entry"
     weight_decay: float = 0.0
     clip: float | None = None
     decay: Literal["cosine", "linear", "constant", "step"] = "cosine"
     decay_factor: float = 0.7
     decay_every: int = 20
-    warmup: int = 0
+    warmup: int | None = None
     accumulate: int = 1
     ema: float | None = None
     freeze_base: bool = False
@@ -140,6 +148,15 @@ class FinetuneSettings(SessionSettings):
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"expected a decay between 0 and 1 for ema, got {self.ema}")
         self._require_choice(**_CHOICES)
+        if self.beta2 is not None and not 0 <= self.beta2 < 1:
+            raise UsageError(f"expected a beta2 from 0 to below 1, got {self.beta2}")
+        if self.beta2 is not None and self.optimizer == "sgd":
+            raise UsageError("expected no beta2 with the optimizer sgd, which has none: leave it out")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear rise, with their default."""
+        return (WARMUP if self.optimizer in MATRIX_OPTIMIZERS else 0) if self.warmup is None else self.warmup
 
     def to_data(self) -> dict[str, Any]:
         """Return the settings as JSON-compatible data."""
@@ -161,7 +178,7 @@ _AT_LEAST_ONE = (
 )
 _CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "optimizer": ("adamw", "adam", "sgd"),
+        "optimizer": ("adamw", "adam", "sgd", "soap", "muon"),
         "normalisation": ("entry", "block"),
         "decay": ("cosine", "linear", "constant", "step"),
         "precision": ("no", "bf16", "fp16"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -89,7 +90,9 @@ def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:
             "--lr-decay",
             "linear",
             "--optimizer",
-            "adam",
+            "soap",
+            "--beta2",
+            "0.9",
             "--exact-penalty",
             "--penalty-form",
             "square",
@@ -98,10 +101,12 @@ def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:
     ).err
     assert "training adds 25 parameters to 10" in told
     assert "nothing of it remains after stripping" in told
+    assert re.search(r"soap acts on \d+ matrices in \d+ of \d+ trainable weights", told)
     state = json.loads((surgeon.path / "net-run" / "training_state" / "state.json").read_text())
     settings = state["settings"]
     expected = {
-        "accumulate": 2, "ema": 0.9, "clip": 1.0, "warmup": 1, "decay": "linear", "optimizer": "adam",
+        "accumulate": 2, "ema": 0.9, "clip": 1.0, "warmup": 1, "decay": "linear", "optimizer": "soap",
+        "beta2": 0.9,
         "penalty_rows": None, "penalty_every": 1, "penalty_form": "square", "adaptive_theta": True, "patience": 5,
         "deterministic": True, "weight_decay": 1e-4,
     }  # fmt: skip

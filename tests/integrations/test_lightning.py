@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from surgeon import optim
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.branch import branches_of
 from surgeon.editing.strip import strip
 from surgeon.errors import UsageError
 from surgeon.plan import CHILD
 from surgeon.support.trees import equal
-from tests.integrations.loops import Batch, batches, largest_difference, network, plain_loop
+from tests.integrations.loops import RATE, Batch, batches, largest_difference, network, plain_loop
 from tests.integrations.normalised import expected_error, normalised
 
 with warnings.catch_warnings():
@@ -26,7 +27,7 @@ with warnings.catch_warnings():
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 
-from surgeon.integrations.lightning import RelaxationCallback  # noqa: E402
+from surgeon.integrations.lightning import MatrixBlocks, RelaxationCallback  # noqa: E402
 from tests.integrations.modules import InDict, Manual, Module, TwoOptimizers, WithAverage, loader, trainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
@@ -410,3 +411,24 @@ def test_resuming_for_longer_is_refused(tmp_path: Path) -> None:
     train(2)
     with pytest.raises(UsageError, match="training of 8 optimiser steps, as it was started with, got one of 16"):
         train(4, tmp_path / "epoch=0.ckpt")
+
+
+class WithSoap(Module):
+    """Its configuration names an optimiser that is given parameters alone."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return optim.Soap(self.parameters(), lr=RATE)
+
+
+def test_the_matrices_come_by_a_callback() -> None:
+    module, twin, data = WithSoap(), WithSoap(), batches(3)
+    trainer(MatrixBlocks()).fit(module, loader(data))
+    optimizer = optim.soap(twin, lr=RATE)
+    for batch in data:
+        optimizer.zero_grad()
+        twin.loss(batch).backward()
+        optimizer.step()
+    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(UsageError, match="expected an optimizer of surgeon.optim"):
+        trainer(MatrixBlocks()).fit(Module(), loader(data))

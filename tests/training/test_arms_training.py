@@ -228,7 +228,7 @@ def test_block_steps_are_proportional_to_gradients_within_a_block(make: Make) ->
         )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "soap", "muon"])
 def test_every_optimizer_trains(make: Make, task: TinyTask, optimizer: Any) -> None:
     net, relaxation = make("drop")
     before = output(net)

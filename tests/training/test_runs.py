@@ -279,12 +279,15 @@ def test_a_shared_module_is_saved_and_resumed(folder: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arm", "at"), [("drop", 8), ("fold", 10), ("refold", 11), ("ace", 9)], ids=["drop", "fold", "refold", "ace"]
+    ("arm", "at", "optimizer"),
+    [("drop", 8, "soap"), ("fold", 10, "adamw"), ("refold", 11, "muon"), ("ace", 9, "adamw")],
+    ids=["drop", "fold", "refold", "ace"],
 )
-def test_a_killed_process_goes_on_in_the_middle_of_an_epoch(folder: Path, arm: str, at: int) -> None:
+def test_a_killed_process_goes_on_in_the_middle_of_an_epoch(folder: Path, arm: str, at: int, optimizer: str) -> None:
     work = folder.parent
     command = ["finetune", "net-relaxed", "--epochs", "4", "--lr", "1e-2", "--json", "--task", "task.py"]
     command += ["--arm", arm, "--save-every", "1", "--ema", "0.9", "--warmup", "2", "--refold-every", "2"]
+    command += ["--optimizer", optimizer, "--beta2", "0.9"]
     trouble = ["--task-args", json.dumps({"trouble": "KILL", "at": at})]
     killed = forked(work, *command, *trouble)
     assert killed.returncode == -signal.SIGKILL

@@ -28,7 +28,8 @@ BAD = [
     ("patience", 0, "patience of at least 1"),
     ("ema", 1.0, "between 0 and 1 for ema"),
     ("warmup", -1, "warmup of at least 0"),
-    ("optimizer", "lion", "optimizer among adamw, adam, sgd"),
+    ("optimizer", "lion", "optimizer among adamw, adam, sgd, soap, muon"),
+    ("beta2", 1.0, "beta2 from 0 to below 1"),
     ("normalisation", "row", "normalisation among entry, block"),
     ("precision", "fp8", "precision among no, bf16, fp16"),
 ]
@@ -38,6 +39,16 @@ BAD = [
 def test_a_setting_out_of_range_is_refused(name: str, value: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         dataclasses.replace(FinetuneSettings(), **{name: value})
+
+
+def test_a_beta2_that_nothing_would_use_is_refused() -> None:
+    with pytest.raises(UsageError, match="no beta2 with the optimizer sgd"):
+        FinetuneSettings(optimizer="sgd", beta2=0.9)
+
+
+def test_the_rate_rises_by_itself_only_where_bases_have_to_be_found() -> None:
+    assert FinetuneSettings().warmup_steps == FinetuneSettings(optimizer="soap", warmup=0).warmup_steps == 0
+    assert FinetuneSettings(optimizer="soap").warmup_steps == FinetuneSettings(optimizer="muon").warmup_steps == 10
 
 
 def test_settings_survive_json() -> None:

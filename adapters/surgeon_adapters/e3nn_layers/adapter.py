@@ -7,12 +7,15 @@ attributes) keeps its role.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from surgeon.algebra.groups.core import Group
+from surgeon.algebra.matrix_blocks import MatrixBlock
 from surgeon.algebra.representations.build import irreps
 from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.support.e3nn_compat import import_e3nn
@@ -36,6 +39,18 @@ class E3nnAdapter(Adapter):
                 return Refusal(f"{type(module).__name__} is quadratic in its argument, not linear")
             return _own_weights(module) or _propose_tensor_product(module, group)
         return None
+
+    def blocks(self, module: Any) -> Mapping[str, Sequence[MatrixBlock] | str] | None:
+        """Read one matrix off each path of a layer: multiplicity in x multiplicity out."""
+        if "e3nn" not in sys.modules:
+            return None
+        o3 = import_e3nn()
+        if not isinstance(module, o3.Linear | o3.TensorProduct) or not module.internal_weights:
+            return None
+        if module.weight.ndim != 1:
+            return {"weight": "it mixes an additional channel axis (f_in, f_out)"}
+        found = list(_matrices(module))
+        return {"weight": found or "its paths have one weight per channel or pair of channels, and no matrix"}
 
 
 def _forward_names(module: nn.Module) -> tuple[str, ...]:
@@ -69,6 +84,26 @@ def _propose_tensor_product(module: Any, group: Group) -> Proposal:
         irreps(group, str(labels)) for labels in (module.irreps_in1, module.irreps_in2, module.irreps_out)
     )
     return Proposal(first, "tensor product", rho_1, rho_out, {second: rho_2})
+
+
+def _matrices(module: Any) -> Iterator[MatrixBlock]:
+    """Yield the paths in which every channel of the input meets every one of the output."""
+    start = 0
+    for path in module.instructions:
+        linear = hasattr(path, "i_in")
+        if path.i_in < 0 if linear else not path.has_weight:  # a bias, or a path without weights
+            continue
+        shape, size = path.path_shape, math.prod(path.path_shape)
+        if size and (linear or path.connection_mode.endswith("w")):
+            yield MatrixBlock.run(start, size // shape[-1], shape[-1], _path_label(module, path))
+        start += size
+
+
+def _path_label(module: Any, path: Any) -> str:
+    if hasattr(path, "i_in"):
+        return f"{module.irreps_in[path.i_in]} -> {module.irreps_out[path.i_out]}"
+    first, second = module.irreps_in1[path.i_in1], module.irreps_in2[path.i_in2]
+    return f"{first} x {second} -> {module.irreps_out[path.i_out]}"
 
 
 adapter = E3nnAdapter()

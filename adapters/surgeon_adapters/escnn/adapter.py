@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from surgeon.algebra.groups.core import Group
+from surgeon.algebra.matrix_blocks import MatrixBlock
 from surgeon.plan import Convolution
 from surgeon.registry import CUSTOM, Adapter, Proposal, Refusal
 from surgeon_adapters.escnn.fields import fields
@@ -42,6 +44,25 @@ class EscnnAdapter(Adapter):
             if isinstance(module, kind):
                 return self._proposal(module, group, (-1 - dimension,), _settings(module, dimension))
         return None
+
+    def blocks(self, module: Any) -> Mapping[str, Sequence[MatrixBlock] | str] | None:
+        """Read the coefficients of every pair of fields off a layer: fields out x (fields in, basis)."""
+        if "escnn.nn" not in sys.modules:
+            return None
+        expansion = getattr(module, "basisexpansion", None)
+        ranges: Mapping[tuple[str, str], tuple[int, int]] | None = getattr(expansion, "_weights_ranges", None)
+        if ranges is None:
+            return None
+        if getattr(module, "groups", 1) != 1:
+            return {"weights": "its channels are convolved in groups"}
+        out = [field.name for field in module.out_type.representations]
+        return {
+            "weights": [
+                MatrixBlock.run(start, out.count(into), (end - start) // out.count(into), f"{of} -> {into}")
+                for (of, into), (start, end) in ranges.items()
+                if end > start
+            ]
+        }
 
     def _proposal(
         self, module: Any, group: Group, axis: tuple[int, ...], convolution: Convolution | None

@@ -17,7 +17,7 @@ from surgeon.proof.inspection import inspect as inspect_path
 from surgeon.proof.inspection import inspect_breaks
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
-from surgeon_cli.plan_screen import show_breaks, show_plan, showing_refusals
+from surgeon_cli.plan_screen import show_breaks, show_matrices, show_plan, showing_refusals
 from surgeon_cli.screen import print_json, say
 
 
@@ -75,10 +75,12 @@ def inspect(
         model = {"model": type(found.workspace.model).__name__, "found_by": found.workspace.found.source}
         symmetry = {name: dataclasses.asdict(error) for name, error in found.errors.items()}
         report = {"path": found.workspace.name, **model, "parameters": found.parameters}
-        print_json({**report, "equivariance_error": symmetry, "plan": found.plan.to_data()})
+        matrices = [each.to_data() for each in found.weights]
+        print_json({**report, "equivariance_error": symmetry, "plan": found.plan.to_data(), "matrices": matrices})
     else:
         _describe(found.workspace, found.parameters)
         show_plan(found.branches, found.workspace.model, found.parameters)
+        show_matrices(found.weights)
         for component, error in found.errors.items():
             numbers = f"at most {error.maximum:.1e} (under {error.worst}), median {error.median:.1e}"
             say(f"the model's own equivariance error, component {component}: {numbers}")

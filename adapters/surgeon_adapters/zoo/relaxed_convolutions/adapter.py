@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
+from surgeon.algebra.matrix_blocks import MatrixBlock
 from surgeon.algebra.representations.build import axes, matrices, regular, trivial
 from surgeon.algebra.representations.core import Representation
 from surgeon.plan import Convolution
@@ -47,6 +48,13 @@ class RelaxedConvAdapter(Adapter):
             for fields, count in ((module.fields_in, module.channels_in), (module.fields_out, module.channels_out))
         )
         return _proposal(module, rho_in, rho_out, module.support)
+
+    def blocks(self, module: nn.Module) -> Mapping[str, Sequence[MatrixBlock] | str] | None:
+        """Return one matrix for each filter bank: fields out x (fields in, points of the kernel)."""
+        if not isinstance(module, RelaxedRotationConv2d | RelaxedScaleConv2d):
+            return None
+        out, columns = module.weights.shape[1], module.weights[0, 0].numel()
+        return {"weights": [MatrixBlock.run(n * out * columns, out, columns) for n in range(len(module.weights))]}
 
     def rebuild(self, tensors: Mapping[str, Tensor]) -> nn.Module | None:
         """Build the network whose keys and shapes these are."""
