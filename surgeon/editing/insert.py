@@ -54,8 +54,7 @@ def relax(
         dense: make every W dense, as the paper does, where the plan says no rank or blocks; else all of these get one
             rank, the highest with which the branches together have no more parameters than the model.
         mode: "drop" is the paper's method; with "fold" the equivariant part of W is kept (docs/method.md).
-        schedule: theta(t), or its name for one with the usual tail and peak; default a triangle with an exact-zero
-            tail.
+        schedule: theta(t), or its name for one with the usual tail and peak; default a triangle that ends in exact 0.
         penalty_form: "gram" (root of the mean square over rows), "rows" (the paper's mean of norms) or "square".
         penalty_rows: rows of each forward that the penalty looks at, spread evenly; None for all.
         penalty_every: steps after which the penalty of a site is computed anew; its gradient is used until then.
@@ -73,16 +72,13 @@ def relax(
     """
     if mode not in ("drop", "fold"):
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
-    schedule = schedule_of(schedule)
     if not isinstance(plan, Plan):
         raise PlanError(f"expected a Plan, got {type(plan).__name__}: use surgeon.find, or Plan.from_json of a file")
     if not dense:
         plan = with_fitting_rank(plan, sum(parameter.numel() for parameter in model.parameters()))
-    penalty = PenaltySettings(penalty_form, penalty_rows, penalty_every)
+    schedule, penalty = schedule_of(schedule), PenaltySettings(penalty_form, penalty_rows, penalty_every)
     theta_shares(schedule, plan)
-    group = plan.group_object
-    adapters = installed_adapters() if adapters is None else adapters
-    branches = _prepare(model, plan, group, mode, adapters)
+    branches = _prepare(model, plan, mode, installed_adapters() if adapters is None else adapters)
     _initialise(branches, init_scale, seed)
     done: list[nn.Module] = []
     try:
@@ -118,9 +114,7 @@ def _raw_sites(plan: Plan, branches: Mapping[str, Branch]) -> dict[str, dict[str
     return found
 
 
-def _prepare(
-    model: nn.Module, plan: Plan, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]
-) -> dict[str, Branch]:
+def _prepare(model: nn.Module, plan: Plan, mode: StripMode, adapters: Mapping[str, Adapter]) -> dict[str, Branch]:
     """Validate every site and build its branch; nothing is attached yet."""
     if not plan.sites:
         raise PlanError("expected a plan with at least one site, got none: there is nothing to relax")
@@ -137,6 +131,7 @@ def _prepare(
                 f"expected modules by their first names, but {site.name!r} is another name of a module that is shared: "
                 "keep only the first"
             )
+    group = plan.group_object
     branches = {site.key: _branch(model, site, group, mode, adapters) for site in plan.sites}
     for name, raw in _raw_sites(plan, branches).items():
         check_places(named_module(model, name), {place: slot for place, (slot, _) in raw.items()})

@@ -118,7 +118,7 @@ def compare(
     target, progress = Path(target), progress or Progress()
     runs_folder, weights = runs_beside(target), None if settings.keep == "none" else weights_beside(target)
     with writing_alone(runs_folder):
-        _check_places(target, weights, force or restart or (runs_folder / IDENTITY_FILE).is_file())
+        _check_places(target, weights, (runs_folder / IDENTITY_FILE).is_file(), force or restart)
         workspace = open_for_comparison(path, settings.arms, options, relaxing)
         comparison = comparison_of(workspace, settings.training, weights)
         swept = read_sweep(settings.sweep) if settings.sweep else None
@@ -144,11 +144,16 @@ def compare(
     return record
 
 
-def _check_places(target: Path, weights: Path | None, begun: bool) -> None:
-    """Refuse places in which something else is."""
-    if target.exists() and not begun:
+def _check_places(target: Path, weights: Path | None, begun: bool, force: bool) -> None:
+    """Refuse places in which something else is; a folder of weights that no comparison has begun is never replaced."""
+    if target.exists() and not (begun or force):
         raise ExistsError(f"{str(target)!r} exists already: choose another output or overwrite it with `--force`")
     check_writable(target, True)
+    if weights is not None and not begun and weights.is_dir() and any(weights.iterdir()):
+        raise ExistsError(
+            f"the weights would be kept in '{weights}', which exists already and is of no comparison: name the record "
+            "otherwise with -o, or keep no weights with --keep none"
+        )
     if weights is not None:
         check_writable(weights, begun)
 

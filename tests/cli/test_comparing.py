@@ -61,7 +61,7 @@ def test_the_schedule_of_the_folder_is_used(surgeon: Surgeon, monkeypatch: pytes
 def branch_norms(surgeon: Surgeon, folder: str) -> list[float]:
     """Return |W| at the end of a comparison whose steps are too small to move it."""
     command = ("finetune", folder, "--epochs", "1", "--seeds", "1", "--compare", "drop", "--lr", "1e-30", "--json")
-    (run,) = surgeon(*command, "-o", f"{folder}.json").data["runs"]
+    (run,) = surgeon(*command, "-o", f"{folder}.json", "--keep", "none").data["runs"]
     return [site["norm"] for site in run["sites"]]
 
 
@@ -72,6 +72,16 @@ def test_an_untrained_folder_gives_its_branches_and_a_run_does_not(surgeon: Surg
     assert min(site["norm"] for site in defined) > 0.1
     surgeon("finetune", "net-relaxed", "--epochs", "1", "--lr", "1e-2")
     assert max(branch_norms(surgeon, "net-run")) < 1e-20
+
+
+def test_weights_are_never_kept_in_a_folder_that_is_of_no_comparison(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    before = files_in(Path("net-relaxed"))
+    for flags in ((), ("--force",), ("--restart",)):
+        told = surgeon("finetune", "net-relaxed", *COMPARE[2:], "plain", "-o", "net-relaxed.json", *flags, code=2).err
+        assert "exists already and is of no comparison: name the record otherwise with -o" in told
+    assert files_in(Path("net-relaxed")) == before
+    assert not Path("net-relaxed.json").exists()
 
 
 def test_the_seed_shifts_the_seeds(surgeon: Surgeon) -> None:

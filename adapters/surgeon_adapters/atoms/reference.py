@@ -127,8 +127,9 @@ def fit_offsets(errors: Tensor, counts: Tensor) -> Fit:
         >>> [round(offset, 6) for offset in fit.offsets.tolist()], fit.rank
         ([-10.0, -10.0], 2)
     """
+    counts, errors = counts.double(), errors.double()
     atoms = counts.sum(1)
-    shares, targets = (counts / atoms[:, None]).double(), (errors / atoms).double()
+    shares, targets = counts / atoms[:, None], errors / atoms
     left, sizes, right = torch.linalg.svd(shares, full_matrices=False)
     kept = sizes > RESOLVED * sizes.max()
     offsets = right[kept].T @ ((left.T @ targets)[kept] / sizes[kept])
