@@ -1,4 +1,8 @@
-"""Whether a stripped model computes the function of clean evaluation."""
+"""Whether a stripped model computes the function of clean evaluation.
+
+A fold rounds the weights that it writes, and rounding flips ties. Where the network runs in float64 the two are judged
+apart: a twin that is folded without rounding computes the same function, and the weights are its own, rounded.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.proof.equivariance import AS_EQUIVARIANT
@@ -13,6 +18,27 @@ from surgeon.proof.rounding import LEVEL, RowErrors, can_exclude_chance, chance_
 
 SAME_FUNCTION = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Largest relative deviation from clean evaluation, by the dtype of what was rounded; a fold rounds weights."""
+
+ROUNDED, SOLVED = 8.0, 1e-10
+"""How far a folded weight may be off, relative to the largest of its tensor: in units of its dtype's rounding, and at
+least by what solving for it leaves in float64."""
+
+
+def other_weights(model: nn.Module, exact: nn.Module) -> str:
+    """Say which weight of a model is not the rounding of the same one of its float64 twin; empty if there is none.
+
+    Args:
+        model: the stripped model.
+        exact: the twin, stripped in the same way.
+    """
+    for name, parameter in model.named_parameters():
+        expected, found = exact.get_parameter(name).detach(), parameter.detach().to(torch.float64)
+        if not parameter.numel():
+            continue
+        change, scale = float((found - expected).abs().max()), float(expected.abs().max())
+        if not change <= max(ROUNDED * torch.finfo(parameter.dtype).eps, SOLVED) * scale:
+            return f"{name} is {change:.1e} off the fold in float64, whose largest number there is {scale:.1e}"
+    return ""
 
 
 def other_function(

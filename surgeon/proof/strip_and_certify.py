@@ -27,7 +27,7 @@ from surgeon.proof.certify import certify_opened, metrics_of
 from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
 from surgeon.proof.recalibrated import RECALIBRATION_BATCHES, recalibrate_gathered
 from surgeon.proof.records import ADJUSTED_CHECK
-from surgeon.proof.same_function import other_function
+from surgeon.proof.same_function import other_function, other_weights
 from surgeon.proof.verdict import Equivariance, Finding, compared
 from surgeon.support.modes import model_dtype
 from surgeon.support.stages import Stage, timed
@@ -152,6 +152,8 @@ class _Relaxed:
     outputs: Sequence[Any] = ()
     clean: Sequence[Any] = ()
     equivariance: Equivariance = field(default_factory=dict)
+    folded: nn.Module | None = None
+    """The float64 twin, folded without rounding; None where there is none, or nothing is folded."""
 
 
 def _observe(
@@ -166,13 +168,24 @@ def _observe(
         with relaxation.clean():
             exact = workspace.double_or_own(model)
             clean = outputs_on(exact, task.task, [to_dtype(batch, model_dtype(exact)) for batch in batches])
-    if group is None or not relaxation.branches:
-        return _Relaxed(batches, outputs, clean)
-    equivariance = {"relaxed": both_precisions(workspace, model, group, settings)}
-    with at_full_relaxation(relaxation):
-        own = str(model_dtype(model)).removeprefix("torch.")
-        equivariance["relaxed, theta 1"] = {own: task_equivariance(model, task, group, settings)}
-    return _Relaxed(batches, outputs, clean, equivariance)
+    equivariance: dict[str, Any] = {}
+    if group is not None and relaxation.branches:
+        equivariance["relaxed"] = both_precisions(workspace, model, group, settings)
+        with at_full_relaxation(relaxation):
+            own = str(model_dtype(model)).removeprefix("torch.")
+            equivariance["relaxed, theta 1"] = {own: task_equivariance(model, task, group, settings)}
+    folded = _folded_twin(workspace, relaxation) if clean and mode == "fold" else None
+    return _Relaxed(batches, outputs, clean, equivariance, folded)
+
+
+def _folded_twin(workspace: Workspace, relaxation: Relaxation) -> nn.Module | None:
+    """Return the float64 twin, folded; None without one, or where a fold takes for constant what is only nearly so."""
+    held = any(branch.fold_map and branch.fold_map.holds_while for branch in relaxation.branches.values())
+    if held or not relaxation.branches or not workspace.runs_in_double:
+        return None
+    twin = workspace.double(workspace.model)
+    strip(twin, "fold")
+    return twin
 
 
 def _compare_function(workspace: Workspace, before: _Relaxed, mode: StripMode) -> tuple[list[Finding], float | None]:
@@ -183,9 +196,11 @@ def _compare_function(workspace: Workspace, before: _Relaxed, mode: StripMode) -
     change = projection_error(before.outputs, outputs_on(model, task.task, before.batches))
     if not before.clean:
         return [], change
-    exact = workspace.double_or_own(model)
-    strict = exact is not model and mode == "drop"  # a fold rounds the weights that it writes
-    sentence = other_function(
+    # first, since the next question for the twin gives it the weights of the stripped model
+    off = other_weights(model, before.folded) if before.folded is not None else ""
+    exact = before.folded or workspace.double_or_own(model)
+    strict = before.folded is not None or (exact is not model and mode == "drop")  # a fold rounds what it writes
+    sentence = off or other_function(
         lambda batch: outputs_on(exact, task.task, [batch])[0],
         [to_dtype(batch, model_dtype(exact)) for batch in before.batches],
         before.clean,

@@ -77,7 +77,7 @@ def require_equal_predictions(opened_by_nequip: Path, weights: Path, dtype: str)
     batch = frames_of(DATA, potential_of(workspace.model, None), {}).batch(range(3))
     outputs = task.forward(workspace.model.eval(), batch)
     energies, forces = (torch.tensor(column, dtype=torch.float64) for column in zip(*results, strict=True))
-    shifts = dict(zip(SETTINGS["type_names"], potential_of(workspace.model, None).shifts, strict=True))
+    shifts = dict(zip(SETTINGS["type_names"], potential_of(workspace.model, None).energies.values, strict=True))
     own = outputs["energy"][:, 0] + 2 * shifts["C"] + shifts["O"] + 6 * shifts["H"]
     assert (energies - own).abs().max() < {"float32": 1e-4, "float64": 1e-10}[dtype]
     deviation = (forces.reshape(-1, 3) - outputs["forces"]).abs().max() / forces.abs().max()

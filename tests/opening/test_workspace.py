@@ -23,6 +23,7 @@ from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.trust import remember_task
 from surgeon.opening.workspace import Workspace
+from surgeon.plan import StripMode
 from surgeon.support.modes import model_dtype
 from surgeon.support.trees import to_dtype
 from tests.commands import Surgeon
@@ -37,12 +38,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Surgeon.folder(tmp_path, monkeypatch)
 
 
-def make_relaxed(work: Path, path: str = "net.pt", options: OpenOptions | None = None) -> Path:
+def make_relaxed(
+    work: Path, path: str = "net.pt", options: OpenOptions | None = None, mode: StripMode = "drop"
+) -> Path:
     workspace = open_path(work / path, options)
     task = TinyTask()
     batch = to_dtype(next(iter(task.batches("validation", 0))), model_dtype(workspace.model))
     plan = find(workspace.model, "O3", batch, forward=task.forward)
-    relaxation = relax(workspace.model, plan, dense=True, init_scale=0.5)
+    relaxation = relax(workspace.model, plan, dense=True, mode=mode, init_scale=0.5)
     thetas = dict.fromkeys(relaxation.branches, (0.5, 0.25))
     config = relaxed_config(workspace, relaxation, penalty=PENALTY, thetas=thetas)
     write_relaxed(work / "net-relaxed", workspace.model, config, workspace.checkpoint.metadata)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +166,29 @@ def test_drop_is_held_to_float64s_rounding(turned: Workspace, monkeypatch: pytes
     monkeypatch.setattr("surgeon.proof.strip_and_certify.strip", damaging)
     _, certificate = strip_and_certify(turned, "drop", QUICK, split=None)
     assert not certificate.checks[FUNCTION_CHECK]
+
+
+def test_a_fold_is_exact_without_rounding_and_the_weights_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch is too few for flipped ties to be told from a fault, so both halves are computed."""
+    folder = make_relaxed(Surgeon.folder(tmp_path, monkeypatch), mode="fold")
+    for part, factor in {"": 1.0, "weights": 1 + 1e-5, "function": 1 + 1e-8}.items():
+        workspace = open_path(folder)
+
+        def damaging(relaxed: Any, mode: StripMode, part: str = part, factor: float = factor) -> Any:
+            records = strip(relaxed, mode)
+            twin = isinstance(relaxed, nn.Module)
+            if twin == (part == "function"):
+                network: Any = relaxed if twin else relaxed.model
+                network.second.weight.data.mul_(factor)
+            return records
+
+        monkeypatch.setattr("surgeon.proof.strip_and_certify.strip", damaging)
+        _, certificate = strip_and_certify(workspace, "fold", QUICK, split=None)
+        assert certificate.checks[FUNCTION_CHECK] is (not part), certificate.differences
+        words = {"": "", "weights": "second.weight is", "function": "differs from clean evaluation by"}[part]
+        assert words in " ".join(certificate.differences), certificate.differences
 
 
 def test_without_a_task_form_alone_is_certified(opened: Workspace) -> None:
