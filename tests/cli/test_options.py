@@ -142,6 +142,7 @@ def test_what_has_low_rank_is_not_refolded(surgeon: Surgeon) -> None:
     for refolding in (["--arm", "refold"], ["--compare", "plain,refold", "-o", "compared.json"]):
         said = surgeon("finetune", "net-relaxed", *refolding, "--epochs", "2", code=2).err
         assert "got one of rank 1 at 'first.features': make them anew with `surgeon relax --dense`" in said
+        assert "epoch 1" not in said  # it is refused before anything is trained
     surgeon("finetune", "net.pt", "--task", "task.py", "--arm", "refold", "--epochs", "1", "-o", "bare")
     plan = json.loads((surgeon.path / "bare" / "surgeon_config.json").read_text())["plan"]
     assert [site["rank"] for site in plan["sites"]] == [None, None]
