@@ -71,10 +71,11 @@ def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str]) -> No
     report = surgeon("export", "run", "--container", *QUICK, "-o", "clean", "--json").data["certificate"]
     assert report["grade"] == "same function"
     assert {"accuracy", "cross_entropy"} <= set(report["metrics"]["stripped"])
-    errors = {name: report["equivariance"][name]["float64"]["identity"]["maximum"] for name in ("original", "stripped")}
-    assert errors["stripped"] < 3 * errors["original"] + 1e-12
-    # the negative twin: while the branches act, the same check sees them
-    assert next(iter(report["equivariance"]["relaxed, theta 1"].values()))["identity"]["median"] > 1e-5
+    # the negative twin: while the branches act, the same check sees them; how far vectors that are nearly 0 magnify
+    # float64's rounding when they are normalised depends on the weights
+    broken = next(iter(report["equivariance"]["relaxed, theta 1"].values()))["identity"]["median"]
+    assert broken > 1e-5
+    assert report["equivariance"]["stripped"]["float64"]["identity"]["maximum"] < 1e-5 * broken
     surgeon("verify", "clean", "--against", "best_model.pth", *task)
     _require_equal_predictions(work, kind)
 
