@@ -13,10 +13,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 import surgeon
-from surgeon.algebra.folding import Entries, FoldMap, folding_parts
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.intertwiners import average
-from surgeon.algebra.probing import SparseMatrix
 from surgeon.algebra.representations.build import axes, irreps, trivial
 from surgeon.algebra.representations.core import Representation
 from surgeon.editing.branch import branches_of
@@ -317,17 +315,6 @@ def test_a_change_may_not_act_on_anything_else(shared: bool) -> None:
     site = with_fold(site, op, [call], ())
     assert (site.fold is None) == shared
     assert shared or site.fold["parameters"] == ["left"]  # type: ignore[index]
-
-
-def test_what_weights_add_to_features_that_are_0_has_to_stay() -> None:
-    """Of W (x + 1) the fold may change what it makes of x, as far as what it makes of x = 0 is as before."""
-    row, column = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 0, 1])
-    jacobian = SparseMatrix(row, column, torch.ones(4, dtype=torch.float64), (3, 2))
-    fold_map = FoldMap((1, 2), {"weight": (1, 2)}, folding_parts(jacobian, 1, Entries.single(2)))
-    weight = torch.tensor([[3.0, 1.0]], dtype=torch.float64)
-    expected = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
-    assert torch.allclose(fold_map.project(weight), expected, atol=EXACT)
-    assert torch.allclose(fold_map.weight_change(weight)["weight"], expected, atol=EXACT)
 
 
 class Times(nn.Linear):
