@@ -47,7 +47,7 @@ help:  ## list the targets
 demo: $(VENV)/.stamp  ## relax, fine-tune and strip a small network, and show what it gains
 	$(IN_VENV) examples/demo.py $(ARGS)
 
-demo-short: $(VENV)/.stamp  ## the same in a minute, to see that everything works
+demo-short: $(VENV)/.stamp  ## the same in two minutes, to see that everything works
 	$(IN_VENV) examples/demo.py --short $(ARGS)
 
 test: $(VENV)/.stamp  ## run all tests
