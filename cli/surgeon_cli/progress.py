@@ -51,8 +51,15 @@ class TrainingBar(Progress):
     def step(self, event: StepEvent) -> None:
         """Show one optimiser step."""
         clean, relaxed = event.validation.get(self._metric), event.validation_relaxed.get(self._metric)
-        shown = "" if clean is None else f"  {self._metric} clean {clean:.4g}, relaxed {relaxed:.4g}"
-        details = f"theta {event.theta:.2f}  loss {event.loss:.3e}  penalty {event.penalty:.2e}{shown}"
+        details = f"loss {event.loss:.3e}"
+        if event.theta is not None:
+            details = f"theta {event.theta:.2f}  {details}  penalty {event.penalty:.2e}"
+        if clean is not None:
+            details += (
+                f"  {self._metric} {clean:.4g}"
+                if relaxed is None
+                else f"  {self._metric} clean {clean:.4g}, relaxed {relaxed:.4g}"
+            )
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=event.step, total=event.steps, details=details)
         elif event.step * PRINTED // event.steps != (event.step - 1) * PRINTED // event.steps:

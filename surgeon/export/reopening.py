@@ -22,6 +22,7 @@ from surgeon.export.stripped import Stripped, stripped_beside_original
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.loader import LOADER, own_loader
+from surgeon.opening.loading import with_computed
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.registry import installed_adapters
@@ -84,7 +85,7 @@ def write_beside(folder: Path, model: nn.Module, original: Checkpoint) -> Path:
     path = folder / (f"original-{name}" if (folder / name).exists() else name)
     tensors = {
         key if key in original.tensors else key.removeprefix(original.prefix): value
-        for key, value in model.state_dict().items()
+        for key, value in with_computed(model, original).items()
     }
     write_container(original, tensors, path)
     return path

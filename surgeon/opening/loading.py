@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import CheckpointError
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.tensors import forms, pieces, renamed, same_bytes
 from surgeon.plan import CHILD
+from surgeon.support.modes import drop_computed, in_evaluation_mode
+
+STALE = 1e-3
+"""From what relative difference on a tensor was computed of other weights, and not by another machine."""
 
 COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
 """What torch.fx adds to a generated module (a tensor product of e3nn) when that is deep-copied, as for an average."""
@@ -34,13 +40,45 @@ def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> Mapping[str, Te
     return renamed(tensors, {key: key for key in tensors if key in like or not COPIED_CONSTANT.search(key)})
 
 
+def computed_again(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """Say which of a file's tensors a loaded model computes of its weights in eval mode, and how the two compare.
+
+    Args:
+        model: with the weights of the file.
+        tensors: what the file holds, by the model's names.
+
+    Returns:
+        A sentence without a full stop; empty if there are none.
+    """
+    names = sorted(drop_computed(model) & tensors.keys())
+    if not names:
+        return ""
+    with torch.no_grad(), in_evaluation_mode(model):
+        state = model.state_dict()
+        error = max(relative_difference(tensors[name].to(state[name]), state[name]) for name in names)
+    stale = ", so that they are not those of its weights, which alone count" if error > STALE else ""
+    return (
+        f"{_listed(names)} of its tensors are what the model computes of its weights in eval mode: they were left out "
+        f"and computed again, and those in the file differ from that by {error:.1g} of its size{stale}"
+    )
+
+
+def with_computed(model: nn.Module, original: Checkpoint) -> dict[str, Tensor]:
+    """Return a model's state dict, with what it computes in eval mode as far as its original's file keeps that, too."""
+    state = dict(model.state_dict())
+    left = (original.tensors.keys() | original.in_file.keys()) - state.keys()
+    with torch.no_grad(), in_evaluation_mode(model) if left else nullcontext():
+        return state | {key: tensor for key, tensor in model.state_dict().items() if key in left}
+
+
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load ``tensors`` into ``model``, which must have exactly these keys and shapes.
 
     If all floating tensors of the file agree on one dtype that is not the model's, the whole model is converted to it
     first, and if the file mixes dtypes, each tensor takes its own: loading never rounds. An integer takes the width
     that the model has for it. Keys, shapes, ties and kinds of numbers are checked before anything is loaded, and the
-    values, bit by bit, afterwards. Constants that only a deep copy of the model has are left out.
+    values, bit by bit, afterwards. Constants that only a deep copy of the model has are left out, and so is what the
+    model computes of its weights in eval mode; one that does is left in training mode.
 
     Args:
         model: edited in place.
@@ -51,8 +89,9 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         CheckpointError: if keys, shapes or kinds of numbers differ, tensors that the model ties have different values
             in the file, or the model then holds other values than the file.
     """
-    state = model.state_dict()
-    tensors = renamed(tensors, {key: key for key in tensors if key in state or not COPIED_CONSTANT.search(key)})
+    computed, state = drop_computed(model), model.state_dict()
+    kept = [key for key in tensors if key in state or not (key in computed or COPIED_CONSTANT.search(key))]
+    tensors = renamed(tensors, dict(zip(kept, kept, strict=True)))
     own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     _check_keys(model, own, tensors, where)
     _check_shapes(model, own, forms(tensors), where)

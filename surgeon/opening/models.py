@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, ModelNotFoundError, SurgeonError, TaskError, TrustError, UsageError
 from surgeon.files.address import HubPath
@@ -19,7 +19,7 @@ from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import STATEMENT_SUFFIX
 from surgeon.files.relaxed import BASE_FILE, RelaxedFiles
 from surgeon.opening.loader import LOADER, as_loaded, own_loader, refuse_converted
-from surgeon.opening.loading import load_into
+from surgeon.opening.loading import computed_again, load_into
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import is_there, open_original, original_source
 from surgeon.opening.remote.fetch import open_anywhere
@@ -28,6 +28,7 @@ from surgeon.opening.trust import check_task
 from surgeon.registry import Adapter, installed_adapters
 from surgeon.support.copies import copied
 from surgeon.support.imports import call_with, import_attribute, importable
+from surgeon.support.modes import drop_computed
 
 DEPLOYED = "all weights in it are frozen, as in files that are saved for use: they are trained all the same"
 
@@ -205,9 +206,7 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
         model = way.build()
         if not isinstance(model, nn.Module):
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")
-        # a prefix can also be the model's own: a child that is called "module"
-        own = weights.prefix and model.state_dict().keys() == weights.in_file.keys()
-        tensors = weights.in_file if own else weights.tensors
+        tensors = _under_names_of(model, weights)
         if way.given and weights is checkpoint:
             refuse_converted(model, tensors, way.source, str(weights.origin or weights.path))
         load_into(model, tensors, str(weights.origin or weights.path))
@@ -218,9 +217,17 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
 
     model = loaded()
     deployed = _is_deployed(model if checkpoint.module is None else checkpoint.module)
+    computed = computed_again(model, _under_names_of(model, checkpoint))
     kept = checkpoint.converted and f"{checkpoint.converted}: results have them as they are there, in safetensors only"
-    notes = tuple(filter(None, (way.note, DEPLOYED if deployed else "", kept)))
+    notes = tuple(filter(None, (way.note, DEPLOYED if deployed else "", computed, kept)))
     return FoundModel(_unfrozen(model), way.source, way.factory, rebuild, way.task, notes, checkpoint)
+
+
+def _under_names_of(model: nn.Module, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """Return a checkpoint's tensors; a prefix can also be the model's own: a child that is called "module"."""
+    drop_computed(model)
+    own = checkpoint.prefix and model.state_dict().keys() <= checkpoint.in_file.keys()
+    return checkpoint.in_file if own else checkpoint.tensors
 
 
 def _is_deployed(model: nn.Module) -> bool:

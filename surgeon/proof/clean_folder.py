@@ -26,7 +26,7 @@ from surgeon.files.clean import (
 )
 from surgeon.files.content import json_compatible, write_json, write_text
 from surgeon.files.tensors import write_tensors
-from surgeon.opening.loading import named_as
+from surgeon.opening.loading import named_as, with_computed
 from surgeon.opening.models import is_registered
 from surgeon.plan import Certificate
 from surgeon.proof.architecture import classes_of
@@ -70,7 +70,7 @@ def write_clean(
         failed = ", ".join(name for name, holds in certificate.checks.items() if not holds)
         shown = "; ".join(certificate.differences[:3])
         raise CheckFailedError(f"the stripped model is not certified ({failed}): {shown}; nothing was written")
-    tensors = model.state_dict()
+    tensors = with_computed(model, original)
     config = original.path.parent / "config.json"
     with atomic_folder(folder, force=force) as temporary:
         write_tensors(temporary / WEIGHTS_FILE, tensors, _metadata(original.metadata))

@@ -61,6 +61,21 @@ def names_in_evaluation(model: nn.Module) -> set[str]:
         return set(model.state_dict())
 
 
+def drop_computed(model: nn.Module) -> set[str]:
+    """Take off, in place, the tensors that a model computes of its weights in eval mode, and return their names.
+
+    A model that has such (of escnn's layers) is left in training mode, in which it computes with its weights.
+    """
+    if all(type(module).train is nn.Module.train for module in model.modules()):
+        return set()
+    evaluated = names_in_evaluation(model)
+    with in_training_mode(model):
+        computed = evaluated - set(model.state_dict())
+    if computed:
+        set_training(model, True)
+    return computed
+
+
 @contextmanager
 def in_training_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into training mode and every module back into its own mode afterwards.

@@ -119,7 +119,7 @@ def compare(
     runs_folder, weights = runs_beside(target), None if settings.keep == "none" else weights_beside(target)
     with writing_alone(runs_folder):
         _check_places(target, weights, (runs_folder / IDENTITY_FILE).is_file(), force or restart)
-        workspace = open_for_comparison(path, settings.arms, options, relaxing)
+        workspace = open_for_comparison(path, settings.arms, options, relaxing, say=progress.say)
         comparison = comparison_of(workspace, settings.training, weights)
         swept = read_sweep(settings.sweep) if settings.sweep else None
         seeds = range(settings.training.seed, settings.training.seed + settings.seeds)

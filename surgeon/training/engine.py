@@ -354,7 +354,9 @@ class Finetuner:
         if on_step:
             last: Mapping[str, Any] = next((entry for entry in reversed(state.history) if entry["validation"]), {})
             clean, relaxed = last.get("validation", {}), last.get("validation_relaxed", {})
-            on_step(StepEvent(state.step, self.steps, state.epoch, theta[0], loss, penalty, clean, relaxed))
+            place = state.step, self.steps, state.epoch
+            told = (theta[0], loss, penalty, clean, relaxed)
+            on_step(StepEvent(*place, *(told if self.relaxation is not None else (None, loss, None, clean, {}))))
 
     def _finish_epoch(self, started: float, on_save: Callable[[Finetuner], None] | None) -> None:
         """Evaluate if it is time, and append the epoch to the history."""

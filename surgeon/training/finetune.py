@@ -118,8 +118,8 @@ def finetune(
 
 def _tell_start(told: Progress, start: Start, run: Finetuner) -> None:
     workspace, (relaxation, _) = start.workspace, start.workspace.require_relaxed()
-    if start.said:
-        told.say(start.said)
+    for sentence in start.said:
+        told.say(sentence)
     costs = training_costs(workspace.model, workspace.require_task().task, relaxation) if relaxation.branches else None
     told.say(NO_BRANCHES if costs is None else costs.sentence())
     if run.weights:

@@ -10,14 +10,20 @@ from surgeon.training.outcomes import Outcome, Point
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a progress display needs after one optimiser step."""
+    """What a progress display needs after one optimiser step.
+
+    Attributes:
+        theta, penalty: of the branches; None for an arm without.
+        validation: the last metrics of what stripping would give; empty before the first.
+        validation_relaxed: the same at the theta of then; empty for an arm without branches.
+    """
 
     step: int
     steps: int
     epoch: int
-    theta: float
+    theta: float | None
     loss: float
-    penalty: float
+    penalty: float | None
     validation: Mapping[str, float]
     validation_relaxed: Mapping[str, float]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,14 @@ class Start:
         arm: how the branches take part.
         plan: where branches, or low-rank updates, go; without sites if the arm has neither.
         bare: whether a checkpoint was named that had never been relaxed.
-        said: what the task says of what it changes in such a checkpoint.
+        said: what there is to know of such a checkpoint, and of what the task changes in it.
     """
 
     workspace: Workspace
     arm: Arm
     plan: Plan
     bare: bool
-    said: str = ""
+    said: tuple[str, ...] = ()
 
     def added(self, settings: FinetuneSettings) -> Relaxation | LowRankUpdates | None:
         """Return what the arm trains besides the weights of the network itself; low-rank updates are put in now."""
@@ -109,6 +109,7 @@ def open_for_comparison(
     options: OpenOptions | None = None,
     relaxing: RelaxSettings | None = None,
     plan: Plan | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Workspace:
     """Open what arms are compared from; a checkpoint that was never relaxed is relaxed in memory if an arm needs it.
 
@@ -118,13 +119,16 @@ def open_for_comparison(
         options: how to find model and task.
         relaxing: where branches go in a checkpoint, and its group.
         plan: the same, if it was found before.
+        say: told what there is to know of a checkpoint, and of what the task changes in it.
     """
     workspace, relaxing = open_path(path, options), relaxing or RelaxSettings()
     if workspace.relaxation is not None:
         require_group(workspace.relaxation.plan, relaxing.group, repr(workspace.name))
         return workspace
-    workspace.require_task()
-    workspace, _ = adjusted(workspace)
+    workspace, said = _adjusted(workspace)
+    if say is not None:
+        for sentence in said:
+            say(sentence)
     if plan is None:
         needs = sorted(map(arm_named, arms), key=lambda arm: (arm.refolds, arm.mode is not None or arm.low_rank))
         plan = start_plan(workspace, needs[-1] if needs else arm_named("plain"), relaxing)
@@ -144,11 +148,16 @@ def start_plan(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Plan:
 
 def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start:
     """Return the start from an opened checkpoint; arguments and errors as for :func:`start_from`."""
-    workspace.require_task()
-    workspace, said = adjusted(workspace)
+    workspace, said = _adjusted(workspace)
     plan = start_plan(workspace, arm, relaxing)
     take_up(workspace, plan, arm.mode, relaxing)
     return Start(workspace, arm, plan, bare=True, said=said)
+
+
+def _adjusted(workspace: Workspace) -> tuple[Workspace, tuple[str, ...]]:
+    workspace.require_task()
+    workspace, said = adjusted(workspace)
+    return workspace, (*(f"note: {note}" for note in workspace.found.notes), *filter(None, (said,)))
 
 
 def without_branches(workspace: Workspace, model: nn.Module) -> Relaxation:

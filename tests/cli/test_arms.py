@@ -11,7 +11,7 @@ import torch
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import read_relaxed
 from surgeon.training.runs import read_record
-from tests.commands import Surgeon, files_in
+from tests.commands import QUICK, Surgeon, files_in
 from tests.tiny import Net
 
 TASK = ("--task", "task.py")
@@ -34,7 +34,13 @@ def assert_equal_tensors(left: str, right: str) -> None:
 @pytest.mark.parametrize("arm", ["plain", "lrbump", "lowrank", *WITH_BRANCHES])
 def test_from_a_bare_checkpoint_to_a_certificate(surgeon: Surgeon, arm: str) -> None:
     before = files_in(surgeon.path)
-    told = surgeon(*TRAIN, "--arm", arm).out
+    shown = surgeon(*TRAIN, "--arm", arm)
+    told = shown.out
+    lines = [line for line in shown.err.splitlines() if line.startswith("  epoch 2, ")]
+    assert lines
+    for word in ("theta", "penalty", "mse clean", "relaxed"):
+        assert all((word in line) == (arm in WITH_BRANCHES) for line in lines)
+    assert all(" mse " in line for line in lines)
     assert "wrote run/; next: surgeon export run --container" in told
     config = read_relaxed(Path("run")).config
     assert (config.arm, bool(config.plan.sites)) == (arm, arm in WITH_BRANCHES)
@@ -56,6 +62,17 @@ def test_from_a_bare_checkpoint_to_a_certificate(surgeon: Surgeon, arm: str) -> 
     assert "everything that was checked holds" in surgeon("verify", "clean", "--against", "net.pt", *TASK).out
     after = files_in(surgeon.path)
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.slow
+def test_a_run_that_was_never_relaxed_is_exported(surgeon: Surgeon) -> None:
+    surgeon(*TRAIN, "--arm", "plain")
+    told = surgeon("export", "run", "-o", "files", "--container", "--pt2", "--onnx", *QUICK).out
+    assert "wrote files/" in told
+    clean, container = trained("files/model.safetensors", "files/net.pt")
+    assert all(torch.equal(clean[key], container[key]) for key in clean)
+    assert {path.name for path in Path("files").iterdir()} >= {"model.onnx", "model.pt2", "CERTIFICATE.md"}
+    assert "everything that was checked holds" in surgeon("verify", "files", "--against", "net.pt", *TASK).out
 
 
 @pytest.mark.parametrize("arm", ["plain", "lowrank", "fold"])

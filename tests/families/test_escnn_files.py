@@ -16,8 +16,8 @@ import surgeon
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.opening.options import OpenOptions
-from tests.commands import Surgeon
-from tests.families import escnn_kinds
+from tests.commands import QUICK, Surgeon
+from tests.families import escnn_kinds, escnn_task
 from tests.families.escnn_kinds import KINDS
 
 with warnings.catch_warnings():
@@ -104,3 +104,32 @@ def _require_onnx(kind: str) -> None:
     _, batch, expected = _clean(kind)
     (found,) = onnxruntime.InferenceSession("clean/model.onnx").run(["scores"], {"features": batch.numpy()})
     assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_eval_mode_keeps_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A state dict saved in eval mode opens, as escnn's users save it; the result has its keys."""
+    command, given = Surgeon(Surgeon.folder(tmp_path, monkeypatch), capsys), ("--task", "task.py")
+    Path("task.py").write_text(Path(escnn_task.__file__).read_text().replace("Images().train()", "Images()"))
+    torch.manual_seed(0)
+    net = escnn_task.Images().eval()
+    torch.save({"model": net.state_dict()}, "net.pt")
+    stale = {**net.state_dict(), "first.filter": 2 * net.first.filter}  # as after load_state_dict in eval mode
+    torch.save(stale, "stale.pt")
+    for name in ("net", "stale"):
+        plan = command("inspect", f"{name}.pt", "--group", "C4", *given, "--json").data["plan"]
+        (note,) = (note for note in plan["notes"] if "eval mode" in note)
+        assert "4 (first.expanded_bias, first.filter, second.expanded_bias, ...) of its tensors are what" in note
+        assert ("not those of its weights" in note) == (name == "stale")
+    told = command("finetune", "net.pt", *given, "--arm", "plain", "--epochs", "1", "--lr", "1e-2", "-o", "run").err
+    assert f"note: {note.split('and those')[0]}" in told
+    command("export", "run", "-o", "clean", "--container", *QUICK)
+    found = torch.load("clean/net.pt", weights_only=True)["model"]
+    assert list(found) == list(net.state_dict())
+    assert not torch.equal(found["first.weights"], net.first.weights)
+    again = escnn_task.Images()
+    again.load_state_dict(found)  # strictly: a new layer has these buffers, too
+    again.train().eval()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in found.items())
+    command("verify", "clean", "--against", "net.pt", *given)

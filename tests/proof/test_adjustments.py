@@ -26,7 +26,9 @@ from surgeon.proof.verdict import Verification
 from surgeon.proof.verify import verify_clean
 from surgeon.proof.words import certificate_text
 from surgeon.support.attributes import tensor_sha256
+from surgeon.training.compare import CompareSettings, compare
 from surgeon.training.finetune import finetune
+from surgeon.training.progress import Progress
 from surgeon.training.settings import FinetuneSettings
 
 LISTED = "changes before training, as listed"
@@ -130,6 +132,18 @@ def test_a_checkpoint_that_was_never_relaxed_is_adjusted_once_and_a_resume_does_
     files = read_relaxed("plain")
     assert files.config.adjustments == read_relaxed("relaxed").config.adjustments
     assert files.base["scale"].tolist() == pytest.approx([1.1, 1.0])
+
+
+def test_a_comparison_from_a_checkpoint_says_what_it_adjusts(work: Path) -> None:
+    class Heard(Progress):
+        said: list[str] = []  # noqa: RUF012
+
+        def say(self, sentence: str) -> None:
+            self.said.append(sentence)
+
+    settings = CompareSettings(["plain"], 1, FinetuneSettings(epochs=1))
+    compare("net.pt", "compare.json", settings, options=OpenOptions(task="task.py"), progress=Heard())
+    assert "scales: they are too small; 1 entries of scale were changed" in Heard.said[0]
 
 
 def test_the_certificate_lists_it_and_verifying_agrees(work: Path) -> None:
