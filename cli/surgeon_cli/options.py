@@ -54,6 +54,14 @@ ReferenceOption = Annotated[
         "...}); default: fitted if the labels are far off.",
     ),
 ]
+ProbeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe",
+        metavar="NAME=TASK",
+        help="Evaluate original and result on the data of another task, too; may be repeated.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")]
@@ -148,6 +156,21 @@ def with_reference(options: OpenOptions, reference: str | None, opened: Path) ->
     path = Path(reference)
     value = str(path.absolute()) if path.is_file() else reference
     return dataclasses.replace(options, task_arguments={**options.task_arguments, "reference": value})
+
+
+def with_probes(options: OpenOptions, given: list[str] | None) -> OpenOptions:
+    """Hand ``--probe NAME=TASK`` on.
+
+    Raises:
+        UsageError: if a name or a task is missing, or a name is given twice.
+    """
+    probes: dict[str, str] = {}
+    for text in given or ():
+        name, _, spec = text.partition("=")
+        if not name or not spec or name in probes:
+            raise UsageError(f"expected --probe NAME=TASK with a name of its own each time, got {text!r}")
+        probes[name] = spec
+    return dataclasses.replace(options, probes=probes)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from surgeon.files.content import json_compatible
 from surgeon.plan import Certificate
-from surgeon.proof.words import sections
+from surgeon.proof.words import OTHER_DATA, sections
 
 ERROR_TITLE = "equivariance error |f(gx) - g f(x)| / |g f(x)|"
 
@@ -43,6 +43,7 @@ def show_certificate(certificate: Certificate) -> None:
         say(text)
     for model, metrics in certificate.metrics.items():
         say(f"{model}: " + ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+    print_table("on other data", parts[OTHER_DATA].table)
     for text in parts["Branches"].told:
         say(text)
     for name, change in parts["Buffers that the model's own training forward writes"].table[1:]:

@@ -12,7 +12,7 @@ from surgeon.files.card import BEGIN, CLEAN_WORDS, END, base_rows, markdown_tabl
 from surgeon.files.content import read_json
 from surgeon.files.relaxed import RelaxedConfig
 from surgeon.hub.content import Content
-from surgeon.proof.words import grade_words, sections
+from surgeon.proof.words import OTHER_DATA, grade_words, sections
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -218,7 +218,7 @@ def _certified_parts(certificate: Mapping[str, Any]) -> list[str]:
     grade = f"{certificate['grade'] or 'different'}: {grade_words(certificate)}."
     advice = "`surgeon verify FOLDER --against ORIGINAL` computes it again."
     parts = sections(certificate)
-    told = (parts[title].markdown() for title in ("Branches", "Metrics", "Equivariance", "Checks"))
+    told = (parts[title].markdown() for title in ("Branches", "Metrics", OTHER_DATA, "Equivariance", "Checks"))
     return [*_section("Certificate", f"{grade[0].upper()}{grade[1:]} {advice}"), *(part for part in told if part)]
 
 

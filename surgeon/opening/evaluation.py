@@ -110,6 +110,11 @@ def evaluate(
     return {name: sums[name] / counts[name] for name in sums}
 
 
+def evaluate_each(models: Mapping[str, nn.Module], task: Task, split: Split) -> dict[str, dict[str, float]]:
+    """Return the metrics of several models by their names; arguments and errors as for :func:`evaluate`."""
+    return {name: evaluate(model, task, split) for name, model in models.items()}
+
+
 def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, int] = (0, 1)) -> Sums:
     """Return metric name to (sum, count) over every n-th batch of a split, in eval mode.
 

@@ -40,6 +40,7 @@ def _command(verb: str, folder: Path, options: OpenOptions, *flags: str, trust_p
         words += ["--task", task, *_arguments("--task-args", options.task_arguments)]
     if factory is not None and not is_registered(factory):
         words += ["--model", factory, *_arguments("--model-args", options.factory_arguments)]
+    words += [word for name, spec in options.probes.items() for word in ("--probe", f"{name}={spec}")]
     if options.original is not None:
         words += ["--original", options.original]
     flagged = {"--trust-pickle": trust_pickle, "--trust-remote-code": options.trust_remote_code}

@@ -43,6 +43,8 @@ def open_path(path: str | Path, options: OpenOptions | None = None, mode: StripM
     options = options or OpenOptions()
     stages = Stages(options.stage)
     workspace = _opened(path, options, mode)
+    for name in workspace.probes:  # what is wrong with them is found now
+        stages(f"took the probe {name}")
     size = sum(parameter.numel() for parameter in workspace.model.parameters())
     stages(f"opened a network of {size:,} parameters")
     return workspace

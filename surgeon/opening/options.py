@@ -18,6 +18,7 @@ class OpenOptions:
     Attributes:
         task: a task file, ``module:attribute``, or ``adapter:datafile``.
         task_arguments: for ``make_task``.
+        probes: tasks on other data, by names of their own: on these original and result are evaluated, too.
         action: ``module:name`` of how the group acts, instead of the task's own actions.
         accept_changed_task: use a task file although it is not the one that a relaxed folder was made with.
         factory: ``module:function`` that builds the model.
@@ -36,6 +37,7 @@ class OpenOptions:
 
     task: str | None = None
     task_arguments: Mapping[str, Any] = field(default_factory=dict)
+    probes: Mapping[str, str] = field(default_factory=dict)
     action: str | None = None
     accept_changed_task: bool = False
     factory: str | None = None

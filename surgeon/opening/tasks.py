@@ -65,9 +65,12 @@ class LoadedTask:
 
 def given_task(options: OpenOptions) -> LoadedTask | None:
     """Return the task that the user gives, whose file is remembered as given by hand; None if there is none."""
-    if not options.task:
-        return None
-    task = load_task(options.task, options.task_arguments)
+    return named_task(options.task, options.task_arguments) if options.task else None
+
+
+def named_task(spec: str, arguments: Mapping[str, Any] | None = None) -> LoadedTask:
+    """Return a task that the user names, whose file is remembered as given by hand; errors as for :func:`load_task`."""
+    task = load_task(spec, arguments)
     if task.path is not None:
         remember_task(task.path)
     return task

@@ -29,7 +29,7 @@ from surgeon.opening.models import FoundModel
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import open_original
 from surgeon.opening.task_calls import task_batches
-from surgeon.opening.tasks import LoadedTask
+from surgeon.opening.tasks import LoadedTask, named_task
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, model_dtype, set_training
 from surgeon.support.trees import to_dtype
@@ -87,6 +87,15 @@ class Workspace:
             raise TaskError(f"expected a task with data for {self.name!r}, none is known: give `--task FILE`")
         return self.task
 
+    @functools.cached_property
+    def probes(self) -> dict[str, LoadedTask]:
+        """The tasks on other data that the user names, for this model.
+
+        Raises:
+            TaskError: if one cannot be loaded, or is for other models.
+        """
+        return {name: named_task(spec).for_model(self.model) for name, spec in self.options.probes.items()}
+
     def adjustable(self) -> tuple[str, ...]:
         """Return the names of the tensors that the task may change before training."""
         ask = None if self.task is None else getattr(self.task.task, "adjustable", None)
@@ -119,7 +128,8 @@ class Workspace:
         base = None if self.files is None or self.files.config.base["repo"] else self.files.config.base["file"]
         task = None if self.task is None else self.task.file
         place = Path(target).resolve()
-        for given in (opened, base, self.options.original, self.options.task, task):
+        probes = (probe.file for probe in self.probes.values())
+        for given in (opened, base, self.options.original, self.options.task, task, *probes):
             if given is not None and not is_hub_path(given) and Path(given).resolve().is_relative_to(place):
                 raise UsageError(
                     f"expected an output apart from the input, but {str(given)!r} lies in {str(target)!r}: "

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from surgeon.algebra.groups.core import Group
-from surgeon.opening.evaluation import evaluate
+from surgeon.opening.evaluation import evaluate_each
 from surgeon.opening.task_calls import task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
@@ -66,5 +66,14 @@ def _forward(workspace: Workspace, model: nn.Module) -> Callable[[nn.Module], An
 
 def metrics_of(workspace: Workspace, models: Mapping[str, nn.Module], split: Split) -> dict[str, dict[str, float]]:
     """Return the task's metrics of every model on a split; none without a task."""
-    task = workspace.task
-    return {} if task is None else {name: evaluate(model, task.task, split) for name, model in models.items()}
+    return {} if workspace.task is None else evaluate_each(models, workspace.task.task, split)
+
+
+def probed(workspace: Workspace, models: Mapping[str, nn.Module], split: Split | None) -> dict[str, Any]:
+    """Return what was measured on other data, as a certificate's details hold it; nothing without probes."""
+    chosen = split or "test"
+    found = {
+        name: {"sha256": probe.sha256, "split": chosen, "metrics": evaluate_each(models, probe.task, chosen)}
+        for name, probe in workspace.probes.items()
+    }
+    return {"probes": found} if found else {}

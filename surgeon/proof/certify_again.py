@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.adjust import not_allowed
-from surgeon.errors import GroupError, TaskError
+from surgeon.errors import GroupError, TaskError, UsageError
 from surgeon.export.stripped import Stripped
 from surgeon.files.clean import WEIGHTS_FILE, same_form
 from surgeon.files.content import json_compatible
@@ -28,15 +28,17 @@ from surgeon.proof.architecture import (
     impossible_statistics,
     newly_non_finite,
 )
-from surgeon.proof.certify import certify_opened, metrics_of
+from surgeon.proof.certify import certify_opened, metrics_of, probed
 from surgeon.proof.equivariance import MeasureSettings
 from surgeon.proof.exports import has_exports
 from surgeon.proof.records import (
     ADJUSTED_CHECK,
     COUNTS,
     HASHES_CHECK,
+    OTHER_DATA,
     SOURCE_CHECK,
     Field,
+    compare_probe,
     stored_changes,
     what_is_missing,
 )
@@ -101,7 +103,7 @@ def certify_again(opened: OpenedClean, group: str | None) -> CertifiedAgain:
         again.findings.append(compared("weights in the model", [opened.refusal]))
     if opened.workspace is not None:
         _certify_models(again, opened, opened.workspace, group)
-    again.findings += _compare_changes(opened)
+    again.findings += [*_compare_changes(opened), *_compare_probes(again, opened)]
     left = _NEEDS.keys() - {finding.name for finding in again.findings}
     why = again.why
     again.findings += [
@@ -130,6 +132,27 @@ def _compare_changes(opened: OpenedClean) -> list[Finding]:
     needs = {"original": opened.original is not None, "task": task is not None}
     missing = [opened.missing.get(name, GIVE_TASK) for name, there in needs.items() if not there]
     return [found if found.differences or not missing else unchecked(ADJUSTED_CHECK, "; ".join(missing))]
+
+
+def _compare_probes(again: CertifiedAgain, opened: OpenedClean) -> Iterator[Finding]:
+    """Evaluate on other data again, as far as the user says where that is."""
+    recorded, given = opened.clean.certificate["details"].get("probes") or {}, opened.options.probes
+    unknown = [name for name in given if name not in recorded]
+    if unknown:
+        raise UsageError(
+            f"expected probes that the certificate records ({', '.join(recorded) or 'none'}), got {unknown[0]!r}: "
+            "leave it out, or strip again with it"
+        )
+    found: dict[str, Any] = {}
+    if given and opened.workspace is not None:
+        found = probed(opened.workspace, opened.models, next(iter(recorded.values()))["split"])
+        again.verdict = again.verdict.joined(details=found)
+    for name, record in recorded.items():
+        if name in given and found:
+            yield compare_probe(name, record, json_compatible(found["probes"][name]))
+        else:
+            missing = f"give --probe {name}=TASK" if name not in given else again.why.get("model", GIVE_TASK)
+            yield unchecked(f"{OTHER_DATA}: {name}", missing)
 
 
 def _impossible_values(original: Mapping[str, Tensor] | None, result: Mapping[str, Tensor]) -> Iterator[Finding]:

@@ -36,6 +36,8 @@ METRIC_TOLERANCE = 1e-4
 ADJUSTED_CHECK = "changes before training, as listed"
 SOURCE_CHECK, HASHES_CHECK = "the network's source since it was relaxed", "recorded graph hashes"
 
+OTHER_DATA = "metrics on other data"
+
 Place = tuple[str, ...]
 """The way to a value in nested data."""
 
@@ -219,6 +221,22 @@ def fields_of(certificate: Mapping[str, Any]) -> dict[str, Any]:
         "recorded equivariance": (measured and certificate["equivariance"]) or None,
         "metrics": (measured.get("split") and certificate["metrics"]) or None,
     }
+
+
+PROBE = Field(
+    "{1} of the {0} on the probe {probe}: recorded is {recorded}, found {found}",
+    same=lambda _, recorded, found: same_number(recorded, found, METRIC_TOLERANCE),
+    note=f"relative tolerance {METRIC_TOLERANCE:g}",
+)
+
+
+def compare_probe(name: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Finding:
+    """Compare what a certificate says of other data with what was found now, of the models that are known now."""
+    if recorded["sha256"] != found["sha256"]:
+        words = f"the file of the probe {name} is another: its sha256 is {found['sha256']}, recorded is"
+        return compared(f"{OTHER_DATA}: {name}", [f"{words} {recorded['sha256']}"])
+    known = {model: recorded["metrics"].get(model, {}) for model in found["metrics"]}
+    return compared(f"{OTHER_DATA}: {name}", list(PROBE.differing(known, found["metrics"], probe=name)), PROBE.note)
 
 
 def stored_changes(written: Mapping[str, Any], stored: Container[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from surgeon.opening.task_calls import can_act, task_batches, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EXACT_WHILE, FUNCTION_CHECK, Certificate, SiteRecord, Split, StripMode
-from surgeon.proof.certify import certify_opened, metrics_of
+from surgeon.proof.certify import certify_opened, metrics_of, probed
 from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
 from surgeon.proof.recalibrated import RECALIBRATION_BATCHES, recalibrate_gathered
 from surgeon.proof.records import ADJUSTED_CHECK
@@ -86,6 +86,7 @@ def strip_and_certify(
     }
     with stage("computing metrics"):
         metrics = {} if split is None else metrics_of(workspace, models, split)
+        details |= probed(workspace, models, split)
     with stage("certifying"):
         verdict = certify_opened(workspace, models, group, settings)
     errors = {**verdict.equivariance, **before.equivariance}

@@ -27,6 +27,9 @@ _GRADES: Mapping[str | None, str] = {
 }
 
 
+OTHER_DATA = "Other data"
+
+
 class Section(NamedTuple):
     """A part of a certificate: its title, what is told, and a table, whose first row are the headings."""
 
@@ -62,6 +65,7 @@ def sections(data: Mapping[str, Any]) -> dict[str, Section]:
         Section("Branches", _told_of_sites(data), [_SITE, *_site_rows(data["sites"])]),
         Section("Equivariance", _told_of_errors(data), [ERRORS, *error_rows(data["equivariance"])]),
         Section("Metrics", *_metrics(data)),
+        Section(OTHER_DATA, *_other_data(details.get("probes") or {})),
         Section("Buffers that the model's own training forward writes", [], [("buffer", "largest change"), *buffers]),
         Section("Recorded graphs", told, [("model", "sha256 of the graph"), *hashes]),
         Section("Written beside the weights", list(_told_of_formats(details)), []),
@@ -184,6 +188,30 @@ def _metrics(data: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]
     ]
     return [f"On the {split} split."] if rows and split else [], [("model", *names), *rows]
 
+
+def _other_data(probes: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    told = [f"On the {split} split." for split in dict.fromkeys(record["split"] for record in probes.values())]
+    return told, [PROBED, *probe_rows({name: record["metrics"] for name, record in probes.items()})]
+
+
+PROBED = ("data", "metric", "original", "result")
+"""Headings of :func:`probe_rows`."""
+
+
+def probe_rows(probes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[tuple[str, ...]]:
+    """Return what was measured on other data, one row per probe and metric.
+
+    Args:
+        probes: name of the probe to "original" and "stripped", those that are known, to their metrics.
+    """
+    return [
+        (name, metric, *(_number(found[key].get(metric), ".8g") if key in found else "-" for key in _MODELS))
+        for name, found in probes.items()
+        for metric in next(iter(found.values()), {})
+    ]
+
+
+_MODELS = ("original", "stripped")
 
 _FORMATS = {
     "onnx": ("model.onnx", "ONNX Runtime"),

@@ -220,6 +220,7 @@ def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any
         "initial branches sha256": branches.hexdigest() if files.config.step == 0 else None,
         "task": {"sha256": task.sha256, "arguments": dict(task.arguments)},
         "model": workspace.found.factory,
+        **({"probes": {name: probe.sha256 for name, probe in workspace.probes.items()}} if workspace.probes else {}),
         "settings": shared,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -37,6 +37,7 @@ class Comparison:
         settings: everything but seed and learning rate.
         start: initial weights of the branches by state-dict key; None starts at W = 0.
         judge: adds to a run what is to be found out about its stripped model; not asked in a sweep.
+        probes: tasks on other data, on which the stripped model is evaluated, too; not in a sweep.
         keep: writes a run's best weights before they are stripped, given arm, seed, model, what the arm added, and the
             result; None to keep none, and not asked in a sweep.
     """
@@ -47,6 +48,7 @@ class Comparison:
     settings: FinetuneSettings
     start: Mapping[str, Tensor] | None = None
     judge: Callable[[ArmRun, nn.Module], ArmRun] | None = None
+    probes: Mapping[str, Task] = field(default_factory=dict)
     keep: Callable[[Arm, int, nn.Module, Relaxation | LowRankUpdates | None, FinetuneResult], None] | None = None
 
     def __post_init__(self) -> None:
@@ -103,6 +105,8 @@ def run_one(
     if updates is not None:
         updates.merge()
     measured = evaluate(model, comparison.task, "test") if test else {}
+    for name, probe in comparison.probes.items() if test else ():
+        measured |= {f"{name} {metric}": value for metric, value in evaluate(model, probe, "test").items()}
     run = ArmRun(
         arm.name, seed, rate, result.validation, measured, result.best_epoch, result.steps, result.seconds, sites
     )

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgeon.editing.adjust import NOTHING
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import ExistsError, TrainingError, UsageError
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
 from surgeon.opening.description import check_code
-from surgeon.opening.evaluation import in_words
+from surgeon.opening.evaluation import evaluate_each, in_words
 from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.workspace import Workspace
 from surgeon.optim.blocks import blocks_in_words
 from surgeon.plan import Plan
+from surgeon.support.modes import device_of
 from surgeon.training.arms import Arm
 from surgeon.training.costs import training_costs
 from surgeon.training.engine import Finetuner
@@ -44,6 +46,7 @@ class Finetuned:
         worse: evaluations in which the relaxed model was worse than the same model without its branches.
         result: what came out.
         next: the command that goes on with the folder.
+        probes: by the names of the probes, their metrics of "original" and "stripped".
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Finetuned:
     worse: int
     result: FinetuneResult
     next: str
+    probes: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def finetune(
@@ -112,8 +116,9 @@ def finetune(
             result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
+        probes = _probed(workspace, relaxation) if finetuner.accelerator.is_main_process else {}
     told_of = (finetuner.selection.metric, _times_worse(finetuner))
-    return Finetuned(target, chosen, *told_of, result, strip_command(target, workspace))
+    return Finetuned(target, chosen, *told_of, result, strip_command(target, workspace), probes)
 
 
 def _tell_start(told: Progress, start: Start, run: Finetuner) -> None:
@@ -124,6 +129,16 @@ def _tell_start(told: Progress, start: Start, run: Finetuner) -> None:
     told.say(NO_BRANCHES if costs is None else costs.sentence())
     if run.weights:
         told.say(f"{run.settings.optimizer} acts on {blocks_in_words(run.weights)}; AdamW on the rest")
+
+
+def _probed(workspace: Workspace, relaxation: Relaxation) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+    """Evaluate the original and the best weights, as stripping will leave them, on other data."""
+    if not workspace.probes:
+        return {}
+    original = workspace.reference[0].to(device_of(workspace.model))
+    with relaxation.clean() as model:
+        models = {"original": original, "stripped": model}
+        return {name: evaluate_each(models, probe.task, "test") for name, probe in workspace.probes.items()}
 
 
 def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> Callable[[Finetuner], None]:

@@ -73,6 +73,7 @@ class Recipe:
             workspace.options,
             task_arguments=dict(workspace.options.task_arguments),
             factory_arguments=dict(workspace.options.factory_arguments),
+            probes=dict(workspace.options.probes),
             announce=None,
             stage=None,
         )
@@ -109,6 +110,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings, weights: Pat
         settings,
         start,
         lambda run, model: _judged(workspace, original, run, model),
+        {name: probe.task for name, probe in workspace.probes.items()},
         None if weights is None else functools.partial(write_run, weights, workspace),
     )
 

@@ -11,6 +11,7 @@ import typer
 from surgeon.errors import UsageError
 from surgeon.files.outputs import is_first_process
 from surgeon.opening.relaxing import RelaxSettings
+from surgeon.proof.words import PROBED, probe_rows
 from surgeon.training.arms import ARMS
 from surgeon.training.compare import compare, runs_beside, weights_beside
 from surgeon.training.finetune import Finetuned
@@ -24,14 +25,16 @@ from surgeon_cli.options import (
     OptionalGroupOption,
     OutOption,
     PathArgument,
+    ProbeOption,
     ReferenceOption,
     Reopening,
     folder_or_only,
     output_stem,
+    with_probes,
     with_reference,
 )
 from surgeon_cli.progress import training_bar
-from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, say, sweep_table
+from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, print_table, say, sweep_table
 from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Training, settings_of
 
 
@@ -46,6 +49,7 @@ def finetune(
     ] = None,
     group: OptionalGroupOption = None,
     reference: ReferenceOption = None,
+    probe: ProbeOption = None,
     training: Training,
     relaxing: Relaxing,
     keeping: Keeping,
@@ -73,7 +77,7 @@ def finetune(
         surgeon finetune segnn-relaxed --compare plain,drop,fold,overparam --seeds 3
     """
     folder, settings = folder_or_only(path, json_output, trained=False), settings_of(training, relaxing)
-    options = with_reference(opening.options(json_output), reference, folder)
+    options = with_probes(with_reference(opening.options(json_output), reference, folder), probe)
     stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
     if comparing.compare is not None and arm is not None:
         raise UsageError("expected either --arm or --compare, got both: leave one out")
@@ -97,7 +101,7 @@ def finetune(
 def _show_run(done: Finetuned, json_output: bool) -> None:
     result, arm, metric = done.result, done.arm, done.metric
     if json_output:
-        print_json({"written": str(done.folder), "arm": arm.name, **dataclasses.asdict(result)})
+        print_json({"written": str(done.folder), "arm": arm.name, "probes": done.probes, **dataclasses.asdict(result)})
         return
     if result.stopped:
         say(f"stopped early: {result.stopped}")
@@ -117,6 +121,7 @@ def _show_run(done: Finetuned, json_output: bool) -> None:
             f"note: in {done.worse} evaluations the relaxed model was worse on validation than "
             "the same model without its branches; --adaptive-theta, or a smaller --branch-factor, may help"
         )
+    print_table("on other data", [PROBED, *probe_rows(done.probes)])
     say(f"wrote {done.folder}/; next: {done.next}")
 
 

@@ -28,9 +28,11 @@ from surgeon_cli.options import (
     Measuring,
     OutOption,
     PathArgument,
+    ProbeOption,
     Reopening,
     folder_or_only,
     output_stem,
+    with_probes,
 )
 from surgeon_cli.screen import print_json, say, show_certificate
 
@@ -50,6 +52,7 @@ class Stripping:
     out: OutOption = None
     fold: DropOrFold = None
     metrics: SplitOption = "test"
+    probe: ProbeOption = None
     force: ForceOption = False
     json_output: JsonOption = False
 
@@ -167,7 +170,7 @@ def export(
 def _run(
     named: Path | None, options: OpenOptions, settings: StripSettings, how: Stripping, formats: Formats | None = None
 ) -> None:
-    path = folder_or_only(named, how.json_output)
+    path, options = folder_or_only(named, how.json_output), with_probes(options, how.probe)
     if named is None and read_relaxed(path).config.step == 0:
         raise UsageError(
             f"expected a trained folder here, found only {path.name!r}, which has done no step: give its `surgeon "

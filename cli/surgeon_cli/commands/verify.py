@@ -10,10 +10,10 @@ import typer
 from surgeon.errors import CheckFailedError
 from surgeon.proof.verdict import Verification
 from surgeon.proof.verify import verify_clean
-from surgeon.proof.words import ERRORS, error_rows
+from surgeon.proof.words import ERRORS, PROBED, error_rows, probe_rows
 from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, shown
+from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, ProbeOption, shown, with_probes
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 CleanArgument = Annotated[
@@ -34,6 +34,7 @@ def verify(
     *,
     against: AgainstOption = None,
     finding: Finding,
+    probe: ProbeOption = None,
     group: OptionalGroupOption = None,
     strict: StrictOption = False,
     json_output: JsonOption = False,
@@ -51,7 +52,8 @@ def verify(
 
         surgeon verify segnn-clean
     """
-    verification = verify_clean(path, against, finding.options(json_output), group, silent if json_output else say)
+    options = with_probes(finding.options(json_output), probe)
+    verification = verify_clean(path, against, options, group, silent if json_output else say)
     if json_output:
         print_json(_data(path, against, verification))
     else:
@@ -92,6 +94,8 @@ def _show(verification: Verification) -> None:
             f"{model}: "
             + ", ".join(f"{name} {value:.6g} ({_told(before.get(name))})" for name, value in metrics.items())
         )
+    probes = verification.details.get("probes", {})
+    print_table("on other data, now", [PROBED, *probe_rows({name: each["metrics"] for name, each in probes.items()})])
     for note in verification.notes:
         say(f"note: {note}")
     for difference in verification.differences:
