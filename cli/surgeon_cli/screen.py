@@ -65,7 +65,7 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 def sweep_table(sweep: Mapping[str, Any]) -> Table:
     """Return the record of a learning-rate sweep: validation metric per arm and rate, the best marked."""
-    seeds, grid = len(sweep["seeds"]), sweep["grid"]
+    seeds, grid = len(sweep["seeds"]), sorted({run["learning_rate"] for run in sweep["runs"]})
     title = f"learning rates: validation {sweep['metric']}, same grid and budget, {seeds} seeds"
     table = Table(title=title, title_justify="left")
     for heading in ("arm", *(f"{rate:g}" for rate in grid)):
@@ -73,7 +73,11 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
     values = {(run["arm"], run["learning_rate"]): _mean(run["validation"]) for run in sweep["runs"]}
     for arm, best in sweep["best"].items():
         marks = ("*" if rate == best else "" for rate in grid)
-        cells = (f"{values[arm, rate]:.4e}{mark}" for rate, mark in zip(grid, marks, strict=True))
+        tried = ((arm, rate) in values for rate in grid)
+        cells = (
+            f"{values[arm, rate]:.4e}{mark}" if known else "-"
+            for rate, mark, known in zip(grid, marks, tried, strict=True)
+        )
         table.add_row(arm, *cells)
     return table
 
@@ -99,12 +103,14 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int) -> Table:
     """Return the table of a comparison: mean and spread over seeds, paired difference with its 95 % interval."""
-    title = f"test {metric} over {seeds} seeds (mean ± std); difference to plain paired by seed (95 % interval)"
+    reference = rows[0]["reference"]
+    title = f"test {metric} over {seeds} seeds (mean ± std); differences paired by seed (95 % interval)"
     table = Table(title=title, title_justify="left")
-    for heading in ("arm", "lr", metric, "minus plain", "seconds", "equivariance error", "certificate"):
+    minus = f"minus {reference or 'plain'}"
+    for heading in ("arm", "lr", metric, minus, "seconds", "equivariance error", "certificate"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
-        difference = "" if row["arm"] == "plain" or math.isnan(row["difference"]) else f"{row['difference']:+.1e}"
+        difference = "" if row["arm"] == reference or math.isnan(row["difference"]) else f"{row['difference']:+.1e}"
         if difference and not math.isnan(row["half_width"]):
             difference += f" ± {row['half_width']:.1e}"
         table.add_row(

@@ -169,12 +169,21 @@ class Comparing:
 
     compare: Annotated[
         str | None,
-        comparing_option("--compare", metavar="ARMS", help=f"Compare arms ({','.join(ARMS)}) with equal budgets."),
+        comparing_option(
+            "--compare",
+            metavar="ARMS",
+            help=f"Compare arms ({','.join(ARMS)}) with equal budgets; plain@soap or plain@adamw+beta2=0.95 with an "
+            "optimiser of its own.",
+        ),
     ] = None
     seeds: Annotated[int, comparing_option("--seeds", min=1, help="Seeds per arm.")] = 3
     lr_grid: Annotated[
         str | None,
-        comparing_option("--lr-grid", metavar="LR,LR,...", help="First sweep these for every arm, on validation data."),
+        comparing_option(
+            "--lr-grid",
+            metavar="LR,LR,...",
+            help="First sweep these for every arm, and more beyond an edge, on validation data.",
+        ),
     ] = None
     lr_seeds: Annotated[int, comparing_option("--lr-seeds", min=1, help="Seeds per point of the sweep.")] = 1
     lr_record: Annotated[

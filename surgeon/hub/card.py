@@ -233,13 +233,14 @@ def read_comparison(path: str | Path) -> str:
     """
     data = read_json(path)
     try:
+        minus = str(data["rows"][0]["reference"] or "plain")
         metric, said = str(data["metric"]), [str(sentence) for sentence in data["sentences"]]
         rows = [
             (
                 row["arm"],
                 row["runs"],
                 _with_spread(row["mean"], ".4e", row["spread"]),
-                "-" if row["arm"] == "plain" else _with_spread(row["difference"], "+.1e", row["half_width"]),
+                "-" if row["arm"] == row["reference"] else _with_spread(row["difference"], "+.1e", row["half_width"]),
             )
             for row in data["rows"]
         ]
@@ -248,7 +249,7 @@ def read_comparison(path: str | Path) -> str:
             f"expected what `surgeon finetune --compare` wrote in {str(path)!r}, got something else "
             f"({type(error).__name__} at {str(error)[:80]}): name that file"
         ) from error
-    table = markdown_table(("arm", "seeds", f"test {metric}, mean ± std", "minus plain, 95 % interval"), rows)
+    table = markdown_table(("arm", "seeds", f"test {metric}, mean ± std", f"minus {minus}, 95 % interval"), rows)
     return "\n\n".join([table, *said])
 
 

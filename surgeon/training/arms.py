@@ -1,13 +1,16 @@
-"""The variants of the method that a comparison sets side by side."""
+"""The variants of the method that a comparison sets side by side, and optimisers of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from surgeon.errors import UsageError
 from surgeon.plan import Plan, StripMode
+from surgeon.training.settings import FinetuneSettings
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,72 @@ def arm_named(name: str) -> Arm:
     if name not in ARMS:
         raise UsageError(f"expected an arm among {', '.join(ARMS)}, got {name!r}")
     return ARMS[name]
+
+
+OWN_SETTINGS: Mapping[str, type] = MappingProxyType(
+    {"beta2": float, "clip": float, "ema": float, "weight_decay": float, "warmup": int}
+)
+"""What a contender may have of its own besides its optimiser."""
+
+CONTENDER = "ARM[@OPTIMIZER[+NAME=VALUE ...]]"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An arm in a comparison, with settings of its own: ``plain``, ``drop@soap``, ``plain@adamw+beta2=0.95``.
+
+    Attributes:
+        name: as given, which is also the name of the folder of its weights.
+        arm: how the branches take part.
+        own: settings in which it differs from what all share.
+    """
+
+    name: str
+    arm: Arm
+    own: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, name: str) -> Contender:
+        """Read ``ARM[@OPTIMIZER[+NAME=VALUE ...]]``.
+
+        Raises:
+            UsageError: if the arm or a setting is unknown, or a value is no number.
+
+        Example:
+            >>> dict(Contender.parse("plain@adamw+beta2=0.95").own)
+            {'optimizer': 'adamw', 'beta2': 0.95}
+        """
+        arm, at, rest = name.partition("@")
+        optimizer, *parts = rest.split("+")
+        own: dict[str, Any] = {"optimizer": optimizer} if at else {}
+        for part in parts:
+            setting, _, value = part.partition("=")
+            if setting not in OWN_SETTINGS:
+                raise UsageError(
+                    f"expected a setting among {', '.join(OWN_SETTINGS)} in the arm {name!r}, got {setting!r}: "
+                    f"write {CONTENDER}"
+                )
+            try:
+                own[setting] = OWN_SETTINGS[setting](value)
+            except ValueError as error:
+                raise UsageError(f"expected a number for {setting} in the arm {name!r}, got {value!r}") from error
+        return cls(name, arm_named(arm), MappingProxyType(own))
+
+    def settings(self, shared: FinetuneSettings) -> FinetuneSettings:
+        """Return what it trains with.
+
+        Raises:
+            UsageError: if its settings are unusable.
+        """
+        try:
+            return dataclasses.replace(shared, **self.own)
+        except UsageError as error:
+            raise UsageError(f"in the arm {self.name!r}: {error}") from error
+
+
+def reference_of(names: Sequence[str]) -> str | None:
+    """Return the arm with which others are compared: the first one that is plain; None if there is none."""
+    return next((name for name in names if Contender.parse(name).arm is ARMS["plain"]), None)
 
 
 def require_fitting_plan(arm: Arm, plan: Plan) -> None:

@@ -20,7 +20,7 @@ from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
 from surgeon.support.versions import versions
-from surgeon.training.arms import arm_named
+from surgeon.training.arms import Contender
 from surgeon.training.comparison import Comparison, final_points, one_after_the_other, run_arms
 from surgeon.training.kept import Keep, settle
 from surgeon.training.outcomes import Execute, Outcome, Point
@@ -38,7 +38,7 @@ class CompareSettings:
     """What is compared, and where the runs are carried out.
 
     Attributes:
-        arms: names, see ``surgeon.training.arms``.
+        arms: such as ``plain`` or ``drop@soap``, as :class:`surgeon.training.arms.Contender` reads them.
         seeds: per arm; the first one is that of the training.
         training: what all runs share; its learning rate is that of all arms, unless there is a grid or a sweep.
         grid: learning rates that are tried first for every arm, on validation data.
@@ -64,7 +64,7 @@ class CompareSettings:
 
     def __post_init__(self) -> None:
         for name in self.arms:
-            arm_named(name)
+            Contender.parse(name).settings(self.training)
         if self.grid and self.sweep:
             raise UsageError("expected either --lr-grid or --lr-record, got both: leave one out")
         if self.ray and self.jobs > 1:

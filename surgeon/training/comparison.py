@@ -17,7 +17,7 @@ from surgeon.opening.evaluation import evaluate
 from surgeon.opening.loading import load_branches
 from surgeon.opening.task_calls import task_batches
 from surgeon.plan import Plan, Task
-from surgeon.training.arms import Arm, arm_named, require_fitting_plan
+from surgeon.training.arms import Contender, require_fitting_plan
 from surgeon.training.engine import Finetuner
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.progress import StepEvent
@@ -49,7 +49,7 @@ class Comparison:
     start: Mapping[str, Tensor] | None = None
     judge: Callable[[ArmRun, nn.Module], ArmRun] | None = None
     probes: Mapping[str, Task] = field(default_factory=dict)
-    keep: Callable[[Arm, int, nn.Module, Relaxation | LowRankUpdates | None, FinetuneResult], None] | None = None
+    keep: Callable[[Contender, int, nn.Module, Relaxation | LowRankUpdates | None, FinetuneResult], None] | None = None
 
     def __post_init__(self) -> None:
         if self.settings.patience is not None:
@@ -61,7 +61,7 @@ class Comparison:
 
 def run_one(
     comparison: Comparison,
-    arm: Arm,
+    contender: Contender,
     seed: int,
     rate: float,
     test: bool = True,
@@ -73,7 +73,7 @@ def run_one(
 
     Args:
         comparison: what all runs share.
-        arm: how the branches take part.
+        contender: the arm, with settings of its own.
         seed: of everything random.
         rate: learning rate of the base weights.
         test: measure the stripped model on the test split.
@@ -88,7 +88,8 @@ def run_one(
     from accelerate.utils import set_seed
 
     set_seed(seed)
-    settings = dataclasses.replace(comparison.settings, seed=seed, learning_rate=rate)
+    arm, shared = contender.arm, dataclasses.replace(comparison.settings, seed=seed, learning_rate=rate)
+    settings = contender.settings(shared)
     model = comparison.make_model()
     relaxation, updates = None, None
     if arm.low_rank:
@@ -100,7 +101,7 @@ def run_one(
     added, plan = relaxation or updates, comparison.plan
     result = Finetuner(model, comparison.task, settings, arm, added, plan=plan).run(on_step)
     if comparison.keep is not None and test:
-        comparison.keep(arm, seed, model, added, result)
+        comparison.keep(contender, seed, model, added, result)
     sites = strip(relaxation) if relaxation is not None else ()
     if updates is not None:
         updates.merge()
@@ -108,7 +109,7 @@ def run_one(
     for name, probe in comparison.probes.items() if test else ():
         measured |= {f"{name} {metric}": value for metric, value in evaluate(model, probe, "test").items()}
     run = ArmRun(
-        arm.name, seed, rate, result.validation, measured, result.best_epoch, result.steps, result.seconds, sites
+        contender.name, seed, rate, result.validation, measured, result.best_epoch, result.steps, result.seconds, sites
     )
     return run, model.cpu()
 
@@ -118,8 +119,8 @@ def outcome_of(
 ) -> tuple[Point, Outcome]:
     """Carry one run out; a training that cannot go on is an outcome as well."""
     try:
-        arm = arm_named(point.arm)
-        run, model = run_one(comparison, arm, point.seed, point.learning_rate, point.test, on_step)
+        contender = Contender.parse(point.arm)
+        run, model = run_one(comparison, contender, point.seed, point.learning_rate, point.test, on_step)
     except TrainingError as error:
         return point, Failure(str(error))
     return point, comparison.judge(run, model) if comparison.judge and point.test else run
@@ -181,7 +182,7 @@ def run_arms(
 
     Args:
         comparison: what the runs share.
-        arms: names, see ``surgeon.training.arms``.
+        arms: as :class:`surgeon.training.arms.Contender` reads them.
         seeds: at least one.
         rates: learning rate per arm, as :func:`sweep` found them; default that of the settings for all.
         execute: how to carry runs out; default one after the other in this process.
@@ -211,7 +212,7 @@ def final_points(
     """Return the runs of :func:`run_arms`, after checking that they can be carried out; errors as there."""
     require_arms_and_seeds(arms, seeds)
     for name in arms:
-        require_fitting_plan(arm_named(name), comparison.plan)
+        require_fitting_plan(Contender.parse(name).arm, comparison.plan)
     missing = [name for name in arms if rates is not None and name not in rates]
     if missing:
         raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")
@@ -227,7 +228,7 @@ def require_arms_and_seeds(arms: Sequence[str], seeds: Sequence[int]) -> None:
         UsageError: if an arm is unknown or named twice, or there is none, or no seed.
     """
     for name in arms:
-        arm_named(name)
+        Contender.parse(name)
     if not seeds or not arms or len(set(arms)) < len(arms):
         raise UsageError(
             f"expected distinct arms and at least one seed, got arms {list(arms)} and seeds {list(seeds)}: "

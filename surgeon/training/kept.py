@@ -16,7 +16,7 @@ from surgeon.files.relaxed import is_relaxed_folder, write_relaxed
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import is_better
 from surgeon.opening.workspace import Workspace
-from surgeon.training.arms import Arm
+from surgeon.training.arms import Contender
 from surgeon.training.outcomes import ArmRun
 from surgeon.training.starting import without_branches
 from surgeon.training.state import FinetuneResult
@@ -27,7 +27,7 @@ Keep = Literal["best", "all", "none"]
 def write_run(
     folder: Path,
     workspace: Workspace,
-    arm: Arm,
+    contender: Contender,
     seed: int,
     model: nn.Module,
     added: Relaxation | LowRankUpdates | None,
@@ -38,7 +38,7 @@ def write_run(
     Args:
         folder: that of the comparison's weights.
         workspace: from which the comparison starts.
-        arm: of the run.
+        contender: of the run.
         seed: of the run.
         model: with the best weights.
         added: its branches, or its low-rank updates, which are merged in what is written.
@@ -52,11 +52,11 @@ def write_run(
         penalty=files.config.penalty,
         step=result.steps,
         thetas=result.thetas,
-        arm=arm.name,
+        arm=contender.arm.name,
     )
     state = added.merged_state() if isinstance(added, LowRankUpdates) else None
-    (folder / arm.name).mkdir(parents=True, exist_ok=True)
-    write_relaxed(folder / arm.name / str(seed), model, config, files.base_metadata, force=True, state=state)
+    (folder / contender.name).mkdir(parents=True, exist_ok=True)
+    write_relaxed(folder / contender.name / str(seed), model, config, files.base_metadata, force=True, state=state)
 
 
 def settle(folder: Path, runs: Iterable[ArmRun], keep: Keep, metric: str, direction: str) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 from surgeon.support.versions import provenance
 from surgeon.training.comparison import Comparison
 from surgeon.training.outcomes import ArmRun, Point
-from surgeon.training.statistics import edges_of_grid, summarise_runs
+from surgeon.training.statistics import edges_of_sweep, summarise_runs
 from surgeon.training.store import RunStore
 
 
@@ -60,13 +60,13 @@ class ComparisonRecord:
     def sentences(self) -> list[str]:
         """Return in words what was found, and no more than that; warnings first."""
         swept = self.sweep or {}
-        edges = edges_of_grid(swept["best"], swept["grid"]) if "grid" in swept else []
+        edges = edges_of_sweep(swept) if "runs" in swept else []
         rows = self.rows()
         said = [_budget(self.runs)] if rows else []
-        plain = next((row for row in rows if row["arm"] == "plain"), None)
+        plain = next((row for row in rows if row["arm"] == row["reference"]), None)
         if plain is not None:
             paired = [row for row in rows if row is not plain and not math.isnan(row["difference"])]
-            said += [_against_plain(row, plain, self.metric) for row in paired]
+            said += [_against(plain, row, self.metric) for row in paired]
         return [*edges, *said]
 
     def to_data(self) -> dict[str, Any]:
@@ -93,14 +93,17 @@ def _budget(runs: Sequence[ArmRun]) -> str:
     return f"{len(runs)} runs: {arms} arms, {seeds} seeds, {each} optimiser steps each"
 
 
-def _against_plain(row: Mapping[str, Any], plain: Mapping[str, Any], metric: str) -> str:
-    share = 100 * row["difference"] / abs(plain["mean"])
+def _against(plain: Mapping[str, Any], row: Mapping[str, Any], metric: str) -> str:
+    percent = 100 / abs(plain["mean"])
+    share, other = f"{percent * row['difference']:+.1f}", plain["arm"]
     if math.isnan(row["half_width"]):
         verdict = "one seed says nothing about chance"
     elif row["half_width"] == 0:
         verdict = "all seeds gave the same result, so nothing is known about chance"
     elif abs(row["difference"]) <= row["half_width"]:
-        verdict = "not distinguishable from plain fine-tuning with these seeds"
+        verdict = "not distinguishable with these seeds"
     else:
-        verdict = "distinguishable from plain fine-tuning (95 % interval excludes 0)"
-    return f"{row['arm']}: {metric} {share:+.1f} % against plain: {verdict}"
+        verdict = "distinguishable (95 % interval excludes 0)"
+    if row["half_width"] > 0:
+        share += f" ± {percent * row['half_width']:.1f}"
+    return f"{row['arm']}: {metric} {share} % against {other}: {verdict}"

@@ -26,7 +26,7 @@ from surgeon.opening.planning import empty_plan, require_group
 from surgeon.opening.relaxing import DEFAULT_GROUP, PENALTY, RelaxSettings, wanted_plan
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan, StripMode
-from surgeon.training.arms import ARMS, Arm, arm_named
+from surgeon.training.arms import ARMS, Arm, Contender, arm_named
 from surgeon.training.settings import FinetuneSettings
 
 
@@ -115,7 +115,7 @@ def open_for_comparison(
 
     Args:
         path: the checkpoint or the relaxed folder.
-        arms: names.
+        arms: as they are named in a comparison.
         options: how to find model and task.
         relaxing: where branches go in a checkpoint, and its group.
         plan: the same, if it was found before.
@@ -130,7 +130,8 @@ def open_for_comparison(
         for sentence in said:
             say(sentence)
     if plan is None:
-        needs = sorted(map(arm_named, arms), key=lambda arm: (arm.refolds, arm.mode is not None or arm.low_rank))
+        given = [Contender.parse(name).arm for name in arms]
+        needs = sorted(given, key=lambda arm: (arm.refolds, arm.mode is not None or arm.low_rank))
         plan = start_plan(workspace, needs[-1] if needs else arm_named("plain"), relaxing)
     take_up(workspace, plan, "drop" if plan.sites else None, relaxing)
     return workspace

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.errors import TrainingError
+from surgeon.training.arms import reference_of
 from surgeon.training.outcomes import ArmRun
 
 
@@ -48,24 +49,28 @@ class Estimate:
         return self.mean + self.half_width
 
 
-def summarise_runs(runs: Sequence[ArmRun], metric: str, reference: str = "plain") -> list[dict[str, Any]]:
-    """Return per arm the mean and spread of a test metric and the paired difference to the reference arm.
+def summarise_runs(runs: Sequence[ArmRun], metric: str) -> list[dict[str, Any]]:
+    """Return per arm the mean and spread of a test metric and the paired difference to the first plain arm.
 
     Returns:
-        One row per arm, in order: ``arm``, ``runs`` (how many), ``mean``, ``spread`` (standard deviation over seeds,
+        One row per arm, in order: ``arm``, ``runs`` (how many), ``reference`` (the arm that it is compared
+        with, None without a plain one), ``mean``, ``spread`` (standard deviation over seeds,
         NaN for one seed), ``difference`` (mean over seeds of arm minus reference, paired by seed) and ``half_width``
         of its 95 % confidence interval (Student's t; NaN for one seed).
     """
     values = {(run.arm, run.seed): run.test[metric] for run in runs}
-    rows = []
+    rows, reference = [], reference_of([run.arm for run in runs])
     for arm in dict.fromkeys(run.arm for run in runs):
         seeds = [run.seed for run in runs if run.arm == arm]
         own = [values[arm, seed] for seed in seeds]
-        paired = [values[arm, seed] - values[reference, seed] for seed in seeds if (reference, seed) in values]
+        paired = [
+            values[arm, seed] - values[reference, seed] for seed in seeds if reference and (reference, seed) in values
+        ]
         rows.append(
             {
                 "arm": arm,
                 "runs": len(own),
+                "reference": reference,
                 "mean": statistics.fmean(own),
                 "spread": statistics.stdev(own) if len(own) > 1 else math.nan,
                 "difference": statistics.fmean(paired) if paired else math.nan,
@@ -75,25 +80,26 @@ def summarise_runs(runs: Sequence[ArmRun], metric: str, reference: str = "plain"
     return rows
 
 
-def edges_of_grid(best: Mapping[str, float], grid: Sequence[float]) -> list[str]:
-    """Say for which arms the best learning rate lies at an edge of the grid, beyond which a better one may lie.
+def edges_of_sweep(sweep: Mapping[str, Any]) -> list[str]:
+    """Say for which arms the best learning rate still is the lowest or highest one tried.
 
     Args:
-        best: arm to its best learning rate.
-        grid: what was tried, in any order; a grid of one rate has no edge.
+        sweep: the record of a sweep; an arm with one rate has no edge.
 
     Returns:
         One sentence per arm.
     """
-    if len(set(grid)) < 2:
-        return []
-    sides = {min(grid): ("lowest", "smaller"), max(grid): ("highest", "larger")}
-    return [
-        f"warning: the best learning rate of {arm}, {rate:g}, is the {sides[rate][0]} of the grid, so a better one may "
-        f"lie beyond it: add {sides[rate][1]} rates to --lr-grid, finished runs are not repeated"
-        for arm, rate in best.items()
-        if rate in sides
-    ]
+    said = []
+    for arm, rate in sweep["best"].items():
+        rates = {run["learning_rate"] for run in sweep["runs"] if run["arm"] == arm}
+        sides = {min(rates): ("lowest", "smaller"), max(rates): ("highest", "larger")} if len(rates) > 1 else {}
+        if rate in sides:
+            edge, side = sides[rate]
+            said.append(
+                f"warning: the best learning rate of {arm}, {rate:g}, is the {edge} of the {len(rates)} tried, so a "
+                f"better one may lie beyond: add {side} rates to --lr-grid, finished runs are not repeated"
+            )
+    return said
 
 
 def require_equal_budgets(runs: Sequence[ArmRun]) -> None:

@@ -118,10 +118,10 @@ def without_times(record: Any) -> Any:
     return [without_times(part) for part in record] if isinstance(record, list) else record
 
 
-@pytest.mark.parametrize("at", [6, 15], ids=["in the sweep", "in the final runs"])
-def test_the_same_command_goes_on(surgeon: Surgeon, at: int) -> None:
+@pytest.mark.parametrize(("grid", "at"), [("1e-2,1e-3", 6), ("1e-2", 11)], ids=["in the sweep", "in the final runs"])
+def test_the_same_command_goes_on(surgeon: Surgeon, grid: str, at: int) -> None:
     surgeon("relax", "net.pt")
-    command = (*SWEPT, *trouble("stop once", at))
+    command = (*COMPARE, "plain,drop", "--lr-grid", grid, *trouble("stop once", at))
     assert "the same command goes on" in surgeon(*command, code=2).err
     stored = files_in(Path("net-compare.runs"))
     told = surgeon(*command).err
@@ -245,11 +245,32 @@ def test_a_damaged_description_is_refused(surgeon: Surgeon) -> None:
     assert "expected the description of a comparison in" in surgeon(*COMPARE, "plain", code=2).err
 
 
-def test_a_rate_at_the_edge_is_told(surgeon: Surgeon) -> None:
+def test_a_sweep_goes_on_beyond_the_edge_of_the_grid(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
-    told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-2,1e-9").out
-    assert "warning: the best learning rate of plain, 0.01, is the highest of the grid" in told
+    told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-4,2e-4").out
+    assert "warning: the best learning rate of plain" in told
+    assert "highest of the 6 tried" in told
     assert "1 runs: 1 arms, 1 seeds, 3 optimiser steps each" in told
+    record = strict(RECORD.read_text())
+    assert record["sweep"]["further"] == {"plain": [4e-4, 8e-4, 1.6e-3, 3.2e-3]}
+    assert [run["learning_rate"] for run in record["runs"]] == [3.2e-3]
+
+
+def test_arms_with_optimisers_are_compared_kept_and_stripped(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    arms = "plain,plain@adamw+beta2=0.9,drop@soap"
+    told = surgeon(*COMPARE, arms, "--seeds", "2", "--lr", "1e-2").out
+    assert "minus plain" in told
+    assert "drop@soap: mse" in told
+    record = strict(RECORD.read_text())
+    assert [row["arm"] for row in record["rows"]] == arms.split(",")
+    assert {row["reference"] for row in record["rows"]} == {"plain"}
+    kept = {arm: seeds[0] for arm, seeds in record["kept weights"].items()}
+    surgeon("strip", f"net-compare/drop@soap/{kept['drop@soap']}", "-o", "clean")
+    assert Path("clean/certificate.json").is_file()
+    again = surgeon(*COMPARE, f"{arms},plain@sgd", "--seeds", "2", "--lr", "1e-2").err
+    assert "going on: 6 finished runs" in again
+    assert "optimizer among adamw" in surgeon(*COMPARE, "plain@adamv", code=2).err
 
 
 @pytest.mark.slow
@@ -310,8 +331,8 @@ def test_without_a_finished_run_nothing_is_written(surgeon: Surgeon) -> None:
 
 def test_a_finished_sweep_is_kept_as_well(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt")
-    told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-2,1e-3", *trouble("stop once", 8), code=2).err
-    assert "2 finished runs are kept in net-compare.runs/" in told
+    told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-2", *trouble("stop once", 6), code=2).err
+    assert "1 finished runs are kept in net-compare.runs/" in told
     record = strict(RECORD.read_text())
     assert (record["complete"], record["runs"]) == (False, [])
     surgeon(*COMPARE, "plain", "--lr-record", str(RECORD), "-o", "after.json")

@@ -106,10 +106,35 @@ def card_of(hub: Hub) -> str:
 
 def comparison(tmp_path: Path, **changed: Any) -> Path:
     rows = [
-        {"arm": "plain", "runs": 3, "mean": 0.02, "spread": 0.001, "difference": 0.0, "half_width": 0.0},
-        {"arm": "drop", "runs": 3, "mean": 0.018, "spread": 0.002, "difference": -0.002, "half_width": 0.001},
-        {"arm": "fold", "runs": 1, "mean": 0.019, "spread": None, "difference": -0.001, "half_width": None},
+        {
+            "arm": "plain",
+            "reference": "plain",
+            "runs": 3,
+            "mean": 0.02,
+            "spread": 0.001,
+            "difference": 0.0,
+            "half_width": 0.0,
+        },
+        {
+            "arm": "drop",
+            "reference": "plain",
+            "runs": 3,
+            "mean": 0.018,
+            "spread": 0.002,
+            "difference": -0.002,
+            "half_width": 0.001,
+        },
+        {
+            "arm": "fold",
+            "reference": "plain",
+            "runs": 1,
+            "mean": 0.019,
+            "spread": None,
+            "difference": -0.001,
+            "half_width": None,
+        },
     ]
+    rows = [{**row, "reference": "plain"} for row in rows]
     path = tmp_path / "compare.json"
     path.write_text(json.dumps({"metric": "mse", "rows": rows, "sentences": ["drop: better than plain"], **changed}))
     return path

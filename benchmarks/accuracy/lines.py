@@ -1,0 +1,93 @@
+"""Finished runs as JSON lines: one for each, with what decides it and where it was made; a table goes on from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgeon.support.plain import read_plain
+from surgeon.support.versions import machine, versions
+from surgeon.training.comparison import Comparison, outcome_of
+from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def commit() -> str:
+    """Return the commit of the checkout, with a + if files that git knows have changed since."""
+    here = Path(__file__).parent
+    told = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    return subprocess.run(told, cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return all lines of a file; none if it is not there yet."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+class Lines(MutableMapping[Point, Outcome]):
+    """The runs in a file of JSON lines that belong to one comparison; a new one is appended as soon as it is there.
+
+    Args:
+        path: the file.
+        context: JSON-compatible; what decides a run besides arm, learning rate and seed. Other lines are left alone.
+    """
+
+    def __init__(self, path: Path, context: Mapping[str, Any]) -> None:
+        self.path, self.context = path, json.loads(json.dumps(context))
+        self.cpu_seconds: dict[Point, float] = {}
+        self._runs: dict[Point, Outcome] = {}
+        for line in read_lines(path):
+            if line["context"] == self.context:
+                kind: type[ArmRun] | type[Failure] = ArmRun if "validation" in line["outcome"] else Failure
+                point = Point(**line["point"])
+                self._runs[point] = read_plain(line["outcome"], kind, "a finished run", ValueError)
+                self.cpu_seconds[point] = line["cpu_seconds"]
+
+    def __setitem__(self, point: Point, outcome: Outcome) -> None:
+        line = {
+            "context": self.context,
+            "point": dataclasses.asdict(point),
+            "outcome": dataclasses.asdict(outcome),
+            "cpu_seconds": self.cpu_seconds.get(point),
+            "commit": commit(),
+            "versions": versions(),
+            "machine": machine(),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._runs[point] = outcome
+
+    def __getitem__(self, point: Point) -> Outcome:
+        return self._runs[point]
+
+    def __delitem__(self, point: Point) -> None:
+        raise TypeError("lines are only added")
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def execute(self, comparison: Comparison) -> Execute:
+        """Return how to carry runs out one after the other, timed in seconds of this process."""
+
+        def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
+            for point in points:
+                began = time.process_time()
+                _, outcome = outcome_of(comparison, point)
+                self.cpu_seconds[point] = time.process_time() - began
+                words = outcome.message if isinstance(outcome, Failure) else (outcome.test or outcome.validation)
+                print(f"{point}: {words}, {self.cpu_seconds[point]:.1f} s", flush=True)
+                yield point, outcome
+
+        return execute
