@@ -296,6 +296,7 @@ class Task(Protocol):
     * ``model() -> Module``: builds the architecture.
     * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader, whose weights count.
     * ``for_model(model) -> Task``: that for one opened model; ``adjustments``, ``adjustable``: opening/adjusting.py.
+    * ``sample() -> batch``: a small one on which ops are looked for; default the first batch of the validation split.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.

@@ -93,6 +93,8 @@ def combine(
         known = [*by_name, *(entry.name for entry in skipped if entry.reason == LABELLED)]
         for name, candidate in _modules_to_measure(evidence, known):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
+        for probe in (measurement.own, measurement.changed):
+            probe.release()
         _check_claims(result, evidence, measurement)
     _drop_without_effect(result, evidence, measurement)
     result.notes += [note for site in result.sites for note in _discretisation(site, evidence)]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
-from surgeon.finding.inference.probe import Elements, Probe
+from surgeon.finding.inference.probe import HELD, Elements, Probe
 from surgeon.finding.ops import random_like
 from surgeon.finding.precision import run_in_double
-from surgeon.recording.record import Recording, plain_tensors
+from surgeon.recording.record import Recording, computed_bytes, plain_tensors
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, set_training
 from surgeon.support.trees import map_tensors, tensors_in, to_dtype
@@ -148,9 +148,10 @@ def measure_model(
         symmetry.check(inputs, generator)
         outputs = _run_in_double(twin, symmetry, inputs)
         elements = Elements.draw(symmetry.group, generator)
-        own = Probe(twin, symmetry, inputs, modules, elements.judging())  # it only has to confirm
+        held = max(HELD, computed_bytes(recording)) if recording is not None else HELD
+        own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held)  # it only has to confirm
         _require_deterministic(outputs, own.outputs[0])
-        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin, seed), recording=recording)
+        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin, seed), held, recording)
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does
         errors = {} if telling is None else telling.errors()

@@ -17,7 +17,7 @@ from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.finding.find import find
 from surgeon.finding.own_symmetry import symmetry_complaint
 from surgeon.opening.task_calls import can_act, task_batches, task_forward, task_symmetry
-from surgeon.opening.tasks import LoadedTask, sample_batches
+from surgeon.opening.tasks import LoadedTask, planning_batches, sample_batches
 from surgeon.opening.trust import refuse_named_code
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
@@ -47,12 +47,13 @@ def plan_for(
     symmetry = task_symmetry(task.task, group) if acting else None
     twin = workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None
     stages("built it again in float64" if twin is not None else "drew a batch")
+    batch, further = _batches(task)
     plan = find(
         workspace.model,
         group,
-        to_dtype(sample_batches(task, 1)[0], dtype),
+        to_dtype(batch, dtype),
         forward=lambda model, x: task_forward(task.task, model, x),
-        further=[(to_dtype(more, dtype),) for more in _further_batches(task)],
+        further=[(to_dtype(more, dtype),) for more in further],
         act=symmetry.act if symmetry else None,
         act_output=symmetry.act_output if symmetry else None,
         twin=twin,
@@ -86,14 +87,13 @@ def _selected(plan: Plan, workspace: Workspace, include: Sequence[str], exclude:
     return select(plan, include, exclude)
 
 
-def _further_batches(task: LoadedTask) -> list[Any]:
-    """Return a few more batches of both splits; an inspection needs no training data."""
-    found = sample_batches(task, FURTHER + 1)[1:]
+def _batches(task: LoadedTask) -> tuple[Any, list[Any]]:
+    """Return the batch to measure on, and a few more of both splits; an inspection needs no training data."""
+    batch, further = planning_batches(task, FURTHER)
     try:
-        found += itertools.islice(task_batches(task.task, "train", 0), FURTHER)
+        return batch, [*further, *itertools.islice(task_batches(task.task, "train", 0), FURTHER)]
     except TaskError:
-        return found
-    return found
+        return batch, further
 
 
 def read_plan(path: str | Path, group_name: str | None, flag: str = "`--group {}`") -> Plan:

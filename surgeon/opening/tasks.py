@@ -334,3 +334,17 @@ def with_action(loaded: LoadedTask, spec: str) -> LoadedTask:
 def sample_batches(task: LoadedTask, count: int) -> list[Any]:
     """Return the first ``count`` batches of the validation split."""
     return list(itertools.islice(task_batches(task.task, "validation", 0), count))
+
+
+def planning_batches(task: LoadedTask, further: int) -> tuple[Any, list[Any]]:
+    """Return the batch that planning measures on, the task's ``sample()`` or the first of the validation split.
+
+    Args:
+        task: the task.
+        further: how many more to return, of the validation split.
+    """
+    own = getattr(task.task, "sample", None)
+    if not callable(own):
+        batch, *rest = sample_batches(task, 1 + further)
+        return batch, rest
+    return own(), sample_batches(task, further)

@@ -7,6 +7,7 @@ return their real values.
 
 from __future__ import annotations
 
+import math
 import operator
 import weakref
 from collections import Counter
@@ -296,6 +297,17 @@ def record(
     recorder.graph.output(nodes)
     detached = map_tensors(Tensor.detach, outputs)
     return Recording(recorder.graph, recorder.values, dict(recorder.calls), recorder.results, _aliases(model), detached)
+
+
+def computed_bytes(recording: Recording) -> int:
+    """Return how many bytes the activations have that a run computes, in its own dtype: about what training keeps."""
+    nodes = (node for node in recording.graph.nodes if node.op == "call_function" and node.meta["activation"])
+    made = [node.meta for node in nodes if node.meta["dtype"] is not None and not _is_view(node.target)]
+    return sum(math.prod(meta["shape"]) * meta["dtype"].itemsize for meta in made)
+
+
+def _is_view(op: Any) -> bool:
+    return any(each.alias_info is not None for each in op._schema.returns) if hasattr(op, "_schema") else False
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 from surgeon_adapters.atoms.potential import Frames, Potential
-from surgeon_adapters.atoms.task import AtomisticTask, act_on_atoms, act_on_labels
+from surgeon_adapters.atoms.task import ATOMS, AtomisticTask, act_on_atoms, act_on_labels, few
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames
 
 SIZES = {"many.xyz": 20, "few.xyz": 2, "other.xyz": 5}
@@ -54,6 +54,17 @@ def numbers(task: NumbersTask, split: str, seed: int = 0) -> list[int]:
     batches = list(task.batches(split, seed))  # type: ignore[arg-type]
     assert len(batches) == len(task.batches(split, seed))  # type: ignore[arg-type]
     return [int(number) for batch in batches for number in batch["number"]]
+
+
+def test_ops_are_looked_for_on_few_frames_with_every_element() -> None:
+    usual = [6, *[1] * 8]
+    many = [[1] * 200, *[usual] * 30, [1, 1], [*usual, 8]]
+    chosen = few(many, most=8)
+    assert chosen == [1, 2, 3, 32], "of usual size, with as many atoms as are wanted, and the one oxygen"
+    assert sum(len(many[index]) for index in chosen) >= ATOMS
+    assert few([[1] * 200] * 4, most=8) == [0, 1], "two, however large, so that rows differ"
+    assert few([[1] * 200] * 4, most=1) == [0], "no more than the user's batches have"
+    assert few([[1], [6]], most=1) == [0, 1], "but every element"
 
 
 def test_every_frame_is_in_one_split() -> None:

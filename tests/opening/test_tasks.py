@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.files.content import sha256_of_file
 from surgeon.opening.task_calls import can_act, primary_metric, task_batches, task_forward, task_loss, task_metrics
-from surgeon.opening.tasks import load_task
+from surgeon.opening.tasks import load_task, planning_batches
 
 CLASS = """
 import torch
@@ -178,6 +178,15 @@ def test_batches_come_in_full_and_the_split_matters() -> None:
         task_batches(Minimal(), "test", 0)
     with pytest.raises(TaskError, match="one of train, validation, test, got 'dev'"):
         task_batches(Minimal(), "dev", 0)  # type: ignore[arg-type]
+
+
+def test_the_task_may_say_on_what_ops_are_looked_for(tmp_path: Path) -> None:
+    text = "class Task:\n    def batches(self, split, seed): return iter([1, 2, 3] if split == 'validation' else [])\n"
+    text += "    def loss(self, outputs, batch): return 0\n"
+    (tmp_path / "plain.py").write_text(text + "task = Task()\n")
+    (tmp_path / "own.py").write_text(text + "    def sample(self): return 7\ntask = Task()\n")
+    assert planning_batches(load_task(str(tmp_path / "plain.py")), 1) == (1, [2])
+    assert planning_batches(load_task(str(tmp_path / "own.py")), 1) == (7, [1])
 
 
 @pytest.mark.parametrize("returned", [None, 3])

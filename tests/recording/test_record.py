@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.recording.record import Recording, record
+from surgeon.recording.record import Recording, computed_bytes, record
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -338,3 +338,9 @@ def test_what_is_given_to_weights_is_looked_at() -> None:
         node for node in record(model, torch.rand(4, 3)).graph.nodes if node.target is torch.ops.aten.addmm.default
     ]
     assert [node.meta["silent"] for node in products] == [False, True]
+
+
+def test_the_bytes_that_a_run_computes_leave_out_weights_and_views() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Unflatten(1, (2, 1)), nn.ReLU())
+    assert computed_bytes(record(model, torch.randn(5, 3))) == 2 * 5 * 2 * 4
+    assert computed_bytes(record(model.double(), torch.randn(5, 3).double())) == 2 * 5 * 2 * 8

@@ -23,6 +23,9 @@ from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled
 
 MILLI = 1000.0
 
+ATOMS = 24
+"""In the few frames on which ops are looked for, at least."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -230,6 +233,11 @@ class AtomisticTask(ABC):
             random.Random(seed).shuffle(order)
         return Batches(frames, order, self.batch_size)
 
+    def sample(self) -> dict[str, Tensor]:
+        """Return a few validation frames of usual size, with every element that any has: enough to find ops on."""
+        frames = self._bound("validation")
+        return frames.batch(few(frames.numbers, self.batch_size))
+
     def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the mean squared errors of energy per atom, forces and stress."""
         errors = self.errors(outputs, batch)
@@ -265,6 +273,28 @@ class AtomisticTask(ABC):
     def act_output(self, g: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Energies are invariant, forces are vectors, stresses are symmetric tensors."""
         return act_on_labels(g, outputs)
+
+
+def few(numbers: Sequence[Sequence[int]], most: int) -> list[int]:
+    """Choose frames that show what a model does: of usual size, with all elements that occur.
+
+    Args:
+        numbers: atomic numbers of each frame.
+        most: frames to choose, if all elements occur in so many.
+
+    Returns:
+        Two frames or more, with :data:`ATOMS` atoms together; in the order of the frames.
+    """
+    sizes = [len(each) for each in numbers]
+    usual = sorted(sizes)[len(sizes) // 2]
+    order = sorted(range(len(sizes)), key=lambda index: (abs(sizes[index] - usual), index))
+    chosen, seen = list[int](), set[int]()
+    for index in order:
+        wanted = len(chosen) < min(2, most) or (len(chosen) < most and sum(sizes[i] for i in chosen) < ATOMS)
+        if wanted or not seen.issuperset(numbers[index]):
+            chosen.append(index)
+            seen.update(numbers[index])
+    return sorted(chosen)
 
 
 def act_on_atoms(

@@ -16,6 +16,7 @@ from surgeon.algebra.groups.core import Group, GroupElement
 from surgeon.finding.inference.sums import KeptSums, silent_results
 from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, record
+from surgeon.support.memory import give_back
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import map_tensors, tensors_in
 
@@ -26,8 +27,8 @@ CHECKS = 2
 """Random elements per component under which a verdict has to hold, see :meth:`Group.test_elements`."""
 
 
-HELD = 2**31
-"""Bytes of calls that one probe holds."""
+HELD = 2**28
+"""Bytes of calls that a probe holds at least; see :func:`surgeon.recording.record.computed_bytes` for larger models."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,11 @@ class Probe:
             _, self._held = self._runs(group, self.elements.all()[1:], self._run)
         return [self.first[name], *self._held[name]]
 
+    def release(self) -> None:
+        """Hold no calls any more; those that are asked for from now on are run for again."""
+        self._held.clear()
+        give_back()
+
     def tensor(self, name: str, read: Callable[[Mapping[str, Any], Any], Tensor], call: int = 0) -> TensorProbe:
         """Follow one tensor of one module: ``read(arguments, result)`` picks it out of a call."""
         return TensorProbe(self.elements, tuple(read(*calls[call]) for calls in self.calls(name)))
@@ -192,8 +198,8 @@ class Probe:
         with default_dtype(torch.float64), torch.enable_grad(), self._weights():
             for g in elements:
                 with captured_calls(modules) as calls, torch.random.fork_rng(devices=[]):
-                    output = run(g)
-                outputs.append(map_tensors(Tensor.detach, output))
+                    outputs.append(map_tensors(Tensor.detach, run(g)))
+                give_back()
                 for name in names:
                     found[name].append(calls[name])
         return outputs, found

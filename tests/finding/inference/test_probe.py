@@ -140,6 +140,9 @@ def test_what_does_not_fit_is_run_again() -> None:
             assert torch.equal(given["input"], expected_given["input"])
             assert torch.equal(result, expected)
     assert len(runs) == 2 * count + 3 * (count - 1)
+    all_of_them.release()
+    assert torch.equal(all_of_them.calls("0")[1][0][1], one.calls("0")[1][0][1])
+    assert len(runs) == 2 * count + 5 * (count - 1), "what was released is run for again"
 
 
 def test_random_numbers_are_the_same_in_every_run_and_those_after_as_without() -> None:
