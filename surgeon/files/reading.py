@@ -141,7 +141,8 @@ def _check_zip(source: OpenFile) -> None:
             names = archive.namelist()
             if any(name.endswith("/constants.pkl") for name in names):
                 raise CheckpointError(
-                    f"{str(path)!r} is a TorchScript archive, which is code: save the state_dict of its model instead"
+                    f"{str(path)!r} is a TorchScript archive, which is code, as models are deployed: give the "
+                    "checkpoint that it was made from, or a state_dict"
                 )
             bad = [name for name in names if not _record_is_sound(archive, name)]
     except CheckpointError:

@@ -15,6 +15,7 @@ from surgeon.errors import TaskError
 from surgeon.opening.random_numbers import shared
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_metrics
 from surgeon.plan import Split, Task
+from surgeon.support.copies import copied
 from surgeon.support.imports import one_line
 from surgeon.support.modes import device_of, in_evaluation_mode, model_dtype
 from surgeon.support.trees import map_tensors, tensors_in, to_device, to_dtype
@@ -50,10 +51,11 @@ def rehearse(model: nn.Module, task: Task) -> None:
     if given <= {dtype}:
         return
     batch = fitted(batch, model)
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    twin = copied(model).train()  # as training runs it: some networks give no gradients of their forces otherwise
+    weights = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     try:
-        with torch.random.fork_rng(), in_evaluation_mode(model), torch.enable_grad():
-            outputs = task_forward(task, model, batch)
+        with torch.random.fork_rng(), torch.enable_grad():
+            outputs = task_forward(task, twin, batch)
             found = torch.autograd.grad(task_loss(task, outputs, batch), weights, allow_unused=True)
             task_metrics(task, map_tensors(Tensor.detach, outputs), batch)
         if not all(bool(gradient.isfinite().all()) for gradient in found if gradient is not None):

@@ -24,6 +24,12 @@ STALE = 1e-3
 COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
 """What torch.fx adds to a generated module (a tensor product of e3nn) when that is deep-copied, as for an average."""
 
+BY_SETTINGS = "build the model with the settings that it was trained with"
+BY_LOADER = (
+    "all its parameters are there, only buffers have other names, as between versions of a library: give the task a "
+    "`load_model(path)` that opens the file"
+)
+
 
 def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """Return a checkpoint's tensors under the names of a state dict.
@@ -187,9 +193,11 @@ def _check_keys(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[st
     parts = [f"missing from the file: {_listed(missing)}"] if missing else []
     parts += [f"unknown to the model: {_listed(unexpected)}"] if unexpected else []
     if parts:
+        trained = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in own]
+        same = all(key in tensors and tensors[key].shape == own[key].shape for key in trained)
         raise CheckpointError(
             f"expected the {len(own)} keys of {type(model).__name__}, got {len(tensors)} keys in {where}; "
-            f"{'; '.join(parts)}: build the model with the settings that it was trained with"
+            f"{'; '.join(parts)}: {BY_LOADER if same and trained and missing and unexpected else BY_SETTINGS}"
         )
 
 
@@ -202,7 +210,7 @@ def _check_shapes(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[
     if wrong:
         raise CheckpointError(
             f"expected the shapes of {type(model).__name__}, got {len(wrong)} other ones in {where}: "
-            f"{'; '.join(wrong[:3])}: build the model with the settings that it was trained with"
+            f"{'; '.join(wrong[:3])}: {BY_SETTINGS}"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon.opening.evaluation import evaluate, is_better, outputs_on
+from surgeon.opening.evaluation import evaluate, is_better, outputs_on, rehearse
 from surgeon.support.modes import in_evaluation_mode, names_in_evaluation
 
 
@@ -53,6 +53,33 @@ def test_the_model_is_evaluated_in_eval_mode_and_put_back_module_by_module() -> 
         1 / 0  # noqa: B018
     assert model[0].training
     assert not torch.equal(model(torch.ones(100)), model(torch.ones(100)))
+
+
+class OnlyInTraining(nn.BatchNorm1d):
+    """Its output can be differentiated in training alone, as forces of some potentials."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = super().forward(x.to(self.weight))
+        return result if self.training else result.detach()
+
+
+class NeverInTraining(OnlyInTraining):
+    def train(self, mode: bool = True) -> NeverInTraining:
+        return super().train(False)
+
+
+def test_a_step_is_rehearsed_in_training_mode_and_changes_nothing() -> None:
+    class Wide(Uneven):
+        def batches(self, split: str, seed: int) -> list[Tensor]:
+            return [torch.ones(3, 1, dtype=torch.float64)]
+
+    model = OnlyInTraining(1).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    rehearse(model, Wide())
+    assert not model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(TaskError, match="a step fails with RuntimeError"):
+        rehearse(NeverInTraining(1), Wide())
 
 
 class Caching(nn.Module):

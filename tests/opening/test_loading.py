@@ -50,6 +50,19 @@ def test_a_file_that_does_not_fit_changes_nothing(change: Any, words: str) -> No
     assert model[0].weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("stored", "fits"), [("running_mean", True), ("weight", False), ("running_mean, of another size", False)]
+)
+def test_only_where_all_parameters_fit_other_names_are_those_of_buffers(stored: str, fits: bool) -> None:
+    name, model = stored.partition(",")[0], nn.BatchNorm1d(3)
+    tensors = state(nn.BatchNorm1d(3) if name == stored else nn.BatchNorm1d(4))
+    tensors["other"] = tensors.pop(name)
+    with pytest.raises(CheckpointError) as caught:
+        load_into(model, tensors, "a.pt")
+    assert ("only buffers have other names" in str(caught.value)) == fits
+    assert ("build the model with the settings" in str(caught.value)) != fits
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_model_takes_the_dtype_of_the_file(dtype: torch.dtype) -> None:
     source, model = nn.BatchNorm1d(3).to(dtype), nn.BatchNorm1d(3)

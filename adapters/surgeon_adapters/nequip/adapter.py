@@ -5,6 +5,7 @@ The layers inside are those of e3nn, whose adapter annotates them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from surgeon.files.checkpoint import Checkpoint
 from surgeon_adapters.atoms.adapter import PotentialAdapter
 from surgeon_adapters.nequip import files as nequip_files
 from surgeon_adapters.nequip.task import NequipTask
+
+INTERACTION = re.compile(r"(^|\.)layer\d+_convnet\.conv\.linear_1\.weight$")
 
 
 class NequipAdapter(PotentialAdapter):
@@ -25,6 +28,16 @@ class NequipAdapter(PotentialAdapter):
     def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
         """Open a checkpoint of nequip's training, or a package; None for other files."""
         return nequip_files.open_file(path, trust_pickle)
+
+    def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Say of a state dict what to give instead; None for others."""
+        if not any(INTERACTION.search(key) for key in tensors):
+            return None
+        return (
+            "it is a state dict of NequIP, without settings: of version 0.7 or later give the checkpoint or package "
+            "that it is from; networks of versions up to 0.6 are not built by later ones, for them install that one "
+            "and give a task file with `model()`, as docs/families/nequip.md shows"
+        )
 
     def write_file(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path) -> None:
         """Write it again with other weights."""
