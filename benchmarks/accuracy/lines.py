@@ -43,28 +43,32 @@ class Lines(MutableMapping[Point, Outcome]):
     def __init__(self, path: Path, context: Mapping[str, Any]) -> None:
         self.path, self.context = path, json.loads(json.dumps(context))
         self.cpu_seconds: dict[Point, float] = {}
+        self.step_seconds: dict[str, float] = {}
         self._runs: dict[Point, Outcome] = {}
         for line in read_lines(path):
-            if line["context"] == self.context:
+            if line["context"] == self.context and "step_seconds" in line:
+                self.step_seconds = line["step_seconds"]
+            elif line["context"] == self.context:
                 kind: type[ArmRun] | type[Failure] = ArmRun if "validation" in line["outcome"] else Failure
                 point = Point(**line["point"])
                 self._runs[point] = read_plain(line["outcome"], kind, "a finished run", ValueError)
                 self.cpu_seconds[point] = line["cpu_seconds"]
 
     def __setitem__(self, point: Point, outcome: Outcome) -> None:
-        line = {
-            "context": self.context,
-            "point": dataclasses.asdict(point),
-            "outcome": dataclasses.asdict(outcome),
-            "cpu_seconds": self.cpu_seconds.get(point),
-            "commit": commit(),
-            "versions": versions(),
-            "machine": machine(),
-        }
+        found = {"point": dataclasses.asdict(point), "outcome": dataclasses.asdict(outcome)}
+        self._append({**found, "cpu_seconds": self.cpu_seconds.get(point)})
+        self._runs[point] = outcome
+
+    def keep_step_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Keep what a step of each arm takes, in seconds of the processor."""
+        self.step_seconds = dict(seconds)
+        self._append({"step_seconds": self.step_seconds})
+
+    def _append(self, found: Mapping[str, Any]) -> None:
+        made = {"commit": commit(), "versions": versions(), "machine": machine()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self._runs[point] = outcome
+            file.write(json.dumps({"context": self.context, **found, **made}) + "\n")
 
     def __getitem__(self, point: Point) -> Outcome:
         return self._runs[point]

@@ -6,7 +6,8 @@
 is written to ``results/table_a.SIZE.jsonl`` when it is finished; the same command goes on. For every arm one grid of
 learning rates is tried on validation frames with seed 0, and extended while the best lies at an edge. AdamW is tried
 with three values of beta2, and the best of them is what others are compared with, on test frames and with seeds of
-their own. ``--confirm`` repeats the last step once with fresh seeds. ``report.py`` beside this file writes the table.
+their own. ``--confirm`` repeats what won there once, with fresh seeds, after the lines were committed. ``report.py``
+beside this file writes the table.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import gzip
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lines import RESULTS, Lines
+from report import FRESH, against, chosen, tested, tuned_adamw
 
-from surgeon.opening.evaluation import is_better
 from surgeon.opening.options import OpenOptions
-from surgeon.opening.task_calls import primary_metric
+from surgeon.optim.adam import MatrixOptimizer
+from surgeon.optim.blocks import find_blocks
 from surgeon.plan import Split
+from surgeon.training.arms import Contender
 from surgeon.training.comparison import Comparison, run_arms
-from surgeon.training.outcomes import ArmRun, Point
+from surgeon.training.optimizers import make_optimizer
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import comparison_of
 from surgeon.training.starting import open_for_comparison
@@ -61,8 +65,8 @@ class Size:
 
 GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (1e-3, 3e-3, 9e-3)}
 SIZES = {
-    "small": Size(5, range(1, 6), range(6, 11), GRID),
-    "paper": Size(50, range(1, 11), range(11, 21), GRID),
+    "small": Size(5, range(1, 4), range(FRESH, FRESH + 3), GRID),
+    "paper": Size(50, range(1, FRESH), range(FRESH, 11), GRID),
 }
 
 
@@ -112,11 +116,33 @@ def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], si
     return comparison, str(workspace.require_relaxed()[1].config.base["sha256"])
 
 
-def seconds_per_step(lines: Lines, arm: str, rates: Sequence[float]) -> float:
-    """Return the median over the sweep, in seconds of the processor, of what a run took per step."""
-    points = [Point(arm, 0, rate, test=False) for rate in rates]
-    timed = [(lines.cpu_seconds[point], lines[point]) for point in points if point in lines.cpu_seconds]
-    return statistics.median(seconds / run.steps for seconds, run in timed if isinstance(run, ArmRun))
+def step_seconds(comparison: Comparison, arms: Sequence[str], rounds: int = 40) -> dict[str, float]:
+    """Measure what a step of each arm takes, in turn on one model and batch, so that other work disturbs all alike.
+
+    Returns:
+        Arm to seconds of the processor, means of the middle half: forward and backward, which all share, and the
+        optimiser's own.
+    """
+    model, task = comparison.make_model(), comparison.task
+    batch, groups = next(iter(task.batches("train", 0))), [{"params": list(model.parameters())}]
+    optimizers = {}
+    for arm in arms:
+        settings = dataclasses.replace(Contender.parse(arm).settings(comparison.settings), learning_rate=1e-9)
+        optimizers[arm] = make_optimizer([dict(group) for group in groups], settings)
+        if isinstance(optimizers[arm], MatrixOptimizer):
+            optimizers[arm].use_blocks(find_blocks(model))
+    times: dict[str, list[float]] = {arm: [] for arm in ("shared", *arms)}
+    for _ in range(rounds):
+        began = time.process_time()
+        model.zero_grad()
+        task.loss(task.forward(model, batch), batch).backward()
+        times["shared"].append(time.process_time() - began)
+        for arm in arms:
+            began = time.process_time()
+            optimizers[arm].step()
+            times[arm].append(time.process_time() - began)
+    shared, *own = (statistics.fmean(sorted(each)[rounds // 4 : -rounds // 4]) for each in times.values())
+    return {arm: shared + seconds for arm, seconds in zip(arms, own, strict=True)}
 
 
 def run_table(library: str, checkpoint: str, data: Path, molecule: str, size_name: str, confirm: bool) -> None:
@@ -130,23 +156,21 @@ def run_table(library: str, checkpoint: str, data: Path, molecule: str, size_nam
         lines = Lines(RESULTS / f"table_a.{size_name}.jsonl", context)
         execute = lines.execute(comparison)
         arms = [*ADAMW, *OTHERS]
-        swept = sweep(comparison, arms, size.grid[library], (0,), execute, lines)
-        metric, direction = primary_metric(comparison.task)
-        reached = {(run["arm"], run["learning_rate"]): run["validation"][0] for run in swept["runs"]}
-        adamw = ADAMW[0]
-        for arm in ADAMW:
-            best = reached[arm, swept["best"][arm]]
-            adamw = arm if is_better(best, reached[adamw, swept["best"][adamw]], direction) else adamw
+        sweep(comparison, arms, size.grid[library], (0,), execute, lines)
+        best = chosen(lines)
+        adamw = tuned_adamw(best)
         finalists = [adamw, *OTHERS]
-        rates = {arm: swept["best"][arm] for arm in finalists}
-        print(f"{molecule}: {metric}, best rates {rates}", flush=True)
-        run_arms(comparison, finalists, [*size.seeds, *(size.fresh if confirm else ())], rates, execute, lines)
-        per_step = {
-            arm: seconds_per_step(lines, arm, [run["learning_rate"] for run in swept["runs"] if run["arm"] == arm])
-            for arm in finalists
-        }
+        rates = {arm: best[arm][0] for arm in finalists}
+        print(f"{molecule}: best rates {rates}", flush=True)
+        run_arms(comparison, finalists, size.seeds, rates, execute, lines)
+        differences = {arm: against(tested(lines, arm, False), tested(lines, adamw, False)) for arm in OTHERS}
+        gained = [arm for arm, difference in differences.items() if difference is not None and difference.high < 0]
+        if confirm and gained:
+            run_arms(comparison, [adamw, *gained], size.fresh, rates, execute, lines)
+        if not lines.step_seconds:
+            lines.keep_step_seconds(step_seconds(comparison, finalists))
         for arm in OTHERS:
-            epochs = min(size.epochs, int(size.epochs * per_step[adamw] / per_step[arm]))
+            epochs = int(size.epochs * min(1.0, lines.step_seconds[adamw] / lines.step_seconds[arm]))
             if epochs == size.epochs:
                 continue
             shorter = dataclasses.replace(comparison, settings=dataclasses.replace(comparison.settings, epochs=epochs))

@@ -1,0 +1,167 @@
+"""Write the tables of ``docs/accuracy.md`` from the lines of finished runs, or check that they say what the lines give.
+
+python benchmarks/accuracy/report.py
+python benchmarks/accuracy/report.py --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lines import RESULTS, Lines, read_lines
+
+from surgeon.training.outcomes import ArmRun, Outcome, Point
+from surgeon.training.statistics import Estimate
+
+PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
+BEGIN, END = "<!-- table A: from the lines, by benchmarks/accuracy/report.py -->", "<!-- end of table A -->"
+METRIC, OTHER = "force_mae", "energy_mae"
+FRESH = 6
+"""The first seed of a confirmation."""
+TITLES = {"mace": "MACE, 3,808 weights, trained on two other molecules", "sevennet": "7net-0, as published"}
+
+
+def chosen(runs: Mapping[Point, Outcome]) -> dict[str, tuple[float, float]]:
+    """Return for every arm its best learning rate on validation frames, and the error there."""
+    best: dict[str, tuple[float, float]] = {}
+    for point, run in runs.items():
+        if point.test or not isinstance(run, ArmRun):
+            continue
+        value = run.validation[METRIC]
+        if math.isfinite(value) and value < best.get(point.arm, (0.0, math.inf))[1]:
+            best[point.arm] = point.learning_rate, value
+    return best
+
+
+def tuned_adamw(best: Mapping[str, tuple[float, float]]) -> str:
+    """Return the arm with the value of beta2 that is best on validation frames."""
+    return min((arm for arm in best if "@adamw" in arm), key=lambda arm: best[arm][1])
+
+
+def tested(runs: Mapping[Point, Outcome], arm: str, fresh: bool) -> dict[int, ArmRun]:
+    """Return the final runs of an arm by seed: those of the confirmation, or the others."""
+    found = {p.seed: run for p, run in runs.items() if p.arm == arm and p.test and (p.seed >= FRESH) == fresh}
+    return {seed: run for seed, run in sorted(found.items()) if isinstance(run, ArmRun)}
+
+
+def against(mine: Mapping[int, ArmRun], theirs: Mapping[int, ArmRun]) -> Estimate | None:
+    """Estimate the difference of the errors in percent, paired by seed; None without a common seed."""
+    both = [seed for seed in mine if seed in theirs]
+    return Estimate.of([100 * (mine[s].test[METRIC] / theirs[s].test[METRIC] - 1) for s in both]) if both else None
+
+
+def probability(values: Sequence[float]) -> str:
+    """Return p of Student's t test of no difference, two-sided."""
+    from scipy.stats import ttest_1samp
+
+    p = float(ttest_1samp(values, 0.0).pvalue)
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+def row(name: str, rate: float, own: Mapping[int, ArmRun], adamw: Mapping[int, ArmRun], step: str) -> list[str]:
+    """Return a row of the table."""
+    forces, energies = ([run.test[metric] for run in own.values()] for metric in (METRIC, OTHER))
+    spread = f" ± {statistics.stdev(forces):.1f}" if len(forces) > 1 else ""
+    difference = against(own, adamw) if own is not adamw else None
+    words = "" if difference is None else f"{difference.mean:+.1f} %"
+    if difference is not None and len(difference.values) > 1:
+        words = f"{difference.mean:+.1f} ± {difference.half_width:.1f} %, {probability(difference.values)}"
+    figures = [f"{statistics.fmean(forces):.1f}{spread}", words, f"{statistics.fmean(energies):.1f}", step]
+    return [name, f"{rate:g}", str(len(own)), *figures]
+
+
+def table(lines: Lines, others: Sequence[Lines]) -> list[str]:
+    """Return the table of one model and molecule.
+
+    Args:
+        lines: the runs with the full number of steps.
+        others: those with fewer, of equal time.
+    """
+    best = chosen(lines)
+    tries = [point for point in lines if not point.test]
+    counted = {arm: sum(point.arm == arm for point in tries) for arm in best}
+    said = f"{len(tries)} combinations of learning rate and β₂ were tried on validation frames, each with one seed: "
+    said += "; ".join(f"{arm} {counted[arm]}, best {value:.1f} at {rate:g}" for arm, (rate, value) in best.items())
+    adamw = tuned_adamw(best)
+    costs = {arm: f"{1e3 * seconds:.0f} ms" for arm, seconds in lines.step_seconds.items()}
+    rows: list[list[str]] = []
+    for fresh in (False, True):
+        reference = tested(lines, adamw, fresh)
+        for arm in [adamw, *(arm for arm in best if "@adamw" not in arm)]:
+            own = reference if arm == adamw else tested(lines, arm, fresh)
+            if own:
+                name = f"{arm}{', fresh seeds' if fresh else ''}"
+                rows.append(row(name, best[arm][0], own, reference, costs.get(arm, "")))
+    for fewer in others:
+        for arm in dict.fromkeys(point.arm for point in fewer):
+            own, steps = tested(fewer, arm, False), {run.steps for run in fewer.values() if isinstance(run, ArmRun)}
+            name, reference = f"{arm}, {min(steps)} steps", tested(lines, adamw, False)
+            rows.append(row(name, best[arm][0], own, reference, "no more time"))
+    if not rows:
+        return [f"{said}.", "", "The runs on test frames are not finished."]
+    heading = ["arm", "rate", "seeds", "forces, meV/Å", "against tuned AdamW", "energies, meV/atom", "a step"]
+    grid = [heading, ["---"] * len(heading), *rows]
+    return [*("| " + " | ".join(cells) + " |" for cells in grid), "", f"{said}."]
+
+
+def groups(path: Path) -> list[list[Lines]]:
+    """Return the comparisons in a file, those that differ by the number of epochs alone together, longest first."""
+    contexts = {json.dumps(line["context"], sort_keys=True): line["context"] for line in read_lines(path)}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for context in contexts.values():
+        same = {**context, "settings": {**context["settings"], "epochs": None}}
+        found.setdefault(json.dumps(same, sort_keys=True), []).append(context)
+    longest_first = [sorted(each, key=lambda context: -context["settings"]["epochs"]) for each in found.values()]
+    return [[Lines(path, context) for context in each] for each in longest_first]
+
+
+def text(results: Path = RESULTS) -> str:
+    """Return everything between the markers."""
+    parts = []
+    for path in sorted(results.glob("table_a.*.jsonl")):
+        for first, *others in groups(path):
+            context, everything = first.context, read_lines(path)
+            steps = max(run.steps for run in first.values() if isinstance(run, ArmRun))
+            mine = [line for line in everything if line["context"] == context]
+            made = ", ".join(dict.fromkeys(f"`{line['commit']}`" for line in mine))
+            machine, torch = mine[-1]["machine"], mine[-1]["versions"]["torch"]
+            frames = "50 validation and 1,000 test frames"
+            parts += [
+                f"### {TITLES[context['library']]} → rMD17 {context['molecule']}",
+                "",
+                f"100 training frames in batches of {context['batch']}, {steps} steps, {frames}.",
+                "",
+                *table(first, others),
+                "",
+                f"Commit {made}; {machine['cores']} cores, {machine['threads']} thread; torch {torch}.",
+                "",
+            ]
+    return "\n".join(parts).rstrip()
+
+
+def with_text(page: str, between: str) -> str:
+    """Return the page with another text between the markers."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{between}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> int:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page says something else")
+    page = PAGE.read_text(encoding="utf-8")
+    wanted = with_text(page, text())
+    if parser.parse_args().check:
+        return int(page != wanted)
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""The page on accuracy says what the lines of finished runs give, and nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "accuracy"
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    monkeypatch.delitem(sys.modules, "lines", raising=False)
+    return importlib.import_module("report")
+
+
+def line(arm: str, rate: float, seed: int, error: float, epochs: int = 5, test: bool = True) -> dict[str, Any]:
+    """Return a run with the same error on validation and test frames."""
+    own = {"arm": arm, "seed": seed, "learning_rate": rate}
+    metrics = {"force_mae": error, "energy_mae": 2.0}
+    found = {"validation": metrics, "test": metrics if test else {}, "best_epoch": 1, "steps": 20 * epochs}
+    return {
+        "context": {"library": "mace", "molecule": "ethanol", "batch": 5, "settings": {"epochs": epochs}},
+        "point": {**own, "test": test},
+        "outcome": {**own, **found, "seconds": 1.0, "sites": [], "certificate": None, "equivariance": None},
+        "cpu_seconds": 2.0 * epochs,
+        "commit": "abc",
+        "versions": {"torch": "2"},
+        "machine": {"cores": 2, "threads": 1},
+    }
+
+
+def written(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    (folder / "table_a.small.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return folder
+
+
+SWEEP = [
+    *(line("plain@adamw+beta2=0.9", rate, 0, error, test=False) for rate, error in ((1e-2, 30.0), (3e-2, 28.0))),
+    *(line("plain@adamw+beta2=0.999", rate, 0, error, test=False) for rate, error in ((1e-2, 25.0), (3e-2, 29.0))),
+    *(line("plain@soap", rate, 0, error, test=False) for rate, error in ((1e-2, 24.0), (3e-2, 20.0))),
+]
+FINAL = [
+    *(line("plain@adamw+beta2=0.999", 1e-2, seed, error) for seed, error in ((1, 20.0), (2, 30.0), (6, 25.0))),
+    *(line("plain@soap", 3e-2, seed, error) for seed, error in ((1, 16.0), (2, 27.0), (6, 20.0))),
+    line("plain@soap", 3e-2, 1, 19.0, epochs=4),
+    {
+        **{name: SWEEP[0][name] for name in ("context", "commit", "versions", "machine")},
+        "step_seconds": {"plain@soap": 0.081},
+    },
+]
+
+
+def test_the_page_says_what_the_lines_give(report: Any, tmp_path: Path) -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.with_text(page, report.text()) == page
+    changed = [json.loads(each) for path in report.RESULTS.glob("*.jsonl") for each in path.read_text().splitlines()]
+    run = next(each["outcome"] for each in reversed(changed) if "outcome" in each)
+    run["test"] = {name: 1.1 * value for name, value in run["test"].items()}
+    run["validation"]["force_mae"] = 0.1
+    assert report.with_text(page, report.text(written(tmp_path, changed))) != page
+
+
+def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp_path: Path) -> None:
+    told = report.text(written(tmp_path, [*SWEEP, *FINAL]))
+    assert "6 combinations" in told
+    cells = {row.split(" | ")[0].removeprefix("| "): row.split(" | ") for row in told.splitlines() if row[:1] == "|"}
+    assert cells["plain@adamw+beta2=0.999"][1:5] == ["0.01", "2", "25.0 ± 7.1", ""]
+    assert cells["plain@soap"][1:4] == ["0.03", "2", "21.5 ± 7.8"]
+    assert cells["plain@soap"][6].startswith("81 ms")
+    # -20 % and -10 %; Student's t for 1 degree of freedom, from a printed table: 12.706 * 7.071 / sqrt(2)
+    assert cells["plain@soap"][4] == "-15.0 ± 63.5 %, p = 0.205"
+    assert cells["plain@soap, fresh seeds"][2:5] == ["1", "20.0", "-20.0 %"]
+    assert cells["plain@soap, 80 steps"][4] == "-5.0 %"
+    assert "plain@adamw+beta2=0.9" not in cells
+    assert report.chosen({}) == {}
+
+
+def test_a_table_without_final_runs_says_so(report: Any, tmp_path: Path) -> None:
+    assert "not finished" in report.text(written(tmp_path, SWEEP))
