@@ -98,7 +98,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 for parameter in group["params"]
                 if parameter.grad is not None
             ]
-            self._step_group(moving, group)
+            if moving:
+                self._step_group(moving, group)
             for each in moving:
                 each.parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 each.parameter.add_(each.update, alpha=-group["lr"])
@@ -119,6 +120,7 @@ class Moving:
 
     Attributes:
         gradient: of the parameter.
+        step: number of this step for this parameter, from 1.
         update: what is subtracted, times the learning rate.
     """
 
@@ -132,12 +134,7 @@ class Moving:
         if not state:
             state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(self.gradient)
         state["step"] += 1
-        self.update = self.gradient
-
-    @property
-    def step(self) -> int:
-        """Number of this step for this parameter, from 1."""
-        return int(self.state["step"])
+        self.step, self.update = int(state["step"]), self.gradient
 
     def adam(self, gradient: Tensor, mean: Tensor, group: Mapping[str, Any]) -> Tensor:
         """Record the square of a gradient and return Adam's update, in whatever basis both are given.

@@ -52,30 +52,27 @@ class Soap(MatrixOptimizer):
         super().__init__(params, lr, betas, eps, weight_decay, {"every": every, "largest": largest})
 
     def _step_group(self, moving: Sequence[Moving], group: Mapping[str, Any]) -> None:
+        torch._foreach_lerp_(
+            [each.state["exp_avg"] for each in moving], [each.gradient for each in moving], 1 - group["betas"][0]
+        )
         for each in moving:
-            each.state["exp_avg"].lerp_(each.gradient, 1 - group["betas"][0])
             _start(each, group["largest"])
-        turned = {id(each): _Turned(each) for each in moving}
-        found = [_Bases(batch) for batch in _with_bases(moving)]
+        found = [_Bases(batch, group) for batch in _with_bases(moving)]
+        turned = {id(each): 0 for each in moving}
         for bases in found:
-            bases.record(1 - group["betas"][1])
-            bases.turn(lambda each: turned[id(each)].gradient)
-            bases.turn(lambda each: turned[id(each)].mean)
-        for each in moving:
-            each.update = each.adam(turned[id(each)].gradient, turned[id(each)].mean, group)
+            for each, number in bases.batch.members:
+                turned[id(each)] += each.blocks[number].size
+        for each in moving:  # numbers beside its blocks; those in blocks are replaced, and their squares put back
+            if turned[id(each)] < each.gradient.numel():
+                each.update = each.adam(each.gradient, each.state["exp_avg"], group)
+            else:
+                each.update = torch.empty_like(each.gradient)
         for bases in found:
-            bases.turn(lambda each: each.update, back=True)
-        for batch in _with_bases([each for each in moving if each.step % group["every"] == 0]):
-            _refresh(batch)
-
-
-class _Turned:
-    """Gradient and mean of gradients of a parameter, to be expressed in other bases."""
-
-    def __init__(self, each: Moving) -> None:
-        self.gradient, self.mean = each.gradient, each.state["exp_avg"]
-        if each.blocks:
-            self.gradient, self.mean = self.gradient.clone(), self.mean.clone()
+            bases.step()
+        for bases in found:
+            due = [(each, number) for each, number in bases.batch.members if each.step % group["every"] == 0]
+            if due:
+                _refresh(Batch(due))
 
 
 def _slot(side: str, number: int) -> str:
@@ -130,28 +127,53 @@ def _stacked(batch: Batch, slot: Any, side: str) -> Tensor | None:
 
 
 class _Bases:
-    """The bases of the blocks of a batch."""
+    """The bases of the blocks of a batch, and their mean squares as they were before this step."""
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    def __init__(self, batch: Batch, group: Mapping[str, Any]) -> None:
+        self.batch, self.group = batch, group
         self.left, self.right = (_stacked(batch, _basis_slot, side) for side in SIDES)
+        for each, _ in batch.members:
+            if "exp_avg_sq" not in each.state:
+                each.state["exp_avg_sq"] = torch.zeros_like(each.gradient)
+        self.squares = batch.take(lambda each: each.state["exp_avg_sq"])
 
-    def record(self, share: float) -> None:
-        """Take the present gradients into the means of the covariances."""
-        gradients = self.batch.take(lambda each: each.gradient)
+    def step(self) -> None:
+        """Take the gradients into the covariances, and set the updates: those of Adam in the bases."""
+        first, second = self.group["betas"]
+        gradients, means = (self.batch.take(of) for of in (_gradient, _mean))
         for side in SIDES:
-            for (each, number), new in zip(self.batch.members, _covariance(side, gradients), strict=True):
-                if _slot(side, number) in each.state:
-                    each.state[_slot(side, number)].lerp_(new, share)
+            slots = [(each.state.get(_slot(side, number))) for each, number in self.batch.members]
+            kept = [slot for slot in slots if slot is not None]
+            if kept:
+                torch._foreach_lerp_(kept, list(_covariance(side, gradients)), 1 - second)
+        gradients, means = self.turned(torch.stack([gradients, means]))
+        squares = self.squares.mul_(second).addcmul_(gradients, gradients, value=1 - second)
+        deviations = (squares / self._rest(second)).sqrt_().add_(self.group["eps"])
+        updates = self.turned(means / self._rest(first) / deviations, back=True)
+        self.batch.put(squares, lambda each: each.state["exp_avg_sq"])
+        self.batch.put(updates, lambda each: each.update)
 
-    def turn(self, of: Any, back: bool = False) -> None:
-        """Express the blocks of one tensor for each parameter in the bases, in place; or back in their own."""
-        matrices = self.batch.take(of)
+    def _rest(self, decay: float) -> float | Tensor:
+        """Return the weight that a mean has taken up so far, 1 - decay^step, of every block."""
+        rests = [1 - decay**each.step for each, _ in self.batch.members]
+        return rests[0] if len(set(rests)) == 1 else self.squares.new_tensor(rests)[:, None, None]
+
+    def turned(self, matrices: Tensor, back: bool = False) -> Tensor:
+        """Return matrices of shape (..., blocks, rows, columns) expressed in the bases; or back in their own."""
         if self.left is not None:
             matrices = (self.left if back else self.left.mT) @ matrices
         if self.right is not None:
             matrices = matrices @ (self.right.mT if back else self.right)
-        self.batch.put(matrices, of)
+        return matrices
+
+
+def _gradient(each: Moving) -> Tensor:
+    return each.gradient
+
+
+def _mean(each: Moving) -> Tensor:
+    mean: Tensor = each.state["exp_avg"]
+    return mean
 
 
 def _refresh(batch: Batch) -> None:

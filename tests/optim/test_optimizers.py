@@ -176,6 +176,36 @@ def test_a_weight_without_gradient_is_skipped_and_a_tied_one_is_moved_once(kind:
     assert list(optimizer.state) == [used.weight]
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_blocks_of_one_size_do_not_share_their_steps(kind: str) -> None:
+    """Two matrices and numbers beside them, one of which joins later, move as each does by itself."""
+
+    def moved(names: str) -> dict[str, Tensor]:
+        net = nn.ModuleDict({name: nn.Linear(4, 3, bias=True, dtype=torch.float64) for name in names})
+        optimizer = MAKERS[kind](net, lr=0.1, betas=(0.9, 0.95))
+        for name, each in net.items():
+            values = torch.Generator().manual_seed(ord(name))
+            for step in range(14):
+                for weight in each.parameters():
+                    gradient = torch.randn(weight.shape, generator=values, dtype=torch.float64)
+                    gradients.setdefault((name, step), []).append(gradient)
+        with torch.no_grad():
+            for weight in net.parameters():
+                weight.zero_()
+        for step in range(14):
+            for name, each in net.items():
+                for weight, gradient in zip(each.parameters(), gradients[name, step], strict=False):
+                    weight.grad = gradient if name == "a" or step > 4 else None
+            optimizer.step()
+        return {name: value.detach() for name, value in net.named_parameters()}
+
+    gradients: dict[tuple[str, int], list[Tensor]] = {}
+    together, alone = moved("ab"), {**moved("a"), **moved("b")}
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(together["a.weight"], together["b.weight"])
+
+
 def test_muon_is_that_of_torch_on_a_plain_matrix() -> None:
     """Whose iteration runs in bfloat16: two or three digits."""
     net, other = nn.Linear(4, 6, bias=False), nn.Linear(4, 6, bias=False)
