@@ -85,11 +85,14 @@ class CheckFailedError(SurgeonError, AssertionError):
 
 
 class NotASymmetryError(CheckFailedError):
-    """A model's output does not transform as the group acts; ``plan``, a `Plan` without sites, says what was found."""
+    """A model's output does not transform as the group acts.
 
-    def __init__(self, message: str, plan: Any) -> None:
+    ``plan``, a `Plan` without sites, says what was found; ``complaint``, a `Complaint`, what was measured.
+    """
+
+    def __init__(self, message: str, plan: Any, complaint: Any) -> None:
         super().__init__(message)
-        self.plan = plan
+        self.plan, self.complaint = plan, complaint
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from surgeon.finding.annotated_ops import LABELLED, annotated_site, collect_prop
 from surgeon.finding.audit import audit_parameters, with_parents
 from surgeon.finding.combine import Evidence, combine
 from surgeon.finding.measurement import Measurement, double_twin, measure_model
-from surgeon.finding.own_symmetry import symmetry_complaint
+from surgeon.finding.own_symmetry import Complaint, judged, symmetry_complaint
 from surgeon.finding.refusal import refusal
 from surgeon.finding.weight_usage import WeightUsage
 from surgeon.plan import CHILD, AuditEntry, Plan, Site, Skipped
@@ -44,6 +44,7 @@ def find(
     act_output: Callable[[torch.Tensor, Any], Any] | None = None,
     twin: nn.Module | None = None,
     stage: Callable[[str], None] = lambda _: None,
+    narrows: bool = False,
 ) -> Plan:
     """Find the equivariant linear ops of a model to which a branch can be attached. Only reads.
 
@@ -65,6 +66,7 @@ def find(
         act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the output transforms by it.
         twin: a float64 copy of the model; default ``copy.deepcopy(model).double()``.
         stage: told after each stage what was done.
+        narrows: if only the rotations of the group turn out to be a symmetry, raise at once, without a full plan.
 
     Returns:
         The plan; its audit explains every parameter.
@@ -90,7 +92,13 @@ def find(
         annotated, notes = verify_all(model, group, proposals, recording, given, skipped)
         del given
     stage(f"checked {len(proposals)} annotated ops")
-    plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin, stage)
+
+    def refuse(complaint: Complaint | None) -> None:
+        if narrows and complaint is not None and complaint.holds is not None:
+            stage(f"ran it {counted.runs} times")
+            raise NotASymmetryError(complaint.words, Plan(group.name, ()), complaint)
+
+    plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin, stage, refuse)
     stage(f"found {len(plan.sites)} sites, after {counted.runs} runs of the network in all")
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
 
@@ -133,18 +141,26 @@ def _combined(
     inputs: tuple[Any, ...],
     twin: nn.Module | None,
     stage: Callable[[str], None],
+    refuse: Callable[[Complaint | None], None],
 ) -> Plan:
     """Measure what can be measured, compare with the annotations, and explain the rest."""
     candidates, proposed = find_candidates(recording, _trainable(model)), set(proposals)
     labelled = {entry.name for entry in skipped if entry.reason == LABELLED}
     modules = proposed | labelled
-    measurement, unmeasured = _runs_under_group(model, symmetry, inputs, recording, candidates, modules, twin)
+    approximate = any(proposal.symmetrised for _, proposal in proposals.values())
+
+    def judge(errors: Mapping[str, float]) -> None:
+        if not approximate:
+            refuse(judged(group, errors, torch.float64))
+
+    measurement, unmeasured = _runs_under_group(model, symmetry, inputs, recording, candidates, modules, twin, judge)
     if measurement is not None:
         stage(f"ran it under {len(measurement.changed.elements.all()) - 1} elements of {group.name}")
     complaint = None
     if symmetry is not None:
         with in_evaluation_mode(model), torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
             complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
+    refuse(complaint)
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
     usage = WeightUsage(model, recording)
@@ -182,6 +198,7 @@ def _runs_under_group(
     candidates: Mapping[str, Candidate],
     proposed: set[str],
     twin: nn.Module | None,
+    judge: Callable[[Mapping[str, float]], None],
 ) -> tuple[Measurement | None, str]:
     """Measure; if the model cannot be run as that needs, annotations have to do, and it is said why."""
     if symmetry is None:
@@ -191,7 +208,7 @@ def _runs_under_group(
     hookable = [name for name, each in model.named_modules() if name in modules and not isinstance(each, script)]
     try:
         twin = twin if twin is not None else double_twin(model)
-        return measure_model(twin, symmetry, inputs, hookable, recording), ""
+        return measure_model(twin, symmetry, inputs, hookable, recording, judge=judge), ""
     except PlanError as error:
         if not proposed:
             raise
@@ -207,14 +224,14 @@ def _plan(
     notes: tuple[str, ...],
     evidence: Evidence | None = None,
     measurement: Measurement | None = None,
-    complaint: str | None = None,
+    complaint: Complaint | None = None,
 ) -> Plan:
     audit = () if evidence is None else audit_parameters(evidence, sites, skipped)
     explained = known | {entry.name for entry in skipped} | {site.name for site in sites}
     skipped = [*skipped, *_without_explanation(model, explained, audit)]
     plan = Plan(group.name, tuple(sites), tuple(skipped), notes, audit)
     if complaint is not None:
-        raise NotASymmetryError(complaint, dataclasses.replace(plan, sites=()))
+        raise NotASymmetryError(complaint.words, dataclasses.replace(plan, sites=()), complaint)
     if not sites:
         raise refusal(model, plan, measurement)
     return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +122,7 @@ def measure_model(
     modules: Sequence[str],
     recording: Recording | None = None,
     seed: int = 0,
+    judge: Callable[[Mapping[str, float]], None] = lambda _: None,
 ) -> Measurement:
     """Run a float64 model under the group.
 
@@ -132,6 +133,7 @@ def measure_model(
         modules: qualified names of the modules whose calls are kept.
         recording: a run of the model, perhaps in another mode; without, features that are 0 get no type.
         seed: seed of the group elements and the perturbation.
+        judge: given the model's own errors before it is run with other weights, if its output can tell; may raise.
 
     Raises:
         TaskError: if the action is none, or the sample batch cannot show anything.
@@ -151,6 +153,8 @@ def measure_model(
         held = max(HELD, computed_bytes(recording)) if recording is not None else HELD
         own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held)  # it only has to confirm
         _require_deterministic(outputs, own.outputs[0])
+        if not all_rows_equal(own.outputs[0]):
+            judge(own.errors())
         changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin, seed), held, recording)
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does

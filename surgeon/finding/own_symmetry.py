@@ -6,6 +6,7 @@ Networks that are equivariant only approximately, by design, are judged by the e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,13 +36,40 @@ ELEMENTS = 3
 """Random elements per component, where float64 cannot be run."""
 
 
+@dataclass(frozen=True)
+class Complaint:
+    """Why a group is not the model's symmetry.
+
+    Attributes:
+        words: what was expected, what was measured, and what to do.
+        component: of the group, under which the model's output does not transform.
+        error: relative, under that component.
+        reference: the same under the group's rotations.
+        holds: the group of these, if the output transforms under them; None if not, or there are no others.
+    """
+
+    words: str
+    component: str
+    error: float
+    reference: float
+    holds: str | None = None
+
+    @property
+    def going_on(self) -> str:
+        """Say that the smaller group is taken."""
+        return (
+            f"the model is not symmetric under {self.component} (error {self.error:.1e} against {self.reference:.1e} "
+            f"under rotations): going on under {self.holds}"
+        )
+
+
 def symmetry_complaint(
     model: nn.Module,
     symmetry: Symmetry,
     inputs: tuple[Any, ...],
     measurement: Measurement | None,
     proposals: Mapping[str, tuple[str, Proposal]],
-) -> str | None:
+) -> Complaint | None:
     """Say why a group is not the model's symmetry: its output does not transform as ``act_output`` says.
 
     The float64 runs are judged by the largest error. Where there are none, the model is run in its own dtype and judged
@@ -78,7 +106,7 @@ def judged(
     dtype: torch.dtype,
     which: str = ", largest",
     limit: float = NOT_A_SYMMETRY,
-) -> str | None:
+) -> Complaint | None:
     """Judge relative errors per component: rotations by a limit, all others by ten times the error under rotations.
 
     Args:
@@ -89,7 +117,7 @@ def judged(
         limit: largest error of any component.
 
     Returns:
-        What is wrong, in words; None if nothing is.
+        What is wrong; None if nothing is.
     """
     smaller = rotations_of(group.name)
     own = _component_names(parse_group(smaller)) if smaller is not None else _component_names(group)
@@ -104,13 +132,13 @@ def judged(
         kind = f"relative, {str(dtype).removeprefix('torch.')}{which}"
         part = " (its connected component)" if not group.finite and component == group.component_names[0] else ""
         told = f"under {component!r}{part} its outputs deviate by {error:.1e} ({kind})"
-        advice = "choose a smaller group"
-        if smaller is not None and reference <= limit:
-            advice = f"choose {smaller}, under which they deviate by {reference:.1e}"
-        return (
+        holds = smaller if reference <= limit else None
+        advice = f"choose {holds}, under which they deviate by {reference:.1e}" if holds else "choose a smaller group"
+        words = (
             f"expected {group.name} to be a symmetry of the model, but {told}: {advice}, correct act and act_output, "
             "or look for the place with `surgeon inspect --find-breaks`"
         )
+        return Complaint(words, component, error, reference, holds)
     return None
 
 

@@ -27,7 +27,7 @@ def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> Su
         errors, group = measurement.errors, measurement.symmetry.group
         complaint = judged(group, errors, torch.float64, limit=OUTPUT_TOLERANCE)
         if complaint is not None:
-            return NotASymmetryError(complaint, plan)
+            return NotASymmetryError(complaint.words, plan, complaint)
     reasons = Counter(entry.reason for entry in plan.skipped).most_common(3)
     listed = "; ".join([f"{count} x {reason}" for reason, count in reasons] + list(plan.notes))
     return NothingToRelaxError(

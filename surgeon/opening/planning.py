@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,56 @@ from surgeon.support.modes import in_evaluation_mode, model_dtype
 from surgeon.support.stages import Stages
 from surgeon.support.trees import to_dtype
 
+DEFAULT_GROUP = "O3"
+"""Taken where the user gives no group; that of its rotations if only these are a symmetry."""
+
 FURTHER = 1
 """Batches per split, besides the recorded one, on which what a fold needs to be constant is checked."""
 
 
 def plan_for(
-    workspace: Workspace, group_name: str | Group, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    workspace: Workspace, group_name: str | Group | None, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> Plan:
-    """Return the plan for an opened checkpoint.
+    """Return the plan for an opened checkpoint; without a group under O3, or under SO3 if only that is a symmetry.
 
     Raises:
         CheckFailedError: if the group is measurably not the model's symmetry.
         PlanError: if nothing can be relaxed or a pattern matches nothing.
     """
-    group, task, stages = parse_group(group_name), workspace.task, Stages(workspace.options.stage)
+    plan = _under_group(workspace, group_name, _found)
+    plan = dataclasses.replace(plan, notes=(*workspace.found.notes, *plan.notes))  # what is known of how it was opened
+    return select(plan, include, exclude)
+
+
+def _under_group(
+    workspace: Workspace, group_name: str | Group | None, planned: Callable[[Workspace, Group, bool], Plan]
+) -> Plan:
+    """Plan under the group that the user gave; else under O3, and if only rotations hold say so and go on under SO3."""
+    if group_name is not None:
+        return planned(workspace, parse_group(group_name), False)
+    try:
+        return planned(workspace, parse_group(DEFAULT_GROUP), True)
+    except NotASymmetryError as error:
+        if error.complaint.holds is None:
+            raise
+        words = error.complaint.going_on
+        if workspace.options.stage is not None:
+            workspace.options.stage(words)
+        plan = planned(workspace, parse_group(error.complaint.holds), False)
+        return dataclasses.replace(plan, notes=(words, *plan.notes))
+
+
+def _found(workspace: Workspace, group: Group, narrows: bool) -> Plan:
+    task, stages = workspace.task, Stages(workspace.options.stage)
     if task is None:
-        return _selected(find(workspace.model, group), workspace, include, exclude)
+        return find(workspace.model, group)
     dtype = model_dtype(workspace.model)
     acting = callable(getattr(task.task, "act", None))
     symmetry = task_symmetry(task.task, group) if acting else None
     twin = workspace.double(workspace.model).eval() if acting and workspace.runs_in_double else None
     stages("built it again in float64" if twin is not None else "drew a batch")
     batch, further = _batches(task)
-    plan = find(
+    return find(
         workspace.model,
         group,
         to_dtype(batch, dtype),
@@ -58,33 +85,32 @@ def plan_for(
         act_output=symmetry.act_output if symmetry else None,
         twin=twin,
         stage=stages,
+        narrows=narrows,
     )
-    return _selected(plan, workspace, include, exclude)
 
 
-def empty_plan(workspace: Workspace, group_name: str | Group) -> Plan:
+def empty_plan(workspace: Workspace, group_name: str | Group | None) -> Plan:
     """Return a plan without sites: the group that certificates are about, which has to be the model's symmetry.
+
+    Without a group it is O3, or SO3 if only that is a symmetry.
 
     Raises:
         NotASymmetryError: if it measurably is not, as far as the task says how it acts.
     """
-    group, model = parse_group(group_name), workspace.model
-    plan = Plan(group.name, (), notes=workspace.found.notes)
+    return _under_group(workspace, group_name, _empty)
+
+
+def _empty(workspace: Workspace, group: Group, _: bool) -> Plan:
+    model, plan = workspace.model, Plan(group.name, (), notes=workspace.found.notes)
     if workspace.task is None or not can_act(workspace.task.task):
         return plan
     batch = to_dtype(sample_batches(workspace.task, 1)[0], model_dtype(model))
-    proposals, _, _ = collect_proposals(model, group, installed_adapters())
+    proposals = collect_proposals(model, group, installed_adapters())[0]
     with in_evaluation_mode(model):
         complaint = symmetry_complaint(model, task_symmetry(workspace.task.task, group), (batch,), None, proposals)
     if complaint is not None:
-        raise NotASymmetryError(complaint, plan)
+        raise NotASymmetryError(complaint.words, plan, complaint)
     return plan
-
-
-def _selected(plan: Plan, workspace: Workspace, include: Sequence[str], exclude: Sequence[str]) -> Plan:
-    """Return the chosen sites, with what is to be known of how the model was opened."""
-    plan = dataclasses.replace(plan, notes=(*workspace.found.notes, *plan.notes))
-    return select(plan, include, exclude)
 
 
 def _batches(task: LoadedTask) -> tuple[Any, list[Any]]:

@@ -30,7 +30,6 @@ from surgeon.plan import Plan, StripMode
 from surgeon.support.imports import one_line
 from surgeon.support.stages import Stages
 
-DEFAULT_GROUP = "O3"
 PENALTY: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
 """What a relaxed folder says of the penalty before it is trained."""
 
@@ -40,7 +39,7 @@ class RelaxSettings:
     """Where branches go, of what form they are, and how they start.
 
     Attributes:
-        group: the symmetry; None for that of the plan's file, or O3.
+        group: the symmetry; None for that of the plan's file, or O3, or SO3 if only the rotations hold.
         plan: file that ``surgeon inspect --plan`` wrote; None looks for ops.
         include: shell patterns; only ops whose names match get a branch.
         exclude: shell patterns of ops that get none.
@@ -202,7 +201,7 @@ def wanted_plan(workspace: Workspace, settings: RelaxSettings) -> Plan:
     if settings.plan is not None:
         plan = select(read_plan(settings.plan, settings.group), settings.include, settings.exclude)
     else:
-        plan = plan_for(workspace, settings.group or DEFAULT_GROUP, settings.include, settings.exclude)
+        plan = plan_for(workspace, settings.group, settings.include, settings.exclude)
     return narrowed(plan, settings, own)
 
 

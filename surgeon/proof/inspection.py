@@ -74,12 +74,12 @@ class Inspection:
         return model_picture(recording, self.plan)
 
 
-def inspect(path: str | Path, group: str | Group = "O3", *, options: OpenOptions | None = None) -> Inspection:
+def inspect(path: str | Path, group: str | Group | None = None, *, options: OpenOptions | None = None) -> Inspection:
     """Find out what is in a checkpoint, which ops are relaxable, and why the others are not; nothing is changed.
 
     Args:
         path: a checkpoint, a relaxed folder, or an address on the Hub.
-        group: the symmetry; a relaxed folder has its own.
+        group: the symmetry; None for O3, or SO3 if only the rotations hold. A relaxed folder has its own.
         options: how to find model and task.
 
     Raises:
@@ -95,7 +95,7 @@ def inspect(path: str | Path, group: str | Group = "O3", *, options: OpenOptions
     plan, errors = plan_for(workspace, group), {}
     weights = find_blocks(workspace.model, plan)
     if workspace.task is not None and can_act(workspace.task.task):
-        errors = task_equivariance(workspace.model, workspace.task, parse_group(group), MeasureSettings(2, 1))
+        errors = task_equivariance(workspace.model, workspace.task, parse_group(plan.group), MeasureSettings(2, 1))
     total = sum(parameter.numel() for parameter in workspace.model.parameters())
     return Inspection(workspace, plan, errors, total, weights)
 

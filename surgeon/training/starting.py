@@ -23,7 +23,7 @@ from surgeon.opening.evaluation import rehearse
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import empty_plan, require_group
-from surgeon.opening.relaxing import DEFAULT_GROUP, PENALTY, RelaxSettings, wanted_plan
+from surgeon.opening.relaxing import PENALTY, RelaxSettings, wanted_plan
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan, StripMode
 from surgeon.training.arms import ARMS, Arm, Contender, arm_named
@@ -144,7 +144,7 @@ def start_plan(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Plan:
         if arm.refolds and relaxing.fits_rank:
             relaxing = dataclasses.replace(relaxing, dense=True)
         return wanted_plan(workspace, relaxing)
-    return empty_plan(workspace, relaxing.group or DEFAULT_GROUP)
+    return empty_plan(workspace, relaxing.group)
 
 
 def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start:

@@ -12,11 +12,12 @@ import typer
 from surgeon.files.atomic import check_writable
 from surgeon.files.content import json_compatible, write_json, write_text
 from surgeon.finding.breaks import Breaks
+from surgeon.opening.planning import DEFAULT_GROUP
 from surgeon.opening.workspace import Workspace
 from surgeon.proof.inspection import inspect as inspect_path
 from surgeon.proof.inspection import inspect_breaks
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import ActionOption, ForceOption, GroupOption, JsonOption, Reopening
+from surgeon_cli.options import ActionOption, ForceOption, JsonOption, OptionalGroupOption, Reopening
 from surgeon_cli.plan_screen import show_breaks, show_matrices, show_plan, showing_refusals
 from surgeon_cli.screen import print_json, say
 
@@ -47,7 +48,7 @@ def inspect(
     *,
     opening: Reopening,
     showing: Showing,
-    group: GroupOption = "O3",
+    group: OptionalGroupOption = None,
     action: ActionOption = None,
     force: ForceOption = False,
     json_output: JsonOption = False,
@@ -67,7 +68,7 @@ def inspect(
             check_writable(output, force)
     options = dataclasses.replace(opening.options(json_output), action=action)
     if showing.find_breaks:
-        _show_breaks(inspect_breaks(path, group, options=options), json_output)
+        _show_breaks(inspect_breaks(path, group or DEFAULT_GROUP, options=options), json_output)
         return
     with showing_refusals(json_output):
         found = inspect_path(path, group, options=options)

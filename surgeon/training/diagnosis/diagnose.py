@@ -70,7 +70,7 @@ def diagnose(
 def _plan(workspace: Workspace, group: str | None, include: Sequence[str], exclude: Sequence[str]) -> Plan:
     """Return the folder's own plan, or look for one."""
     if workspace.relaxation is None:
-        return plan_for(workspace, group or "O3", include, exclude)
+        return plan_for(workspace, group, include, exclude)
     plan = workspace.relaxation.plan
     if group is not None and parse_group(group).name != parse_group(plan.group).name:
         raise UsageError(
