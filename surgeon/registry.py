@@ -6,9 +6,10 @@ proposal on the model's real inputs before it is used.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -193,14 +194,20 @@ def proposal_for(model: nn.Module, name: str, adapter: Adapter, group: Group) ->
     return None if isinstance(answer, Mapping) else answer
 
 
+@functools.cache
+def _points() -> tuple[EntryPoint, ...]:
+    """Return what is registered, by name; once, because the metadata of every installed package are read for it."""
+    return tuple(sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name))
+
+
 def installed_adapters() -> dict[str, Adapter]:
     """Return all registered adapters by name, those of third parties included."""
-    return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)}
+    return {point.name: point.load() for point in _points()}
 
 
 def adapter_with_task(name: str) -> Adapter | None:
     """Return the adapter of this name if it is installed and has a ready task; no other adapter is imported."""
-    found = (point.load() for point in entry_points(group=ENTRY_POINTS) if point.name == name)
+    found = (point.load() for point in _points() if point.name == name)
     return next((adapter for adapter in found if has_task(adapter)), None)
 
 

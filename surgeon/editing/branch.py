@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,9 @@ class Tap:
     grams: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
+FindFoldMap = Callable[[], FoldMap]
+
+
 class Branch(nn.Module):
     """An unconstrained linear map W beside an equivariant one (eq. 2 of the paper), with its coefficients.
 
@@ -69,13 +72,13 @@ class Branch(nn.Module):
         shape: tuple[int, ...],
         like: Tensor,
         mode: StripMode,
-        fold_map: FoldMap | None,
+        fold_map: FoldMap | FindFoldMap | None,
         form: Form | None = None,
         mask: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.form: Form = LinearForm() if form is None else form
-        self.shape, self.mode, self.fold_map = shape, mode, fold_map
+        self.shape, self.mode, self._fold_map = shape, mode, fold_map
         self._make_weights(like)
         self.register_buffer("mask", None if mask is None else mask.to(like), persistent=False)
         self.register_buffer("theta", torch.zeros(2, dtype=like.dtype, device=like.device), persistent=False)
@@ -85,6 +88,17 @@ class Branch(nn.Module):
         self.clean = False
         self.merged = False
         self.record(None)
+
+    @property
+    def fold_map(self) -> FoldMap | None:
+        """What of W the op's own weights can take in; where only ``strip`` may need it, it is found out when asked for.
+
+        Raises:
+            PlanError: if the op cannot be run as the plan says.
+        """
+        if callable(self._fold_map):
+            self._fold_map = self._fold_map()
+        return self._fold_map
 
     def _make_weights(self, like: Tensor) -> None:
         self.weight = nn.Parameter(torch.zeros(self.shape, dtype=like.dtype, device=like.device))
@@ -214,7 +228,7 @@ class LowRankBranch(Branch):
         shape: tuple[int, ...],
         like: Tensor,
         mode: StripMode,
-        fold_map: FoldMap | None,
+        fold_map: FoldMap | FindFoldMap | None,
         form: Form | None = None,
         *,
         rank: int,

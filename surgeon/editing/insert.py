@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import (
     Branch,
     Branches,
+    FindFoldMap,
     LowRankBranch,
     Target,
     argument_position,
@@ -156,7 +158,7 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
     own = next((parameter for parameter in op.parameters() if parameter.is_floating_point()), None)
     if own is None:
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
-    fold_map = fold_map_of(model, site, group, adapters)
+    fold_map = _fold_map(model, site, group, mode, adapters)
     if site.rank is None:
         return Branch(site.shape, own, mode, fold_map, form_of(site), block_mask(site))
     smallest = min(site.shape[0], math.prod(site.shape[1:]))
@@ -178,13 +180,31 @@ def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[st
     if site.fold is None:
         return None
     fold_map = fold_map_at(op, site, None if proposal is None else proposal.wrap)
-    tied = set().union(*(tied_modules(model, site.name, parameter) for parameter in fold_map.parameters))
+    _require_untied(model, site, fold_map.parameters)
+    return fold_map
+
+
+def _fold_map(
+    model: nn.Module, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]
+) -> FoldMap | FindFoldMap | None:
+    """Return the fold map, or what finds it: with "drop" nobody may ever ask, and it takes longer than all the rest.
+
+    The forward around an op that is no module is another one once there is a branch, so that it is looked at now.
+    """
+    proposal = _proposed(model, site, group, adapters)
+    if mode == "fold" or site.fold is None or site.node is not None or (proposal is not None and proposal.wrap):
+        return fold_map_of(model, site, group, adapters)
+    _require_untied(model, site, site.fold.get("parameters") or ())
+    return functools.partial(fold_map_at, named_module(model, site.name), site)
+
+
+def _require_untied(model: nn.Module, site: Site, parameters: Iterable[str]) -> None:
+    tied = set().union(*(tied_modules(model, site.name, parameter) for parameter in parameters))
     if tied:
         raise PlanError(
             f"expected {site.name!r} to fold into weights of its own, but they are tied to {', '.join(sorted(tied))}, "
             "which folding would change too: set fold to null in the plan, or make a new one with `surgeon inspect`"
         )
-    return fold_map
 
 
 def _proposed(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> Proposal | None:

@@ -175,13 +175,6 @@ def compare_archives(before: Archive, after: Archive, limit: int = 5) -> list[st
     return found[:limit]
 
 
-def require_same(before: Archive, after: Archive) -> None:
-    """Raise CheckFailedError if a program is not that of the original, node by node."""
-    differences = compare_archives(before, after)
-    if differences:
-        raise CheckFailedError(f"the exported program is not the original's: {differences[0]}; nothing was written")
-
-
 def _short(part: Any) -> str:
     text = json.dumps(part)
     return text if len(text) <= 160 else text[:160] + "..."

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckFailedError, UsageError
-from surgeon.export.archive import archive_of, require_same
 from surgeon.export.capture import quiet
 from surgeon.export.program import OWNER, to_program
 from surgeon.export.reasons import reason
@@ -29,7 +28,6 @@ def to_onnx(
     sample: Sample,
     opset: int = 18,
     kept: Sequence[int] | None = None,
-    original: nn.Module | None = None,
 ) -> Any:
     """Convert a model with torch's exporter and clean the graph without looking at the values of its weights.
 
@@ -42,21 +40,18 @@ def to_onnx(
         sample: the example batch and its dynamic axes.
         opset: version of the operator set.
         kept: positions of the outputs that are wanted, all if None; what only the others need is not exported.
-        original: another one, whose program, which is all that the conversion looks at, has to be the same.
 
     Returns:
         ``onnx_ir.Model``, whose initializers of the state dict carry the names of the state dict.
 
     Raises:
-        CheckFailedError: if branches are left in the model, the exporter cannot convert it, or it is not the original.
+        CheckFailedError: if branches are left in the model, or the exporter cannot convert it.
         UsageError: if the operator set is not supported, or the package onnxscript is missing.
     """
     if opset not in OPSETS:
         raise UsageError(f"expected an ONNX opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}: choose one of these")
     _require_packages()
     program = to_program(model, task, sample, sample.names, kept)
-    if original is not None:
-        require_same(archive_of(to_program(original, task, sample, sample.names, kept)), archive_of(program))
     names = [*sample.names]
     with in_evaluation_mode(model), quiet():
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.editing.branch import branches_of
 from surgeon.errors import CheckFailedError, SurgeonError
@@ -14,9 +14,13 @@ from surgeon.export.derivative import Recorded, derived_outputs, record_derivati
 from surgeon.export.outputs import output_names
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
+from surgeon.files.tensors import same_bytes
 from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.task_calls import task_forward
 from surgeon.plan import Task
+from surgeon.recording.compare import compare_graphs, constants_of
+from surgeon.recording.record import record
+from surgeon.support.copies import copied
 from surgeon.support.modes import in_evaluation_mode
 from surgeon.support.trees import tensors_in
 
@@ -59,6 +63,40 @@ def outputs_by_derivative(model: nn.Module, task: Task, sample: Sample) -> froze
     function = Positional(model, task, sample)
     with in_evaluation_mode(function):
         return derived_outputs(function, tensors_in(sample.batch))
+
+
+def require_same_run(model: nn.Module, original: nn.Module, task: Task, sample: Sample) -> None:
+    """Compare what a model and its original do on batches of two sizes: every op in order, every constant by its bits.
+
+    An exporter follows the same Python code, so its graph can only be another one if this is. To export the original
+    as well would take as long as all the rest.
+
+    Raises:
+        CheckFailedError: if they do not do the same; it says what differs.
+    """
+    for batch in (sample.batch, *sample.others[:1]):
+        differences = _differences(original, model, task, batch)
+        if differences:  # code that e3nn generates keeps its constants otherwise once it was copied: copy both
+            differences = _differences(copied(original), copied(model), task, batch)
+        if differences:
+            raise CheckFailedError(f"the model does not compute as the original: {differences[0]}; nothing was written")
+
+
+def _differences(original: nn.Module, model: nn.Module, task: Task, batch: Any) -> list[str]:
+    (before, known), (after, found) = (_recorded(network, task, batch) for network in (original, model))
+    same = (name in found and same_bytes(tensor, found[name]) for name, tensor in known.items())
+    changed = [f"{name} has other values" for name, alike in zip(known, same, strict=True) if not alike]
+    return compare_graphs(before, after) or changed
+
+
+def _recorded(network: nn.Module, task: Task, batch: Any) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """Return the graph of a run, and by name what it reads that is neither input nor in the state dict."""
+    with in_evaluation_mode(network):
+        run = record(network, forward=lambda own: task_forward(task, own, batch))
+        named = {str(node.target) for node in run.graph.nodes if node.op == "get_attr"} - network.state_dict().keys()
+        buffers = {f"the buffer {name}": each for name, each in network.named_buffers() if name in named}
+    constants = {f"{name}, which {each.read_by} reads,": each.tensor for name, each in constants_of(run).items()}
+    return run.graph, {**buffers, **constants}
 
 
 def to_program(

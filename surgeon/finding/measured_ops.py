@@ -105,9 +105,9 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
         if not calls[0]:
             return Refusal("never called on the sample batch", "unused")
         return Refusal("how often it is called depends on the input", "unexplained")
-    generator = torch.Generator().manual_seed(0)
+    generator, arguments = torch.Generator().manual_seed(0), measurement.few(name, calls[0][0][0])
     with torch.no_grad(), default_dtype(torch.float64), perturbed(measurement.twin, inside=name):
-        pairs = linear_pairs(measurement.twin, name, calls[0][0][0], generator)
+        pairs = linear_pairs(measurement.twin, name, arguments, generator)
     if isinstance(pairs, Refusal):
         return pairs
     chosen = _features(measurement, name, pairs)
@@ -145,7 +145,7 @@ def _features(measurement: Measurement, name: str, pairs: list[Pair]) -> list[Pa
 def _jointly_linear(measurement: Measurement, name: str, pairs: list[Pair]) -> bool:
     """Tell whether an op is a sum of maps of its arguments; a product of two is not."""
     generator = torch.Generator().manual_seed(1)
-    arguments = measurement.own.first[name][0][0]
+    arguments = measurement.few(name, measurement.own.first[name][0][0])
     twin = measurement.twin
     first, second = (Op(name, *pair) for pair in pairs[:2])
     x, y = (random_like(op.read_in(twin, arguments), generator) for op in (first, second))
@@ -167,7 +167,7 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
     Returns:
         What was found, or why it is no equivariant linear op, in words.
     """
-    arguments = measurement.own.first[op.module][0][0]
+    arguments = measurement.few(op.module, measurement.own.first[op.module][0][0])
     generator = torch.Generator().manual_seed(2)
     twin = measurement.twin
 
@@ -365,7 +365,7 @@ def _deviation(
 ) -> float | None:
     twin, calls = measurement.twin, probe.calls(op.module)
     generator = torch.Generator().manual_seed(4)
-    arguments = calls[0][0][0]
+    arguments = measurement.few(op.module, calls[0][0][0])
     x = random_like(op.read_in(twin, arguments), generator)
     offset = op.run(twin, arguments, torch.zeros_like(x))
     result = op.run(twin, arguments, x)
@@ -374,7 +374,7 @@ def _deviation(
         return None
     worst, judges = 0.0, probe.elements.judges
     for (_, _, g), moved in zip(judges, calls[-len(judges) :], strict=True):
-        turned = op.run(twin, moved[0][0], type_in.act(g, x))
+        turned = op.run(twin, measurement.few(op.module, moved[0][0]), type_in.act(g, x))
         worst = largest(worst, float((turned - type_out.act(g, result)).norm()) / scale)
     return worst
 

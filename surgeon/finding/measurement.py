@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
 from surgeon.finding.inference.probe import HELD, Elements, Probe
-from surgeon.finding.ops import random_like
+from surgeon.finding.inference.rows import FewRows, few_rows
+from surgeon.finding.ops import call_forward, random_like
 from surgeon.finding.precision import run_in_double
 from surgeon.recording.record import Recording, computed_bytes, plain_tensors
 from surgeon.support.copies import copied
@@ -103,6 +104,19 @@ class Measurement:
     own: Probe
     changed: Probe
     errors: Mapping[str, float]
+    _few: dict[str, FewRows] = field(default_factory=dict)
+
+    def few(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a module's arguments in its first call, under any element; few rows of a module that takes each alone.
+
+        Whether it does is seen on the untransformed inputs.
+        """
+        if name not in self._few:
+            module = self.twin.get_submodule(name)
+            with torch.no_grad(), default_dtype(torch.float64):
+                self._few[name] = few_rows(lambda given: call_forward(module, given), self.own.first[name][0][0])
+        fewer: Mapping[str, Any] = self._few[name].of(arguments)
+        return fewer
 
     @property
     def constant(self) -> bool:

@@ -19,8 +19,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.recording.compare import graph_hash
 from surgeon.recording.record import record
 from surgeon.support.attributes import tensor_sha256
-from surgeon.support.copies import copied
-from surgeon.support.modes import model_dtype, set_training
+from surgeon.support.modes import in_evaluation_mode, model_dtype
 from surgeon.support.trees import tensors_in, to_dtype
 from surgeon.support.versions import versions
 
@@ -33,8 +32,12 @@ def relaxed_config(
     step: int = 0,
     thetas: Mapping[str, tuple[float, float]] | None = None,
     arm: str | None = None,
+    graph: RecordedGraph | None = None,
 ) -> RelaxedConfig:
-    """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base."""
+    """Describe a relaxed model for its folder; a folder made from a folder keeps the first one's base and graph.
+
+    ``graph`` is that of the original, where it was recorded already; else the original is built for that.
+    """
     thetas = thetas or relaxation.thetas
     if workspace.files is not None:
         model = workspace.files.config.model
@@ -44,8 +47,8 @@ def relaxed_config(
     task = workspace.task
     if workspace.files is not None:
         graph = workspace.files.config.graph
-    else:
-        graph = None if task is None else original_graph(workspace.original()[0], task)
+    elif graph is None and task is not None:
+        graph = original_graph(workspace.original()[0], task)
     return RelaxedConfig(
         plan=relaxation.plan,
         strip_mode=relaxation.mode,
@@ -95,11 +98,9 @@ def recorded_graph(network: nn.Module, run: Callable[[nn.Module], Any], inputs: 
     Returns:
         JSON-compatible: ``sha256`` of the recorded graph, ``batch`` (of the inputs' tensors), and ``versions``.
     """
-    probe = copied(network)
-    set_training(probe, False)
     digest = hashlib.sha256("".join(tensor_sha256(tensor) for tensor in tensors_in(inputs)).encode()).hexdigest()
-    with torch.random.fork_rng(devices=[]):
-        graph = record(probe, forward=run).graph
+    with torch.random.fork_rng(devices=[]), in_evaluation_mode(network):
+        graph = record(network, forward=run).graph
     return {"sha256": graph_hash(graph), "batch": digest, "versions": versions(network)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -17,9 +18,9 @@ from surgeon.editing.select import select
 from surgeon.errors import PlanError, SurgeonError, UsageError
 from surgeon.files.content import read_json
 from surgeon.files.outputs import writing_alone
-from surgeon.files.relaxed import Penalty, write_relaxed
+from surgeon.files.relaxed import Penalty, RecordedGraph, write_relaxed
 from surgeon.opening.adjusting import adjusted
-from surgeon.opening.description import relaxed_config
+from surgeon.opening.description import original_graph, relaxed_config
 from surgeon.opening.evaluation import evaluate, in_words, rehearse
 from surgeon.opening.next_command import finetune_command
 from surgeon.opening.open import open_path
@@ -154,13 +155,23 @@ def relax_checkpoint(
         return _relaxed(*adjusted(workspace), settings, started)
     workspace.refuse_output(target)
     with writing_alone(target, force):
+        graph = _early_graph(workspace)
         workspace, said = adjusted(workspace)
         relaxed = _relaxed(workspace, said, settings, started)
-        config = relaxed_config(workspace, relaxed.relaxation, penalty=PENALTY)
+        known = graph if workspace.adjustments is None else None
+        config = relaxed_config(workspace, relaxed.relaxation, penalty=PENALTY, graph=known)
         stages = Stages(workspace.options.stage)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
         stages("wrote the folder")
     return dataclasses.replace(relaxed, folder=Path(target), next=finetune_command(Path(target), workspace))
+
+
+def _early_graph(workspace: Workspace) -> RecordedGraph | None:
+    """Record the network while it is as it was built, so that it need not be built once more; None if that fails."""
+    if workspace.task is not None:
+        with contextlib.suppress(Exception):  # it is tried again, and told of, when the folder is described
+            return original_graph(workspace.model, workspace.task)
+    return None
 
 
 def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: float) -> Relaxed:

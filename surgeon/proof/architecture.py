@@ -15,10 +15,10 @@ from surgeon.files.tensors import same_bytes
 from surgeon.plan import GRAPH_CHECK
 from surgeon.proof.verdict import ModelVerdict, compared
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
-from surgeon.recording.record import record
+from surgeon.recording.record import Recording, record
 from surgeon.support.attributes import attributes_of, hooks_of
 from surgeon.support.copies import copied, deep_copied
-from surgeon.support.modes import set_training
+from surgeon.support.modes import in_evaluation_mode, set_training
 from surgeon.support.versions import versions
 
 _TASK_MODULE = re.compile(r"^surgeon_task_[0-9a-f]+\.")
@@ -171,10 +171,20 @@ def _compare_buffers(
 def _compare_recordings(
     before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any], details: dict[str, Any]
 ) -> dict[str, list[str]]:
-    """Compare one run of both models op by op, and the constants that these ops read."""
-    left = record(_in_eval_mode(before), forward=run)
+    """Compare one run of both models op by op, and the constants that these ops read.
+
+    If they differ, copies are compared: code that e3nn generates keeps its constants otherwise once it was copied.
+    """
+    found = _compare_runs(before, after, run, details)
+    return _compare_runs(copied(before), copied(after), run, details) if any(found.values()) else found
+
+
+def _compare_runs(
+    before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any], details: dict[str, Any]
+) -> dict[str, list[str]]:
+    left = _recorded(before, run)
     try:
-        right = record(_in_eval_mode(after), forward=run)
+        right = _recorded(after, run)
     except Exception as error:  # a damaged model can fail in any way, and that is the verdict
         return {GRAPH_CHECK: [f"the forward of the result fails ({type(error).__name__}: {error})"]}
     details["graph_sha256"] = [graph_hash(left.graph), graph_hash(right.graph)]
@@ -185,17 +195,16 @@ def _compare_recordings(
     ours, theirs = constants_of(left), constants_of(right)
     changed = [name for name, constant in ours.items() if not same_bytes(constant.tensor, theirs[name].tensor)]
     if changed:  # a task may draw its inputs at random: what a second run of the same model changes is no constant
-        again = constants_of(record(_in_eval_mode(before), forward=run))
+        again = constants_of(_recorded(before, run))
         changed = [name for name in changed if name in again and same_bytes(ours[name].tensor, again[name].tensor)]
     details["graph_constants"] = len(ours)
     sentences = [f"a constant that {ours[name].read_by} reads has other values" for name in changed]
     return {GRAPH_CHECK: [], CONSTANTS_CHECK: sentences}
 
 
-def _in_eval_mode(model: nn.Module) -> nn.Module:
-    probe = copied(model)
-    set_training(probe, False)
-    return probe
+def _recorded(model: nn.Module, run: Callable[[nn.Module], Any]) -> Recording:
+    with in_evaluation_mode(model):
+        return record(model, forward=run)
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

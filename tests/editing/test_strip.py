@@ -48,6 +48,29 @@ def test_drop_gives_back_the_original_in_bytes(name: str, via: str) -> None:
         assert record.folded == 0.0
 
 
+@pytest.mark.parametrize("via", ["itself", "deepcopy", "pickle"])
+@pytest.mark.parametrize("name", nets.NETS)
+def test_a_network_relaxed_to_drop_can_still_be_folded(name: str, via: str) -> None:
+    """What can be folded is found out then, with the branch in place and weights that have changed since."""
+    twin, first, usual, _ = nets.relaxed(name, mode="fold")
+    second, before, results = copy.deepcopy(twin), twin.state_dict(), []
+    late = surgeon.relax(second, usual.plan, dense=True, mode="drop", init_scale=1.0)
+    for net, relaxation in ((first, usual), (second, late)):
+        relaxation.set_theta(0.3)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(1.5)
+        if via == "deepcopy":
+            net = copy.deepcopy(net)
+        if via == "pickle":
+            net = pickle.loads(pickle.dumps(net))
+        strip(net, "fold")
+        results.append(net.state_dict())
+    assert any(not torch.allclose(results[0][key], 1.5 * before[key]) for key in before)
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=EXACT, atol=EXACT)
+
+
 def test_a_stripped_model_can_be_relaxed_and_stripped_again() -> None:
     twin, net, relaxation, _ = nets.relaxed("linears")
     strip(relaxation)

@@ -106,11 +106,30 @@ def test_a_branch_is_refused_even_at_theta_zero_and_stripping_gives_the_graph_ba
     assert signature_hash(other) != exported[1]["graph_sha256"]
 
 
-@pytest.mark.slow
-def test_another_original_is_noticed(net: Net, tmp_path: Path) -> None:
-    wider = Net(hidden=3)
-    with pytest.raises(CheckFailedError, match="the exported program is not the original's"):
-        export_onnx(tmp_path / "model.onnx", beside(net, wider))
+class Shifted(Net):
+    """Adds a number that is kept in no state dict: as a buffer, and as one of the constants of its forward."""
+
+    def __init__(self, buffer: float, constant: float) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(buffer), persistent=False)
+        self.constant = constant
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> Tensor:
+        return super().forward(scalars, vectors) + self.shift + torch.tensor([self.constant])
+
+
+@pytest.mark.parametrize(
+    ("original", "said"),
+    [
+        (Net(hidden=3), "node "),
+        (Shifted(0.5, 1.0), "the buffer shift has other values"),
+        (Shifted(0.25, 2.0), "_constant_2, which .* reads, has other values"),
+    ],
+)
+def test_another_original_is_noticed(original: nn.Module, said: str, tmp_path: Path) -> None:
+    model = Shifted(0.25, 1.0) if isinstance(original, Shifted) else Net()
+    with pytest.raises(CheckFailedError, match=f"the model does not compute as the original: {said}"):
+        export_onnx(tmp_path / "model.onnx", beside(model, original))
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.axis import axis_representations
 from surgeon.finding.inference.probe import TensorProbe
+from surgeon.finding.inference.rows import FEW_ROWS, spread
 
 TOLERANCE = 1e-6
 """Largest relative deviation of a measured type in float64; constants of the model may have gone through float32."""
@@ -98,13 +99,28 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[in
     if complaint:
         return Verdict(None, float("inf"), complaint)
     best = float("inf")
-    for candidate in hypotheses(probe):
-        residual = residual_of(candidate, probe, apart)
-        if residual <= tolerance:
-            return Verdict(candidate, residual, silent=_silent_axes(probe))
-        best = min(best, residual)
+    for sample in _samples(probe, apart):
+        for candidate in hypotheses(sample):
+            if sample is not probe and -probe.base.ndim in (*candidate.axes, *candidate.grid):
+                continue  # of rows, which are fewer here
+            residual = residual_of(candidate, sample, apart)
+            if residual <= tolerance and sample is not probe:
+                residual = residual_of(candidate, probe, apart)
+            if residual <= tolerance:
+                return Verdict(candidate, residual, silent=_silent_axes(probe))
+            best = min(best, residual)
     reason = f"no structured representation fits (best relative residual {best:.1e})"
     return Verdict(None, best, reason, _silent_axes(probe))
+
+
+def _samples(probe: TensorProbe, apart: tuple[int, ...]) -> list[TensorProbe]:
+    """Return the tensor, and before it one of a few rows if it has many: what fits those is tried on all."""
+    base = probe.base
+    rows, others = base.shape[:1], base.shape[1:]
+    if base.ndim < 2 or rows[0] <= 2 * FEW_ROWS or rows[0] in others or -base.ndim in apart:
+        return [probe]
+    chosen = spread(rows[0])
+    return [TensorProbe(probe.elements, tuple(value[chosen] for value in probe.values)), probe]
 
 
 def _silent_axes(probe: TensorProbe) -> tuple[int, ...]:
