@@ -25,6 +25,7 @@ Batch = Mapping[str, Tensor]
 # The sizes of the shipped checkpoint, segnn_nbody.safetensors.
 CONFIG = SEGNNConfig()
 EVALUATION_BATCH = 100
+SAMPLE = 20
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -81,6 +82,10 @@ class NBodyTask:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         for rows in torch.split(order, self.batch_size if split == "train" else EVALUATION_BATCH):
             yield {name: values[rows] for name, values in data.items()}
+
+    def sample(self) -> dict[str, Tensor]:
+        """Return a few validation trajectories as a batch: enough to see how features transform."""
+        return {name: values[:SAMPLE] for name, values in self._data("validation").items()}
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Return predicted positions at frame 40, shape (b, 5, 3)."""
