@@ -26,8 +26,8 @@ COPIED_CONSTANT = re.compile(r"(^|\.)_tensor_constant\d+$")
 
 BY_SETTINGS = "build the model with the settings that it was trained with"
 BY_LOADER = (
-    "all its parameters are there, only buffers have other names, as between versions of a library: give the task a "
-    "`load_model(path)` that opens the file"
+    "all its parameters are there and only buffers are missing: build it with the versions and global settings of its "
+    "library that it was saved with, or give the task a `load_model(path)` that opens the file"
 )
 
 
@@ -197,7 +197,7 @@ def _check_keys(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[st
         same = all(key in tensors and tensors[key].shape == own[key].shape for key in trained)
         raise CheckpointError(
             f"expected the {len(own)} keys of {type(model).__name__}, got {len(tensors)} keys in {where}; "
-            f"{'; '.join(parts)}: {BY_LOADER if same and trained and missing and unexpected else BY_SETTINGS}"
+            f"{'; '.join(parts)}: {BY_LOADER if same and trained and missing else BY_SETTINGS}"
         )
 
 

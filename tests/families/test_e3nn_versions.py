@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,33 @@ def test_the_file_opens_predicts_what_it_did_and_goes_back(name: str, files: Pat
     assert torch.equal(predicted(again), predicted(workspace.model))
 
 
+@pytest.fixture
+def default(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Another one of e3nn's global settings than the file was written under."""
+    import e3nn
+
+    name, before = request.param, e3nn.get_optimization_defaults()
+    if name not in before:
+        pytest.skip(f"this version of e3nn has no {name}")
+    e3nn.set_optimization_defaults(**{name: "script" if name == "jit_mode" else not before[name]})
+    yield
+    e3nn.set_optimization_defaults(**before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("default", ["optimize_einsums", "jit_script_fx", "jit_mode"], indirect=True)
+def test_optimisation_defaults_change_neither_keys_nor_function(files: Path) -> None:
+    require_as_then("e3nn-0.5.1", open_path(files / "e3nn-0.5.1.pt", OpenOptions(build=built)).model)
+
+
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("default", ["specialized_code"], indirect=True)
+def test_the_default_that_adds_buffers_is_said_to(files: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"only buffers are missing: build it with the .* global settings"):
+        open_path(files / "e3nn-0.5.1.pt", OpenOptions(build=built))
+
+
 TASK = """
 import torch
 from tests.families.test_e3nn_versions import built
@@ -97,7 +125,7 @@ def make_task():
 @pytest.mark.parametrize("name", sorted(OTHER_NAMES))
 def test_other_names_of_buffers_are_said_and_a_loader_helps(name: str, files: Path, tmp_path: Path) -> None:
     path = files / f"{name}.pt"
-    words = r"all its parameters are there, only buffers have other names.*`load_model\(path\)`"
+    words = r"all its parameters are there and only buffers are missing.*`load_model\(path\)`"
     with pytest.raises(CheckpointError, match=words):
         open_path(path, OpenOptions(build=built))
     (tmp_path / "task.py").write_text(TASK)

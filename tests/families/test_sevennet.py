@@ -24,6 +24,7 @@ from surgeon_adapters.sevennet.models import import_sevenn
 from surgeon_adapters.sevennet.task import SevenNetTask
 from tests.commands import ROOT
 from tests.families.old_files.write_sevennet import CELL, FRAMES
+from tests.families.shifted_labels import require_shift
 
 pytest.importorskip("sevenn", reason="sevenn is not installed: make test-sevennet")
 
@@ -147,6 +148,25 @@ def command(*arguments: str) -> None:
     with redirect_stdout(StringIO()) as out, pytest.raises(SystemExit) as caught:
         main(list(arguments))
     assert caught.value.code == 0, f"{arguments}: {out.getvalue()}"
+
+
+def calculated(path: Path, data: Path) -> list[tuple[float, Any]]:
+    import ase.io
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        calculator = import_sevenn("calculator").SevenNetCalculator(path, file_type="checkpoint", device="cpu")
+    results = []
+    with torch.jit.optimized_execution(False):
+        for atoms in ase.io.read(data, ":"):
+            atoms.calc = calculator
+            results.append((float(atoms.get_potential_energy()), atoms.get_forces()))
+    return results
+
+
+def test_shifted_labels_shift_the_energies_per_element(tmp_path: Path) -> None:
+    file = FOLDER / "sevennet-0.10.4.pth"
+    require_shift(file, "rescale_atomic_energy.shift", SevenNetTask, calculated, tmp_path)
 
 
 @pytest.mark.slow

@@ -53,13 +53,13 @@ def test_a_file_that_does_not_fit_changes_nothing(change: Any, words: str) -> No
 @pytest.mark.parametrize(
     ("stored", "fits"), [("running_mean", True), ("weight", False), ("running_mean, of another size", False)]
 )
-def test_only_where_all_parameters_fit_other_names_are_those_of_buffers(stored: str, fits: bool) -> None:
+def test_only_where_all_parameters_fit_only_buffers_are_missing(stored: str, fits: bool) -> None:
     name, model = stored.partition(",")[0], nn.BatchNorm1d(3)
     tensors = state(nn.BatchNorm1d(3) if name == stored else nn.BatchNorm1d(4))
     tensors["other"] = tensors.pop(name)
     with pytest.raises(CheckpointError) as caught:
         load_into(model, tensors, "a.pt")
-    assert ("only buffers have other names" in str(caught.value)) == fits
+    assert ("only buffers are missing" in str(caught.value)) == fits
     assert ("build the model with the settings" in str(caught.value)) != fits
 
 
