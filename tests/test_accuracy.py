@@ -52,7 +52,7 @@ FINAL = [
     line("plain@soap", 3e-2, 1, 19.0, epochs=4),
     {
         **{name: SWEEP[0][name] for name in ("context", "commit", "versions", "machine")},
-        "step_seconds": {"plain@soap": 0.081},
+        "step_seconds": {"plain@soap": 0.081, "plain@adamw+beta2=0.999": 0.072},
     },
 ]
 
@@ -78,8 +78,22 @@ def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp
     assert cells["plain@soap"][4] == "-15.0 ± 63.5 %, p = 0.205"
     assert cells["plain@soap, fresh seeds"][2:5] == ["1", "20.0", "-20.0 %"]
     assert cells["plain@soap, 80 steps"][4] == "-5.0 %"
+    assert cells["plain@soap, 80 steps"][6].startswith("90 % of its time")
     assert "plain@adamw+beta2=0.9" not in cells
     assert report.chosen({}) == {}
+
+
+def test_a_gain_is_claimed_only_if_fresh_seeds_show_it_again(report: Any) -> None:
+    better, worse, unclear = ((-6.0, -5.0, -5.5), (5.0, 6.0, 5.5), (-6.0, 5.0, 0.1))
+    estimates = {name: report.Estimate.of(values) for name, values in zip("bwu", (better, worse, unclear), strict=True)}
+    said = {
+        pair: report.verdict("soap", *(estimates.get(name) for name in pair))
+        for pair in ("bb", "bu", "bw", "b-", "w-", "u-")
+    }
+    assert "fresh ones confirm it" in said["bb"]
+    assert all("no gain is claimed" in said[pair] for pair in ("bu", "bw", "b-"))
+    assert "is worse" in said["w-"]
+    assert "cannot be told" in said["u-"]
 
 
 def test_a_table_without_final_runs_says_so(report: Any, tmp_path: Path) -> None:

@@ -19,10 +19,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def commit() -> str:
-    """Return the commit of the checkout, with a + if files that git knows have changed since."""
-    here = Path(__file__).parent
-    told = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    return subprocess.run(told, cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+    """Return the commit of the checkout, with a + if files have changed since, apart from the lines themselves."""
+
+    def git(*told: str) -> str:
+        found = subprocess.run(["git", *told], cwd=RESULTS.parent, check=True, capture_output=True, text=True)
+        return found.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS.name}")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

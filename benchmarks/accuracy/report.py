@@ -76,6 +76,19 @@ def row(name: str, rate: float, own: Mapping[int, ArmRun], adamw: Mapping[int, A
     return [name, f"{rate:g}", str(len(own)), *figures]
 
 
+def verdict(arm: str, first: Estimate | None, fresh: Estimate | None) -> str:
+    """Say in words what an arm shows against tuned AdamW; a gain is claimed only if fresh seeds show it again."""
+    if first is None or not (first.high < 0 or first.low > 0):
+        return f"{arm} cannot be told from tuned AdamW."
+    if first.low > 0:
+        return f"{arm} is worse than tuned AdamW."
+    if fresh is None:
+        return f"{arm} is better with the first seeds; without fresh ones no gain is claimed."
+    if fresh.high < 0:
+        return f"{arm} is better with the first seeds, and fresh ones confirm it."
+    return f"{arm} is better with the first seeds, which fresh ones do not confirm: no gain is claimed."
+
+
 def table(lines: Lines, others: Sequence[Lines]) -> list[str]:
     """Return the table of one model and molecule.
 
@@ -98,16 +111,29 @@ def table(lines: Lines, others: Sequence[Lines]) -> list[str]:
             if own:
                 name = f"{arm}{', fresh seeds' if fresh else ''}"
                 rows.append(row(name, best[arm][0], own, reference, costs.get(arm, "")))
+    whole = max(run.steps for run in lines.values() if isinstance(run, ArmRun))
+    reference, fresh_reference = (tested(lines, adamw, fresh) for fresh in (False, True))
     for fewer in others:
         for arm in dict.fromkeys(point.arm for point in fewer):
-            own, steps = tested(fewer, arm, False), {run.steps for run in fewer.values() if isinstance(run, ArmRun)}
-            name, reference = f"{arm}, {min(steps)} steps", tested(lines, adamw, False)
-            rows.append(row(name, best[arm][0], own, reference, "no more time"))
+            own = tested(fewer, arm, False)
+            steps = next(iter(own.values())).steps
+            share = steps * lines.step_seconds[arm] / (whole * lines.step_seconds[adamw])
+            name, time = f"{arm}, {steps} steps", f"{100 * share:.0f} % of its time"
+            rows.append(row(name, best[arm][0], own, reference, time))
     if not rows:
         return [f"{said}.", "", "The runs on test frames are not finished."]
     heading = ["arm", "rate", "seeds", "forces, meV/Å", "against tuned AdamW", "energies, meV/atom", "a step"]
     grid = [heading, ["---"] * len(heading), *rows]
-    return [*("| " + " | ".join(cells) + " |" for cells in grid), "", f"{said}."]
+    verdicts = [
+        verdict(
+            arm,
+            against(tested(lines, arm, False), reference),
+            against(tested(lines, arm, True), fresh_reference),
+        )
+        for arm in best
+        if "@adamw" not in arm
+    ]
+    return [*("| " + " | ".join(cells) + " |" for cells in grid), "", " ".join(verdicts), "", f"{said}."]
 
 
 def groups(path: Path) -> list[list[Lines]]:
