@@ -34,6 +34,7 @@ with warnings.catch_warnings():
 pytest.importorskip("typer", reason="the command line is not installed: make test-nequip")
 
 from tests.families.nequip_checkpoints import DATA, SETTINGS, write  # noqa: E402 (it needs nequip)
+from tests.families.shifted_labels import require_shift  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -48,7 +49,8 @@ path, data = sys.argv[1:]
 load = NequIPCalculator.from_compiled_model if path.endswith(".pt2") else NequIPCalculator._from_saved_model
 calculator = load(path)
 results = []
-for frame in ase.io.read(data, ":")[3:6]:
+frames = ase.io.read(data, ":")
+for frame in frames[3:6] if len(frames) > 50 else frames:
     frame.calc = calculator
     results.append([frame.get_potential_energy(), frame.get_forces().tolist()])
 print(json.dumps(results))
@@ -104,6 +106,16 @@ class TestContract(AdapterContract):
 
     def data(self) -> Path:
         return DATA
+
+
+def calculated(path: Path, data: Path) -> list[tuple[float, Any]]:
+    results: list[tuple[float, Any]] = json.loads(run("-c", CALCULATOR, str(path), str(data)).splitlines()[-1])
+    return results
+
+
+def test_shifted_labels_shift_the_energies_per_type(tmp_path: Path) -> None:
+    file, tensor = write(tmp_path / "base.ckpt", average=True), "model.func.per_type_energy_scale_shift.shifts"
+    require_shift(file, tensor, NequipTask, calculated, tmp_path)
 
 
 @pytest.mark.slow
