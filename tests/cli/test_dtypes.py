@@ -19,7 +19,8 @@ ASKING = """
 class Asking(Net):
     def __init__(self, asks):
         super().__init__()
-        self.asks = asks
+        self.asks, _, self.breaks = asks.partition(", ")
+        self.table = torch.tensor([[0.9, 0.2], [-0.1, 1.1]], dtype=torch.float32)
 
     def forward(self, scalars, vectors):
         mixed = self.first(torch.cat([scalars, vectors.flatten(1)], 1))
@@ -32,6 +33,10 @@ class Asking(Net):
             if gates.dtype != torch.float32:
                 raise TypeError("float32 only")
             gates = torch.tanh(gates)
+        elif self.asks == "table":
+            gates = torch.tanh(gates @ self.table)
+        if self.breaks:
+            features = features + torch.tensor([0.3, 0.0, 0.0]).to(features)
         return self.second((features * gates.unsqueeze(2)).flatten(1))
 
 
@@ -73,7 +78,7 @@ def whole_way(surgeon: Surgeon, options: list[str], onnx: bool = True) -> dict[s
     return certificate
 
 
-@pytest.mark.parametrize("asks", ["float", pytest.param("softmax", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("asks", ["float", "table", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_a_network_that_asks_for_float32_is_judged_in_float64(surgeon: Surgeon, asks: str) -> None:
     certificate = whole_way(surgeon, asking(asks))
     assert read_relaxed("asks-relaxed").config.float64 == {"how": "answered", "why": ""}
@@ -89,6 +94,14 @@ def test_a_network_that_insists_on_float32_is_judged_in_float32_and_that_is_said
     assert "TypeError: float32 only" in str(stored["why"])
     assert set(certificate["equivariance"]["stripped"]) == {"float32"}  # type: ignore[index]
     assert "TypeError: float32 only" in Path("asks-clean/CERTIFICATE.md").read_text()
+
+
+@pytest.mark.parametrize("asks", ["float", "table", "insists"])
+def test_a_network_in_float32_that_is_not_equivariant_is_refused(surgeon: Surgeon, asks: str) -> None:
+    refused = surgeon("relax", "asks.pt", *asking(f"{asks}, breaks"), code=1)
+    assert "under 'identity' (its connected component) its outputs deviate" in " ".join(refused.err.split())
+    assert ("float32, median of elements" if asks == "insists" else "float64, largest") in refused.err
+    assert not Path("asks-relaxed").exists()
 
 
 @pytest.mark.slow
