@@ -297,6 +297,8 @@ class Task(Protocol):
     * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader, whose weights count.
     * ``for_model(model) -> Task``: that for one opened model; ``adjustments``, ``adjustable``: opening/adjusting.py.
     * ``sample() -> batch``: a small one on which ops are looked for; default the first batch of the validation split.
+    * ``perturbed(batch, noise) -> batch``: moves inputs by ``noise(tensor)``, and ``relabelled(batch, outputs) ->
+      batch``: takes outputs for labels; for replay, see training/replay.py.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.

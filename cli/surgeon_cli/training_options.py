@@ -72,6 +72,24 @@ class Training:
     ema: Annotated[
         float | None, training_option("--ema", help="Evaluate and keep a running average with this decay.")
     ] = None
+    replay: Annotated[
+        str | None,
+        training_option(
+            "--replay",
+            metavar="perturb|TASK",
+            help="Also train towards the original's own outputs, on the training batches with noise or on other data.",
+        ),
+    ] = None
+    replay_weight: Annotated[
+        float | None, training_option("--replay-weight", help="Weight of that beside the task's loss; default: 1.")
+    ] = None
+    replay_share: Annotated[
+        float | None, training_option("--replay-share", help="Share of the training batches with it; default: 1.")
+    ] = None
+    replay_noise: Annotated[
+        float | None,
+        training_option("--replay-noise", help="Relative to each input's spread, for potentials in A; default: 0.05."),
+    ] = None
     freeze_base: Annotated[bool, training_option("--freeze-base", help="Train the added weights alone.")] = False
     evaluate_every: Annotated[
         int | None, training_option("--evaluate-every", min=1, help="Epochs between evaluations.")

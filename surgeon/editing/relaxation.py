@@ -307,6 +307,18 @@ class Relaxation:
             for branch, clean in before.items():
                 branch.clean = clean
 
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """While the context is open, forwards record nothing for the penalty."""
+        taps = {branch: branch.tap for branch in self.branches.values()}
+        for branch in taps:
+            branch.tap = None
+        try:
+            yield
+        finally:
+            for branch, tap in taps.items():
+                branch.tap = tap
+
     def branch_parameters(self) -> list[nn.Parameter]:
         """Return the weights of all branches: W, or its factors."""
         return [parameter for branch in self.branches.values() for parameter in branch.parameters()]

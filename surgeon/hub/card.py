@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import CheckpointError, HubError
@@ -210,6 +210,9 @@ def _training(content: Content) -> str:
     rows = [("schedule of theta", config.schedule.name)]
     rows += [("penalty", ", ".join(f"{name} {value}" for name, value in config.penalty.items()))]
     rows += [(name.replace("_", " "), settings[name]) for name in _SETTINGS if settings.get(name) is not None]
+    if settings.get("replay"):
+        what = PurePath(settings["replay"]).name  # no path of the machine that trained
+        rows.append(("replay", f"{what}, weight {settings['replay_weight']:g}, share {settings['replay_share']:g}"))
     return markdown_table(("setting", "value"), rows)
 
 

@@ -158,6 +158,14 @@ class Workspace:
             adjust(model, self.adjustments, str(checkpoint.path))
         return model, checkpoint
 
+    def fresh_original(self) -> nn.Module:
+        """Return a fresh original, without its file where a folder that was not trained has its weights; as above."""
+        if self.files is None or self.files.config.step:
+            return self.original()[0]
+        model = self.found.rebuild()
+        load_into(model, self.files.base, self.name)
+        return model
+
     def reopened(self, path: str | Path) -> tuple[nn.Module, str]:
         """Open a container like the original's as that was opened; return its model, and where that comes from.
 

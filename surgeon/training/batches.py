@@ -35,6 +35,10 @@ class Sharing:
         """Batches of one full step, all processes together."""
         return self.accumulate * self.processes
 
+    def number(self, step: int, own: int) -> int:
+        """Return the number, among the batches of all steps and processes, of a batch of this process in a step."""
+        return step * self.per_step + own * self.processes + self.process
+
     def steps(self, batches: int) -> int:
         """Return the number of steps that an epoch of so many batches has; the last may be smaller.
 

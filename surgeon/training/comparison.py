@@ -21,6 +21,7 @@ from surgeon.training.arms import Contender, require_fitting_plan
 from surgeon.training.engine import Finetuner
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.progress import StepEvent
+from surgeon.training.replay import teacher_of
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import FinetuneResult
 from surgeon.training.statistics import require_equal_budgets
@@ -98,8 +99,9 @@ def run_one(
         relaxation = relax(model, comparison.plan, dense=True, mode=arm.mode, schedule=settings.schedule)
         if comparison.start is not None:
             load_branches(relaxation.model, comparison.start)
-    added, plan = relaxation or updates, comparison.plan
-    result = Finetuner(model, comparison.task, settings, arm, added, plan=plan).run(on_step)
+    added, plan, task = relaxation or updates, comparison.plan, comparison.task
+    teacher = teacher_of(settings, comparison.make_model, task)
+    result = Finetuner(model, task, settings, arm, added, plan=plan, teacher=teacher).run(on_step)
     if comparison.keep is not None and test:
         comparison.keep(contender, seed, model, added, result)
     sites = strip(relaxation) if relaxation is not None else ()

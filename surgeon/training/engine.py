@@ -40,6 +40,7 @@ from surgeon.training.ema import Ema
 from surgeon.training.groups import freeze_base, matrices_of, parameter_groups, theta_group
 from surgeon.training.optimizers import make_optimizer, rate_scale
 from surgeon.training.progress import StepEvent
+from surgeon.training.replay import Replay, Teacher
 from surgeon.training.selection import BestWeights
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
@@ -65,6 +66,7 @@ class Finetuner:
         trackers: where records go besides the run folder.
         folder: for the trackers' files.
         plan: of the network, for optimisers of matrices; the one of the branches if there are any.
+        teacher: whose outputs are a further target; None for none.
 
     Attributes:
         weights: the matrices inside the trainable weights, if the optimiser asks for them.
@@ -80,6 +82,7 @@ class Finetuner:
         trackers: Sequence[str] = (),
         folder: Path | None = None,
         plan: Plan | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         from accelerate.utils import set_seed
 
@@ -96,6 +99,7 @@ class Finetuner:
         self.accelerator = make_accelerator(settings.precision, trackers, folder)
         self.sharing = Sharing(settings.accumulate, self.accelerator.num_processes, self.accelerator.process_index)
         self._sharded = shards(self.accelerator)
+        self.replay = None if teacher is None else Replay(teacher, settings, self.accelerator.device)
         self.given_model, self.given_added, given = model, added, added
         if self._sharded:
             model, added = copy.deepcopy((model, added))
@@ -121,15 +125,18 @@ class Finetuner:
             keep_whole(self.accelerator, [] if added is None else list(added.modules()))
         set_seed(settings.seed, device_specific=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if self.relaxation is not None and arm.learns_theta:  # buffers: not moved and sharded like parameters
-            self.relaxation.learn_theta(True)
-            self.optimizer.add_param_group(theta_group(self.relaxation, settings))
+        self._learn_theta()
         self._buffers = SharedBuffers(model) if self.sharing.processes > 1 else None
         self.ema = None if settings.ema is None else Ema(model, settings.ema)
         back = self.given_model, given if isinstance(given, Relaxation) else None
         self.selection = BestWeights(model, task, settings, self.session, self.ema, self.accelerator, back)
         if trackers:
             self.accelerator.init_trackers("equisurgeon", {"arm": arm.name, **_flat(settings.to_data())})
+
+    def _learn_theta(self) -> None:
+        if self.relaxation is not None and self.arm.learns_theta:  # buffers: not moved and sharded like parameters
+            self.relaxation.learn_theta(True)
+            self.optimizer.add_param_group(theta_group(self.relaxation, self.settings))
 
     def _start_branches(self) -> None:
         if self.relaxation is None:
@@ -215,6 +222,7 @@ class Finetuner:
         state, settings = self.state, self.settings
         if not state.epoch_step:
             state.epoch, state.losses, state.penalties = state.epoch + 1, 0.0, 0.0
+            state.replays, state.replayed = 0.0, 0
         seed = epoch_seed(settings.seed, state.epoch)
         if not state.steps_per_epoch:
             state.steps_per_epoch = count_steps(self.task, self.sharing, seed)
@@ -233,6 +241,7 @@ class Finetuner:
         self._set_rates(progress)
         self._set_step()
         losses: list[Tensor] = []
+        self._replay(batches)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -247,6 +256,28 @@ class Finetuner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return mean, penalty
+
+    def _replay(self, batches: Sequence[Any]) -> None:
+        """Add the gradients of what accompanies the batches of a step; the penalty is that of the batches alone."""
+        if self.replay is None:
+            return
+        found = torch.zeros(2, device=self.accelerator.device)
+        for own, batch in enumerate(batches):
+            inputs = self.replay.inputs(batch, self.sharing.number(self.state.step, own))
+            if inputs is None:
+                continue
+            unseen = nullcontext() if self.relaxation is None else self.relaxation.unseen()
+            with unseen, self.accelerator.no_sync(self.model):  # the last of the training batches synchronises
+                with self.accelerator.autocast():
+                    distance = self.replay.distance(self.model, inputs)
+                self.accelerator.backward(self.settings.replay_weight * distance / len(batches))
+            found += torch.stack([distance.detach().float(), torch.ones_like(found[1])])
+        if self.sharing.processes > 1:
+            found = self.accelerator.reduce(found, "sum")
+        self.state.replays += float(found[0])
+        self.state.replayed += int(found[1])
+        if not math.isfinite(self.state.replays):
+            self._stop("the distance from the original's outputs became non-finite")
 
     def _add_penalty_gradient(self, loss: float) -> float:
         """Add the gradient of the weighted penalty and return the penalty itself."""
@@ -371,6 +402,7 @@ class Finetuner:
                 "theta": self.relaxation.theta if self.relaxation is not None else (0.0, 0.0),
                 "loss": state.losses / count if state.epoch_step else None,
                 "penalty": state.penalties / count if state.epoch_step else None,
+                **({"replay": state.replays / state.replayed if state.replayed else None} if self.replay else {}),
                 "validation": clean,
                 "validation_relaxed": current,
                 "seconds": state.seconds,

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from surgeon.editing.adjust import NOTHING
-from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import ExistsError, TrainingError, UsageError
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
 from surgeon.opening.description import check_code
-from surgeon.opening.evaluation import evaluate_each, in_words
+from surgeon.opening.evaluation import evaluate, in_words
 from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
@@ -27,10 +28,14 @@ from surgeon.training.arms import Arm
 from surgeon.training.costs import training_costs
 from surgeon.training.engine import Finetuner
 from surgeon.training.progress import Progress
+from surgeon.training.replay import teacher_of
 from surgeon.training.runs import has_run, read_record, restore_run, save_run
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.starting import Start, start_from
 from surgeon.training.state import FinetuneResult
+
+Probed = Mapping[str, Mapping[str, float]]
+"""Names, of probes or of models, to metrics."""
 
 NO_BRANCHES = "training without branches"
 
@@ -55,7 +60,7 @@ class Finetuned:
     worse: int
     result: FinetuneResult
     next: str
-    probes: Mapping[str, Mapping[str, Mapping[str, float]]]
+    probes: Mapping[str, Probed]
 
 
 def finetune(
@@ -104,41 +109,52 @@ def finetune(
         relaxation, _ = workspace.require_relaxed()
         settings = dataclasses.replace(settings or FinetuneSettings(), schedule=relaxation.schedule)
         given = (settings, chosen, start.added(settings), trackers, target.parent, relaxation.plan)
-        finetuner = Finetuner(workspace.model, task, *given)
+        finetuner = Finetuner(workspace.model, task, *given, teacher_of(settings, workspace.fresh_original, task))
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         if resuming:
             _require_same_start(target, start)
             restore_run(target, finetuner)
             told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
-        _tell_start(told, start, finetuner)
+        before = _tell_start(told, start, finetuner)
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
-        probes = _probed(workspace, relaxation) if finetuner.accelerator.is_main_process else {}
-    told_of = (finetuner.selection.metric, _times_worse(finetuner))
-    return Finetuned(target, chosen, *told_of, result, strip_command(target, workspace), probes)
+    told_of = (finetuner.selection.metric, _times_worse(finetuner), result, strip_command(target, workspace))
+    return Finetuned(target, chosen, *told_of, _probed(workspace, finetuner, before))
 
 
-def _tell_start(told: Progress, start: Start, run: Finetuner) -> None:
+def _tell_start(told: Progress, start: Start, run: Finetuner) -> Probed:
+    """Say what is trained and how; return the original's metrics on other data."""
     workspace, (relaxation, _) = start.workspace, start.workspace.require_relaxed()
     for sentence in start.said:
         told.say(sentence)
     costs = training_costs(workspace.model, workspace.require_task().task, relaxation) if relaxation.branches else None
     told.say(NO_BRANCHES if costs is None else costs.sentence())
+    original = workspace.fresh_original().to(device_of(workspace.model)) if workspace.probes else None
+    before = {} if original is None else _on_probes(workspace, original)
+    for name, metrics in before.items():
+        told.say(f"before, on {name}: {in_words(workspace.probes[name].task, metrics)}")
+    if run.replay is not None:
+        told.say(run.replay.sentence)
     if run.weights:
         told.say(f"{run.settings.optimizer} acts on {blocks_in_words(run.weights)}; AdamW on the rest")
+    return before
 
 
-def _probed(workspace: Workspace, relaxation: Relaxation) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
-    """Evaluate the original and the best weights, as stripping will leave them, on other data."""
-    if not workspace.probes:
+def _on_probes(workspace: Workspace, model: nn.Module) -> Probed:
+    """Return a model's metrics on the test split of every probe."""
+    return {name: evaluate(model, probe.task, "test") for name, probe in workspace.probes.items()}
+
+
+def _probed(workspace: Workspace, run: Finetuner, before: Probed) -> Mapping[str, Probed]:
+    """Add the metrics of the best weights, as stripping will leave them, on other data."""
+    if not before or not run.accelerator.is_main_process:
         return {}
-    original = workspace.reference[0].to(device_of(workspace.model))
-    with relaxation.clean() as model:
-        models = {"original": original, "stripped": model}
-        return {name: evaluate_each(models, probe.task, "test") for name, probe in workspace.probes.items()}
+    with workspace.require_relaxed()[0].clean() as model:
+        after = _on_probes(workspace, model)
+    return {name: {"original": before[name], "stripped": after[name]} for name in before}
 
 
 def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> Callable[[Finetuner], None]:

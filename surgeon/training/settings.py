@@ -95,6 +95,12 @@ class FinetuneSettings(SessionSettings):
         warmup: optimiser steps in which the learning rate rises linearly; None for 10 with "soap" and "muon", 0 else.
         accumulate: batches of each process that make up one optimiser step.
         ema: decay per step of a running average of the weights, which is then evaluated and kept; None for none.
+        replay: what the original's own outputs are a further target on: "perturb" for the training batches with noise,
+            or a task on other inputs; None for nothing.
+        replay_weight: of that target's loss beside the task's.
+        replay_share: share of the training batches that are accompanied by it, up to 1.
+        replay_noise: with "perturb", noise relative to the spread of each input; where the task has a ``perturbed`` of
+            its own, in the units of its inputs (potentials: A).
         freeze_base: train the added weights alone.
         penalty_rows: rows of each forward that the penalty looks at; None for all.
         penalty_every: steps after which the penalty of a site is computed anew.
@@ -124,6 +130,10 @@ class FinetuneSettings(SessionSettings):
     warmup: int | None = None
     accumulate: int = 1
     ema: float | None = None
+    replay: str | None = None
+    replay_weight: float = 1.0
+    replay_share: float = 1.0
+    replay_noise: float = 0.05
     freeze_base: bool = False
     penalty_rows: int | None = DEFAULT_ROWS
     penalty_every: int = DEFAULT_EVERY
@@ -143,6 +153,9 @@ class FinetuneSettings(SessionSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"expected {name} of at least 1, got {value}")
+        self._require_positive("replay_weight", "replay_share", "replay_noise")
+        if self.replay_share > 1:
+            raise UsageError(f"expected a replay_share of at most 1, got {self.replay_share}")
         self._require_positive("learning_rate", "gauge_factor", "clip", "decay_factor", "dual_rate")
         self._require_not_negative("weight_decay", "warmup")
         if self.ema is not None and not 0 < self.ema < 1:

@@ -41,6 +41,8 @@ class TrainingState:
         steps_per_epoch: optimiser steps of an epoch; 0 until it is known.
         losses: task losses of the running epoch, summed over its steps.
         penalties: the same for the penalty.
+        replays: distances from the original's outputs in the running epoch, summed over replayed batches.
+        replayed: number of these batches.
         best_epoch: epoch with the best clean validation metric; 0 is the model as it came.
         best_value: that metric.
         best_validation: all clean metrics at that epoch.
@@ -61,6 +63,8 @@ class TrainingState:
     steps_per_epoch: int = 0
     losses: Measured = 0.0
     penalties: Measured = 0.0
+    replays: Measured = 0.0
+    replayed: int = 0
     best_epoch: int = 0
     best_value: Measured = math.nan
     best_validation: dict[str, Measured] = field(default_factory=dict)

@@ -77,12 +77,14 @@ def test_a_run_that_was_never_relaxed_is_exported(surgeon: Surgeon) -> None:
 
 @pytest.mark.parametrize("arm", ["plain", "lowrank", "fold"])
 def test_a_run_from_a_bare_checkpoint_goes_on(surgeon: Surgeon, arm: str) -> None:
-    command = (*TRAIN[:-1], "{}", "--arm", arm, "--save-every", "1", "--ema", "0.9", "--warmup", "2")
+    replay = {"plain": ("--replay", "perturb", "--replay-share", "0.5"), "fold": ("--replay", "other.py")}.get(arm, ())
+    Path("other.py").write_text(Path("task.py").read_text())
+    command = (*TRAIN[:-1], "{}", "--arm", arm, "--save-every", "1", "--ema", "0.9", "--warmup", "2", *replay)
     first, whole = ([part.format(name) for part in command] for name in ("run", "whole"))
     stop = ("--task-args", json.dumps({"trouble": "stop once", "at": 6 if arm == "plain" else 8}))
     assert "interrupted in epoch" in surgeon(*first, *stop, code=2).err
     assert "going on after epoch" in surgeon(*first, *stop).err
-    surgeon(*whole)
+    assert ("replay: outputs of the original on" in surgeon(*whole).err) == bool(replay)
     for name in ("model.safetensors", "relaxation.safetensors", "training_state/state.safetensors"):
         assert_equal_tensors(f"run/{name}", f"whole/{name}")
 

@@ -32,6 +32,7 @@ with warnings.catch_warnings():
     pytest.importorskip("mace", reason="mace-torch is not installed: make test-mace")
 
 from tests.families.mace_small import ENERGIES, HEADS, saved, small
+from tests.families.moved_atoms import require_work_of_the_forces
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -112,6 +113,10 @@ def test_shifted_labels_are_found_and_forces_stay() -> None:
     assert float(metrics["energy_mae"][0]) / metrics["energy_mae"][1] < 0.01
     assert again.adjustments(model) is not None
     assert not again.adjustments(model)
+
+
+def test_atoms_that_are_moved_change_the_energy_by_the_forces() -> None:
+    require_work_of_the_forces(MaceTask(stored("own.xyz", labelled())).for_model(small()), copied(small()))
 
 
 def test_labels_of_the_model_are_left_alone() -> None:

@@ -23,6 +23,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon_adapters.sevennet.models import import_sevenn
 from surgeon_adapters.sevennet.task import SevenNetTask
 from tests.commands import ROOT
+from tests.families.moved_atoms import require_work_of_the_forces
 from tests.families.old_files.write_sevennet import CELL, FRAMES
 from tests.families.shifted_labels import require_shift
 
@@ -123,6 +124,11 @@ def test_the_task_turns_with_the_atoms() -> None:
     assert relative_difference(moved, task.act_output(g, outputs)) < 1e-4
     assert relative_difference(moved, outputs) > 1e-2
     assert set(task.metrics(outputs, batch)) == {"energy_mae", "force_mae"}
+
+
+def test_atoms_that_are_moved_change_the_energy_by_the_forces() -> None:
+    model, task = opened()
+    require_work_of_the_forces(task, model)
 
 
 def test_training_reaches_the_weights_by_the_forces_in_either_mode() -> None:

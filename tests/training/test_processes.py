@@ -89,6 +89,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
     common = ["finetune", "net-relaxed", "--task-args", '{"batches": 6}', "--task", "task.py", "--epochs", "2"]
     common += ["--lr", "1e-2", "--lambda", "0.5", "--penalty-form", form, "--exact-penalty", "--json"]
+    common += ["--replay", "perturb" if form == "gram" else "task.py", "--replay-share", "0.5"]
     done = launch(work, *common, "-o", "two", environment=CPU)
     assert done.returncode == 0, done.stderr
     surgeon(*common, "-o", "one", "--accumulate", "2")
@@ -98,6 +99,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     for left, right in zip(two[1:], one[1:], strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
         assert left["penalty"] == pytest.approx(right["penalty"], rel=1e-5)
+        assert left["replay"] == pytest.approx(right["replay"], rel=1e-4)
         assert left["validation"] == pytest.approx(right["validation"], rel=1e-4)
     assert two[2]["loss"] != pytest.approx(other[2]["loss"], rel=1e-3)
     weights = [

@@ -266,6 +266,16 @@ class AtomisticTask(ABC):
             errors["energy"] = (energy - batch[self.energy_label]) / batch["num_atoms"].reshape(energy.shape)
         return errors
 
+    def perturbed(self, batch: Mapping[str, Tensor], noise: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Move the positions by noise in A, and nothing else; the neighbours stay who they are."""
+        return {**batch, self.positions: batch[self.positions] + noise(batch[self.positions])}
+
+    def relabelled(self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take outputs for labels, every one with the weight 1."""
+        labels = {self.energy_label if name == "energy" else name: value for name, value in outputs.items()}
+        weights = {name: torch.ones_like(batch[name]) for name in batch if name == "weight" or name.endswith("_weight")}
+        return {**batch, **weights, **labels}
+
     def act(self, g: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rotate or reflect positions, cells and labels; a 4 x 4 element also shifts the positions."""
         return act_on_atoms(g, batch, self.positions, self.vectors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,12 @@ class SevenNetTask(AtomisticTask):
         if "stress" in batch:
             outputs["stress"] = -result["inferred_stress"][:, _VOIGT.to(energy.device)]
         return outputs if wanted else {key: value.detach() for key, value in outputs.items()}
+
+    def perturbed(self, batch: Mapping[str, Tensor], noise: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Move the atoms by noise in A, and with them the vectors between them, which are what the model reads."""
+        moved, (source, target) = noise(batch["pos"]), batch["edge_index"]
+        vectors = batch["edge_vec"] + (moved[target] - moved[source]).to(batch["edge_vec"])
+        return {**batch, "pos": batch["pos"] + moved, "edge_vec": vectors}
 
     def _shifts(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the shifts of all atoms of each frame, shape (frames,), float64."""
