@@ -69,13 +69,13 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
     title = f"learning rates: validation {sweep['metric']}, same grid and budget, {seeds} seeds"
     table = Table(title=title, title_justify="left")
     for heading in ("arm", *(f"{rate:g}" for rate in grid)):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="fold")
     values = {(run["arm"], run["learning_rate"]): _mean(run["validation"]) for run in sweep["runs"]}
     for arm, best in sweep["best"].items():
         marks = ("*" if rate == best else "" for rate in grid)
         tried = ((arm, rate) in values for rate in grid)
         cells = (
-            f"{values[arm, rate]:.4e}{mark}" if known else "-"
+            f"{values[arm, rate]:.4g}{mark}" if known else "-"
             for rate, mark, known in zip(grid, marks, tried, strict=True)
         )
         table.add_row(arm, *cells)
@@ -93,7 +93,7 @@ def other_metrics_table(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) ->
 
 
 def _with_spread(mean: float, spread: float) -> str:
-    return f"{mean:.4e}" if math.isnan(spread) else f"{mean:.4e} ± {spread:.1e}"
+    return f"{mean:.4g}" if math.isnan(spread) else f"{mean:.4g} ± {spread:.2g}"
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -108,11 +108,11 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int)
     table = Table(title=title, title_justify="left")
     minus = f"minus {reference or 'plain'}"
     for heading in ("arm", "lr", metric, minus, "seconds", "equivariance error", "certificate"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="fold")
     for row in rows:
-        difference = "" if row["arm"] == reference or math.isnan(row["difference"]) else f"{row['difference']:+.1e}"
+        difference = "" if row["arm"] == reference or math.isnan(row["difference"]) else f"{row['difference']:+.2g}"
         if difference and not math.isnan(row["half_width"]):
-            difference += f" ± {row['half_width']:.1e}"
+            difference += f" ± {row['half_width']:.2g}"
         table.add_row(
             row["arm"],
             f"{row['learning_rate']:g}",

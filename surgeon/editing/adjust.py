@@ -55,7 +55,9 @@ class Adjustments:
     def sentence(self) -> str:
         """What is changed, and why."""
         tensors = list(dict.fromkeys(change.tensor for change in self.changes))
-        counted = f"{len(self.changes)} entries of {', '.join(tensors)} were changed" if tensors else ""
+        count = len(self.changes)
+        entries, were = ("1 entry", "was") if count == 1 else (f"{count} entries", "were")
+        counted = f"{entries} of {', '.join(tensors)} {were} changed" if tensors else ""
         added = "; the task gets " + ", ".join(self.arguments) if self.arguments else ""
         return f"{self.what}: {self.why}{'; ' * bool(counted)}{counted}{added}"
 

@@ -83,7 +83,8 @@ def sample_of(task: Task, dtype: torch.dtype) -> Sample:
     names = tuple(_name(path, task) for path in paths)
     given = _given_axes(task, names, leaves[0])
     changing = tuple(_changing([entry[path] for entry in same_form]) for path in paths)
-    if _sliceable(leaves[0]) and (given is None or all(0 in axes for axes in given)):
+    counted = given is not None and all(0 in axes for axes in given)
+    if _sliceable(leaves[0], counted) and (given is None or counted):
         changing = tuple((0, *(axis for axis in axes if axis)) for axes in changing)
         example, others = _slices(batches)
     else:
@@ -97,7 +98,8 @@ def sample_of(task: Task, dtype: torch.dtype) -> Sample:
     if len(others) < COMPARED:
         raise TaskError(
             f"expected batches of {1 + COMPARED} sizes at least, one to export with and {COMPARED} to compare the file "
-            f"at, but those of the task have {1 + len(others)}: let it yield some smaller ones"
+            f"at, but those of the task have {1 + len(others)}: let it yield some smaller ones, or name the first axis "
+            "of every tensor in its dynamic_axes if that counts samples"
         )
     small = _shortest(example, dynamic)
     if small < 2:
@@ -179,10 +181,13 @@ def _ends(batches: Iterator[Any], count: int) -> list[Any]:
     return [*itertools.islice(batches, count), *deque(batches, maxlen=1)]
 
 
-def _sliceable(leaves: Mapping[Place, Tensor]) -> bool:
-    """Tell whether all tensors share the length of their first axis, and no other structure hangs on it."""
+def _sliceable(leaves: Mapping[Place, Tensor], counted: bool = False) -> bool:
+    """Tell whether all tensors share the length of their first axis, and no other structure hangs on it.
+
+    Integers with two axes may point at rows, as edges do, unless the task says that first axes count samples.
+    """
     lengths = {tensor.shape[0] if tensor.dim() else -1 for tensor in leaves.values()}
-    indices = any(not tensor.is_floating_point() and tensor.dim() > 1 for tensor in leaves.values())
+    indices = not counted and any(not tensor.is_floating_point() and tensor.dim() > 1 for tensor in leaves.values())
     return len(lengths) == 1 and min(lengths) > 1 and not indices and any(t.dim() > 2 for t in leaves.values())
 
 

@@ -52,6 +52,14 @@ def test_images_are_sliced() -> None:
     assert [len(batch) for batch in (found.batch, *found.others)] == [7, 3, 5, 11]
 
 
+def test_kinds_of_atoms_are_sliced_only_where_the_task_says_that_first_axes_count_samples() -> None:
+    batch = {"kinds": torch.zeros(8, 5, dtype=torch.int64), "positions": torch.zeros(8, 5, 3)}
+    found = sample(Given([batch], {"kinds": [0], "positions": [0]}))
+    assert [shapes(each)[0] for each in (found.batch, *found.others)] == [(7, 5), (3, 5), (5, 5), (11, 5)]
+    with pytest.raises(TaskError):  # as edges, they could point at rows
+        sample(Given([batch]))
+
+
 def test_clouds_of_several_sizes_are_sliced_and_keep_both_axes() -> None:
     found = sample(Given([{"points": torch.zeros(8, 3, count)} for count in (10, 12)]))
     assert found.dynamic == ((0, 2),)

@@ -85,7 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = open_net()
         torch.save(model.state_dict(), folder / "net.pt")
         relaxed = relax_checkpoint("net.pt", "relaxed", options=OpenOptions(task="task.py"))
-        assert "scales: they are too small; 1 entries of scale were changed" in relaxed.told[0]
+        assert "scales: they are too small; 1 entry of scale was changed" in relaxed.told[0]
         assert relaxed.told[1].startswith("before: mse ")
         finetune("relaxed", "run", FinetuneSettings(epochs=1))
         strip_folder("run", "clean", StripSettings(measure=MeasureSettings(1, 1)))
@@ -143,7 +143,7 @@ def test_a_comparison_from_a_checkpoint_says_what_it_adjusts(work: Path) -> None
 
     settings = CompareSettings(["plain"], 1, FinetuneSettings(epochs=1))
     compare("net.pt", "compare.json", settings, options=OpenOptions(task="task.py"), progress=Heard())
-    assert "scales: they are too small; 1 entries of scale were changed" in Heard.said[0]
+    assert "scales: they are too small; 1 entry of scale was changed" in Heard.said[0]
 
 
 def test_the_certificate_lists_it_and_verifying_agrees(work: Path) -> None:
