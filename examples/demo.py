@@ -1,8 +1,9 @@
-"""The whole product on real physics: from a pretrained SEGNN to clean weights, by the commands a user would type.
+"""The whole product on real physics: from pretrained networks to clean weights, by the commands a user would type.
 
 A network that predicts the motion of charged particles was pretrained at one interaction strength; few trajectories of
 another strength are given. First comes the path that one takes with a network of one's own, then a small comparison of
-fine-tuning with and without relaxation, on all cores. Run `make demo`, or `make demo-short` for a smoke test.
+fine-tuning with and without relaxation, on all cores. Then a potential of molecules is fine-tuned by Adam, and by an
+optimiser that sees its equivariant weights as matrices. Run `make demo`, or `make demo-short` for a smoke test.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ OUT = Path("demo-output")
 CHECKPOINT = "examples/nbody/segnn_nbody.safetensors"
 SWEEP = "examples/nbody/sweep.json"
 ARMS = "plain,drop"
+POTENTIAL = "examples/potential/potential.safetensors"
+POTENTIAL_SWEEP = "examples/potential/sweep.json"
+OPTIMISERS = "plain@adamw+beta2=0.95,plain@soap"
+BEST = "plain@soap"
 FILES = {
     "clean/model.safetensors": "clean weights of the original architecture",
     "clean/certificate.json": "what was compared and measured",
     "clean-onnx/model.onnx": "the same network for where torch is not installed",
     "run/": "the fine-tuning: best weights with branches, records, resumable state",
-    "compare.json": "the comparison of the arms, every run",
+    "compare.json": "the comparison with and without branches, every run",
+    "optimisers.json": "the comparison of optimisers; their best weights are in optimisers/",
+    "potential-onnx/": "the better potential, clean: safetensors, certificate, and ONNX with energies and forces",
     "demo.png": "a picture of it all",
 }
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes have it, too
@@ -123,17 +130,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compare(epochs: list[str], seeds: int, training: float) -> None:
-    """Train with and without relaxation, as many runs at a time as there are cores, and draw everything."""
-    runs = seeds * len(ARMS.split(","))
+def compare(what: list[str], out: str, arms: str, seeds: int, each: float | None = None) -> None:
+    """Run a comparison, as many runs at a time as there are cores, at learning rates of a committed sweep."""
+    runs = seeds * len(arms.split(","))
     jobs = min(cores(), runs)
-    rounds = -(-runs // jobs)
-    told = f"{runs} runs on all {cores()} cores, {jobs} at a time: about {rounds * training:.0f} s"
-    print(f"{told}, {training:.0f} s each by what step 2 took", flush=True)
-    fine_tuning = ("--compare", ARMS, "--seeds", str(seeds), "--lr-record", SWEEP, "--jobs", str(jobs), *epochs)
-    run(command("finetune", str(OUT / "relaxed"), "-o", str(OUT / "compare.json"), *fine_tuning))
-    print(f"\n{seeds} seeds show no difference smaller than their scatter; README.md has eight arms and five seeds.")
-    run([sys.executable, "examples/plot_demo.py", str(OUT), str(OUT / "demo.png")])
+    told = f": about {-(-runs // jobs) * each:.0f} s, {each:.0f} s each by what step 2 took" if each else ""
+    print(f"{runs} runs on all {cores()} cores, {jobs} at a time{told}", flush=True)
+    run(command("finetune", *what, "-o", str(OUT / out), "--compare", arms, "--seeds", str(seeds), "--jobs", str(jobs)))
+
+
+def potential(clock: Clock, epochs: list[str], seeds: int) -> None:
+    """Fine-tune a potential by two optimisers; then strip and export the better one, and run it without torch."""
+    with clock.stage("5. A potential: 100 frames of ethanol, by Adam and by an optimiser that sees matrices"):
+        what = [POTENTIAL, "--task", "examples/potential/task.py", "--lr-record", POTENTIAL_SWEEP, *epochs]
+        compare(what, "optimisers.json", OPTIMISERS, seeds)
+    with clock.stage("6. The better potential, proved and exported: energies and forces without torch"):
+        onnx = str(OUT / "potential-onnx")
+        kept = sorted((OUT / "optimisers" / BEST).iterdir())[0]
+        surgeon("export", str(kept), "-o", onnx, "--onnx")
+        print(f"\n$ python examples/potential/run_onnx.py {onnx}/model.onnx", flush=True)
+        run([sys.executable, "examples/potential/run_onnx.py", f"{onnx}/model.onnx"])
 
 
 def main() -> None:
@@ -149,7 +165,13 @@ def main() -> None:
     clock = Clock()
     training = path_to_clean_weights(clock, ["--epochs", str(epochs), *every], samples)
     with clock.stage("4. Did relaxing help? Equal budgets of fewer epochs; learning rates from the committed sweep"):
-        compare(["--epochs", str(compared), *every], seeds, training * compared / epochs)
+        what = [str(OUT / "relaxed"), "--lr-record", SWEEP, "--epochs", str(compared), *every]
+        compare(what, "compare.json", ARMS, seeds, training * compared / epochs)
+        print(
+            f"\n{seeds} seeds show no difference smaller than their scatter; README.md has eight arms and five seeds."
+        )
+    potential(clock, ["--epochs", "1" if short else "25", "--evaluate-every", "1" if short else "5"], seeds)
+    run([sys.executable, "examples/plot_demo.py", str(OUT), str(OUT / "demo.png")])
     print(f"\nDone. Everything is in {OUT}/:")
     for name, what in FILES.items():
         print(f"  {name:26} {what}")

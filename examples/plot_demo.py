@@ -66,16 +66,33 @@ def draw_comparison(axes: Axes, comparison: dict[str, Any]) -> None:
     axes.set_ylabel(f"test {metric} (dots: seeds, line: mean)")
 
 
+def draw_optimisers(axes: Axes, folder: Path, record: dict[str, Any]) -> None:
+    """Draw the validation metric of every arm's kept run over the optimiser steps."""
+    metric = record["metric"]
+    for row, colour in zip(record["rows"], COLOURS, strict=False):
+        for run in sorted((folder / row["arm"]).iterdir()):
+            lines = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+            evaluated = [line for line in lines if line["validation"]]
+            values = [line["validation"][metric] for line in evaluated]
+            axes.plot([line["step"] for line in evaluated], values, "o-", color=colour, markersize=3, label=row["arm"])
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation force error (meV/A)")
+    axes.legend(frameon=False)
+
+
 def main(folder: Path, target: Path) -> None:
     """Read the records in the demo's output folder and write one picture."""
     lines = (folder / "run" / "records.jsonl").read_text(encoding="utf-8").splitlines()
     comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     certificate = json.loads((folder / "clean" / "certificate.json").read_text(encoding="utf-8"))
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    optimisers = json.loads((folder / "optimisers.json").read_text(encoding="utf-8"))
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained")
     draw_training(axes[0], [json.loads(line) for line in lines], comparison["metric"])
     draw_equivariance(axes[1], certificate["equivariance"])
     draw_comparison(axes[2], comparison)
-    for axis, title in zip(axes, ("fine-tuning (arm drop)", "equivariance", "arms compared"), strict=True):
+    draw_optimisers(axes[3], folder / "optimisers", optimisers)
+    titles = ("particles: fine-tuning (arm drop)", "equivariance", "arms compared", "ethanol: optimisers compared")
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)
     figure.savefig(target, dpi=130)
 
