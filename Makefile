@@ -24,6 +24,8 @@ export PIP_ROOT_USER_ACTION := ignore
 export PIP_NO_INPUT := 1
 # Only what is imported is compiled, when it is: most of torch never is, and there are several environments.
 export PIP_NO_COMPILE := 1
+# Some containers set it; then every process of the tests would compile this project and rewrite the tests again.
+export PYTHONDONTWRITEBYTECODE :=
 
 # The stamp of an environment holds the folder it was made in. A copied or moved checkout is set up again, because its
 # environment would go on importing from the old folder.

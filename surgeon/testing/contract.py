@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -89,10 +90,7 @@ class AdapterContract:
     def test_importing_it_imports_no_library(self) -> None:
         """Its library is imported inside of functions only, so that everybody else does not wait for it."""
         module = self.adapter.partition(":")[0]
-        code = f"import sys; sys.path[:] = {sys.path!r}; import {module}; print(*sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        found = {name.partition(".")[0] for name in done.stdout.split()} & set(self.libraries)
+        found = _imported_with(module) & set(self.libraries)
         assert not found, f"importing {module} imports {', '.join(sorted(found))}"
 
     def test_the_sample_is_equivariant(self) -> None:
@@ -200,6 +198,15 @@ class AdapterContract:
 
     def _adapters(self) -> dict[str, Adapter]:
         return {**installed_adapters(), self.loaded().name: self.loaded()}
+
+
+@functools.cache
+def _imported_with(module: str) -> frozenset[str]:
+    """Return the packages that a fresh interpreter has imported after it has imported a module."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; import {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return frozenset(name.partition(".")[0] for name in done.stdout.split())
 
 
 def _elements(model: Model, seed: int) -> Tensor:

@@ -123,7 +123,7 @@ def test_a_fold_by_twice_as_much_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_library_that_is_imported_at_once_is_noticed() -> None:
-    broken = _Broken(vector_neurons.adapter)
+    broken = TestE3nn()
     broken.libraries = ("torch",)  # type: ignore[misc]
     with pytest.raises(AssertionError, match="imports torch"):
         broken.test_importing_it_imports_no_library()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import json
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tests.codegen import optimised_once
 from tests.commands import files_in
 
 Command = Sequence[str]
@@ -98,9 +100,13 @@ def killed_before_every_call(command: Command, afterwards: Sequence[Command]) ->
     """Kill a command before its first call, its second, ..., until it ends unharmed; print how all others end then."""
     work, kept, found = Path.cwd(), Path.cwd().with_name("kept"), []
     shutil.copytree(work, kept)
+    optimised_once()
     for one in (command, *afterwards):  # once here, so that those forked from here have imported and compiled
         with suppress(SystemExit):
             surgeon(one)
+    gc.collect()
+    gc.freeze()  # what is here already is not looked through, and so not copied, in each process
+    gc.disable()
     for calls in itertools.count():
         shutil.rmtree(work)
         shutil.copytree(kept, work)

@@ -16,8 +16,9 @@ from surgeon.errors import TaskError
 from surgeon_adapters.atoms.md17 import read_md17
 from surgeon_adapters.zoo.equiformer import build
 from surgeon_adapters.zoo.equiformer.task import EquiformerTask
-from tests.commands import QUICK, Surgeon, child
+from tests.commands import QUICK, Surgeon
 from tests.families.equiformer_models import L1, network, write_md17
+from tests.processes import forked
 
 pytestmark = pytest.mark.e3nn
 
@@ -83,7 +84,7 @@ def test_from_file_to_file(work: Path, checkpoint: Path, capsys: pytest.CaptureF
     assert all(torch.equal(ours[name], theirs[name]) for name in ("energy", "forces"))
     assert relative_difference(prediction(original, work), theirs) > 1e-3  # it was trained
     # in another process: nothing recorded may depend on what ran before
-    verified = child(work, "verify", "clean", "--against", "best.pth.tar", *TASK)
+    verified = forked(work, "verify", "clean", "--against", "best.pth.tar", *TASK)
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
