@@ -79,7 +79,7 @@ def refold(relaxed: nn.Module | Relaxation) -> None:
     for _, op, child in branched_ops(model):
         for _, branch in child.items():
             theta = branch.theta[0] if branch.mode == "drop" else branch.theta[1]
-            if branch.fold_map is None or not theta:
+            if not theta or branch.fold_map is None:
                 continue
             part, own = branch.foldable_part(), branch.fold_map
             moved: dict[str, Tensor] = {}
@@ -103,7 +103,7 @@ def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -
     """Return what the op's parameters become, by name and in their own dtypes; the sums are taken in float64."""
     sums: dict[str, Tensor] = {}
     for _, branch in child.items():
-        if branch.fold_map is None or (mode or branch.mode) == "drop":
+        if (mode or branch.mode) == "drop" or branch.fold_map is None:
             continue
         for key, change in branch.fold_map.weight_change(_folded(branch)).items():
             parameter = op.get_parameter(key)
@@ -122,8 +122,8 @@ def _record(
     """Compare what a branch adds with what the op's parameters, as they will be stored, add instead."""
     effective = branch.effective_weight(torch.float64)
     norm = float(branch.masked.double().norm())
-    own = branch.fold_map
-    if own is None or mode == "drop":
+    own = None if mode == "drop" else branch.fold_map
+    if own is None:
         return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")
     moved = {key: after[key].double() - op.get_parameter(key).double() for key in own.parameters}
     lost = effective - own.map_change(moved).to(effective)

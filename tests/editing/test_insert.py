@@ -165,10 +165,20 @@ def test_a_plan_that_does_not_fit_changes_nothing(change: Any, error: type[Excep
     plan, net = plan_and_net()
     before, marks = nets.state(net), nets.traces(net)
     with pytest.raises(error, match=words):
-        surgeon.relax(net, change(plan), dense=True)
+        surgeon.relax(net, change(plan), dense=True, mode="fold")
     assert nets.state(net) == before
     assert nets.traces(net) == marks
     assert len(surgeon.relax(net, plan, dense=True).branches) == 7
+
+
+def test_a_fold_that_does_not_fit_is_refused_when_it_is_asked_for() -> None:
+    plan, net = plan_and_net()
+    before = nets.state(net)
+    surgeon.relax(net, with_site(plan, fold={"parameter": "weight"}), dense=True).set_theta(0.5)
+    with pytest.raises(PlanError, match="to fold into"):
+        surgeon.strip(net, "fold")
+    surgeon.strip(net, "drop")
+    assert nets.state(net) == before
 
 
 def test_another_name_of_a_shared_module_is_refused() -> None:
