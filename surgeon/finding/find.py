@@ -59,8 +59,7 @@ def find(
         group: a group or its name, see ``surgeon.algebra.groups.parse_group``.
         *inputs: one sample call of the model.
         forward: how to call it, ``forward(model, *inputs)``; default ``model(*inputs)``.
-        further: inputs of more sample calls; what an op needs to be constant, such as the scalar of a tensor product
-            that a branch is folded into, has to be so in all of them.
+        further: inputs of more sample calls; the scalar of a tensor product that is folded into is constant in all.
         adapters: adapters by name; default all installed ones.
         act: how the group acts, ``act(g, *inputs)``, g of shape (k, k), float64; of several inputs a tuple of images.
         act_output: ``act_output(g, outputs)``; ops without annotation are accepted only if the output transforms by it.
@@ -80,9 +79,7 @@ def find(
     group, counted = parse_group(group), Counted(forward or call)
     adapters = installed_adapters() if adapters is None else adapters
     symmetry = None if act is None else Symmetry(group, act, act_output, counted)
-    if symmetry is None:
-        _check_group(group, adapters)
-    _check_unrelaxed(model)
+    _check(model, group, adapters, measures=symmetry is not None)
     proposals, skipped, failures = collect_proposals(model, group, adapters)
     if not inputs and not forward:
         sites = [annotated_site(name, model, proposal, []) for name, proposal in proposals.items()]
@@ -92,15 +89,25 @@ def find(
         annotated, notes = verify_all(model, group, proposals, recording, given, skipped)
         del given
     stage(f"checked {len(proposals)} annotated ops")
-
-    def refuse(complaint: Complaint | None) -> None:
-        if narrows and complaint is not None and complaint.holds is not None:
-            stage(f"ran it {counted.runs} times")
-            raise NotASymmetryError(complaint.words, Plan(group.name, ()), complaint)
-
+    refuse = _refusal(group, counted, stage) if narrows else _going_on
     plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin, stage, refuse)
     stage(f"found {len(plan.sites)} sites, after {counted.runs} runs of the network in all")
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
+
+
+def _refusal(group: Group, counted: Counted, stage: Callable[[str], None]) -> Callable[[Complaint | None], None]:
+    """Return what refuses a group of which only the rotations are a symmetry."""
+
+    def refuse(complaint: Complaint | None) -> None:
+        if complaint is not None and complaint.holds is not None:
+            stage(f"ran it {counted.runs} times")
+            raise NotASymmetryError(complaint.words, Plan(group.name, ()), complaint)
+
+    return refuse
+
+
+def _going_on(complaint: Complaint | None) -> None:
+    """Leave what there is to complain of to the full plan."""
 
 
 class Counted:
@@ -179,8 +186,10 @@ def _trainable(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def _check_group(group: Group, adapters: Mapping[str, Adapter]) -> None:
-    if not any(speaks_of(adapter, group) for adapter in adapters.values()):
+def _check(model: nn.Module, group: Group, adapters: Mapping[str, Adapter], measures: bool) -> None:
+    """Refuse a model that has branches, and a group that nothing can be said of."""
+    _check_unrelaxed(model)
+    if not measures and not any(speaks_of(adapter, group) for adapter in adapters.values()):
         known = {name for adapter in adapters.values() for name in adapter.groups}
         families = ", ".join(sorted({re.sub(r"^([CD])\d+$", r"\1<n>", name) for name in known}))
         raise GroupError(

@@ -1,9 +1,9 @@
 """Write the state dict of a small network with many versions of e3nn, and what these versions predict with it.
 
-The archive and the predictions beside this script were made by it, each version with the torch of its time as far as
-Python 3.11 has it (their versions stand in ``e3nn.json``):
+The archive and the predictions beside this script were made by it, all with one version of torch, which stands in
+``e3nn.json``; 0.4.0 builds no layer with it:
 
-    for version in 0.4.0 0.4.1 0.4.2 0.4.4 0.5.0 0.5.1 0.5.9 0.6.0; do
+    for version in 0.4.1 0.4.2 0.4.4 0.5.0 0.5.1 0.5.9 0.6.0; do
         pip install --no-deps --target /tmp/e3nn-$version e3nn==$version
         PYTHONPATH=/tmp/e3nn-$version python write_e3nn.py /tmp/written $version
     done
