@@ -7,6 +7,7 @@ proposal on the model's real inputs before it is used.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -194,9 +195,14 @@ def proposal_for(model: nn.Module, name: str, adapter: Adapter, group: Group) ->
     return None if isinstance(answer, Mapping) else answer
 
 
-@functools.cache
 def _points() -> tuple[EntryPoint, ...]:
-    """Return what is registered, by name; once, because the metadata of every installed package are read for it."""
+    """Return what is registered, by name."""
+    return _points_on(tuple(sys.path))
+
+
+@functools.cache
+def _points_on(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Read once for every search path, because the metadata of all installed packages are read for it."""
     return tuple(sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name))
 
 

@@ -174,6 +174,15 @@ class Relaxation:
             branch.theta.grad = None
             branch.theta.requires_grad_(learned)
 
+    def find_folds(self) -> None:
+        """Find out what all ops can take in while they can be copied; sharded ones cannot.
+
+        Raises:
+            PlanError: if an op cannot be run as the plan says.
+        """
+        for branch in self.branches.values():
+            _ = branch.fold_map
+
     def set_penalty(self, penalty: PenaltySettings | None) -> None:
         """Choose how the penalty is computed from now on; None switches it, and the recording for it, off."""
         self.penalty_settings = penalty

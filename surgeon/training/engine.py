@@ -142,6 +142,8 @@ class Finetuner:
         if self.relaxation is None:
             return
         settings = self.settings
+        if self.arm.refolds:
+            self.relaxation.find_folds()
         penalty = PenaltySettings(settings.penalty_form, settings.penalty_rows, settings.penalty_every)
         self.relaxation.set_penalty(penalty if self.penalty_weight.value > 0 else None)
         if self.arm.learns_theta:
