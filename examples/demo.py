@@ -1,9 +1,9 @@
 """The whole product on real physics: from pretrained networks to clean weights, by the commands a user would type.
 
 A network that predicts the motion of charged particles was pretrained at one interaction strength; few trajectories of
-another strength are given. First comes the path that one takes with a network of one's own, then a small comparison of
-fine-tuning with and without relaxation, on all cores. Then a potential of molecules is fine-tuned by Adam, and by an
-optimiser that sees its equivariant weights as matrices. Run `make demo`, or `make demo-short` for a smoke test.
+another strength are given. First comes the path that one takes with a network of one's own. Then, on all cores, a
+potential of molecules is fine-tuned by Adam and by an optimiser that sees its equivariant weights as matrices, and the
+particles' network with and without relaxation. Run `make demo`, or `make demo-short` for a smoke test.
 """
 
 from __future__ import annotations
@@ -90,6 +90,26 @@ def run(words: list[str]) -> None:
     require(subprocess.run(words, check=False).returncode)
 
 
+@contextmanager
+def beside(*words: str) -> Iterator[None]:
+    """Run `surgeon` in a process of its own while something else goes on, and print at the end what it said."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command(*words), stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield
+        print("\nthe export, which has run beside:", flush=True)
+        print(process.communicate()[0], end="", flush=True)
+    finally:
+        process.kill()
+    require(process.wait())
+
+
+def without_torch(*words: str) -> None:
+    """Run a script that imports numpy and ONNX Runtime alone."""
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    run([sys.executable, *words])
+
+
 def require(code: str | int | None) -> None:
     """Stop the demo at an exit code other than 0."""
     if code:
@@ -107,21 +127,12 @@ def path_to_clean_weights(clock: Clock, epochs: list[str], samples: int) -> floa
     training = clock.last
     with clock.stage("3. Strip the branches, prove it, load the weights without equisurgeon; ONNX on another core"):
         few = ("--metrics", "none", "--elements", "1", "--batches", "1")  # strip measures the same weights thoroughly
-        words = command("export", trained, "-o", onnx, "--onnx", *few)
-        pipe = subprocess.PIPE
-        beside = subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-        try:
+        with beside("export", trained, "-o", onnx, "--onnx", *few):
             surgeon("strip", trained, "-o", clean)
             surgeon("verify", clean, "--against", CHECKPOINT, *task)
             print("\nwhere equisurgeon is not installed, load_state_dict(strict=True) says:", flush=True)
             run([sys.executable, "-c", STRICT_LOAD])
-            print("\nthe export, which has run beside:", flush=True)
-            print(beside.communicate()[0], end="", flush=True)
-        finally:
-            beside.kill()
-        require(beside.wait())
-        print(f"\n$ python examples/nbody/run_onnx.py {onnx}/model.onnx {samples}", flush=True)
-        run([sys.executable, "examples/nbody/run_onnx.py", f"{onnx}/model.onnx", str(samples)])
+        without_torch("examples/nbody/run_onnx.py", f"{onnx}/model.onnx", str(samples))
     return training
 
 
@@ -130,26 +141,41 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compare(what: list[str], out: str, arms: str, seeds: int, each: float | None = None) -> None:
+def compare(what: list[str], out: str, arms: str, seeds: int, each: float) -> None:
     """Run a comparison, as many runs at a time as there are cores, at learning rates of a committed sweep."""
     runs = seeds * len(arms.split(","))
     jobs = min(cores(), runs)
-    told = f": about {-(-runs // jobs) * each:.0f} s, {each:.0f} s each by what step 2 took" if each else ""
-    print(f"{runs} runs on all {cores()} cores, {jobs} at a time{told}", flush=True)
+    told = f"{runs} runs on all {cores()} cores, {jobs} at a time"
+    print(f"{told}: about {-(-runs // jobs) * each:.0f} s, {each:.0f} s each by what step 2 took", flush=True)
     run(command("finetune", *what, "-o", str(OUT / out), "--compare", arms, "--seeds", str(seeds), "--jobs", str(jobs)))
 
 
-def potential(clock: Clock, epochs: list[str], seeds: int) -> None:
-    """Fine-tune a potential by two optimisers; then strip and export the better one, and run it without torch."""
-    with clock.stage("5. A potential: 100 frames of ethanol, by Adam and by an optimiser that sees matrices"):
-        what = [POTENTIAL, "--task", "examples/potential/task.py", "--lr-record", POTENTIAL_SWEEP, *epochs]
-        compare(what, "optimisers.json", OPTIMISERS, seeds)
-    with clock.stage("6. The better potential, proved and exported: energies and forces without torch"):
-        onnx = str(OUT / "potential-onnx")
-        kept = sorted((OUT / "optimisers" / BEST).iterdir())[0]
-        surgeon("export", str(kept), "-o", onnx, "--onnx")
-        print(f"\n$ python examples/potential/run_onnx.py {onnx}/model.onnx", flush=True)
-        run([sys.executable, "examples/potential/run_onnx.py", f"{onnx}/model.onnx"])
+def comparisons(clock: Clock, every: list[str], epochs: tuple[int, int], seeds: int, epoch: float) -> None:
+    """Compare optimisers on a potential, and fine-tuning with and without branches on the particles.
+
+    Args:
+        clock: measures the stages.
+        every: options of all runs.
+        epochs: of either comparison.
+        seeds: of either comparison.
+        epoch: seconds for one of step 2; one of the potential's takes about two thirds of it.
+    """
+    with clock.stage(
+        "4. Another optimiser: a potential on 100 frames of ethanol, by Adam and by one that sees matrices"
+    ):
+        what = [POTENTIAL, "--task", "examples/potential/task.py", "--lr-record", POTENTIAL_SWEEP]
+        what += ["--epochs", str(epochs[0]), *every]
+        compare(what, "optimisers.json", OPTIMISERS, seeds, epochs[0] * epoch * 2 / 3)
+    with clock.stage(
+        "5. Did relaxing help the particles? And the better potential, proved and exported with its forces"
+    ):
+        kept, onnx = sorted((OUT / "optimisers" / BEST).iterdir())[0], str(OUT / "potential-onnx")
+        with beside("export", str(kept), "-o", onnx, "--onnx"):
+            what = [str(OUT / "relaxed"), "--lr-record", SWEEP, "--epochs", str(epochs[1]), *every]
+            compare(what, "compare.json", ARMS, seeds, epochs[1] * epoch)
+            print(f"\n{seeds} seeds show no difference smaller than their scatter; README.md has eight arms.")
+        without_torch("examples/potential/run_onnx.py", f"{onnx}/model.onnx")
+        run([sys.executable, "examples/plot_demo.py", str(OUT), str(OUT / "demo.png")])
 
 
 def main() -> None:
@@ -157,21 +183,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="one seed, few steps: a smoke test")
     short = parser.parse_args().short
-    epochs, compared, seeds, samples = (4, 4, 1, 300) if short else (30, 20, 2, 1000)
-    every = ("--evaluate-every", "2" if short else "5")
+    epochs, compared, seeds, samples = (4, (1, 4), 1, 300) if short else (30, (25, 12), 2, 1000)
+    every = ["--evaluate-every", "2" if short else "5"]
     os.chdir(ROOT)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     clock = Clock()
     training = path_to_clean_weights(clock, ["--epochs", str(epochs), *every], samples)
-    with clock.stage("4. Did relaxing help? Equal budgets of fewer epochs; learning rates from the committed sweep"):
-        what = [str(OUT / "relaxed"), "--lr-record", SWEEP, "--epochs", str(compared), *every]
-        compare(what, "compare.json", ARMS, seeds, training * compared / epochs)
-        print(
-            f"\n{seeds} seeds show no difference smaller than their scatter; README.md has eight arms and five seeds."
-        )
-    potential(clock, ["--epochs", "1" if short else "25", "--evaluate-every", "1" if short else "5"], seeds)
-    run([sys.executable, "examples/plot_demo.py", str(OUT), str(OUT / "demo.png")])
+    comparisons(clock, every, compared, seeds, training / epochs)
     print(f"\nDone. Everything is in {OUT}/:")
     for name, what in FILES.items():
         print(f"  {name:26} {what}")

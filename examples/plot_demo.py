@@ -66,17 +66,17 @@ def draw_comparison(axes: Axes, comparison: dict[str, Any]) -> None:
     axes.set_ylabel(f"test {metric} (dots: seeds, line: mean)")
 
 
-def draw_optimisers(axes: Axes, folder: Path, record: dict[str, Any]) -> None:
-    """Draw the validation metric of every arm's kept run over the optimiser steps."""
-    metric = record["metric"]
-    for row, colour in zip(record["rows"], COLOURS, strict=False):
-        for run in sorted((folder / row["arm"]).iterdir()):
-            lines = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-            evaluated = [line for line in lines if line["validation"]]
-            values = [line["validation"][metric] for line in evaluated]
-            axes.plot([line["step"] for line in evaluated], values, "o-", color=colour, markersize=3, label=row["arm"])
-    axes.set_xlabel("step")
+def draw_curves(axes: Axes, comparison: dict[str, Any]) -> None:
+    """Draw the validation metric of every run of a comparison over its optimiser steps."""
+    for row, colour in zip(comparison["rows"], COLOURS, strict=False):
+        for run in comparison["runs"]:
+            if run["arm"] == row["arm"]:
+                steps, values = zip(*run["curve"], strict=True)
+                label = row["arm"] if run["seed"] == 0 else None
+                axes.plot(steps, values, "o-", color=colour, markersize=3, label=label)
+    axes.set_xlabel("optimiser step")
     axes.set_ylabel("validation force error (meV/A)")
+    axes.set_yscale("log")
     axes.legend(frameon=False)
 
 
@@ -90,7 +90,7 @@ def main(folder: Path, target: Path) -> None:
     draw_training(axes[0], [json.loads(line) for line in lines], comparison["metric"])
     draw_equivariance(axes[1], certificate["equivariance"])
     draw_comparison(axes[2], comparison)
-    draw_optimisers(axes[3], folder / "optimisers", optimisers)
+    draw_curves(axes[3], optimisers)
     titles = ("particles: fine-tuning (arm drop)", "equivariance", "arms compared", "ethanol: optimisers compared")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10)

@@ -22,13 +22,14 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def line(arm: str, rate: float, seed: int, error: float, epochs: int = 5, test: bool = True) -> dict[str, Any]:
     """Return a run with the same error on validation and test frames."""
+    unmeasured = {"certificate": None, "equivariance": None, "curve": []}
     own = {"arm": arm, "seed": seed, "learning_rate": rate}
     metrics = {"force_mae": error, "energy_mae": 2.0}
     found = {"validation": metrics, "test": metrics if test else {}, "best_epoch": 1, "steps": 20 * epochs}
     return {
         "context": {"library": "mace", "molecule": "ethanol", "batch": 5, "settings": {"epochs": epochs}},
         "point": {**own, "test": test},
-        "outcome": {**own, **found, "seconds": 1.0, "sites": [], "certificate": None, "equivariance": None},
+        "outcome": {**own, **found, "seconds": 1.0, "sites": [], **unmeasured},
         "cpu_seconds": 2.0 * epochs,
         "commit": "abc",
         "versions": {"torch": "2"},

@@ -15,7 +15,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.evaluation import evaluate
 from surgeon.opening.loading import load_branches
-from surgeon.opening.task_calls import task_batches
+from surgeon.opening.task_calls import primary_metric, task_batches
 from surgeon.plan import Plan, Task
 from surgeon.training.arms import Contender, require_fitting_plan
 from surgeon.training.engine import Finetuner
@@ -110,10 +110,14 @@ def run_one(
     measured = evaluate(model, comparison.task, "test") if test else {}
     for name, probe in comparison.probes.items() if test else ():
         measured |= {f"{name} {metric}": value for metric, value in evaluate(model, probe, "test").items()}
-    run = ArmRun(
-        contender.name, seed, rate, result.validation, measured, result.best_epoch, result.steps, result.seconds, sites
-    )
-    return run, model.cpu()
+    came = (result.validation, measured, result.best_epoch, result.steps, result.seconds, sites)
+    return ArmRun(contender.name, seed, rate, *came, curve=_curve(result, task)), model.cpu()
+
+
+def _curve(result: FinetuneResult, task: Task) -> tuple[tuple[int, float], ...]:
+    """Return step and metric of every evaluation."""
+    metric, _ = primary_metric(task)
+    return tuple((entry["step"], entry["validation"][metric]) for entry in result.history if entry["validation"])
 
 
 def outcome_of(

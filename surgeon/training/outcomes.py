@@ -49,6 +49,8 @@ class ArmRun:
         sites: what was dropped or folded.
         certificate: its grade, or "different" from the original architecture; None if nobody looked.
         equivariance: largest equivariance error of the stripped model; None if it was not measured.
+        curve: optimiser step and clean validation metric of every evaluation, that before training first; empty if it
+            was not recorded.
     """
 
     arm: str
@@ -62,6 +64,7 @@ class ArmRun:
     sites: tuple[SiteRecord, ...]
     certificate: str | None = None
     equivariance: float | None = None
+    curve: tuple[tuple[int, Measured], ...] = ()
 
 
 @dataclass(frozen=True)

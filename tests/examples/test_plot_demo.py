@@ -20,3 +20,16 @@ def test_the_largest_equivariance_error_is_drawn_and_its_element_named() -> None
     assert [bar.get_height() for bar in axes.patches] == [5e-6] * 3  # type: ignore[attr-defined]
     assert [text.get_text() for text in axes.texts] == ["random 2"] * 3
     plt.close(figure)
+
+
+def test_every_run_is_drawn_over_its_steps() -> None:
+    from matplotlib import pyplot as plt
+
+    from examples.plot_demo import draw_curves
+
+    runs = [{"arm": arm, "seed": seed, "curve": [[0, 9.0], [5, 4.0 + seed]]} for arm in ("a", "b") for seed in (0, 1)]
+    figure, axes = plt.subplots()
+    draw_curves(axes, {"rows": [{"arm": "a"}, {"arm": "b"}], "runs": runs})
+    drawn: list[Any] = [line.get_xydata().tolist() for line in axes.lines]  # type: ignore[union-attr]
+    assert drawn == [run["curve"] for run in runs]
+    plt.close(figure)

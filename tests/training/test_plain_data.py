@@ -68,7 +68,7 @@ STATE = TrainingState(epoch=1, best_validation={"mse": 0.5}, best_theta={"a.x": 
 RECORD = RunRecord("drop", SETTINGS, 1, STATE, {"loss_sum": 1.0, "loss_weight": 1.0}, {"thetas": {}}, None)
 POINT = Point("drop", 1, 0.01)
 SITES = (SiteRecord("a", "x", 1.0, 0.0, 1.0),)
-RUN = ArmRun("drop", 1, 0.01, {"mse": 0.5}, {"mse": 0.5}, 1, 3, 1.0, SITES, "same graph")
+RUN = ArmRun("drop", 1, 0.01, {"mse": 0.5}, {"mse": 0.5}, 1, 3, 1.0, SITES, "same graph", 1e-6, ((0, 0.7), (3, 0.5)))
 
 FREE = {"args", "versions", "thetas", "rho_in", "rho_out", "fold", "history", "branches", "penalty_weight"}
 FREE |= {"best_theta", "best_validation", "duals", "validation", "test"}
