@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.editing.branch import branches_of
 from surgeon.errors import TaskError, TrainingError, UsageError
+from surgeon.opening.evaluation import evaluate
 from surgeon.training.arms import ARMS
 from surgeon.training.compare import CompareSettings
 from surgeon.training.comparison import Comparison, one_after_the_other, run_arms
@@ -58,6 +59,15 @@ def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comp
         batches = list(task.batches("test", 0))
         error = sum(float((task.forward(model, b) - b["target"]).square().sum().detach()) for b in batches)
         assert run.test["mse"] == pytest.approx(error / sum(b["target"].numel() for b in batches))
+
+
+def test_a_run_keeps_the_clean_validation_error_of_every_evaluation(comparison: Comparison) -> None:
+    (run,) = run_arms(comparison, ["drop"], [0])
+    steps, values = zip(*run.curve, strict=True)
+    original = evaluate(comparison.make_model(), comparison.task, "validation")["mse"]
+    assert (steps[0], values[0]) == (0, pytest.approx(original))
+    assert steps[-1] == run.steps
+    assert min(values) == run.validation["mse"] < values[0]
 
 
 def test_each_arm_starts_from_the_same_weights(comparison: Comparison) -> None:
