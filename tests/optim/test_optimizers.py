@@ -98,11 +98,13 @@ def test_an_update_in_another_basis_of_the_copies_is_the_same_update(kind: str) 
     for each in (net, turned):
         optimizer = torch.optim.AdamW(each.parameters(), 1e-2) if kind == "adam" else MAKERS[kind](each, lr=1e-2)
         for group in optimizer.param_groups:
+            # In its own basis the first gradient is diagonal; what rounding leaves beside it is divided by this.
+            group["eps"] = 1e-3
             if kind == "soap":
                 group["every"] = 2  # refreshes are covered
         train(each, optimizer, x, y, 7)
     difference = relative_difference(net(x), turned(x))
-    assert (difference < 1e-9) == (kind != "adam"), difference
+    assert (difference < 1e-11) == (kind != "adam"), difference
     if kind == "adam":
         assert difference > 1e-4
 
