@@ -157,6 +157,21 @@ def test_the_penalty_does_not_depend_on_the_batch_size(form: str) -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-10)
 
 
+def test_the_penalty_does_not_see_what_runs_unseen() -> None:
+    _, net, relaxation, (x,) = nets.relaxed("linears")
+    values = []
+    for runs in ([x], [x, 3 * x]):
+        net(runs[0])
+        with relaxation.unseen():
+            for further in runs[1:]:
+                net(further)
+        values.append(float(relaxation.penalty().detach()))
+    assert values[0] == values[1]
+    net(x)
+    net(3 * x)
+    assert float(relaxation.penalty().detach()) > 1.1 * values[0]
+
+
 def test_the_gram_form_bounds_the_printed_one() -> None:
     values = {}
     for form in ("gram", "rows"):
