@@ -68,7 +68,7 @@ OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER",
 
 
 @dataclass(frozen=True)
-class Finding:
+class FindOptions:
     """How to find the model of a checkpoint, and what is trusted."""
 
     task: Annotated[
@@ -174,7 +174,7 @@ def with_probes(options: OpenOptions, given: list[str] | None) -> OpenOptions:
 
 
 @dataclass(frozen=True)
-class Reopening(Finding):
+class ReopenOptions(FindOptions):
     """The same for a relaxed folder, which remembers its task and its original."""
 
     original: Annotated[

@@ -51,7 +51,7 @@ def _is_real_type(rho: Representation, kind: str) -> bool:
     return kind == "irrep" or (kind == "vector" and rho.group.vector_dimension > 2 and rho.group.rotations)
 
 
-def spread(values: Tensor, rows: Tensor, columns: Tensor, into: Tensor) -> Tensor:
+def spread_over_copies(values: Tensor, rows: Tensor, columns: Tensor, into: Tensor) -> Tensor:
     """Return ``into`` with ``a_vu`` times the identity from copy u to copy v.
 
     Args:
@@ -89,5 +89,5 @@ def average(weight: Tensor, rho_out: Representation, rho_in: Representation) -> 
     for label, rows in copy_indices(rho_out).items():
         if label in columns_of:
             rows, columns = rows.to(weight.device), columns_of[label].to(weight.device)
-            result = spread(weight[rows[:, None, :], columns[None, :, :]].mean(-1), rows, columns, result)
+            result = spread_over_copies(weight[rows[:, None, :], columns[None, :, :]].mean(-1), rows, columns, result)
     return result

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from surgeon.algebra.folding import FoldMap
-from surgeon.algebra.intertwiners import copy_indices, spread
+from surgeon.algebra.intertwiners import copy_indices, spread_over_copies
 from surgeon.editing.insert import fold_map_of
 from surgeon.errors import GroupError, PlanError
 from surgeon.plan import Plan, Site, named_module
@@ -39,7 +39,7 @@ class _Update(nn.Module):
         """Return the updated parameter, shaped as ``weight``."""
         wanted = torch.zeros(self._fold_map.shape, dtype=torch.float64, device=weight.device)
         for (rows, columns), up, down in zip(self._copies, self.up, self.down, strict=True):
-            wanted = spread((up @ down).double(), rows.to(weight.device), columns.to(weight.device), wanted)
+            wanted = spread_over_copies((up @ down).double(), rows.to(weight.device), columns.to(weight.device), wanted)
         return weight + self._fold_map.weight_change(wanted)[self._parameter].to(weight.dtype)
 
 

@@ -63,7 +63,7 @@ def session_of(path: Path, threads: int = 0) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
+def onnx_runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
     """Return a function from a batch to the outputs of the file in ONNX Runtime, on the CPU."""
     session = session_of(path)
     wanted = {item.name for item in session.get_inputs()}
@@ -79,7 +79,7 @@ def runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:
 def check_onnx(path: Path, stripped: Stripped, sample: Sample, kept: Sequence[int] | None = None) -> Report:
     """Compare an ONNX file in ONNX Runtime with the model; arguments as for :func:`check_run`."""
     try:
-        run = runner(path, sample)
+        run = onnx_runner(path, sample)
     except Exception as error:  # its exceptions have no common class; it lacks ops in some dtypes, such as bfloat16
         return Report(float("inf"), {}, (), (f"ONNX Runtime does not open it: {one_line(error)}",))
     return check_run(run, "ONNX Runtime", stripped, sample, kept)

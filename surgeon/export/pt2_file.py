@@ -53,7 +53,7 @@ def export_pt2(path: Path, stripped: Stripped, *, announce: Callable[[str], None
     if differing:
         raise CheckFailedError(f"the exported program is not the model's: {differing[0]}; nothing was written")
     announce("comparing the archive with the model")
-    figures = check_run(runner(path, sample, inputs), "the torch.export archive", stripped, sample).figures()
+    figures = check_run(archive_runner(path, sample, inputs), "the torch.export archive", stripped, sample).figures()
     return {**describe(written, inputs), **figures}
 
 
@@ -89,7 +89,7 @@ def differing_tensors(archive: Archive, model: nn.Module) -> list[str]:
     return found
 
 
-def runner(path: Path, sample: Sample, inputs: Sequence[str]) -> Callable[[Any], list[Tensor]]:
+def archive_runner(path: Path, sample: Sample, inputs: Sequence[str]) -> Callable[[Any], list[Tensor]]:
     """Return a function from a batch to the outputs of an archive, which must be trusted: loading can run code."""
     with quiet():
         module = torch.export.load(path).module()

@@ -124,7 +124,7 @@ def inspect_breaks(path: str | Path, group: str | Group = "O3", *, options: Open
 
 
 @dataclass
-class Measured:
+class MeasuredErrors:
     """What :func:`measure` has found.
 
     Attributes:
@@ -154,7 +154,7 @@ def measure(
     group: str | Group | None = None,
     options: OpenOptions | None = None,
     announce: Announce = silent,
-) -> Measured:
+) -> MeasuredErrors:
     """Measure the equivariance error under random elements of every component of the group.
 
     Args:
@@ -172,7 +172,7 @@ def measure(
         raise TaskError("expected act and act_output in the task, which say how the group acts: add both")
     relaxation = workspace.relaxation
     chosen = parse_group(group or (relaxation.plan.group if relaxation else "O3"))
-    found = Measured(chosen.name, settings=settings)
+    found = MeasuredErrors(chosen.name, settings=settings)
     with timed("measuring the original", announce):
         found.equivariance["original"] = both_precisions(workspace, workspace.original()[0], chosen, settings)
     if relaxation is None:

@@ -37,7 +37,7 @@ from surgeon.training.accelerator import (
 from surgeon.training.arms import Arm, require_fitting_plan
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
 from surgeon.training.ema import Ema
-from surgeon.training.groups import freeze_base, matrices_of, parameter_groups, theta_group
+from surgeon.training.groups import freeze_base, optimised_matrices, parameter_groups, theta_group
 from surgeon.training.optimizers import make_optimizer, rate_scale
 from surgeon.training.progress import StepEvent
 from surgeon.training.replay import Replay, Teacher
@@ -119,7 +119,7 @@ class Finetuner:
         optimizer = make_optimizer(parameter_groups(model, added, arm, settings), settings)
         self.weights: list[WeightBlocks] = []
         if isinstance(optimizer, MatrixOptimizer):
-            self.weights = matrices_of(model, self.relaxation, plan, self._sharded)
+            self.weights = optimised_matrices(model, self.relaxation, plan, self._sharded)
             optimizer.use_blocks(self.weights)
         if self._sharded:
             keep_whole(self.accelerator, [] if added is None else list(added.modules()))

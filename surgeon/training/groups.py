@@ -47,7 +47,7 @@ def parameter_groups(
     return groups
 
 
-def matrices_of(
+def optimised_matrices(
     model: nn.Module, relaxation: Relaxation | None, plan: Plan | None, sharded: bool
 ) -> list[WeightBlocks]:
     """Return the matrices inside the trainable weights of a network, with or without branches.

@@ -143,7 +143,7 @@ class Replay:
         if self._perturb is not None:
             return self._perturb(batch, noise)
         found = tensor_leaves(batch)
-        moved = {id(found[leaf]): found[leaf] + spread(found[leaf]) * noise(found[leaf]) for leaf in self._leaves}
+        moved = {id(found[leaf]): found[leaf] + deviation(found[leaf]) * noise(found[leaf]) for leaf in self._leaves}
         return _replaced(batch, moved)
 
     def _drawn(self, index: int) -> Any:
@@ -173,7 +173,7 @@ def _noise(generator: torch.Generator, size: float, like: Tensor) -> Tensor:
     return size * drawn.to(like)
 
 
-def spread(tensor: Tensor) -> Tensor:
+def deviation(tensor: Tensor) -> Tensor:
     """Return the root mean square deviation of all entries from their mean; 0 for a single one."""
     return tensor.double().std(correction=0).to(tensor.dtype)
 
@@ -189,7 +189,7 @@ def input_leaves(teacher: Teacher, batch: Any) -> list[Place]:
     for leaf, tensor in tensor_leaves(batch).items():
         if not tensor.is_floating_point() or bool(((tensor == 0) | (tensor == 1)).all()):
             continue
-        moved = tensor + spread(tensor) * _noise(generator, 0.1, tensor)
+        moved = tensor + deviation(tensor) * _noise(generator, 0.1, tensor)
         after = tensors_in(teacher.outputs(_replaced(batch, {id(tensor): moved})))
         if any(not torch.equal(left, right) for left, right in zip(before, after, strict=True)):
             result.append(leaf)

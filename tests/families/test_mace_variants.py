@@ -21,7 +21,7 @@ from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.opening.open import open_path
 from surgeon_adapters.atoms.potential import Frames, frames_of
-from surgeon_adapters.atoms.task import Batches
+from surgeon_adapters.atoms.task import FrameBatches
 from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import import_mace
 from surgeon_adapters.mace.task import MaceTask
@@ -87,7 +87,7 @@ class Trained:
         model = open_path(self.weights).model.eval()
         task = MaceTask(self.data, head=self.variant.head).for_model(model)
         head, frames = head_of(model, self.variant.head), self.frames(model)
-        found = task.forward(model, next(iter(Batches(frames, range(len(frames)), len(frames)))))
+        found = task.forward(model, next(iter(FrameBatches(frames, range(len(frames)), len(frames)))))
         found = {key: value.detach().double() for key, value in found.items()}
         return {**found, "energy": found["energy"] + sum(head.isolated[number] for number in (8, 1, 1))}
 
@@ -181,7 +181,7 @@ def test_stresses_are_the_change_of_the_energy_with_strain(trained: Trained) -> 
     """Against central differences of the energy per volume: of a stretch and of a shear."""
     model, step, volume = open_path(trained.weights).model.double().eval(), 1e-4, 4.0**3
     task, frames = MaceTask(trained.data, head=trained.variant.head).for_model(model), trained.frames(model)
-    batch = next(iter(Batches(frames, [0], 1)))
+    batch = next(iter(FrameBatches(frames, [0], 1)))
 
     def energy(strain: Tensor) -> Tensor:
         moved = {

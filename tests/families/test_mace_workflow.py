@@ -20,7 +20,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
 from surgeon_adapters.atoms.potential import frames_of
-from surgeon_adapters.atoms.task import Batches
+from surgeon_adapters.atoms.task import FrameBatches
 from surgeon_adapters.mace.adapter import adapter
 from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import decoded, import_mace
@@ -147,7 +147,7 @@ def _require_equal_predictions(container: Path, weights: Path, dtype: str) -> No
     head = head_of(workspace.model, None)
     task: Any = workspace.require_task().task
     frames = frames_of(DATA, head, {})
-    outputs = task.forward(workspace.model.eval(), next(iter(Batches(frames, range(3), 3))))
+    outputs = task.forward(workspace.model.eval(), next(iter(FrameBatches(frames, range(3), 3))))
     energies, forces = (
         torch.tensor(column, dtype=torch.float64) for column in zip(*by_the_calculator(container, dtype), strict=True)
     )

@@ -21,7 +21,7 @@ from surgeon.opening.tasks import load_task
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
 from surgeon_adapters.zoo.vector_neurons.classes import Classes
-from surgeon_adapters.zoo.vector_neurons.parts import Parts
+from surgeon_adapters.zoo.vector_neurons.parts import ShapeParts
 from tests.commands import QUICK, Surgeon
 from tests.families.vn_files import CLASSES, inputs, network, shapes, trained, write_checkpoint, write_clouds
 
@@ -165,7 +165,7 @@ def test_batches_are_ordered_and_turned_by_the_seed(tmp_path: Path) -> None:
 
 def test_metrics_of_parts(tmp_path: Path) -> None:
     task = bound(write_clouds(tmp_path / "clouds.h5", points=48, parts=True), "dgcnn_partseg")
-    assert isinstance(task, Parts)
+    assert isinstance(task, ShapeParts)
     assert task.known == {0: (0, 1), 1: (2, 3)}
     batch = next(iter(task.batches("validation", 0)))
     right = torch.nn.functional.one_hot(batch["parts"], 4).double()

@@ -16,7 +16,7 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon_adapters.zoo.vector_neurons.adapter import adapter
-from surgeon_adapters.zoo.vector_neurons.models import Settings, build, described, recognised
+from surgeon_adapters.zoo.vector_neurons.models import ModelSettings, build, described, recognised
 from tests.families.vn_files import SIZES, inputs, network, write_checkpoint
 from tests.families.vn_published import PUBLISHED
 
@@ -38,7 +38,7 @@ def test_published_names_shapes_and_order(kind: str, pooling: str) -> None:
         tensors = {name: torch.empty(shape) for name, shape in expected.items()}
     assert shapes_of(model.state_dict()) == list(expected.items())
     categories = 16 if kind.endswith("partseg") else None
-    assert recognised(tensors) == Settings(kind, OUTPUTS[kind], 64, pooling, categories)  # type: ignore[arg-type]
+    assert recognised(tensors) == ModelSettings(kind, OUTPUTS[kind], 64, pooling, categories)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

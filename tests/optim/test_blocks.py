@@ -16,7 +16,7 @@ from surgeon.algebra.matrix_blocks import MatrixBlock
 from surgeon.optim.blocks import blocks_in_words
 from surgeon.support.e3nn_compat import import_e3nn
 from surgeon_adapters.e3nn_layers.adapter import E3nnAdapter
-from surgeon_adapters.zoo.segnn.network import SEGNN, Settings
+from surgeon_adapters.zoo.segnn.network import SEGNN, SegnnSettings
 from surgeon_adapters.zoo.vector_neurons.layers import VNLinearLeakyReLU
 from tests import nets
 
@@ -74,7 +74,7 @@ def test_external_and_frozen_weights_are_left_out() -> None:
 
 def test_every_path_of_a_segnn() -> None:
     edge, message = "1x0e+1x1o", "2x0e"
-    network = SEGNN(Settings("2x1o+1x0e", "4x0e+4x1o", "1x1o", edge, edge, 1, message))
+    network = SEGNN(SegnnSettings("2x1o+1x0e", "4x0e+4x1o", "1x1o", edge, edge, 1, message))
     inside = [each for each in optim.find_blocks(network) if each.name.endswith("tp.weight")]
     assert inside
     for each in inside:

@@ -28,7 +28,7 @@ ATOMS = 24
 
 
 @dataclass(frozen=True)
-class Batches:
+class FrameBatches:
     """Batches made while they are drawn."""
 
     frames: Frames
@@ -143,7 +143,7 @@ class AtomisticTask(ABC):
         """Return label minus model in eV, float64, and which frames have a label."""
         errors, labelled = [], []
         with in_evaluation_mode(model), torch.no_grad():
-            for batch in Batches(frames, range(len(frames)), self.batch_size):
+            for batch in FrameBatches(frames, range(len(frames)), self.batch_size):
                 given = fitted(batch, model)
                 found = self.forward(model, given)["energy"].reshape(-1).double()
                 label = given.get(self.energy_label)
@@ -225,13 +225,13 @@ class AtomisticTask(ABC):
             raise TaskError(f"the task of {self.library} has not seen its model yet: call for_model(model) first")
         return self.frames[split]
 
-    def batches(self, split: Split, seed: int) -> Batches:
+    def batches(self, split: Split, seed: int) -> FrameBatches:
         """Return the batches of a split as dicts; training frames in another order for each seed."""
         frames = self._bound(split)
         order = list(range(len(frames)))
         if split == "train":
             random.Random(seed).shuffle(order)
-        return Batches(frames, order, self.batch_size)
+        return FrameBatches(frames, order, self.batch_size)
 
     def sample(self) -> dict[str, Tensor]:
         """Return a few validation frames of usual size, with every element that any has: enough to find ops on."""

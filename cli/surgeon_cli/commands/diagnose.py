@@ -25,7 +25,7 @@ from surgeon_cli.options import (
     JsonOption,
     OptionalGroupOption,
     PathArgument,
-    Reopening,
+    ReopenOptions,
     folder_or_only,
 )
 from surgeon_cli.screen import console, print_json, say
@@ -79,7 +79,7 @@ class Diagnosing:
 def diagnose(
     path: PathArgument = None,
     *,
-    opening: Reopening,
+    opening: ReopenOptions,
     diagnosing: Diagnosing,
     group: OptionalGroupOption = None,
     out: Annotated[

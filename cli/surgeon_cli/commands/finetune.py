@@ -27,7 +27,7 @@ from surgeon_cli.options import (
     PathArgument,
     ProbeOption,
     ReferenceOption,
-    Reopening,
+    ReopenOptions,
     folder_or_only,
     output_stem,
     with_probes,
@@ -54,7 +54,7 @@ def finetune(
     relaxing: Relaxing,
     keeping: Keeping,
     comparing: Comparing,
-    opening: Reopening,
+    opening: ReopenOptions,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:

@@ -17,7 +17,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.proof.inspection import inspect as inspect_path
 from surgeon.proof.inspection import inspect_breaks
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import ActionOption, ForceOption, JsonOption, OptionalGroupOption, Reopening
+from surgeon_cli.options import ActionOption, ForceOption, JsonOption, OptionalGroupOption, ReopenOptions
 from surgeon_cli.plan_screen import show_breaks, show_matrices, show_plan, showing_refusals
 from surgeon_cli.screen import print_json, say
 
@@ -46,7 +46,7 @@ class Showing:
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file, relaxed folder or hf:// path.")],
     *,
-    opening: Reopening,
+    opening: ReopenOptions,
     showing: Showing,
     group: OptionalGroupOption = None,
     action: ActionOption = None,

@@ -6,7 +6,7 @@ from surgeon.proof.inspection import measure as measure_path
 from surgeon.proof.words import ERRORS, error_rows
 from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, Reopening, folder_or_only
+from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, ReopenOptions, folder_or_only
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 
@@ -14,7 +14,7 @@ from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 def measure(
     path: PathArgument = None,
     *,
-    opening: Reopening,
+    opening: ReopenOptions,
     measuring: Measuring,
     group: GroupOption = "",
     json_output: JsonOption = False,

@@ -15,7 +15,7 @@ from surgeon_cli.bundles import unbundled
 from surgeon_cli.narrowing import Narrowing, theta_shares
 from surgeon_cli.options import (
     ActionOption,
-    Finding,
+    FindOptions,
     ForceOption,
     JsonOption,
     OptionalGroupOption,
@@ -83,7 +83,7 @@ class Inserting:
 def relax(
     path: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint file or hf:// path.")],
     *,
-    opening: Finding,
+    opening: FindOptions,
     inserting: Inserting,
     narrowing: Narrowing,
     group: OptionalGroupOption = None,

@@ -29,7 +29,7 @@ from surgeon_cli.options import (
     OutOption,
     PathArgument,
     ProbeOption,
-    Reopening,
+    ReopenOptions,
     folder_or_only,
     output_stem,
     with_probes,
@@ -124,7 +124,7 @@ class Recalibrating:
 def strip(
     path: PathArgument = None,
     *,
-    opening: Reopening,
+    opening: ReopenOptions,
     measuring: Measuring,
     recalibrating: Recalibrating,
     stripping: Stripping,
@@ -147,7 +147,7 @@ def strip(
 def export(
     path: PathArgument = None,
     *,
-    opening: Reopening,
+    opening: ReopenOptions,
     measuring: Measuring,
     recalibrating: Recalibrating,
     formats: Formats,

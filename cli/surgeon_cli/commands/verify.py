@@ -13,7 +13,7 @@ from surgeon.proof.verify import verify_clean
 from surgeon.proof.words import ERRORS, PROBED, error_rows, probe_rows
 from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import Finding, JsonOption, OptionalGroupOption, ProbeOption, shown, with_probes
+from surgeon_cli.options import FindOptions, JsonOption, OptionalGroupOption, ProbeOption, shown, with_probes
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 CleanArgument = Annotated[
@@ -33,7 +33,7 @@ def verify(
     path: CleanArgument,
     *,
     against: AgainstOption = None,
-    finding: Finding,
+    finding: FindOptions,
     probe: ProbeOption = None,
     group: OptionalGroupOption = None,
     strict: StrictOption = False,

@@ -21,7 +21,7 @@ from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.axis import axis_representations
 from surgeon.finding.inference.probe import TensorProbe
-from surgeon.finding.inference.rows import FEW_ROWS, spread
+from surgeon.finding.inference.rows import FEW_ROWS, few_positions
 
 TOLERANCE = 1e-6
 """Largest relative deviation of a measured type in float64; constants of the model may have gone through float32."""
@@ -119,7 +119,7 @@ def _samples(probe: TensorProbe, apart: tuple[int, ...]) -> list[TensorProbe]:
     rows, others = base.shape[:1], base.shape[1:]
     if base.ndim < 2 or rows[0] <= 2 * FEW_ROWS or rows[0] in others or -base.ndim in apart:
         return [probe]
-    chosen = spread(rows[0])
+    chosen = few_positions(rows[0])
     return [TensorProbe(probe.elements, tuple(value[chosen] for value in probe.values)), probe]
 
 

@@ -18,7 +18,7 @@ SAME = 1e-10
 """Largest deviation of a result in float64 that is the same, relative to its largest entry."""
 
 
-def spread(count: int) -> Tensor:
+def few_positions(count: int) -> Tensor:
     """Return the positions of a few out of ``count`` rows, evenly spread, the first and the last among them."""
     return torch.linspace(0, count - 1, FEW_ROWS, dtype=torch.float64).round().long()
 
@@ -33,7 +33,7 @@ class FewRows:
         """Return the same nest with fewer rows, or the nest itself without a count."""
         if not self.count:
             return tree
-        chosen = spread(self.count)
+        chosen = few_positions(self.count)
         return map_tensors(lambda tensor: tensor[chosen] if tensor.shape[:1] == (self.count,) else tensor, tree)
 
 
@@ -62,7 +62,7 @@ def few_rows(run: Callable[[Mapping[str, Any]], Any], arguments: Mapping[str, An
 def _are_rows_of(few: Tensor, every: Tensor, count: int) -> bool:
     if every.shape[:1] != (count,) or few.shape != (FEW_ROWS, *every.shape[1:]):
         return False
-    expected = every[spread(count)]
+    expected = every[few_positions(count)]
     if not every.is_floating_point():
         return torch.equal(few, expected)
     return bool((few - expected).abs().max() <= SAME * every.abs().max()) if few.numel() else True

@@ -13,16 +13,16 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.hypotheses import infer_type
-from surgeon.finding.inference.rows import FEW_ROWS, FewRows, few_rows, spread
+from surgeon.finding.inference.rows import FEW_ROWS, FewRows, few_positions, few_rows
 from tests.finding.inference.probes import elements_of, probe_of, random
 
 MANY = 500
 KIND = TensorType(irreps(parse_group("O3"), "3x0e+2x1o"), (-1,))
-UNSEEN = next(row for row in range(MANY) if row not in spread(MANY).tolist())
+UNSEEN = next(row for row in range(MANY) if row not in few_positions(MANY).tolist())
 
 
 def test_few_rows_are_spread_from_the_first_to_the_last() -> None:
-    chosen = spread(MANY).tolist()
+    chosen = few_positions(MANY).tolist()
     assert chosen == sorted({*chosen, 0, MANY - 1})
     assert len(chosen) == FEW_ROWS
 
@@ -61,7 +61,7 @@ def test_what_fits_a_few_rows_has_to_fit_all() -> None:
 
 def test_what_is_zero_in_a_few_rows_is_found_in_all() -> None:
     elements, base = elements_of("O3"), random(MANY, 9)
-    base[spread(MANY), 3:6] = 0
+    base[few_positions(MANY), 3:6] = 0
     verdict = infer_type(probe_of(elements, base, KIND.act), apart=(-1,))
     assert (verdict.type, verdict.silent) == (KIND, ())
 

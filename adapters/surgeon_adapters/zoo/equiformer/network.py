@@ -80,7 +80,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and feed-forward network, each behind a layer normalisation and beside a shortcut."""
 
     def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, config: EquiformerConfig) -> None:
@@ -116,7 +116,7 @@ class Equiformer(nn.Module):
         self.rbf = radial_basis(config.basis, config.num_basis, config.cutoff)
         self.edge_deg_embed = EdgeDegreeEmbedding(embedding, config)
         outputs = [embedding] * (config.layers - 1) + [feature]
-        self.blocks = nn.ModuleList([Block(embedding, output, config) for output in outputs])
+        self.blocks = nn.ModuleList([TransformerBlock(embedding, output, config) for output in outputs])
         self.norm = LayerNorm(feature)
         self.head = self._head(feature)
 

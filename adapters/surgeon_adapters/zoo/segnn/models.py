@@ -41,12 +41,12 @@ def build(
 
     Args:
         input_irreps, hidden_irreps, output_irreps, edge_attr_irreps, node_attr_irreps, layers,
-            additional_message_irreps, task, norm, pool: see :class:`surgeon_adapters.zoo.segnn.network.Settings`.
+            additional_message_irreps, task, norm, pool: see :class:`surgeon_adapters.zoo.segnn.network.SegnnSettings`.
 
     Raises:
         CheckpointError: if the settings are unknown or cannot be built.
     """
-    from surgeon_adapters.zoo.segnn.network import SEGNN, Settings
+    from surgeon_adapters.zoo.segnn.network import SEGNN, SegnnSettings
 
     for what, value, choices in (
         ("task", task, ("node", "graph")),
@@ -56,7 +56,9 @@ def build(
         if value not in choices:
             raise CheckpointError(f"expected {what} to be one of {choices}, got {value!r}: correct the settings")
     given: tuple[Any, ...] = (additional_message_irreps, task, norm, pool)
-    settings = Settings(input_irreps, hidden_irreps, output_irreps, edge_attr_irreps, node_attr_irreps, layers, *given)
+    settings = SegnnSettings(
+        input_irreps, hidden_irreps, output_irreps, edge_attr_irreps, node_attr_irreps, layers, *given
+    )
     try:
         return SEGNN(settings)
     except Exception as error:  # e3nn refuses irreps in many ways

@@ -20,7 +20,7 @@ Pool = Literal["avg", "sum"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class SegnnSettings:
     """What a network is built from; irreps in e3nn's notation.
 
     Attributes:
@@ -55,7 +55,7 @@ class Settings:
 class SEGNNLayer(nn.Module):
     """One step of message passing with a residual update of the nodes."""
 
-    def __init__(self, hidden: Any, settings: Settings) -> None:
+    def __init__(self, hidden: Any, settings: SegnnSettings) -> None:
         super().__init__()
         edge, node = o3.Irreps(settings.edge_attr_irreps), o3.Irreps(settings.node_attr_irreps)
         extra = o3.Irreps(settings.additional_message_irreps)
@@ -107,7 +107,7 @@ class SEGNN(nn.Module):
         settings: irreps and sizes.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SegnnSettings) -> None:
         super().__init__()
         self.settings = settings
         inputs, hidden, output, node = (

@@ -86,7 +86,7 @@ class NBodyTask:
         degrees = tuple(o3.Irreps(irreps).lmax for irreps in (settings.edge_attr_irreps, settings.node_attr_irreps))
         return replace(self, motions=motions, degrees=(degrees[0], degrees[1]))
 
-    def batches(self, split: Split, seed: int) -> Batches:
+    def batches(self, split: Split, seed: int) -> MotionBatches:
         """Return batches of ``positions``, ``velocities``, ``targets`` (b, n, 3) and ``charges`` (b, n).
 
         Raises:
@@ -94,7 +94,7 @@ class NBodyTask:
         """
         if split not in self.motions:
             raise TaskError("the task of segnn has not seen its model yet: call for_model(model) first")
-        return Batches(self.motions[split], self.batch_size, seed if split == "train" else None)
+        return MotionBatches(self.motions[split], self.batch_size, seed if split == "train" else None)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return predicted positions, shape (b, n, 3)."""
@@ -142,7 +142,7 @@ def _moved(g: Tensor, points: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Batches:
+class MotionBatches:
     """Batches made while they are drawn, in an order that the seed decides; None keeps that of the files."""
 
     motions: Motions

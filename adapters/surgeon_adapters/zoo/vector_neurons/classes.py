@@ -49,9 +49,9 @@ class Classes:
         """Small entropies are good, everything else is better large."""
         return "min" if self.primary_metric == "cross_entropy" else "max"
 
-    def batches(self, split: Split, seed: int) -> Batches:
+    def batches(self, split: Split, seed: int) -> CloudBatches:
         """Return the batches of a split; training clouds in another order, and turned otherwise, for each seed."""
-        return Batches(self.clouds[split], self.batch_size, seed if split == "train" else None, self.turn)
+        return CloudBatches(self.clouds[split], self.batch_size, seed if split == "train" else None, self.turn)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return logits of shape (b, classes)."""
@@ -86,7 +86,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Batches:
+class CloudBatches:
     """Batches of clouds, made while they are drawn.
 
     Attributes:

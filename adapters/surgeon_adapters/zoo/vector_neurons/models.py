@@ -23,7 +23,7 @@ Network = VNPointNet | VNDGCNN | VNPointNetPartSeg | VNDGCNNPartSeg
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """What a network is built from.
 
     Attributes:
@@ -100,7 +100,7 @@ def build(
     """Build a network with weights of its own.
 
     Args:
-        kind, outputs, base, pooling, categories, neighbours: see :class:`Settings`.
+        kind, outputs, base, pooling, categories, neighbours: see :class:`ModelSettings`.
 
     Raises:
         CheckpointError: if the settings are unknown or too small.
@@ -125,7 +125,7 @@ def build(
     return module
 
 
-def recognised(tensors: Mapping[str, Tensor]) -> Settings | None:
+def recognised(tensors: Mapping[str, Tensor]) -> ModelSettings | None:
     """Return what a state dict belongs to; None if it is none of the four networks.
 
     Raises:
@@ -139,24 +139,24 @@ def recognised(tensors: Mapping[str, Tensor]) -> Settings | None:
     marks = _MARKS[kind]
     rows, outputs = len(tensors[marks.width]), len(tensors[marks.outputs])
     pooling: Pooling = "max" if any("pool" in key for key in tensors) else "mean"
-    settings = Settings(kind, outputs, rows // marks.factor, pooling)
+    settings = ModelSettings(kind, outputs, rows // marks.factor, pooling)
     if settings.segments:
         settings = replace(settings, categories=_categories(settings, tensors))
     require_same_form(settings.words, _shapes(settings) if settings.base >= 3 else {}, tensors)
     return settings
 
 
-def described(module: nn.Module) -> Settings | None:
+def described(module: nn.Module) -> ModelSettings | None:
     """Return what a network of this package was built from; None for any other module."""
     kind = next((kind for kind, network in _CLASSES.items() if type(module) is network), None)
     if kind is None or not isinstance(module, Network):
         return None
     outputs = len(module.get_parameter(_MARKS[kind].outputs))
     categories = getattr(module, "categories", None)
-    return Settings(kind, outputs, module.base, module.pooling, categories, module.neighbours)
+    return ModelSettings(kind, outputs, module.base, module.pooling, categories, module.neighbours)
 
 
-def _categories(settings: Settings, tensors: Mapping[str, Tensor]) -> int:
+def _categories(settings: ModelSettings, tensors: Mapping[str, Tensor]) -> int:
     """Return how many columns of the first layer that sees the category are left for it."""
     if settings.kind == "dgcnn_partseg":
         return _columns(tensors.get("conv7.0.weight"))
@@ -168,7 +168,7 @@ def _columns(weight: Tensor | None) -> int:
     return weight.shape[1] if weight is not None and weight.dim() > 1 else 0
 
 
-def _shapes(settings: Settings) -> dict[str, torch.Size]:
+def _shapes(settings: ModelSettings) -> dict[str, torch.Size]:
     with torch.device("meta"):
         module = build(**asdict(settings))
     return {key: value.shape for key, value in module.state_dict().items()}

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surgeon.plan import Split
-from surgeon_adapters.zoo.vector_neurons.classes import Batch, Batches, Classes, first_output
+from surgeon_adapters.zoo.vector_neurons.classes import Batch, Classes, CloudBatches, first_output
 from surgeon_adapters.zoo.vector_neurons.data import Clouds
 
 
 @dataclass(frozen=True)
-class Parts(Classes):
+class ShapeParts(Classes):
     """A part for each point of an object whose category is known.
 
     Attributes:
@@ -34,7 +34,7 @@ class Parts(Classes):
         "cross_entropy": "nats",
     }
 
-    def batches(self, split: Split, seed: int) -> Batches:
+    def batches(self, split: Split, seed: int) -> CloudBatches:
         """Return batches of ``points``, one-hot ``categories`` (b, categories), and ``parts`` (b, n)."""
         return replace(super().batches(split, seed), categories=self.categories)
 

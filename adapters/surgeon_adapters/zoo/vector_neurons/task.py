@@ -14,8 +14,8 @@ from surgeon.errors import TaskError
 from surgeon.plan import Split
 from surgeon_adapters.zoo.vector_neurons.classes import Batch, Classes, Turns
 from surgeon_adapters.zoo.vector_neurons.data import Clouds, read_clouds
-from surgeon_adapters.zoo.vector_neurons.models import Settings, described
-from surgeon_adapters.zoo.vector_neurons.parts import Parts, known_parts
+from surgeon_adapters.zoo.vector_neurons.models import ModelSettings, described
+from surgeon_adapters.zoo.vector_neurons.parts import ShapeParts, known_parts
 
 POINTS = {False: 1024, True: 2048}
 """Points per cloud that the published code takes for classes, and for parts."""
@@ -65,7 +65,7 @@ class PointCloudTask:
         how = (self.batch_size, self.turn, self.smoothing, self.metric)
         if settings is None or settings.categories is None:
             return self._require_metric(Classes(clouds, *how))
-        return self._require_metric(Parts(clouds, *how, settings.categories, known_parts(clouds.values())))
+        return self._require_metric(ShapeParts(clouds, *how, settings.categories, known_parts(clouds.values())))
 
     def _require_metric(self, task: Classes) -> Classes:
         if self.metric is not None and self.metric not in task.units:
@@ -74,7 +74,7 @@ class PointCloudTask:
             )
         return task
 
-    def _require_points(self, clouds: Mapping[Split, Clouds], settings: Settings | None) -> None:
+    def _require_points(self, clouds: Mapping[Split, Clouds], settings: ModelSettings | None) -> None:
         for part in clouds.values():
             points, neighbours = part.points.shape[-1], settings.neighbours if settings else None
             needed = max(self.points or 1, neighbours or 1)
@@ -124,7 +124,7 @@ class PointCloudTask:
         raise TaskError("the task of vn has not seen its model yet: call for_model(model) first")
 
 
-def _require_fitting(settings: Settings, clouds: Mapping[Split, Clouds], path: Path) -> None:
+def _require_fitting(settings: ModelSettings, clouds: Mapping[Split, Clouds], path: Path) -> None:
     for part in clouds.values():
         if settings.segments and part.parts is None:
             raise TaskError(f"expected `pid` beside data and label for a {settings.words}, {str(path)!r} has none")
