@@ -13,6 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from surgeon import integrations as integrations
+    from surgeon import optim as optim
+    from surgeon import testing as testing
     from surgeon.editing.insert import relax as relax
     from surgeon.editing.relaxation import Relaxation as Relaxation
     from surgeon.editing.select import select as select
@@ -82,12 +85,20 @@ _PUBLIC = {
     "surgeon.training.settings": ("FinetuneSettings",),
 }
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+_ROOMS = ("integrations", "optim", "testing")
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, *_ROOMS])
 
 
 def __getattr__(name: str) -> Any:
     """Import public names on first use, so that ``import surgeon`` costs no more than torch."""
+    if name in _ROOMS:
+        return importlib.import_module(f"surgeon.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'surgeon' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, for tab completion, whether they have been imported or not."""
+    return [*__all__, "__version__"]

@@ -1,0 +1,48 @@
+"""Links between the pages lead somewhere, and public names are listed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import surgeon
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for folder in ("docs", "examples", "benchmarks") for page in (ROOT / folder).rglob("*.md")),
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings of a page, as a repository's web page makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> Iterator[str]:
+    """Relative links of a page to files that do not exist, or to headings that their page lacks."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if re.match(r"[a-z]+:", link):
+            continue
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            yield f"{page.name}: {link}"
+
+
+def test_no_link_is_dead() -> None:
+    assert len(PAGES) > 20
+    assert [link for page in PAGES for link in dead_links(page)] == []
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One `heading`, two\n[a](#one-heading-two) [b](#three) [c](gone.md) [d](https://e.org/gone)")
+    assert list(dead_links(page)) == ["page.md: #three", "page.md: gone.md"]
+
+
+def test_public_names_are_listed_without_being_imported() -> None:
+    assert {"find", "Plan", "optim", "testing", "__version__"} <= set(dir(surgeon))
+    assert all(getattr(surgeon, name) is not None for name in dir(surgeon))
