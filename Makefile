@@ -4,7 +4,7 @@
 
 PYTHONS := python3.11 python3.12 python3.13 python3 python3.14 python
 VENV := .venv
-EXTRAS := dev,plots
+EXTRAS := dev,plots,auto
 JOBS := 2
 FAMILIES := mace nequip sevennet escnn pyg
 LAYERS := $(patsubst %,.venv-%,e3nn044 oldest integrations $(FAMILIES))

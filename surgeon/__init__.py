@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from surgeon.proof.strip_folder import StripSettings as StripSettings
     from surgeon.proof.strip_folder import strip_folder as strip_folder
     from surgeon.proof.verify import verify_clean as verify_clean
+    from surgeon.training.auto import AutoSettings as AutoSettings
+    from surgeon.training.auto import finetune_auto as finetune_auto
     from surgeon.training.compare import CompareSettings as CompareSettings
     from surgeon.training.compare import compare as compare
     from surgeon.training.diagnosis.diagnose import diagnose as diagnose
@@ -77,6 +79,7 @@ _PUBLIC = {
     "surgeon.proof.strip_folder": ("StripSettings", "strip_folder"),
     "surgeon.proof.equivariance": ("MeasureSettings",),
     "surgeon.proof.verify": ("verify_clean",),
+    "surgeon.training.auto": ("AutoSettings", "finetune_auto"),
     "surgeon.training.compare": ("CompareSettings", "compare"),
     "surgeon.training.diagnosis.diagnose": ("diagnose",),
     "surgeon.training.diagnosis.result": ("DiagnosisSettings",),

@@ -78,6 +78,10 @@ class TrainingError(SurgeonError, RuntimeError):
     """Training cannot go on; the last good state was kept."""
 
 
+class InterruptedTrainingError(TrainingError):
+    """The user has interrupted a training, which can go on."""
+
+
 class CheckFailedError(SurgeonError, AssertionError):
     """A check ran and its verdict is no: a symmetry, a certificate or an identity does not hold."""
 

@@ -49,6 +49,7 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "optuna",
     "rich",
     "ray",
     "safetensors",

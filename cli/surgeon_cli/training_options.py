@@ -13,11 +13,13 @@ import typer
 
 from surgeon.errors import UsageError
 from surgeon.training.arms import ARMS
+from surgeon.training.auto import WITHOUT_BRANCHES, AutoSettings
 from surgeon.training.compare import CompareSettings
 from surgeon.training.settings import PRESETS, FinetuneSettings
 
 training_option = functools.partial(typer.Option, rich_help_panel="Training")
 relaxing_option = functools.partial(typer.Option, rich_help_panel="Relaxation")
+searching_option = functools.partial(typer.Option, rich_help_panel="Search")
 comparing_option = functools.partial(typer.Option, rich_help_panel="Comparison")
 
 
@@ -180,6 +182,15 @@ class Keeping:
         list[str] | None, training_option("--track", help="Log to tensorboard, wandb or mlflow, too; may be repeated.")
     ] = None
 
+    def refuse(self) -> None:
+        """Refuse these in a search.
+
+        Raises:
+            UsageError: if one of them was given.
+        """
+        if self.save_every is not None or self.track:
+            raise UsageError("expected no --save-every and no --track with --auto: leave them out")
+
 
 @dataclass(frozen=True)
 class Comparing:
@@ -231,22 +242,84 @@ class Comparing:
         Raises:
             UsageError: if an arm is unknown, a rate is not a positive number, or options exclude each other.
         """
-        arms = [name.strip() for name in (self.compare or "").split(",") if name.strip()]
-        grid = _rates(self.lr_grid) if self.lr_grid else None
-        swept = (grid, self.lr_seeds, self.lr_record)
-        return CompareSettings(arms, self.seeds, training, *swept, self.jobs, self.ray, self.keep)
+        swept = (self.grid, self.lr_seeds, self.lr_record)
+        return CompareSettings(_names(self.compare), self.seeds, training, *swept, self.jobs, self.ray, self.keep)
 
-    def refuse(self) -> None:
-        """Refuse what belongs to a comparison where there is none.
+    @property
+    def grid(self) -> list[float] | None:
+        """The learning rates that are tried; UsageError if one is not a positive number."""
+        return _rates(self.lr_grid) if self.lr_grid else None
+
+    def refuse(self, search: bool = False) -> None:
+        """Refuse what belongs to a comparison where there is none; a search has a grid, too.
 
         Raises:
             UsageError: if one of these was given.
         """
-        if self.lr_grid or self.lr_record or self.jobs > 1 or self.ray or self.restart or self.keep != "best":
+        if (
+            (self.lr_grid and not search)
+            or self.lr_record
+            or self.jobs > 1
+            or self.ray
+            or self.restart
+            or self.keep != "best"
+        ):
             raise UsageError(
                 "expected --lr-grid, --lr-record, --jobs, --ray, --keep and --restart together with --compare: add it, "
                 "or leave them out"
             )
+
+
+@dataclass(frozen=True)
+class Searching:
+    """What to search among."""
+
+    auto: Annotated[
+        bool,
+        searching_option(
+            "--auto", help="Choose arm, optimiser and learning rate by successive halving on validation data."
+        ),
+    ] = False
+    among: Annotated[
+        str | None,
+        searching_option(
+            "--among", metavar="ARMS", help=f"Arms to choose from; default: {','.join(WITHOUT_BRANCHES)}."
+        ),
+    ] = None
+    budget: Annotated[
+        str | None,
+        searching_option(
+            "--budget", metavar="Nx|STEPS", help="Of all runs together: in whole trainings (default: 10x) or in steps."
+        ),
+    ] = None
+
+    def settings(self, training: FinetuneSettings, grid: list[float] | None) -> AutoSettings:
+        """Return the engine's settings.
+
+        Raises:
+            UsageError: if an arm is unknown or the budget no number.
+        """
+        return AutoSettings(training, _names(self.among) or None, grid, _budget(self.budget or "10x"))
+
+    def refuse(self) -> None:
+        """Refuse what belongs to a search where there is none.
+
+        Raises:
+            UsageError: if one of these was given.
+        """
+        if self.among or self.budget:
+            raise UsageError("expected --among and --budget together with --auto: add it, or leave them out")
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _budget(text: str) -> int | float:
+    try:
+        return float(text[:-1]) if text.endswith("x") else int(text)
+    except ValueError as error:
+        raise UsageError(f"expected a budget such as 10x (whole trainings) or 5000 (steps), got {text!r}") from error
 
 
 def _rates(text: str) -> list[float]:

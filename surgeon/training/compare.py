@@ -125,7 +125,7 @@ def compare(
         seeds = range(settings.training.seed, settings.training.seed + settings.seeds)
         # what is wrong is found before training
         final_points(comparison, settings.arms, seeds, swept["best"] if swept else None)
-        kept = RunStore(runs_folder, _identity(workspace, comparison.settings), restart)
+        kept = RunStore(runs_folder, identity_of(workspace, comparison.settings), restart)
         record = ComparisonRecord(comparison, primary_metric(comparison.task)[0], kept)
         recipe = Recipe.of(workspace, comparison.settings, weights, relaxing)
         execute = _told(_executor(settings, comparison, recipe, progress), record.metric, progress)
@@ -197,7 +197,7 @@ def _tell_kept(kept: RunStore, progress: Progress) -> None:
         progress.say(f"going on: {len(kept)} finished runs are in {kept.folder}/")
 
 
-def _identity(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any]:
+def identity_of(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any]:
     """Return what all runs in one folder have to share; arm, learning rate and seed stand in the name of a run."""
     (_, files), task, adjustments = workspace.require_relaxed(), workspace.require_task(), workspace.adjustments
     shared = settings.to_data()

@@ -158,6 +158,7 @@ class Finetuner:
         on_step: Callable[[StepEvent], None] | None = None,
         on_save: Callable[[Finetuner], None] | None = None,
         save_every: int | None = None,
+        until: int | None = None,
     ) -> FinetuneResult:
         """Train to the end, or on from the restored state, and load the weights of the best epoch.
 
@@ -166,6 +167,7 @@ class Finetuner:
             on_save: called after every epoch that ends with an evaluation, and every ``save_every`` steps: the place to
                 save the state. It is called on every process.
             save_every: optimiser steps between further saves; None for none.
+            until: the epoch after which it pauses; None for the end.
 
         Raises:
             TrainingError: if a loss, penalty or gradient is not finite, or the memory does not suffice; the model then
@@ -176,7 +178,8 @@ class Finetuner:
             state, settings = self.state, self.settings
             if not state.history:
                 self._finish_epoch(time.perf_counter(), on_save)
-            while (state.epoch < settings.epochs or state.epoch_step) and not state.stopped:
+            last = settings.epochs if until is None else min(until, settings.epochs)
+            while (state.epoch < last or state.epoch_step) and not state.stopped:
                 started = time.perf_counter()
                 for loss, penalty in self._epoch():
                     state.losses += loss

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from surgeon.editing.adjust import NOTHING
-from surgeon.errors import ExistsError, TrainingError, UsageError
+from surgeon.errors import ExistsError, InterruptedTrainingError, UsageError
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
@@ -72,6 +72,7 @@ def finetune(
     options: OpenOptions | None = None,
     relaxing: RelaxSettings | None = None,
     save_every: int | None = None,
+    until: int | None = None,
     trackers: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
@@ -89,6 +90,8 @@ def finetune(
         options: how to find model and task.
         relaxing: where branches go in a checkpoint that was never relaxed, and its group.
         save_every: optimiser steps between further saves.
+        until: the epoch after which it pauses, learning rate and theta being those of the whole training; a call
+            without goes on. None for the end.
         trackers: "tensorboard", "wandb" or "mlflow": where records go, too.
         force: start anew, and replace what is there.
         progress: told how it goes on, in the first process.
@@ -105,24 +108,30 @@ def finetune(
         recover(target)  # first of all: a run that a killed process was saving counts
         resuming = has_run(target) and not force
         start = _started(path, target, arm, options, relaxing, resuming, force)
-        workspace, chosen, task = start.workspace, start.arm, start.workspace.require_task().task
-        relaxation, _ = workspace.require_relaxed()
-        settings = dataclasses.replace(settings or FinetuneSettings(), schedule=relaxation.schedule)
-        given = (settings, chosen, start.added(settings), trackers, target.parent, relaxation.plan)
-        finetuner = Finetuner(workspace.model, task, *given, teacher_of(settings, workspace.fresh_original, task))
+        workspace, chosen = start.workspace, start.arm
+        finetuner = _finetuner(start, settings or FinetuneSettings(), trackers, target.parent)
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         if resuming:
             _require_same_start(target, start)
             restore_run(target, finetuner)
-            told.say(f"going on after epoch {finetuner.state.epoch} of {settings.epochs} in {target}/")
+            told.say(f"going on after epoch {finetuner.state.epoch} of {finetuner.settings.epochs} in {target}/")
         before = _tell_start(told, start, finetuner)
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
-            result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every)
+            result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every, until)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
     told_of = (finetuner.selection.metric, _times_worse(finetuner), result, strip_command(target, workspace))
     return Finetuned(target, chosen, *told_of, _probed(workspace, finetuner, before))
+
+
+def _finetuner(start: Start, settings: FinetuneSettings, trackers: Sequence[str], folder: Path) -> Finetuner:
+    """Return the run, which has not begun."""
+    workspace, task = start.workspace, start.workspace.require_task().task
+    relaxation, _ = workspace.require_relaxed()
+    settings = dataclasses.replace(settings, schedule=relaxation.schedule)
+    given = (settings, start.arm, start.added(settings), trackers, folder, relaxation.plan)
+    return Finetuner(workspace.model, task, *given, teacher_of(settings, workspace.fresh_original, task))
 
 
 def _tell_start(told: Progress, start: Start, run: Finetuner) -> Probed:
@@ -168,11 +177,11 @@ def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> 
     return save
 
 
-def _interrupted(target: Path, epoch: int) -> TrainingError:
+def _interrupted(target: Path, epoch: int) -> InterruptedTrainingError:
     kept = "nothing was written yet"
     if has_run(target):
         kept = f"everything up to epoch {read_record(target).state.epoch} is in {target}/"
-    return TrainingError(f"interrupted in epoch {epoch}: {kept}; give the same command again to go on")
+    return InterruptedTrainingError(f"interrupted in epoch {epoch}: {kept}; give the same command again to go on")
 
 
 def _started(

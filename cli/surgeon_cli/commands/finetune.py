@@ -13,6 +13,7 @@ from surgeon.files.outputs import is_first_process
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.proof.words import PROBED, probe_rows
 from surgeon.training.arms import ARMS
+from surgeon.training.auto import Found, finetune_auto
 from surgeon.training.compare import compare, runs_beside, weights_beside
 from surgeon.training.finetune import Finetuned
 from surgeon.training.finetune import finetune as train
@@ -35,7 +36,7 @@ from surgeon_cli.options import (
 )
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, print_table, say, sweep_table
-from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Training, settings_of
+from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Searching, Training, settings_of
 
 
 @unbundled
@@ -53,6 +54,7 @@ def finetune(
     training: Training,
     relaxing: Relaxing,
     keeping: Keeping,
+    searching: Searching,
     comparing: Comparing,
     opening: ReopenOptions,
     force: ForceOption = False,
@@ -60,42 +62,56 @@ def finetune(
 ) -> None:
     """Fine-tune a relaxed folder while theta goes 0 -> 1 -> 0, or a checkpoint; what is given stays as it is.
 
-    A checkpoint that was never relaxed needs --arm: plain trains it as it is, and an arm with branches relaxes it
-    first, as `surgeon relax` would. Every arm leaves a run folder, which `surgeon strip` makes clean.
+    A checkpoint that was never relaxed needs --arm or --auto. Every arm leaves a run folder, for `surgeon strip`.
 
     The run folder holds the best weights by clean validation and what a resume needs: after an interruption the same
-    command goes on. With --compare the arms are trained side by side from the original; a record is written, with every
-    run in a folder beside it, from which the same command goes on (--restart replaces these runs), and the weights of
-    the best seed of every arm as ARM/SEED in a folder named as the record, for `surgeon strip`.
+    command goes on. With --compare arms are trained side by side; a record is written, with every run in a folder
+    beside it, and the weights of the best seed of every arm as ARM/SEED in a folder named as the record. With --auto
+    arms, optimisers and learning rates are tried on validation data, and the best is trained to the end as one run.
 
     Examples:
 
         surgeon finetune segnn-relaxed --epochs 20 --lr 1e-3
 
-        surgeon finetune segnn.safetensors --task task.py --arm plain
+        surgeon finetune segnn.safetensors --auto --budget 10x --epochs 30
 
         surgeon finetune segnn-relaxed --compare plain,drop,fold,overparam --seeds 3
     """
+    _refuse_mixtures(arm, keeping, searching, comparing)
     folder, settings = folder_or_only(path, json_output, trained=False), settings_of(training, relaxing)
     options = with_probes(with_reference(opening.options(json_output), reference, folder), probe)
     stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
-    if comparing.compare is not None and arm is not None:
-        raise UsageError("expected either --arm or --compare, got both: leave one out")
     given: dict[str, Any] = {"options": options, "force": force}
     with training_bar(json_output or not first) as bar:
         if comparing.compare is not None:
             record, asked = out or Path(f"{stem}-compare.json"), comparing.settings(settings)
             found = compare(folder, record, asked, restart=comparing.restart, progress=bar, **given)
         else:
-            comparing.refuse()
-            kept: dict[str, Any] = {"save_every": keeping.save_every, "trackers": keeping.track or []}
-            target = out or Path(f"{stem}-run")
-            kept["relaxing"] = RelaxSettings(group=group)
-            done = train(folder, target, settings, arm=arm, progress=bar, **kept, **given)
+            target, given["relaxing"] = out or Path(f"{stem}-run"), RelaxSettings(group=group)
+            if searching.auto:
+                among = searching.settings(settings, comparing.grid)
+                searched, done = finetune_auto(folder, target, among, progress=bar, **given)
+            else:
+                given |= {"arm": arm, "save_every": keeping.save_every, "trackers": keeping.track or []}
+                done = train(folder, target, settings, progress=bar, **given)
     if comparing.compare is not None:
         _show_comparison(found, record, asked.seeds, json_output)
+    elif searching.auto:
+        _show_search(searched, done, json_output)
     elif first:
         _show_run(done, json_output)
+
+
+def _refuse_mixtures(arm: str | None, keeping: Keeping, searching: Searching, comparing: Comparing) -> None:
+    """Refuse options of one way of training together with another."""
+    if (comparing.compare is not None) + (arm is not None) + searching.auto > 1:
+        raise UsageError("expected one of --arm, --auto and --compare, got more: leave the others out")
+    if searching.auto:
+        keeping.refuse()
+    else:
+        searching.refuse()
+    if comparing.compare is None:
+        comparing.refuse(search=searching.auto)
 
 
 def _show_run(done: Finetuned, json_output: bool) -> None:
@@ -123,6 +139,28 @@ def _show_run(done: Finetuned, json_output: bool) -> None:
         )
     print_table("on other data", [PROBED, *probe_rows(done.probes)])
     say(f"wrote {done.folder}/; next: {done.next}")
+
+
+def _show_search(found: Found, done: Finetuned, json_output: bool) -> None:
+    if json_output:
+        print_json({"written": str(done.folder), "search": dataclasses.asdict(found), "arm": done.arm.name})
+        return
+    headings = ("arm", "lr", "epochs", "steps", f"validation {found.metric}", "outcome")
+    rows = (
+        (
+            row["arm"],
+            f"{row['learning_rate']:g}",
+            f"{row['epochs']}",
+            f"{row['steps']}",
+            f"{row['value']:.5g}",
+            row["outcome"],
+        )
+        for row in sorted(found.rows, key=lambda row: (-row["epochs"], row["outcome"]))
+    )
+    print_table("settings that were tried", [headings, *rows])
+    for sentence in found.sentences():
+        say(sentence)
+    _show_run(done, json_output)
 
 
 def _show_comparison(found: ComparisonRecord, target: Path, seeds: int, json_output: bool) -> None:
