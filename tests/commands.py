@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from surgeon.opening.trust import remember_task
 from surgeon_cli.main import main
@@ -23,6 +25,8 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 PYTHON_PATH = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "adapters", "cli"))}
 CHILD_ENVIRONMENT = {**os.environ, **PYTHON_PATH}
+# Typer makes all commands anew in each call, which takes as long as a quick one.
+typer.main.get_command = functools.cache(typer.main.get_command)
 # Of `surgeon export`: every check of a certificate is made, on an eighth of the usual group elements and batches.
 QUICK = ("--elements", "1", "--batches", "1")
 

@@ -35,6 +35,8 @@ atexit.register(shutil.rmtree, os.environ["SURGEON_HOME"], ignore_errors=True)
 # Nearly all garbage is freed by counting references. Looking for the rest as often as Python does by itself, among
 # what all the libraries consist of, takes a twentieth of the time.
 gc.set_threshold(10_000, 10, 10)
+# Tests ask what is left of a process that ends, not of a machine that loses its power: nothing waits for the disk.
+os.fsync = lambda descriptor: None
 os.umask(0o022)  # task files that a group may write are refused
 
 # A shell that starts the tests in the background lets them, and the processes they start, ignore interrupts.

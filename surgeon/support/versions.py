@@ -29,15 +29,19 @@ def versions(model: nn.Module | None = None) -> dict[str, str]:
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
+    found = {package: _installed(package, tuple(sys.path)) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+@lru_cache
+def _installed(package: str, path: tuple[str, ...]) -> str | None:
+    """Return the version of a package on ``sys.path``, once: each command asks dozens of times."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _packages_of(model: nn.Module | None) -> list[str]:
