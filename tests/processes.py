@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
@@ -74,6 +75,18 @@ def forked(
                 process.join()
         out, err = ((output / stream).read_text() for stream in ("stdout", "stderr"))
     return subprocess.CompletedProcess([program, *arguments], code, out, err)
+
+
+def forked_code(
+    folder: Path, code: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a text as ``python -c`` does, with arguments, in a process that need not import everything."""
+    return forked(folder, code, *arguments, program="tests.processes", environment=environment)
+
+
+def main(arguments: list[str]) -> None:
+    sys.argv = ["-c", *arguments[1:]]
+    exec(compile(arguments[0], "-c", "exec"), {"__name__": "__main__"})  # noqa: S102
 
 
 def _as_torchrun(rank: int, count: int, port: int) -> dict[str, str]:

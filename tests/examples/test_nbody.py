@@ -21,11 +21,11 @@ from torch import Tensor
 
 from surgeon.errors import ShapeError, UsageError
 from surgeon.plan import Task
+from tests.modules import importable
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "nbody"
 CHECKPOINT = EXAMPLE / "segnn_nbody.safetensors"
-MODULES = ("simulate", "segnn", "task", "pretrain")
 # Relative errors: float32 through four layers of products, and float64.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -35,14 +35,8 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @pytest.fixture(scope="module", autouse=True)
 def example() -> Iterator[None]:
-    """Make the folder's modules importable, for this file only: other folders have a task.py too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(EXAMPLE))
+    with importable(EXAMPLE):
         yield
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture

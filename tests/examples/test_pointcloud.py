@@ -24,9 +24,9 @@ from surgeon.opening.task_calls import task_symmetry
 from surgeon.plan import Task
 from surgeon.testing.soundness import Model, check_plan
 from surgeon_adapters.zoo.vector_neurons import layers
+from tests.modules import importable
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
-MODULES = ("shapes", "task", "pretrain")
 NETWORKS = ("pointnet", "dgcnn")
 POOLINGS = ("mean", "max")
 CLASSES = 10
@@ -37,14 +37,8 @@ BROKEN = 1e-5
 
 @pytest.fixture(scope="module", autouse=True)
 def example() -> Iterator[None]:
-    """Make the folder's modules importable, for this file only: other folders have a task.py too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(EXAMPLE))
+    with importable(EXAMPLE):
         yield
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,23 +19,17 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.adjust import adjust
 from surgeon.errors import UsageError
 from surgeon.opening.evaluation import evaluate
+from tests.modules import importable
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "potential"
-MODULES = ("potential", "task", "pretrain")
 
 pytestmark = pytest.mark.e3nn
 
 
 @pytest.fixture(scope="module", autouse=True)
 def example() -> Iterator[None]:
-    """Make the folder's modules importable, for this file only: other folders have a task.py too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(EXAMPLE))
+    with importable(EXAMPLE):
         yield
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")

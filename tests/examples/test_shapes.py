@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,14 +11,15 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.modules import importable
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
 
 
 @pytest.fixture
-def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    yield import_module("shapes")
-    sys.modules.pop("shapes")
+def shapes() -> Iterator[ModuleType]:
+    with importable(EXAMPLE):
+        yield import_module("shapes")
 
 
 @pytest.mark.parametrize("rotate", [False, True])

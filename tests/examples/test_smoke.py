@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -22,21 +21,15 @@ from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import TaskError, UsageError
 from surgeon_adapters.zoo.relaxed_convolutions.adapter import FRAME, adapter, velocities
 from tests.commands import QUICK, Surgeon
+from tests.modules import importable
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smoke"
-MODULES = ("data", "task")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def example() -> Iterator[None]:
-    """Make the folder's modules importable, for this file only: other folders have a task.py too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(EXAMPLE))
+    with importable(EXAMPLE):
         yield
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 def make_task(**arguments: Any) -> Any:

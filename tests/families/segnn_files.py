@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 import torch
 from torch import nn
 
 from surgeon_adapters.zoo.segnn.models import build
+from tests.modules import importable
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nbody"
 SUFFIX = "charged5_initvel1small"
@@ -31,15 +30,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 def example_module(name: str) -> ModuleType:
     """A module of the example; neither it nor what it imports beside it is left behind among the imported ones."""
-    before = dict(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(EXAMPLE))
-        module = importlib.import_module(name)
-    for other in [key for key in sys.modules if key not in before]:
-        if str(EXAMPLE) in (getattr(sys.modules[other], "__file__", None) or ""):
-            del sys.modules[other]
-    return module
+    with importable(EXAMPLE):
+        return importlib.import_module(name)
 
 
 def write_motions(folder: Path, sizes: tuple[int, int, int] = (20, 6, 6), frames: int = 5) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,6 +16,7 @@ import torch
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from tests.commands import Surgeon
+from tests.modules import importable
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -28,19 +28,13 @@ pytestmark = [
 ]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smoke"
-MODULES = ("data", "task", "steerable")
 
 
 @pytest.fixture
 def steerable() -> Iterator[Any]:
     """Import the example's task file, for one test only: other folders have a task.py too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(EXAMPLE))
+    with importable(EXAMPLE):
         yield import_module("steerable")
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 def test_the_shipped_network_goes_from_its_file_to_a_clean_file(

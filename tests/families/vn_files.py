@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
 from surgeon_adapters.zoo.vector_neurons.models import build
+from tests.modules import importable
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pointcloud"
 CLASSES = 10
@@ -29,12 +28,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def shapes() -> ModuleType:
     """The example's module of surfaces."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sys.modules, "shapes", raising=False)
-        patch.syspath_prepend(str(EXAMPLE))
-        module = importlib.import_module("shapes")
-        patch.delitem(sys.modules, "shapes")
-    return module
+    with importable(EXAMPLE):
+        return importlib.import_module("shapes")
 
 
 def write_clouds(path: Path, count: int = 40, points: int = 24, parts: bool = False, seed: int = 0) -> Path:

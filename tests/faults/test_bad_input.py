@@ -22,8 +22,8 @@ from torch import nn
 from surgeon.files.seals import seal_folder
 from surgeon.files.tensors import write_tensors
 from tests import tiny
-from tests.commands import Surgeon, child, files_in
-from tests.processes import forked
+from tests.commands import Surgeon, files_in
+from tests.processes import forked, forked_code
 
 Prepare = Callable[[Surgeon], None]
 
@@ -405,11 +405,19 @@ def test_a_read_only_folder(surgeon: Surgeon, command: str) -> None:
     assert files_in(surgeon.path) == before
 
 
+LIMITED = """
+import resource, sys
+from surgeon_cli.main import main
+sys.dont_write_bytecode = True
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # of what it prints, too
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_file_size_limit_of_the_system_is_told_in_one_sentence_of_a_process(surgeon: Surgeon) -> None:
     before = files_in(surgeon.path)
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); sys.dont_write_bytecode = True"
-    done = child(surgeon.path, "relax", "net.pt", "--json", before=limit)
+    done = forked_code(surgeon.path, LIMITED, "relax", "net.pt", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Warning" not in done.stderr
     check_one_sentence(done.stderr, "larger than the system allows")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-import surgeon.errors
 from surgeon.errors import WriteError
 from surgeon.export.container import write_container
 from surgeon.files.atomic import atomic_folder, check_writable
 from surgeon.files.content import write_text
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.tensors import write_tensors
+from tests.processes import forked_code
 
 WORDS = {
     errno.ENOSPC: "the disk is full",
@@ -27,7 +25,6 @@ WORDS = {
     errno.EFBIG: "larger than the system allows",
     errno.ESTALE: "the system says",
 }
-ROOT = Path(surgeon.errors.__file__).parents[1]
 
 
 def failing(number: int) -> Callable[..., None]:
@@ -96,6 +93,7 @@ from surgeon.errors import WriteError
 from surgeon.files.content import write_text
 from surgeon.files.tensors import write_tensors
 torch.set_num_threads(1)
+sys.dont_write_bytecode = True
 checkpoint = open_checkpoint(sys.argv[1])
 big = torch.ones(100_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -115,15 +113,7 @@ except WriteError as error:
 def test_a_file_size_limit_of_the_system(tmp_path: Path, writer: str) -> None:
     torch.save({"a": torch.ones(100_000)}, tmp_path / "in.pt")
     (tmp_path / "work").mkdir()
-    result = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "in.pt"), writer],
-        cwd=tmp_path / "work",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    result = forked_code(tmp_path / "work", LIMITED, str(tmp_path / "in.pt"), writer)
     assert result.returncode == 1
     assert "larger than the system allows" in result.stderr
     assert "Traceback" not in result.stderr

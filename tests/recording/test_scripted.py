@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +12,7 @@ from surgeon.proof.certify import certify
 from surgeon.recording.compare import graph_hash
 from surgeon.recording.record import record
 from surgeon.support.attributes import attributes_of
-from tests.commands import CHILD_ENVIRONMENT
+from tests.processes import forked_code
 
 
 class Inner(nn.Module):
@@ -68,9 +66,7 @@ def test_every_run_is_recorded_alike() -> None:
 
 
 def test_a_fresh_process_records_the_same() -> None:
-    code = "from tests.recording.test_scripted import digest; print(digest())"
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, env=CHILD_ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    done = forked_code(Path.cwd(), "from tests.recording.test_scripted import digest; print(digest())")
     assert done.stdout.split() == [digest()], done.stderr
 
 
