@@ -16,7 +16,7 @@ from surgeon.plan import GRAPH_CHECK
 from surgeon.proof.verdict import ModelVerdict, compared
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
 from surgeon.recording.record import Recording, record
-from surgeon.support.attributes import attributes_of, hooks_of
+from surgeon.support.attributes import attributes_of, full_name, hooks_of
 from surgeon.support.copies import copied, deep_copied
 from surgeon.support.modes import in_evaluation_mode, set_training
 from surgeon.support.versions import versions
@@ -46,7 +46,7 @@ class Architecture:
             keys=tuple(state),
             shapes={key: tuple(value.shape) for key, value in state.items()},
             dtypes={key: str(value.dtype) for key, value in state.items()},
-            classes={name: f"{type(module).__module__}.{type(module).__qualname__}" for name, module in modules},
+            classes={name: full_name(type(module)) for name, module in modules},
             trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
             hooks={name: hooks_of(module) for name, module in modules},
             attributes=attributes_of(model),

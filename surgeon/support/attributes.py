@@ -28,6 +28,7 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.layout, enum.Enum)
 _MANGLED = re.compile(r"___torch_mangle_\d+\.")
+_PACKAGE = re.compile(r"^<torch_package_\d+>\.")
 
 
 def tensor_bytes(tensor: Tensor) -> Tensor:
@@ -86,6 +87,11 @@ def hooks_of(module: nn.Module) -> str:
     return ", ".join(found) or "none"
 
 
+def full_name(value: Any) -> str:
+    """Return the name of a class or function, without the number by which torch.package tells opened archives apart."""
+    return f"{_PACKAGE.sub('', str(value.__module__))}.{value.__qualname__}"
+
+
 def described(value: Any, above: frozenset[int] = frozenset()) -> str:
     """Return a value in words; two values of a kind that :func:`attributes_of` names agree if and only if they do."""
     if isinstance(value, _NUMBERS):
@@ -93,7 +99,7 @@ def described(value: Any, above: frozenset[int] = frozenset()) -> str:
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
+        return full_name(value)
     if id(value) in above:
         return "itself"
     above |= {id(value)}
@@ -109,13 +115,13 @@ def described(value: Any, above: frozenset[int] = frozenset()) -> str:
     if type(value).__module__ == "numpy" and hasattr(value, "tobytes") and not value.dtype.hasobject:
         return f"{name}({value.shape}, {value.dtype}, {hashlib.sha256(value.tobytes()).hexdigest()})"
     if callable(value) and hasattr(value, "__qualname__"):  # builtin
-        return f"{value.__module__}.{value.__qualname__}"
+        return full_name(value)
     return name
 
 
 def _class(value: Any) -> str:
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__qualname__ if kind.__module__ == "builtins" else full_name(kind)
 
 
 def _parts(value: Any) -> list[Any] | None:
@@ -151,7 +157,7 @@ def _function(value: FunctionType, above: frozenset[int]) -> str:
             continue
     digest = hashlib.sha256(repr(_code(value.__code__)).encode()).hexdigest()
     parts = ", ".join([digest[:16], *(described(part, above) for part in held)])
-    return f"{value.__module__}.{value.__qualname__}({parts})"
+    return f"{full_name(value)}({parts})"
 
 
 def _code(code: CodeType) -> tuple[Any, ...]:

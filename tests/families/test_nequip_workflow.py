@@ -13,18 +13,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.export.container import write_container
+from surgeon.finding.annotated_ops import collect_proposals
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import task_symmetry
+from surgeon.registry import installed_adapters
+from surgeon.support.e3nn_compat import import_e3nn
 from surgeon.support.modes import default_dtype
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
 from surgeon_adapters.atoms.potential import frames_of
 from surgeon_adapters.nequip.data import potential_of
-from surgeon_adapters.nequip.models import build
+from surgeon_adapters.nequip.models import build, import_nequip, nequip_state
 from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child
 
@@ -167,7 +171,20 @@ def test_from_package_to_package(work: Path, capsys: pytest.CaptureFixture[str])
     assert report["details"]["container"]["opened_by"] == "the loader of the adapter nequip"
     package = work / "clean" / "base.nequip.zip"
     require_equal_predictions(package, work / "clean" / "model.safetensors", "float32")
-    _require_weights_in_all(package, open_path(work / "clean" / "model.safetensors").model.state_dict())
+    rebuilt = open_path(work / "clean" / "model.safetensors").model
+    _require_weights_in_all(package, rebuilt.state_dict())
+    _require_the_same_layers(package, rebuilt)
+
+
+def _require_the_same_layers(path: Path, rebuilt: nn.Module) -> None:
+    """What NequIP's own training makes of a package has layers of classes that are e3nn's by their structure only."""
+    with nequip_state():
+        packaged = import_nequip("model").ModelFromPackage(str(path))["sole_model"]
+    assert not any(isinstance(module, import_e3nn().Linear) for module in packaged.modules())
+    group, adapters = parse_group("O3"), installed_adapters()
+    found, expected = (collect_proposals(model, group, adapters)[0] for model in (packaged, rebuilt))
+    assert found
+    assert found == expected
 
 
 def _require_weights_in_all(path: Path, expected: dict[str, torch.Tensor]) -> None:

@@ -2,23 +2,32 @@
 
 A tensor product is bilinear; the branch acts on its first argument, the features, while the second (edge or node
 attributes) keeps its role.
+
+The layers are recognised by what is read off them, not by their class: in an archive of torch.package, or in a package
+that carries a copy of e3nn, the same layers are of other classes.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.matrix_blocks import MatrixBlock
 from surgeon.algebra.representations.build import irreps
 from surgeon.registry import Adapter, Proposal, Refusal
-from surgeon.support.e3nn_compat import import_e3nn
+
+LAYER = {"irreps_out", "instructions", "weight_numel", "internal_weights", "shared_weights"}
+LINEAR, PRODUCT = LAYER | {"irreps_in"}, LAYER | {"irreps_in1", "irreps_in2"}
+"""What a layer keeps in itself."""
+
+PATH = {"i_out", "path_shape", "path_weight"}
+PATH_OF_LINEAR, PATH_OF_PRODUCT = PATH | {"i_in"}, PATH | {"i_in1", "i_in2", "connection_mode", "has_weight"}
+"""What each of its instructions says."""
 
 
 class E3nnAdapter(Adapter):
@@ -29,12 +38,9 @@ class E3nnAdapter(Adapter):
 
     def propose(self, module: nn.Module, group: Group) -> Proposal | Refusal | None:
         """Read the representations off the layer's irreps; None if it is not one of e3nn's layers."""
-        if "e3nn" not in sys.modules:
-            return None
-        o3 = import_e3nn()
-        if isinstance(module, o3.Linear):
+        if is_linear(module):
             return _unsupported_linear(module) or _own_weights(module) or _propose_linear(module, group)
-        if isinstance(module, o3.TensorProduct) and module.weight_numel:
+        if is_product(module) and module.weight_numel:
             if "y" not in _forward_names(module):
                 return Refusal(f"{type(module).__name__} is quadratic in its argument, not linear")
             return _own_weights(module) or _propose_tensor_product(module, group)
@@ -42,15 +48,34 @@ class E3nnAdapter(Adapter):
 
     def blocks(self, module: Any) -> Mapping[str, Sequence[MatrixBlock] | str] | None:
         """Read one matrix off each path of a layer: multiplicity in x multiplicity out."""
-        if "e3nn" not in sys.modules:
-            return None
-        o3 = import_e3nn()
-        if not isinstance(module, o3.Linear | o3.TensorProduct) or not module.internal_weights:
+        if not (is_linear(module) or is_product(module)) or not module.internal_weights:
             return None
         if module.weight.ndim != 1:
             return {"weight": "it mixes an additional channel axis (f_in, f_out)"}
         found = list(_matrices(module))
         return {"weight": found or "its paths have one weight per channel or pair of channels, and no matrix"}
+
+
+def is_linear(module: Any) -> bool:
+    """Tell whether a module is made as ``o3.Linear`` is, wherever its class comes from."""
+    return _made_of(module, LINEAR, PATH_OF_LINEAR)
+
+
+def is_product(module: Any) -> bool:
+    """Tell whether a module is made as ``o3.TensorProduct`` is, wherever its class comes from."""
+    return _made_of(module, PRODUCT, PATH_OF_PRODUCT)
+
+
+def _made_of(module: Any, attributes: set[str], entries: set[str]) -> bool:
+    """Look for attributes of the instance and entries of its paths; its weight has to have as many as these say."""
+    own = vars(module)
+    if not attributes <= own.keys() or not isinstance(getattr(module, "weight", None), Tensor):
+        return False
+    paths = own["instructions"]
+    if not all(entries <= set(getattr(path, "_fields", ())) for path in paths):
+        return False
+    weighted = [path for path in paths if getattr(path, "has_weight", True) and getattr(path, "i_in", 0) >= 0]
+    return bool(own["weight_numel"] == sum(math.prod(path.path_shape) for path in weighted))
 
 
 def _forward_names(module: nn.Module) -> tuple[str, ...]:
