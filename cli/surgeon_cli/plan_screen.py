@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,37 +19,55 @@ from surgeon.recording.labels import arrow
 from surgeon_cli.screen import console, print_json, say
 
 MOST_NAMES = 4
-LONGEST_NAME = 36
+LONGEST_NAME = 32
 
 
 def plan_table(plan: Plan, model: nn.Module) -> Table:
-    """Return the sites of a plan as a table.
+    """Return the sites of a plan as a table that fits 80 columns; sites that differ by one number alone share a row.
 
-    "share" is that of the model's parameters, "adds" the entries of W or of its factors, "evidence" where the
-    representations come from and the residual on the op's inputs.
+    The op's share is that of the model's parameters; where the representations come from and the largest residual on
+    the ops' inputs stand below them; "branch" has the entries of W or of its factors, and whether W folds.
     """
-    table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left")
-    longest = max(len(_name(site)) for site in plan.sites)
-    table.add_column("op", overflow="fold", min_width=min(longest, LONGEST_NAME))
-    table.add_column("kind")
-    table.add_column("representations in -> out", overflow="fold")
-    table.add_column("share", justify="right")
-    table.add_column("adds", justify="right")
-    table.add_column("evidence", overflow="fold")
-    table.add_column("fold", overflow="fold")
+    table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left", show_lines=True)
+    alike = _alike(plan.sites)
+    table.add_column("op", overflow="fold", min_width=min(max(len(names) for names, _ in alike), LONGEST_NAME))
+    for heading in ("representations in -> out", "branch"):
+        table.add_column(heading, overflow="fold")
     total = _own(model) or 1
-    for site in plan.sites:
-        own = _own_parameters(model, site)
+    for names, sites in alike:
+        first, count = sites[0], len(sites)
+        share = 100 * sum(_own_parameters(model, site) for site in sites) / total
+        kind = f"{count} x {first.kind}" if count > 1 else first.kind
         table.add_row(
-            _name(site),
-            site.kind,
-            arrow(site),
-            f"{100 * own / total:.1f} %",
-            _adds(site),
-            _evidence(site),
-            _fold(site),
+            f"{names}\n{kind}, {share:.1f} %",
+            f"{arrow(first).replace('+', ' + ')}\n{_evidence(sites)}",
+            f"{f'{count} x ' if count > 1 else ''}{_adds(first)}\nfold: {_fold(first)}",
         )
     return table
+
+
+def _alike(sites: Sequence[Site]) -> list[tuple[str, list[Site]]]:
+    """Put sites together that differ by the first number in their name alone: ``layers.0-2.linear``."""
+    groups: dict[tuple[str, ...], list[Site]] = {}
+    for site in sites:
+        shown = (site.kind, arrow(site), _adds(site), site.source, str(site.verified), _fold(site))
+        groups.setdefault((re.sub(r"\d+", "#", _name(site), count=1), *shown), []).append(site)
+    return [(_together([_name(site) for site in members]), members) for members in groups.values()]
+
+
+def _together(names: Sequence[str]) -> str:
+    """Write names that differ by their first number as one: consecutive numbers as a range, others one by one."""
+    if len(names) == 1:
+        return names[0]
+    numbers = sorted(int(re.findall(r"\d+", name)[0]) for name in names)
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return re.sub(r"\d+", words, names[0], count=1)
 
 
 def _name(site: Site) -> str:
@@ -72,8 +91,9 @@ def _own(module: nn.Module) -> int:
     return sum(value.numel() for name, value in module.named_parameters() if CHILD not in name.split("."))
 
 
-def _evidence(site: Site) -> str:
-    return f"{site.source} to {site.residual:.0e}" if site.verified else f"{site.source} only"
+def _evidence(sites: Sequence[Site]) -> str:
+    residuals = [site.residual for site in sites if site.verified and site.residual is not None]
+    return f"{sites[0].source} to {max(residuals):.0e}" if residuals else f"{sites[0].source} only"
 
 
 def _fold(site: Site) -> str:

@@ -1,13 +1,20 @@
-"""The table of a plan is the same before branches are in the model and afterwards."""
+"""The table of a plan: narrow, with alike ops in one row, the same before and after branches are in the model."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
+from e3nn import o3
+from rich.console import Console
+from torch import Tensor, nn
 
 import surgeon
+from surgeon.plan import Plan
 from surgeon_cli.plan_screen import plan_table
 from tests.tiny import Net
 from tests.training.conftest import plan_of
@@ -15,20 +22,57 @@ from tests.training.conftest import plan_of
 pytestmark = pytest.mark.e3nn
 
 
+def cells(plan: Plan, net: Net, heading: str) -> list[str]:
+    return [str(cell) for column in plan_table(plan, net).columns if column.header == heading for cell in column.cells]
+
+
 def test_shares_are_those_of_the_model_without_branches() -> None:
     net = Net()
     plan = plan_of(net)
 
     def shares() -> list[str]:
-        return [
-            str(cell) for column in plan_table(plan, net).columns if column.header == "share" for cell in column.cells
-        ]
+        return [cell.rpartition(", ")[2] for cell in cells(plan, net, "op")]
 
     before = shares()
     assert len(before) == len(plan.sites)
     assert sum(float(share.removesuffix(" %")) for share in before) == pytest.approx(100, abs=0.2)
     surgeon.relax(net, plan, dense=True)
     assert shares() == before
+
+
+class Chain(nn.Module):
+    """Layers alike, apart from the fourth, whose output is larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [2, 2, 2, 2, 3, 3, 3]
+        self.layers = nn.ModuleList([o3.Linear(f"{a}x1o", f"{b}x1o") for a, b in pairwise(sizes)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_ops_that_differ_by_a_number_alone_share_a_row() -> None:
+    net = Chain()
+    plan = surgeon.find(net, "O3", torch.randn(5, 6))
+    assert [cell.splitlines()[0] for cell in cells(plan, net, "op")] == ["layers.0-2", "layers.3", "layers.4-5"]
+    assert cells(plan, net, "op")[0].splitlines()[1] == "3 x linear, 33.3 %"  # 3 x 4 of 36 weights
+    assert cells(plan, net, "branch")[0].startswith("3 x 36\n")
+    other = dataclasses.replace(plan, sites=(plan.sites[0], plan.sites[2], plan.sites[4], plan.sites[5]))
+    assert [cell.splitlines()[0] for cell in cells(other, net, "op")] == ["layers.0,2", "layers.4-5"]
+
+
+def test_at_80_columns_nothing_is_lost() -> None:
+    """Irreps break between terms, never inside one."""
+    net = Net()
+    told = io.StringIO()
+    Console(file=told, width=80).print(plan_table(plan_of(net), net))
+    for words in ("op", "representations in -> out", "branch", "first", "fold: exact"):
+        assert words in told.getvalue()
+    assert "…" not in told.getvalue()
+    assert max(map(len, told.getvalue().splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -49,5 +93,5 @@ def test_a_fold_is_called_exact_only_where_that_was_seen_and_depends_on_nothing(
     net = Net()
     plan = plan_of(net)
     site = dataclasses.replace(plan.sites[0], **{"fold_note": "", **changes})
-    columns = plan_table(dataclasses.replace(plan, sites=(site,)), net).columns
-    assert [str(cell) for column in columns if column.header == "fold" for cell in column.cells] == [words]
+    (told,) = cells(dataclasses.replace(plan, sites=(site,)), net, "branch")
+    assert told.splitlines()[1] == f"fold: {words}"
