@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from torch import nn
+
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import UsageError
 from surgeon.plan import Plan, StripMode
 from surgeon.training.settings import FinetuneSettings
@@ -21,35 +24,43 @@ class Arm:
         name: as given to ``--compare``.
         summary: what it does, in words.
         mode: how its branches are stripped; None if it has none.
-        relaxes: False if the non-equivariant part of W never acts (theta_perp stays 0).
         penalty_weight: lambda unless the user gives another; the folded variants keep P(W) on purpose, and a penalty
             on |Wx| would pull it to 0.
         refolds: the foldable part of W moves into the base weights every so many steps, without changing the function.
         learns_theta: theta of every site is trained, with a multiplier that pulls it to 0.
-        low_rank: the base weights get an equivariant low-rank update, merged at the end.
+        low_rank: weights get an equivariant low-rank update, merged at the end.
+        doubles: weights get a second copy that is added to them, merged at the end.
         bumps_rate: the learning rate of the base is multiplied by (1 + theta).
+        starts: trainings with seeds of their own that begin, of which one goes on; more than 1 in comparisons only.
     """
 
     name: str
     summary: str
     mode: StripMode | None
-    relaxes: bool
     penalty_weight: float
     refolds: bool = False
     learns_theta: bool = False
     low_rank: bool = False
+    doubles: bool = False
     bumps_rate: bool = False
+    starts: int = 1
+
+    @property
+    def updates(self) -> bool:
+        """Whether weights get an update that only does what they could do themselves."""
+        return self.low_rank or self.doubles
 
 
 _ALL = (
-    Arm("plain", "no branches: ordinary fine-tuning", None, False, 0.0),
-    Arm("drop", "the paper's method if W is dense: theta 0 -> 1 -> 0, branches dropped", "drop", True, 0.01),
-    Arm("fold", "split theta: the equivariant part of W stays and is folded into the base weights", "fold", True, 0.0),
-    Arm("refold", "the equivariant part of W moves into the base weights as it grows", "drop", True, 0.0, refolds=True),
-    Arm("overparam", "only the equivariant part of W acts; folded at the end", "fold", False, 0.0),
-    Arm("lowrank", "an equivariant low-rank update of the base weights, merged", None, False, 0.0, low_rank=True),
-    Arm("lrbump", "control: plain with the learning rate times (1 + theta)", None, False, 0.0, bumps_rate=True),
-    Arm("ace", "theta of every site is learned, by primal-dual updates", "drop", True, 0.0, learns_theta=True),
+    Arm("plain", "no branches: ordinary fine-tuning", None, 0.0),
+    Arm("drop", "the paper's method if W is dense: theta 0 -> 1 -> 0, branches dropped", "drop", 0.01),
+    Arm("fold", "split theta: the equivariant part of W stays and is folded into the base weights", "fold", 0.0),
+    Arm("refold", "the equivariant part of W moves into the base weights as it grows", "drop", 0.0, refolds=True),
+    Arm("overparam", "a second copy of the ops' own weights, added to them and merged", None, 0.0, doubles=True),
+    Arm("lowrank", "an equivariant low-rank update of the base weights, merged", None, 0.0, low_rank=True),
+    Arm("lrbump", "control: plain with the learning rate times (1 + theta)", None, 0.0, bumps_rate=True),
+    Arm("restarts", "control: plain with two seeds, of which the better one goes on", None, 0.0, starts=2),
+    Arm("ace", "theta of every site is learned, by primal-dual updates", "drop", 0.0, learns_theta=True),
 )
 
 ARMS: Mapping[str, Arm] = MappingProxyType({arm.name: arm for arm in _ALL})
@@ -64,6 +75,23 @@ def arm_named(name: str) -> Arm:
     if name not in ARMS:
         raise UsageError(f"expected an arm among {', '.join(ARMS)}, got {name!r}")
     return ARMS[name]
+
+
+def require_single(arm: Arm) -> None:
+    """Refuse an arm of several trainings where one is wanted.
+
+    Raises:
+        UsageError: if it is one.
+    """
+    if arm.starts > 1:
+        raise UsageError(
+            f"expected an arm of one training, got {arm.name!r}, which only takes part in comparisons: use --compare"
+        )
+
+
+def updates_of(arm: Arm, model: nn.Module, plan: Plan, settings: FinetuneSettings) -> WeightUpdates:
+    """Put the updates of an arm into a network; errors as in :class:`WeightUpdates`."""
+    return WeightUpdates(model, plan, settings.low_rank if arm.low_rank else None, settings.seed)
 
 
 OWN_SETTINGS: Mapping[str, type] = MappingProxyType(

@@ -21,7 +21,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
-from surgeon.training.arms import Contender
+from surgeon.training.arms import Contender, require_single
 from surgeon.training.batches import Sharing, count_steps, epoch_seed
 from surgeon.training.compare import identity_of
 from surgeon.training.finetune import Finetuned, finetune
@@ -67,6 +67,7 @@ class AutoSettings:
 
     def __post_init__(self) -> None:
         for name in self.arms or ():
+            require_single(Contender.parse(name).arm)
             Contender.parse(name).settings(self.training)
         if not (math.isfinite(self.budget) and self.budget > 0):
             raise UsageError(f"expected a positive budget, got {self.budget}")

@@ -9,22 +9,27 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from surgeon.editing.insert import relax
-from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import TrainingError, UsageError
-from surgeon.opening.evaluation import evaluate
+from surgeon.opening.evaluation import evaluate, is_better
 from surgeon.opening.loading import load_branches
 from surgeon.opening.task_calls import primary_metric, task_batches
 from surgeon.plan import Plan, Task
-from surgeon.training.arms import Contender, require_fitting_plan
+from surgeon.training.arms import Arm, Contender, require_fitting_plan, updates_of
 from surgeon.training.engine import Finetuner
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.progress import StepEvent
 from surgeon.training.replay import teacher_of
 from surgeon.training.settings import FinetuneSettings
-from surgeon.training.state import FinetuneResult
+from surgeon.training.state import FinetuneResult, random_state, set_random_state
 from surgeon.training.statistics import require_equal_budgets
+
+Added = Relaxation | WeightUpdates | None
+
+SECOND_SEED = 1_000_003
+"""Added to the seed of a run for that of its second start."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Comparison:
     start: Mapping[str, Tensor] | None = None
     judge: Callable[[ArmRun, nn.Module], ArmRun] | None = None
     probes: Mapping[str, Task] = field(default_factory=dict)
-    keep: Callable[[Contender, int, nn.Module, Relaxation | LowRankUpdates | None, FinetuneResult], None] | None = None
+    keep: Callable[[Contender, int, nn.Module, Added, FinetuneResult], None] | None = None
 
     def __post_init__(self) -> None:
         if self.settings.patience is not None:
@@ -91,27 +96,83 @@ def run_one(
     set_seed(seed)
     arm, shared = contender.arm, dataclasses.replace(comparison.settings, seed=seed, learning_rate=rate)
     settings = contender.settings(shared)
-    model = comparison.make_model()
-    relaxation, updates = None, None
-    if arm.low_rank:
-        updates = LowRankUpdates(model, comparison.plan, settings.low_rank, seed)
-    if arm.mode is not None:
-        relaxation = relax(model, comparison.plan, dense=True, mode=arm.mode, schedule=settings.schedule)
-        if comparison.start is not None:
-            load_branches(relaxation.model, comparison.start)
-    added, plan, task = relaxation or updates, comparison.plan, comparison.task
-    teacher = teacher_of(settings, comparison.make_model, task)
-    result = Finetuner(model, task, settings, arm, added, plan=plan, teacher=teacher).run(on_step)
+    if arm.starts > 1:
+        (model, added), result = _better_start(comparison, arm, settings, on_step)
+    else:
+        model, added = _made(comparison, arm, settings)
+        result = _finetuner(comparison, arm, settings, model, added).run(on_step)
+    task = comparison.task
     if comparison.keep is not None and test:
         comparison.keep(contender, seed, model, added, result)
-    sites = strip(relaxation) if relaxation is not None else ()
-    if updates is not None:
-        updates.merge()
+    sites = strip(added) if isinstance(added, Relaxation) else ()
+    if isinstance(added, WeightUpdates):
+        added.merge()
     measured = evaluate(model, comparison.task, "test") if test else {}
     for name, probe in comparison.probes.items() if test else ():
         measured |= {f"{name} {metric}": value for metric, value in evaluate(model, probe, "test").items()}
     came = (result.validation, measured, result.best_epoch, result.steps, result.seconds, sites)
     return ArmRun(contender.name, seed, rate, *came, curve=_curve(result, task)), model.cpu()
+
+
+def _made(comparison: Comparison, arm: Arm, settings: FinetuneSettings) -> tuple[nn.Module, Added]:
+    """Return a fresh network, and what the arm adds to it."""
+    model = comparison.make_model()
+    if arm.updates:
+        return model, updates_of(arm, model, comparison.plan, settings)
+    if arm.mode is None:
+        return model, None
+    relaxation = relax(model, comparison.plan, dense=True, mode=arm.mode, schedule=settings.schedule)
+    if comparison.start is not None:
+        load_branches(relaxation.model, comparison.start)
+    return model, relaxation
+
+
+def _finetuner(
+    comparison: Comparison, arm: Arm, settings: FinetuneSettings, model: nn.Module, added: Added
+) -> Finetuner:
+    teacher = teacher_of(settings, comparison.make_model, comparison.task)
+    return Finetuner(model, comparison.task, settings, arm, added, plan=comparison.plan, teacher=teacher)
+
+
+def shares_of_starts(settings: FinetuneSettings) -> tuple[int, int]:
+    """Return after how many epochs the better of two starts is chosen, and how many it is trained for in all.
+
+    Of E epochs both take E/3, and the better one E/3 more: the steps of both together are those of any other arm.
+
+    Raises:
+        UsageError: if there are too few epochs.
+    """
+    every = settings.evaluate_every
+    first = max(1, round(settings.epochs / (3 * every))) * every
+    if settings.epochs < 2 * first:
+        raise UsageError(
+            f"expected at least {2 * first} epochs for the arm 'restarts', whose starts are compared at an evaluation, "
+            f"got {settings.epochs}: raise --epochs, or evaluate more often"
+        )
+    return first, settings.epochs - first
+
+
+def _better_start(
+    comparison: Comparison, arm: Arm, settings: FinetuneSettings, on_step: Callable[[StepEvent], None] | None
+) -> tuple[tuple[nn.Module, Added], FinetuneResult]:
+    """Train with two seeds, go on with the better one on validation, and count the steps of both."""
+    from accelerate.utils import set_seed
+
+    first, whole = shares_of_starts(settings)
+    begun = []
+    for seed in (settings.seed, settings.seed + SECOND_SEED):
+        set_seed(seed)
+        made = _made(comparison, arm, settings)
+        run = _finetuner(comparison, arm, dataclasses.replace(settings, seed=seed, epochs=whole), *made)
+        run.run(on_step, until=first)
+        begun.append((run, made, random_state()))
+    values = [run.state.best_value for run, _, _ in begun]
+    better = is_better(values[1], values[0], primary_metric(comparison.task)[1])
+    other, (run, made, randomness) = begun[not better][0], begun[better]
+    set_random_state(randomness)
+    result = run.run(on_step)
+    steps, seconds = result.steps + other.state.step, result.seconds + other.state.seconds
+    return made, dataclasses.replace(result, steps=steps, seconds=seconds)
 
 
 def _curve(result: FinetuneResult, task: Task) -> tuple[tuple[int, float], ...]:
@@ -218,7 +279,10 @@ def final_points(
     """Return the runs of :func:`run_arms`, after checking that they can be carried out; errors as there."""
     require_arms_and_seeds(arms, seeds)
     for name in arms:
-        require_fitting_plan(Contender.parse(name).arm, comparison.plan)
+        contender = Contender.parse(name)
+        require_fitting_plan(contender.arm, comparison.plan)
+        if contender.arm.starts > 1:
+            shares_of_starts(comparison.settings)
     missing = [name for name in arms if rates is not None and name not in rates]
     if missing:
         raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.merge import merge, unmerge
 from surgeon.editing.relaxation import PenaltySettings, Relaxation
 from surgeon.editing.strip import refold
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import TrainingError, UsageError
 from surgeon.opening.evaluation import fitted
 from surgeon.opening.task_calls import task_forward, task_loss
@@ -50,6 +50,9 @@ from surgeon.training.weighting import PenaltyWeight
 LOG_EVERY = 10
 """Steps between records of single steps."""
 
+_PREPARED = ("_is_accelerate_prepared", "_original_forward", "forward")
+"""What accelerate puts on a model."""
+
 
 class Finetuner:
     """One run: model, task, arm and settings, with the state that a resume restores.
@@ -78,7 +81,7 @@ class Finetuner:
         task: Task,
         settings: FinetuneSettings,
         arm: Arm,
-        added: Relaxation | LowRankUpdates | None = None,
+        added: Relaxation | WeightUpdates | None = None,
         trackers: Sequence[str] = (),
         folder: Path | None = None,
         plan: Plan | None = None,
@@ -86,7 +89,7 @@ class Finetuner:
     ) -> None:
         from accelerate.utils import set_seed
 
-        if isinstance(added, Relaxation) != (arm.mode is not None) or isinstance(added, LowRankUpdates) != arm.low_rank:
+        if isinstance(added, Relaxation) != (arm.mode is not None) or isinstance(added, WeightUpdates) != arm.updates:
             raise TrainingError(f"expected what the arm {arm.name!r} adds to the network, got {type(added).__name__}")
         if settings.freeze_base and (added is None or arm.mode == "drop" and not arm.refolds):
             raise UsageError(
@@ -107,7 +110,6 @@ class Finetuner:
         self.plain_model = model
         self._own_forward = {name: value for name, value in vars(model).items() if name == "forward"}
         weight = arm.penalty_weight if settings.penalty_weight is None else settings.penalty_weight
-        weight = weight if arm.relaxes else 0.0
         self.session = None
         if self.relaxation is not None:
             self.session = TrainingSession(self.relaxation, weight, settings.penalty_scale, settings.recalibrate)
@@ -125,6 +127,7 @@ class Finetuner:
             keep_whole(self.accelerator, [] if added is None else list(added.modules()))
         set_seed(settings.seed, device_specific=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self._prepared = {name: vars(model)[name] for name in _PREPARED if name in vars(model)}
         self._learn_theta()
         self._buffers = SharedBuffers(model) if self.sharing.processes > 1 else None
         self.ema = None if settings.ema is None else Ema(model, settings.ema)
@@ -167,7 +170,7 @@ class Finetuner:
             on_save: called after every epoch that ends with an evaluation, and every ``save_every`` steps: the place to
                 save the state. It is called on every process.
             save_every: optimiser steps between further saves; None for none.
-            until: the epoch after which it pauses; None for the end.
+            until: the epoch after which it pauses with the weights that it has then; None for the end.
 
         Raises:
             TrainingError: if a loss, penalty or gradient is not finite, or the memory does not suffice; the model then
@@ -190,7 +193,8 @@ class Finetuner:
                         on_save(self)
                 self._set_step()  # exactly 0 after the last epoch
                 self._finish_epoch(started, on_save)
-            self.selection.load_best(state)
+            if until is None or state.epoch >= settings.epochs or state.stopped:
+                self.selection.load_best(state)
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             return state.result()
@@ -199,12 +203,13 @@ class Finetuner:
     def _running(self) -> Iterator[None]:
         """Take off the model, when the context closes, what accelerate and this run put on it."""
         try:
+            vars(self.plain_model).update(self._prepared)
             if self.relaxation is not None:
                 merge(self.relaxation)
             with deterministic(self.settings.deterministic), with_advice(self.settings.precision, "a training step"):
                 yield
         finally:
-            for name in ("_is_accelerate_prepared", "_original_forward", "forward"):
+            for name in _PREPARED:
                 vars(self.plain_model).pop(name, None)
             vars(self.plain_model).update(self._own_forward)
             if self.relaxation is not None:
@@ -340,7 +345,7 @@ class Finetuner:
     def _set_step(self) -> None:
         if self.session is not None and not self.arm.learns_theta:
             done = min(self.state.step, self.steps)  # an epoch may be longer than the first
-            self.session.set_step(done, self.steps, self.state.theta_scale if self.arm.relaxes else 0.0)
+            self.session.set_step(done, self.steps, self.state.theta_scale)
 
     def _after_step(self) -> None:
         state, relaxation = self.state, self.relaxation

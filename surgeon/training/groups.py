@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.representations.core import Representation
-from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import TrainingError
 from surgeon.optim.blocks import WeightBlocks, find_blocks
 from surgeon.plan import Plan
@@ -18,7 +18,7 @@ from surgeon.training.settings import FinetuneSettings
 
 
 def parameter_groups(
-    model: nn.Module, added: Relaxation | LowRankUpdates | None, arm: Arm, settings: FinetuneSettings
+    model: nn.Module, added: Relaxation | WeightUpdates | None, arm: Arm, settings: FinetuneSettings
 ) -> list[dict[str, Any]]:
     """Return the optimiser's groups, each with its ``name`` and ``base_rate``.
 
@@ -38,9 +38,9 @@ def parameter_groups(
     if base:
         groups.append({"params": base, "name": "base", "base_rate": rate})
     if extra:
-        gauge = arm.low_rank or not arm.relaxes
-        factor = settings.gauge_factor if gauge else settings.branch_factor
-        group: dict[str, Any] = {"params": extra, "name": "gauge" if gauge else "branch", "base_rate": rate * factor}
+        factor = settings.gauge_factor if arm.updates else settings.branch_factor
+        name = "gauge" if arm.updates else "branch"
+        group: dict[str, Any] = {"params": extra, "name": name, "base_rate": rate * factor}
         if settings.normalisation == "block" and isinstance(added, Relaxation):
             group["blocks"] = _blocks(added)
         groups.append(group)
@@ -66,12 +66,12 @@ def optimised_matrices(
     return find_blocks(model, relaxation.plan, folds=folds)
 
 
-def added_parameters(added: Relaxation | LowRankUpdates) -> list[nn.Parameter]:
+def added_parameters(added: Relaxation | WeightUpdates) -> list[nn.Parameter]:
     """Return the weights that an arm adds to a network."""
     return added.branch_parameters() if isinstance(added, Relaxation) else list(added.parameters())
 
 
-def freeze_base(model: nn.Module, added: Relaxation | LowRankUpdates) -> list[nn.Parameter]:
+def freeze_base(model: nn.Module, added: Relaxation | WeightUpdates) -> list[nn.Parameter]:
     """Let the added weights alone be trained; return those that could be trained before."""
     kept = {id(parameter) for parameter in added_parameters(added)}
     frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]

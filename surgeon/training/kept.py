@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import nn
 
-from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.files.atomic import remove_entry
 from surgeon.files.relaxed import is_relaxed_folder, write_relaxed
 from surgeon.opening.description import relaxed_config
@@ -30,7 +30,7 @@ def write_run(
     contender: Contender,
     seed: int,
     model: nn.Module,
-    added: Relaxation | LowRankUpdates | None,
+    added: Relaxation | WeightUpdates | None,
     result: FinetuneResult,
 ) -> None:
     """Write the best weights of a run of a comparison before they are stripped; what an earlier try wrote is replaced.
@@ -54,7 +54,7 @@ def write_run(
         thetas=result.thetas,
         arm=contender.arm.name,
     )
-    state = added.merged_state() if isinstance(added, LowRankUpdates) else None
+    state = added.merged_state() if isinstance(added, WeightUpdates) else None
     (folder / contender.name).mkdir(parents=True, exist_ok=True)
     write_relaxed(folder / contender.name / str(seed), model, config, files.base_metadata, force=True, state=state)
 

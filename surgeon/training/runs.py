@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.editing.low_rank import LowRankUpdates
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.content import write_json, write_text
@@ -89,7 +89,7 @@ def _state_tensors(finetuner: Finetuner) -> dict[str, Tensor]:
                 tensors[f"optimizer.{slot}.{names[id(parameter)]}"] = whole(value).detach().clone()
     if finetuner.ema is not None:
         tensors |= {f"ema.{key}": whole(value) for key, value in finetuner.ema.shadow.items()}
-    if finetuner.arm.low_rank:  # the folder holds the best weights merged, which cannot be undone
+    if finetuner.arm.updates:  # the folder holds the best weights merged, which cannot be undone
         tensors |= {f"best.{key}": value for key, value in finetuner.selection.best_weights.items()}
     return tensors
 
@@ -117,7 +117,7 @@ def _write_run(
         model.load_state_dict(finetuner.selection.best_weights)
         try:
             added = finetuner.given_added
-            merged = added.merged_state() if isinstance(added, LowRankUpdates) else None
+            merged = added.merged_state() if isinstance(added, WeightUpdates) else None
             write_relaxed(temporary / "relaxed", model, config, metadata, state=merged)
         finally:
             model.load_state_dict(_under("model.", tensors))

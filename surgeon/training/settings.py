@@ -80,8 +80,8 @@ class FinetuneSettings(SessionSettings):
     Attributes:
         epochs: passes over the task's training batches.
         learning_rate: of the base weights.
-        gauge_factor: the same for added weights that can only do what the base weights could do themselves: W in the
-            arm "overparam", the factors in the arm "lowrank".
+        gauge_factor: the same for added weights that can only do what the base weights could do themselves: the second
+            copy in the arm "overparam", the factors in the arm "lowrank".
         optimizer: "adamw", "adam" (decay as part of the gradient), "sgd" (momentum 0.9), or "soap" or "muon" on the
             matrices inside the weights with AdamW on all others, see ``surgeon.optim``. W of a branch is a matrix, too.
         beta2: decay of the mean square of gradients, with "soap" of their covariances, too; None for the optimiser's

@@ -12,9 +12,9 @@ from torch import nn
 
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.insert import relax
-from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.relaxation import PenaltySettings, Relaxation
 from surgeon.editing.strip import strip
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import UsageError
 from surgeon.files.relaxed import RelaxedFiles, split_state
 from surgeon.opening.adjusting import adjusted
@@ -26,7 +26,7 @@ from surgeon.opening.planning import empty_plan, require_group
 from surgeon.opening.relaxing import PENALTY, RelaxSettings, wanted_plan
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan, StripMode
-from surgeon.training.arms import ARMS, Arm, Contender, arm_named
+from surgeon.training.arms import ARMS, Arm, Contender, arm_named, require_single, updates_of
 from surgeon.training.settings import FinetuneSettings
 
 
@@ -37,7 +37,7 @@ class Start:
     Attributes:
         workspace: what is trained; its folder's configuration is that of a relaxed folder, also if there is none.
         arm: how the branches take part.
-        plan: where branches, or low-rank updates, go; without sites if the arm has neither.
+        plan: where branches, or updates, go; without sites if the arm has neither.
         bare: whether a checkpoint was named that had never been relaxed.
         said: what there is to know of such a checkpoint, and of what the task changes in it.
     """
@@ -48,10 +48,10 @@ class Start:
     bare: bool
     said: tuple[str, ...] = ()
 
-    def added(self, settings: FinetuneSettings) -> Relaxation | LowRankUpdates | None:
-        """Return what the arm trains besides the weights of the network itself; low-rank updates are put in now."""
-        if self.arm.low_rank:
-            return LowRankUpdates(self.workspace.model, self.plan, settings.low_rank, settings.seed)
+    def added(self, settings: FinetuneSettings) -> Relaxation | WeightUpdates | None:
+        """Return what the arm trains besides the weights of the network itself; updates are put in now."""
+        if self.arm.updates:
+            return updates_of(self.arm, self.workspace.model, self.plan, settings)
         return self.workspace.require_relaxed()[0] if self.arm.mode is not None else None
 
 
@@ -75,6 +75,8 @@ def start_from(
         CheckFailedError: if the group is not the model's symmetry.
     """
     chosen = None if arm is None else arm_named(arm)
+    if chosen is not None:
+        require_single(chosen)
     workspace = open_path(path, options, chosen.mode if chosen else None)
     relaxing = relaxing or RelaxSettings()
     if workspace.relaxation is None:
@@ -89,7 +91,7 @@ def start_from(
     require_group(relaxation.plan, relaxing.group, repr(workspace.name))
     chosen = chosen or arm_named(files.config.arm or relaxation.mode)
     plan = relaxation.plan
-    if (chosen.mode is not None or chosen.low_rank) and not plan.sites:
+    if (chosen.mode is not None or chosen.updates) and not plan.sites:
         raise UsageError(
             f"expected a folder with branches for the arm {chosen.name!r}, but {workspace.name!r} has none: strip it, "
             "and start from the clean weights"
@@ -131,7 +133,7 @@ def open_for_comparison(
             say(sentence)
     if plan is None:
         given = [Contender.parse(name).arm for name in arms]
-        needs = sorted(given, key=lambda arm: (arm.refolds, arm.mode is not None or arm.low_rank))
+        needs = sorted(given, key=lambda arm: (arm.refolds, arm.mode is not None or arm.updates))
         plan = start_plan(workspace, needs[-1] if needs else arm_named("plain"), relaxing)
     take_up(workspace, plan, "drop" if plan.sites else None, relaxing)
     return workspace
@@ -140,7 +142,7 @@ def open_for_comparison(
 def start_plan(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Plan:
     """Return where branches, or updates, go in an opened checkpoint; errors as for :func:`start_from`."""
     rehearse(workspace.model, workspace.require_task().task)
-    if arm.mode is not None or arm.low_rank:
+    if arm.mode is not None or arm.updates:
         if arm.refolds and relaxing.fits_rank:
             relaxing = dataclasses.replace(relaxing, dense=True)
         return wanted_plan(workspace, relaxing)

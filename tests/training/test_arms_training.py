@@ -13,8 +13,8 @@ from torch import Tensor
 
 from surgeon.editing.budget import with_rank
 from surgeon.editing.insert import relax
-from surgeon.editing.low_rank import LowRankUpdates
 from surgeon.editing.strip import refold, strip
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import PlanError, SurgeryError, TaskError, TrainingError, UsageError
 from surgeon.finding.find import find
 from surgeon.plan import StripMode
@@ -121,7 +121,7 @@ def test_updates_start_at_nothing_train_and_merge_exactly(task: TinyTask) -> Non
     torch.manual_seed(0)
     net = Net()
     original, before = copy.deepcopy(net), output(net)
-    updates = LowRankUpdates(net, plan_of(net), rank=1)
+    updates = WeightUpdates(net, plan_of(net), rank=1)
     assert torch.equal(output(net), before)
     settings = FinetuneSettings(epochs=4, learning_rate=1e-1, gauge_factor=1.0, freeze_base=True)
     result = train(net, task, settings, arm_named("lowrank"), updates)
@@ -135,14 +135,47 @@ def test_updates_start_at_nothing_train_and_merge_exactly(task: TinyTask) -> Non
     assert certify(original, net, lambda model: model(batch["scalars"], batch["vectors"])).passed
 
 
-def test_a_plan_without_foldable_sites_cannot_hold_updates() -> None:
+def test_a_second_copy_starts_at_nothing_stays_equivariant_and_merges_exactly(task: TinyTask) -> None:
+    torch.manual_seed(0)
+    net = Net().double()
+    batch = {name: value.double() for name, value in data().items()}
+    turn = o3.rand_matrix().double()
+    turned = task.act(turn, batch)
+
+    def outputs(on: dict[str, Tensor] = batch) -> Tensor:
+        return net(on["scalars"], on["vectors"]).detach()
+
+    def unequal() -> float:
+        return float((outputs(turned) - outputs() @ turn.T).abs().max())
+
+    before, plan = outputs(), plan_of(Net())
+    updates = WeightUpdates(net, plan, rank=None)
+    assert torch.equal(outputs(), before)
+    assert sum(weight.numel() for weight in updates.parameters()) == sum(w.numel() for w in Net().parameters()) == 10
+    assert sum(site.rho_out.dimension * site.rho_in.dimension for site in plan.sites) == 82  # a dense W of each op
+    with torch.no_grad():
+        for weight in updates.parameters():
+            weight.normal_()
+    trained = outputs()
+    assert float((trained - before).abs().max()) > 0.1
+    assert unequal() < 1e-10
+    merged = updates.merged_state()
+    updates.merge()
+    assert torch.equal(outputs(), trained)
+    assert all(torch.equal(merged[name], value) for name, value in net.state_dict().items())
+    relax(net, plan, dense=True, init_scale=1.0).set_theta(1.0)
+    assert unequal() > 1e-2
+
+
+@pytest.mark.parametrize("rank", [1, None])
+def test_a_plan_without_foldable_sites_cannot_hold_updates(rank: int | None) -> None:
     import dataclasses
 
     net = Net()
     plan = plan_of(net)
     bare = dataclasses.replace(plan, sites=tuple(dataclasses.replace(site, fold=None) for site in plan.sites))
     with pytest.raises(PlanError, match="none of the plan can be folded"):
-        LowRankUpdates(net, bare, rank=1)
+        WeightUpdates(net, bare, rank=rank)
 
 
 # Learned theta

@@ -15,15 +15,24 @@ from surgeon.editing.branch import branches_of
 from surgeon.errors import TaskError, TrainingError, UsageError
 from surgeon.opening.evaluation import evaluate
 from surgeon.training.arms import ARMS
+from surgeon.training.auto import AutoSettings
 from surgeon.training.compare import CompareSettings
-from surgeon.training.comparison import Comparison, one_after_the_other, run_arms
+from surgeon.training.comparison import (
+    SECOND_SEED,
+    Comparison,
+    final_points,
+    one_after_the_other,
+    run_arms,
+    shares_of_starts,
+)
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 from surgeon.training.progress import StepEvent
 from surgeon.training.settings import FinetuneSettings
+from surgeon.training.starting import start_from
 from surgeon.training.statistics import edges_of_sweep, require_equal_budgets, summarise_runs
 from surgeon.training.sweep import sweep
 from tests.tiny import Net, TinyTask
-from tests.training.conftest import plan_of
+from tests.training.conftest import plan_of, train
 
 SETTINGS = FinetuneSettings(epochs=2, learning_rate=1e-2)
 
@@ -71,7 +80,7 @@ def test_a_run_keeps_the_clean_validation_error_of_every_evaluation(comparison: 
 
 
 def test_each_arm_starts_from_the_same_weights(comparison: Comparison) -> None:
-    idle = Comparison(comparison.make_model, comparison.plan, comparison.task, FinetuneSettings(1, 1e-30))
+    idle = Comparison(comparison.make_model, comparison.plan, comparison.task, FinetuneSettings(2, 1e-30))
     runs = run_arms(idle, list(ARMS), [0])
     assert len({run.test["mse"] for run in runs}) == 1
 
@@ -272,3 +281,39 @@ def test_the_first_plain_arm_is_the_reference() -> None:
 def test_arms_that_cannot_be_compared(name: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         CompareSettings([name])
+
+
+def test_of_two_starts_the_better_one_goes_on_and_both_are_counted(comparison: Comparison) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=6, learning_rate=3e-2)
+    comparison = dataclasses.replace(comparison, settings=settings)
+    models: list[nn.Module] = []
+    judged = dataclasses.replace(comparison, judge=lambda run, model: [run, models.append(model)][0])
+    runs = run_arms(judged, ["plain", "restarts"], range(4))
+    assert {run.steps for run in runs} == {18}
+    chosen = set()
+    for run, model in zip(runs[1::2], models[1::2], strict=True):
+        begun, ended = [], []
+        for seed in (run.seed, run.seed + SECOND_SEED):
+            net = comparison.make_model()
+            shared = dataclasses.replace(settings, epochs=4, seed=seed)
+            ended.append(train(net, comparison.task, shared, ARMS["plain"]))
+            begun.append(min(entry["validation"]["mse"] for entry in ended[-1].history[:3]))
+        better = begun.index(min(begun))
+        chosen.add(better)
+        assert run.validation == ended[better].validation
+        assert run.validation != ended[1 - better].validation
+        assert run.curve[-1][0] == 12
+        assert not branches_of(model)
+    assert chosen == {0, 1}
+
+
+def test_two_starts_need_evaluations_and_a_comparison(comparison: Comparison) -> None:
+    assert shares_of_starts(dataclasses.replace(SETTINGS, epochs=60, evaluate_every=5)) == (20, 40)
+    for epochs, every in ((1, 1), (5, 3)):
+        few = dataclasses.replace(SETTINGS, epochs=epochs, evaluate_every=every)
+        with pytest.raises(UsageError, match=f"expected at least {2 * every} epochs for the arm 'restarts'"):
+            final_points(dataclasses.replace(comparison, settings=few), ["restarts"], [0])
+    with pytest.raises(UsageError, match="only takes part in comparisons"):
+        AutoSettings(arms=["plain", "restarts@soap"])
+    with pytest.raises(UsageError, match="only takes part in comparisons"):
+        start_from("net.pt", "restarts")

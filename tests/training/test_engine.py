@@ -83,15 +83,6 @@ def test_theta_is_exactly_zero_at_the_end_of_drop(make: Make, task: TinyTask) ->
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
 
 
-def test_overparam_never_relaxes(make: Make, task: TinyTask) -> None:
-    net, relaxation = make("overparam")
-    events: list[StepEvent] = []
-    result = train(net, task, RATE, arm_named("overparam"), relaxation, events.append)
-    assert {event.theta for event in events} == {0.0}
-    assert [entry["theta"][0] for entry in result.history] == [0.0, 0.0, 0.0]
-    assert result.history[-1]["theta"][1] == 1.0
-
-
 class MisleadingTask(TinyTask):
     """The relaxed model looks best in the middle; the clean one gets better until the end."""
 
@@ -259,7 +250,7 @@ def test_the_preset_of_the_paper_trains(make: Make, task: TinyTask) -> None:
     assert penalty > 0
 
 
-@pytest.mark.parametrize(("arm", "weight"), [("drop", 0.01), ("fold", 0.0), ("overparam", 0.0)])
+@pytest.mark.parametrize(("arm", "weight"), [("drop", 0.01), ("fold", 0.0)])
 def test_the_preset_of_the_paper_keeps_the_lambda_of_the_arm(make: Make, arm: str, weight: float) -> None:
     net, relaxation = make(arm)
     assert Finetuner(net, TinyTask(), PRESETS["paper"], arm_named(arm), relaxation).penalty_weight.value == weight
@@ -333,7 +324,7 @@ def test_a_penalty_that_is_not_finite_names_its_branch(make: Make, task: TinyTas
 
 def test_equal_seeds_see_equal_batches_in_every_arm(make: Make) -> None:
     seen = {}
-    for arm in ("plain", "drop", "fold", "overparam"):
+    for arm in ("plain", "drop", "fold"):
         task = TinyTask()
         net, relaxation = make(arm)
         train(net, task, FinetuneSettings(epochs=2, seed=3), arm_named(arm), relaxation)

@@ -1,4 +1,4 @@
-"""An equivariant low-rank update of the base weights: what a rival method trains instead of branches."""
+"""Updates that are added to the base weights and merged: of low rank, as a rival method trains, or a second copy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Copies = list[tuple[Tensor, Tensor]]
 """Per irrep the flat indices of its copies in the output and in the input."""
 
 
-class _Update(nn.Module):
+class _LowRank(nn.Module):
     """Parametrization ``w + change(B A)``: per irrep a multiplicity-level matrix of low rank (ELoRA, ICML 2025)."""
 
     def __init__(
@@ -43,6 +43,18 @@ class _Update(nn.Module):
         return weight + self._fold_map.weight_change(wanted)[self._parameter].to(weight.dtype)
 
 
+class _Copy(nn.Module):
+    """Parametrization ``w + v``: a second copy, which starts at 0."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.copy = nn.Parameter(torch.zeros_like(like))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the updated parameter, shaped as ``weight``."""
+        return weight + self.copy
+
+
 def _copies(site: Site) -> Copies:
     """Return the copies of each irrep that both ends have; nothing for other representations and for kernels."""
     if site.convolution is not None:
@@ -54,13 +66,31 @@ def _copies(site: Site) -> Copies:
     return [(rows, inputs[label]) for label, rows in outputs.items() if label in inputs]
 
 
-class LowRankUpdates:
-    """A model whose base weights are trained together with equivariant low-rank updates.
+def _copied(model: nn.Module, site: Site) -> dict[str, nn.Module]:
+    """Return a second copy of each weight that a plan names for a site, by name."""
+    op, fold = named_module(model, site.name), site.fold or {}
+    return {name: _Copy(op.get_parameter(name)) for name in fold.get("parameters", ())}
+
+
+def _low_ranks(
+    model: nn.Module, site: Site, plan: Plan, adapters: Mapping[str, Adapter], rank: int, generator: torch.Generator
+) -> dict[str, nn.Module]:
+    """Return an update of low rank for each weight that enters the linear map of a site, by name."""
+    fold_map, copies = fold_map_of(model, site, plan.group_object, adapters), _copies(site)
+    if fold_map is None or not copies:
+        return {}
+    op = named_module(model, site.name)
+    given = [(name, op.get_parameter(name), rank, generator) for name in fold_map.parameters]
+    return {each[0]: _LowRank(fold_map, copies, *each) for each in given}
+
+
+class WeightUpdates:
+    """A model whose base weights are trained together with updates that only do what these could do themselves.
 
     Args:
-        model: edited in place; its function does not change, since B starts at 0.
-        plan: updates go to its foldable sites.
-        rank: of each irrep's matrix, at most its dimensions.
+        model: edited in place; its function does not change, since B, or the copy, starts at 0.
+        plan: updates go to the weights that its foldable sites name.
+        rank: of each irrep's matrix, at most its dimensions; None for a second copy of every weight instead.
         seed: of the initial A.
         adapters: adapters by name; default all installed ones.
 
@@ -69,31 +99,34 @@ class LowRankUpdates:
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, rank: int, seed: int = 0, adapters: Mapping[str, Adapter] | None = None
+        self,
+        model: nn.Module,
+        plan: Plan,
+        rank: int | None,
+        seed: int = 0,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
-        group, adapters = plan.group_object, installed_adapters() if adapters is None else adapters
+        adapters = installed_adapters() if adapters is None else adapters
         generator = torch.Generator().manual_seed(seed)
         self.model = model
-        found: dict[tuple[str, str], tuple[FoldMap, Copies]] = {}
+        updates: dict[tuple[str, str], nn.Module] = {}
         for site in plan.sites:
-            fold_map, copies = fold_map_of(model, site, group, adapters), _copies(site)
-            if fold_map is not None and copies:
-                for parameter in fold_map.parameters:
-                    found.setdefault((site.name, parameter), (fold_map, copies))
-        if not found:
+            found = _copied(model, site) if rank is None else _low_ranks(model, site, plan, adapters, rank, generator)
+            for parameter, update in found.items():
+                module, _, own = f".{site.name}.{parameter}".rpartition(".")
+                updates.setdefault((module.strip("."), own), update)
+        if not updates:
             raise PlanError(
-                "expected sites whose own weights can hold an equivariant low-rank update, but none of the plan can be "
-                "folded: use another arm"
+                "expected sites whose own weights can hold an equivariant update, but none of the plan can be folded: "
+                "use another arm"
             )
-        self._order = {name: list(named_module(model, name)._parameters) for name, _ in found}
-        self._places = list(found)
-        for (name, parameter), (fold_map, copies) in found.items():
-            op = named_module(model, name)
-            update = _Update(fold_map, copies, parameter, op.get_parameter(parameter), rank, generator)
-            parametrize.register_parametrization(op, parameter, update)
+        self._order = {name: list(named_module(model, name)._parameters) for name, _ in updates}
+        self._places = list(updates)
+        for (name, parameter), update in updates.items():
+            parametrize.register_parametrization(named_module(model, name), parameter, update)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the factors A and B of all updates."""
+        """Yield the factors A and B of all updates, or the second copies."""
         for module in self.modules():
             yield from module.parameters()
 
