@@ -163,7 +163,8 @@ def running(study: Study) -> list[FrozenTrial]:
     """Return the trials that are neither dropped nor finished."""
     from optuna.trial import TrialState
 
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    found: list[FrozenTrial] = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return found
 
 
 def setting_of(trial: FrozenTrial) -> tuple[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from surgeon_cli.commands.diagnose import diagnose
+from surgeon_cli.commands.doctor import doctor
 from surgeon_cli.commands.finetune import finetune
 from surgeon_cli.commands.hub import pull, push
 from surgeon_cli.commands.inspect import inspect
@@ -16,5 +17,5 @@ from surgeon_cli.commands.verify import verify
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
-    for command in (inspect, diagnose, relax, finetune, measure, strip, export, verify, push, pull):
+    for command in (inspect, diagnose, relax, finetune, measure, strip, export, verify, push, pull, doctor):
         app.command(command.__name__)(command)
