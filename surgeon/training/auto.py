@@ -87,7 +87,7 @@ class AutoSettings:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchRecord:
     """What a search has found, as ``search.json`` keeps it.
 
     Attributes:
@@ -144,7 +144,7 @@ def finetune_auto(
     relaxing: RelaxSettings | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> tuple[Found, Finetuned]:
+) -> tuple[SearchRecord, Finetuned]:
     """Find the best of several settings on validation data within a budget, and train it to the end.
 
     Successive halving (Jamieson and Talwalkar, https://arxiv.org/abs/1502.07943): all settings are trained for some
@@ -234,11 +234,11 @@ class _Search:
                 f"{'; '.join(found)}: choose another `-o`, or start anew with `--force`"
             )
 
-    def finished(self) -> tuple[Found, Finetuned]:
+    def finished(self) -> tuple[SearchRecord, Finetuned]:
         """Return what a search that has ended has found."""
         where = self.target / SEARCH_FILE
         try:
-            found = Found(**read_json(where))
+            found = SearchRecord(**read_json(where))
             rows = [{**row, "value": math.nan if row["value"] is None else row["value"]} for row in found.rows]
             found = dataclasses.replace(found, rows=rows)
             trained = found.best["arm"], found.best["learning_rate"]
@@ -247,7 +247,7 @@ class _Search:
         self.require_same(found.identity, self.target)
         return found, self._train(self.target, *trained, None, self.progress)
 
-    def run(self) -> tuple[Found, Finetuned]:
+    def run(self) -> tuple[SearchRecord, Finetuned]:
         """Halve until one setting is left, train it to the end, and write the record into its run folder."""
         if self.plan is not None:  # found once, not by every run
             write_text(self.place / "plan.json", self.plan, force=True)
@@ -342,7 +342,7 @@ class _Search:
             report(self.study, best, epochs, self._reached(done), seconds=seconds)
         return done
 
-    def _found(self, done: Finetuned) -> Found:
+    def _found(self, done: Finetuned) -> SearchRecord:
         epochs = self.settings.training.epochs
         each, rows, seconds = done.result.steps // epochs, [], []
         for trial in self.study.get_trials(deepcopy=False):
@@ -354,7 +354,7 @@ class _Search:
             seconds.append(trial.user_attrs["seconds"])
         paces = sum(spent * epochs / row["epochs"] for spent, row in zip(seconds, rows, strict=True))
         cost = (sum(row["steps"] for row in rows), len(rows) * epochs * each, sum(seconds), paces)
-        return Found(self.metric, rows, {str(k): v for k, v in self.rounds.items()}, *cost, self.identity)
+        return SearchRecord(self.metric, rows, {str(k): v for k, v in self.rounds.items()}, *cost, self.identity)
 
 
 class _Steps(Progress):
