@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from surgeon.errors import TaskError
 from surgeon_adapters.atoms.task import MILLI, AtomisticTask
 from surgeon_adapters.mace.data import INPUTS, Head, head_of
 from surgeon_adapters.mace.models import import_mace
@@ -28,6 +29,21 @@ class MaceTask(AtomisticTask):
     library = "mace"
     positions = "positions"
     vectors = ("shifts", "cell")
+
+    def for_model(self, model: nn.Module) -> Self:
+        """Read the files for a model.
+
+        Raises:
+            TaskError: also if there are stresses and its weights are of half precision, in which MACE computes none.
+        """
+        task, dtype = super().for_model(model), next(model.parameters()).dtype
+        if dtype.itemsize < torch.float32.itemsize and "stress" in task.labels:
+            raise TaskError(
+                f"expected frames without stresses for a MACE potential in {str(dtype).removeprefix('torch.')}, but "
+                f"{str(self.data)!r} has some, for which MACE needs a determinant that torch does not compute in that "
+                "dtype: leave them out of the file, or save the potential in float32 and take that"
+            )
+        return task
 
     def potential_of(self, model: nn.Module) -> Head:
         """Read the head that is trained."""
