@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import surgeon
 from surgeon.errors import ExistsError, InterruptedTrainingError, TrainingError, UsageError
 from surgeon.training import auto
-from surgeon.training.auto import SEARCH_FILE, AutoSettings, Found, finetune_auto, search_beside
+from surgeon.training.auto import SEARCH_FILE, AutoSettings, SearchRecord, finetune_auto, search_beside
 from surgeon.training.halving import LOG_FILE, rounds_within
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
@@ -27,11 +27,11 @@ SETTINGS = AutoSettings(surgeon.FinetuneSettings(epochs=4), ("plain@adamw", "pla
 TARGET = Path("net-run")
 
 
-def search(settings: AutoSettings = SETTINGS, **given: Any) -> tuple[Found, Any]:
+def search(settings: AutoSettings = SETTINGS, **given: Any) -> tuple[SearchRecord, Any]:
     return finetune_auto("net.pt", TARGET, settings, options=OPTIONS, **given)
 
 
-def table(found: Found) -> list[str]:
+def table(found: SearchRecord) -> list[str]:
     """Return what was found, without times."""
     return [json.dumps(row, sort_keys=True) for row in found.rows]
 

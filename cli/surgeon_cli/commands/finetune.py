@@ -13,7 +13,7 @@ from surgeon.files.outputs import is_first_process
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.proof.words import PROBED, probe_rows
 from surgeon.training.arms import ARMS
-from surgeon.training.auto import Found, finetune_auto
+from surgeon.training.auto import SearchRecord, finetune_auto
 from surgeon.training.compare import compare, runs_beside, weights_beside
 from surgeon.training.finetune import Finetuned
 from surgeon.training.finetune import finetune as train
@@ -141,7 +141,7 @@ def _show_run(done: Finetuned, json_output: bool) -> None:
     say(f"wrote {done.folder}/; next: {done.next}")
 
 
-def _show_search(found: Found, done: Finetuned, json_output: bool) -> None:
+def _show_search(found: SearchRecord, done: Finetuned, json_output: bool) -> None:
     if json_output:
         print_json({"written": str(done.folder), "search": dataclasses.asdict(found), "arm": done.arm.name})
         return
