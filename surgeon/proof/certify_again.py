@@ -44,6 +44,7 @@ from surgeon.proof.records import (
 )
 from surgeon.proof.verdict import SHOWN, Finding, ModelVerdict, compared, unchecked
 from surgeon.support.attributes import tensor_sha256
+from surgeon.support.versions import differing_versions
 
 _FROM_FILES = {FINITE_CHECK: newly_non_finite, VARIANCE_CHECK: impossible_statistics}
 _FROM_MODEL = ("state-dict keys and order", "shapes", "dtypes", "module classes")
@@ -195,10 +196,9 @@ def _certify_models(again: CertifiedAgain, opened: OpenedClean, workspace: Works
 def _find_graphs(again: CertifiedAgain, workspace: Workspace, recorded: Mapping[str, Any], original: nn.Module) -> None:
     """Say what was recorded of graphs, unless it was with other versions or data, which change them anyway."""
     made, details, found = recorded.get("versions", {}), again.verdict.details, again.found
-    others = [name for name in made if details["versions"].get(name) != made[name]]
+    others = differing_versions(made, details["versions"])
     if others:
-        words = ", ".join(f"{name} {made[name]}, here {details['versions'].get(name, 'none')}" for name in others)
-        note = f"recorded graphs depend on versions (made with {words}): only original and result were compared"
+        note = f"recorded graphs depend on versions (made with {others}): only original and result were compared"
         again.why[HASHES_CHECK] = note
     elif "graph_sha256" in details:
         found[HASHES_CHECK] = dict(zip(("original", "result"), details["graph_sha256"], strict=True))

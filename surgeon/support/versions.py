@@ -16,15 +16,30 @@ from torch import nn
 DECIDING = ("cuequivariance", "cuequivariance-torch", "openequivariance")
 """Packages that change what some libraries build where they are merely installed."""
 
+SETTINGS = ("optimize_einsums", "specialized_code")
+"""Defaults of e3nn that decide which operations its layers run; each layer keeps those that it was built with."""
+
 
 def versions(model: nn.Module | None = None) -> dict[str, str]:
     """Return the versions that results depend on: of Python, of our own libraries, and of those that define a model.
 
     Args:
-        model: the packages in which the classes of its modules are defined count, too.
+        model: the packages in which the classes of its modules are defined count, too, and the settings under which
+            its layers were built.
     """
     own = ("equisurgeon", "torch", "e3nn", "accelerate", "safetensors", *DECIDING)
-    return {"python": platform.python_version(), **package_versions([*own, *_packages_of(model)])}
+    packages = package_versions([*own, *_packages_of(model)])
+    return {"python": platform.python_version(), **packages, **_settings_of(model)}
+
+
+def differing_versions(made: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Say which of :func:`versions` are others here than those recorded; empty if none is.
+
+    A package that decides what libraries build counts also where it is installed here alone.
+    """
+    names = [*made, *(name for name in DECIDING if name in here and name not in made)]
+    others = [name for name in names if here.get(name) != made.get(name)]
+    return ", ".join(f"{name} {made.get(name, 'none')}, here {here.get(name, 'none')}" for name in others)
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -42,6 +57,16 @@ def _installed(package: str, path: tuple[str, ...]) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _settings_of(model: nn.Module | None) -> dict[str, str]:
+    """Return the settings that took effect in e3nn's layers; several words where layers differ."""
+    found: dict[str, set[str]] = {}
+    for module in () if model is None else model.modules():
+        for name in SETTINGS:
+            if f"_{name}" in vars(module):
+                found.setdefault(f"e3nn's {name}", set()).add(str(vars(module)[f"_{name}"]))
+    return {name: " and ".join(sorted(values)) for name, values in found.items()}
 
 
 def _packages_of(model: nn.Module | None) -> list[str]:

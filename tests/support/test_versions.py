@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from surgeon.support.versions import versions
+from surgeon.support.versions import differing_versions, versions
 
 
 def test_a_package_that_changes_architectures_is_listed_where_it_is_installed(
@@ -17,3 +18,28 @@ def test_a_package_that_changes_architectures_is_listed_where_it_is_installed(
     (tmp_path / "cuequivariance-0.9.1.dist-info/METADATA").write_text("Name: cuequivariance\nVersion: 0.9.1\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert versions() == {**before, "cuequivariance": "0.9.1"}
+
+
+class Layer(nn.Module):
+    """Keeps the settings that it was built with, as e3nn's layers do."""
+
+    def __init__(self, optimize_einsums: bool) -> None:
+        super().__init__()
+        self._optimize_einsums = optimize_einsums
+
+
+def test_settings_are_listed_as_they_took_effect() -> None:
+    assert not any("einsums" in name for name in versions(nn.Linear(1, 1)))
+    built = versions(nn.Sequential(Layer(True), Layer(True)))
+    assert built["e3nn's optimize_einsums"] == "True"
+    other = versions(nn.Sequential(Layer(True), Layer(False)))
+    assert other["e3nn's optimize_einsums"] == "False and True"
+    assert differing_versions(built, built) == ""
+    assert differing_versions(built, other) == "e3nn's optimize_einsums True, here False and True"
+
+
+def test_a_package_that_decides_counts_where_it_is_installed_here_alone() -> None:
+    made = {"torch": "2"}
+    assert differing_versions(made, {"torch": "2", "rich": "1"}) == ""
+    assert differing_versions(made, {"torch": "2", "cuequivariance": "1"}) == "cuequivariance none, here 1"
+    assert differing_versions({**made, "cuequivariance": "1"}, made) == "cuequivariance 1, here none"
