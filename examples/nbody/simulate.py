@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,14 @@ def dataset(count: int, seed: int | Sequence[int], strength: float = 1.0) -> Pai
         strength: factor of the interaction.
 
     Returns:
-        The pairs, float64.
+        The pairs, float64; the same arrays for the same arguments, so copy them before you write to them.
     """
+    return _dataset(count, seed if isinstance(seed, int) else tuple(seed), strength)
+
+
+@lru_cache(maxsize=8)
+def _dataset(count: int, seed: int | tuple[int, ...], strength: float) -> Pairs:
+    """Simulate; once for all commands of a process, which take longer than a second for a thousand trajectories."""
     positions, velocities, charges = initial_conditions(count, seed)
     start = simulate(
         positions,

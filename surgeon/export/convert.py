@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from surgeon.errors import CheckFailedError, UsageError
 from surgeon.export.capture import quiet
+from surgeon.export.decompose import decompose
 from surgeon.export.program import OWNER, to_program
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
@@ -52,21 +54,30 @@ def to_onnx(
         raise UsageError(f"expected an ONNX opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}: choose one of these")
     _require_packages()
     program = to_program(model, task, sample, sample.names, kept)
-    names = [*sample.names]
     with in_evaluation_mode(model), quiet():
         try:
-            exported = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, opset_version=opset, input_names=names
-            )
+            converted = _translated(program, opset, sample.names)
         except Exception as error:
             why = reason(error, model)
             raise CheckFailedError(
                 f"{type(model).__name__} cannot be exported to ONNX: {why}; nothing was written"
             ) from error
-    assert exported is not None
-    converted = exported.model
     _clean(converted, {OWNER + name for name in names_in_evaluation(model)})
     return converted
+
+
+def _translated(program: Any, opset: int, names: Sequence[str]) -> Any:
+    """Return the graph that torch's exporter makes of a program, which is decomposed quickly if that is enough."""
+    traced = program.graph_module
+    program.run_decompositions = partial(decompose, program)
+    export = partial(torch.onnx.export, program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
+    try:
+        exported: Any = export(input_names=[*names])
+    except Exception:
+        program._graph_module = traced
+        del program.run_decompositions
+        exported = export(input_names=[*names])
+    return exported.model
 
 
 def _require_packages() -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.editing.adjust import Adjustments, adjust
-from surgeon.editing.branch import branches_of
-from surgeon.editing.insert import relax
+from surgeon.editing.branch import branched_ops, branches_of
+from surgeon.editing.insert import detach, relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, PrecisionError, SurgeonError, TaskError, UsageError
 from surgeon.files.address import HubPath, is_hub_path
@@ -199,8 +199,8 @@ class Workspace:
         """Return a float64 twin of ``model``, with or without branches, whose constants are float64 as well.
 
         A network that asks for float32 in its forward gets float64 in the twin. Ask ``runs_in_double`` first where
-        there is another way. There is one twin: the next call gives the same module other weights, or builds another
-        one if the branches are not the same.
+        there is another way. There is one twin: the next call gives the same module other weights, without branches if
+        the model has none; only with branches that the twin has not, another one is built.
 
         Raises:
             PrecisionError: if the network does not run in float64 even so.
@@ -225,6 +225,9 @@ class Workspace:
             for part in split_state(model.state_dict())
         )
         own = branches_of(model)
+        if self.twin is not None and not own:
+            for _, op, _ in branched_ops(self.twin):
+                detach(op)
         with default_dtype(torch.float64):
             if self.twin is not None and branches_of(self.twin).keys() == own.keys():
                 set_training(self.twin, True)  # what a library keeps of the weights in eval mode is renewed

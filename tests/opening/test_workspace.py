@@ -217,9 +217,14 @@ def test_the_twin_is_built_once_and_follows(work: Path, relaxed: bool) -> None:
         with workspace.relaxation.clean():
             clean = run(workspace.double(workspace.model))
         assert not torch.equal(clean, run(workspace.double(workspace.model)))
-        other = workspace.double(workspace.original()[0])
-        assert other is not twin
-        assert not any("_relaxation" in key for key in other.state_dict())
+        other, built = workspace.double(workspace.original()[0]), run(fresh)
+        assert other is twin
+        assert not any("_relaxation" in name for name, _ in other.named_modules())
+        fresh = dataclasses.replace(workspace, twin=None).double(workspace.original()[0])
+        assert torch.equal(run(other), run(fresh))
+        again = workspace.double(workspace.model)
+        assert again is not other
+        assert torch.equal(run(again), built)
 
 
 def test_the_reference_is_built_once_and_is_no_part_of_what_is_edited(work: Path) -> None:
