@@ -18,7 +18,7 @@ INTERRUPTED = 130
 _INTERRUPTION = "interrupted; nothing half-written was left, give the same command again to repeat it"
 
 app = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,12 +36,19 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
+    *,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Options that stand before the command; without one, what to do next is said."""
+    if context.invoked_subcommand is None:
+        from surgeon.training.next_steps import next_steps
+
+        steps = next_steps()
+        typer.echo("\n".join([*steps, "surgeon --help lists the commands"]) if steps else context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,8 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report_usage(error: Any, debug: bool) -> int:
     """Report what is wrong with the command itself; whether typer uses click or a copy of it."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help is on screen already
-        return 2
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "surgeon"
     return _report(f"{error.format_message().strip().rstrip('.')}: see `{command} --help`", 2, debug)
