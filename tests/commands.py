@@ -18,6 +18,7 @@ import pytest
 import torch
 import typer
 
+from surgeon.files.seals import SEAL_FILE, seal_folder
 from surgeon.opening.trust import remember_task
 from surgeon_cli.main import main
 from tests import tiny
@@ -46,6 +47,17 @@ def files_in(folder: Path) -> dict[str, str]:
     """Return the hash of every file, hidden ones included."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+HERE = b"/the/current/folder"
+MADE: dict[tuple[Any, ...], dict[str, bytes]] = {}
+"""What commands have written in this process: by command and what they found, the place of the folder left out."""
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file but seals, with another name for the folder itself."""
+    found = {name: (folder / name).read_bytes() for name in files_in(folder) if Path(name).name != SEAL_FILE}
+    return {name: content.replace(os.fsencode(folder), HERE) for name, content in found.items()}
 
 
 def dead_pid() -> int:
@@ -79,6 +91,23 @@ class Surgeon:
         out, err = self._capsys.readouterr()
         assert caught.value.code == code, f"{arguments}: {caught.value.code}\n{out}\n{err}"
         return Result(int(caught.value.code), out, err)
+
+    def once(self, *arguments: str) -> None:
+        """Have the relaxed or run folder that a command writes: a copy, if it ran on the same files in this process."""
+        before = contents_of(self.path)
+        key = (arguments, *((name, hashlib.sha256(content).digest()) for name, content in before.items()))
+        if key not in MADE:
+            self(*arguments)
+            after = contents_of(self.path)
+            MADE[key] = {name: content for name, content in after.items() if before.get(name) != content}
+            return
+        for name, content in MADE[key].items():
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.replace(HERE, os.fsencode(self.path)))
+        for name in MADE[key]:
+            if name.endswith("/surgeon_config.json"):
+                seal_folder((self.path / name).parent)
 
 
 def child(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import irreps
 from surgeon.editing.relaxation import Relaxation
-from surgeon.plan import CHILD, Site
+from surgeon.plan import CHILD, Plan, Site
 from surgeon.support.e3nn_compat import import_e3nn
 from surgeon.support.modes import default_dtype
 
@@ -108,10 +109,28 @@ class Forces(nn.Module):
 NETS: dict[str, Callable[[], Any]] = {"linears": Linears, "products": Products, "reused": Reused, "forces": Forces}
 
 
+@functools.cache
+def built(name: str, dtype: torch.dtype) -> Any:
+    """Return a network to be copied, built in its own dtype, so that all constants are exact."""
+    with default_dtype(dtype), torch.random.fork_rng():
+        return copy.deepcopy(NETS[name]())  # a first copy of e3nn's generated code can gain keys, a second does not
+
+
+@functools.cache
+def plan_of(name: str, dtype: torch.dtype = torch.float64) -> Plan:
+    """Return what is found in a network, which is the same for all weights and samples."""
+    with torch.random.fork_rng():
+        net, inputs = build(name, dtype)
+        return surgeon.find(net, "O3", *inputs)
+
+
 def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, tuple[Tensor, ...]]:
-    """Return a network and a sample call of 6 rows; built in its own dtype, so that all constants are exact."""
-    with default_dtype(dtype):
-        net = copy.deepcopy(NETS[name]())  # a first copy of e3nn's generated code can gain keys, a second does not
+    """Return a network with weights of its own, and a sample call of 6 rows."""
+    net = copy.deepcopy(built(name, dtype))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.any():  # all but biases
+                parameter.normal_()
     x = torch.randn(6, o3.Irreps(net.rho_in).dim, dtype=dtype)
     return net, (x, attributes(6, dtype)) if name == "products" else (x,)
 
@@ -122,7 +141,7 @@ def relaxed(
     """Return an untouched twin, the relaxed network, its handle and a sample call."""
     net, inputs = build(name, dtype)
     twin = copy.deepcopy(net)
-    plan = surgeon.find(net, "O3", *inputs)
+    plan = plan_of(name, dtype)
     exact = {"penalty_form": form, "penalty_rows": None, "penalty_every": 1}
     return twin, net, surgeon.relax(net, plan, dense=True, mode=mode, init_scale=scale, **exact), inputs
 

@@ -23,6 +23,9 @@ PRELOADED = [
     "surgeon.training.engine",
     "accelerate",
     "e3nn.o3",
+    "filelock",
+    "msgspec.json",
+    "scipy.sparse.linalg",
     "safetensors.torch",
 ]
 

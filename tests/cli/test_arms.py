@@ -151,7 +151,7 @@ def test_a_comparison_keeps_the_best_seed_of_every_arm(surgeon: Surgeon) -> None
 
 
 def test_a_comparison_that_keeps_none_says_so_later(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     command = ("finetune", "net-relaxed", "--epochs", "1", "--compare", "plain", "--seeds", "1")
     surgeon(*command, "--keep", "none")
     assert not Path("net-compare").exists()

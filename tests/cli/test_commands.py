@@ -72,7 +72,7 @@ JSON: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("command", "key"), JSON, ids=[" ".join(command[:2]) + f" {key}" for command, key in JSON])
 def test_json_is_all_there_is_on_standard_output(surgeon: Surgeon, command: list[str], key: str) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     result = surgeon(*command, "--json")
     assert key in result.data
     assert result.err == ""
@@ -111,7 +111,7 @@ def test_include_and_exclude(surgeon: Surgeon, flags: list[str], expected: list[
 
 
 def test_an_output_is_replaced_only_by_force(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon("relax", "net.pt", "--include", "first", code=2)
     assert sites() == ["first", "second"]
     surgeon("relax", "net.pt", "--include", "first", "--force")
@@ -145,7 +145,7 @@ def test_an_entry_of_a_nested_checkpoint(surgeon: Surgeon) -> None:
 
 
 def test_a_path_left_out_is_the_only_folder(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     refused = surgeon("strip", code=2).err
     assert "found only 'net-relaxed', which has done no step: give its `surgeon finetune`" in refused
     trained = surgeon("finetune", "--epochs", "1").out
@@ -161,7 +161,7 @@ def test_a_path_left_out_is_the_only_folder(surgeon: Surgeon) -> None:
 
 
 def test_the_run_is_trained_on_and_repeats_its_result(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     first, again = surgeon(*TRAIN, "--json").data, surgeon(*TRAIN, "--json").data
     assert [entry["epoch"] for entry in first["history"]] == [0, 1, 2]
     assert again == first
@@ -170,7 +170,7 @@ def test_the_run_is_trained_on_and_repeats_its_result(surgeon: Surgeon) -> None:
 
 
 def test_a_run_that_a_killed_process_had_moved_aside_goes_on(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     first = surgeon(*TRAIN, "--json").data
     before = files_in(surgeon.path)
     aside = f".net-run.{files._BACKUP}-{dead_pid()}-{files._host()}-0123abcd"
@@ -287,7 +287,7 @@ def test_without_data_strip_says_that_a_constant_scalar_was_not_looked_at(surgeo
 
 
 def test_an_arm_decides_how_its_run_is_stripped(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*TRAIN, "--arm", "fold", "-o", "folded")
     assert read_relaxed(Path("folded")).config.strip_mode == "fold"
     assert "branches were stripped by `fold`" in surgeon("strip", "folded", "-o", "clean").out
@@ -296,7 +296,7 @@ def test_an_arm_decides_how_its_run_is_stripped(surgeon: Surgeon) -> None:
 
 
 def test_the_preset_of_the_paper(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*TRAIN, "--preset", "paper", "--lambda", "0.5")
     settings = json.loads(Path("net-run/training_state/state.json").read_text())["settings"]
     assert (settings["penalty_form"], settings["penalty_scale"], settings["penalty_weight"]) == (
@@ -314,7 +314,7 @@ def test_the_preset_of_the_paper(surgeon: Surgeon) -> None:
 def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
     import surgeon.proof.equivariance as equivariance
 
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     before = files_in(surgeon.path)
     monkeypatch.setattr(equivariance, "less_equivariant", lambda *_: ["worse than the original"])
     result = surgeon("strip", "net-relaxed", code=1)
@@ -325,7 +325,7 @@ def test_a_refused_certificate_writes_nothing(surgeon: Surgeon, monkeypatch: pyt
 
 
 def test_a_comparison_with_a_sweep(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     compare = ("finetune", "net-relaxed", "--epochs", "1", "--compare", "plain,drop", "--seeds", "2")
     told = surgeon(*compare, "--lr-grid", "1e-2,1e-3").out
     for words in (
@@ -358,7 +358,7 @@ def test_measure_sees_what_a_branch_breaks(surgeon: Surgeon) -> None:
 
 
 def test_metrics_of_a_split_or_of_none(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     assert surgeon("strip", "net-relaxed", "--metrics", "none", "--json").data["certificate"]["metrics"] == {}
     data = surgeon("strip", "net-relaxed", "--metrics", "validation", "--force", "--json").data
     assert set(data["certificate"]["metrics"]) == {"original", "stripped"}
@@ -375,7 +375,7 @@ def test_branches_still_at_work_are_told_with_the_other_way_of_stripping(surgeon
 
 
 def test_the_certificate_is_printed_as_it_is_written(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     data = surgeon("strip", "net-relaxed", "--json").data
     assert data["certificate"] == json.loads(Path("net-clean/certificate.json").read_text())
     assert data["certificate"]["sha256"]

@@ -75,7 +75,7 @@ def test_an_untrained_folder_gives_its_branches_and_a_run_does_not(surgeon: Surg
 
 
 def test_weights_are_never_kept_in_a_folder_that_is_of_no_comparison(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     before = files_in(Path("net-relaxed"))
     for flags in ((), ("--force",), ("--restart",)):
         told = surgeon("finetune", "net-relaxed", *COMPARE[2:], "plain", "-o", "net-relaxed.json", *flags, code=2).err
@@ -85,7 +85,7 @@ def test_weights_are_never_kept_in_a_folder_that_is_of_no_comparison(surgeon: Su
 
 
 def test_the_seed_shifts_the_seeds(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     command = ("finetune", "net-relaxed", "--epochs", "1", "--compare", "plain")
     both = surgeon(*command, "--seeds", "2", "--seed", "5", "--json").data["runs"]
     assert [run["seed"] for run in both] == [5, 6]
@@ -95,7 +95,7 @@ def test_the_seed_shifts_the_seeds(surgeon: Surgeon) -> None:
 
 @pytest.mark.parametrize(("what", "words"), [("stop once", "interrupted"), ("nan", "the task loss became nan")])
 def test_a_run_that_fails_leaves_the_finished_ones(surgeon: Surgeon, what: str, words: str) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     told = surgeon(*COMPARE, "plain,drop", *trouble(what, 6), code=2).err
     assert words in told
     assert "1 finished runs are kept in net-compare.runs/, the same command goes on" in told
@@ -120,7 +120,7 @@ def without_times(record: Any) -> Any:
 
 @pytest.mark.parametrize(("grid", "at"), [("1e-2,1e-3", 6), ("1e-2", 11)], ids=["in the sweep", "in the final runs"])
 def test_the_same_command_goes_on(surgeon: Surgeon, grid: str, at: int) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     command = (*COMPARE, "plain,drop", "--lr-grid", grid, *trouble("stop once", at))
     assert "the same command goes on" in surgeon(*command, code=2).err
     stored = files_in(Path("net-compare.runs"))
@@ -132,7 +132,7 @@ def test_the_same_command_goes_on(surgeon: Surgeon, grid: str, at: int) -> None:
 
 
 def test_a_killed_comparison_goes_on(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     command = (*COMPARE, "plain,drop", *trouble("KILL", 6))
     assert forked(surgeon.path, *command).returncode == -signal.SIGKILL
     stored = files_in(Path("net-compare.runs"))
@@ -144,7 +144,7 @@ def test_a_killed_comparison_goes_on(surgeon: Surgeon) -> None:
 
 
 def test_more_arms_and_seeds_extend_a_comparison(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain")
     stored = files_in(Path("net-compare.runs"))
     more = ("finetune", "net-relaxed", "--epochs", "1", "--seeds", "2", "--compare", "plain,drop")
@@ -164,7 +164,7 @@ def test_more_arms_and_seeds_extend_a_comparison(surgeon: Surgeon, monkeypatch: 
     ],
 )
 def test_another_comparison_in_the_same_place_is_refused(surgeon: Surgeon, change: tuple[str, ...], words: str) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain")
     before = files_in(surgeon.path)
     told = surgeon(*COMPARE, "plain", *change, code=2).err
@@ -177,7 +177,7 @@ def test_another_comparison_in_the_same_place_is_refused(surgeon: Surgeon, chang
 
 
 def test_another_checkpoint_plan_or_task_is_refused(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain")
     surgeon("relax", "net.pt", "--include", "first*", "--force")
     assert "differs in plan.sites (2 there, 1 here)" in surgeon(*COMPARE, "plain", code=2).err
@@ -189,7 +189,7 @@ def test_another_checkpoint_plan_or_task_is_refused(surgeon: Surgeon) -> None:
 
 
 def test_runs_of_other_versions_are_not_mixed_in(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain")
     description = Path("net-compare.runs/comparison.json")
     identity = json.loads(description.read_text())
@@ -201,7 +201,7 @@ def test_runs_of_other_versions_are_not_mixed_in(surgeon: Surgeon) -> None:
 
 
 def test_only_restart_deletes_finished_runs(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain")
     runs, drawn = Path("net-compare.runs"), []
     stored, module = files_in(runs), sys.modules["surgeon.training.comparison"]
@@ -215,7 +215,7 @@ def test_only_restart_deletes_finished_runs(surgeon: Surgeon, monkeypatch: pytes
 
 
 def test_what_is_no_comparison_is_kept(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     RECORD.write_text("{}")
     assert "overwrite it with `--force`" in surgeon(*COMPARE, "plain", code=2).err
     notes = Path("net-compare.runs/notes.txt")
@@ -229,7 +229,7 @@ def test_what_is_no_comparison_is_kept(surgeon: Surgeon) -> None:
 
 
 def test_a_damaged_run_is_repeated(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain,drop")
     record, path = strict(RECORD.read_text()), Path("net-compare.runs/run-drop-lr0.001-seed0.json")
     for damaged in ("", "{}", '{"point": 1}', path.read_text()[:100]):
@@ -239,14 +239,14 @@ def test_a_damaged_run_is_repeated(surgeon: Surgeon) -> None:
 
 
 def test_a_damaged_description_is_refused(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain")
     Path("net-compare.runs/comparison.json").write_text("{")
     assert "expected the description of a comparison in" in surgeon(*COMPARE, "plain", code=2).err
 
 
 def test_a_sweep_goes_on_beyond_the_edge_of_the_grid(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-4,2e-4").out
     assert "warning: the best learning rate of plain" in told
     assert "highest of the 6 tried" in told
@@ -257,7 +257,7 @@ def test_a_sweep_goes_on_beyond_the_edge_of_the_grid(surgeon: Surgeon) -> None:
 
 
 def test_arms_with_optimisers_are_compared_kept_and_stripped(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     arms = "plain,plain@adamw+beta2=0.9,drop@soap"
     told = surgeon(*COMPARE, arms, "--seeds", "2", "--lr", "1e-2").out
     assert "minus plain" in told
@@ -275,7 +275,7 @@ def test_arms_with_optimisers_are_compared_kept_and_stripped(surgeon: Surgeon) -
 
 @pytest.mark.slow
 def test_processes_give_the_same_record(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     swept = (*COMPARE, "drop", "--lr-grid", "1e-2,1e30")
     told = surgeon(*swept, "--jobs", "2").err
     assert "sweep 2 of 2" in told
@@ -288,13 +288,13 @@ def test_processes_give_the_same_record(surgeon: Surgeon) -> None:
 
 @pytest.mark.slow
 def test_what_is_raised_in_a_process_is_told(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     told = surgeon(*COMPARE, "plain", "--jobs", "2", *trouble("raise", 2), code=2).err
     assert "ZeroDivisionError" in told
 
 
 def test_work_needs_nothing_but_plain_data(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     workspace = open_path("net-relaxed")
     settings = FinetuneSettings(epochs=1)
     source = pickle.loads(pickle.dumps(Recipe.of(workspace, settings)))
@@ -307,7 +307,7 @@ def test_work_needs_nothing_but_plain_data(surgeon: Surgeon) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
 def test_without_ray_the_command_says_how_to_get_it(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     assert "pip install 'equisurgeon[ray]'" in surgeon(*COMPARE, "plain", "--ray", "local", code=2).err
     assert "either --jobs or --ray" in surgeon(*COMPARE, "plain", "--ray", "local", "--jobs", "2", code=2).err
 
@@ -315,14 +315,14 @@ def test_without_ray_the_command_says_how_to_get_it(surgeon: Surgeon) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_a_ray_cluster_gives_the_same_record(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*SWEPT, "--ray", "local")
     surgeon(*SWEPT, "-o", "one.json")
     assert without_times(strict(RECORD.read_text())) == without_times(strict(Path("one.json").read_text()))
 
 
 def test_without_a_finished_run_nothing_is_written(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     before = files_in(surgeon.path)
     told = surgeon(*COMPARE, "plain,drop", *trouble("stop once", 2), code=2).err
     assert "no run was finished, nothing was written" in told
@@ -330,7 +330,7 @@ def test_without_a_finished_run_nothing_is_written(surgeon: Surgeon) -> None:
 
 
 def test_a_finished_sweep_is_kept_as_well(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     told = surgeon(*COMPARE, "plain", "--lr-grid", "1e-2", *trouble("stop once", 6), code=2).err
     assert "1 finished runs are kept in net-compare.runs/" in told
     record = strict(RECORD.read_text())
@@ -340,7 +340,7 @@ def test_a_finished_sweep_is_kept_as_well(surgeon: Surgeon) -> None:
 
 
 def test_one_seed_has_no_interval_and_its_record_no_nan(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     printed = strict(surgeon(*COMPARE, "plain,drop", "--lr-grid", "1e-2,1e30", "--json").out)
     assert [row["half_width"] for row in printed["rows"]] == [None, None]
     surgeon("finetune", "net-relaxed", "--epochs", "1")

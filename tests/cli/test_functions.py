@@ -39,7 +39,7 @@ def test_relax(surgeon: Surgeon) -> None:
 
 
 def test_finetune(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     told = surgeon("finetune", "net-relaxed", "--epochs", "1", "-o", "told", "--json").data
     called = engine.finetune("net-relaxed", "called", ONE_EPOCH)
     assert called.result.validation == told["validation"]
@@ -50,7 +50,7 @@ def test_finetune(surgeon: Surgeon) -> None:
 
 
 def test_compare(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     command = ("finetune", "net-relaxed", "--epochs", "1", "--seeds", "1", "--compare")
     told = surgeon(*command, "plain,drop", "-o", "told.json", "--json").data
     settings = engine.CompareSettings(["plain", "drop"], 1, ONE_EPOCH)
@@ -64,7 +64,7 @@ def test_compare(surgeon: Surgeon) -> None:
 
 
 def test_strip(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon("export", "net-relaxed", *QUICK, "--container", "-o", "told")
     settings = engine.StripSettings(measure=QUICKLY, container=True)
     called = engine.strip_folder("net-relaxed", "called", settings)
@@ -91,7 +91,7 @@ def test_inspect_measure_and_diagnose(surgeon: Surgeon) -> None:
 
 @pytest.mark.parametrize("command", ["relax", "strip"])
 def test_what_another_process_is_writing_is_refused(surgeon: Surgeon, command: str) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     path, target = {"relax": ("net.pt", "other"), "strip": ("net-relaxed", "net-clean")}[command]
     with writing_alone(target):
         told = surgeon(command, path, "-o", target, code=2).err

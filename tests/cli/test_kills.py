@@ -54,7 +54,7 @@ def test_a_killed_relax_leaves_nothing_or_a_folder_that_can_be_trained(
 
 
 def test_after_a_killed_training_nothing_untrained_is_stripped_and_the_same_command_goes_on(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*STRIP, "net-relaxed")
     untrained = files_in(surgeon.path)[WEIGHTS]
     found = swept(surgeon.path, TRAIN, (*STRIP, "--force"), TRAIN)
@@ -76,7 +76,7 @@ def test_after_a_killed_training_nothing_untrained_is_stripped_and_the_same_comm
 
 
 def test_a_killed_strip_leaves_clean_weights_that_can_be_verified(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     surgeon(*TRAIN)
     surgeon(*STRIP, "net-relaxed")
     found = swept(
@@ -108,7 +108,7 @@ COMPARE = ("finetune", "net-relaxed", "--epochs", "1", "--seeds", "1", "--compar
 def test_of_two_trainings_of_one_folder_the_second_is_refused(
     surgeon: Surgeon, command: Sequence[str], place: str, name: str
 ) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     second, code, told = met(surgeon.path, command, place, command)
     assert (second.code, code) == (2, 0), (second, told)
     (sentence,) = second.err.splitlines()

@@ -68,7 +68,7 @@ def test_a_diagnosis_feeds_relax(surgeon: Surgeon) -> None:
 
 
 def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt", "--group", "O3", "--theta-site", "second=0.5", "--schedule", "early")
+    surgeon.once("relax", "net.pt", "--group", "O3", "--theta-site", "second=0.5", "--schedule", "early")
     told = surgeon(
         *(
             "finetune",
@@ -121,7 +121,7 @@ def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:
 
 
 def test_an_unknown_tracker_and_stray_options_are_refused(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt", "--group", "O3")
+    surgeon.once("relax", "net.pt", "--group", "O3")
     said = surgeon("finetune", "net-relaxed", "--track", "papyrus", code=2).err
     assert "tracker among tensorboard, wandb, mlflow, got 'papyrus'" in said
     for stray in (("--jobs", "2"), ("--restart",)):
@@ -132,13 +132,13 @@ def test_an_unknown_tracker_and_stray_options_are_refused(surgeon: Surgeon) -> N
 
 @pytest.mark.parametrize("arm", ["refold", "ace"])
 def test_further_arms_end_in_a_clean_checkpoint(surgeon: Surgeon, arm: str) -> None:
-    surgeon("relax", "net.pt", "--group", "O3", *(["--dense"] if arm == "refold" else []))
+    surgeon.once("relax", "net.pt", "--group", "O3", *(["--dense"] if arm == "refold" else []))
     surgeon("finetune", "net-relaxed", "--arm", arm, "--epochs", "2", "--lr", "1e-2")
     assert "the recorded graph is the original's" in surgeon("strip", "net-run").out
 
 
 def test_what_has_low_rank_is_not_refolded(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt", "--group", "O3")
+    surgeon.once("relax", "net.pt", "--group", "O3")
     for refolding in (["--arm", "refold"], ["--compare", "plain,refold", "-o", "compared.json"]):
         said = surgeon("finetune", "net-relaxed", *refolding, "--epochs", "2", code=2).err
         assert "got one of rank 1 at 'first.features': make them anew with `surgeon relax --dense`" in said

@@ -136,7 +136,7 @@ def test_a_model_that_was_not_trained_stays_to_the_byte(surgeon: Surgeon) -> Non
 
 
 def test_a_model_without_normalisation_says_nothing_about_it(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
     assert "statistics" not in surgeon("strip", "net-relaxed", "-o", "clean").out
     certificate = surgeon("strip", "net-relaxed", "--json").data["certificate"]
     assert "recalibration" not in certificate["details"]

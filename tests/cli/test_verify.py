@@ -18,7 +18,7 @@ VERIFY = ("verify", "net-clean", "--against", "net.pt", "--group", "O3")
 @pytest.fixture
 def clean(surgeon: Surgeon) -> Surgeon:
     """The command line in a folder with ``net-clean/``."""
-    surgeon("relax", "net.pt", "--init-scale", "0.5")
+    surgeon.once("relax", "net.pt", "--init-scale", "0.5")
     surgeon("strip", "net-relaxed", "--elements", "1", "--batches", "1")
     return surgeon
 

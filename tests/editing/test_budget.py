@@ -21,7 +21,7 @@ from tests import nets
 
 def plan_of(name: str = "linears") -> tuple[Any, Any, tuple[torch.Tensor, ...]]:
     net, inputs = nets.build(name)
-    return net, surgeon.find(net, "O3", *inputs), inputs
+    return net, nets.plan_of(name), inputs
 
 
 def test_a_budget_takes_the_smallest_first_or_the_best_for_its_price() -> None:

@@ -113,8 +113,8 @@ def test_double_backward_reaches_branches(mode: str) -> None:
 
 
 def test_the_initial_weights_depend_on_the_seed_alone() -> None:
-    net, inputs = nets.build("linears")
-    plan = surgeon.find(net, "O3", *inputs)
+    net, _ = nets.build("linears")
+    plan = nets.plan_of("linears")
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed + 100)
@@ -125,16 +125,15 @@ def test_the_initial_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_branches_take_mode_and_dtype_from_their_op() -> None:
-    net, inputs = nets.build("linears", torch.float32)
-    plan = surgeon.find(net, "O3", *inputs)
+    net, _ = nets.build("linears", torch.float32)
+    plan = nets.plan_of("linears", torch.float32)
     relaxation = surgeon.relax(net.eval(), plan, dense=True)
     assert all(not branch.training for branch in relaxation.branches.values())
     assert all(branch.theta.dtype == branch.weight.dtype == torch.float32 for branch in relaxation.branches.values())
 
 
 def plan_and_net(name: str = "products") -> tuple[Plan, Any]:
-    net, inputs = nets.build(name)
-    return surgeon.find(net, "O3", *inputs), net
+    return nets.plan_of(name), nets.build(name)[0]
 
 
 def with_site(plan: Plan, **changes: Any) -> Plan:

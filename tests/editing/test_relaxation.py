@@ -75,8 +75,8 @@ def test_the_parallel_part_alone_breaks_nothing_but_changes_the_function() -> No
 
 def test_progress_sets_both_coefficients() -> None:
     for mode, expected in (("drop", (0.5, 0.5)), ("fold", (0.5, 1.0))):
-        net, inputs = nets.build("linears")
-        plan = surgeon.find(net, "O3", *inputs)
+        net, _ = nets.build("linears")
+        plan = nets.plan_of("linears")
         relaxation = surgeon.relax(net, plan, dense=True, mode=mode, schedule=Schedule("triangle", tail=0.0))  # type: ignore[arg-type]
         assert relaxation.theta == (0.0, 0.0)
         relaxation.set_progress(0.75)

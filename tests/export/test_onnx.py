@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_is_said(net: Net) -> None:
 
 @pytest.mark.slow
 def test_the_command_writes_a_checked_file_or_nothing(surgeon: Surgeon, work: Path) -> None:
-    surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "-o", "relaxed")
+    surgeon.once("relax", "net.pt", "--group", "O3", "--task", "task.py", "-o", "relaxed")
     export = ("export", "relaxed", "--onnx", "--metrics", "none", *QUICK)
     assert "opset" in surgeon(*export, "-o", "wrong", "--opset", "3", code=2).err
     assert "got 'stress'" in surgeon(*export, "-o", "wrong", "--outputs", "stress", code=2).err

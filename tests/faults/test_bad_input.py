@@ -37,12 +37,12 @@ def notes(surgeon: Surgeon) -> None:
 
 
 def relaxed(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
+    surgeon.once("relax", "net.pt")
 
 
 def trained(surgeon: Surgeon) -> None:
     relaxed(surgeon)
-    surgeon("finetune", "net-relaxed", "--epochs", "1", "--json")
+    surgeon.once("finetune", "net-relaxed", "--epochs", "1", "--json")
 
 
 def given(name: str, content: bytes | str) -> Prepare:

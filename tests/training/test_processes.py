@@ -86,7 +86,7 @@ def test_processes_that_see_different_heads_agree_on_the_penalty_of_one_process(
 def test_two_processes_train_as_one_with_the_same_global_batch(
     work: Path, surgeon: Any, form: str, launch: Callable[..., Any]
 ) -> None:
-    surgeon("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
+    surgeon.once("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3")
     common = ["finetune", "net-relaxed", "--task-args", '{"batches": 6}', "--task", "task.py", "--epochs", "2"]
     common += ["--lr", "1e-2", "--lambda", "0.5", "--penalty-form", form, "--exact-penalty", "--json"]
     common += ["--replay", "perturb" if form == "gram" else "task.py", "--replay-share", "0.5"]

@@ -42,7 +42,7 @@ def surgeon(
     """The command in this process, in a folder with a relaxed network, of low rank where nothing is re-folded."""
     command = Surgeon(Surgeon.folder(tmp_path, monkeypatch), capsys)
     form = ["--dense"] if "refold" in request.node.name else []
-    command("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3", *form)
+    command.once("relax", "net.pt", "--group", "O3", "--task", "task.py", "--init-scale", "0.3", *form)
     return command
 
 
