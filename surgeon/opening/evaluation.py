@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surgeon.errors import TaskError
 from surgeon.opening.random_numbers import shared
 from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_metrics
+from surgeon.opening.tasks import LoadedTask
 from surgeon.plan import Split, Task
 from surgeon.support.copies import copied
 from surgeon.support.imports import one_line
@@ -115,6 +116,11 @@ def evaluate(
 def evaluate_each(models: Mapping[str, nn.Module], task: Task, split: Split) -> dict[str, dict[str, float]]:
     """Return the metrics of several models by their names; arguments and errors as for :func:`evaluate`."""
     return {name: evaluate(model, task, split) for name, model in models.items()}
+
+
+def evaluate_probes(model: nn.Module, probes: Mapping[str, LoadedTask]) -> dict[str, dict[str, float]]:
+    """Return a model's metrics on the test split of every probe; errors as for :func:`evaluate`."""
+    return {name: evaluate(model, probe.task, "test") for name, probe in probes.items()}
 
 
 def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, int] = (0, 1)) -> Sums:

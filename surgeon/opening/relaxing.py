@@ -21,7 +21,7 @@ from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import Penalty, RecordedGraph, write_relaxed
 from surgeon.opening.adjusting import adjusted
 from surgeon.opening.description import original_graph, relaxed_config
-from surgeon.opening.evaluation import evaluate, in_words, rehearse
+from surgeon.opening.evaluation import evaluate, evaluate_probes, in_words, rehearse
 from surgeon.opening.next_command import finetune_command
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
@@ -103,6 +103,7 @@ class Relaxed:
         seconds: that opening and relaxing took.
         next: the command that goes on with the folder; empty without one.
         before: metrics of the model on the validation split, before any training.
+        probes: by the names of the probes, its metrics on their test splits.
         told: what was found before the branches were inserted, in sentences.
     """
 
@@ -112,6 +113,7 @@ class Relaxed:
     seconds: Mapping[str, float]
     next: str = ""
     before: Mapping[str, float] = field(default_factory=dict)
+    probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     told: tuple[str, ...] = ()
 
     @property
@@ -178,6 +180,8 @@ def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: 
     if workspace.task is not None:
         rehearse(workspace.model, workspace.task.task)
     before, words = _before(workspace)
+    probes = evaluate_probes(workspace.model, workspace.probes)
+    on_probes = [f"before, on {name}: {in_words(workspace.probes[name].task, probes[name])}" for name in probes]
     opened = time.perf_counter()
     own = sum(parameter.numel() for parameter in workspace.model.parameters())
     relaxation = relax(
@@ -189,7 +193,8 @@ def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: 
         init_scale=settings.init_scale,
     )
     seconds = {"open": opened - started, "relax": time.perf_counter() - opened}
-    return Relaxed(None, relaxation, own, seconds, before=before, told=tuple(filter(None, (said, words))))
+    told = tuple(filter(None, (said, words, *on_probes)))
+    return Relaxed(None, relaxation, own, seconds, before=before, probes=probes, told=told)
 
 
 def _before(workspace: Workspace) -> tuple[Mapping[str, float], str]:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from surgeon.editing.adjust import NOTHING
 from surgeon.errors import ExistsError, InterruptedTrainingError, UsageError
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import read_relaxed
 from surgeon.files.seals import recover
 from surgeon.opening.description import check_code
-from surgeon.opening.evaluation import evaluate, in_words
+from surgeon.opening.evaluation import evaluate_probes, in_words
 from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
@@ -142,7 +140,7 @@ def _tell_start(told: Progress, start: Start, run: Finetuner) -> Probed:
     costs = training_costs(workspace.model, workspace.require_task().task, relaxation) if relaxation.branches else None
     told.say(NO_BRANCHES if costs is None else costs.sentence())
     original = workspace.fresh_original().to(device_of(workspace.model)) if workspace.probes else None
-    before = {} if original is None else _on_probes(workspace, original)
+    before = {} if original is None else evaluate_probes(original, workspace.probes)
     for name, metrics in before.items():
         told.say(f"before, on {name}: {in_words(workspace.probes[name].task, metrics)}")
     if run.replay is not None:
@@ -152,17 +150,12 @@ def _tell_start(told: Progress, start: Start, run: Finetuner) -> Probed:
     return before
 
 
-def _on_probes(workspace: Workspace, model: nn.Module) -> Probed:
-    """Return a model's metrics on the test split of every probe."""
-    return {name: evaluate(model, probe.task, "test") for name, probe in workspace.probes.items()}
-
-
 def _probed(workspace: Workspace, run: Finetuner, before: Probed) -> Mapping[str, Probed]:
     """Add the metrics of the best weights, as stripping will leave them, on other data."""
     if not before or not run.accelerator.is_main_process:
         return {}
     with workspace.require_relaxed()[0].clean() as model:
-        after = _on_probes(workspace, model)
+        after = evaluate_probes(model, workspace.probes)
     return {name: {"original": before[name], "stripped": after[name]} for name in before}
 
 

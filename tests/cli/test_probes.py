@@ -52,6 +52,17 @@ def finding(far: Surgeon, *given: str, code: int = 0) -> tuple[str, list[str]]:
     return found["outcome"], found["differences"] or [found["note"]]
 
 
+def test_relaxing_tells_of_the_model_as_opened(far: Surgeon) -> None:
+    relax = ("relax", "net.pt", "--task", "task.py", *PROBE)
+    shown = far(*relax, "-o", "relaxed").out
+    expected = measured("net.pt")
+    assert f"before, on far: mse {expected['mse']:.6g}" in shown
+    assert "next: surgeon finetune relaxed --probe far=far.py" in shown
+    found = far(*relax, "--dry-run", "--json").data
+    assert found["probes"] == {"far": pytest.approx(expected, rel=1e-6)}
+    assert found["probes"]["far"]["mse"] != pytest.approx(found["before"]["mse"])
+
+
 @pytest.mark.parametrize("arm", ["plain", "drop"])
 def test_original_and_result_are_evaluated_on_other_data(far: Surgeon, arm: str) -> None:
     train = ("finetune", "net.pt", "--task", "task.py", "--arm", arm, "--epochs", "1", "--lr", "1e-2", *PROBE)

@@ -20,8 +20,10 @@ from surgeon_cli.options import (
     JsonOption,
     OptionalGroupOption,
     OutOption,
+    ProbeOption,
     ReferenceOption,
     output_stem,
+    with_probes,
     with_reference,
 )
 from surgeon_cli.plan_screen import show_plan, showing_refusals
@@ -91,6 +93,7 @@ def relax(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     action: ActionOption = None,
     reference: ReferenceOption = None,
+    probe: ProbeOption = None,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -110,12 +113,13 @@ def relax(
     """
     target = None if dry_run else out or Path(f"{output_stem(path)}-relaxed")
     options = with_reference(dataclasses.replace(opening.options(json_output), action=action), reference, path)
+    options = with_probes(options, probe)
     settings = inserting.settings(group, narrowing)
     with showing_refusals(json_output):
         done = relax_checkpoint(path, target, settings, options=options, force=force)
     if json_output:
         written = None if target is None else str(target)
-        found = {"before": done.before, "told": done.told}
+        found = {"before": done.before, "probes": done.probes, "told": done.told}
         print_json({"written": written, "seconds": done.seconds, **found, "plan": done.plan.to_data()})
         return
     show_plan(done.plan, done.relaxation.model, done.parameters)
