@@ -391,6 +391,20 @@ def test_other_versions_leave_the_hashes_of_graphs_alone(work: Path) -> None:
     assert outcomes(verification)["recorded graph hashes"] == "not checked"
 
 
+def test_a_package_that_decides_and_is_here_alone_leaves_the_hashes_of_graphs_alone(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cuequivariance-0.9.1.dist-info").mkdir()
+    (tmp_path / "cuequivariance-0.9.1.dist-info/METADATA").write_text("Name: cuequivariance\nVersion: 0.9.1\n")
+    assert outcomes(verified(work))["recorded graph hashes"] == "holds"
+    monkeypatch.syspath_prepend(tmp_path)
+    verification = verified(work)
+    assert verification.holds
+    (found,) = (each for each in verification.findings if each.name == "recorded graph hashes")
+    assert found.outcome == "not checked"
+    assert "cuequivariance none, here 0.9.1" in found.note
+
+
 def test_code_that_was_changed_since_it_was_relaxed(work: Path) -> None:
     """The certificate's own graphs are left out: the folder still says what was relaxed."""
     task = work / "task.py"
