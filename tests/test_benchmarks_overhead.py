@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -17,16 +18,18 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.algebra.penalty import Commutator, commutator_penalty_rows, norm_penalty_rows
 from surgeon.finding.forms import form_of, row_representations, rows_of
+from surgeon.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def overhead(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+@pytest.fixture(scope="module")
+def overhead() -> Iterator[ModuleType]:
     """The benchmark as a module; what it imports by bare names is forgotten afterwards."""
     before = set(sys.modules)
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    yield importlib.import_module("overhead")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+        yield importlib.import_module("overhead")
     folders = [ROOT / "benchmarks", ROOT / "examples"]
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None)
@@ -42,6 +45,13 @@ def small(overhead: ModuleType, include: tuple[str, ...] = ()) -> Any:
     return case
 
 
+@functools.cache
+def plan_of(overhead: ModuleType, include: tuple[str, ...] = ()) -> Plan:
+    """Return the sites of the small SEGNN, which are those of all weights."""
+    plan: Plan = overhead.plan_of(small(overhead, include))
+    return plan
+
+
 def test_every_variant_trains_its_own_copy(overhead: ModuleType) -> None:
     case = small(overhead)
     before = {name: value.clone() for name, value in case.model.state_dict().items()}
@@ -54,8 +64,8 @@ def test_every_variant_trains_its_own_copy(overhead: ModuleType) -> None:
 
 
 def test_the_papers_placement_takes_some_of_the_sites(overhead: ModuleType) -> None:
-    everywhere = overhead.plan_of(small(overhead))
-    paper = overhead.plan_of(small(overhead, sys.modules["overhead_networks"].PAPER))
+    everywhere = plan_of(overhead)
+    paper = plan_of(overhead, sys.modules["overhead_networks"].PAPER)
     assert 0 < len(paper.sites) < len(everywhere.sites)
     assert all("update_layer_1" in site.key for site in paper.sites)
 
@@ -63,7 +73,7 @@ def test_the_papers_placement_takes_some_of_the_sites(overhead: ModuleType) -> N
 def penalties(overhead: ModuleType, scale: float) -> tuple[Tensor, Tensor]:
     """The naive penalty of one forward, and the same from the library's row forms; W drawn with this scale."""
     case = small(overhead)
-    plan = overhead.plan_of(case)
+    plan = plan_of(overhead)
     model = copy.deepcopy(case.model).double().train()
     batch = {name: value.double() for name, value in case.batch.items()}
     relaxation = surgeon.relax(model, plan, dense=True, init_scale=scale)
@@ -102,7 +112,7 @@ def test_the_naive_penalty_reaches_w(overhead: ModuleType) -> None:
 def test_the_captured_rows_are_the_branches_inputs_and_hooks_are_removed(overhead: ModuleType) -> None:
     case = small(overhead)
     model = copy.deepcopy(case.model).train()
-    relaxation = surgeon.relax(model, overhead.plan_of(case), dense=True)
+    relaxation = surgeon.relax(model, plan_of(overhead), dense=True)
     site = relaxation.plan.sites[0]
     seen: list[Tensor] = []
     handle = relaxation.branches[site.key].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -115,7 +125,7 @@ def test_the_captured_rows_are_the_branches_inputs_and_hooks_are_removed(overhea
 
 
 def test_low_ranks_are_given_only_where_they_save(overhead: ModuleType) -> None:
-    plan = overhead.plan_of(small(overhead))
+    plan = plan_of(overhead)
     ranked = overhead.with_rank(plan, 1)
     assert sum(site.extra_parameters for site in ranked.sites) < sum(site.extra_parameters for site in plan.sites)
     huge = overhead.with_rank(plan, 10**6)

@@ -69,7 +69,8 @@ def whole_way(surgeon: Surgeon, options: list[str], onnx: bool = True) -> dict[s
     surgeon("finetune", "asks-relaxed", "--epochs", "1", "--lr", "1e-2")
     surgeon("measure", "asks-run", *QUICK)
     surgeon("strip", "asks-run", *QUICK)
-    surgeon("export", "asks-run", "-o", "asks-export", *(["--onnx"] if onnx else []), *QUICK)
+    if onnx:
+        surgeon("export", "asks-run", "-o", "asks-export", "--onnx", *QUICK)
     surgeon("verify", "asks-clean", "--against", "asks.pt", *options)
     certificate: dict[str, object] = json.loads(Path("asks-clean/certificate.json").read_text())
     before, after = torch.load("asks.pt", weights_only=True), load_file("asks-clean/model.safetensors")
@@ -80,7 +81,7 @@ def whole_way(surgeon: Surgeon, options: list[str], onnx: bool = True) -> dict[s
 
 @pytest.mark.parametrize("asks", ["float", "table", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_a_network_that_asks_for_float32_is_judged_in_float64(surgeon: Surgeon, asks: str) -> None:
-    certificate = whole_way(surgeon, asking(asks))
+    certificate = whole_way(surgeon, asking(asks), onnx=asks == "softmax")
     assert read_relaxed("asks-relaxed").config.float64 == {"how": "answered", "why": ""}
     assert certificate["equivariance"]["stripped"]["float64"]["identity"]["maximum"] < 1e-12  # type: ignore[index]
     assert {site.evidence for site in open_path("asks-run").relaxation.plan.sites} != {"annotation"}  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import math
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from surgeon.errors import ShapeError, UsageError
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import task_symmetry
-from surgeon.plan import Task
+from surgeon.plan import Plan, Task
 from surgeon.testing.soundness import Model, check_plan
 from surgeon_adapters.zoo.vector_neurons import layers
 from tests.modules import importable
@@ -198,6 +199,14 @@ def test_order_of_points_does_not_matter(name: str) -> None:
         assert relative_difference(model(x.flip(0)), model(x)) > BROKEN
 
 
+@functools.cache
+def measured_plan(name: str, pooling: str) -> Plan:
+    """Return what is found without labels."""
+    task = small_task(network=name)
+    batch, actions = next(iter(task.batches("train", 0))), {"act": task.act, "act_output": task.act_output}
+    return surgeon.find(network(name, pooling), "SO3", batch, forward=task.forward, adapters={}, **actions)
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_annotation_and_measurement_agree_and_the_plan_is_sound(name: str, pooling: str) -> None:
@@ -205,7 +214,7 @@ def test_annotation_and_measurement_agree_and_the_plan_is_sound(name: str, pooli
     batch = next(iter(task.batches("train", 0)))
     actions: Any = {"act": task.act, "act_output": task.act_output}
     annotated = surgeon.find(model, "SO3", batch, forward=task.forward)
-    measured = surgeon.find(model, "SO3", batch, forward=task.forward, adapters={}, **actions)
+    measured = measured_plan(name, pooling)
     both = surgeon.find(model, "SO3", batch, forward=task.forward, **actions)
     keys = [[site.key for site in plan.sites] for plan in (annotated, measured, both)]
     assert keys[0] == keys[1] == keys[2]
@@ -234,17 +243,7 @@ def test_folding_keeps_the_equivariant_part(name: str) -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_measurement_finds_every_linear_layer_on_vectors(name: str, pooling: str) -> None:
-    task, model = small_task(network=name), network(name, pooling)
-    batch = next(iter(task.batches("train", 0)))
-    plan = surgeon.find(
-        model,
-        "SO3",
-        batch,
-        forward=task.forward,
-        act=task.act,
-        act_output=task.act_output,
-        adapters={},
-    )
+    model, plan = network(name, pooling), measured_plan(name, pooling)
     on_vectors = [
         child
         for child, module in model.named_modules()
