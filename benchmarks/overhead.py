@@ -73,7 +73,7 @@ _OPERATORS: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
 
 def _dense(site: Any, like: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The generators of the Lie algebra as dense matrices, made once."""
-    key = (site.rho_out, site.rho_in, like.device)
+    key = (site.rho_out, site.rho_in, like.device, like.dtype)
     if key not in _OPERATORS:
         pair = [rho.generators().dense().to(like) for rho in row_representations(site)]
         _OPERATORS[key] = list(zip(*pair, strict=True))

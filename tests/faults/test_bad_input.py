@@ -205,7 +205,7 @@ CASES = [
     Case("unknown arm to compare", "finetune net-relaxed --compare plain,dorp", relaxed, "an arm among plain"),
     Case("arm twice", "finetune net-relaxed --compare plain,plain", relaxed, "name each arm once"),
     Case("no arm", "finetune net-relaxed --compare ,", relaxed, "distinct arms"),
-    Case("arm and compare", "finetune net-relaxed --arm drop --compare plain", relaxed, "either --arm or --compare"),
+    Case("arm and compare", "finetune net-relaxed --arm drop --compare plain", relaxed, "one of --arm, --auto and"),
     Case("grid without compare", "finetune net-relaxed --lr-grid 1e-3", relaxed, "together with --compare"),
     Case("grid is text", "finetune net-relaxed --compare plain --lr-grid a,b", relaxed, "learning rates separated"),
     Case("no seeds", "finetune net-relaxed --compare plain --seeds 0", relaxed, "--seeds"),
