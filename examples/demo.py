@@ -116,8 +116,8 @@ def require(code: str | int | None) -> None:
         raise SystemExit(f"the demo stopped: the last command that is shown above ended with exit code {code}")
 
 
-def path_to_clean_weights(clock: Clock, epochs: list[str], samples: int) -> float:
-    """From the checkpoint to clean weights and ONNX, checked; return what the fine-tuning took, in seconds."""
+def path_to_clean_weights(clock: Clock, epochs: list[str], samples: int) -> tuple[float, float]:
+    """From the checkpoint to clean weights and ONNX, checked; return what the fine-tuning and a new process took."""
     relaxed, trained, clean, onnx = (str(OUT / name) for name in ("relaxed", "run", "clean", "clean-onnx"))
     task = ("--task", "examples/nbody/task.py", "--task-args", f'{{"test_samples": {samples}}}')
     with clock.stage("1. What is in the checkpoint, and what can be relaxed?"):
@@ -131,9 +131,11 @@ def path_to_clean_weights(clock: Clock, epochs: list[str], samples: int) -> floa
             surgeon("strip", trained, "-o", clean)
             surgeon("verify", clean, "--against", CHECKPOINT, *task)
             print("\nwhere equisurgeon is not installed, load_state_dict(strict=True) says:", flush=True)
+            began = time.perf_counter()
             run([sys.executable, "-c", STRICT_LOAD])
+            starting = time.perf_counter() - began
         without_torch("examples/nbody/run_onnx.py", f"{onnx}/model.onnx", str(samples))
-    return training
+    return training, starting
 
 
 def cores() -> int:
@@ -141,16 +143,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compare(what: list[str], out: str, arms: str, seeds: int, each: float) -> None:
+def compare(what: list[str], out: str, arms: str, seeds: int, each: float, starting: float) -> None:
     """Run a comparison, as many runs at a time as there are cores, at learning rates of a committed sweep."""
     runs = seeds * len(arms.split(","))
     jobs = min(cores(), runs)
     told = f"{runs} runs on all {cores()} cores, {jobs} at a time"
-    print(f"{told}: about {-(-runs // jobs) * each:.0f} s, {each:.0f} s each by what step 2 took", flush=True)
+    whole = 2 * starting + -(-runs // jobs) * each
+    print(
+        f"{told}: about {whole:.0f} s, {each:.0f} s each by what step 2 took, and twice {starting:.0f} s until the "
+        "command and then its processes have started, as one of step 3 did",
+        flush=True,
+    )
     run(command("finetune", *what, "-o", str(OUT / out), "--compare", arms, "--seeds", str(seeds), "--jobs", str(jobs)))
 
 
-def comparisons(clock: Clock, every: list[str], epochs: tuple[int, int], seeds: int, epoch: float) -> None:
+def comparisons(
+    clock: Clock, every: list[str], epochs: tuple[int, int], seeds: int, epoch: float, starting: float
+) -> None:
     """Compare optimisers on a potential, and fine-tuning with and without branches on the particles.
 
     Args:
@@ -159,20 +168,21 @@ def comparisons(clock: Clock, every: list[str], epochs: tuple[int, int], seeds: 
         epochs: of either comparison.
         seeds: of either comparison.
         epoch: seconds for one of step 2; one of the potential's takes about two thirds of it.
+        starting: seconds until a process has imported torch.
     """
     with clock.stage(
         "4. Another optimiser: a potential on 100 frames of ethanol, by Adam and by one that sees matrices"
     ):
         what = [POTENTIAL, "--task", "examples/potential/task.py", "--lr-record", POTENTIAL_SWEEP]
         what += ["--epochs", str(epochs[0]), *every]
-        compare(what, "optimisers.json", OPTIMISERS, seeds, epochs[0] * epoch * 2 / 3)
+        compare(what, "optimisers.json", OPTIMISERS, seeds, epochs[0] * epoch * 2 / 3, starting)
     with clock.stage(
         "5. Did relaxing help the particles? And the better potential, proved and exported with its forces"
     ):
         kept, onnx = sorted((OUT / "optimisers" / BEST).iterdir())[0], str(OUT / "potential-onnx")
         with beside("export", str(kept), "-o", onnx, "--onnx"):
             what = [str(OUT / "relaxed"), "--lr-record", SWEEP, "--epochs", str(epochs[1]), *every]
-            compare(what, "compare.json", ARMS, seeds, epochs[1] * epoch)
+            compare(what, "compare.json", ARMS, seeds, epochs[1] * epoch, starting)
             print(f"\n{seeds} seeds show no difference smaller than their scatter; README.md has eight arms.")
         without_torch("examples/potential/run_onnx.py", f"{onnx}/model.onnx")
         run([sys.executable, "examples/plot_demo.py", str(OUT), str(OUT / "demo.png")])
@@ -189,8 +199,8 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     clock = Clock()
-    training = path_to_clean_weights(clock, ["--epochs", str(epochs), *every], samples)
-    comparisons(clock, every, compared, seeds, training / epochs)
+    training, starting = path_to_clean_weights(clock, ["--epochs", str(epochs), *every], samples)
+    comparisons(clock, every, compared, seeds, training / epochs, starting)
     print(f"\nDone. Everything is in {OUT}/:")
     for name, what in FILES.items():
         print(f"  {name:26} {what}")

@@ -74,8 +74,10 @@ class TrainingBar(Progress):
             value = outcome.validation[self._metric]
             words = f"validation {self._metric} {value:.4g} in {outcome.seconds:.1f} s"
         left = (time.monotonic() - self._begun) / self._done * (self._total - self._done)
-        time_left = f"about {left / 60:.1f} min left" if left > 90 else f"about {left:.0f} s left"
-        self.say(f"{self._title} {self._done} of {self._total}: {point}: {words}; {time_left}")
+        time_left = f"; about {left / 60:.1f} min left" if left > 90 else f"; about {left:.0f} s left"
+        if self._done == self._total:  # of these: a sweep may go on with further rates
+            time_left = ""
+        self.say(f"{self._title} {self._done} of {self._total}: {point}: {words}{time_left}")
 
 
 @contextmanager

@@ -104,22 +104,24 @@ def _mean(values: Sequence[float | None]) -> float:
 def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int) -> Table:
     """Return the table of a comparison: mean and spread over seeds, paired difference with its 95 % interval."""
     reference = rows[0]["reference"]
-    title = f"test {metric} over {seeds} seeds (mean ± std); differences paired by seed (95 % interval)"
+    against = "" if reference is None else f" from {reference}"
+    title = f"test {metric} over {seeds} seeds (mean ± std); differences{against} paired by seed (95 % interval)"
     table = Table(title=title, title_justify="left")
-    minus = f"minus {reference or 'plain'}"
-    for heading in ("arm", "lr", metric, minus, "seconds", "equivariance error", "certificate"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
+    for heading in ("arm", "lr", metric, "difference", "seconds", "equiv.\nerror", "same\ngraph"):
+        table.add_column(heading, overflow="fold", min_width=max(map(len, heading.split())))
+    names = [row["arm"].replace("+", "\n+") for row in rows]  # cut there, and not wherever the column ends
+    table.columns[0].min_width = max(len(part) for name in names for part in name.split("\n"))
+    for name, row in zip(names, rows, strict=True):
         difference = "" if row["arm"] == reference or math.isnan(row["difference"]) else f"{row['difference']:+.2g}"
         if difference and not math.isnan(row["half_width"]):
             difference += f" ± {row['half_width']:.2g}"
         table.add_row(
-            row["arm"],
+            name,
             f"{row['learning_rate']:g}",
             _with_spread(row["mean"], row["spread"]),
             difference or "-",
             f"{row['seconds']:.1f}",
             row.get("equivariance", "-"),
-            row.get("certificate", "-"),
+            row.get("certificate", "-").removesuffix(" same graph"),
         )
     return table

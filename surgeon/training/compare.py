@@ -191,8 +191,8 @@ def _told(execute: Execute, metric: str, progress: Progress) -> Execute:
 
 def _tell_kept(kept: RunStore, progress: Progress) -> None:
     if kept.damaged:
-        names = ", ".join(kept.damaged)
-        progress.say(f"{len(kept.damaged)} stored runs are damaged and will be repeated: {names}")
+        runs, names = f"{len(kept.damaged)} stored runs", ", ".join(kept.damaged)
+        progress.say(f"{runs} are damaged, or of another version, and will be repeated: {names}")
     if kept:
         progress.say(f"going on: {len(kept)} finished runs are in {kept.folder}/")
 

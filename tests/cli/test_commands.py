@@ -331,7 +331,7 @@ def test_a_comparison_with_a_sweep(surgeon: Surgeon) -> None:
     for words in (
         "learning rates: validation mse",
         "test mse over 2 seeds",
-        "2 of 2 same graph",
+        "2 of 2",
         "wrote net-compare.json",
     ):
         assert words in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
 import pickle
 import re
@@ -14,13 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.opening.open import open_path
 from surgeon.training.comparison import outcome_of
-from surgeon.training.outcomes import Point
+from surgeon.training.outcomes import Failure, Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Recipe, comparison_of, work
+from surgeon_cli.progress import TrainingBar
+from surgeon_cli.screen import comparison_table
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
 from tests.tiny import Net
@@ -228,13 +232,30 @@ def test_what_is_no_comparison_is_kept(surgeon: Surgeon) -> None:
     assert strict(RECORD.read_text())["complete"] is True
 
 
+def test_a_run_from_before_a_field_was_added_counts(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    surgeon(*COMPARE, "plain")
+    path = Path("net-compare.runs/run-plain-lr0.001-seed0.json")
+    stored = strict(path.read_text())
+    for name in ("curve", "equivariance"):
+        del stored["run"][name]
+    path.write_text(json.dumps(stored))
+    told = surgeon(*COMPARE, "plain")
+    assert "going on: 1 finished runs" in told.err
+    assert "not measured" in told.out
+    for changed in ({"run": {**stored["run"], "colour": "red"}}, {"run": {"arm": "plain"}}):
+        path.write_text(json.dumps({**stored, **changed}))
+        assert "are damaged, or of another version, and will be repeated" in surgeon(*COMPARE, "plain").err
+
+
 def test_a_damaged_run_is_repeated(surgeon: Surgeon) -> None:
     surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain,drop")
     record, path = strict(RECORD.read_text()), Path("net-compare.runs/run-drop-lr0.001-seed0.json")
     for damaged in ("", "{}", '{"point": 1}', path.read_text()[:100]):
         path.write_text(damaged)
-        assert f"1 stored runs are damaged and will be repeated: {path.name}" in surgeon(*COMPARE, "plain,drop").err
+        told = surgeon(*COMPARE, "plain,drop").err
+        assert f"1 stored runs are damaged, or of another version, and will be repeated: {path.name}" in told
         assert without_times(strict(RECORD.read_text())) == without_times(record)
 
 
@@ -260,7 +281,7 @@ def test_arms_with_optimisers_are_compared_kept_and_stripped(surgeon: Surgeon) -
     surgeon.once("relax", "net.pt")
     arms = "plain,plain@adamw+beta2=0.9,drop@soap"
     told = surgeon(*COMPARE, arms, "--seeds", "2", "--lr", "1e-2").out
-    assert "minus plain" in told
+    assert "differences from plain paired by seed" in told
     assert "drop@soap: mse" in told
     record = strict(RECORD.read_text())
     assert [row["arm"] for row in record["rows"]] == arms.split(",")
@@ -351,3 +372,27 @@ def test_one_seed_has_no_interval_and_its_record_no_nan(surgeon: Surgeon) -> Non
             strict(text)
             read += 1
     assert read >= 6
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_table_of_long_names_is_cut_between_words(width: int) -> None:
+    names, told = ("plain@adamw+beta2=0.95", "plain@soap"), io.StringIO()
+    numbers = {"learning_rate": 3e-3, "mean": 0.0104061, "spread": 4.1e-4, "difference": -1.2e-3, "half_width": 2.1e-3}
+    found = {"reference": names[0], "seconds": 123.4, "equivariance": "4.6e-15", "certificate": "5 of 5 same graph"}
+    table = comparison_table([{"arm": name, **numbers, **found} for name in names], "forces_rmse", 5)
+    Console(file=told, width=width).print(table)
+    lines = told.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in re.split(r"[\s│┃;]+", line)}
+    assert words >= {"plain@adamw", "+beta2=0.95", "plain@adamw+beta2=0.95", "plain@soap", "0.003", "4.6e-15"}
+    assert words >= {"arm", "lr", "forces_rmse", "difference", "seconds", "equiv.", "error", "same", "graph"}
+
+
+def test_what_is_left_is_said_while_something_is(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = TrainingBar(None)
+    bar.begin("sweep", "mse", 2)
+    for rate in (1e-3, 1e-2):
+        bar.finish(Point("plain", 0, rate, test=False), Failure("diverged"))
+    first, last = capsys.readouterr().err.splitlines()
+    assert "s left" in first
+    assert last.endswith("lr 0.01: diverged")

@@ -89,7 +89,7 @@ CASES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "refold with an average": (ONE_UNIT_PER_LAYER, ("--arm", "refold", "--refold-every", "2", "--ema", "0.9")),
     "fold": ({}, ("--arm", "fold", "--ema", "0.9", "--normalisation", "block", "--lambda", "0.1")),
     "ace": ({}, ("--arm", "ace", "--lambda", "0.3")),
-    "frozen": (ONE_UNIT_PER_LAYER, ("--arm", "overparam", "--freeze-base", "--optimizer", "sgd")),
+    "frozen": (ONE_UNIT_PER_LAYER, ("--arm", "fold", "--freeze-base", "--optimizer", "sgd")),
 }
 
 
