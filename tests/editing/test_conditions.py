@@ -156,14 +156,22 @@ def sample(gate: float) -> Batch:
     return torch.randn(5, 3, 4, dtype=torch.float64), torch.full((5, 1, 1), gate, dtype=torch.float64)
 
 
-def measured_plan(net: nn.Module) -> Plan:
+def measured_plan(net: nn.Module, batch: Batch | None = None) -> Plan:
     def act(g: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
         return RHO.action(g).apply(x.mT)[0].mT, gate
 
     def act_output(g: Tensor, y: Tensor) -> Tensor:
         return RHO.action(g).apply(y)[0]
 
-    return surgeon.find(net, "O3", *sample(1.0), act=act, act_output=act_output, adapters={})
+    return surgeon.find(net, "O3", *(batch or sample(1.0)), act=act, act_output=act_output, adapters={})
+
+
+def test_a_further_argument_without_rows_is_a_condition_as_a_whole() -> None:
+    plan = measured_plan(Measured().double(), (sample(1.0)[0], torch.ones((), dtype=torch.float64)))
+    assert {site.name: site.fold_while for site in plan.sites} == {
+        "first": "",
+        "second": "gate acts as on the sample batch",
+    }
 
 
 def test_any_further_argument_of_a_measured_op_is_a_condition() -> None:
