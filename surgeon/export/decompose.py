@@ -16,8 +16,16 @@ Table = Mapping[Any, Any]
 """Operation to what it is made of."""
 
 _ATEN = torch.ops.aten
-_FRESH = {_ATEN.new_zeros.default, _ATEN.zeros.default, _ATEN.zeros_like.default, _ATEN.new_empty.default}
+_FRESH = {
+    *(_ATEN.new_zeros.default, _ATEN.zeros.default, _ATEN.zeros_like.default, _ATEN.new_empty.default),
+    *(_ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor, _ATEN.pow.Tensor_Scalar),
+    *(_ATEN.cat.default, _ATEN.stack.default),
+}
 """Operations whose result is nobody else's memory."""
+
+
+_KEPT = {_ATEN.reshape, _ATEN.narrow, _ATEN.flatten, _ATEN.expand_as, _ATEN.view_as}
+"""What ONNX has, although torch's own decomposition takes apart all views that are made of others."""
 
 
 class _Unusual(Exception):
@@ -55,13 +63,9 @@ def _decomposed(graph: fx.Graph, table: Table) -> fx.Graph:
             if [each.name for each in copy.all_input_nodes] != names:  # the signature knows them
                 raise _Unusual
         elif _writes(node):
-            view, source = node.args[:2]
-            base, dim, start, length = view.args
-            part = _add(result, node, _ATEN.copy.default, (now[view], now[source]), view.meta["val"])
-            arguments = (now[base], part, dim, start, start + length)
-            now[base] = _add(result, node, _ATEN.slice_scatter.default, arguments, base.meta["val"])
-        elif node.target in table:
-            now[node] = _parts(result, node, table, now)
+            _without_writing(result, node, table, now)
+        elif node.target in table or _is_composed_view(node.target):
+            now[node] = _parts(result, node, node.target, table, now)
         elif node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
             raise _Unusual
         else:
@@ -69,6 +73,25 @@ def _decomposed(graph: fx.Graph, table: Table) -> fx.Graph:
     result.eliminate_dead_code()
     result.lint()
     return result
+
+
+def _without_writing(graph: fx.Graph, node: fx.Node, table: Table, now: dict[fx.Node, Any]) -> None:
+    """Add what makes a new tensor of what a node would write into, which takes its place from there on."""
+    into: Any = node.args[0]
+    if _is_part(into):
+        base, dim, start, length = into.args
+        part = _add(graph, node, _ATEN.copy.default, (now[into], now[node.args[1]]), into.meta["val"])  # type: ignore[index]
+        arguments = (now[base], part, dim, start, start + length)
+        now[base] = _add(graph, node, _ATEN.slice_scatter.default, arguments, base.meta["val"])
+        return
+    target: Any = node.target
+    pure = getattr(getattr(_ATEN, target._opname.removesuffix("_")), target._overloadname)
+    if pure in table:
+        now[node] = now[into] = _parts(graph, node, pure, table, now)
+    else:
+        args, named = fx.map_arg((node.args, node.kwargs), now.__getitem__)
+        now[node] = now[into] = graph.create_node("call_function", pure, args, named, name=node.name)
+        now[node].meta = dict(node.meta)
 
 
 def _add(graph: fx.Graph, node: fx.Node, target: Any, arguments: tuple[Any, ...], value: Any) -> fx.Node:
@@ -83,29 +106,45 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _check_writes(graph: fx.Graph) -> None:
-    """Refuse all writes but those into one part of a new tensor, of which nothing else was taken before."""
+    """Refuse all writes but those into a new tensor, or one part of it, that nothing else has seen before."""
     before = set[fx.Node]()
     for node in graph.nodes:
         if _writes(node):
-            view = node.args[0]
-            if node.target is not _ATEN.copy_.default or node.users or not _is_part(view):
+            into: Any = node.args[0]
+            if _is_part(into) and (node.target is not _ATEN.copy_.default or node.users):
                 raise _Unusual
-            base = view.args[0]
+            base = into.args[0] if _is_part(into) else into
+            if base is into and len({value.dtype for value in _floating(node)}) != 1:  # without a write, it is promoted
+                raise _Unusual
             if base.target not in _FRESH or any(user in before and not _only_written(user) for user in base.users):
                 raise _Unusual
         before.add(node)
+
+
+def _is_composed_view(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload) or target.overloadpacket in _KEPT:
+        return False
+    composed = target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return composed and any(each.alias_info is not None for each in target._schema.returns)
+
+
+def _floating(node: fx.Node) -> list[torch.Tensor]:
+    values = [each.meta["val"] for each in node.all_input_nodes]
+    return [value for value in values if isinstance(value, torch.Tensor) and value.dtype.is_floating_point]
 
 
 def _is_part(view: fx.Node) -> bool:
     return view.target is _ATEN.narrow.default and all(isinstance(number, int) for number in view.args[1:])
 
 
-def _only_written(view: fx.Node) -> bool:
-    return _is_part(view) and all(_writes(user) and user.args[0] is view for user in view.users)
+def _only_written(user: fx.Node) -> bool:
+    """Tell whether a tensor's user only writes: a part that nothing reads, or a write whose result is not used."""
+    parts = _is_part(user) and all(_writes(each) and each.args[0] is user for each in user.users)
+    return parts or (_writes(user) and not user.users)
 
 
-def _parts(graph: fx.Graph, node: fx.Node, table: Table, now: Mapping[fx.Node, Any]) -> Any:
-    """Add what a node is made of to a graph, and return its result there."""
+def _parts(graph: fx.Graph, node: fx.Node, target: Any, table: Table, now: Mapping[fx.Node, Any]) -> Any:
+    """Add what an operation on a node's arguments is made of to a graph, and return its result there."""
     from torch._dispatch.python import enable_python_dispatcher
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -114,7 +153,7 @@ def _parts(graph: fx.Graph, node: fx.Node, table: Table, now: Mapping[fx.Node, A
     def run(*values: Any) -> Any:
         of = dict(zip(given, values, strict=True))
         named = fx.map_arg(node.kwargs, of.__getitem__)
-        return node.target(*fx.map_arg(node.args, of.__getitem__), **named)  # type: ignore[operator]
+        return target(*fx.map_arg(node.args, of.__getitem__), **named)
 
     values: list[Any] = [each.meta["val"] for each in given]
     mode = next(value.fake_mode for value in values if hasattr(value, "fake_mode"))
