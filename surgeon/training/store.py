@@ -127,10 +127,6 @@ def _file_name(point: Point) -> str:
     return f"{point.key}.json"
 
 
-_LATER = {item.name: item.default for item in dataclasses.fields(ArmRun) if item.default is not dataclasses.MISSING}
-"""The fields of a run that earlier versions did not write."""
-
-
 @dataclass(frozen=True)
 class _Stored:
     """One file: a run that was asked for, and what came out."""
@@ -142,10 +138,7 @@ class _Stored:
 
 def _read(path: Path) -> tuple[Point, Outcome]:
     """Read what one run wrote; a ValueError means that the file is damaged, or of a version with other fields."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(data, dict) and isinstance(data.get("run"), dict):  # what came later has a default
-        data["run"] = {**_LATER, **data["run"]}
-    stored = read_plain(data, _Stored, "a finished run", ValueError)
+    stored = read_plain(json.loads(path.read_text(encoding="utf-8")), _Stored, "a finished run", ValueError)
     point, run = stored.point, stored.run
     if path.name != _file_name(point):
         raise ValueError("the file belongs to another run")

@@ -232,22 +232,6 @@ def test_what_is_no_comparison_is_kept(surgeon: Surgeon) -> None:
     assert strict(RECORD.read_text())["complete"] is True
 
 
-def test_a_run_from_before_a_field_was_added_counts(surgeon: Surgeon) -> None:
-    surgeon("relax", "net.pt")
-    surgeon(*COMPARE, "plain")
-    path = Path("net-compare.runs/run-plain-lr0.001-seed0.json")
-    stored = strict(path.read_text())
-    for name in ("curve", "equivariance"):
-        del stored["run"][name]
-    path.write_text(json.dumps(stored))
-    told = surgeon(*COMPARE, "plain")
-    assert "going on: 1 finished runs" in told.err
-    assert "not measured" in told.out
-    for changed in ({"run": {**stored["run"], "colour": "red"}}, {"run": {"arm": "plain"}}):
-        path.write_text(json.dumps({**stored, **changed}))
-        assert "are damaged, or of another version, and will be repeated" in surgeon(*COMPARE, "plain").err
-
-
 def test_a_damaged_run_is_repeated(surgeon: Surgeon) -> None:
     surgeon.once("relax", "net.pt")
     surgeon(*COMPARE, "plain,drop")
