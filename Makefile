@@ -7,7 +7,7 @@ VENV := .venv
 EXTRAS := dev,plots,auto
 JOBS := 2
 FAMILIES := mace nequip sevennet escnn pyg
-LAYERS := $(patsubst %,.venv-%,e3nn044 oldest integrations $(FAMILIES))
+LAYERS := $(patsubst %,.venv-%,docs e3nn044 oldest integrations $(FAMILIES))
 IN_VENV := $(VENV)/bin/python
 # The processes that share the tests would otherwise each take a thread per core.
 ONE_THREAD := OMP_NUM_THREADS=1
@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable mutants lint format types setup clean clean-all
+.PHONY: help demo demo-short docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable mutants lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -75,6 +75,10 @@ mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a 
 # The slice is for continuous integration, and does without the other versions.
 test-portable: $(VENV)/.stamp $(if $(filter --slice,$(ARGS)),,.venv-oldest/.stamp)  ## run the tests as other processors, thread counts, seeds and versions would (an hour)
 	$(ONE_THREAD) $(IN_VENV) -m tests.portable $(ARGS) $(if $(filter --slice,$(ARGS)),,$(SHARED))
+
+docs: .venv-docs/.stamp  ## build the documentation site in build/docs; a dead link or reference is an error
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	@echo "build/docs/index.html"
 
 lint: $(VENV)/.stamp  ## check style and formatting
 	$(IN_VENV) -m ruff check .

@@ -1,0 +1,154 @@
+"""What README and docs tell people to type: Python compiles, and runs where it is whole; commands and errors exist."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+
+import surgeon
+from surgeon_cli.main import app
+from tests.integrations.loops import network
+from tests.test_docs import PAGES, ROOT
+
+FRAGMENTS = {
+    "README.md: plan = surgeon.find": "a loop, run by tests/integrations/test_examples.py",
+    "docs/training.md: import surgeon": "a loop, run by tests/integrations/test_examples.py",
+    "docs/training.md: from surgeon.integrations.lightning": "needs Lightning and a module of one's own",
+    "docs/training.md: from surgeon.integrations.settings": "needs transformers and a data set",
+    "docs/hub.md: import surgeon": "needs a repository on the Hub",
+    "docs/families/adapter.md: from surgeon.algebra": "shows the names of the reader's own network",
+    "docs/families/nequip.md: from nequip.model": "needs NequIP",
+    "docs/families/torch_geometric.md: model = ViSNet": "needs torch_geometric, and a checkpoint",
+}
+"""Page and beginning of the Python that is compiled and not run here, with the reason."""
+
+CLI_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+BLOCKS = {(name_of(page), index): block for page in PAGES for index, block in enumerate(blocks(page))}
+
+
+def reason(page: str, block: str) -> str | None:
+    """Why a block is not run."""
+    return next((why for start, why in FRAGMENTS.items() if f"{page}: {block}".startswith(start)), None)
+
+
+def unknown_names(block: str) -> Iterator[str]:
+    """Names of surgeon in a block that do not exist."""
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("surgeon"):
+            module = importlib.import_module(node.module or "")
+            yield from (f"{node.module}.{each.name}" for each in node.names if not hasattr(module, each.name))
+        name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if re.fullmatch(r"surgeon(\.\w+)+", name):
+            found: Any = surgeon
+            for part in name.split(".")[1:]:
+                found = getattr(found, part, None)
+            if found is None:
+                yield name
+
+
+@pytest.mark.parametrize(("page", "index"), BLOCKS, ids=str)
+def test_python_compiles_and_runs(page: str, index: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    block = BLOCKS[page, index]
+    assert list(unknown_names(block)) == []
+    code = compile(block, f"{page}, block {index}", "exec")
+    if reason(page, block) is None:
+        monkeypatch.chdir(tmp_path)
+        names = {"model": network(), "batch": torch.ones(2), "committee": [lambda x: {"forces": x}] * 2}
+        exec(code, {"torch": torch, "surgeon": surgeon, **names, "MyNetwork": network})  # noqa: S102
+
+
+def test_every_fragment_is_still_there() -> None:
+    texts = [f"{page}: {block}" for (page, _), block in BLOCKS.items()]
+    assert [start for start in FRAGMENTS if not any(text.startswith(start) for text in texts)] == []
+
+
+def test_a_name_that_is_gone_is_seen() -> None:
+    block = "from surgeon.optim import soap, gone\nsurgeon.relax(surgeon.finds(model))"
+    assert sorted(unknown_names(block)) == ["surgeon.finds", "surgeon.optim.gone"]
+
+
+def commands(text: str) -> Iterator[str]:
+    """Command lines in fenced blocks, and those in code inside sentences, which may leave out what is clear."""
+    fence = r"^```\w*\n(.*?)^```$"
+    for block in re.findall(fence, text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.match(r"(?:\$ )?(surgeon [a-z].*)", line):
+                yield found[1]
+    prose = re.sub(fence, "", text, flags=re.DOTALL | re.MULTILINE)
+    yield from (f"{' '.join(code.split())}  # in a sentence" for code in re.findall(r"`(surgeon [a-z][^`]*)`", prose))
+    for code in re.findall(r"-m\s+surgeon_cli\.main\s([^`]+)`", prose):
+        yield f"surgeon {' '.join(code.split())}  # in a sentence"
+
+
+@functools.cache
+def known() -> dict[str, Any]:
+    """The commands that there are."""
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined,no-any-return]
+
+
+def complaint(command: str) -> str | None:
+    """What the command line's own parser says of a command; nothing is run."""
+    words = [word for word in shlex.split(command, comments=True)[1:] if word not in ("...", "COMMAND")]
+    if words[0] not in known():
+        return f"no command {words[0]}"
+    try:
+        known()[words[0]].make_context(words[0], words[1:])
+    except Exception as error:
+        left_out = type(error).__name__ == "MissingParameter" or "requires an argument" in str(error)
+        return None if left_out and command.endswith("# in a sentence") else f"{type(error).__name__} {error}"
+    return None
+
+
+@pytest.mark.parametrize("page", CLI_PAGES, ids=name_of)
+def test_commands_parse(page: Path) -> None:
+    assert {each: why for each in commands(page.read_text("utf-8")) if (why := complaint(each))} == {}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["surgeon relaks a.pt", "surgeon relax a.pt --gruop O3", "surgeon finetune a --optimizer sgdm", "surgeon relax"],
+)
+def test_a_wrong_command_is_seen(command: str) -> None:
+    assert complaint(command)
+    (found,) = commands(f"# Page\n\n```\n$ {command} \\\n    --force\n```\n")
+    assert found.split() == [*command.split(), "--force"]
+
+
+def messages() -> Iterator[str]:
+    """All strings of the three packages; what a message fills in is …, backticks are left out."""
+    for folder in ("surgeon", "adapters", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                    yield "".join(map(str, parts)).replace("`", "")
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value.replace("`", "")
+
+
+def test_the_errors_that_are_explained_exist() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^> `(.*)`$", text, re.MULTILINE)
+    assert len(quoted) > 15
+    said = "\n".join(messages())
+    assert [quote for quote in quoted if quote not in said] == []
