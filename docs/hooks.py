@@ -99,7 +99,8 @@ def _commands() -> str:
     """Return the help of all commands as Markdown."""
     command = [sys.executable, "-m", "typer", "surgeon_cli.main", "utils", "docs", "--name", "surgeon"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return text.replace("# `surgeon`", "# Commands", 1)
+    listed = re.compile(r"^\*\*Commands\*\*:.*?^(?=## )", re.DOTALL | re.MULTILINE)  # cut off after some words
+    return listed.sub("", text.replace("# `surgeon`", "# Commands", 1), count=1)
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:

@@ -32,6 +32,20 @@ FRAGMENTS = {
 }
 """Page and beginning of the Python that is compiled and not run here, with the reason."""
 
+ELSEWHERE = {
+    "--help": "every command",
+    "--debug": "before the command",
+    "--foundation_model": "mace_run_train",
+    "--fsdp_auto_wrap_policy": "accelerate",
+    "--fsdp_version": "accelerate",
+    "--nproc_per_node": "torchrun",
+    "--num_processes": "accelerate",
+    "--target": "nequip-compile",
+    "--use_fsdp": "accelerate",
+}
+"""Options in sentences that are of no single command of ours, and whose they are."""
+
+FENCE = r"^```\w*\n(.*?)^```$"
 CLI_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 
@@ -89,12 +103,11 @@ def test_a_name_that_is_gone_is_seen() -> None:
 
 def commands(text: str) -> Iterator[str]:
     """Command lines in fenced blocks, and those in code inside sentences, which may leave out what is clear."""
-    fence = r"^```\w*\n(.*?)^```$"
-    for block in re.findall(fence, text, re.DOTALL | re.MULTILINE):
+    for block in re.findall(FENCE, text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             if found := re.match(r"(?:\$ )?(surgeon [a-z].*)", line):
                 yield found[1]
-    prose = re.sub(fence, "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(FENCE, "", text, flags=re.DOTALL | re.MULTILINE)
     yield from (f"{' '.join(code.split())}  # in a sentence" for code in re.findall(r"`(surgeon [a-z][^`]*)`", prose))
     for code in re.findall(r"-m\s+surgeon_cli\.main\s([^`]+)`", prose):
         yield f"surgeon {' '.join(code.split())}  # in a sentence"
@@ -122,6 +135,23 @@ def complaint(command: str) -> str | None:
 @pytest.mark.parametrize("page", CLI_PAGES, ids=name_of)
 def test_commands_parse(page: Path) -> None:
     assert {each: why for each in commands(page.read_text("utf-8")) if (why := complaint(each))} == {}
+
+
+def unknown_options(text: str) -> set[str]:
+    """Options in code inside sentences that no command has."""
+    ours = {option for command in known().values() for each in command.params for option in each.opts}
+    prose = re.sub(FENCE, "", text, flags=re.DOTALL | re.MULTILINE)
+    named = {name for code in re.findall(r"`([^`]+)`", prose) for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
+    return named - ours - ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("page", CLI_PAGES, ids=name_of)
+def test_options_exist(page: Path) -> None:
+    assert unknown_options(page.read_text("utf-8")) == set()
+
+
+def test_an_option_that_is_gone_is_seen() -> None:
+    assert unknown_options("`--lr`, `relax --gone 3`, --prose\n```\n`--fenced`\n```\n") == {"--gone"}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
             op's own weights. Default: the mode with which the branches were inserted.
 
     Returns:
-        Per site: the norm of W, of the folded part, and of what was lost (the effective matrix minus the folded one),
+        Per site the norm of W, of the folded part, and of what was lost (the effective matrix minus the folded one),
         all Frobenius norms. ``lost`` is the change of the op's linear map, in float64, with its parameters as they
         are stored: in low precision a fold may lose more than half of itself by rounding. A fold that takes an op's
         other arguments for constant says so in its note ("exact while"); :func:`check_folds` looks at them.

@@ -30,7 +30,7 @@ def certify(before: nn.Module, after: nn.Module, run: Callable[[nn.Module], Any]
             changed buffer counts as a difference.
 
     Returns:
-        The certificate: ``passed`` is the verdict, ``grade`` says how much was shown ("same form" without a run, else
+        The certificate; ``passed`` is the verdict, ``grade`` says how much was shown ("same form" without a run, else
         "same graph"), ``differences`` say in words what is not as it was.
     """
     return compare_models(before, after, run).certificate()

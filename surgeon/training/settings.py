@@ -91,7 +91,8 @@ class FinetuneSettings(SessionSettings):
         weight_decay: of all weights.
         clip: largest gradient norm, of each group of weights by itself; None for no clipping.
         decay: of the learning rate: "cosine" or "linear" to 0, "constant", or "step".
-        decay_factor, decay_every: with "step" the rate is multiplied by the factor every so many epochs.
+        decay_factor: with "step" the rate is multiplied by it every ``decay_every`` epochs.
+        decay_every: these epochs.
         warmup: optimiser steps in which the learning rate rises linearly; None for 10 with "soap" and "muon", 0 else.
         accumulate: batches of each process that make up one optimiser step.
         ema: decay per step of a running average of the weights, which is then evaluated and kept; None for none.
