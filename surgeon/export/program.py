@@ -20,7 +20,7 @@ from surgeon.opening.task_calls import task_forward
 from surgeon.plan import Task
 from surgeon.recording.compare import compare_graphs, constants_of
 from surgeon.recording.record import record
-from surgeon.support.copies import copied
+from surgeon.support.copies import traced_again
 from surgeon.support.modes import in_evaluation_mode
 from surgeon.support.trees import tensors_in
 
@@ -77,7 +77,7 @@ def require_same_run(model: nn.Module, original: nn.Module, task: Task, sample: 
     for batch in (sample.batch, *sample.others[:1]):
         differences = _differences(original, model, task, batch)
         if differences:  # code that e3nn generates keeps its constants otherwise once it was copied: copy both
-            differences = _differences(copied(original), copied(model), task, batch)
+            differences = _differences(traced_again(original), traced_again(model), task, batch)
         if differences:
             raise CheckFailedError(f"the model does not compute as the original: {differences[0]}; nothing was written")
 

@@ -17,7 +17,7 @@ from surgeon.proof.verdict import ModelVerdict, compared
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
 from surgeon.recording.record import Recording, record
 from surgeon.support.attributes import attributes_of, full_name, hooks_of
-from surgeon.support.copies import copied, deep_copied
+from surgeon.support.copies import copied, deep_copied, traced_again
 from surgeon.support.modes import in_evaluation_mode, set_training
 from surgeon.support.versions import versions
 
@@ -176,7 +176,7 @@ def _compare_recordings(
     If they differ, copies are compared: code that e3nn generates keeps its constants otherwise once it was copied.
     """
     found = _compare_runs(before, after, run, details)
-    return _compare_runs(copied(before), copied(after), run, details) if any(found.values()) else found
+    return _compare_runs(traced_again(before), traced_again(after), run, details) if any(found.values()) else found
 
 
 def _compare_runs(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import copyreg
+import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.support.copies import copied
+from surgeon.support.copies import copied, traced_again
 
 
 class Description:
@@ -89,3 +92,47 @@ class WithTensorConstant(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight * x + torch.arange(3)
+
+
+class Pickling(nn.Module):
+    """Holds generated code that it pickles in order to be copied, as layers of e3nn do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
+        next(iter(self.code.graph.nodes)).meta["mark"] = "as it was made"
+
+    def __getstate__(self) -> dict[str, Any]:
+        modules = {name: module for name, module in self._modules.items() if name != "code"}
+        return {**vars(self), "_modules": modules, "pickled": pickle.dumps(self.code)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        code = pickle.loads(state.pop("pickled"))
+        super().__setstate__(state)
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.code(x)
+        return result
+
+
+def marks(model: nn.Module) -> list[Any]:
+    return [node.meta.get("mark") for node in model[0].code.graph.nodes]
+
+
+def test_generated_code_is_not_traced_again_for_a_copy() -> None:
+    model, table = nn.Sequential(Pickling()), dict(copyreg.dispatch_table)
+    twin, again = copied(model), traced_again(model)
+    assert marks(twin) == marks(model) != marks(again)
+    assert copyreg.dispatch_table == table
+    x = torch.randn(3, 2)
+    before = model(x).detach()
+    assert torch.equal(twin(x), before)
+    assert torch.equal(again(x), before)
+    with torch.no_grad():
+        for parameter in (*twin.parameters(), *again.parameters()):
+            parameter.zero_()
+    twin[0].code.graph.output_node().args = (next(iter(twin[0].code.graph.nodes)),)
+    twin[0].code.recompile()
+    assert torch.equal(twin(x), x)
+    assert torch.equal(model(x), before)  # neither its weights nor its code are those of a copy

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from surgeon.support.versions import differing_versions, versions
+from surgeon.support.versions import differing_versions, owners, versions
 
 
 def test_a_package_that_changes_architectures_is_listed_where_it_is_installed(
@@ -18,6 +19,20 @@ def test_a_package_that_changes_architectures_is_listed_where_it_is_installed(
     (tmp_path / "cuequivariance-0.9.1.dist-info/METADATA").write_text("Name: cuequivariance\nVersion: 0.9.1\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert versions() == {**before, "cuequivariance": "0.9.1"}
+
+
+def test_packages_of_a_name_are_those_that_python_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = {"inside": "mine/part.py,,", "alone": "mine.py,,", "data": "mine/table.csv,,", "other": "mine_too/x.py,,"}
+    for name, line in written.items():
+        (tmp_path / f"{name}-1.dist-info").mkdir()
+        (tmp_path / f"{name}-1.dist-info/METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+        (tmp_path / f"{name}-1.dist-info/RECORD").write_text(f"{line}\n{name}-1.dist-info/RECORD,,\n")
+    (tmp_path / "other-1.dist-info/top_level.txt").write_text("mine\nyours\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = {**packages_distributions()}
+    for names in (["mine"], ["yours"], ["mine_too"], ["torch", "safetensors"]):
+        assert owners(frozenset(names)) == {package for name in names for package in known.get(name, ())}
+    assert owners(frozenset({"mine"})) == {"inside", "alone", "other"}
 
 
 class Layer(nn.Module):

@@ -1,0 +1,77 @@
+"""Networks of e3nn that are built more than once: the search for contractions is not made again, its result is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from surgeon.support.e3nn_compat import contractions_kept, import_e3nn
+from surgeon.support.modes import default_dtype
+
+pytestmark = pytest.mark.e3nn
+
+
+def product(dtype: torch.dtype = torch.float32, scalars: int = 3) -> Any:
+    """Return a tensor product with two paths and a constant, whose weights follow the random numbers of now."""
+    o3: Any = import_e3nn()
+    with default_dtype(dtype):
+        return o3.FullyConnectedTensorProduct(f"{scalars}x0e+2x1o", "1x0e+1x1o+1x2e", "2x0e+2x1o")
+
+
+def generated(layer: nn.Module) -> list[torch.fx.GraphModule]:
+    """Return what e3nn has generated in a layer."""
+    return [module for module in layer.modules() if isinstance(module, torch.fx.GraphModule)]
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Count the searches for contractions."""
+    import_e3nn()
+    from e3nn.o3._tensor_product import _codegen
+
+    own, found = _codegen.optimize_einsums_full, list[Any]()
+
+    def search(*arguments: Any) -> Any:
+        found.append(arguments)
+        return own(*arguments)
+
+    monkeypatch.setattr(_codegen, "optimize_einsums_full", search)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_layer_that_is_built_again_is_as_if_searched(searches: list[Any], dtype: torch.dtype) -> None:
+    with contractions_kept():
+        product()
+    count = len(searches)
+    with contractions_kept():
+        again = product(dtype)
+    assert len(searches) == count > 0
+    fresh = product(dtype)
+    assert len(searches) > count  # e3nn's own search is back
+    again.load_state_dict(fresh.state_dict())
+    x, y = torch.randn(4, 9, dtype=dtype), torch.randn(4, 9, dtype=dtype)
+    assert torch.equal(again(x, y), fresh(x, y))
+    constants = [dict(each.named_buffers()) for layer in (again, fresh) for each in layer.modules()]
+    half = len(constants) // 2
+    for left, right in zip(constants[:half], constants[half:], strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in left)
+    assert [each.code for each in generated(again)] == [each.code for each in generated(fresh)]
+
+
+def test_other_sizes_are_searched_and_no_layer_shares_its_graph(searches: list[Any]) -> None:
+    with contractions_kept():
+        first = product()
+        count = len(searches)
+        assert product(scalars=4)(torch.randn(2, 10), torch.randn(2, 9)).shape == (2, 8)
+        assert len(searches) > count
+        for each in generated(first):
+            each.graph.find_nodes(op="output")[0].args = (each.graph.find_nodes(op="placeholder")[0],)
+            each.recompile()
+        again = product()
+    x, y = torch.randn(2, 9), torch.randn(2, 9)
+    assert again(x, y).shape == (2, 8)
