@@ -46,3 +46,11 @@ def test_a_dead_link_is_seen(tmp_path: Path) -> None:
 def test_public_names_are_listed_without_being_imported() -> None:
     assert {"find", "Plan", "optim", "testing", "__version__"} <= set(dir(surgeon))
     assert all(getattr(surgeon, name) is not None for name in dir(surgeon))
+
+
+def test_what_a_task_may_have_is_listed() -> None:
+    """Whatever the engine looks up on a task stands in the docstring that the reference shows."""
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "surgeon").rglob("*.py"))
+    looked_up = set(re.findall(r"getattr\((?:\w+\.)*task, \"(\w+)\"", code))
+    assert {"act", "dynamic_axes", "sample"} < looked_up
+    assert [name for name in looked_up if not re.search(rf"``{name}\b", surgeon.Task.__doc__ or "")] == []

@@ -137,12 +137,18 @@ def test_commands_parse(page: Path) -> None:
     assert {each: why for each in commands(page.read_text("utf-8")) if (why := complaint(each))} == {}
 
 
+@functools.cache
+def options() -> set[str]:
+    """All options that there are, and those that may be named besides."""
+    each = [parameter for command in known().values() for parameter in command.params]
+    return {name for parameter in each for name in (*parameter.opts, *parameter.secondary_opts)} | ELSEWHERE.keys()
+
+
 def unknown_options(text: str) -> set[str]:
     """Options in code inside sentences that no command has."""
-    ours = {option for command in known().values() for each in command.params for option in each.opts}
     prose = re.sub(FENCE, "", text, flags=re.DOTALL | re.MULTILINE)
     named = {name for code in re.findall(r"`([^`]+)`", prose) for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
-    return named - ours - ELSEWHERE.keys()
+    return named - options()
 
 
 @pytest.mark.parametrize("page", CLI_PAGES, ids=name_of)
@@ -164,21 +170,44 @@ def test_a_wrong_command_is_seen(command: str) -> None:
     assert found.split() == [*command.split(), "--force"]
 
 
-def messages() -> Iterator[str]:
-    """All strings of the three packages; what a message fills in is …, backticks are left out."""
-    for folder in ("surgeon", "adapters", "cli"):
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-                    yield "".join(map(str, parts)).replace("`", "")
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value.replace("`", "")
+@functools.cache
+def messages() -> list[str]:
+    """All strings of the three packages; what a message fills in is …"""
+    return [
+        text
+        for folder in ("surgeon", "adapters", "cli")
+        for path in (ROOT / folder).rglob("*.py")
+        for text in strings(path)
+    ]
+
+
+def strings(path: Path) -> Iterator[str]:
+    """The strings of a file, docstrings included."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def test_the_errors_that_are_explained_exist() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     quoted = re.findall(r"^> `(.*)`$", text, re.MULTILINE)
     assert len(quoted) > 15
-    said = "\n".join(messages())
+    said = "\n".join(messages()).replace("`", "")
     assert [quote for quote in quoted if quote not in said] == []
+
+
+def test_messages_advise_what_exists() -> None:
+    assert {name for text in messages() for name in unknown_options(text)} == set()
+    advised = {command for text in messages() for command in commands(text)}
+    assert len(advised) > 20
+    assert {each: why for each in advised if (why := complaint(each))} == {}
+
+
+def test_examples_of_the_help_parse() -> None:
+    """Each command shows some."""
+    for name, command in known().items():
+        examples = re.findall(r"^ *(surgeon [a-z].*)$", command.help, re.MULTILINE)
+        assert name == "doctor" or examples, name
+        assert {each: why for each in examples if (why := complaint(each))} == {}
