@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from surgeon.proof.strip_folder import StripSettings as StripSettings
     from surgeon.proof.strip_folder import strip_folder as strip_folder
     from surgeon.proof.verify import verify_clean as verify_clean
+    from surgeon.report.write import write_report as write_report
     from surgeon.training.auto import AutoSettings as AutoSettings
     from surgeon.training.auto import finetune_auto as finetune_auto
     from surgeon.training.compare import CompareSettings as CompareSettings
@@ -79,6 +80,7 @@ _PUBLIC = {
     "surgeon.proof.strip_folder": ("StripSettings", "strip_folder"),
     "surgeon.proof.equivariance": ("MeasureSettings",),
     "surgeon.proof.verify": ("verify_clean",),
+    "surgeon.report.write": ("write_report",),
     "surgeon.training.auto": ("AutoSettings", "finetune_auto"),
     "surgeon.training.compare": ("CompareSettings", "compare"),
     "surgeon.training.diagnosis.diagnose": ("diagnose",),

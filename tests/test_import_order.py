@@ -33,6 +33,7 @@ ROOMS = (
     "export",
     "proof",
     "training",
+    "report",
     "integrations",
     "hub",
     "testing",

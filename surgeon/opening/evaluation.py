@@ -6,14 +6,15 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.opening.random_numbers import shared
-from surgeon.opening.task_calls import task_batches, task_forward, task_loss, task_metrics
+from surgeon.opening.task_calls import primary_metric, task_batches, task_forward, task_loss, task_metrics
 from surgeon.opening.tasks import LoadedTask
 from surgeon.plan import Split, Task
 from surgeon.support.copies import copied
@@ -73,6 +74,42 @@ def in_words(task: Task, metrics: Mapping[str, float]) -> str:
     """Return metrics as "force_mae 109 meV/A, loss 0.2", with the units that the task names."""
     units: Mapping[str, str] = getattr(task, "units", {})
     return ", ".join(f"{name} {value:.6g} {units.get(name, '')}".rstrip() for name, value in metrics.items())
+
+
+ERRORS, SCORES = {"loss", "mae", "mse", "rmse", "error"}, {"accuracy", "acc", "auc", "iou", "r2"}
+"""Words in the names of metrics that say by themselves whether small or large is better."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """By which metric results are judged, and in which units metrics are, as records keep it.
+
+    Attributes:
+        metric: name of the primary metric.
+        direction: whether it is better if it is smaller, or larger.
+        units: name to unit, as the task names them.
+    """
+
+    metric: str
+    direction: Literal["min", "max"]
+    units: Mapping[str, str]
+
+    @classmethod
+    def of(cls, task: Task) -> Judging:
+        """Return what a task says."""
+        units: Mapping[str, Any] = getattr(task, "units", None) or {}
+        return cls(*primary_metric(task), {str(name): str(unit) for name, unit in units.items()})
+
+    def direction_of(self, name: str) -> Literal["min", "max"] | None:
+        """Return what is better for a metric; None for another than the primary one whose name does not say it."""
+        words = set(name.lower().split("_"))
+        if name == self.metric:
+            return self.direction
+        return "min" if words & ERRORS else "max" if words & SCORES else None
+
+    def with_unit(self, name: str) -> str:
+        """Return "force_mae (meV/A)", or the name alone."""
+        return f"{name} ({self.units[name]})" if name in self.units else name
 
 
 Sums = dict[str, tuple[float, float]]

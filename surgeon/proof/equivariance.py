@@ -52,6 +52,11 @@ def at_full_relaxation(relaxation: Relaxation) -> Iterator[None]:
         relaxation.set_thetas(before)
 
 
+def largest_allowed(original: float, dtype: str) -> float:
+    """Return up to which error a result counts as equivariant as its original; of largest errors, dimensionless."""
+    return max(AS_EQUIVARIANT * original, FLOOR.get(dtype, 1e-5))
+
+
 def task_equivariance(
     model: nn.Module,
     task: LoadedTask,
@@ -150,7 +155,7 @@ def less_equivariant(
             elif dtype != "float64" and "float64" in equivariance["original"]:
                 continue
             else:
-                worse, how = not after.maximum <= max(AS_EQUIVARIANT * before.maximum, floor), ""
+                worse, how = not after.maximum <= largest_allowed(before.maximum, dtype), ""
             if worse:
                 by = f" (by {after.worst})" if after.worst else ""
                 found.append(

@@ -17,7 +17,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.opening.description import check_code
-from surgeon.opening.evaluation import fitted, outputs_on
+from surgeon.opening.evaluation import Judging, fitted, outputs_on
 from surgeon.opening.loading import named_as
 from surgeon.opening.task_calls import can_act, task_batches, task_forward
 from surgeon.opening.tasks import sample_batches
@@ -97,13 +97,14 @@ def strip_and_certify(
 
 
 def _of_folder(workspace: Workspace, relaxation: Relaxation) -> dict[str, Any]:
-    """Return what the relaxed folder says of itself, and why its network does not run in float64."""
+    """Return what the folder says of itself, the task of its metrics, and why the network does not run in float64."""
     config = None if workspace.files is None else workspace.files.config
     coarse = workspace.task is not None and not workspace.runs_in_double
     return {
         "group": relaxation.plan.group,
         "arm": None if config is None else config.arm,
         "relaxed_graph": None if config is None else config.graph,
+        "judging": None if workspace.task is None else dataclasses.asdict(Judging.of(workspace.task.task)),
         **({"no float64": workspace.no_double} if coarse else {}),
     }
 

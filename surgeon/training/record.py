@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from surgeon.opening.evaluation import Judging
 from surgeon.support.versions import provenance
 from surgeon.training.comparison import Comparison
 from surgeon.training.outcomes import ArmRun, Point
@@ -74,6 +75,7 @@ class ComparisonRecord:
         return {
             "complete": self.complete,
             "metric": self.metric,
+            "judging": dataclasses.asdict(Judging.of(self.comparison.task)),
             "rows": self.rows(),
             "sentences": self.sentences(),
             "runs": [dataclasses.asdict(run) for run in self.runs],

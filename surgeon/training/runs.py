@@ -20,6 +20,7 @@ from surgeon.files.relaxed import STATE_FOLDER, is_relaxed_folder, read_relaxed,
 from surgeon.files.seals import seal_folder, updated_folder
 from surgeon.files.tensors import write_tensors
 from surgeon.opening.description import relaxed_config
+from surgeon.opening.evaluation import Judging
 from surgeon.opening.workspace import Workspace
 from surgeon.support.plain import read_plain
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
@@ -37,6 +38,7 @@ class RunRecord:
 
     Attributes:
         arm: name of the arm.
+        judging: the metric that decides, and the units of all.
         settings: of the run.
         processes: how many trained.
         state: what changes during a run.
@@ -46,6 +48,7 @@ class RunRecord:
     """
 
     arm: str
+    judging: Judging
     settings: FinetuneSettings
     processes: int
     state: TrainingState
@@ -131,6 +134,7 @@ def _write_run(
         scaler = getattr(finetuner.accelerator, "scaler", None)
         record = RunRecord(
             arm=finetuner.arm.name,
+            judging=Judging.of(finetuner.task),
             settings=settings,
             processes=finetuner.accelerator.num_processes,
             state=state,

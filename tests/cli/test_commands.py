@@ -20,7 +20,7 @@ from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, dead_pid, files_in
 from tests.opening.test_workspace import make_relaxed
 
 COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
-COMMANDS += ["doctor"]
+COMMANDS += ["report", "doctor"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
 
 
@@ -412,7 +412,7 @@ def test_a_traceback_only_for_debugging(surgeon: Surgeon) -> None:
     assert err.splitlines()[-1].startswith("error: there is no checkpoint")
 
 
-@pytest.mark.parametrize(("typed", "expected"), [("surgeon ", set(COMMANDS)), ("surgeon re", {"relax"})])
+@pytest.mark.parametrize(("typed", "expected"), [("surgeon ", set(COMMANDS)), ("surgeon re", {"relax", "report"})])
 def test_shell_completion(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch, typed: str, expected: set[str]) -> None:
     asked = {"_SURGEON_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": "1"}
     for name, value in asked.items():

@@ -18,6 +18,7 @@ from surgeon.algebra.schedule import Schedule
 from surgeon.errors import CheckpointError, PlanError, SurgeonError, UsageError
 from surgeon.files.content import json_compatible
 from surgeon.files.relaxed import RelaxedConfig
+from surgeon.opening.evaluation import Judging
 from surgeon.plan import AuditEntry, Convolution, Plan, Site, SiteRecord, Skipped
 from surgeon.training.outcomes import ArmRun, Failure, Point
 from surgeon.training.runs import RunRecord, read_record
@@ -65,13 +66,14 @@ CONFIG = RelaxedConfig(
 )
 SETTINGS = FinetuneSettings(clip=1.0, ema=0.9, patience=3)
 STATE = TrainingState(epoch=1, best_validation={"mse": 0.5}, best_theta={"a.x": (0.5, 0.25)}, history=[{"epoch": 1}])
-RECORD = RunRecord("drop", SETTINGS, 1, STATE, {"loss_sum": 1.0, "loss_weight": 1.0}, {"thetas": {}}, None)
+JUDGING = Judging("mse", "min", {"mse": "meV"})
+RECORD = RunRecord("drop", JUDGING, SETTINGS, 1, STATE, {"loss_sum": 1.0, "loss_weight": 1.0}, {"thetas": {}}, None)
 POINT = Point("drop", 1, 0.01)
 SITES = (SiteRecord("a", "x", 1.0, 0.0, 1.0),)
 RUN = ArmRun("drop", 1, 0.01, {"mse": 0.5}, {"mse": 0.5}, 1, 3, 1.0, SITES, "same graph", 1e-6, ((0, 0.7), (3, 0.5)))
 
 FREE = {"args", "versions", "thetas", "rho_in", "rho_out", "fold", "history", "branches", "penalty_weight"}
-FREE |= {"best_theta", "best_validation", "duals", "validation", "test"}
+FREE |= {"units", "best_theta", "best_validation", "duals", "validation", "test"}
 """Objects whose names are the user's."""
 
 

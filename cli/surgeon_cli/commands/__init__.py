@@ -11,11 +11,12 @@ from surgeon_cli.commands.hub import pull, push
 from surgeon_cli.commands.inspect import inspect
 from surgeon_cli.commands.measure import measure
 from surgeon_cli.commands.relax import relax
+from surgeon_cli.commands.report import report
 from surgeon_cli.commands.strip import export, strip
 from surgeon_cli.commands.verify import verify
 
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
-    for command in (inspect, diagnose, relax, finetune, measure, strip, export, verify, push, pull, doctor):
+    for command in (inspect, diagnose, relax, finetune, measure, strip, export, verify, report, push, pull, doctor):
         app.command(command.__name__)(command)

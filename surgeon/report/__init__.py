@@ -1,0 +1,1 @@
+"""Records as one page to look at: a run, a comparison, a certificate."""
