@@ -54,3 +54,13 @@ def test_what_a_task_may_have_is_listed() -> None:
     looked_up = set(re.findall(r"getattr\((?:\w+\.)*task, \"(\w+)\"", code))
     assert {"act", "dynamic_axes", "sample"} < looked_up
     assert [name for name in looked_up if not re.search(rf"``{name}\b", surgeon.Task.__doc__ or "")] == []
+
+
+def test_the_site_has_every_page_and_name() -> None:
+    """As `make docs` requires, which takes longer."""
+    navigation = re.findall(r"^ +- (?:.*: )?([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - set(navigation) == set()
+    assert len(navigation) == len(set(navigation))
+    listed = set(re.findall(r"\w+", (ROOT / "docs" / "hooks.py").read_text("utf-8")))
+    assert set(surgeon.__all__) - listed == set()
