@@ -16,6 +16,7 @@ from surgeon.export.decompose import decompose
 from surgeon.export.program import OWNER, to_program
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
+from surgeon.export.shortcuts import known_once
 from surgeon.plan import Task
 from surgeon.support.imports import import_onnxruntime
 from surgeon.support.modes import in_evaluation_mode, names_in_evaluation
@@ -72,7 +73,8 @@ def _translated(program: Any, opset: int, names: Sequence[str]) -> Any:
     program.run_decompositions = partial(decompose, program)
     export = partial(torch.onnx.export, program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
     try:
-        exported: Any = export(input_names=[*names])
+        with known_once():
+            exported: Any = export(input_names=[*names])
     except Exception:
         program._graph_module = traced
         del program.run_decompositions
