@@ -14,7 +14,7 @@ from surgeon.proof.equivariance import largest_allowed
 from surgeon.proof.words import LIMITS, OTHER_DATA, Section, grade_words, sections
 from surgeon.report.figures import ErrorRow, errors_on_log_axis
 from surgeon.report.page import Bad, Drawing, Page, Part, Rows
-from surgeon.report.run import metric_row, metric_rows
+from surgeon.report.run import metric_row, metric_rows, worse_in_words
 
 EQUIVARIANCE = "Equivariance errors"
 
@@ -64,9 +64,7 @@ def _headline(data: Mapping[str, Any], judging: Judging) -> Iterator[str]:
         if name == judging.metric and old is not None and new is not None:
             values = (f"{value:.6g} {'' if unit == '–' else unit}".rstrip() for value in (old, new))
             yield f"`{name}`: {' before, '.join(values)} after ({change}{f', {word}' if word else ''})."
-    worse = [f"`{row[0]}`" for row in rows if isinstance(row[-1], Bad)]
-    if worse:
-        yield f"Worse than before: {', '.join(worse)}."
+    yield from worse_in_words(rows)
 
 
 def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

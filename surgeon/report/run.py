@@ -41,7 +41,7 @@ def run_page(folder: Path) -> Page:
     branched = bool(record.branches)
     return Page(
         title=f"Run {folder.resolve().name}",
-        lead=list(_lead(record, before, after)),
+        lead=[*_lead(record, before, after), *worse_in_words(metrics)],
         facts=[*_facts(config, record), ("last written", f"{written:%Y-%m-%d %H:%M} UTC (date of {RECORDS_FILE})")],
         parts=[
             Part("Metrics before and after", [_ABOUT_METRICS], rows=metrics),
@@ -92,6 +92,13 @@ def metric_row(judging: Judging, name: str, before: float | None, after: float |
     elif direction is not None and after != before:
         word = Bad("worse")
     return [name, unit, before, after, change, word]
+
+
+def worse_in_words(rows: Rows) -> Iterator[str]:
+    """Say of which rows of metrics the last cell is marked, if any is."""
+    worse = [f"`{row[0]}`" for row in rows if isinstance(row[-1], Bad)]
+    if worse:
+        yield f"Worse than before: {', '.join(worse)}."
 
 
 def _lead(record: RunRecord, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

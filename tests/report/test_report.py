@@ -87,6 +87,13 @@ def test_a_run_is_drawn_and_told_as_it_was_recorded(folder: Path) -> None:
     (row,) = [row for row in seen.table("metric")[1:] if row[0] == "mse"]
     assert row[2:4] == [f"{history[0]['validation']['mse']:.6g}", f"{best:.6g}"]
     assert row[-1] == "better"
+    assert "Worse than before: loss" not in seen.text
+    state["state"]["best_epoch"] = 1
+    history[1]["validation"]["loss"] = 2 * history[0]["validation"]["loss"]
+    (run / "records.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    changed(run / "training_state" / "state.json", lambda data: data.update(state))
+    seal_folder(run)
+    assert "Worse than before: loss." in report(run).text
     sites = json.loads((run / "surgeon_config.json").read_text())["plan"]["sites"]
     assert len(seen.table("site")) == 1 + len(sites) > 1
     assert ["learning rate", "0.01"] in seen.table("setting")
