@@ -164,7 +164,7 @@ def test_verdicts(train: float, residual: float, held_out: Estimate, verdict: st
 
 
 def test_random_targets_are_not_called_real() -> None:
-    """Targets without any structure: what bends down on one training batch is not there on the others."""
+    """Targets without any structure: what bends down on one training batch is not there on others, but by chance."""
 
     class Noise(TinyTask):
         def batches(self, split: str, seed: int) -> Iterator[dict[str, Tensor]]:
@@ -172,14 +172,15 @@ def test_random_targets_are_not_called_real() -> None:
                 generator = torch.Generator().manual_seed(100 * len(split) + number)
                 yield {**batch, "target": 10 * torch.randn(8, 3, generator=generator)}
 
-    model = Net(4)
-    task = Noise(batches=16)
-    batch = next(task.batches("train", 0))
-    plan = plan_of(model, batch["scalars"], batch["vectors"])
-    found = diagnose_model(model, plan, task, DiagnosisSettings(train_batches=1))
-    assert found.curvature.train < 0
-    assert found.verdict in ("noise", "undecided")
-    assert not found.slope.real
+    task, found = Noise(batches=16), []
+    for _ in range(8):
+        model, batch = Net(4), next(task.batches("train", 0))
+        plan = plan_of(model, batch["scalars"], batch["vectors"])
+        found.append(diagnose_model(model, plan, task, DiagnosisSettings(train_batches=1)))
+    assert all(each.curvature.train < 0 for each in found)
+    # An interval of 95 % lies below 0 by chance for one network in forty: three in eight would be no chance.
+    assert sum(each.verdict not in ("noise", "undecided") for each in found) <= 2
+    assert sum(each.slope.real for each in found) <= 2
 
 
 # The numerics
