@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import pickle
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, fx
@@ -15,19 +13,16 @@ from torch import Tensor, fx
 def optimised_once() -> None:
     """Let e3nn remember how the contractions of its generated code are best ordered; the code it gets is the same.
 
-    It also remembers the code of whole linear layers, and what it reads back of generated code that it copies by
-    pickling it: all that is handed out is a copy.
+    It also remembers the code of whole linear layers: all that is handed out is a copy.
     """
     import opt_einsum_fx
     from e3nn.o3 import _linear
     from e3nn.o3._tensor_product import _codegen
-    from e3nn.util.codegen import _mixin
 
     remembered = _remembering(opt_einsum_fx.optimize_einsums_full)
     for module in (_linear, _codegen):
         module.optimize_einsums_full = remembered
     _linear._codegen_linear = _copies_of(_linear._codegen_linear, repr)
-    _mixin.pickle = SimpleNamespace(dumps=pickle.dumps, loads=_copies_of(pickle.loads, lambda given: given[0][0]))
 
 
 def _copies_of(make: Callable[..., Any], key: Callable[[Any], Any]) -> Callable[..., Any]:

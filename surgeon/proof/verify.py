@@ -30,6 +30,7 @@ ONLY_RECORDED = {
     "projection_error": "projection error",
     "theta": "theta",
     "arm": "arm that trained it",
+    "judging": "metric that decided, and units",
     "recalibration": "recalibration of normalisation layers",
     "flipped rows": "rows that rounding flipped",
     "no float64": "why nothing was run in float64",
