@@ -33,10 +33,7 @@ COPIES = {
 """File of the repository to page of the site."""
 
 REFERENCE = {
-    "find": (
-        "Find what can be relaxed",
-        "find inspect inspect_breaks diagnose Plan Site Task DiagnosisSettings",
-    ),
+    "find": ("Find what can be relaxed", "find inspect inspect_breaks Plan Site Task"),
     "edit": ("Edit a network, and undo it", "relax select Relaxation strip"),
     "train": (
         "Train",

@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from surgeon.training.auto import finetune_auto as finetune_auto
     from surgeon.training.compare import CompareSettings as CompareSettings
     from surgeon.training.compare import compare as compare
-    from surgeon.training.diagnosis.diagnose import diagnose as diagnose
-    from surgeon.training.diagnosis.result import DiagnosisSettings as DiagnosisSettings
     from surgeon.training.finetune import finetune as finetune
     from surgeon.training.session import TrainingSession as TrainingSession
     from surgeon.training.settings import FinetuneSettings as FinetuneSettings
@@ -83,8 +81,6 @@ _PUBLIC = {
     "surgeon.report.write": ("write_report",),
     "surgeon.training.auto": ("AutoSettings", "finetune_auto"),
     "surgeon.training.compare": ("CompareSettings", "compare"),
-    "surgeon.training.diagnosis.diagnose": ("diagnose",),
-    "surgeon.training.diagnosis.result": ("DiagnosisSettings",),
     "surgeon.training.finetune": ("finetune",),
     "surgeon.training.session": ("TrainingSession",),
     "surgeon.training.settings": ("FinetuneSettings",),

@@ -201,7 +201,7 @@ def test_the_errors_that_are_explained_exist() -> None:
 def test_messages_advise_what_exists() -> None:
     assert {name for text in messages() for name in unknown_options(text)} == set()
     advised = {command for text in messages() for command in commands(text)}
-    assert len(advised) > 20
+    assert len(advised) > 15
     assert {each: why for each in advised if (why := complaint(each))} == {}
 
 

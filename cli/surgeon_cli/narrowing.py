@@ -1,11 +1,10 @@
-"""What the user asks of the branches: form, budget, scores, shares of theta."""
+"""What the user asks of the branches: form, budget, shares of theta."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,13 +34,6 @@ class Narrowing:
             help="Most parameters of all branches; default as many as the model has.",
         ),
     ] = None
-    scores: Annotated[
-        Path | None,
-        typer.Option("--scores", metavar="FILE", help="Record of `surgeon diagnose`: its shares rank the ops."),
-    ] = None
-    top: Annotated[
-        int | None, typer.Option("--top", min=1, help="Relax so many ops, those with the highest scores.")
-    ] = None
 
     def settings(self) -> dict[str, Any]:
         """Return the engine's settings of these.
@@ -51,8 +43,7 @@ class Narrowing:
         """
         blocks = None if self.blocks is None else _blocks(self.blocks)
         budget = None if self.max_extra is None else _budget(self.max_extra)
-        form = {"dense": self.dense, "rank": self.rank, "blocks": blocks}
-        return {**form, "scores": self.scores, "top": self.top, "budget": budget}
+        return {"dense": self.dense, "rank": self.rank, "blocks": blocks, "budget": budget}
 
 
 def _blocks(text: str) -> list[tuple[int, int]]:

@@ -1,11 +1,11 @@
-"""Choose sites by what they cost and what they are worth, and the form of their branches."""
+"""Choose sites by what they cost, and the form of their branches."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from surgeon.editing.select import without
 from surgeon.errors import PlanError
@@ -13,25 +13,18 @@ from surgeon.finding.forms import block_mask
 from surgeon.plan import Plan, Site
 
 
-def within_budget(plan: Plan, parameters: int, scores: Mapping[str, float] | None = None) -> Plan:
-    """Keep sites as long as their branches have at most so many trained parameters together.
+def within_budget(plan: Plan, parameters: int) -> Plan:
+    """Keep the smallest branches, as many as have at most so many trained parameters together.
 
     Args:
         plan: the plan to narrow down.
         parameters: the budget.
-        scores: worth by site key; sites with more worth per parameter come first. Without them the smallest come first,
-            which relaxes the most sites.
 
     Raises:
-        PlanError: if not even one site fits, or a site has no score.
+        PlanError: if not even one site fits.
     """
-    if scores is None:
-        order = sorted(plan.sites, key=lambda site: site.extra_parameters)
-    else:
-        _require_scores(plan, scores)
-        order = sorted(plan.sites, key=lambda site: -scores[site.key] / site.extra_parameters)
     kept, left = set(), parameters
-    for site in order:
+    for site in sorted(plan.sites, key=lambda site: site.extra_parameters):
         if site.extra_parameters <= left:
             kept.add(site.key)
             left -= site.extra_parameters
@@ -42,28 +35,6 @@ def within_budget(plan: Plan, parameters: int, scores: Mapping[str, float] | Non
             f"{smallest.key!r}, has {smallest.extra_parameters:,}: give more, or give the branches a rank"
         )
     return _keep(plan, kept, f"over the budget of {parameters:,} extra parameters")
-
-
-def best_scored(plan: Plan, scores: Mapping[str, float], count: int) -> Plan:
-    """Keep the ``count`` sites with the highest scores.
-
-    Raises:
-        PlanError: if there are fewer sites, or a site has no score.
-    """
-    _require_scores(plan, scores)
-    if not 1 <= count <= len(plan.sites):
-        raise PlanError(f"expected a number of sites from 1 to {len(plan.sites)}, got {count}: correct it")
-    ranked = sorted(plan.sites, key=lambda site: -scores[site.key])
-    return _keep(plan, {site.key for site in ranked[:count]}, f"not among the {count} sites with the highest scores")
-
-
-def _require_scores(plan: Plan, scores: Mapping[str, float]) -> None:
-    missing = [site.key for site in plan.sites if site.key not in scores]
-    if missing:
-        raise PlanError(
-            f"expected a score for each of {len(plan.sites)} sites, but {missing[0]!r} has none: the scores were made "
-            "for other sites, run `surgeon diagnose` on this model"
-        )
 
 
 def _keep(plan: Plan, keys: set[str], reason: str) -> Plan:

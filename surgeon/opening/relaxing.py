@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from surgeon.algebra.schedule import Schedule
-from surgeon.editing.budget import best_scored, with_blocks, with_fitting_rank, with_rank, within_budget
+from surgeon.editing.budget import with_blocks, with_fitting_rank, with_rank, within_budget
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.select import select
 from surgeon.errors import PlanError, SurgeonError, UsageError
-from surgeon.files.content import read_json
 from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import Penalty, RecordedGraph, write_relaxed
 from surgeon.opening.adjusting import adjusted
@@ -48,8 +47,6 @@ class RelaxSettings:
             which the branches fit into the budget.
         rank: of every W, where that has fewer parameters.
         blocks: pairs (l of the input, l of the output) to which W is restricted.
-        scores: the record of ``surgeon diagnose``, whose shares rank the ops.
-        top: how many of the highest scores get a branch.
         budget: most extra parameters; a float is a share of the network's own. Sites that do not fit get no branch.
             None: as many as the network has if the rank follows from the budget, else any number.
         strip_mode: "drop" is the paper's method, "fold" keeps the equivariant part of W.
@@ -67,8 +64,6 @@ class RelaxSettings:
     dense: bool = False
     rank: int | None = None
     blocks: Sequence[tuple[int, int]] | None = None
-    scores: Path | None = None
-    top: int | None = None
     budget: int | float | None = None
     strip_mode: StripMode = "drop"
     schedule: Schedule = field(default_factory=Schedule)
@@ -79,12 +74,6 @@ class RelaxSettings:
             raise UsageError(f"expected a finite --init-scale, got {self.init_scale}")
         if self.dense + (self.rank is not None) + (self.blocks is not None) > 1:
             raise UsageError("expected one of --dense, --rank and --blocks, got more: leave the others out")
-        if self.top is not None and self.scores is None:
-            raise UsageError("expected --scores FILE together with --top: `surgeon diagnose -o FILE` writes one")
-        if self.scores is not None and self.top is None and (self.budget is None or self.fits_rank):
-            raise UsageError(
-                "expected --top, or --max-extra-params with --dense or --rank, together with --scores: add one of these"
-            )
 
     @property
     def fits_rank(self) -> bool:
@@ -231,22 +220,8 @@ def narrowed(plan: Plan, settings: RelaxSettings, own_parameters: int) -> Plan:
         plan = with_rank(plan, settings.rank)
     if settings.blocks is not None:
         plan = with_blocks(plan, settings.blocks)
-    scores = None if settings.scores is None else _scores(settings.scores)
-    if settings.top is not None and scores is not None:
-        plan = best_scored(plan, scores, settings.top)
     share = isinstance(settings.budget, float)
     budget = None if settings.budget is None else int(settings.budget * (own_parameters if share else 1))
     if settings.fits_rank:
         plan = with_fitting_rank(plan, own_parameters if budget is None else budget)
-    return plan if budget is None else within_budget(plan, budget, scores)
-
-
-def _scores(path: Path) -> Mapping[str, float]:
-    data = read_json(path)
-    try:
-        return {str(key): float(value) for key, value in data["curvature"]["shares"].items()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"expected the record of `surgeon diagnose` in {str(path)!r}, but it has no shares of sites: "
-            "write one with `surgeon diagnose -o FILE`"
-        ) from error
+    return plan if budget is None else within_budget(plan, budget)

@@ -19,7 +19,7 @@ from surgeon.opening.tasks import load_task
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, dead_pid, files_in
 from tests.opening.test_workspace import make_relaxed
 
-COMMANDS = ["inspect", "diagnose", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
+COMMANDS = ["inspect", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
 COMMANDS += ["report", "doctor"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
 

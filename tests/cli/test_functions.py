@@ -75,16 +75,12 @@ def test_strip(surgeon: Surgeon) -> None:
     assert refusal(lambda: engine.strip_folder("net.pt", "net-clean")) in plain
 
 
-def test_inspect_measure_and_diagnose(surgeon: Surgeon) -> None:
+def test_inspect_and_measure(surgeon: Surgeon) -> None:
     inspected = engine.inspect("net.pt", "O3", options=TASK)
     assert surgeon("inspect", "net.pt", "--json").data["plan"] == json_compatible(inspected.plan.to_data())
     assert not engine.inspect_breaks("net.pt", "O3", options=TASK).broken
     measured = json_compatible(engine.measure("net.pt", QUICKLY, group="O3").to_data())
     assert surgeon("measure", "net.pt", *QUICK, "--json").data == measured
-    settings = engine.DiagnosisSettings(products=10, train_batches=1, held_out_batches=2)
-    counts = ("--products", "10", "--train-batches", "1", "--held-out-batches", "2")
-    told = surgeon("diagnose", "net.pt", *counts, "--json").data
-    assert told["curvature"] == json_compatible(engine.diagnose("net.pt", settings).to_data())["curvature"]
     without = surgeon("measure", "net.pt", "--group", "O9", code=2).err
     assert refusal(lambda: engine.measure("net.pt", group="O9")) in without
 

@@ -29,23 +29,12 @@ def test_sites_are_chosen_by_budget_rank_and_blocks(surgeon: Surgeon) -> None:
     assert [(site["name"], site["blocks"]) for site in told] == [("first", [[1, 0]])]
 
 
-def test_scores_of_a_diagnosis_rank_the_sites(surgeon: Surgeon) -> None:
-    record = {"curvature": {"shares": {"first.features": 0.2, "second.features": 0.8}}}
-    (surgeon.path / "scores.json").write_text(json.dumps(record))
-    assert sizes(surgeon, "--scores", "scores.json", "--top", "1") == {"second": 1}
-    assert sizes(surgeon, "--scores", "scores.json", "--max-extra-params", "70", "--dense") == {"second": 18}
-    said = surgeon(*RELAX, "--scores", "scores.json", "--max-extra-params", "70", code=2).err
-    assert "expected --top, or --max-extra-params with --dense or --rank" in said
-
-
 BAD = [
     (("--rank", "1", "--blocks", "1>1"), "one of --dense, --rank and --blocks, got more"),
     (("--rank", "1", "--dense"), "one of --dense, --rank and --blocks, got more"),
     (("--blocks", "1-0"), "blocks such as 0>1,1>2 after --blocks"),
     (("--max-extra-params", "lots"), "after --max-extra-params, got 'lots'"),
     (("--max-extra-params", "1"), "the smallest branch"),
-    (("--top", "1"), "--scores FILE together with --top"),
-    (("--scores", "net.pt", "--top", "1"), "expected a JSON file|expected JSON"),
     (("--theta-site", "first"), "PATTERN=SHARE"),
     (("--theta-site", "frist=0.5"), "the schedule's pattern 'frist' to match"),
 ]
@@ -58,13 +47,6 @@ def test_what_cannot_be_is_said(surgeon: Surgeon, options: tuple[str, ...], word
     said = surgeon(*RELAX, *options, code=2).err
     assert re.search(words, said), said
     assert len(said.strip().splitlines()) == 1
-
-
-def test_a_diagnosis_feeds_relax(surgeon: Surgeon) -> None:
-    surgeon("diagnose", "net.pt", "--group", "O3", "--products", "10", "-o", "scores.json")
-    kept = sizes(surgeon, "--scores", "scores.json", "--top", "1")
-    shares = json.loads((surgeon.path / "scores.json").read_text())["curvature"]["shares"]
-    assert list(kept) == [max(shares, key=shares.__getitem__).partition(".")[0]]
 
 
 def test_the_options_of_the_engine_reach_it(surgeon: Surgeon) -> None:

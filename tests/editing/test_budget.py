@@ -1,4 +1,4 @@
-"""Sites by cost and worth, and the forms of their branches."""
+"""Sites by cost, and the forms of their branches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 import surgeon
 from surgeon.editing.branch import LowRankBranch
-from surgeon.editing.budget import best_scored, with_blocks, with_fitting_rank, with_rank, within_budget
+from surgeon.editing.budget import with_blocks, with_fitting_rank, with_rank, within_budget
 from surgeon.editing.relaxation import PenaltySettings
 from surgeon.editing.strip import strip
 from surgeon.errors import PlanError
@@ -24,7 +24,7 @@ def plan_of(name: str = "linears") -> tuple[Any, Any, tuple[torch.Tensor, ...]]:
     return net, nets.plan_of(name), inputs
 
 
-def test_a_budget_takes_the_smallest_first_or_the_best_for_its_price() -> None:
+def test_a_budget_takes_the_smallest_first() -> None:
     _, plan, _ = plan_of()
     sizes = {site.key: site.extra_parameters for site in plan.sites}
     small, large = sorted(sizes, key=sizes.__getitem__)
@@ -32,22 +32,9 @@ def test_a_budget_takes_the_smallest_first_or_the_best_for_its_price() -> None:
     kept = within_budget(plan, sizes[large])
     assert [site.key for site in kept.sites] == [small]
     assert kept.skipped[-1].reason == f"over the budget of {sizes[large]:,} extra parameters"
-    scored = within_budget(plan, sizes[large], {small: 1e-6, large: 1.0})
-    assert [site.key for site in scored.sites] == [large]
     assert within_budget(plan, sum(sizes.values())).sites == plan.sites
     with pytest.raises(PlanError, match=r"got 1 parameters, and the smallest branch"):
         within_budget(plan, 1)
-    with pytest.raises(PlanError, match="has none: the scores were made for other sites"):
-        within_budget(plan, 10**6, {small: 1.0})
-
-
-def test_the_best_scored_sites_stay() -> None:
-    _, plan, _ = plan_of()
-    keys = [site.key for site in plan.sites]
-    kept = best_scored(plan, {keys[0]: 0.1, keys[1]: 0.9}, 1)
-    assert [site.key for site in kept.sites] == [keys[1]]
-    with pytest.raises(PlanError, match="number of sites from 1 to 2, got 3"):
-        best_scored(plan, dict.fromkeys(keys, 1.0), 3)
 
 
 @pytest.mark.parametrize("name", ["linears", "products", "forces"])

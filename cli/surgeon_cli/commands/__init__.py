@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from surgeon_cli.commands.diagnose import diagnose
 from surgeon_cli.commands.doctor import doctor
 from surgeon_cli.commands.finetune import finetune
 from surgeon_cli.commands.hub import pull, push
@@ -18,5 +17,5 @@ from surgeon_cli.commands.verify import verify
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
-    for command in (inspect, diagnose, relax, finetune, measure, strip, export, verify, report, push, pull, doctor):
+    for command in (inspect, relax, finetune, measure, strip, export, verify, report, push, pull, doctor):
         app.command(command.__name__)(command)
