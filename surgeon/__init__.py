@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from surgeon.plan import Plan as Plan
     from surgeon.plan import Site as Site
     from surgeon.plan import Task as Task
+    from surgeon.proof.amounts import MeasureSettings as MeasureSettings
     from surgeon.proof.certify import certify as certify
-    from surgeon.proof.equivariance import MeasureSettings as MeasureSettings
     from surgeon.proof.inspection import inspect as inspect
     from surgeon.proof.inspection import inspect_breaks as inspect_breaks
     from surgeon.proof.inspection import measure as measure
@@ -76,7 +76,7 @@ _PUBLIC = {
     "surgeon.proof.certify": ("certify",),
     "surgeon.proof.inspection": ("inspect_breaks", "inspect", "measure"),
     "surgeon.proof.strip_folder": ("StripSettings", "strip_folder"),
-    "surgeon.proof.equivariance": ("MeasureSettings",),
+    "surgeon.proof.amounts": ("MeasureSettings",),
     "surgeon.proof.verify": ("verify_clean",),
     "surgeon.report.write": ("write_report",),
     "surgeon.training.auto": ("AutoSettings", "finetune_auto"),

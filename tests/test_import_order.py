@@ -278,6 +278,30 @@ print(*{{name.split(".")[0] for name in sys.modules}})
     assert set(HEAVY) & set(loaded.split()) == set()
 
 
+COMMANDS = """
+import io, os, sys
+from contextlib import redirect_stdout, suppress
+from surgeon_cli.main import app, main
+names = [command.callback.__name__ for command in app.registered_commands]
+for given in (["--version"], ["--help"], *([name, "--help"] for name in names)):
+    with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):
+        main(given)
+    assert len(shown.getvalue()) > 10, given
+os.environ |= {"_SURGEON_COMPLETE": "complete_bash", "COMP_WORDS": "surgeon finetune --epo", "COMP_CWORD": "2"}
+with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):
+    main([])
+assert shown.getvalue().strip() == "--epochs"
+print(len(names), *sys.modules)
+"""
+
+
+def test_the_face_of_the_command_line_loads_no_torch() -> None:
+    number, *loaded = in_fresh_interpreter(COMMANDS).split()
+    assert int(number) > 10
+    assert "surgeon_cli.training_options" in loaded
+    assert "torch" not in loaded
+
+
 def test_the_loaded_modules_are_seen() -> None:
     loaded = in_fresh_interpreter("import scipy; print(*sys.modules)").split()
     assert "scipy" in set(HEAVY) & set(loaded)

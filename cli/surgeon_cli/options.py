@@ -8,19 +8,20 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import surgeon
 from surgeon.errors import UsageError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.atomic import put_back
-from surgeon.files.relaxed import find_only_folder, is_relaxed_folder
 from surgeon.files.seals import finish_update
-from surgeon.opening.options import OpenOptions
-from surgeon.proof.equivariance import MeasureSettings
-from surgeon.training.runs import has_run
+from surgeon.proof.amounts import MeasureSettings
 from surgeon_cli.screen import say
+
+if TYPE_CHECKING:
+    from surgeon.opening.options import OpenOptions
 
 model_option = functools.partial(typer.Option, rich_help_panel="How to find the model")
 trust_option = functools.partial(typer.Option, rich_help_panel="Trust")
@@ -117,7 +118,7 @@ class FindOptions:
         Raises:
             UsageError: if a JSON argument is not an object.
         """
-        return OpenOptions(
+        return surgeon.OpenOptions(
             task=self.task,
             task_arguments=as_object(self.task_args, "--task-args"),
             factory=self.model,
@@ -146,6 +147,8 @@ def with_reference(options: OpenOptions, reference: str | None, opened: Path) ->
     Raises:
         UsageError: if a relaxed folder is opened, of which that was decided before.
     """
+    from surgeon.files.relaxed import is_relaxed_folder
+
     if reference is None:
         return options
     if is_relaxed_folder(opened):
@@ -198,9 +201,13 @@ class Measuring:
 
     elements: Annotated[
         int, typer.Option("--elements", min=1, help="Random group elements per component and batch.")
-    ] = 4
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Validation batches to measure on.")] = 2
-    measure_seed: Annotated[int, typer.Option("--measure-seed", help="Seed of the group elements.")] = 0
+    ] = MeasureSettings.elements
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Validation batches to measure on.")] = (
+        MeasureSettings.batches
+    )
+    measure_seed: Annotated[int, typer.Option("--measure-seed", help="Seed of the group elements.")] = (
+        MeasureSettings.seed
+    )
 
     def settings(self) -> MeasureSettings:
         """Return the engine's settings."""
@@ -233,6 +240,8 @@ def output_stem(path: Path) -> str:
     """Return what outputs made from a path are named after: the file, the folder, or the repository."""
     if is_hub_path(path):
         return HubPath.parse(path).stem
+    from surgeon.files.relaxed import is_relaxed_folder
+
     place = path.resolve()
     if is_relaxed_folder(place) and place.name.isdigit():  # ARM/SEED of a comparison
         return "-".join(place.parts[-3:])
@@ -250,6 +259,9 @@ def folder_or_only(path: Path | None, quiet: bool, trained: bool = True) -> Path
     """
     if path is not None:
         return path
+    from surgeon.files.relaxed import find_only_folder, is_relaxed_folder
+    from surgeon.training.runs import has_run
+
     here = Path.cwd()
     put_back(here)  # else the only folder could be another than the one that a killed process was replacing
     folders = [place for place in here.iterdir() if is_relaxed_folder(place) and not place.name.startswith(".")]

@@ -6,13 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
-from surgeon.training.outcomes import Failure, Outcome, Point
 from surgeon.training.progress import Progress, StepEvent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from surgeon.training.outcomes import Outcome, Point
 
 PRINTED = 4
 """Lines per run when the output is not a terminal."""
@@ -67,6 +70,8 @@ class TrainingBar(Progress):
 
     def finish(self, point: Point, outcome: Outcome) -> None:
         """Print one line for every run of a comparison that is finished, and how long the others will take."""
+        from surgeon.training.outcomes import Failure
+
         self._done += 1
         if isinstance(outcome, Failure):
             words = outcome.message.split(";")[0]
@@ -83,6 +88,9 @@ class TrainingBar(Progress):
 @contextmanager
 def training_bar(quiet: bool) -> Iterator[TrainingBar | None]:
     """Yield a bar on standard error, or None if nothing shall be shown."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield None

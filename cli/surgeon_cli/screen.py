@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from surgeon.files.content import json_compatible
-from surgeon.plan import Certificate
-from surgeon.proof.words import OTHER_DATA, sections
+
+if TYPE_CHECKING:
+    from surgeon.plan import Certificate
 
 ERROR_TITLE = "equivariance error |f(gx) - g f(x)| / |g f(x)|"
 
@@ -36,6 +37,8 @@ def print_json(data: Mapping[str, Any]) -> None:
 
 def show_certificate(certificate: Certificate) -> None:
     """Print the checks, and what was measured, in the words of the certificate."""
+    from surgeon.proof.words import OTHER_DATA, sections
+
     parts = sections(json_compatible(certificate.to_data()))
     print_table("certificate", parts["Checks"].table)
     print_table(ERROR_TITLE, parts["Equivariance"].table)

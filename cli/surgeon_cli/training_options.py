@@ -7,15 +7,18 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import surgeon
 from surgeon.errors import UsageError
-from surgeon.training.arms import ARMS
-from surgeon.training.auto import WITHOUT_BRANCHES, AutoSettings
-from surgeon.training.compare import CompareSettings
+from surgeon.training.arms import ARMS, WITHOUT_BRANCHES
 from surgeon.training.settings import PRESETS, FinetuneSettings
+
+if TYPE_CHECKING:
+    from surgeon.training.auto import AutoSettings
+    from surgeon.training.compare import CompareSettings
 
 training_option = functools.partial(typer.Option, rich_help_panel="Training")
 relaxing_option = functools.partial(typer.Option, rich_help_panel="Relaxation")
@@ -243,7 +246,9 @@ class Comparing:
             UsageError: if an arm is unknown, a rate is not a positive number, or options exclude each other.
         """
         swept = (self.grid, self.lr_seeds, self.lr_record)
-        return CompareSettings(_names(self.compare), self.seeds, training, *swept, self.jobs, self.ray, self.keep)
+        return surgeon.CompareSettings(
+            _names(self.compare), self.seeds, training, *swept, self.jobs, self.ray, self.keep
+        )
 
     @property
     def grid(self) -> list[float] | None:
@@ -299,7 +304,7 @@ class Searching:
         Raises:
             UsageError: if an arm is unknown or the budget no number.
         """
-        return AutoSettings(training, _names(self.among) or None, grid, _budget(self.budget or "10x"))
+        return surgeon.AutoSettings(training, _names(self.among) or None, grid, _budget(self.budget or "10x"))
 
     def refuse(self) -> None:
         """Refuse what belongs to a search where there is none.

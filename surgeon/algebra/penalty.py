@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from surgeon.algebra.moments import SecondMoment
+from surgeon.algebra.penalty_settings import PenaltyForm
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.operator import BlockOperator
 from surgeon.errors import ShapeError
-
-PenaltyForm = Literal["gram", "rows", "square"]
 
 EPSILON = 1e-12
 """Added under every root, so that the gradient at W = 0 is finite; the square of a norm."""

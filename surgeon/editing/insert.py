@@ -11,7 +11,7 @@ from torch import nn
 
 from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.penalty_settings import PenaltyForm, PenaltySettings
 from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import (
     Branch,
@@ -24,7 +24,7 @@ from surgeon.editing.branch import (
     branches_of,
 )
 from surgeon.editing.budget import with_fitting_rank
-from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS, PenaltySettings, Relaxation, theta_shares
+from surgeon.editing.relaxation import Relaxation, theta_shares
 from surgeon.editing.rewrite import check_places, install, uninstall
 from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.finding.fold import fold_map_at
@@ -42,8 +42,8 @@ def relax(
     mode: StripMode = "drop",
     schedule: Schedule | str | None = None,
     penalty_form: PenaltyForm = "gram",
-    penalty_rows: int | None = DEFAULT_ROWS,
-    penalty_every: int = DEFAULT_EVERY,
+    penalty_rows: int | None = PenaltySettings.rows,
+    penalty_every: int = PenaltySettings.every,
     init_scale: float = 0.0,
     seed: int = 0,
     adapters: Mapping[str, Adapter] | None = None,

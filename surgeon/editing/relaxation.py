@@ -6,15 +6,15 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from surgeon.algebra.moments import average_over_processes, mean_of_each, processes, rows_per_process
-from surgeon.algebra.penalty import Commutator, PenaltyForm, SitePenalty, site_penalty
+from surgeon.algebra.penalty import Commutator, SitePenalty, site_penalty
+from surgeon.algebra.penalty_settings import PenaltySettings
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.schedule import Schedule, schedule_of
 from surgeon.editing.branch import Branch, Tap, branches_of
@@ -23,7 +23,6 @@ from surgeon.errors import UsageError
 from surgeon.finding.forms import row_representations
 from surgeon.plan import Plan, Site, StripMode
 
-DEFAULT_ROWS, DEFAULT_EVERY = 128, 4
 NOTHING_RECORDED = (
     "the penalty is 0, since no branch recorded features: call the model in training mode and with gradients "
     "(model.train()) before penalty()"
@@ -33,35 +32,6 @@ NOTHING_NEW = (
     "in training mode and with gradients before every penalty(), unless the batch does not use them"
 )
 _OFFSET_STEP = math.sqrt(2) - 1
-
-
-@dataclass(frozen=True)
-class PenaltySettings:
-    """How the penalty is computed; ``rows=None, every=1`` is exact.
-
-    Attributes:
-        form: "gram" takes the root of the mean square over rows, "rows" the paper's mean of norms, "square" the mean
-            square without a root.
-        rows: rows of each forward that are looked at, spread evenly and others at every step; None for all.
-        every: steps after which the penalty of a site is computed anew; its gradient is used until then. The sites take
-            turns.
-
-    Raises:
-        UsageError: if the form is unknown or a number is not positive.
-    """
-
-    form: PenaltyForm = "gram"
-    rows: int | None = DEFAULT_ROWS
-    every: int = DEFAULT_EVERY
-
-    def __post_init__(self) -> None:
-        if self.form not in get_args(PenaltyForm):
-            raise UsageError(f"expected a penalty form among {', '.join(get_args(PenaltyForm))}, got {self.form!r}")
-        if self.every < 1 or (self.rows is not None and self.rows < 1):
-            raise UsageError(
-                f"expected the penalty to look at 1 row or more every 1 step or more, got {self.rows} rows every "
-                f"{self.every} steps: leave rows out for all of them"
-            )
 
 
 class Relaxation:

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
-from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.penalty_settings import PenaltyForm
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.adjust import Adjustments
 from surgeon.errors import CheckpointError, UsageError

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
+from surgeon.algebra.penalty_settings import PenaltySettings
 from surgeon.editing.adjust import Adjustments, adjust
 from surgeon.editing.insert import relax
-from surgeon.editing.relaxation import PenaltySettings, Relaxation
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import CheckpointError, TaskError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint

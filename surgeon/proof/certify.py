@@ -13,8 +13,9 @@ from surgeon.opening.task_calls import task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Certificate, Split
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.architecture import compare_models
-from surgeon.proof.equivariance import MeasureSettings, compare_equivariance
+from surgeon.proof.equivariance import compare_equivariance
 from surgeon.proof.verdict import ModelVerdict
 from surgeon.support.modes import model_dtype
 from surgeon.support.trees import to_dtype

@@ -20,6 +20,7 @@ from surgeon.opening.description import not_comparable, original_graph
 from surgeon.opening.task_calls import can_act
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EQUIVARIANCE_CHECK, GRAPH_CHECK
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.architecture import (
     CONSTANTS_CHECK,
     FINITE_CHECK,
@@ -29,7 +30,6 @@ from surgeon.proof.architecture import (
     newly_non_finite,
 )
 from surgeon.proof.certify import certify_opened, metrics_of, probed
-from surgeon.proof.equivariance import MeasureSettings
 from surgeon.proof.exports import has_exports
 from surgeon.proof.records import (
     ADJUSTED_CHECK,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,6 +16,7 @@ from surgeon.opening.task_calls import task_symmetry
 from surgeon.opening.tasks import LoadedTask, sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EQUIVARIANCE_CHECK
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.rounding import LEVEL, RowErrors, can_exclude_chance, chance_of
 from surgeon.proof.verdict import Equivariance, ModelVerdict, compared
 from surgeon.support.modes import in_evaluation_mode, model_dtype
@@ -30,15 +30,6 @@ AS_EQUIVARIANT = 10.0
 
 FLOOR = {"float64": 1e-10}
 """Equivariance errors that are never held against a model, by dtype; 1e-5 in any other."""
-
-
-@dataclass(frozen=True)
-class MeasureSettings:
-    """How much to measure: elements per component of the group and batch, batches, seed."""
-
-    elements: int = 4
-    batches: int = 2
-    seed: int = 0
 
 
 @contextmanager

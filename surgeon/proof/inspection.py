@@ -26,7 +26,8 @@ from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.optim.blocks import WeightBlocks, find_blocks
 from surgeon.plan import Plan
-from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
+from surgeon.proof.amounts import MeasureSettings
+from surgeon.proof.equivariance import at_full_relaxation, both_precisions, task_equivariance
 from surgeon.recording.picture import model_picture
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype, in_training_mode, model_dtype

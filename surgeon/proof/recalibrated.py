@@ -16,9 +16,6 @@ from surgeon.opening.task_calls import primary_metric, task_batches, task_forwar
 from surgeon.opening.workspace import Workspace
 from surgeon.support.imports import one_line
 
-RECALIBRATION_BATCHES = 50
-"""Training batches on which the statistics of normalisation layers are measured anew, unless the caller says."""
-
 
 def recalibrate_gathered(workspace: Workspace, original: nn.Module, at_most: int, seed: int) -> dict[str, Any] | None:
     """Recalibrate the layers whose statistics training has gathered; None if the model has no such layers at all.

@@ -23,9 +23,10 @@ from surgeon.opening.task_calls import can_act, task_batches, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EXACT_WHILE, FUNCTION_CHECK, Certificate, SiteRecord, Split, StripMode
+from surgeon.proof.amounts import RECALIBRATION_BATCHES, MeasureSettings
 from surgeon.proof.certify import certify_opened, metrics_of, probed
-from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, both_precisions, task_equivariance
-from surgeon.proof.recalibrated import RECALIBRATION_BATCHES, recalibrate_gathered
+from surgeon.proof.equivariance import at_full_relaxation, both_precisions, task_equivariance
+from surgeon.proof.recalibrated import recalibrate_gathered
 from surgeon.proof.records import ADJUSTED_CHECK
 from surgeon.proof.same_function import other_function, other_weights
 from surgeon.proof.verdict import Equivariance, Finding, compared

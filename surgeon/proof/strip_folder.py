@@ -25,9 +25,8 @@ from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Certificate, Split, StripMode
+from surgeon.proof.amounts import RECALIBRATION_BATCHES, MeasureSettings
 from surgeon.proof.clean_folder import write_clean
-from surgeon.proof.equivariance import MeasureSettings
-from surgeon.proof.recalibrated import RECALIBRATION_BATCHES
 from surgeon.proof.strip_and_certify import strip_and_certify
 from surgeon.support.imports import one_line
 from surgeon.support.stages import Announce, Stage, silent, timed

@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import UsageError
-from surgeon.plan import Plan, StripMode
 from surgeon.training.settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from surgeon.editing.weight_updates import WeightUpdates
+    from surgeon.plan import Plan, StripMode
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ _ALL = (
 
 ARMS: Mapping[str, Arm] = MappingProxyType({arm.name: arm for arm in _ALL})
 
+WITHOUT_BRANCHES = ("plain@adamw", "plain@adamw+beta2=0.95", "plain@soap", "plain@muon")
+"""What a search tries by default; of a relaxed folder its own arm, too, with AdamW and SOAP."""
+
 
 def arm_named(name: str) -> Arm:
     """Look an arm up.
@@ -91,6 +96,8 @@ def require_single(arm: Arm) -> None:
 
 def updates_of(arm: Arm, model: nn.Module, plan: Plan, settings: FinetuneSettings) -> WeightUpdates:
     """Put the updates of an arm into a network; errors as in :class:`WeightUpdates`."""
+    from surgeon.editing.weight_updates import WeightUpdates  # here, so that the names of arms need no torch
+
     return WeightUpdates(model, plan, settings.low_rank if arm.low_rank else None, settings.seed)
 
 

@@ -21,7 +21,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
-from surgeon.training.arms import Contender, require_single
+from surgeon.training.arms import WITHOUT_BRANCHES, Contender, require_single
 from surgeon.training.batches import Sharing, count_steps, epoch_seed
 from surgeon.training.compare import identity_of
 from surgeon.training.finetune import Finetuned, finetune
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SEARCH_FILE = "search.json"
-WITHOUT_BRANCHES = ("plain@adamw", "plain@adamw+beta2=0.95", "plain@soap", "plain@muon")
-"""What is tried by default; of a relaxed folder its own arm, too, with AdamW and SOAP."""
 
 MULTIPLES = (0.3, 1.0, 3.0, 10.0)
 """Of the learning rate, tried by default."""

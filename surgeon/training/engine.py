@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.penalty_settings import PenaltySettings
 from surgeon.editing.merge import merge, unmerge
-from surgeon.editing.relaxation import PenaltySettings, Relaxation
+from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import refold
 from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import TrainingError, UsageError

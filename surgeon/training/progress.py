@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from surgeon.training.outcomes import Outcome, Point
+if TYPE_CHECKING:
+    from surgeon.training.outcomes import Outcome, Point
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.penalty_settings import PenaltyForm, PenaltySettings
 from surgeon.algebra.schedule import Schedule
-from surgeon.editing.relaxation import DEFAULT_EVERY, DEFAULT_ROWS
 from surgeon.errors import UsageError
-from surgeon.optim.adam import WARMUP
 from surgeon.support.plain import read_plain
 from surgeon.training.weighting import PenaltyScale
 
@@ -136,8 +134,8 @@ class FinetuneSettings(SessionSettings):
     replay_share: float = 1.0
     replay_noise: float = 0.05
     freeze_base: bool = False
-    penalty_rows: int | None = DEFAULT_ROWS
-    penalty_every: int = DEFAULT_EVERY
+    penalty_rows: int | None = PenaltySettings.rows
+    penalty_every: int = PenaltySettings.every
     adaptive_theta: bool = False
     refold_every: int = 50
     low_rank: int = 4
@@ -170,6 +168,8 @@ class FinetuneSettings(SessionSettings):
     @property
     def warmup_steps(self) -> int:
         """Steps of linear rise, with their default."""
+        from surgeon.optim.adam import WARMUP  # here, so that settings need no torch
+
         return (WARMUP if self.optimizer in MATRIX_OPTIMIZERS else 0) if self.warmup is None else self.warmup
 
     def to_data(self) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from surgeon.opening.task_calls import can_act, task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.certify import certify
-from surgeon.proof.equivariance import MeasureSettings, task_equivariance
+from surgeon.proof.equivariance import task_equivariance
 from surgeon.support.imports import one_line
 from surgeon.training.comparison import Comparison, outcome_of
 from surgeon.training.kept import write_run

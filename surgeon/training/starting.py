@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from surgeon.algebra.penalty_settings import PenaltySettings
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.insert import relax
-from surgeon.editing.relaxation import PenaltySettings, Relaxation
+from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import strip
 from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import UsageError

@@ -22,8 +22,8 @@ from surgeon.opening.clean import open_clean, open_models
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.clean_folder import write_clean
-from surgeon.proof.equivariance import MeasureSettings
 from surgeon.proof.strip_and_certify import strip_and_certify
 from tests import tiny
 from tests.commands import Surgeon

@@ -12,7 +12,7 @@ from surgeon.opening.description import check_code
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.workspace import Workspace
-from surgeon.proof.equivariance import MeasureSettings
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.strip_and_certify import strip_and_certify
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import comparison_of

@@ -20,7 +20,7 @@ from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import relax_checkpoint
 from surgeon.opening.trust import remember_task
-from surgeon.proof.equivariance import MeasureSettings
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.strip_folder import StripSettings, strip_folder
 from surgeon.proof.verdict import Verification
 from surgeon.proof.verify import verify_clean

@@ -24,8 +24,8 @@ from surgeon.files.clean import WORDS_FILE, hashes_of, sealed
 from surgeon.opening.open import open_path
 from surgeon.opening.trust import remember_task
 from surgeon.proof import exports
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.clean_folder import write_clean
-from surgeon.proof.equivariance import MeasureSettings
 from surgeon.proof.strip_and_certify import strip_and_certify
 from surgeon.proof.verdict import Verification
 from surgeon.proof.verify import verify_clean

@@ -19,8 +19,9 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import EQUIVARIANCE_CHECK, FUNCTION_CHECK, SiteRecord, StripMode
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.architecture import CHECKS
-from surgeon.proof.equivariance import MeasureSettings, at_full_relaxation, task_equivariance
+from surgeon.proof.equivariance import at_full_relaxation, task_equivariance
 from surgeon.proof.strip_and_certify import strip_and_certify
 from tests.commands import Surgeon
 from tests.opening.test_workspace import make_relaxed

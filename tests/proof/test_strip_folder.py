@@ -10,7 +10,7 @@ import pytest
 
 from surgeon.errors import SurgeonError, TaskError
 from surgeon.opening.open import open_path
-from surgeon.proof.equivariance import MeasureSettings
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.strip_folder import StripSettings, strip_folder
 from tests.commands import Surgeon, files_in
 from tests.opening.test_workspace import make_relaxed

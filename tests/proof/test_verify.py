@@ -20,8 +20,8 @@ from surgeon.files.content import sha256_of_file
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.trust import remember_task
+from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.clean_folder import write_clean
-from surgeon.proof.equivariance import MeasureSettings
 from surgeon.proof.records import SOURCE_CHECK
 from surgeon.proof.strip_and_certify import strip_and_certify
 from surgeon.proof.verdict import Verification

@@ -10,7 +10,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.penalty_settings import PenaltyForm
 from surgeon.editing.insert import relax
 from surgeon.editing.relaxation import PenaltySettings, Relaxation
 from surgeon.finding.find import find

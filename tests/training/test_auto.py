@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import surgeon
 from surgeon.errors import ExistsError, InterruptedTrainingError, TrainingError, UsageError
 from surgeon.training import auto
+from surgeon.training.arms import WITHOUT_BRANCHES
 from surgeon.training.auto import SEARCH_FILE, AutoSettings, SearchRecord, finetune_auto, search_beside
 from surgeon.training.halving import LOG_FILE, rounds_within
 from tests.commands import Surgeon, files_in
@@ -186,7 +187,7 @@ def test_branches_are_found_once_and_a_relaxed_folder_tries_its_own_arm(
     assert len(calls) == 1
     assert done.arm.name == found.best["arm"].partition("@")[0]
     assert AutoSettings().tried("fold")[-4:] == [("fold@soap", rate) for rate in (3e-4, 1e-3, 3e-3, 1e-2)]
-    assert {arm for arm, _ in AutoSettings().tried(None)} == set(auto.WITHOUT_BRANCHES)
+    assert {arm for arm, _ in AutoSettings().tried(None)} == set(WITHOUT_BRANCHES)
 
 
 def test_the_command_shows_what_was_tried_and_what_it_cost(surgeon_command: Surgeon) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.algebra.penalty import PenaltyForm
+from surgeon.algebra.penalty_settings import PenaltyForm
 from surgeon.errors import TaskError
 from surgeon.files.reading import open_checkpoint
 from surgeon.support.trees import allclose, equal

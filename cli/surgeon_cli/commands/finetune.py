@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import surgeon
 from surgeon.errors import UsageError
 from surgeon.files.outputs import is_first_process
-from surgeon.opening.relaxing import RelaxSettings
-from surgeon.proof.words import PROBED, probe_rows
 from surgeon.training.arms import ARMS
-from surgeon.training.auto import SearchRecord, finetune_auto
-from surgeon.training.compare import compare, runs_beside, weights_beside
-from surgeon.training.finetune import Finetuned
-from surgeon.training.finetune import finetune as train
-from surgeon.training.record import ComparisonRecord
-from surgeon.training.statistics import summarise_runs
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
     ForceOption,
@@ -37,6 +30,11 @@ from surgeon_cli.options import (
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, print_table, say, sweep_table
 from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Searching, Training, settings_of
+
+if TYPE_CHECKING:
+    from surgeon.training.auto import SearchRecord
+    from surgeon.training.finetune import Finetuned
+    from surgeon.training.record import ComparisonRecord
 
 
 @unbundled
@@ -85,15 +83,15 @@ def finetune(
     with training_bar(json_output or not first) as bar:
         if comparing.compare is not None:
             record, asked = out or Path(f"{stem}-compare.json"), comparing.settings(settings)
-            found = compare(folder, record, asked, restart=comparing.restart, progress=bar, **given)
+            found = surgeon.compare(folder, record, asked, restart=comparing.restart, progress=bar, **given)
         else:
-            target, given["relaxing"] = out or Path(f"{stem}-run"), RelaxSettings(group=group)
+            target, given["relaxing"] = out or Path(f"{stem}-run"), surgeon.RelaxSettings(group=group)
             if searching.auto:
                 among = searching.settings(settings, comparing.grid)
-                searched, done = finetune_auto(folder, target, among, progress=bar, **given)
+                searched, done = surgeon.finetune_auto(folder, target, among, progress=bar, **given)
             else:
                 given |= {"arm": arm, "save_every": keeping.save_every, "trackers": keeping.track or []}
-                done = train(folder, target, settings, progress=bar, **given)
+                done = surgeon.finetune(folder, target, settings, progress=bar, **given)
     if comparing.compare is not None:
         _show_comparison(found, record, asked.seeds, json_output)
     elif searching.auto:
@@ -115,6 +113,8 @@ def _refuse_mixtures(arm: str | None, keeping: Keeping, searching: Searching, co
 
 
 def _show_run(done: Finetuned, json_output: bool) -> None:
+    from surgeon.proof.words import PROBED, probe_rows
+
     result, arm, metric = done.result, done.arm, done.metric
     if json_output:
         print_json({"written": str(done.folder), "arm": arm.name, "probes": done.probes, **dataclasses.asdict(result)})
@@ -164,6 +164,9 @@ def _show_search(found: SearchRecord, done: Finetuned, json_output: bool) -> Non
 
 
 def _show_comparison(found: ComparisonRecord, target: Path, seeds: int, json_output: bool) -> None:
+    from surgeon.training.compare import runs_beside, weights_beside
+    from surgeon.training.statistics import summarise_runs
+
     if json_output:
         print_json(found.to_data())
         return

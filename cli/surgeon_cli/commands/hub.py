@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import surgeon
 from surgeon.files.address import HubPath
-from surgeon.hub.pulling import pull as pull_repo
-from surgeon.hub.pushing import Pushed, PushOptions, push_to_hub
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ForceOption, JsonOption, OutOption
 from surgeon_cli.screen import print_json, say
+
+if TYPE_CHECKING:
+    from surgeon.hub.pushing import Pushed, PushOptions
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Pushing:
 
     def options(self) -> PushOptions:
         """Return the engine's options."""
-        return PushOptions(**dataclasses.asdict(self))
+        return surgeon.PushOptions(**dataclasses.asdict(self))
 
 
 @unbundled
@@ -66,7 +68,7 @@ def push(
 
         surgeon push net-clean owner/net-finetuned --tag v1
     """
-    pushed = push_to_hub(folder, repo, pushing.options())
+    pushed = surgeon.push_to_hub(folder, repo, pushing.options())
     if json_output:
         print_json(dataclasses.asdict(pushed))
         return
@@ -110,7 +112,7 @@ def pull(
     address = HubPath.parse(path)
     if revision is not None:
         address = dataclasses.replace(address, revision=revision)
-    pulled = pull_repo(address, out, force=force)
+    pulled = surgeon.pull(address, out, force=force)
     if json_output:
         print_json(
             {

@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import surgeon
 from surgeon.files.atomic import check_writable
 from surgeon.files.content import json_compatible, write_json, write_text
-from surgeon.finding.breaks import Breaks
-from surgeon.opening.planning import DEFAULT_GROUP
-from surgeon.opening.workspace import Workspace
-from surgeon.proof.inspection import inspect as inspect_path
-from surgeon.proof.inspection import inspect_breaks
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import ActionOption, ForceOption, JsonOption, OptionalGroupOption, ReopenOptions
-from surgeon_cli.plan_screen import show_breaks, show_matrices, show_plan, showing_refusals
 from surgeon_cli.screen import print_json, say
+
+if TYPE_CHECKING:
+    from surgeon.finding.breaks import Breaks
+    from surgeon.opening.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,18 @@ def inspect(
 
         surgeon inspect model.pt --group SO3 --task task.py --plan plan.json --picture model.svg
     """
+    from surgeon.opening.planning import DEFAULT_GROUP
+    from surgeon_cli.plan_screen import show_matrices, show_plan, showing_refusals
+
     for output in (showing.plan, showing.picture):
         if output is not None:
             check_writable(output, force)
     options = dataclasses.replace(opening.options(json_output), action=action)
     if showing.find_breaks:
-        _show_breaks(inspect_breaks(path, group or DEFAULT_GROUP, options=options), json_output)
+        _show_breaks(surgeon.inspect_breaks(path, group or DEFAULT_GROUP, options=options), json_output)
         return
     with showing_refusals(json_output):
-        found = inspect_path(path, group, options=options)
+        found = surgeon.inspect(path, group, options=options)
     if json_output:
         model = {"model": type(found.workspace.model).__name__, "found_by": found.workspace.found.source}
         symmetry = {name: dataclasses.asdict(error) for name, error in found.errors.items()}
@@ -95,6 +97,8 @@ def inspect(
 
 
 def _show_breaks(breaks: Breaks, json_output: bool) -> None:
+    from surgeon_cli.plan_screen import show_breaks
+
     if json_output:
         data: Any = json_compatible({**dataclasses.asdict(breaks), "broken": breaks.broken})
         print_json(data)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.proof.inspection import measure as measure_path
-from surgeon.proof.words import ERRORS, error_rows
+import surgeon
 from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import GroupOption, JsonOption, Measuring, PathArgument, ReopenOptions, folder_or_only
@@ -30,9 +29,11 @@ def measure(
 
         surgeon measure segnn-run --elements 32 --json
     """
+    from surgeon.proof.words import ERRORS, error_rows
+
     chosen, options = folder_or_only(path, json_output), opening.options(json_output)
     shown = silent if json_output else say
-    found = measure_path(chosen, measuring.settings(), group=group or None, options=options, announce=shown)
+    found = surgeon.measure(chosen, measuring.settings(), group=group or None, options=options, announce=shown)
     if json_output:
         print_json(found.to_data())
         return

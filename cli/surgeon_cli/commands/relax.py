@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+import surgeon
 from surgeon.algebra.schedule import Schedule
-from surgeon.opening.relaxing import RelaxSettings, relax_checkpoint
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.narrowing import Narrowing, theta_shares
 from surgeon_cli.options import (
@@ -26,8 +26,10 @@ from surgeon_cli.options import (
     with_probes,
     with_reference,
 )
-from surgeon_cli.plan_screen import show_plan, showing_refusals
 from surgeon_cli.screen import print_json, say
+
+if TYPE_CHECKING:
+    from surgeon.opening.relaxing import RelaxSettings
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Inserting:
             UsageError: if an option cannot be read, or needs or excludes another one.
         """
         schedule = Schedule(self.schedule, sites=theta_shares(self.theta_site or []))
-        return RelaxSettings(
+        return surgeon.RelaxSettings(
             group=group,
             plan=self.plan,
             include=self.include or [],
@@ -111,12 +113,14 @@ def relax(
 
         surgeon relax hf://owner/name --group O3 --task task.py
     """
+    from surgeon_cli.plan_screen import show_plan, showing_refusals
+
     target = None if dry_run else out or Path(f"{output_stem(path)}-relaxed")
     options = with_reference(dataclasses.replace(opening.options(json_output), action=action), reference, path)
     options = with_probes(options, probe)
     settings = inserting.settings(group, narrowing)
     with showing_refusals(json_output):
-        done = relax_checkpoint(path, target, settings, options=options, force=force)
+        done = surgeon.relax_checkpoint(path, target, settings, options=options, force=force)
     if json_output:
         written = None if target is None else str(target)
         found = {"before": done.before, "probes": done.probes, "told": done.told}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from surgeon.report.write import write_report
+import surgeon
 from surgeon_cli.options import ForceOption, output_stem
 from surgeon_cli.screen import say
 
@@ -34,7 +34,7 @@ def report(
         surgeon report segnn-clean --force
     """
     target = out or Path(f"{output_stem(path)}-report.html")
-    page = write_report(path, target, force=force)
+    page = surgeon.write_report(path, target, force=force)
     for sentence in page.lead:
         say(sentence.replace("`", ""))
     say(f"wrote {target}")

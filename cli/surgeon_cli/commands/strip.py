@@ -6,20 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import surgeon
 from surgeon.errors import UsageError
-from surgeon.export.outputs import Selection
-from surgeon.files.clean import CERTIFICATE_FILE
 from surgeon.files.content import read_json
-from surgeon.files.relaxed import read_relaxed
-from surgeon.opening.options import OpenOptions
-from surgeon.plan import Certificate, StripMode
-from surgeon.proof.recalibrated import RECALIBRATION_BATCHES
-from surgeon.proof.strip_folder import CleanFolder, StripSettings, strip_folder
-from surgeon.proof.words import grade_words
+from surgeon.proof.amounts import RECALIBRATION_BATCHES
 from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import (
@@ -35,6 +29,11 @@ from surgeon_cli.options import (
     with_probes,
 )
 from surgeon_cli.screen import print_json, say, show_certificate
+
+if TYPE_CHECKING:
+    from surgeon.opening.options import OpenOptions
+    from surgeon.plan import Certificate, StripMode
+    from surgeon.proof.strip_folder import CleanFolder, StripSettings
 
 DropOrFold = Annotated[
     bool | None,
@@ -91,6 +90,8 @@ class Formats:
         if not self.onnx and (self.outputs is not None or self.energy_only):
             given = "--energy-only" if self.outputs is None else "--outputs"
             raise UsageError(f"expected {given} together with --onnx, whose outputs it chooses: add --onnx")
+        from surgeon.export.outputs import Selection
+
         names = None
         if self.outputs is not None:
             names = tuple(name.strip() for name in self.outputs.split(",") if name.strip())
@@ -139,7 +140,7 @@ def strip(
 
         surgeon strip pointnet-run --recalibrate 200
     """
-    settings = StripSettings(measure=measuring.settings(), recalibrate=recalibrating.batches())
+    settings = surgeon.StripSettings(measure=measuring.settings(), recalibrate=recalibrating.batches())
     _run(path, opening.options(stripping.json_output), settings, stripping)
 
 
@@ -163,13 +164,17 @@ def export(
 
         surgeon export potential-run -o clean/ --onnx --energy-only
     """
-    settings = StripSettings(measure=measuring.settings(), recalibrate=recalibrating.batches())
+    settings = surgeon.StripSettings(measure=measuring.settings(), recalibrate=recalibrating.batches())
     _run(path, opening.options(stripping.json_output), settings, stripping, formats)
 
 
 def _run(
     named: Path | None, options: OpenOptions, settings: StripSettings, how: Stripping, formats: Formats | None = None
 ) -> None:
+    from surgeon.files.clean import CERTIFICATE_FILE
+    from surgeon.files.relaxed import read_relaxed
+    from surgeon.proof.words import grade_words
+
     path, options = folder_or_only(named, how.json_output), with_probes(options, how.probe)
     if named is None and read_relaxed(path).config.step == 0:
         raise UsageError(
@@ -181,7 +186,7 @@ def _run(
     split = None if how.metrics == "none" else how.metrics
     settings = dataclasses.replace(settings, mode=mode, split=split, **({} if formats is None else formats.settings()))
     quiet = how.json_output
-    done = strip_folder(
+    done = surgeon.strip_folder(
         path,
         target,
         settings,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import surgeon
 from surgeon.errors import CheckFailedError
-from surgeon.proof.verdict import Verification
-from surgeon.proof.verify import verify_clean
-from surgeon.proof.words import ERRORS, PROBED, error_rows, probe_rows
 from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
 from surgeon_cli.options import FindOptions, JsonOption, OptionalGroupOption, ProbeOption, shown, with_probes
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from surgeon.proof.verdict import Verification
 
 CleanArgument = Annotated[
     Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`, or hf:// path.")
@@ -53,7 +54,7 @@ def verify(
         surgeon verify segnn-clean
     """
     options = with_probes(finding.options(json_output), probe)
-    verification = verify_clean(path, against, options, group, silent if json_output else say)
+    verification = surgeon.verify_clean(path, against, options, group, silent if json_output else say)
     if json_output:
         print_json(_data(path, against, verification))
     else:
@@ -81,6 +82,8 @@ def _data(path: Path, against: Path | None, verification: Verification) -> dict[
 
 
 def _show(verification: Verification) -> None:
+    from surgeon.proof.words import ERRORS, PROBED, error_rows, probe_rows
+
     told = {"holds": "yes", "differs": "NO"}
     rows = [(entry.name, told.get(entry.outcome, entry.outcome), entry.note) for entry in verification.findings]
     print_table("verification", [("what", "holds", "how, or what is missing"), *rows])
