@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.algebra.penalty import Commutator, commutator_penalty_rows, norm_penalty_rows
+from surgeon.algebra.penalty import Commutator
 from surgeon.finding.forms import form_of, row_representations, rows_of
 from surgeon.plan import Plan
+from tests.formulas import defect_rows, norm_penalty_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,8 +85,7 @@ def penalties(overhead: ModuleType, scale: float) -> tuple[Tensor, Tensor]:
     for site in plan.sites:
         weight = relaxation.branches[site.key].matrix
         expected.append(norm_penalty_rows(weight, rows[site.key]))
-        lie = Generators(*row_representations(site))
-        expected.append(commutator_penalty_rows(weight, lie.rho_out, lie.rho_in, rows[site.key], lie))
+        expected.append(defect_rows(Generators(*row_representations(site)), weight, rows[site.key]))
     return overhead.naive_penalty(relaxation, rows), torch.stack(expected).sum()
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.opening.evaluation import evaluate
-from surgeon_adapters.atoms.potential import frames_of
+from surgeon_adapters.atoms.xyz_frames import read_labelled
 from surgeon_adapters.mace.adapter import adapter
 from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import build
@@ -56,7 +56,7 @@ def settings(energies: list[float]) -> dict[str, object]:
 def untrained() -> torch.nn.Module:
     """Return the potential with random weights and the isolated atoms of the data."""
     first = build("ScaleShiftMACE", "float64", settings([0.0] * len(SYMBOLS)))
-    isolated = frames_of(DATA, head_of(first, None), {}).isolated
+    isolated = read_labelled(DATA, {}, head_of(first, None).isolated).isolated
     torch.manual_seed(0)
     model = build("ScaleShiftMACE", "float64", settings([isolated[number] for number in SYMBOLS]))
     task = MaceTask(DATA).for_model(model)

@@ -78,104 +78,9 @@ class Commutator:
         return total
 
 
-def _check_moments(weight: Tensor, moments: Tensor) -> None:
-    if moments.shape != (weight.shape[1], weight.shape[1]):
-        raise ShapeError(
-            f"expected moments of shape {(weight.shape[1],) * 2} for W of shape {tuple(weight.shape)}, "
-            f"got {tuple(moments.shape)}"
-        )
-
-
 def _root(squares: Tensor) -> Tensor:
     # Rounding can make tr(M C M^T) slightly negative when M is nearly 0 on the data.
     return torch.sqrt(squares.clamp(min=0) + EPSILON)
-
-
-def norm_penalty(weight: Tensor, moments: Tensor) -> Tensor:
-    """Root mean square of ``W x``: ``sqrt(tr(W C W^T) + eps)``, the first term of eq. 5 in the Gram form.
-
-    Args:
-        weight: shape (d_out, d_in); acts as ``x @ weight.T``.
-        moments: shape (d_in, d_in); mean of x x^T over rows, detached.
-
-    Returns:
-        Shape ().
-
-    Raises:
-        ShapeError: if ``moments`` does not fit.
-    """
-    _check_moments(weight, moments)
-    return _root(((weight @ moments) * weight).sum())
-
-
-def commutator_penalty(
-    weight: Tensor,
-    rho_out: Representation,
-    rho_in: Representation,
-    moments: Tensor,
-    commutator: Commutator | None = None,
-) -> Tensor:
-    """Root mean square equivariance defect of ``weight``, summed over generators and component elements.
-
-    Section 3.1 of the paper, in the Gram form (docs/method.md, "Gram form"):
-    ``sum_A sqrt(tr(L_A(W) C L_A(W)^T) + eps)``.
-
-    Args:
-        weight: shape (d_out, d_in); acts as ``x @ weight.T``.
-        rho_out: representation of dimension d_out.
-        rho_in: representation of dimension d_in.
-        moments: shape (d_in, d_in); mean of x x^T over rows, detached.
-        commutator: the operators of the same pair, if they are at hand already.
-
-    Returns:
-        Shape (), same dtype and device as ``weight``; at most (number of terms) * sqrt(eps) exactly when W commutes
-        on the span of the data.
-
-    Raises:
-        ShapeError: if a dimension does not match its representation.
-    """
-    _check_moments(weight, moments)
-    defects = (commutator or Commutator(rho_out, rho_in))(weight)
-    return _root(((defects @ moments) * defects).sum(dim=(1, 2))).sum()
-
-
-def norm_penalty_rows(weight: Tensor, rows: Tensor) -> Tensor:
-    """Mean of ``|W x|`` over rows: the first term of eq. 5 as printed.
-
-    Args:
-        weight: shape (d_out, d_in).
-        rows: shape (n, d_in), detached.
-
-    Returns:
-        Shape ().
-    """
-    return _root((rows @ weight.T).square().sum(-1)).mean()
-
-
-def commutator_penalty_rows(
-    weight: Tensor,
-    rho_out: Representation,
-    rho_in: Representation,
-    rows: Tensor,
-    commutator: Commutator | None = None,
-) -> Tensor:
-    """Mean of ``|L_A(W) x|`` over rows, summed over generators and elements: section 3.1 as printed.
-
-    Args:
-        weight: shape (d_out, d_in).
-        rho_out: representation of dimension d_out.
-        rho_in: representation of dimension d_in.
-        rows: shape (n, d_in), detached.
-        commutator: the operators of the same pair, if they are at hand already.
-
-    Returns:
-        Shape ().
-
-    Raises:
-        ShapeError: if a dimension does not match its representation.
-    """
-    defects = (commutator or Commutator(rho_out, rho_in))(weight)
-    return _root((rows @ defects.mT).square().sum(-1)).mean(-1).sum()
 
 
 @dataclass(frozen=True)
@@ -201,7 +106,7 @@ def site_penalty(
     form: PenaltyForm = "gram",
     count: float | None = None,
 ) -> SitePenalty:
-    """Return what :func:`norm_penalty` and :func:`commutator_penalty` return, or their row forms, with the gradient.
+    """Return the penalty of one site, ``|Wx|`` and ``sum |L(W) x|`` in one of the forms, with its gradient.
 
     Everything is in closed form: no graph of small operations is built, and nothing is differentiated.
 

@@ -7,7 +7,6 @@ expressions. Here the records are only read: the graph is JSON, tensors are byte
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import zipfile
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 
 from surgeon.errors import CheckFailedError
-from surgeon.export.capture import quiet
 from surgeon.support.imports import one_line
 
 _GRAPH = "models/model.json"
@@ -74,21 +72,13 @@ class Archive:
         return hashlib.sha256(json.dumps([*_rows(self)], sort_keys=True).encode()).hexdigest()
 
 
-def archive_of(program: torch.export.ExportedProgram) -> Archive:
-    """Return what a program would be in a file."""
-    held = io.BytesIO()
-    with quiet():
-        torch.export.save(program, held)
-    return read_archive(held)
-
-
-def read_archive(path: Path | io.BytesIO) -> Archive:
+def read_archive(path: Path) -> Archive:
     """Read a file that :func:`surgeon.export.pt2_file.export_pt2` wrote.
 
     Raises:
         CheckFailedError: if it is damaged, or holds anything that is pickled or that no such file holds.
     """
-    file = path.name if isinstance(path, Path) else "the program"
+    file = path.name
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -265,10 +265,10 @@ def _replaced_in_stores(tree: Any, path: Place, tensor: Tensor) -> Any:
     return result.apply(lambda marked: originals[id(marked)])
 
 
-def _compare(left: Any, right: Any, same: Callable[[Tensor, Tensor], bool], seen: frozenset[int]) -> bool:
+def _compare(left: Any, right: Any, seen: frozenset[int]) -> bool:
     if isinstance(left, Tensor) or isinstance(right, Tensor):
         both = isinstance(left, Tensor) and isinstance(right, Tensor)
-        return both and left.shape == right.shape and left.dtype == right.dtype and same(left, right)
+        return both and left.dtype == right.dtype and torch.equal(left, right)
     parts, others = _children(left), _children(right)
     if not parts and not others:
         return _equal_leaves(left, right)
@@ -276,7 +276,7 @@ def _compare(left: Any, right: Any, same: Callable[[Tensor, Tensor], bool], seen
         return False
     if id(left) in seen:
         return True
-    return all(_compare(parts[key], others[key], same, seen | {id(left)}) for key in parts)
+    return all(_compare(parts[key], others[key], seen | {id(left)}) for key in parts)
 
 
 def _equal_leaves(left: Any, right: Any) -> bool:
@@ -294,19 +294,4 @@ def _equal_leaves(left: Any, right: Any) -> bool:
 
 def equal(left: Any, right: Any) -> bool:
     """Tell whether two trees have the same structure, equal leaves, and equal tensors in shape, dtype and value."""
-    return _compare(left, right, torch.equal, frozenset())
-
-
-def allclose(left: Any, right: Any, *, relative: float = 1e-5, absolute: float = 1e-8) -> bool:
-    """Tell whether two trees have the same structure and close tensors; other leaves must be equal.
-
-    Args:
-        left: nested data.
-        right: nested data.
-        relative: allowed difference relative to ``right``, dimensionless.
-        absolute: allowed difference, in the unit of the tensors.
-
-    Returns:
-        False also where shapes, dtypes or keys differ.
-    """
-    return _compare(left, right, lambda a, b: torch.allclose(a, b, rtol=relative, atol=absolute), frozenset())
+    return _compare(left, right, frozenset())

@@ -12,18 +12,13 @@ from torch import Tensor
 
 import surgeon
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.algebra.penalty import (
-    EPSILON,
-    commutator_penalty,
-    commutator_penalty_rows,
-    norm_penalty,
-    norm_penalty_rows,
-)
+from surgeon.algebra.penalty import EPSILON
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.branch import branches_of
 from surgeon.editing.relaxation import PenaltySettings
 from surgeon.errors import PlanError, UsageError
 from tests import nets
+from tests.formulas import commutator_penalty, commutator_penalty_rows, norm_penalty, norm_penalty_rows
 
 pytestmark = pytest.mark.e3nn
 

@@ -18,7 +18,7 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.insert import relax
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError, UsageError
-from surgeon.export.archive import Archive, archive_of, compare_archives
+from surgeon.export.archive import Archive, compare_archives
 from surgeon.export.checks import check_onnx
 from surgeon.export.convert import to_onnx
 from surgeon.export.derivative import record_derivatives
@@ -29,6 +29,7 @@ from surgeon.export.sample import sample_of
 from surgeon.export.stripped import Stripped
 from surgeon.finding.find import find
 from surgeon.support.trees import tensors_in
+from tests.export.archives import in_file
 from tests.export.potential import Potential, PotentialTask, WrongForces, molecules
 from tests.tiny import Net, TinyTask
 
@@ -228,7 +229,7 @@ def test_weights_keep_their_names_and_bytes_and_a_damaged_one_is_found(
 
 
 def archive(model: nn.Module) -> Archive:
-    return archive_of(to_program(model, TASK, SAMPLE, SAMPLE.names))
+    return in_file(to_program(model, TASK, SAMPLE, SAMPLE.names))
 
 
 @pytest.mark.slow

@@ -18,13 +18,14 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.insert import relax
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckFailedError
-from surgeon.export.archive import archive_of, compare_archives, read_archive
+from surgeon.export.archive import compare_archives, read_archive
 from surgeon.export.program import to_program
 from surgeon.export.pt2_file import differing_tensors, export_pt2
 from surgeon.export.sample import sample_of
 from surgeon.export.stripped import Stripped
 from surgeon.finding.find import find
 from tests.commands import QUICK, Surgeon
+from tests.export.archives import in_file
 from tests.tiny import Net, TinyTask
 
 TASK = TinyTask()
@@ -39,7 +40,7 @@ def beside(model: nn.Module, original: nn.Module | None = None, group: str | Non
 
 
 def archive(model: nn.Module) -> Any:
-    return archive_of(to_program(model, TASK, SAMPLE, INPUTS))
+    return in_file(to_program(model, TASK, SAMPLE, INPUTS))
 
 
 @pytest.fixture(scope="module")

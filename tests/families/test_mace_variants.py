@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.opening.open import open_path
-from surgeon_adapters.atoms.potential import Frames, frames_of
+from surgeon_adapters.atoms.potential import Frames
 from surgeon_adapters.atoms.task import FrameBatches
 from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import import_mace
@@ -31,6 +31,7 @@ with warnings.catch_warnings():
     pytest.importorskip("mace", reason="mace-torch is not installed: make test-mace")
 pytest.importorskip("typer", reason="the command line is not installed: make test-mace")
 
+from tests.families.frames import frames_of
 from tests.families.mace_small import HEADS, crystal, reopened, saved, scripted, small
 
 pytestmark = [
@@ -80,7 +81,7 @@ class Trained:
 
     def frames(self, model: nn.Module) -> Frames:
         """Return all frames, in order."""
-        return frames_of(self.data, head_of(model, self.variant.head), {})
+        return frames_of(self.data, head_of(model, self.variant.head))
 
     def predictions(self) -> dict[str, Tensor]:
         """Return total energies, forces and stresses of the weights without pickle, in float64."""

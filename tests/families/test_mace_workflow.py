@@ -19,13 +19,13 @@ from surgeon.opening.task_calls import task_symmetry
 from surgeon.opening.workspace import Workspace
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
-from surgeon_adapters.atoms.potential import frames_of
 from surgeon_adapters.atoms.task import FrameBatches
 from surgeon_adapters.mace.adapter import adapter
 from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import decoded, import_mace
 from surgeon_adapters.mace.task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, ROOT, Surgeon, child
+from tests.families.frames import frames_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -146,7 +146,7 @@ def _require_equal_predictions(container: Path, weights: Path, dtype: str) -> No
     workspace = opened(weights)
     head = head_of(workspace.model, None)
     task: Any = workspace.require_task().task
-    frames = frames_of(DATA, head, {})
+    frames = frames_of(DATA, head)
     outputs = task.forward(workspace.model.eval(), next(iter(FrameBatches(frames, range(3), 3))))
     energies, forces = (
         torch.tensor(column, dtype=torch.float64) for column in zip(*by_the_calculator(container, dtype), strict=True)

@@ -26,11 +26,11 @@ from surgeon.support.e3nn_compat import import_e3nn
 from surgeon.support.modes import default_dtype
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
-from surgeon_adapters.atoms.potential import frames_of
 from surgeon_adapters.nequip.data import potential_of
 from surgeon_adapters.nequip.models import build, import_nequip, nequip_state
 from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child
+from tests.families.frames import frames_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -80,7 +80,7 @@ def require_equal_predictions(opened_by_nequip: Path, weights: Path, dtype: str)
     results = json.loads(run("-c", CALCULATOR, str(opened_by_nequip), str(DATA)).splitlines()[-1])
     workspace = open_path(weights, OpenOptions(task=f"nequip:{DATA}"))
     task: Any = workspace.require_task().task
-    batch = frames_of(DATA, potential_of(workspace.model, None), {}).batch(range(3))
+    batch = frames_of(DATA, potential_of(workspace.model, None)).batch(range(3))
     outputs = task.forward(workspace.model.eval(), batch)
     energies, forces = (torch.tensor(column, dtype=torch.float64) for column in zip(*results, strict=True))
     shifts = dict(zip(SETTINGS["type_names"], potential_of(workspace.model, None).energies.values, strict=True))

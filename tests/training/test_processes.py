@@ -15,7 +15,7 @@ import torch
 from surgeon.algebra.penalty_settings import PenaltyForm
 from surgeon.errors import TaskError
 from surgeon.files.reading import open_checkpoint
-from surgeon.support.trees import allclose, equal
+from surgeon.support.trees import equal
 from surgeon.training.batches import Sharing, training_steps
 from tests.commands import Surgeon, torchrun
 from tests.processes import forked
@@ -76,9 +76,9 @@ def test_processes_that_see_different_heads_agree_on_the_penalty_of_one_process(
     expected = penalties(relaxed(form, every), steps(3))
     assert [len(step["terms"]) for step in expected] == ([3, 3, 2] if every == 1 else [3, 3, 3])
     assert equal(one, other)
-    assert allclose(one, expected, relative=1e-12, absolute=1e-12)
+    torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
     alone = penalties(relaxed(form, every), [of_step[:1] for of_step in steps(3)])
-    assert not allclose(alone[0]["value"], expected[0]["value"], relative=1e-2)
+    assert not torch.allclose(alone[0]["value"], expected[0]["value"], rtol=1e-2)
 
 
 @pytest.mark.slow
@@ -149,8 +149,8 @@ def test_statistics_that_one_process_gathers_are_kept_in_all(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert equal(one["seen"], other["seen"])
-    assert allclose(one["seen"][:, 0], one["due"], relative=1e-6, absolute=1e-6)
-    assert allclose(one["seen"][:, 1], other["due"], relative=1e-6, absolute=1e-6)
+    for column, due in enumerate((one["due"], other["due"])):
+        torch.testing.assert_close(one["seen"][:, column], due, rtol=1e-6, atol=1e-6)
     assert (one["seen"].diff(dim=0, prepend=torch.zeros(1, 3)) != 0).all()  # every layer moves at every step
 
 
@@ -168,4 +168,4 @@ def test_heads_that_one_process_never_uses_are_trained_as_by_one_process(work: P
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
         assert left["penalty"] == pytest.approx(right["penalty"], rel=1e-5)
     two, one = last_weights(work / "two"), last_weights(work / "one")
-    assert allclose(two, one, relative=0, absolute=1e-5)
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.finding.find import find
 from surgeon.opening.evaluation import evaluate
-from surgeon.support.trees import allclose, equal
+from surgeon.support.trees import equal
 from surgeon.training.arms import arm_named
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import FinetuneSettings
@@ -172,7 +172,7 @@ def test_the_gradient_is_that_of_the_weighted_penalty() -> None:
             session.add_penalty_gradient(2.0, scale)
         assert session.penalty > 0
         gradients.append([parameter.grad for parameter in parameters])
-    assert allclose(*gradients, relative=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
 
 
 def test_the_engine_selects_by_recalibrated_statistics_and_keeps_them() -> None:
@@ -185,4 +185,4 @@ def test_the_engine_selects_by_recalibrated_statistics_and_keeps_them() -> None:
     assert found["mse"] == pytest.approx(result.validation["mse"], rel=1e-6)
     kept = running_statistics(relaxation.model)
     recalibrate(relaxation.model, task.batches("train", settings.seed), task.forward)
-    assert allclose(running_statistics(relaxation.model), kept, relative=1e-5)
+    torch.testing.assert_close(running_statistics(relaxation.model), kept, rtol=1e-5, atol=1e-8)

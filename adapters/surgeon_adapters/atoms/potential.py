@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from surgeon_adapters.atoms.reference import Energies
-from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled, require_labels_of_all
+from surgeon_adapters.atoms.xyz_frames import LabelledFrames, require_labels_of_all
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,6 @@ class Potential(ABC):
     @abstractmethod
     def graph(self, read: LabelledFrames, index: int) -> Any:
         """Return a frame with its neighbour list as the library makes it; its energy is that of interaction."""
-
-
-def frames_of(path: Path, potential: Potential, keys: Mapping[str, str | None]) -> Frames:
-    """Read a file, and make graphs of its frames.
-
-    Args:
-        path: extended XYZ, or another file that ASE reads.
-        potential: what the model says.
-        keys: label to its name in the file, or None for the usual ones.
-
-    Raises:
-        TaskError: as for :func:`surgeon_adapters.atoms.xyz_frames.read_labelled` and :func:`graphs_of`.
-    """
-    return graphs_of(read_labelled(path, keys, potential.energies.kind), path, potential)
 
 
 def graphs_of(

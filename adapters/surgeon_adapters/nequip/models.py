@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +21,6 @@ from torch import nn
 from surgeon.errors import CheckpointError
 from surgeon.support.e3nn_compat import import_e3nn
 from surgeon.support.imports import one_line, unchanged_environment
-
-if TYPE_CHECKING:
-    pass
 
 FACTORY = "surgeon_adapters.nequip.models:build"
 TARGET = "_target_"
