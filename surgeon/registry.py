@@ -154,6 +154,15 @@ class Adapter:
         """
         return None
 
+    def usage(self, module: nn.Module, file: str) -> str | None:
+        """Return Python that runs an exported file as the library's users do, for its folder; None for other families.
+
+        Args:
+            module: the model that is in the file.
+            file: its name.
+        """
+        return None
+
 
 def speaks_of(adapter: Adapter, group: Group) -> bool:
     """Tell whether an adapter reads representations of this group off its layers."""

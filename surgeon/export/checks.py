@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.errors import CheckFailedError
 from surgeon.export.deviation import allowed_deviation, largest_deviation, largest_entry
+from surgeon.export.ports import made_up
 from surgeon.export.sample import Sample
 from surgeon.export.stripped import Stripped
 from surgeon.finding.annotated_ops import collect_proposals
@@ -61,6 +62,31 @@ def session_of(path: Path, threads: int = 0) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def made_up_feed(axes: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
+    """Return numpy arrays that fit the inputs of a file: ones, and index 0 everywhere.
+
+    Args:
+        axes: what :func:`axes_of_graph` says of its inputs.
+        names: of these inputs.
+    """
+    feed = {}
+    for name in names:
+        kind, sizes = made_up(axes[name])
+        dtype = getattr(torch, kind)
+        feed[name] = (torch.ones if dtype.is_floating_point else torch.zeros)(sizes, dtype=dtype).numpy()
+    return feed
+
+
+def runs_on_made_up_numbers(path: Path, axes: Mapping[str, str]) -> bool:
+    """Tell whether ONNX Runtime runs a file on :func:`made_up_feed`, as its folder's README shows."""
+    session = session_of(path)
+    try:
+        session.run(None, made_up_feed(axes, [item.name for item in session.get_inputs()]))
+    except Exception:  # ONNX Runtime has its own exceptions, without a common class
+        return False
+    return True
 
 
 def onnx_runner(path: Path, sample: Sample) -> Callable[[Any], list[Tensor]]:

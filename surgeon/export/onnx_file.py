@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckFailedError, PrecisionError
-from surgeon.export.checks import check_onnx
+from surgeon.export.checks import check_onnx, runs_on_made_up_numbers
 from surgeon.export.convert import to_onnx
 from surgeon.export.facts import Named, facts
 from surgeon.export.outputs import ALL_OUTPUTS, Selection, apart_from, output_names
+from surgeon.export.ports import axes_of_graph, name_sizes
 from surgeon.export.program import outputs_by_derivative, require_same_run
-from surgeon.export.sample import Sample, sample_of
+from surgeon.export.sample import Sample, sample_for, with_free_axes
 from surgeon.export.signature import signature, signature_hash
 from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
@@ -59,7 +60,8 @@ def export_onnx(
         SurgeonError: if the selected outputs do not exist, or the model is in bfloat16.
     """
     task = stripped.task
-    sample = sample_of(task, _usable_dtype(stripped.model))
+    _require_usable_dtype(stripped.model)
+    sample = sample_for(stripped)
     stripped = eager(stripped, sample.batch)
     model = stripped.model
     every = output_names(task, outputs_on(model, task, [sample.batch])[0])
@@ -67,26 +69,51 @@ def export_onnx(
     kept = selection.positions(every, derived)
     announce("converting the model to ONNX")
     require_same_run(model, stripped.original, task, sample)
-    converted = to_onnx(model, task, sample, opset, kept)
+    wanted = {index: every[index] for index in kept}
+    record, one_size = with_free_axes(
+        sample, lambda own: _checked_file(path, stripped, own, wanted, opset=opset, announce=announce)
+    )
+    return {
+        "opset": opset,
+        **record,
+        "one_size": one_size,
+        "selection": list(wanted.values()),
+        "left_out": [name for index, name in enumerate(every) if index not in kept],
+        "derivatives": [every[index] for index in sorted(derived or ())],
+    }
+
+
+def _checked_file(
+    path: Path,
+    stripped: Stripped,
+    sample: Sample,
+    wanted: Mapping[int, str],
+    *,
+    opset: int,
+    announce: Callable[[str], None],
+) -> dict[str, Any]:
+    """Convert a model, write the file and check it; the outputs are wanted by position, with their names."""
+    model, kept = stripped.model, tuple(wanted)
+    converted = to_onnx(model, stripped.task, sample, opset, kept)
     graph = converted.graph
-    names = _name_outputs(graph, [every[index] for index in kept])
+    names = _name_outputs(graph, list(wanted.values()))
+    name_sizes(graph)
+    inputs, axes = [value.name for value in graph.inputs], axes_of_graph(graph)
     digest = signature_hash(signature(converted, names_in_evaluation(model)))
-    inputs = [value.name for value in graph.inputs]
     about = _facts(stripped, sample, inputs, dict(zip(kept, names, strict=True)))
     converted.producer_name = "equisurgeon"
-    converted.metadata_props.update({"equisurgeon.graph_sha256": digest, **about})
+    own = {"equisurgeon.graph_sha256": digest, **{f"axes.{name}": words for name, words in axes.items()}}
+    converted.metadata_props.update({**own, **about})
     _save(converted, path)
     announce("comparing ONNX Runtime with the model")
     figures = check_onnx(path, stripped, sample, kept).figures()
     return {
-        "opset": opset,
         "nodes": len(list(graph)),
         "graph_sha256": digest,
         "inputs": inputs,
         "outputs": names,
-        "selection": [every[index] for index in kept],
-        "left_out": [name for index, name in enumerate(every) if index not in kept],
-        "derivatives": [every[index] for index in sorted(derived or ())],
+        "axes": axes,
+        "runs_on_made_up_numbers": runs_on_made_up_numbers(path, axes),
         **_tensors(model, graph),
         "metadata": about,
         **figures,
@@ -118,14 +145,12 @@ def _tensors(model: nn.Module, graph: Any) -> dict[str, Any]:
     return {"tensors": len(names), "computed_in_eval_mode": [name for name in names if name not in kept]}
 
 
-def _usable_dtype(model: nn.Module) -> torch.dtype:
-    dtype = model_dtype(model)
-    if dtype == torch.bfloat16:
+def _require_usable_dtype(model: nn.Module) -> None:
+    if model_dtype(model) == torch.bfloat16:
         raise PrecisionError(
             "expected a model in a dtype that ONNX Runtime computes in on a CPU, where the file is checked, got "
             "bfloat16: relax and train a float32 copy of the checkpoint; nothing was written"
         )
-    return dtype
 
 
 def onnx_extra(

@@ -13,11 +13,12 @@ from surgeon.errors import CheckFailedError
 from surgeon.export.archive import Archive, read_archive
 from surgeon.export.capture import quiet
 from surgeon.export.checks import check_run
+from surgeon.export.ports import axes_of_program
 from surgeon.export.program import OWNER, inputs_of, require_same_run, to_program
-from surgeon.export.sample import Sample, sample_of
+from surgeon.export.sample import Sample, sample_for, with_free_axes
 from surgeon.export.stripped import Stripped
 from surgeon.export.unscript import eager
-from surgeon.support.modes import in_evaluation_mode, model_dtype
+from surgeon.support.modes import in_evaluation_mode
 from surgeon.support.trees import tensors_in
 
 PT2_FILE = "model.pt2"
@@ -40,21 +41,27 @@ def export_pt2(path: Path, stripped: Stripped, *, announce: Callable[[str], None
     Raises:
         CheckFailedError: if a check fails; it says what differs.
     """
-    sample = sample_of(stripped.task, model_dtype(stripped.model))
+    sample = sample_for(stripped)
     stripped = eager(stripped, sample.batch)
-    model, task = stripped.model, stripped.task
     announce("exporting the model with torch.export")
-    require_same_run(model, stripped.original, task, sample)
-    program = to_program(model, task, sample)
-    inputs = inputs_of(program)
+    require_same_run(stripped.model, stripped.original, stripped.task, sample)
+    record, one_size = with_free_axes(sample, lambda own: _checked_file(path, stripped, own, announce))
+    return {**record, "one_size": one_size}
+
+
+def _checked_file(path: Path, stripped: Stripped, sample: Sample, announce: Callable[[str], None]) -> dict[str, Any]:
+    """Export a model, write the archive and check it."""
+    program = to_program(stripped.model, stripped.task, sample)
+    inputs, axes = inputs_of(program), axes_of_program(program)
     save_program(program, path)
     written = read_archive(path)
-    differing = differing_tensors(written, model)
+    differing = differing_tensors(written, stripped.model)
     if differing:
         raise CheckFailedError(f"the exported program is not the model's: {differing[0]}; nothing was written")
     announce("comparing the archive with the model")
     figures = check_run(archive_runner(path, sample, inputs), "the torch.export archive", stripped, sample).figures()
-    return {**describe(written, inputs), **figures}
+    outputs = [name for name in axes if name not in inputs]
+    return {**describe(written, inputs), "outputs": outputs, "axes": axes, **figures}
 
 
 def describe(archive: Archive, inputs: Sequence[str]) -> dict[str, Any]:

@@ -40,6 +40,10 @@ BATCHES = 2
 """Validation batches that are compared."""
 
 
+USAGE = "usage"
+"""Under this a certificate keeps how the container is used; nothing that is verified."""
+
+
 @dataclass(frozen=True)
 class Reopened:
     """A container opened and compared.
@@ -71,7 +75,9 @@ def container_extra(workspace: Workspace, model: nn.Module, original: Checkpoint
     def write(folder: Path) -> dict[str, Any]:
         path = write_beside(folder, model, original)
         stripped = None if workspace.task is None else stripped_beside_original(workspace, model)
-        return dataclasses.asdict(check_container(path, workspace, model, stripped))
+        record = dataclasses.asdict(check_container(path, workspace, model, stripped))
+        found = (adapter.usage(model, path.name) for adapter in installed_adapters().values())
+        return {**record, USAGE: next(filter(None, found), None)}
 
     return write
 

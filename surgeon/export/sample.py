@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from surgeon.errors import SurgeonError, TaskError
-from surgeon.opening.task_calls import task_batches
+from surgeon.errors import CheckFailedError, SurgeonError, TaskError
+from surgeon.export.stripped import Stripped
+from surgeon.export.trials import try_other_sizes
+from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.task_calls import can_act, task_batches, task_symmetry
 from surgeon.plan import Split, Task
 from surgeon.support.imports import close_names
+from surgeon.support.modes import model_dtype
 from surgeon.support.trees import Place, map_tensors, tensor_leaves, tensors_in, to_dtype
 
 EXAMPLE_SIZE = 7
@@ -36,6 +41,10 @@ SEEDS = (0, 1, 2, 3)
 """Orders of a task's batches that are tried: batches of graphs have other sizes in another order."""
 
 
+Axes = tuple[tuple[int, ...], ...]
+"""Per tensor, the axes without a fixed size."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """What an export needs to know of a task's batches.
@@ -45,20 +54,95 @@ class Sample:
         others: batches of other sizes, for comparison.
         names: one name per tensor of the batch, in the order of ``tensors_in``.
         dynamic: per tensor, the axes without a fixed size.
+        tried: of these, per tensor, those that have one size in all batches of the task; the model runs at others.
     """
 
     batch: Any
     others: tuple[Any, ...]
     names: tuple[str, ...]
-    dynamic: tuple[tuple[int, ...], ...]
+    dynamic: Axes
+    tried: Axes
+
+    def without_tried(self) -> Sample | None:
+        """Return the sample with such axes fixed; None if there are none, or too few sizes are left without them."""
+        if not any(self.tried):
+            return None
+        example = tensors_in(self.batch)
+        fixed = tuple(_without(axes, tried) for axes, tried in zip(self.dynamic, self.tried, strict=True))
+        others = tuple(batch for batch in self.others if _fits(batch, example, self.tried))
+        enough = any(fixed) and len(others) >= COMPARED
+        return replace(self, others=others, dynamic=fixed, tried=_none(fixed)) if enough else None
+
+    def told_of_tried(self) -> str:
+        """Say which axes are tried, with the size that they have in all batches; nothing if there are none."""
+        found = zip(self.names, tensors_in(self.batch), self.tried, strict=True)
+        axes = [f"axis {axis} of {name} ({tensor.shape[axis]})" for name, tensor, axes in found for axis in axes]
+        told = "of one size in all batches of the task, while the model itself runs at others"
+        return f"{told}: {', '.join(axes)}" if axes else ""
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """Return the example batch with other tensors, in the order of ``tensors_in``."""
-        remaining = iter(tensors)
-        return map_tensors(lambda _: next(remaining), self.batch)
+        return _with_tensors(self.batch, tensors)
 
 
-def sample_of(task: Task, dtype: torch.dtype) -> Sample:
+def _without(axes: tuple[int, ...], tried: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in axes if axis not in tried)
+
+
+def _fits(batch: Any, example: Sequence[Tensor], axes: Axes) -> bool:
+    """Tell whether a batch has the example's sizes on some axes."""
+    pairs = zip(tensors_in(batch), example, axes, strict=True)
+    return all(tensor.shape[axis] == known.shape[axis] for tensor, known, listed in pairs for axis in listed)
+
+
+T = TypeVar("T")
+
+
+def with_free_axes(sample: Sample, export: Callable[[Sample], T]) -> tuple[T, dict[str, Any] | None]:
+    """Export with the axes free that have one size in all batches, or with them fixed if that fails.
+
+    Args:
+        sample: as :func:`sample_for` gives it.
+        export: writes and checks a file.
+
+    Returns:
+        What the export returns, and what a certificate says of these axes: None if there are none.
+
+    Raises:
+        CheckFailedError: if the export fails, and does so for other reasons than these axes.
+    """
+    told = sample.told_of_tried()
+    if not told:
+        return export(sample), None
+    try:
+        return export(sample), {"free": True, "told": f"{told}; left free in the file, and compared at others"}
+    except CheckFailedError as error:
+        fixed, why = sample.without_tried(), str(error).removesuffix("; nothing was written")
+        if fixed is None:
+            raise
+    return export(fixed), {"free": False, "told": f"{told}; fixed in the file, since otherwise {why}"}
+
+
+def sample_for(stripped: Stripped) -> Sample:
+    """Return :func:`sample_of` for a model, which is tried on axes that have one size in all batches."""
+    return sample_of(stripped.task, model_dtype(stripped.model), partial(_runs, stripped))
+
+
+def _runs(stripped: Stripped, batch: Any) -> bool:
+    """Tell whether a model gives finite outputs for a batch, which the group can act on."""
+    try:
+        (outputs,) = outputs_on(stripped.model, stripped.task, [batch])
+        if stripped.group is not None and can_act(stripped.task):
+            symmetry = task_symmetry(stripped.task, stripped.group)
+            identity = torch.eye(stripped.group.dimension, dtype=torch.float64)
+            symmetry.moved(identity, (batch,))
+            symmetry.expected(identity, outputs)
+    except Exception:  # whatever the model, or the task, does on a batch that is no longer whole
+        return False
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_in(outputs))
+
+
+def sample_of(task: Task, dtype: torch.dtype, runs: Callable[[Any], bool] | None = None) -> Sample:
     """Choose an example batch and find out which axes change from batch to batch.
 
     An axis is dynamic if its size differs between batches of the task, or if the task's ``dynamic_axes`` say so.
@@ -69,6 +153,8 @@ def sample_of(task: Task, dtype: torch.dtype) -> Sample:
         task: its batches may have several sizes; the last one of a split often is smaller. ``dynamic_axes``, if it has
             them, map the name of an input to its axes without a fixed size; an input that is not named there has none.
         dtype: of floating tensors.
+        runs: whether the model runs on a batch: then axes that have one size in all batches are tried at others, unless
+            the task has ``dynamic_axes``.
 
     Raises:
         TaskError: if the batches cannot be sliced and have fewer than four sizes, the example is too small, or the
@@ -89,7 +175,12 @@ def sample_of(task: Task, dtype: torch.dtype) -> Sample:
         example, others = _slices(batches)
     else:
         example, others = _as_they_are(batches, changing if given is None else given)
-    dynamic = _checked(given, changing, names)
+    dynamic, tried = _checked(given, changing, names), _none(names)
+    if given is None and runs is not None:
+        put = partial(_with_tensors, example)
+        trial = try_other_sizes(tensors_in(example), dynamic, lambda tensors: runs(put(tensors)))
+        others, tried = (*others, *map(put, trial.batches)), trial.axes
+        dynamic = tuple(tuple(sorted({*pair[0], *pair[1]})) for pair in zip(dynamic, tried, strict=True))
     if not any(dynamic) or not others:
         raise TaskError(
             "expected batches of different sizes, so that the axes without a fixed size are known, but all batches of "
@@ -104,11 +195,8 @@ def sample_of(task: Task, dtype: torch.dtype) -> Sample:
     small = _shortest(example, dynamic)
     if small < 2:
         raise TaskError(f"expected an example batch of length 2 at least, got {small}: let the task yield larger ones")
-    return Sample(example, others, names, dynamic)
+    return Sample(example, others, names, dynamic, tried)
 
-
-Axes = tuple[tuple[int, ...], ...]
-"""Per tensor, the axes without a fixed size."""
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -179,6 +267,15 @@ def _batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
 def _ends(batches: Iterator[Any], count: int) -> list[Any]:
     """Return the first few batches and the last one."""
     return [*itertools.islice(batches, count), *deque(batches, maxlen=1)]
+
+
+def _none(tensors: Sequence[Any]) -> Axes:
+    return ((),) * len(tensors)
+
+
+def _with_tensors(batch: Any, tensors: Sequence[Tensor]) -> Any:
+    remaining = iter(tensors)
+    return map_tensors(lambda _: next(remaining), batch)
 
 
 def _sliceable(leaves: Mapping[Place, Tensor], counted: bool = False) -> bool:

@@ -12,6 +12,7 @@ from surgeon.files.card import BEGIN, CLEAN_WORDS, END, base_rows, markdown_tabl
 from surgeon.files.content import read_json
 from surgeon.files.relaxed import RelaxedConfig
 from surgeon.hub.content import Content
+from surgeon.proof.usage import usage
 from surgeon.proof.words import OTHER_DATA, grade_words, sections
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _block(content: Content, repo: str, compared: str) -> str:
         _relaxed(content) if relaxed else _clean(content),
         *_section("How to load", (_RELAXED_LOADING if relaxed else _CLEAN_LOADING).format(repo=repo)),
         *(_relaxed_parts(content) if relaxed else _certified_parts(content.records["certificate"])),
+        *([] if relaxed else filter(None, [usage(content.records["certificate"])])),
         *_section("Comparison", compared),
     ]
     return "\n\n".join(parts) + f"\n{END}"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from surgeon.errors import CheckFailedError
 from surgeon.files.atomic import atomic_folder
-from surgeon.files.card import BEGIN, CLEAN_WORDS, END
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import (
     CARD_FILE,
@@ -30,10 +29,9 @@ from surgeon.opening.loading import named_as, with_computed
 from surgeon.opening.models import is_registered
 from surgeon.plan import Certificate
 from surgeon.proof.architecture import classes_of
+from surgeon.proof.usage import clean_card
 from surgeon.proof.words import certificate_text
 from surgeon.support.attributes import tensor_sha256
-
-_CARD = f"{BEGIN}\n# Clean weights\n\n{CLEAN_WORDS}\n{END}\n"
 
 
 def write_clean(
@@ -77,7 +75,6 @@ def write_clean(
         if statement is not None and is_registered(statement.get("factory", "")):
             write_json(temporary / STATEMENT_FILE, dict(statement))
         written = {name: write(temporary) for name, write in (extras or {}).items()}
-        write_text(temporary / CARD_FILE, _CARD)
         if config.is_file():
             (temporary / "config.json").write_bytes(config.read_bytes())
         _write_certificate(temporary, model, tensors, _completed(certificate, original, written), original)
@@ -106,6 +103,7 @@ def _write_certificate(
         "files": hashes_of(folder),
     }
     compatible = json_compatible(data)
+    write_text(folder / CARD_FILE, clean_card(compatible))
     write_text(folder / WORDS_FILE, certificate_text(compatible))
     write_json(folder / CERTIFICATE_FILE, sealed({**compatible, "files": hashes_of(folder)}))
 

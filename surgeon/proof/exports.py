@@ -13,14 +13,15 @@ from torch import Tensor
 
 from surgeon.errors import CheckFailedError, CheckpointError, SurgeonError, TrustError
 from surgeon.export.archive import Archive, compare_archives, read_archive
-from surgeon.export.checks import check_onnx, session_of
+from surgeon.export.checks import check_onnx, made_up_feed, session_of
 from surgeon.export.convert import OPSETS
 from surgeon.export.onnx_file import ONNX_FILE, PACKAGES, export_onnx
 from surgeon.export.outputs import Selection, output_names
+from surgeon.export.ports import axes_of_graph
 from surgeon.export.program import OWNER
 from surgeon.export.pt2_file import PT2_FILE, describe, export_pt2
-from surgeon.export.reopening import check_container
-from surgeon.export.sample import sample_of
+from surgeon.export.reopening import USAGE, check_container
+from surgeon.export.sample import Sample, sample_for
 from surgeon.export.signature import compare_signatures, signature, signature_hash
 from surgeon.export.stripped import Stripped
 from surgeon.files.clean import CleanFiles
@@ -33,10 +34,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.proof.records import compare_figures
 from surgeon.proof.verdict import Finding, compared, unchecked, unrecorded
 from surgeon.support.imports import one_line
-from surgeon.support.modes import model_dtype
 from surgeon.support.versions import package_versions
-
-MADE_UP_SIZE = 3
 
 
 def has_exports(clean: CleanFiles) -> bool:
@@ -101,9 +99,10 @@ def _onnx(clean: CleanFiles, path: Path, record: Mapping[str, Any], stripped: St
     except CheckFailedError as error:
         return [compared(ONNX_FILE, [str(error)])]
     stored = {name: value.const_value for name, value in model.graph.initializers.items()}
+    axes = axes_of_graph(model.graph)
     findings = [
         _tensors(ONNX_FILE, clean, stored, lambda name: _same_as_onnx(clean.tensors[name], stored[name])),
-        _onnx_alone(path) if stripped is None else _onnx_run(path, record, stripped),
+        _onnx_alone(path, axes) if stripped is None else _onnx_run(path, record, stripped),
     ]
     others = _other_versions(clean, record, ("torch", "onnx", "onnxscript"))
     if others:
@@ -116,6 +115,7 @@ def _onnx(clean: CleanFiles, path: Path, record: Mapping[str, Any], stripped: St
         "graph_sha256": signature_hash(signature(model, names)),
         "inputs": [value.name for value in model.graph.inputs],
         "outputs": [value.name for value in model.graph.outputs],
+        "axes": axes,
         "tensors": len(stored.keys() & names),
     }
     left = unchecked(f"{ONNX_FILE}: graph, outputs and equivariance", GIVE_TASK)
@@ -140,8 +140,8 @@ def _same_as_onnx(tensor: Tensor, stored: Any) -> bool:
 
 def _onnx_again(clean: CleanFiles, record: Mapping[str, Any], model: Any, stripped: Stripped) -> list[Finding]:
     """Export the certified weights once more, and compare the two files."""
-    name, left = f"{ONNX_FILE}: graph", record.get("left_out")
-    wanted = Selection(tuple(each for each in _output_names(stripped) if each not in left) if left else None)
+    name, left, sample = f"{ONNX_FILE}: graph", record.get("left_out"), sample_for(stripped)
+    wanted = Selection(tuple(each for each in _output_names(stripped, sample) if each not in left) if left else None)
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder) / ONNX_FILE
         try:
@@ -168,29 +168,19 @@ def _without(figures: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]
     return {key: value for key, value in figures.items() if key not in names}
 
 
-def _output_names(stripped: Stripped) -> list[str]:
-    sample = sample_of(stripped.task, model_dtype(stripped.model))
+def _output_names(stripped: Stripped, sample: Sample) -> list[str]:
     return output_names(stripped.task, outputs_on(stripped.model, stripped.task, [sample.batch])[0])
 
 
-_KINDS = {"float": "float32", "double": "float64", "float16": "float16", "int64": "int64", "int32": "int32"}
-
-
-def _onnx_alone(path: Path) -> Finding:
+def _onnx_alone(path: Path, axes: Mapping[str, str]) -> Finding:
     """Run the file without the task, on made-up inputs: ones, and index 0 everywhere."""
     name = f"{ONNX_FILE}: runs"
     try:
         session = session_of(path)
     except Exception as error:  # ONNX Runtime has its own exceptions, without a common class
         return compared(name, [f"ONNX Runtime cannot open it: {one_line(error)}"])
-    feed = {}
-    for item in session.get_inputs():
-        shape = [size if isinstance(size, int) else MADE_UP_SIZE for size in item.shape]
-        kind = getattr(torch, _KINDS.get(item.type.removeprefix("tensor(").removesuffix(")"), "bool"))
-        made_up = torch.ones(shape, dtype=kind)
-        feed[item.name] = (made_up if kind.is_floating_point else torch.zeros_like(made_up)).numpy()
     try:
-        session.run(None, feed)
+        session.run(None, made_up_feed(axes, [item.name for item in session.get_inputs()]))
     except Exception as error:
         return unchecked(name, f"it does not on made-up inputs ({one_line(error)}): {GIVE_TASK}")
     return compared(name, [], "in ONNX Runtime, on made-up inputs")
@@ -199,8 +189,10 @@ def _onnx_alone(path: Path) -> Finding:
 def _onnx_run(path: Path, record: Mapping[str, Any], stripped: Stripped) -> Finding:
     """Run the file in the folder on the task's batches."""
     name, left = f"{ONNX_FILE}: outputs and equivariance", record.get("left_out") or ()
-    kept = [place for place, output in enumerate(_output_names(stripped)) if output not in left]
-    sample = sample_of(stripped.task, model_dtype(stripped.model))
+    sample = sample_for(stripped)
+    if (record.get("one_size") or {}).get("free") is False:
+        sample = sample.without_tried() or sample
+    kept = [place for place, output in enumerate(_output_names(stripped, sample)) if output not in left]
     try:
         report = check_onnx(path, stripped, sample, kept=kept)
     except SurgeonError:
@@ -281,5 +273,5 @@ def _container(
         again = check_container(path, workspace, stripped.model, stripped)
     except CheckFailedError as error:
         return [tensors, compared(outputs, [str(error)])]
-    figures = compare_figures(what, record, dataclasses.asdict(again))
+    figures = compare_figures(what, _without(record, (USAGE,)), dataclasses.asdict(again))
     return [tensors, compared(outputs, [], f"opened by {again.opened_by}"), figures]

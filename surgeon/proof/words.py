@@ -27,7 +27,7 @@ _GRADES: Mapping[str | None, str] = {
 }
 
 
-OTHER_DATA = "Other data"
+OTHER_DATA, INPUTS_AND_OUTPUTS = "Other data", "Inputs and outputs"
 
 
 class Section(NamedTuple):
@@ -69,6 +69,7 @@ def sections(data: Mapping[str, Any]) -> dict[str, Section]:
         Section("Buffers that the model's own training forward writes", [], [("buffer", "largest change"), *buffers]),
         Section("Recorded graphs", told, [("model", "sha256 of the graph"), *hashes]),
         Section("Written beside the weights", list(_told_of_formats(details)), []),
+        Section(INPUTS_AND_OUTPUTS, *_ports(details)),
         Section("Made with", [], [("package", "version"), *details.get("versions", {}).items()]),
     ]
     return {section.title: section for section in every}
@@ -217,6 +218,30 @@ _FORMATS = {
     "onnx": ("model.onnx", "ONNX Runtime"),
     "pt2": ("model.pt2", "the archive after `torch.export.load`"),
 }
+
+
+def _ports(details: Mapping[str, Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Tell what the further formats take and give; how that transforms, and its units, the ONNX file says."""
+    about = (details.get("onnx") or {}).get("metadata", {})
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for key, (file, _) in _FORMATS.items():
+        record = details.get(key) or {}
+        for what, names in (("input", record.get("inputs", ())), ("output", record.get("outputs", ()))):
+            for name in names:
+                known = (about.get(f"{fact}.{name}", "") for fact in ("irreps", "units"))
+                rows.setdefault((name, what, record["axes"][name], *known), []).append(f"`{file}`")
+    told = ["A number is a fixed size; a name is a free one, and the same name the same size."] if rows else []
+    told += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in one_size(details)]
+    return told, [_PORT, *((", ".join(files), *row) for row, files in rows.items())] if rows else []
+
+
+_PORT = ("file", "tensor", "is", "type and sizes", "transforms as", "unit")
+
+
+def one_size(details: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of axes of exported files that have one size in all batches of the task."""
+    records = ((details.get(key) or {}).get("one_size") for key in _FORMATS)
+    return list(dict.fromkeys(record["told"] for record in records if record))
 
 
 def _told_of_formats(details: Mapping[str, Any]) -> Iterator[str]:

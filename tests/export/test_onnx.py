@@ -180,7 +180,9 @@ def test_the_command_writes_a_checked_file_or_nothing(surgeon: Surgeon, work: Pa
     assert "got 'stress'" in surgeon(*export, "-o", "wrong", "--outputs", "stress", code=2).err
     assert "no derivative" in surgeon(*export, "-o", "wrong", "--energy-only", code=2).err
     assert not (work / "wrong").exists()
-    surgeon(*export, "-o", "clean", "--outputs", "output")
+    told = surgeon(*export, "-o", "clean", "--outputs", "output").out
+    assert "model.onnx: input vectors, float32 (scalars_0, 2, 3), transforms as 1x1o\n" in told
+    assert "model.onnx: output output, float32 (scalars_0, 3), transforms as 1x1o\n" in told
     details = json.loads((work / "clean/certificate.json").read_text())["details"]
     assert details["onnx"]["deviation"] <= 1
     onnxruntime.InferenceSession(str(work / "clean/model.onnx"))

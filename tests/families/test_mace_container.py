@@ -23,6 +23,7 @@ from tests.families.cases import FamilyCase
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("mace", reason="mace-torch is not installed: make test-mace")
+    import ase.io
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,7 +81,9 @@ def trained(workspace: Workspace) -> nn.Module:
 
 
 @pytest.mark.parametrize("scripted", [True, False], ids=["scripted", "eager"])
-def test_the_calculator_of_mace_opens_what_was_exported(tmp_path: Path, scripted: bool) -> None:
+def test_the_calculator_of_mace_opens_what_was_exported(
+    tmp_path: Path, scripted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     workspace = opened(tmp_path, scripted)
     model, original = trained(workspace), workspace.checkpoint
     (tmp_path / "clean").mkdir()
@@ -93,6 +96,13 @@ def test_the_calculator_of_mace_opens_what_was_exported(tmp_path: Path, scripted
     assert any(not torch.equal(value, original.tensors[key]) for key, value in weights.items())
     workspace.task = None
     assert reopen(path, workspace)[1] == "the loader of the adapter mace"
+    kinds: Any = model.atomic_numbers
+    positions = 2.0 * torch.arange(3 * len(kinds)).reshape(-1, 3).cos()
+    ase.io.write(tmp_path / "clean/structure.xyz", ase.Atoms(kinds.tolist(), positions.numpy()))
+    monkeypatch.chdir(tmp_path / "clean")
+    capsys.readouterr()
+    exec(record["usage"], {})  # noqa: S102
+    assert "[" in capsys.readouterr().out
 
 
 def test_a_loader_that_scales_weights_is_refused(tmp_path: Path) -> None:

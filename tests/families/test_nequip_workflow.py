@@ -26,6 +26,7 @@ from surgeon.support.e3nn_compat import import_e3nn
 from surgeon.support.modes import default_dtype
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.soundness import Model
+from surgeon_adapters.nequip.adapter import adapter
 from surgeon_adapters.nequip.data import potential_of
 from surgeon_adapters.nequip.models import build, import_nequip, nequip_state
 from surgeon_adapters.nequip.task import NequipTask
@@ -208,6 +209,9 @@ def test_what_was_exported_compiles(tmp_path: Path) -> None:
         for parameter in model.parameters():
             parameter.mul_(1.1)
     write_container(workspace.checkpoint, model.state_dict(), tmp_path / "new.ckpt")
+    told = adapter.usage(model, "new.ckpt")
+    assert told is not None
+    assert f"nequip-compile new.ckpt compiled.nequip.pt2 {' '.join(COMPILE[2:])}\n" in told
     statement = json.loads(workspace.checkpoint.metadata["surgeon.model"])
     save_file(model.state_dict(), tmp_path / "new.safetensors", {"surgeon.model": json.dumps(statement)})
     run(*COMPILE, str(tmp_path / "new.ckpt"), str(tmp_path / "new.nequip.pt2"))

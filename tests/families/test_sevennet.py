@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
@@ -20,6 +21,7 @@ from surgeon.errors import CheckpointError, TaskError
 from surgeon.export.container import write_container
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon_adapters.sevennet.adapter import adapter
 from surgeon_adapters.sevennet.models import import_sevenn
 from surgeon_adapters.sevennet.task import SevenNetTask
 from tests.commands import ROOT
@@ -168,6 +170,23 @@ def calculated(path: Path, data: Path) -> list[tuple[float, Any]]:
             atoms.calc = calculator
             results.append((float(atoms.get_potential_energy()), atoms.get_forces()))
     return results
+
+
+def test_the_program_for_the_folder_computes_what_the_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ase.io
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CURRENT, "new.pth")
+    ase.io.write("structure.xyz", ase.io.read(DATA, "0"))
+    program = adapter.usage(open_path(CURRENT).model, "new.pth")
+    assert program is not None
+    with torch.jit.optimized_execution(False):
+        exec(program, {})  # noqa: S102
+    ((energy, _),) = calculated(CURRENT, tmp_path / "structure.xyz")
+    assert float(capsys.readouterr().out.split()[0]) == pytest.approx(energy, rel=1e-5)
+    assert adapter.usage(nn.Linear(1, 1), "new.pth") is None
 
 
 def test_shifted_labels_shift_the_energies_per_element(tmp_path: Path) -> None:

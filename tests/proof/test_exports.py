@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,7 +270,20 @@ def test_a_folder_alone_runs_its_onnx_file(work: Path) -> None:
     graph = onnx.load(str(path))
     graph.opset_import[0].version = 99
     onnx.save(graph, str(path))
-    assert exports._onnx_alone(path).differences[0].startswith("ONNX Runtime cannot open it")
+    assert exports._onnx_alone(path, {}).differences[0].startswith("ONNX Runtime cannot open it")
+
+
+def test_the_folder_says_what_its_onnx_file_takes_and_the_program_in_it_runs(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (work / "clean/README.md").read_text()
+    assert "| `model.onnx`, `model.pt2` | vectors | input | float32 (scalars_0, 2, 3) | 1x1o |  |" in text
+    kept = {entry.key: entry.value for entry in onnx.load(str(work / "clean/model.onnx")).metadata_props}
+    assert kept["axes.vectors"] == "float32 (scalars_0, 2, 3)"
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(work / "clean")
+    exec(program, {})  # noqa: S102
+    assert capsys.readouterr().out == "output (3, 3)\n"
 
 
 def test_tensors_under_other_names_were_not_compared(work: Path) -> None:

@@ -26,6 +26,11 @@ class MaceAdapter(PotentialAdapter):
 
     name = "mace"
     task_class = MaceTask
+    package = "mace"
+    calculator = (
+        "from mace.calculators import MACECalculator",
+        'MACECalculator(model_paths="{file}", device="cpu", default_dtype="float64")',
+    )
 
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a MACE potential, having checked that a rebuilt one computes the same.

@@ -24,6 +24,12 @@ class NequipAdapter(PotentialAdapter):
 
     name = "nequip"
     task_class = NequipTask
+    package = "nequip"
+    calculator = (
+        "from nequip.integrations.ase import NequIPCalculator\n\n"
+        "# before: nequip-compile {file} compiled.nequip.pt2 --mode aotinductor --device cpu --target ase",
+        'NequIPCalculator.from_compiled_model("compiled.nequip.pt2", device="cpu")',
+    )
 
     def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
         """Open a checkpoint of nequip's training, or a package; None for other files."""

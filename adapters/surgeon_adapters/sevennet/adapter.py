@@ -21,6 +21,11 @@ class SevenNetAdapter(PotentialAdapter):
 
     name = "sevennet"
     task_class = SevenNetTask
+    package = "sevenn"
+    calculator = (
+        "from sevenn.calculator import SevenNetCalculator",
+        'SevenNetCalculator("{file}", device="cpu")',
+    )
 
     def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
         """Open a checkpoint of sevenn's training; None for other files."""

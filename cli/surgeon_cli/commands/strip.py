@@ -201,9 +201,23 @@ def _run(
         return
     _show(done.certificate)
     say(grade_words(done.certificate.to_data()))
+    _tell_ports(target)
     if done.certificate.grade == "same form":
         say("note: without a task neither graph nor function nor equivariance was compared: give `--task FILE`")
     say(f"wrote {target}/: {', '.join(done.files)}")
+
+
+def _tell_ports(target: Path) -> None:
+    """Say what the exported files take and give, one line each, so that no column is lost on a narrow screen."""
+    from surgeon.files.clean import CERTIFICATE_FILE
+    from surgeon.proof.words import INPUTS_AND_OUTPUTS, one_size, sections
+
+    certificate = read_json(target / CERTIFICATE_FILE)
+    for files, name, what, axes, irreps, unit in sections(certificate)[INPUTS_AND_OUTPUTS].table[1:]:
+        more = (f"transforms as {irreps}" if irreps else "", f"in {unit}" if unit else "")
+        say(f"{files.replace('`', '')}: {what} {name}, {', '.join(filter(None, (axes, *more)))}")
+    for told in one_size(certificate["details"]):
+        say(f"note: {told}")
 
 
 def _tell_modes(found: CleanFolder) -> None:
