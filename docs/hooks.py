@@ -54,7 +54,7 @@ ROOMS = {
         "lightning.RelaxationCallback lightning.MatrixBlocks transformers.RelaxedTrainer settings.RelaxationSettings"
     ),
     "optim": "soap muon find_blocks Soap Muon WeightBlocks MatrixViews WARMUP",
-    "testing": "assert_equivariant AdapterContract TOLERANCE",
+    "testing": "assert_equivariant_inside assert_equivariant AdapterContract TOLERANCE",
 }
 """Public package to what is shown of it."""
 

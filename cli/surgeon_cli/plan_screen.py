@@ -12,7 +12,6 @@ from rich.table import Table
 from torch import nn
 
 from surgeon.errors import NotASymmetryError, NothingToRelaxError
-from surgeon.finding.breaks import Breaks
 from surgeon.optim.blocks import WeightBlocks, blocks_in_words
 from surgeon.plan import CHILD, EXACT_WHILE, AuditEntry, Coverage, Plan, Site
 from surgeon.recording.labels import arrow
@@ -197,23 +196,3 @@ def showing_refusals(json_output: bool) -> Iterator[None]:
         else:
             show_left_alone(refusal.plan)
         raise
-
-
-def show_breaks(breaks: Breaks) -> None:
-    """Print where equivariance fails first, or that it does not."""
-    worst = ", ".join(f"{error:.1e} under {component}" for component, error in breaks.output_error.items())
-    if max(breaks.output_error.values()) <= breaks.tolerance:
-        say(f"no break: the output transforms as it should (largest relative error {worst})")
-        return
-    say(f"the output does not transform as it should: largest relative error {worst}")
-    first = breaks.first
-    if first is None:
-        say("no single op can be named: check act and act_output of the task, which may not fit each other")
-        return
-    place = f"in {first.owner}" if first.owner else "in the model's own forward"
-    size = "" if first.error == float("inf") else f", relative error {first.error:.1e}"
-    say(
-        f"equivariance first fails at {first.op} {place} (call {first.call_index + 1}), shape {list(first.shape)}{size}"
-    )
-    for words in first.inputs:
-        say(f"  made of {words}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,22 @@ class Break:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A tensor of the run that the search looked at.
+
+    Attributes:
+        owner, op: as those of a break.
+        error: relative deviation from the representation that fits it best.
+        holds: whether it transforms.
+    """
+
+    owner: str
+    op: str
+    error: float
+    holds: bool
+
+
+@dataclass(frozen=True)
 class Breaks:
     """What a search found.
 
@@ -46,17 +62,37 @@ class Breaks:
         output_error: component name to the largest relative equivariance error of the output.
         checked: number of tensors that were judged.
         tolerance: largest error of the output that counts as none.
+        judged: these tensors, in the order of execution; empty if the output transforms.
     """
 
     first: Break | None
     output_error: Mapping[str, float]
     checked: int
     tolerance: float = OUTPUT_TOLERANCE
+    judged: tuple[Judged, ...] = ()
 
     @property
     def broken(self) -> bool:
         """True if the output does not transform as it should."""
         return not max(self.output_error.values()) <= self.tolerance
+
+    def told(self) -> list[str]:
+        """Say where equivariance fails first, or that it does not: one sentence, and what the op is made of."""
+        worst = ", ".join(f"{error:.1e} under {component}" for component, error in self.output_error.items())
+        if not self.broken:
+            return [f"no break: the output transforms as it should (largest relative error {worst})"]
+        said = [f"the output does not transform as it should: largest relative error {worst}"]
+        first = self.first
+        if first is None:
+            return [*said, "no single op can be named: check act and act_output, which may not fit each other"]
+        place = f"in {first.owner}" if first.owner else "in the model's own forward"
+        size = "" if first.error == float("inf") else f", relative error {first.error:.1e}"
+        call = f"(call {first.call_index + 1}), shape {list(first.shape)}{size}"
+        return [
+            *said,
+            f"equivariance first fails at {first.op} {place} {call}",
+            *(f"  made of {words}" for words in first.inputs),
+        ]
 
 
 def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 0) -> Breaks:
@@ -80,7 +116,8 @@ def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 
     search = _Search(recordings, elements)
     if max(errors.values()) <= OUTPUT_TOLERANCE:
         return Breaks(None, errors, len(search.outputs()))
-    return Breaks(search.first(), errors, len(search.verdicts))
+    first = search.first()
+    return Breaks(first, errors, len(search.verdicts), judged=tuple(search.judged()))
 
 
 class _Search:
@@ -115,6 +152,13 @@ class _Search:
             if not failing and node.op == "call_function":
                 culprits.append(node)
         return self._describe(min(culprits, key=self.position.__getitem__)) if culprits else None
+
+    def judged(self) -> Iterator[Judged]:
+        """Yield what was looked at, in the order of execution."""
+        for node in sorted(self.verdicts, key=self.position.__getitem__):
+            if node.op == "call_function" and self._probe(node) is not None:
+                verdict = self.verdicts[node]
+                yield Judged(node.meta["owner"], str(node.target), verdict.residual, self._holds(node))
 
     def _first_difference(self) -> Break | None:
         """A run that takes another path is a break at the first op that differs."""

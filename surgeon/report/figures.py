@@ -30,6 +30,11 @@ INK, FAINT, SERIES = "#010203", "#040506", tuple(f"#07080{number}" for number in
 """Drawn in these, which the page's own colours replace."""
 
 COLOURS = {INK: "currentColor", FAINT: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(SERIES)}
+PAGE_COLOURS = {"--line": "#d5dae0"} | dict(
+    zip((f"--c{i}" for i in range(6)), ("#0067a5", "#c04a00", "#00795c", "#8b3f95", "#8a6a00", "#5f6670"), strict=True)
+)
+"""Those of a light page, for figures outside one."""
+
 MARKERS, DASHES = "os^Dv", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 STYLE: Mapping[str, Any] = {
@@ -212,6 +217,16 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
 
     rows: Rows = [["", *models, "allowed"], *([e.label, *(e.errors.get(m) for m in models), e.allowed] for e in found)]
     return Drawing(_svg(title, 1.4 + 0.6 * len(found), words, draw), words, rows)
+
+
+def standalone(drawing: Drawing) -> str:
+    """Return a figure as a file of its own, which brings the colours that a page would give it."""
+    root = ElementTree.fromstring(drawing.svg)
+    width, height = (float(size) for size in root.attrib["viewBox"].split()[2:])
+    colours = ";".join(f"{name}:{value}" for name, value in PAGE_COLOURS.items())
+    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "width": f"{width:g}", "height": f"{height:g}"}
+    root.attrib["style"] = f"background:#ffffff;color:#1c1f23;{colours}"
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _styles() -> list[tuple[str, str, Any]]:

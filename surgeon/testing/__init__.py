@@ -2,5 +2,6 @@
 
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.equivariance import TOLERANCE, assert_equivariant
+from surgeon.testing.inside import assert_equivariant_inside
 
-__all__ = ["TOLERANCE", "AdapterContract", "assert_equivariant"]
+__all__ = ["TOLERANCE", "AdapterContract", "assert_equivariant", "assert_equivariant_inside"]

@@ -69,8 +69,10 @@ def test_breaks_are_looked_for(surgeon: Surgeon) -> None:
     trouble = ("--task-args", json.dumps({"trouble": "not symmetric"}))
     told = surgeon("inspect", "net.pt", *TASK, *trouble, "--find-breaks", code=1).out
     assert "the output does not transform as it should" in told
-    data = json.loads(surgeon("inspect", "net.pt", *TASK, *trouble, "--find-breaks", "--json", code=1).out)
+    picture = ("--picture", "breaks.svg")
+    data = json.loads(surgeon("inspect", "net.pt", *TASK, *trouble, "--find-breaks", "--json", *picture, code=1).out)
     assert data["broken"]
+    assert "does not transform" in (surgeon.path / "breaks.svg").read_text()
 
 
 def test_an_action_may_come_from_elsewhere(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch) -> None:

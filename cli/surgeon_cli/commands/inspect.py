@@ -33,7 +33,11 @@ class Showing:
     ] = None
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", metavar="FILE", help="Also draw the model's graph with its sites, as SVG."),
+        typer.Option(
+            "--picture",
+            metavar="FILE",
+            help="Also draw the model's graph with its sites, as SVG; with --find-breaks, where it breaks.",
+        ),
     ] = None
     find_breaks: Annotated[
         bool,
@@ -70,7 +74,7 @@ def inspect(
             check_writable(output, force)
     options = dataclasses.replace(opening.options(json_output), action=action)
     if showing.find_breaks:
-        _show_breaks(surgeon.inspect_breaks(path, group or DEFAULT_GROUP, options=options), json_output)
+        _show_breaks(surgeon.inspect_breaks(path, group or DEFAULT_GROUP, options=options), showing, force, json_output)
         return
     with showing_refusals(json_output):
         found = surgeon.inspect(path, group, options=options)
@@ -96,14 +100,19 @@ def inspect(
             say(f"wrote {written}")
 
 
-def _show_breaks(breaks: Breaks, json_output: bool) -> None:
-    from surgeon_cli.plan_screen import show_breaks
+def _show_breaks(breaks: Breaks, showing: Showing, force: bool, json_output: bool) -> None:
+    from surgeon.report.breaks import breaks_picture
 
     if json_output:
         data: Any = json_compatible({**dataclasses.asdict(breaks), "broken": breaks.broken})
         print_json(data)
     else:
-        show_breaks(breaks)
+        for line in breaks.told():
+            say(line)
+    if showing.picture is not None:
+        write_text(showing.picture, breaks_picture(breaks), force=force)
+        if not json_output:
+            say(f"wrote {showing.picture}")
     if breaks.broken:
         raise typer.Exit(1)
 

@@ -1,0 +1,55 @@
+"""Tutorials print what their commands print; that a wrong line would be seen."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.tutorials import ANY, ROOT, agrees, steps
+
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+QUICK = ("debugging.md",)
+ELSEWHERE = ("training_loops.md",)
+"""Run by the tests of the libraries that they need."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[] if page.name in QUICK else pytest.mark.slow)
+        for page in PAGES
+        if page.name not in ELSEWHERE
+    ],
+)
+def test_the_page_shows_what_its_commands_print(page: object) -> None:
+    command = [sys.executable, "-m", "tests.tutorials", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_tutorial_has_at_most_120_lines() -> None:
+    assert {page.name: count for page in PAGES if (count := len(page.read_text("utf-8").splitlines())) > 120} == {}
+
+
+def test_another_line_is_seen_and_another_number_is_not() -> None:
+    shown = ["loss 0.5", ANY, "│ 3 │ x ──┼─"]
+    assert agrees(shown, "loss -1e-3\nmore\n\n│ 12 │ x ─┼──\n")
+    assert not agrees(shown, "loss 0.5\n│ 3 │ y ─┼─\n")
+    assert not agrees(shown, "lost 0.5\n│ 3 │ x ─┼─\n")
+    assert not agrees(["loss 0.5"], "loss 0.5\nmore\n")
+
+
+def test_commands_over_several_lines_are_one() -> None:
+    assert list(steps("$ a b \\\n    c\nout\n$ d\n")) == [("$ a b \\\n    c", ["out"]), ("$ d", [])]
+
+
+def test_the_picture_of_the_debugging_page_is_the_scripts() -> None:
+    """Its rows and labels; where the marks stand depends on rounding."""
+    text = (ROOT / "docs/images/breaks.svg").read_text("utf-8")
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", text)
+    assert {"layers.1.mix: addmm", "the model's output", "does not transform"} <= set(labels)
+    assert re.search(r"first fails at aten.addmm.default in layers.1.mix", text)
