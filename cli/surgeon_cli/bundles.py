@@ -39,7 +39,14 @@ def unbundled(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     del run.__wrapped__  # typer would read the bundled signature through it
+    run.__doc__ = _flowing(inspect.getdoc(command) or "")
     return run
+
+
+def _flowing(text: str) -> str:
+    """Make one line of each paragraph, which typer would break where the source does; examples stay as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(part if part.startswith(" ") else " ".join(part.split()) for part in paragraphs)
 
 
 def _fields(bundle: type[Any]) -> list[inspect.Parameter]:

@@ -63,6 +63,7 @@ ProbeOption = Annotated[
         help="Evaluate original and result on the data of another task, too; may be repeated.",
     ),
 ]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Also print every table that was made.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.")]

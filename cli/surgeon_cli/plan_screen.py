@@ -15,10 +15,9 @@ from surgeon.errors import NotASymmetryError, NothingToRelaxError
 from surgeon.optim.blocks import WeightBlocks, blocks_in_words
 from surgeon.plan import CHILD, EXACT_WHILE, AuditEntry, Coverage, Plan, Site
 from surgeon.recording.labels import arrow
-from surgeon_cli.screen import console, print_json, say
+from surgeon_cli.screen import print_json, say, show
 
 MOST_NAMES = 4
-LONGEST_NAME = 32
 
 
 def plan_table(plan: Plan, model: nn.Module) -> Table:
@@ -29,9 +28,8 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
     """
     table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left", show_lines=True)
     alike = _alike(plan.sites)
-    table.add_column("op", overflow="fold", min_width=min(max(len(names) for names, _ in alike), LONGEST_NAME))
-    for heading in ("representations in -> out", "branch"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("op", "representations in -> out", "branch"):
+        table.add_column(heading)
     total = _own(model) or 1
     for names, sites in alike:
         first, count = sites[0], len(sites)
@@ -113,8 +111,7 @@ def audit_table(audit: Iterable[AuditEntry]) -> Table:
     table.add_column("class")
     table.add_column("tensors", justify="right")
     table.add_column("share", justify="right")
-    table.add_column("why", overflow="fold")
-    table.add_column("parameters", overflow="fold")
+    table.add_column("why, and which")
     for coverage in get_args(Coverage):
         of_class = [entry for entry in entries if entry.coverage == coverage]
         by_reason: dict[str, list[AuditEntry]] = {}
@@ -124,8 +121,8 @@ def audit_table(audit: Iterable[AuditEntry]) -> Table:
             )
         for number, (reason, members) in enumerate(by_reason.items()):
             share = 100 * sum(entry.size for entry in members) / total
-            names = "" if coverage == "site" else _some([entry.parameter for entry in members])
-            table.add_row("" if number else coverage, str(len(members)), f"{share:.1f} %", reason, names)
+            names = "" if coverage == "site" else f":\n{_some([entry.parameter for entry in members])}"
+            table.add_row("" if number else coverage, str(len(members)), f"{share:.1f} %", reason + names)
     return table
 
 
@@ -135,21 +132,27 @@ def skipped_table(plan: Plan) -> Table:
     for entry in plan.skipped:
         by_reason.setdefault(entry.reason, []).append(entry.name or "(the model)")
     table = Table(title="left alone", title_justify="left")
-    table.add_column("reason", overflow="fold")
-    table.add_column("modules", overflow="fold")
+    for heading in ("reason", "modules"):
+        table.add_column(heading)
     for reason, names in by_reason.items():
         table.add_row(reason, _some(names))
     return table
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more, see --json" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+    """Return names, those that differ by their first number as one, and how many are left out."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\d+", "#", name, count=1), []).append(name)
+    groups = list(alike.values())
+    left = sum(map(len, groups[MOST_NAMES:]))
+    more = f" and {left} more, see --json" if left else ""
+    return ", ".join(map(_together, groups[:MOST_NAMES])) + more
 
 
 def show_plan(plan: Plan, model: nn.Module, own_parameters: int) -> None:
     """Print sites, what is left alone and why, and the totals."""
-    console().print(plan_table(plan, model))
+    show(plan_table(plan, model))
     show_left_alone(plan)
     extra = sum(site.extra_parameters for site in plan.sites)
     share = f", {100 * extra / own_parameters:.0f} % of the model's {own_parameters:,}" if own_parameters else ""
@@ -157,13 +160,16 @@ def show_plan(plan: Plan, model: nn.Module, own_parameters: int) -> None:
     say(f"training adds {extra:,} parameters{share}; stripping removes them all")
 
 
-def show_matrices(weights: Sequence[WeightBlocks]) -> None:
-    """Print which weights hold matrices for `--optimizer soap` and `muon`, and why the others hold none."""
-    table = Table(title=f"for --optimizer soap and muon: {blocks_in_words(weights)}", title_justify="left")
-    table.add_column("matrices", overflow="fold")
+def show_matrices(weights: Sequence[WeightBlocks], verbose: bool) -> None:
+    """Print how many matrices weights hold for `--optimizer soap` and `muon`; verbosely which, and why others none."""
+    words = f"for --optimizer soap and muon: {blocks_in_words(weights)}"
+    if not verbose:
+        say(f"{words} (--verbose lists them)")
+        return
+    table = Table(title=words, title_justify="left")
+    table.add_column("matrices")
     table.add_column("numbers", justify="right")
-    table.add_column("why", overflow="fold")
-    table.add_column("weights", overflow="fold")
+    table.add_column("why, and of which weights")
     alike: dict[tuple[str, str], list[WeightBlocks]] = {}
     for each in weights:
         shapes = Counter(f"{rows} x {columns}" for rows, columns in (block.shape for block in each.blocks))
@@ -171,16 +177,16 @@ def show_matrices(weights: Sequence[WeightBlocks]) -> None:
         alike.setdefault((words or "none", each.why), []).append(each)
     for (words, why), members in sorted(alike.items(), key=lambda item: item[0][0] == "none"):
         numbers = sum(each.parameter.numel() for each in members)
-        table.add_row(words, f"{numbers:,}", why, _some([each.name for each in members]))
-    console().print(table)
+        table.add_row(words, f"{numbers:,}", f"{why}:\n{_some([each.name for each in members])}")
+    show(table)
 
 
 def show_left_alone(plan: Plan) -> None:
     """Print what becomes of every parameter, and the notes."""
     if plan.audit:
-        console().print(audit_table(plan.audit))
+        show(audit_table(plan.audit))
     elif plan.skipped:
-        console().print(skipped_table(plan))
+        show(skipped_table(plan))
     for note in plan.notes:
         say(f"note: {note}")
 

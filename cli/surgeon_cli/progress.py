@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from surgeon.training.progress import Progress, StepEvent
 
@@ -26,7 +27,7 @@ class TrainingBar(Progress):
 
     def __init__(self, bars: Bars | None) -> None:
         self._bars = bars
-        self._task = bars.add_task("", total=None, details="") if bars else None
+        self._task = bars.add_task("", total=None, details="", epoch="-") if bars else None
         self._title, self._metric, self._total, self._started, self._done, self._begun = "", "", 0, 0, 0, 0.0
 
     def say(self, sentence: str) -> None:
@@ -49,7 +50,7 @@ class TrainingBar(Progress):
         if self._bars is None:
             self.say(title)
         elif self._task is not None:
-            self._bars.reset(self._task, description=title, details="", total=None)
+            self._bars.reset(self._task, description=title, details="", epoch="-", total=None)
 
     def step(self, event: StepEvent) -> None:
         """Show one optimiser step."""
@@ -64,7 +65,7 @@ class TrainingBar(Progress):
                 else f"  {self._metric} clean {clean:.4g}, relaxed {relaxed:.4g}"
             )
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=event.step, total=event.steps, details=details)
+            self._bars.update(self._task, completed=event.step, total=event.steps, details=details, epoch=event.epoch)
         elif event.step * PRINTED // event.steps != (event.step - 1) * PRINTED // event.steps:
             self.say(f"  epoch {event.epoch}, step {event.step}/{event.steps}: {details}")
 
@@ -90,6 +91,14 @@ def training_bar(quiet: bool) -> Iterator[TrainingBar | None]:
     """Yield a bar on standard error, or None if nothing shall be shown."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    class TwoLines(Bars):
+        """The bar, and below it how it goes on: the first line keeps step and time left at any width."""
+
+        def get_renderable(self) -> RenderableType:
+            details = (Text(str(task.fields["details"]), no_wrap=True, overflow="ellipsis") for task in self.tasks)
+            return Group(*self.get_renderables(), *details)
 
     console = Console(stderr=True, highlight=False)
     if quiet:
@@ -98,11 +107,11 @@ def training_bar(quiet: bool) -> Iterator[TrainingBar | None]:
         yield TrainingBar(None)
     else:
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[details]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=12),
+            TextColumn("epoch {task.fields[epoch]}", table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )
-        with Bars(*columns, console=console, transient=True) as bars:
+        with TwoLines(*columns, console=console, transient=True, expand=True) as bars:
             yield TrainingBar(bars)

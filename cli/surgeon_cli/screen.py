@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from surgeon.plan import Certificate
 
 ERROR_TITLE = "equivariance error |f(gx) - g f(x)| / |g f(x)|"
+BAD = {"NO": "NO", "**NO**": "NO", "worse": "worse"}
 
 
 def console() -> Console:
@@ -26,8 +28,12 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Print one line for the user, without markup."""
-    console().print(text, soft_wrap=True)
+    """Print a sentence, without markup; a terminal's lines end between words, but not inside a command."""
+    screen = console()
+    sentence, mark, command = text.partition("; next: ") if screen.is_terminal else (text, "", "")
+    screen.print(sentence, soft_wrap=not screen.is_terminal)
+    if mark:
+        screen.print(mark.removeprefix("; ") + command, soft_wrap=True)
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -35,22 +41,31 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(json_compatible(data), indent=2))
 
 
-def show_certificate(certificate: Certificate) -> None:
-    """Print the checks, and what was measured, in the words of the certificate."""
-    from surgeon.proof.words import OTHER_DATA, sections
+def show_certificate(certificate: Certificate, verbose: bool) -> None:
+    """Print the verdict and what became of the metrics; the rest if it is wanted, or something does not hold."""
+    from surgeon.opening.evaluation import Judging
+    from surgeon.proof.words import OTHER_DATA, error_words, grade_words, sections
 
-    parts = sections(json_compatible(certificate.to_data()))
-    print_table("certificate", parts["Checks"].table)
-    print_table(ERROR_TITLE, parts["Equivariance"].table)
-    for text in parts["Equivariance"].told[1:]:
-        say(text)
-    for model, metrics in certificate.metrics.items():
-        say(f"{model}: " + ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+    data = json_compatible(certificate.to_data())
+    parts, verbose = sections(data), verbose or not certificate.passed
+    say(grade_words(data))
+    judging = Judging.of_record(data["details"].get("judging"))
+    split = (data["details"].get("measurement") or {}).get("split")
+    models = (data["metrics"].get(model, {}) for model in ("original", "stripped"))
+    print_table(f"metrics on the {split} split", judging.table(*models))
     print_table("on other data", parts[OTHER_DATA].table)
-    for text in parts["Branches"].told:
+    failed = [name for name, holds in certificate.checks.items() if not holds]
+    count = len(certificate.checks)
+    say(f"checks: {count - len(failed)} of {count} hold" + (f", not: {', '.join(failed)}" if failed else ""))
+    for text in (*error_words(data), *parts["Branches"].told):
         say(text)
-    for name, change in parts["Buffers that the model's own training forward writes"].table[1:]:
-        say(f"buffer {name} was written by training, largest change {change}")
+    if verbose:
+        print_table("certificate", parts["Checks"].table)
+        print_table(ERROR_TITLE, parts["Equivariance"].table)
+        for text in parts["Equivariance"].told[1:]:
+            say(text)
+        for name, change in parts["Buffers that the model's own training forward writes"].table[1:]:
+            say(f"buffer {name} was written by training, largest change {change}")
     for difference in certificate.differences:
         say(f"difference: {difference}")
 
@@ -61,9 +76,32 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
     for heading in rows[0]:
         table.add_column(heading)
     for row in rows[1:]:
-        table.add_row(*(Text("NO", style="bold red") if cell in ("NO", "**NO**") else cell for cell in row))
+        table.add_row(*(Text(BAD[cell], style="bold red") if cell in BAD else cell for cell in row))
     if table.row_count:
-        console().print(table)
+        show(table)
+
+
+def show(table: Table) -> None:
+    """Print a table; where it is too wide, columns give way down to their longest word, and only then into it."""
+    screen = console()
+    fit(table, screen.width)
+    screen.print(table)
+
+
+def fit(table: Table, width: int) -> None:
+    """Give the columns of a table widths so that it has at most this one."""
+    texts = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    most = [max(cell_len(line) for text in column for line in text.split("\n")) for column in texts]
+    least = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in texts]
+    room = width - 3 * len(texts) - 1
+    if sum(most) <= room:
+        return
+    if sum(least) > room:  # even words have to break: those of the widest columns
+        largest = next(size for size in range(max(least), 0, -1) if sum(min(size, each) for each in least) <= room)
+        least = [min(largest, each) for each in least]
+    spare, wanted = room - sum(least), sum(most) - sum(least) or 1
+    for column, low, high in zip(table.columns, least, most, strict=True):
+        column.width, column.overflow = low + spare * max(0, high - low) // wanted, "fold"
 
 
 def sweep_table(sweep: Mapping[str, Any]) -> Table:
@@ -89,7 +127,7 @@ def other_metrics_table(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     """Return mean and spread of further test metrics, one column each."""
     table = Table(title="other test metrics (mean ± std)", title_justify="left")
     for heading in ("arm", *summaries):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading)
     for rows in zip(*summaries.values(), strict=True):
         table.add_row(rows[0]["arm"], *(_with_spread(row["mean"], row["spread"]) for row in rows))
     return table
@@ -111,9 +149,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], metric: str, seeds: int)
     title = f"test {metric} over {seeds} seeds (mean ± std); differences{against} paired by seed (95 % interval)"
     table = Table(title=title, title_justify="left")
     for heading in ("arm", "lr", metric, "difference", "seconds", "equiv.\nerror", "same\ngraph"):
-        table.add_column(heading, overflow="fold", min_width=max(map(len, heading.split())))
+        table.add_column(heading)
     names = [row["arm"].replace("+", "\n+") for row in rows]  # cut there, and not wherever the column ends
-    table.columns[0].min_width = max(len(part) for name in names for part in name.split("\n"))
     for name, row in zip(names, rows, strict=True):
         difference = "" if row["arm"] == reference or math.isnan(row["difference"]) else f"{row['difference']:+.2g}"
         if difference and not math.isnan(row["half_width"]):

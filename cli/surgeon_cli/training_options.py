@@ -20,10 +20,29 @@ if TYPE_CHECKING:
     from surgeon.training.auto import AutoSettings
     from surgeon.training.compare import CompareSettings
 
-training_option = functools.partial(typer.Option, rich_help_panel="Training")
-relaxing_option = functools.partial(typer.Option, rich_help_panel="Relaxation")
 searching_option = functools.partial(typer.Option, rich_help_panel="Search")
 comparing_option = functools.partial(typer.Option, rich_help_panel="Comparison")
+
+
+def setting_option(panel: str, flag: str, help: str, of: str = "", **more: Any) -> Any:
+    """Return an option that leaves a setting as the preset has it, and says which value that is by default.
+
+    Args:
+        panel: of the help.
+        flag: as on the command line.
+        help: ends with a full stop.
+        of: name of the setting, if it is not the flag's.
+        more: for typer.
+    """
+    default = getattr(PRESETS["default"], of or flag.removeprefix("--").replace("-", "_"))
+    if default is not None and not isinstance(default, bool):
+        help = f"{help.removesuffix('.')}; default: {default}."
+    return typer.Option(flag, rich_help_panel=panel, help=help, **more)
+
+
+KEEPING, RARE = "What is written", "Settings that few trainings need"
+training_option = functools.partial(setting_option, "Training")
+rare_option = functools.partial(setting_option, RARE)
 
 
 @dataclass(frozen=True)
@@ -32,68 +51,22 @@ class Training:
 
     preset: Annotated[
         Literal["default", "paper"],
-        training_option("--preset", help="Starting point for all settings; paper: after `relax --dense`."),
-    ] = "default"
-    epochs: Annotated[int | None, training_option("--epochs", min=1)] = None
-    lr: Annotated[float | None, training_option("--lr", help="Learning rate of the base weights.")] = None
-    branch_factor: Annotated[
-        float | None, training_option("--branch-factor", help="Learning rate of W as a multiple of --lr.")
-    ] = None
-    gauge_factor: Annotated[
-        float | None,
-        training_option(
-            "--gauge-factor", help="The same for added weights that the base could express itself (overparam, lowrank)."
+        typer.Option(
+            "--preset",
+            rich_help_panel="Training",
+            help="Starting point for all settings, whose defaults are said here; paper: after `relax --dense`.",
         ),
+    ] = "default"
+    epochs: Annotated[int | None, training_option("--epochs", min=1, help="Passes over the training batches.")] = None
+    lr: Annotated[
+        float | None, training_option("--lr", of="learning_rate", help="Learning rate of the base weights.")
     ] = None
     optimizer: Annotated[
         Literal["adamw", "adam", "sgd", "soap", "muon"] | None,
-        training_option("--optimizer", help="soap and muon act on the matrices inside the weights; default: adamw."),
+        training_option("--optimizer", help="soap and muon act on the matrices inside the weights."),
     ] = None
-    beta2: Annotated[
-        float | None,
-        training_option("--beta2", help="Decay of mean squares; default: 0.999, with soap and muon 0.95."),
-    ] = None
-    normalisation: Annotated[
-        Literal["entry", "block"] | None,
-        training_option("--normalisation", help="How Adam scales steps of W: by entry, or by block."),
-    ] = None
-    weight_decay: Annotated[float | None, training_option("--weight-decay")] = None
-    clip: Annotated[float | None, training_option("--clip", help="Largest gradient norm; default: no limit.")] = None
-    decay: Annotated[
-        Literal["cosine", "linear", "constant", "step"] | None,
-        training_option("--lr-decay", help="Learning rate over time."),
-    ] = None
-    decay_factor: Annotated[float | None, training_option("--lr-decay-factor", help="With --lr-decay step.")] = None
-    decay_every: Annotated[
-        int | None, training_option("--lr-decay-every", min=1, help="Epochs, with --lr-decay step.")
-    ] = None
-    warmup: Annotated[
-        int | None,
-        training_option(
-            "--warmup", min=0, help="Steps in which the learning rate rises; default: 0, with soap and muon 10."
-        ),
-    ] = None
-    accumulate: Annotated[int | None, training_option("--accumulate", min=1, help="Batches per optimiser step.")] = None
     ema: Annotated[
         float | None, training_option("--ema", help="Evaluate and keep a running average with this decay.")
-    ] = None
-    replay: Annotated[
-        str | None,
-        training_option(
-            "--replay",
-            metavar="perturb|TASK",
-            help="Also train towards the original's own outputs, on the training batches with noise or on other data.",
-        ),
-    ] = None
-    replay_weight: Annotated[
-        float | None, training_option("--replay-weight", help="Weight of that beside the task's loss; default: 1.")
-    ] = None
-    replay_share: Annotated[
-        float | None, training_option("--replay-share", help="Share of the training batches with it; default: 1.")
-    ] = None
-    replay_noise: Annotated[
-        float | None,
-        training_option("--replay-noise", help="Relative to each input's spread, for potentials in A; default: 0.05."),
     ] = None
     freeze_base: Annotated[bool, training_option("--freeze-base", help="Train the added weights alone.")] = False
     evaluate_every: Annotated[
@@ -102,61 +75,117 @@ class Training:
     patience: Annotated[
         int | None, training_option("--patience", min=1, help="Stop after so many evaluations without a better one.")
     ] = None
-    seed: Annotated[int, training_option("--seed")] = 0
-    deterministic: Annotated[
-        bool, training_option("--deterministic", help="Refuse operations that differ from run to run.")
-    ] = False
-    precision: Annotated[Literal["no", "bf16", "fp16"], training_option("--precision", help="Mixed precision.")] = "no"
+    seed: Annotated[int | None, training_option("--seed", help="Of everything random in the training.")] = None
+    precision: Annotated[
+        Literal["no", "bf16", "fp16"] | None, training_option("--precision", help="Mixed precision.")
+    ] = None
 
 
 @dataclass(frozen=True)
-class Relaxing:
-    """How the branches take part."""
+class Rare:
+    """What few trainings need: details of the optimiser, replay, and how the branches take part."""
 
+    branch_factor: Annotated[
+        float | None, rare_option("--branch-factor", help="Learning rate of W as a multiple of --lr.")
+    ] = None
+    gauge_factor: Annotated[
+        float | None,
+        rare_option(
+            "--gauge-factor", help="The same for added weights that the base could express itself (overparam, lowrank)."
+        ),
+    ] = None
     penalty: Annotated[
-        float | None, relaxing_option("--lambda", help="Weight of the penalty, for every arm; default: the arm's own.")
+        float | None,
+        rare_option(
+            "--lambda", of="penalty_weight", help="Weight of the penalty, for every arm; default: the arm's own."
+        ),
     ] = None
     penalty_scale: Annotated[
         Literal["relative", "absolute"] | None,
-        relaxing_option("--penalty-scale", help="lambda times the running mean of the loss, or as it is."),
+        rare_option("--penalty-scale", help="lambda times the running mean of the loss, or as it is."),
     ] = None
     penalty_form: Annotated[
         Literal["gram", "rows", "square"] | None,
-        relaxing_option(
-            "--penalty-form", help="Root of the mean square, mean of the norms (the paper's), or mean square."
-        ),
+        rare_option("--penalty-form", help="Root of the mean square, mean of the norms (the paper's), or mean square."),
     ] = None
     exact_penalty: Annotated[
-        bool, relaxing_option("--exact-penalty", help="All rows at every step, instead of some every few.")
+        bool,
+        typer.Option(
+            "--exact-penalty",
+            rich_help_panel=RARE,
+            help="All rows at every step, instead of some every few.",
+        ),
     ] = False
     adaptive_theta: Annotated[
         bool,
-        relaxing_option(
-            "--adaptive-theta", help="Halve theta while the relaxed model is worse than the projected one."
-        ),
+        rare_option("--adaptive-theta", help="Halve theta while the relaxed model is worse than the projected one."),
     ] = False
-    refold_every: Annotated[int | None, relaxing_option("--refold-every", min=1, help="Steps, in the arm refold.")] = (
+    refold_every: Annotated[int | None, rare_option("--refold-every", min=1, help="Steps, in the arm refold.")] = None
+    low_rank: Annotated[int | None, rare_option("--low-rank", min=1, help="Rank, in the arm lowrank.")] = None
+    dual_rate: Annotated[float | None, rare_option("--dual-rate", help="Rate of the multipliers, in the arm ace.")] = (
         None
     )
-    low_rank: Annotated[int | None, relaxing_option("--low-rank", min=1, help="Rank, in the arm lowrank.")] = None
-    dual_rate: Annotated[
-        float | None, relaxing_option("--dual-rate", help="Rate of the multipliers, in the arm ace.")
-    ] = None
     recalibrate: Annotated[
         int | None,
-        relaxing_option(
-            "--recalibrate", min=0, help="Training batches for BatchNorm statistics at each clean evaluation."
+        rare_option("--recalibrate", min=0, help="Training batches for BatchNorm statistics at each clean evaluation."),
+    ] = None
+    beta2: Annotated[
+        float | None,
+        rare_option("--beta2", help="Decay of mean squares; default: 0.999, with soap and muon 0.95."),
+    ] = None
+    normalisation: Annotated[
+        Literal["entry", "block"] | None,
+        rare_option("--normalisation", help="How Adam scales steps of W: by entry, or by block."),
+    ] = None
+    weight_decay: Annotated[float | None, rare_option("--weight-decay", help="Of all weights.")] = None
+    clip: Annotated[float | None, rare_option("--clip", help="Largest gradient norm; default: no limit.")] = None
+    decay: Annotated[
+        Literal["cosine", "linear", "constant", "step"] | None,
+        rare_option("--lr-decay", of="decay", help="Learning rate over time."),
+    ] = None
+    decay_factor: Annotated[
+        float | None, rare_option("--lr-decay-factor", of="decay_factor", help="With --lr-decay step.")
+    ] = None
+    decay_every: Annotated[
+        int | None, rare_option("--lr-decay-every", of="decay_every", min=1, help="Epochs, with --lr-decay step.")
+    ] = None
+    warmup: Annotated[
+        int | None,
+        rare_option(
+            "--warmup", min=0, help="Steps in which the learning rate rises; default: 0, with soap and muon 10."
         ),
     ] = None
+    accumulate: Annotated[int | None, rare_option("--accumulate", min=1, help="Batches per optimiser step.")] = None
+    replay: Annotated[
+        str | None,
+        rare_option(
+            "--replay",
+            metavar="perturb|TASK",
+            help="Also train towards the original's own outputs, on the training batches with noise or on other data.",
+        ),
+    ] = None
+    replay_weight: Annotated[
+        float | None, rare_option("--replay-weight", help="Weight of that beside the task's loss.")
+    ] = None
+    replay_share: Annotated[
+        float | None, rare_option("--replay-share", help="Share of the training batches with it.")
+    ] = None
+    replay_noise: Annotated[
+        float | None,
+        rare_option("--replay-noise", help="Relative to each input's spread, for potentials in A."),
+    ] = None
+    deterministic: Annotated[
+        bool, rare_option("--deterministic", help="Refuse operations that differ from run to run.")
+    ] = False
 
 
-def settings_of(training: Training, relaxing: Relaxing) -> FinetuneSettings:
+def settings_of(training: Training, rare: Rare) -> FinetuneSettings:
     """Return the preset with what the user changed.
 
     Raises:
         UsageError: if a number is out of range.
     """
-    given: dict[str, Any] = {**_changed(training), **_changed(relaxing)}
+    given: dict[str, Any] = {**_changed(training), **_changed(rare)}
     renamed = {"lr": "learning_rate", "penalty": "penalty_weight"}
     settings = {renamed.get(name, name): value for name, value in given.items()}
     preset = PRESETS[settings.pop("preset", "default")]
@@ -177,12 +206,18 @@ class Keeping:
 
     save_every: Annotated[
         int | None,
-        training_option(
-            "--save-every", min=1, help="Optimiser steps between saves besides those after each evaluation."
+        typer.Option(
+            "--save-every",
+            min=1,
+            rich_help_panel=KEEPING,
+            help="Optimiser steps between saves besides those after each evaluation.",
         ),
     ] = None
     track: Annotated[
-        list[str] | None, training_option("--track", help="Log to tensorboard, wandb or mlflow, too; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--track", rich_help_panel=KEEPING, help="Log to tensorboard, wandb or mlflow, too; may be repeated."
+        ),
     ] = None
 
     def refuse(self) -> None:
@@ -204,7 +239,7 @@ class Comparing:
         comparing_option(
             "--compare",
             metavar="ARMS",
-            help=f"Compare arms ({','.join(ARMS)}) with equal budgets; plain@soap or plain@adamw+beta2=0.95 with an "
+            help=f"Compare arms ({', '.join(ARMS)}) with equal budgets; plain@soap or plain@adamw+beta2=0.95 with an "
             "optimiser of its own.",
         ),
     ] = None
@@ -288,7 +323,7 @@ class Searching:
     among: Annotated[
         str | None,
         searching_option(
-            "--among", metavar="ARMS", help=f"Arms to choose from; default: {','.join(WITHOUT_BRANCHES)}."
+            "--among", metavar="ARMS", help=f"Arms to choose from; default: {', '.join(WITHOUT_BRANCHES)}."
         ),
     ] = None
     budget: Annotated[

@@ -72,7 +72,7 @@ def rehearse(model: nn.Module, task: Task) -> None:
 
 def in_words(task: Task, metrics: Mapping[str, float]) -> str:
     """Return metrics as "force_mae 109 meV/A, loss 0.2", with the units that the task names."""
-    units: Mapping[str, str] = getattr(task, "units", {})
+    units = Judging.of(task).units
     return ", ".join(f"{name} {value:.6g} {units.get(name, '')}".rstrip() for name, value in metrics.items())
 
 
@@ -98,7 +98,15 @@ class Judging:
     def of(cls, task: Task) -> Judging:
         """Return what a task says."""
         units: Mapping[str, Any] = getattr(task, "units", None) or {}
-        return cls(*primary_metric(task), {str(name): str(unit) for name, unit in units.items()})
+        told = {str(name): str(unit) for name, unit in units.items()}
+        return cls(*primary_metric(task), {name: unit for name, unit in told.items() if unit != "dimensionless"})
+
+    @classmethod
+    def of_record(cls, data: Mapping[str, Any] | None) -> Judging:
+        """Return what a certificate keeps of it."""
+        import msgspec
+
+        return msgspec.convert(data, cls) if data else cls("loss", "min", {})
 
     def direction_of(self, name: str) -> Literal["min", "max"] | None:
         """Return what is better for a metric; None for another than the primary one whose name does not say it."""
@@ -106,6 +114,29 @@ class Judging:
         if name == self.metric:
             return self.direction
         return "min" if words & ERRORS else "max" if words & SCORES else None
+
+    def change(self, name: str, before: float | None, after: float | None) -> tuple[str, str]:
+        """Return in words by how much a metric has changed, and whether it is better, worse or as before."""
+        direction = self.direction_of(name)
+        if before is None or after is None:
+            return "–", "–"
+        change = f"{100 * (after - before) / abs(before):+.1f} %" if before else "–"
+        if direction is None:
+            return change, ""
+        return change, "better" if is_better(after, before, direction) else "worse" if after != before else "as before"
+
+    def table(self, before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[list[str]]:
+        """Return metrics before and after as rows of text, below their headings, the one that decides first."""
+        names = sorted(after, key=lambda name: name != self.metric)
+        rows = [
+            [
+                self.with_unit(name),
+                *("-" if value is None else f"{value:.6g}" for value in (before.get(name), after[name])),
+                *self.change(name, before.get(name), after[name]),
+            ]
+            for name in names
+        ]
+        return [["metric", "before", "after", "change", ""], *rows]
 
     def with_unit(self, name: str) -> str:
         """Return "force_mae (meV/A)", or the name alone."""

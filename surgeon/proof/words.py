@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -154,6 +155,19 @@ def error_rows(equivariance: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for model, dtypes in equivariance.items()
         for dtype, components in dtypes.items()
         for component, error in components.items()
+    ]
+
+
+def error_words(data: Mapping[str, Any]) -> list[str]:
+    """Say for each dtype how large the equivariance errors of result and original are at most."""
+    largest: dict[str, dict[str, float]] = {}
+    for model in ("stripped", "original"):
+        for dtype, components in data["equivariance"].get(model, {}).items():
+            errors = [error["maximum"] for error in components.values()]
+            largest.setdefault(dtype, {})[model] = math.inf if None in errors else max(errors, default=math.nan)
+    return [
+        f"equivariance error in {dtype}: at most " + ", of the original ".join(f"{value:.1e}" for value in by.values())
+        for dtype, by in largest.items()
     ]
 
 

@@ -25,8 +25,6 @@ def clean_page(folder: Path) -> Page:
     Raises:
         CheckpointError: if the certificate cannot be read, or its own hash says that it was changed.
     """
-    import msgspec
-
     try:
         data = read_certificate(folder)
     except CheckFailedError as error:
@@ -37,9 +35,7 @@ def clean_page(folder: Path) -> Page:
             "again"
         )
     details, told = data["details"], sections(data)
-    judging = Judging("loss", "min", {})
-    if details.get("judging"):
-        judging = msgspec.convert(details["judging"], Judging)
+    judging = Judging.of_record(details.get("judging"))
     shown = [title for title in told if title not in ("Checks", "Metrics", OTHER_DATA, "Equivariance")]
     return Page(
         title=f"Clean weights {folder.resolve().name}",

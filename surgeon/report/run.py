@@ -12,7 +12,7 @@ from surgeon.errors import CheckpointError
 from surgeon.files.content import read_json
 from surgeon.files.relaxed import CONFIG_FILE, RelaxedConfig
 from surgeon.files.seals import check_seal, finish_update
-from surgeon.opening.evaluation import Judging, is_better
+from surgeon.opening.evaluation import Judging
 from surgeon.recording.labels import arrow
 from surgeon.report.figures import Line, Panel, curves
 from surgeon.report.page import Bad, Page, Part, Rows
@@ -82,16 +82,8 @@ def metric_rows(
 
 def metric_row(judging: Judging, name: str, before: float | None, after: float | None) -> list[Any]:
     """Return one row: name, unit, before, after, change, and in a word what came of it."""
-    unit, direction = judging.units.get(name, "–"), judging.direction_of(name)
-    if before is None or after is None:
-        return [name, unit, before, after, "–", "–"]
-    change = f"{100 * (after - before) / abs(before):+.1f} %" if before else "–"
-    word = "" if direction is None else "as before"
-    if direction is not None and is_better(after, before, direction):
-        word = "better"
-    elif direction is not None and after != before:
-        word = Bad("worse")
-    return [name, unit, before, after, change, word]
+    change, word = judging.change(name, before, after)
+    return [name, judging.units.get(name, "–"), before, after, change, Bad(word) if word == "worse" else word]
 
 
 def worse_in_words(rows: Rows) -> Iterator[str]:

@@ -36,6 +36,12 @@ def test_from_checkpoint_to_checkpoint_with_default_names(surgeon: Surgeon) -> N
     written = "CERTIFICATE.md, README.md, certificate.json, model.safetensors"
     assert "the recorded graph is the original's, the function that of clean evaluation\n" in told
     assert f"wrote net-clean/: {written}" in told
+    assert (
+        told.index("the recorded graph") < told.index("metrics on the test split") < told.index("checks: 15 of 15 hold")
+    )
+    assert re.search(r"loss +│ [\d.]+ +│ [\d.]+ +│ -[\d.]+ % +│ better", told)
+    assert "state-dict keys and order" not in told
+    assert "state-dict keys and order" in surgeon("strip", "net-run", "--force", "--verbose").out
     clean, original = open_checkpoint("net-clean/model.safetensors"), open_checkpoint("net.pt")
     assert clean.tensors.keys() == original.tensors.keys()
     assert not torch.equal(clean.tensors["first.weight"], original.tensors["first.weight"])

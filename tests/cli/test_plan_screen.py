@@ -11,11 +11,13 @@ import pytest
 import torch
 from e3nn import o3
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.plan import Plan
-from surgeon_cli.plan_screen import plan_table
+from surgeon.plan import AuditEntry, Plan
+from surgeon_cli.plan_screen import audit_table, plan_table
+from surgeon_cli.screen import fit
 from tests.tiny import Net
 from tests.training.conftest import plan_of
 
@@ -64,15 +66,44 @@ def test_ops_that_differ_by_a_number_alone_share_a_row() -> None:
     assert [cell.splitlines()[0] for cell in cells(other, net, "op")] == ["layers.0,2", "layers.4-5"]
 
 
+LONG = "message_block.linear_up.weight"
+
+
+def drawn(table: Table, width: int) -> str:
+    told = io.StringIO()
+    fit(table, width)
+    Console(file=told, width=width).print(table)
+    assert "…" not in told.getvalue()
+    assert max(map(len, told.getvalue().splitlines())) <= width
+    return told.getvalue()
+
+
 def test_at_80_columns_nothing_is_lost() -> None:
     """Irreps break between terms, never inside one."""
     net = Net()
-    told = io.StringIO()
-    Console(file=told, width=80).print(plan_table(plan_of(net), net))
+    told = drawn(plan_table(plan_of(net), net), 80)
     for words in ("op", "representations in -> out", "branch", "first", "fold: exact"):
-        assert words in told.getvalue()
-    assert "…" not in told.getvalue()
-    assert max(map(len, told.getvalue().splitlines())) <= 80
+        assert words in told
+
+
+def test_columns_give_way_down_to_their_longest_word() -> None:
+    wide = Table("op", "representations", "what it is like")
+    wide.add_row(LONG, "16x0e + 16x1o + 16x2e " * 3, "a sentence of some length " * 4)
+    told = drawn(wide, 80)
+    assert LONG in told
+    assert told.count("16x1o") == 3
+    assert told.count("sentence") == 4
+    narrow = drawn(wide, 40)
+    assert LONG not in narrow
+    assert narrow.count("16x1o") == 3  # only the longest words are broken
+
+
+def test_parameters_of_an_audit_keep_their_names_whole() -> None:
+    names = [f"layers.{number}.{LONG}" for number in range(12)]
+    entries = [AuditEntry(name, 10, "not linear", "it is only added to an activation") for name in names]
+    told = drawn(audit_table(entries), 80)
+    assert f"layers.0-11.{LONG}" in told
+    assert "see --json" not in told
 
 
 @pytest.mark.parametrize(

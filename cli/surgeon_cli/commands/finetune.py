@@ -28,8 +28,8 @@ from surgeon_cli.options import (
     with_reference,
 )
 from surgeon_cli.progress import training_bar
-from surgeon_cli.screen import comparison_table, console, other_metrics_table, print_json, print_table, say, sweep_table
-from surgeon_cli.training_options import Comparing, Keeping, Relaxing, Searching, Training, settings_of
+from surgeon_cli.screen import comparison_table, other_metrics_table, print_json, print_table, say, show, sweep_table
+from surgeon_cli.training_options import Comparing, Keeping, Rare, Searching, Training, settings_of
 
 if TYPE_CHECKING:
     from surgeon.training.auto import SearchRecord
@@ -50,11 +50,11 @@ def finetune(
     reference: ReferenceOption = None,
     probe: ProbeOption = None,
     training: Training,
-    relaxing: Relaxing,
     keeping: Keeping,
     searching: Searching,
     comparing: Comparing,
     opening: ReopenOptions,
+    rare: Rare,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -76,7 +76,7 @@ def finetune(
         surgeon finetune segnn-relaxed --compare plain,drop,fold,overparam --seeds 3
     """
     _refuse_mixtures(arm, keeping, searching, comparing)
-    folder, settings = folder_or_only(path, json_output, trained=False), settings_of(training, relaxing)
+    folder, settings = folder_or_only(path, json_output, trained=False), settings_of(training, rare)
     options = with_probes(with_reference(opening.options(json_output), reference, folder), probe)
     stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
     given: dict[str, Any] = {"options": options, "force": force}
@@ -172,11 +172,11 @@ def _show_comparison(found: ComparisonRecord, target: Path, seeds: int, json_out
         return
     swept = found.sweep
     if swept and {"grid", "runs", "seeds", "metric"} <= swept.keys():
-        console().print(sweep_table(swept))
-    console().print(comparison_table(found.rows(), found.metric, seeds))
+        show(sweep_table(swept))
+    show(comparison_table(found.rows(), found.metric, seeds))
     others = [name for name in found.runs[0].test if name not in (found.metric, "loss")]
     if others:
-        console().print(other_metrics_table({name: summarise_runs(found.runs, name) for name in others}))
+        show(other_metrics_table({name: summarise_runs(found.runs, name) for name in others}))
     for sentence in found.sentences():
         say(sentence)
     say(f"wrote {target}; every run is in {runs_beside(target)}/")

@@ -13,7 +13,7 @@ import surgeon
 from surgeon.files.atomic import check_writable
 from surgeon.files.content import json_compatible, write_json, write_text
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import ActionOption, ForceOption, JsonOption, OptionalGroupOption, ReopenOptions
+from surgeon_cli.options import ActionOption, ForceOption, JsonOption, OptionalGroupOption, ReopenOptions, VerboseOption
 from surgeon_cli.screen import print_json, say
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def inspect(
     group: OptionalGroupOption = None,
     action: ActionOption = None,
     force: ForceOption = False,
+    verbose: VerboseOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Show what is in a checkpoint, which ops are relaxable, and why the others are not. Changes nothing.
@@ -87,7 +88,7 @@ def inspect(
     else:
         _describe(found.workspace, found.parameters)
         show_plan(found.branches, found.workspace.model, found.parameters)
-        show_matrices(found.weights)
+        show_matrices(found.weights, verbose)
         for component, error in found.errors.items():
             numbers = f"at most {error.maximum:.1e} (under {error.worst}), median {error.median:.1e}"
             say(f"the model's own equivariance error, component {component}: {numbers}")

@@ -24,6 +24,7 @@ from surgeon_cli.options import (
     PathArgument,
     ProbeOption,
     ReopenOptions,
+    VerboseOption,
     folder_or_only,
     output_stem,
     with_probes,
@@ -53,6 +54,7 @@ class Stripping:
     metrics: SplitOption = "test"
     probe: ProbeOption = None
     force: ForceOption = False
+    verbose: VerboseOption = False
     json_output: JsonOption = False
 
 
@@ -173,7 +175,6 @@ def _run(
 ) -> None:
     from surgeon.files.clean import CERTIFICATE_FILE
     from surgeon.files.relaxed import read_relaxed
-    from surgeon.proof.words import grade_words
 
     path, options = folder_or_only(named, how.json_output), with_probes(options, how.probe)
     if named is None and read_relaxed(path).config.step == 0:
@@ -199,8 +200,7 @@ def _run(
         certificate = read_json(target / CERTIFICATE_FILE)
         print_json({"written": str(target), "files": done.files, "certificate": certificate})
         return
-    _show(done.certificate)
-    say(grade_words(done.certificate.to_data()))
+    _show(done.certificate, how.verbose)
     _tell_ports(target)
     if done.certificate.grade == "same form":
         say("note: without a task neither graph nor function nor equivariance was compared: give `--task FILE`")
@@ -238,11 +238,11 @@ def _tell_modes(found: CleanFolder) -> None:
                 f"train on until theta is 0, or compare with {other}"
             )
     if not certificate.passed:
-        _show(certificate)
+        _show(certificate, verbose=True)
 
 
-def _show(certificate: Certificate) -> None:
-    show_certificate(certificate)
+def _show(certificate: Certificate, verbose: bool) -> None:
+    show_certificate(certificate, verbose)
     if "recalibration" in certificate.details:
         _tell_recalibration(certificate.details["recalibration"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,15 @@ import surgeon
 from surgeon.errors import CheckFailedError
 from surgeon.support.stages import silent
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.options import FindOptions, JsonOption, OptionalGroupOption, ProbeOption, shown, with_probes
+from surgeon_cli.options import (
+    FindOptions,
+    JsonOption,
+    OptionalGroupOption,
+    ProbeOption,
+    VerboseOption,
+    shown,
+    with_probes,
+)
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -28,6 +37,12 @@ StrictOption = Annotated[
     bool, typer.Option("--strict", help="Exit code 1 also if something was not checked, or is not recorded.")
 ]
 
+_OUTCOMES = {
+    "holds": "hold",
+    "differs": "differ",
+    "recorded": "are only recorded",
+}
+
 
 @unbundled
 def verify(
@@ -38,6 +53,7 @@ def verify(
     probe: ProbeOption = None,
     group: OptionalGroupOption = None,
     strict: StrictOption = False,
+    verbose: VerboseOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Compare a clean folder with its certificate and its original, and compute again what follows from the two.
@@ -58,7 +74,7 @@ def verify(
     if json_output:
         print_json(_data(path, against, verification))
     else:
-        _show(verification)
+        _show(verification, verbose or not verification.holds)
     if not verification.holds:
         count = len(verification.differences)
         said = "its certificate says" if against is None else f"its certificate and {shown(against)!r} say"
@@ -81,16 +97,25 @@ def _data(path: Path, against: Path | None, verification: Verification) -> dict[
     return {"folder": shown(path), "against": None if against is None else shown(against), **data, "recorded": recorded}
 
 
-def _show(verification: Verification) -> None:
-    from surgeon.proof.words import ERRORS, PROBED, error_rows, probe_rows
+def _show(verification: Verification, verbose: bool) -> None:
+    from surgeon.proof.words import ERRORS, PROBED, error_rows, error_words, probe_rows
 
     told = {"holds": "yes", "differs": "NO"}
-    rows = [(entry.name, told.get(entry.outcome, entry.outcome), entry.note) for entry in verification.findings]
+    rows = [
+        (entry.name, told.get(entry.outcome, entry.outcome), entry.note)
+        for entry in verification.findings
+        if verbose or entry.outcome in ("differs", "not checked", "not recorded")
+    ]
     print_table("verification", [("what", "holds", "how, or what is missing"), *rows])
+    counts = Counter(entry.outcome for entry in verification.findings)
+    say("findings: " + ", ".join(f"{count} {_OUTCOMES.get(outcome, outcome)}" for outcome, count in counts.items()))
     recorded, now = verification.recorded, verification.to_data()["equivariance"]
     records = (("recorded", recorded["equivariance"]), ("now", now))
     both = {f"{model}, {when}": record.get(model, {}) for model in now for when, record in records}
-    print_table(ERROR_TITLE, [ERRORS, *error_rows(both)])
+    if verbose:
+        print_table(ERROR_TITLE, [ERRORS, *error_rows(both)])
+    for text in error_words({"equivariance": now}):
+        say(text)
     for model, metrics in verification.metrics.items():
         before = recorded["metrics"].get(model, {})
         say(
