@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import inspect
 import typing
 from collections.abc import Callable
@@ -32,9 +33,16 @@ def unbundled(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
+        from surgeon.support.compiler import compiler_left_out
+
         for name, bundle in bundles.items():
             given[name] = bundle(**{field.name: given.pop(field.name) for field in dataclasses.fields(bundle)})
-        command(**given)
+        gc.freeze()  # what was imported stays: else most of what the collector does is to look through it again
+        try:
+            with compiler_left_out():
+                command(**given)
+        finally:
+            gc.unfreeze()
 
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}

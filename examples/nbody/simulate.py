@@ -195,7 +195,8 @@ def _simulate_chunk(
     saved = np.empty((2, frames, particles, 3, count))
     for frame in range(frames):
         for _ in range(frame_interval):
-            v += TIME_STEP * np.clip(_forces(x, products, pairs), -FORCE_LIMIT, FORCE_LIMIT)
+            forces = _forces(x, products, pairs)
+            v += TIME_STEP * np.clip(forces, -FORCE_LIMIT, FORCE_LIMIT, out=forces)
             x += TIME_STEP * v
         saved[0, frame], saved[1, frame] = x, v
     both = saved.transpose(0, 4, 1, 2, 3)
@@ -206,16 +207,18 @@ def _forces(x: FloatArray, products: FloatArray, pairs: tuple[IntArray, IntArray
     """Return the forces before clipping, shape (n, 3, b), at positions x of the same shape.
 
     Squared distances come from |a|^2 + |b|^2 - 2 ab, and the sums run in the order of the public generator: so its
-    data are reproduced to the last bit, rounding in close encounters included.
+    data are reproduced to the last bit, rounding in close encounters included. A product of many small matrices is
+    three times as fast if both are contiguous.
 
     ``products`` is strength * q_i q_j, shape (pairs, b).
     """
     first, second = pairs
     squares = x[:, 0] ** 2 + x[:, 1] ** 2 + x[:, 2] ** 2
-    rows = np.ascontiguousarray(x.transpose(2, 0, 1))
-    inner = np.matmul(rows, rows.transpose(0, 2, 1))[:, first, second].T
+    rows, columns = (np.ascontiguousarray(x.transpose(2, *axes)) for axes in ((0, 1), (1, 0)))
+    inner = np.matmul(rows, columns)[:, first, second].T
     distances = squares[first] + squares[second] - 2 * inner
-    along = (x[first] - x[second]) * (products / np.power(distances, 1.5))[:, None]
+    along = x[first] - x[second]
+    along *= (products / np.power(distances, 1.5))[:, None]
     forces = np.zeros_like(x)
     for pair, (i, j) in enumerate(zip(first, second, strict=True)):
         forces[i] += along[pair]

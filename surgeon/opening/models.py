@@ -27,7 +27,7 @@ from surgeon.opening.tasks import LoadedTask, load_task
 from surgeon.opening.trust import check_task
 from surgeon.registry import Adapter, installed_adapters
 from surgeon.support.copies import copied
-from surgeon.support.e3nn_compat import contractions_kept
+from surgeon.support.e3nn_compat import results_kept
 from surgeon.support.imports import call_with, import_attribute, importable
 from surgeon.support.modes import drop_computed
 
@@ -204,7 +204,7 @@ def _not_found(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> ModelNotF
 
 def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
     def loaded(weights: Checkpoint = checkpoint) -> nn.Module:
-        with contractions_kept():
+        with results_kept():
             model = way.build()
         if not isinstance(model, nn.Module):
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as module_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.recording.scripted import as_written
+from surgeon.support.compiler import DispatchMode
 from surgeon.support.trees import fresh_copy, map_tensors, tensors_in
 
 
@@ -52,7 +52,7 @@ class Recording:
     outputs: Any
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(DispatchMode):
     """Append one fx node per dispatched op; tensors are followed by identity as long as they live."""
 
     def __init__(self, model: nn.Module, copies: bool) -> None:

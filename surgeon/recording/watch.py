@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.recording.record import Recording, unchanged, without_recording
 from surgeon.recording.scripted import as_written
+from surgeon.support.compiler import DispatchMode
 from surgeon.support.trees import fresh_copy, map_tensors
 
 _UNCOUNTED = (operator.getitem, torch.ops.aten.detach.default)
 """Parts of results, which no op makes, and what torch puts in by itself where somebody else holds a tensor."""
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(DispatchMode):
     """Copies what some ops of a run return, which are known by their number.
 
     Attributes:

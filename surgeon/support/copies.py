@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import copyreg
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -28,9 +26,8 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
         The copy: its parameters, buffers, modules and hooks are its own, and it has the keys of the model.
     """
     try:
-        with _code_kept(model):
-            result = copy.deepcopy(model, dict(memo or {}))
-    except Exception:  # of what refuses, and in an archive of torch.package, whose code imports nothing of ours
+        result = _with_code(model, memo or {})
+    except Exception:  # of what refuses
         result = deep_copied(model, memo)
     return _with_the_keys_of(model, result)
 
@@ -53,36 +50,23 @@ def deep_copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.M
         return copy.deepcopy(model, {**shared, **given})
 
 
-_CODE: dict[int, fx.GraphModule] = {}
-
-
-@contextmanager
-def _code_kept(model: nn.Module) -> Iterator[None]:
-    """While this is open, generated modules that a layer pickles in order to be copied (e3nn's do) are copied instead.
+def _with_code(model: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
+    """Return a deep copy; layers that pickle what they have generated in order to be copied (e3nn's do) need not.
 
     Of what is pickled, torch.fx traces the code again.
     """
-    found = {id(each): each for each in model.modules() if isinstance(each, fx.GraphModule)}
-    classes = {type(each) for each in found.values()} - copyreg.dispatch_table.keys()
-    try:
-        _CODE.update(found)
-        for each in classes:
-            copyreg.pickle(each, _reference)
-        yield
-    finally:
-        for each in classes:
-            del copyreg.dispatch_table[each]
-        for key in found:
-            _CODE.pop(key, None)
+    layers = {id(each): each for each in model.modules() if _pickles_code(each) and id(each) not in memo}
+    empty = {key: type(layer).__new__(type(layer)) for key, layer in layers.items()}
+    known = {**memo, **empty}
+    result = copy.deepcopy(model, known)
+    for key, layer in layers.items():
+        vars(empty[key]).update(copy.deepcopy(vars(layer), known))
+    return result
 
 
-def _reference(module: fx.GraphModule) -> tuple[Any, ...]:
-    return _copy_of, (id(module),)
-
-
-def _copy_of(key: int) -> fx.GraphModule:
-    made: fx.GraphModule = copy.deepcopy(_CODE[key])
-    return made
+def _pickles_code(module: nn.Module) -> bool:
+    own = getattr(type(module), "__getstate__", None) is not getattr(nn.Module, "__getstate__", None)
+    return own and any(isinstance(child, fx.GraphModule) for child in module.children())
 
 
 def _with_the_keys_of(model: nn.Module, result: nn.Module) -> nn.Module:

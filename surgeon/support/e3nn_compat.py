@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-_SEARCH, _SEARCHED_IN = "optimize_einsums_full", ("e3nn.o3._linear", "e3nn.o3._tensor_product._codegen")
 _FOUND: dict[Any, fx.Graph] = {}
+_MOMENTS: dict[Any, Tensor] = {}
 
 
 def import_e3nn() -> ModuleType:
@@ -46,21 +46,26 @@ def unscript_harmonics() -> None:
 
 
 @contextmanager
-def contractions_kept() -> Iterator[None]:
-    """While this is open, e3nn, once imported, orders the contractions of layers of the same code and sizes only once.
+def results_kept() -> Iterator[None]:
+    """While this is open, e3nn, once imported, looks only once for what takes most of the time of building a layer.
 
-    That search is most of what building a layer takes. Many layers of a network are alike, and it is built up to three
-    times: as what is opened, as the original, and in float64. Only the order is kept; constants are each layer's own.
+    That is the order of contractions, for layers of the same code and sizes, and the second moment of an activation,
+    from a million random numbers that are always the same. Many layers of a network are alike, and it is built up to
+    three times: as what is opened, as the original, and in float64. Other constants are each layer's own.
     """
-    holders = [vars(sys.modules[name]) for name in _SEARCHED_IN if hasattr(sys.modules.get(name), _SEARCH)]
-    before = [names[_SEARCH] for names in holders]
+    kept = [
+        (vars(sys.modules[module]), name, keep)
+        for module, name, keep in _KEPT
+        if hasattr(sys.modules.get(module), name)
+    ]
+    before = [names[name] for names, name, _ in kept]
     try:
-        for names, search in zip(holders, before, strict=True):
-            names[_SEARCH] = partial(_ordered, search)
+        for (names, name, keep), own in zip(kept, before, strict=True):
+            names[name] = partial(keep, own)
         yield
     finally:
-        for names, search in zip(holders, before, strict=True):
-            names[_SEARCH] = search
+        for (names, name, _), own in zip(kept, before, strict=True):
+            names[name] = own
 
 
 def _ordered(search: Callable[..., Any], layer: Any, example: tuple[Tensor, ...]) -> Any:
@@ -72,3 +77,20 @@ def _ordered(search: Callable[..., Any], layer: Any, example: tuple[Tensor, ...]
     result = search(layer, example)
     _FOUND[key] = copy.deepcopy(result.graph)
     return result
+
+
+def _moment(compute: Callable[..., Tensor], function: Any, n: int, dtype: Any = None, device: Any = None) -> Tensor:
+    """Return the n-th moment of an activation; only that of a function of torch, which has no state, is kept."""
+    if not str(getattr(function, "__module__", "")).startswith("torch") or isinstance(function, nn.Module):
+        return compute(function, n, dtype, device)
+    key = (compute, function, n, dtype or torch.get_default_dtype(), device)
+    if key not in _MOMENTS:
+        _MOMENTS[key] = compute(function, n, dtype, device)
+    return _MOMENTS[key].clone()
+
+
+_KEPT = (
+    ("e3nn.o3._linear", "optimize_einsums_full", _ordered),
+    ("e3nn.o3._tensor_product._codegen", "optimize_einsums_full", _ordered),
+    ("e3nn.math._normalize_activation", "moment", _moment),
+)

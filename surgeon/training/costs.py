@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.opening.evaluation import fitted
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.plan import Task
+from surgeon.support.compiler import DispatchMode
 from surgeon.support.modes import in_evaluation_mode
 
 
@@ -73,7 +73,7 @@ def _nothing_kept(relaxation: Relaxation) -> Iterator[None]:
             branch.mode = mode
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):
     """Adds up the work of all ops that torch knows it of.
 
     Torch's own FlopCounterMode also asks which module each op belongs to, by hooks on the inputs' gradients, which fail

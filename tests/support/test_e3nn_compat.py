@@ -1,4 +1,4 @@
-"""Networks of e3nn that are built more than once: the search for contractions is not made again, its result is."""
+"""Networks of e3nn that are built more than once: searches and moments are not made again, their results are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.support.e3nn_compat import contractions_kept, import_e3nn
+from surgeon.support.e3nn_compat import import_e3nn, results_kept
 from surgeon.support.modes import default_dtype
 
 pytestmark = pytest.mark.e3nn
@@ -44,10 +44,10 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_layer_that_is_built_again_is_as_if_searched(searches: list[Any], dtype: torch.dtype) -> None:
-    with contractions_kept():
+    with results_kept():
         product()
     count = len(searches)
-    with contractions_kept():
+    with results_kept():
         again = product(dtype)
     assert len(searches) == count > 0
     fresh = product(dtype)
@@ -64,7 +64,7 @@ def test_a_layer_that_is_built_again_is_as_if_searched(searches: list[Any], dtyp
 
 
 def test_other_sizes_are_searched_and_no_layer_shares_its_graph(searches: list[Any]) -> None:
-    with contractions_kept():
+    with results_kept():
         first = product()
         count = len(searches)
         assert product(scalars=4)(torch.randn(2, 10), torch.randn(2, 9)).shape == (2, 8)
@@ -75,3 +75,29 @@ def test_other_sizes_are_searched_and_no_layer_shares_its_graph(searches: list[A
         again = product()
     x, y = torch.randn(2, 9), torch.randn(2, 9)
     assert again(x, y).shape == (2, 8)
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    """Not a function of torch: it may do something else the next time."""
+    return x / 2
+
+
+def test_the_moment_of_an_activation_of_torch_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_e3nn()
+    from e3nn.math import _normalize_activation as normalising
+
+    own, asked = normalising.moment, list[Any]()
+
+    def moment(function: Any, *arguments: Any, **named: Any) -> Any:
+        asked.append(function)
+        return own(function, *arguments, **named)
+
+    monkeypatch.setattr(normalising, "moment", moment)
+    functions = (torch.tanh, nn.functional.silu, halved)
+    with results_kept():
+        first = [normalising.normalize2mom(function).cst for function in functions]
+        again = [normalising.normalize2mom(function).cst for function in functions]
+    assert asked == [*functions, halved]
+    assert normalising.moment is moment
+    assert first == again == [normalising.normalize2mom(function).cst for function in functions]
+    assert len(set(first)) == len(functions)
