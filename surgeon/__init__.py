@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from surgeon.plan import Task as Task
     from surgeon.proof.amounts import MeasureSettings as MeasureSettings
     from surgeon.proof.certify import certify as certify
+    from surgeon.proof.first_task import init_task as init_task
     from surgeon.proof.inspection import inspect as inspect
     from surgeon.proof.inspection import inspect_breaks as inspect_breaks
     from surgeon.proof.inspection import measure as measure
@@ -74,6 +75,7 @@ _PUBLIC = {
     "surgeon.opening.relaxing": ("RelaxSettings", "relax_checkpoint"),
     "surgeon.plan": ("Certificate", "Plan", "Site", "Task"),
     "surgeon.proof.certify": ("certify",),
+    "surgeon.proof.first_task": ("init_task",),
     "surgeon.proof.inspection": ("inspect_breaks", "inspect", "measure"),
     "surgeon.proof.strip_folder": ("StripSettings", "strip_folder"),
     "surgeon.proof.amounts": ("MeasureSettings",),

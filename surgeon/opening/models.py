@@ -145,6 +145,7 @@ def find_model(
     task: LoadedTask | None = None,
     adapters: Iterable[Adapter] | None = None,
     original: Callable[[], Path] | None = None,
+    beside: bool = True,
 ) -> FoundModel:
     """Build the model of a checkpoint and load its weights strictly; the first way that applies is taken.
 
@@ -162,6 +163,7 @@ def find_model(
         task: what the user gave as task.
         adapters: default all installed ones.
         original: finds the file that ``load_model`` opens, where the checkpoint is a copy of its weights.
+        beside: whether a ``task.py`` beside it counts.
 
     Raises:
         ModelNotFoundError: if no way applies.
@@ -177,9 +179,9 @@ def find_model(
         lambda: _from_user(task, given, path),
         lambda: _from_module(checkpoint, known),
         lambda: _from_statement(checkpoint, given.trust_remote_code),
-        lambda: _from_neighbour(checkpoint, given, path) if task is None else None,
+        lambda: _from_neighbour(checkpoint, given, path) if beside and task is None else None,
         lambda: _from_tensors(checkpoint, known),
-        lambda: _from_neighbour(checkpoint, given, path),
+        lambda: _from_neighbour(checkpoint, given, path) if beside else None,
     )
     way = next(filter(None, (find() for find in ways)), None)
     if way is None:

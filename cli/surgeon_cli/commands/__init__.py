@@ -7,6 +7,7 @@ import typer
 from surgeon_cli.commands.doctor import doctor
 from surgeon_cli.commands.finetune import finetune
 from surgeon_cli.commands.hub import pull, push
+from surgeon_cli.commands.init import init
 from surgeon_cli.commands.inspect import inspect
 from surgeon_cli.commands.measure import measure
 from surgeon_cli.commands.relax import relax
@@ -17,5 +18,5 @@ from surgeon_cli.commands.verify import verify
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
-    for command in (inspect, relax, finetune, measure, strip, export, verify, report, push, pull, doctor):
+    for command in (inspect, relax, finetune, measure, strip, export, verify, report, push, pull, init, doctor):
         app.command(command.__name__)(command)
