@@ -12,30 +12,44 @@ class SurgeonError(Exception):
     """Base of all errors that a user can act on; the command line prints the message and exits with ``exit_code``."""
 
     exit_code = 2
+    code = "S000"
+    """What the command line prints after the message, for docs/troubleshooting.md."""
 
 
 class UsageError(SurgeonError, ValueError):
     """An argument, flag or setting is missing or unusable."""
 
+    code = "S101"
+
 
 class ShapeError(SurgeonError, ValueError):
     """A tensor does not have the dimension that its representation requires."""
+
+    code = "S102"
 
 
 class GroupError(SurgeonError, ValueError):
     """A group is unknown, ill-defined, or has no such representation."""
 
+    code = "S103"
+
 
 class PlanError(SurgeonError, ValueError):
     """A plan is malformed, does not fit the model, or contains nothing to do."""
+
+    code = "S301"
 
 
 class PrecisionError(SurgeonError, RuntimeError):
     """A network does not run in the dtype that a measurement needs."""
 
+    code = "S206"
+
 
 class NothingToRelaxError(PlanError):
     """No op of a model takes a branch; ``plan``, without sites, is a `Plan` that says of every parameter why."""
+
+    code = "S302"
 
     def __init__(self, message: str, plan: Any) -> None:
         super().__init__(message)
@@ -45,47 +59,68 @@ class NothingToRelaxError(PlanError):
 class SurgeryError(SurgeonError, RuntimeError):
     """An insertion or a strip could not be carried out; the model is as it was before."""
 
+    code = "S303"
+
 
 class CheckpointError(SurgeonError, ValueError):
     """A checkpoint cannot be read, is damaged, or does not fit the model."""
+
+    code = "S201"
 
 
 class TrustError(CheckpointError):
     """Opening the file would execute code that the user has not allowed."""
 
+    code = "S202"
+
 
 class HubError(SurgeonError, OSError):
     """The Hub cannot be reached, has no such thing, refuses, or sent something else than it announced."""
+
+    code = "S203"
 
 
 class ModelNotFoundError(SurgeonError, LookupError):
     """No rule says how to build the model of a checkpoint."""
 
+    code = "S204"
+
 
 class TaskError(SurgeonError, ValueError):
     """A task file is missing, does not define what is needed, or returned something unusable."""
+
+    code = "S205"
 
 
 class WriteError(SurgeonError, OSError):
     """An output could not be written; nothing half-written is left and nothing existing was touched."""
 
+    code = "S105"
+
 
 class ExistsError(SurgeonError, FileExistsError):
     """An output exists already and overwriting was not asked for."""
+
+    code = "S104"
 
 
 class TrainingError(SurgeonError, RuntimeError):
     """Training cannot go on; the last good state was kept."""
 
+    code = "S401"
+
 
 class InterruptedTrainingError(TrainingError):
     """The user has interrupted a training, which can go on."""
+
+    code = "S402"
 
 
 class CheckFailedError(SurgeonError, AssertionError):
     """A check ran and its verdict is no: a symmetry, a certificate or an identity does not hold."""
 
     exit_code = 1
+    code = "S501"
 
 
 class NotASymmetryError(CheckFailedError):
@@ -93,6 +128,8 @@ class NotASymmetryError(CheckFailedError):
 
     ``plan``, a `Plan` without sites, says what was found; ``complaint``, a `Complaint`, what was measured.
     """
+
+    code = "S502"
 
     def __init__(self, message: str, plan: Any, complaint: Any) -> None:
         super().__init__(message)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import surgeon
+from surgeon import errors
+from surgeon.errors import SurgeonError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -54,6 +56,16 @@ def test_what_a_task_may_have_is_listed() -> None:
     looked_up = set(re.findall(r"getattr\((?:\w+\.)*task, \"(\w+)\"", code))
     assert {"act", "dynamic_axes", "sample"} < looked_up
     assert [name for name in looked_up if not re.search(rf"``{name}\b", surgeon.Task.__doc__ or "")] == []
+
+
+def test_every_code_of_an_error_is_explained_once() -> None:
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SurgeonError)]
+    texts = {kind.code: (kind.__doc__ or "").splitlines()[0].split(";")[0].rstrip(".") for kind in classes}
+    texts[SurgeonError.code] = "Something that was not foreseen"
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(S\d{3})` \| (.+?) \| (.+) \|$", page, re.MULTILINE)
+    assert len(texts) == len(classes), "two classes have one code"
+    assert [(code, text) for code, text, _ in rows] == sorted(texts.items())
 
 
 def test_the_site_has_every_page_and_name() -> None:

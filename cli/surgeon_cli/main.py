@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from surgeon import __version__
-from surgeon.errors import SurgeonError
+from surgeon.errors import SurgeonError, UsageError
 from surgeon_cli import commands
 
 INTERRUPTED = 130
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         if code == INTERRUPTED:
             code = _report(_INTERRUPTION, 2, debug=False)
     except SurgeonError as error:
-        code = _report(str(error), error.exit_code, debug)
+        code = _report(f"{error} [{error.code}]", error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         code = _report(_INTERRUPTION, 2, debug)
     except Exception as error:
@@ -72,14 +72,16 @@ def _report_usage(error: Any, debug: bool) -> int:
     """Report what is wrong with the command itself; whether typer uses click or a copy of it."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "surgeon"
-    return _report(f"{error.format_message().strip().rstrip('.')}: see `{command} --help`", 2, debug)
+    return _report(
+        f"{error.format_message().strip().rstrip('.')}: see `{command} --help` [{UsageError.code}]", 2, debug
+    )
 
 
 def _report_unexpected(error: Exception, debug: bool) -> int:
     text = str(error).strip().splitlines() or ["no message"]
     return _report(
         f"unexpected {type(error).__name__}: {text[0]} - in the model, the task, or surgeon itself; "
-        "`surgeon --debug ...` shows where",
+        f"`surgeon --debug ...` shows where [{SurgeonError.code}]",
         2,
         debug,
     )

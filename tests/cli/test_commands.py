@@ -415,7 +415,8 @@ def test_a_traceback_only_for_debugging(surgeon: Surgeon) -> None:
     err = surgeon("--debug", "inspect", "no.pt", code=2).err
     assert "Traceback (most recent call last)" in err
     assert "CheckpointError" in err
-    assert err.splitlines()[-1].startswith("error: there is no checkpoint")
+    assert re.fullmatch(r"error: there is no checkpoint.* \[S201\]", err.splitlines()[-1])
+    assert surgeon("inspect", "--no-such-option", code=2).err.endswith(" [S101]\n")
 
 
 @pytest.mark.parametrize(("typed", "expected"), [("surgeon ", set(COMMANDS)), ("surgeon re", {"relax", "report"})])
