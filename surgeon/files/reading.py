@@ -78,6 +78,8 @@ def _read(source: OpenFile, trust_pickle: bool, entry: str | None) -> Checkpoint
     if kind == "zip":
         _check_zip(source)
     known = _open_by_library(path, trust_pickle)
+    if known is None and kind == "zip":
+        _refuse_package(source)
     return known or _from_content(path, *_read_torch(source, trust_pickle, kind), entry)
 
 
@@ -151,6 +153,19 @@ def _check_zip(source: OpenFile) -> None:
         raise CheckpointError(f"could not read {str(path)!r} as an archive ({one_line(error)}): {_ADVICE}") from error
     if bad and len(bad) < len(names):  # torch can write without checksums: then none of them fits
         raise CheckpointError(f"the checksum of {bad[0]!r} in {str(path)!r} is wrong: {_ADVICE}")
+
+
+def _refuse_package(source: OpenFile) -> None:
+    """Refuse an archive of torch.package, which holds code, and models whose classes nothing else can name."""
+    with source.stream() as stream, zipfile.ZipFile(stream) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+    if ".data/extern_modules" in names:
+        pickles = [name for name in names if name.endswith(".pkl")]
+        raise CheckpointError(
+            f"{str(source.path)!r} is an archive of torch.package, which holds code besides "
+            f"{', '.join(pickles[:3]) or 'no model'}, and no adapter knows it: save the model's `state_dict()`, and "
+            "give `--model module:function` with what opens the archive and returns the model"
+        )
 
 
 def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.package.package_exporter import PackageExporter
 
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
@@ -180,6 +181,55 @@ def test_a_class_of_somebodys_own_is_used_as_it_is(tmp_path: Path) -> None:
     block = type(module.interactions[1])
     module.interactions[1].__class__ = type("MyInteraction", (block,), {})
     assert re.search(r"interaction_cls.*MyInteraction", note_of(module))
+
+
+def in_a_copy(module: nn.Module, place: str) -> nn.Module:
+    """The same potential on classes that are not mace's, but those of a copy of it, in place."""
+    classes: dict[type, type] = {}
+    for part in module.modules():
+        own = type(part)
+        if own.__module__.startswith("mace."):
+            own = classes.setdefault(own, type(own.__name__, own.__bases__, {**vars(own), "__module__": ""}))
+            own.__module__ = own.__module__ or f"{place}.{type(part).__module__}"
+            part.__class__ = own
+    return module
+
+
+@pytest.mark.parametrize("place", ["<torch_package_0>", "carrier._vendor"])
+def test_a_potential_of_a_copy_of_mace_is_recognised(tmp_path: Path, place: str) -> None:
+    module = in_a_copy(pickled(tmp_path, small()), place)
+    assert not isinstance(module, import_mace().ScaleShiftMACE)
+    assert type(module.interactions[1]).__module__ == f"{place}.mace.modules.blocks"
+    copied, own = adapter.describe(module), adapter.describe(pickled(tmp_path, small()))
+    assert copied is not None
+    assert own is not None
+    assert copied["args"] == own["args"]
+    assert isinstance(copied["built"], import_mace().ScaleShiftMACE)
+    task = MaceTask(DATA).for_model(module)
+    assert next(iter(task.batches("test", 0)))["node_attrs"].shape[1] == 3
+
+
+def test_a_copy_of_mace_that_computes_something_else_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Names and parts are the same; only what it computes is not."""
+    module = in_a_copy(pickled(tmp_path, small()), "carrier._vendor")
+    block = type(module.interactions[1])
+    forward = block.forward
+
+    def weaker(self: Any, **named: Any) -> Any:
+        message, skip = forward(self, **named)
+        return 0.5 * message, skip
+
+    block.forward = weaker
+    assert re.search(r"rebuilt from its settings by mace .* its forces deviate by", note_of(module))
+
+
+def test_an_archive_of_a_network_that_no_adapter_knows_names_the_way_out(tmp_path: Path) -> None:
+    with warnings.catch_warnings(), PackageExporter(tmp_path / "network.pt") as exporter:
+        warnings.simplefilter("ignore")
+        exporter.extern("**")
+        exporter.save_pickle("model", "model.pkl", nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match=r"archive of torch.package, .* model/model.pkl, .* `--model module:fu"):
+        open_path(tmp_path / "network.pt", OpenOptions(trust_pickle=True))
 
 
 def test_a_plain_mace_is_described_and_its_energies_lose_the_isolated_atoms(tmp_path: Path) -> None:

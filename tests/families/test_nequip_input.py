@@ -27,7 +27,7 @@ from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.support.modes import default_dtype
 from surgeon_adapters.nequip.adapter import adapter
-from surgeon_adapters.nequip.models import build, import_nequip, installed_version
+from surgeon_adapters.nequip.models import MODIFY, build, import_nequip, installed_version, statement_of
 from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT
 
@@ -233,6 +233,28 @@ def test_modifiers_that_only_speed_up_are_left_out() -> None:
     modified = {"_target_": "nequip.model.modify", "model": dict(SETTINGS)}
     modified["modifiers"] = [{"modifier": "enable_OpenEquivariance"}]
     assert list(build(modified).state_dict()) == list(build(SETTINGS).state_dict())
+
+
+def test_settings_are_recorded_as_they_took_effect() -> None:
+    """A result with the settings that a file wished for would name libraries which had no part in it."""
+    faster = [{"modifier": "enable_OpenEquivariance"}, {"modifier": "enable_CuEquivariance"}]
+    scaled = {"modifier": "modify_PerTypeScaleShift", "shifts": {"H": -1.0, "C": -2.0, "O": -3.0}}
+    for wished, effective in ((faster, []), ([*faster, scaled], [scaled])):
+        modified = {"_target_": MODIFY, "model": dict(SETTINGS), "modifiers": wished}
+        args = json.loads(statement_of(modified, "0.19")["surgeon.model"])["args"]
+        same = {**modified, "modifiers": effective} if effective else SETTINGS
+        assert args == {"settings": json.loads(json.dumps(same)), "version": "0.19"}
+        rebuilt, wishing = build(**args).state_dict(), build(modified).state_dict()
+        assert {key: tensor.shape for key, tensor in rebuilt.items()} == {k: t.shape for k, t in wishing.items()}
+
+
+def test_a_modifier_of_another_package_is_what_is_missing() -> None:
+    modified = {"_target_": MODIFY, "model": dict(SETTINGS), "modifiers": [{"modifier": "enable_Elsewhere"}]}
+    assert json.loads(statement_of(modified, "0.19")["surgeon.model"])["args"]["settings"] == modified
+    with pytest.raises(CheckpointError, match="install what registers the modifier 'enable_Elsewhere'"):
+        build(modified, "0.19")
+    with pytest.raises(CheckpointError, match="install that version"):
+        build({**SETTINGS, "num_layers": "many"}, "0.19")
 
 
 def test_a_pair_potential_is_built() -> None:

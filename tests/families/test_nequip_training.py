@@ -36,8 +36,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "penalised": {"penalty_weight": 100.0},
     "unpenalised": {"penalty_weight": 0.0},
 }
-"""Settings of the callback. Besides, "plain" is without it, "averaged" with NequIP's average of weights, and "resumed"
-goes on from the first epoch of "relaxed"."""
+"""Settings of the callback. Besides, "plain" is without it, "averaged" with NequIP's average of weights, "resumed" goes
+on from the first epoch of "relaxed", and "packaged" from a package of its end."""
+PACKAGE = "base.nequip.zip"
 
 
 def write_structures(path: Path) -> None:
@@ -77,10 +78,26 @@ def configure(name: str, folder: Path) -> None:
     config.trainer.callbacks.append({"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", **every_epoch})
     if name == "resumed":
         config.ckpt_path = str(folder.parent / "relaxed" / "after-epoch=0.ckpt")
+    if name == "packaged":
+        source = {"package_path": str(folder.parent / "relaxed" / PACKAGE), "compile_mode": "eager"}
+        config.training_module.model = {"_target_": "nequip.model.ModelFromPackage", **source}
     if name != "averaged":
         config.training_module._target_ = "nequip.train.NequIPLightningModule"
         del config.training_module.ema_decay
     OmegaConf.save(config, folder / "config.yaml")
+
+
+def nequip(command: str, *arguments: str | Path) -> None:
+    """Give one of NequIP's own commands."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(command)), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +111,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = base / name
         folder.mkdir()
         configure(name, folder)
-        command = [Path(sys.executable).with_name("nequip-train"), "-cp", folder, "-cn", "config"]
-        done = subprocess.run(
-            [*map(str, command), f"hydra.run.dir={folder}"],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
+        nequip("nequip-train", "-cp", folder, "-cn", "config", f"hydra.run.dir={folder}")
         return folder
 
     return train
@@ -202,3 +210,19 @@ def test_nequip_averages_the_base_weights(run: Callable[[str], Path]) -> None:
     assert list(loaded) == list(average)
     assert max(float((loaded[key] - average[key]).abs().max()) for key in average) < 1e-5
     assert max(float((loaded[key] - weights[-1][key]).abs().max()) for key in average) > 1e-3
+
+
+def test_a_package_is_trained_with_branches_and_loaded_without(run: Callable[[str], Path]) -> None:
+    """Its layers are of classes out of the archive, none of which is e3nn's or NequIP's."""
+    base = run("relaxed")
+    nequip("nequip-package", "build", base / "last.ckpt", base / PACKAGE)
+    seen, loaded = noted(run("packaged")), potential(run("packaged"))
+    assert any(type(module).__module__.startswith("<torch_package") for module in loaded.modules())
+    assert seen["branches"] == noted(base)["branches"]
+    assert max(seen["thetas"]) > 0
+    assert not torch.allclose(seen["relaxed energy"], seen["clean energy"])
+    assert same(loaded.state_dict(), seen["clean weights"])
+    before = potential(base).state_dict()
+    assert list(loaded.state_dict()) == list(before)
+    assert not same(loaded.state_dict(), before)  # negative twin: it was trained
+    assert not any("_relaxation" in key for key in checkpoint(run("packaged"))["state_dict"])

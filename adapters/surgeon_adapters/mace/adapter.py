@@ -17,7 +17,7 @@ from surgeon.files.reading import scripts_on_the_cpu
 from surgeon.opening.loading import load_into
 from surgeon_adapters.atoms.adapter import PotentialAdapter
 from surgeon_adapters.mace.checks import forces_of, further_inputs, recognised, require_no_other_layers, require_same
-from surgeon_adapters.mace.models import FACTORY, KINDS, arguments_of, import_mace
+from surgeon_adapters.mace.models import FACTORY, arguments_of, import_mace, is_potential
 from surgeon_adapters.mace.task import MaceTask
 
 
@@ -35,6 +35,7 @@ class MaceAdapter(PotentialAdapter):
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a MACE potential, having checked that a rebuilt one computes the same.
 
+        Its class may be of a copy of mace, in another package or an archive of torch.package: what it holds counts.
         Other classes of the library, and potentials with inputs besides atoms, are left as the modules that they are;
         and, with a note, those that cannot be rebuilt.
 
@@ -42,7 +43,7 @@ class MaceAdapter(PotentialAdapter):
             CheckpointError: if it has other layers than e3nn's, or does not run.
         """
         kind = type(module).__name__
-        if not type(module).__module__.startswith("mace.") or kind not in KINDS or further_inputs(module):
+        if not is_potential(module) or further_inputs(module):
             return None
         require_no_other_layers(module)
         expected = forces_of(module)
@@ -65,7 +66,7 @@ class MaceAdapter(PotentialAdapter):
         import_mace()
         with scripts_on_the_cpu():
             module = torch.load(path, map_location="cpu", weights_only=False)
-        return module if type(module).__module__.startswith("mace.") else None
+        return module if type(module).__module__.startswith("mace.") or is_potential(module) else None
 
 
 adapter = MaceAdapter()

@@ -30,6 +30,9 @@ KINDS = ("MACE", "ScaleShiftMACE")
 COUPLING = ".symmetric_contractions."
 """In the names of weights whose number depends on the coupling coefficients."""
 
+PARTS = ("atomic_energies_fn", "atomic_numbers", "interactions", "products", "r_max", "readouts")
+"""What a potential keeps in itself."""
+
 _OF_THE_SCALE = ("atomic_inter_scale", "atomic_inter_shift")
 
 
@@ -40,6 +43,14 @@ def import_mace(name: str = "modules") -> ModuleType:
         warnings.simplefilter("ignore")
         unscript_harmonics()
         return importlib.import_module(f"mace.{name}")
+
+
+def is_potential(module: nn.Module) -> bool:
+    """Tell whether a module is a MACE with energies and forces, by its name and what it holds.
+
+    Its class is another in an archive of torch.package, and in a package that carries a copy of mace.
+    """
+    return type(module).__name__ in KINDS and all(hasattr(module, part) for part in PARTS)
 
 
 def build(
@@ -196,12 +207,21 @@ def _encoded(key: str, value: Any) -> Any:
 
 
 def _looked_up(names: Mapping[Any, str], value: Any, key: str) -> str:
+    copies = [name for each, name in names.items() if _is_copy(value, each)]
+    if value not in names and len(copies) == 1:
+        return copies[0]
     if value not in names:
         raise CheckpointError(
             f"expected the setting {key} of the MACE potential to be one of mace {installed_version()}, got "
             f"{value!r}, a class or function of somebody's own: give `--model module:function` that builds the model"
         )
     return names[value]
+
+
+def _is_copy(value: Any, own: Any) -> bool:
+    """Tell whether a class is one of mace, out of a copy of it; that it computes the same is seen by running it."""
+    both = isinstance(value, type) and isinstance(own, type)
+    return both and f"{value.__module__}.{value.__qualname__}".endswith(f".{own.__module__}.{own.__qualname__}")
 
 
 def decoded(value: Any) -> Any:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +67,7 @@ def build(settings: Mapping[str, Any], version: str = "") -> nn.Module:
 
     Args:
         settings: the ``model`` of a nequip configuration: the name of its builder as ``_target_``, and its arguments.
-            Only nequip's own builders are called. Modifiers that change no weights and no function are left out.
+            Only nequip's own builders are called. Modifiers that only make it faster are left out.
         version: of nequip that wrote them, for messages.
 
     Returns:
@@ -83,10 +85,43 @@ def build(settings: Mapping[str, Any], version: str = "") -> nn.Module:
             module: nn.Module = getattr(models, name)(**chosen)
             return module
     except Exception as error:
+        foreign = sorted(_names_of_modifiers(settings) - _modifiers().keys())
+        missing = (
+            f"what registers the modifier {foreign[0]!r}, which this nequip does not" if foreign else "that version"
+        )
         raise CheckpointError(
             f"nequip {installed_version()} refuses the settings of a model that nequip {version or '(unknown)'} wrote "
-            f"({one_line(error)[:300]}): install that version"
+            f"({one_line(error)[:300]}): install {missing}"
         ) from error
+
+
+def _modifiers() -> dict[str, bool]:
+    """Return whether each modifier of the installed nequip changes what a model computes, by its name."""
+    import_nequip("model")
+    marks = import_nequip("nn.model_modifier_utils")
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("nequip.nn.")]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    methods = [pair for each in classes for pair in inspect.getmembers(each, inspect.ismethod)]
+    return {name: marks.is_persistent_model_modifier(each) for name, each in methods if marks.is_model_modifier(each)}
+
+
+def _names_of_modifiers(settings: Mapping[str, Any]) -> set[str]:
+    if settings.get(TARGET) != MODIFY:
+        return set()
+    own = settings["modifiers"] if isinstance(settings["modifiers"], list) else []
+    return {str(each["modifier"]) for each in own} | _names_of_modifiers(settings["model"])
+
+
+def as_they_took_effect(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings without the modifiers that only make a model faster, by libraries which need not be there.
+
+    Nequip applies them while it trains or compiles, and leaves them out of a model that it builds from a file.
+    """
+    if settings.get(TARGET) != MODIFY or not isinstance(settings["modifiers"], list):
+        return settings
+    changing, model = _modifiers(), as_they_took_effect(settings["model"])
+    kept = [each for each in settings["modifiers"] if changing.get(each["modifier"], True)]
+    return {**settings, "model": model, "modifiers": kept} if kept else model
 
 
 def installed_version() -> str:
@@ -125,13 +160,13 @@ def _in_default_dtype(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def statement_of(settings: Mapping[str, Any], version: str) -> dict[str, str]:
-    """Return settings as the metadata from which a checkpoint's model is built.
+    """Return settings, as they took effect, as the metadata from which a checkpoint's model is built.
 
     Raises:
         CheckpointError: if they are no plain data.
     """
     try:
-        text = json.dumps({"factory": FACTORY, "args": {"settings": settings, "version": version}})
+        text = json.dumps({"factory": FACTORY, "args": {"settings": as_they_took_effect(settings), "version": version}})
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"expected the settings of a nequip model as plain data, got {one_line(error)}: "
