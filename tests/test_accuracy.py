@@ -99,3 +99,14 @@ def test_a_gain_is_claimed_only_if_fresh_seeds_show_it_again(report: Any) -> Non
 
 def test_a_table_without_final_runs_says_so(report: Any, tmp_path: Path) -> None:
     assert "not finished" in report.text(written(tmp_path, SWEEP))
+
+
+def test_the_rates_on_the_page_of_settings_are_those_of_the_sweeps() -> None:
+    root = FOLDER.parents[1]
+    page, found = (root / "docs/settings.md").read_text("utf-8"), []
+    for example in ("potential", "nbody"):
+        sweep = json.loads((root / f"examples/{example}/sweep.json").read_text("utf-8"))["sweep"]
+        for arm, best in list(sweep["best"].items())[:3]:
+            tried = sorted({run["learning_rate"] for run in sweep["runs"] if run["arm"] == arm} | {*sweep["grid"]})
+            found.append(f"`{arm}` | {tried[0]:g} to {tried[-1]:g} | {best:g} |")
+    assert [row for row in found if row not in page] == []

@@ -68,6 +68,14 @@ def test_every_code_of_an_error_is_explained_once() -> None:
     assert [(code, text) for code, text, _ in rows] == sorted(texts.items())
 
 
+def test_the_page_of_the_task_file_has_every_member() -> None:
+    entries = re.findall(r"^    \* (.*?)(?=^    \* |^$)", surgeon.Task.__doc__ or "", re.MULTILINE | re.DOTALL)
+    members = {name for entry in entries for name in re.findall(r"``(\w+)", entry)} - {"noise"}
+    page = (ROOT / "docs" / "task_file.md").read_text("utf-8")
+    assert {"act", "sample", "units", "adjustable"} < members
+    assert set(re.findall(r"^\| `(\w+)", page, re.MULTILINE)) == {"batches", "loss", *members}
+
+
 def test_the_site_has_every_page_and_name() -> None:
     """As `make docs` requires, which takes longer."""
     navigation = re.findall(r"^ +- (?:.*: )?([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)

@@ -25,6 +25,7 @@ FRAGMENTS = {
     "docs/training.md: import surgeon": "a loop, run by tests/integrations/test_examples.py",
     "docs/training.md: from surgeon.integrations.lightning": "needs Lightning and a module of one's own",
     "docs/training.md: from surgeon.integrations.settings": "needs transformers and a data set",
+    "docs/tutorials/training_loops.md: from surgeon": "needs Lightning; the example beside it is run with it",
     "docs/hub.md: import surgeon": "needs a repository on the Hub",
     "docs/families/adapter.md: from surgeon.algebra": "shows the names of the reader's own network",
     "docs/families/nequip.md: from nequip.model": "needs NequIP",

@@ -1,7 +1,7 @@
 """Runs the commands of a tutorial, and compares what they print with what the page shows.
 
     python -m tests.tutorials docs/tutorials/own_network.md          # prints what differs
-    python -m tests.tutorials docs/tutorials/own_network.md --fill   # writes outputs below commands that have none
+    python -m tests.tutorials docs/tutorials/own_network.md --fill   # writes what is printed, or its numbers
 
 Blocks ``python title="NAME"`` are written as files. In blocks ``console`` a line ``$ COMMAND`` is run, in one folder,
 where ``examples`` is that of the checkout, and one process; the lines below are its output, where ``...`` stands for
@@ -50,22 +50,28 @@ def run(command: str) -> str:
 
             main(words[1:])
         else:
-            sys.argv, sys.path[0] = words[1:], os.getcwd()
+            sys.argv, sys.path[0] = words[1:], str(Path(words[1]).parent.absolute())
             runpy.run_path(words[1], run_name="__main__")
     return out.getvalue()
 
 
 def masked(line: str) -> str:
-    """Return a line without its numbers, and without the spaces and rules that their widths decide."""
+    """Return a line without its numbers, what decides among rounding errors, and spaces and rules of their width."""
     bare = re.sub(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\binf\b|\bnan\b", "#", line)
+    bare = re.sub(r"\(under [^)]*\)", "(under #)", bare)
     return re.sub(r"([ ─━])\1*", r"\1", bare).rstrip()
 
 
-def agrees(expected: list[str], printed: str) -> bool:
-    """Tell whether a page shows what was printed, apart from numbers and what it leaves out."""
-    lines = (r"(?:.*\n)*?" if line == ANY else re.escape(masked(line)) + r"\n" for line in expected)
-    found = "".join(f"{masked(line)}\n" for line in printed.rstrip().splitlines())
-    return re.fullmatch("".join(lines), found) is not None
+def aligned(expected: list[str], printed: str) -> list[str] | None:
+    """Return a page's lines with the numbers that were printed; None if it shows others than were printed."""
+    lines = (r"(?:.*\n)*?" if line == ANY else f"({re.escape(masked(line))}\n)" for line in expected)
+    real = printed.rstrip().splitlines()
+    text = "".join(f"{masked(line)}\n" for line in real)
+    found = re.fullmatch("".join(lines), text)
+    if found is None:
+        return None
+    places = iter(text.count("\n", 0, found.start(group)) for group in range(1, 1 + len(found.groups())))
+    return [line if line == ANY else real[next(places)].rstrip() for line in expected]
 
 
 def differences(page: Path, fill: bool = False) -> list[str]:
@@ -80,10 +86,11 @@ def differences(page: Path, fill: bool = False) -> list[str]:
                 continue
             for command, shown in steps(block["text"]):
                 printed = run(command)
-                if fill and not shown:
-                    text = text.replace(f"{command}\n", f"{command}\n{printed}", 1)
-                elif not agrees(shown, printed):
+                lines = printed.rstrip().splitlines() if fill and not shown else aligned(shown, printed)
+                if lines is None:
                     found.append(f"{page.name}: {command}\n{printed}")
+                elif fill:
+                    text = text.replace("\n".join([command, *shown, ""]), "\n".join([command, *lines, ""]), 1)
     if fill:
         page.write_text(text, "utf-8")
     return found

@@ -16,6 +16,7 @@ from surgeon.editing.branch import branches_of
 from surgeon.integrations.settings import base_class, require_library
 from tests.integrations.loops import batches, largest_difference, network, plain_loop
 from tests.processes import forked_code
+from tests.tutorials import BLOCK, ROOT, aligned, steps
 
 FOLDER = Path(__file__).parents[2] / "examples" / "integrations"
 NEEDS = {
@@ -47,6 +48,10 @@ def test_example(name: str, tmp_path: Path) -> None:
     run = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
     done = forked_code(tmp_path, run, str(FOLDER / f"{name}.py"))
     assert done.returncode == 0, done.stderr
+    if name == "lightning_callback":
+        (block,) = BLOCK.finditer((ROOT / "docs/tutorials/training_loops.md").read_text("utf-8"))
+        ((_, shown),) = steps(block["text"])
+        assert aligned(shown, done.stdout) is not None
     numbers = re.search(r"clean error (\S+) before, (\S+) after", done.stdout)
     assert numbers, done.stdout
     assert float(numbers[2]) < 0.2 * float(numbers[1])
