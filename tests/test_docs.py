@@ -84,3 +84,14 @@ def test_the_site_has_every_page_and_name() -> None:
     assert len(navigation) == len(set(navigation))
     listed = set(re.findall(r"\w+", (ROOT / "docs" / "hooks.py").read_text("utf-8")))
     assert set(surgeon.__all__) - listed == set()
+
+
+def undated(text: str) -> list[str]:
+    """Return the sections of a page that name a record of measurements and no day."""
+    sections = [part for part in re.split(r"\n(?=#)", text) if re.search(r"benchmarks/results/\w+\.json", part)]
+    return [part.splitlines()[0] for part in sections if not re.search(r"\b\d{1,2} [A-Z][a-z]+ 20\d\d\b", part)]
+
+
+def test_figures_of_a_record_say_when_they_were_measured() -> None:
+    assert {page.name: undated(page.read_text()) for page in PAGES if undated(page.read_text())} == {}
+    assert undated("# A\n`benchmarks/results/a.json`, 1 May 2026\n# B\n`benchmarks/results/b.json`\n") == ["# B"]
