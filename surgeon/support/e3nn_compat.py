@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from surgeon.support.imports import unchanged_environment
 
 _FOUND: dict[Any, fx.Graph] = {}
 _MOMENTS: dict[Any, Tensor] = {}
@@ -43,6 +46,30 @@ def unscript_harmonics() -> None:
     function = getattr(holder, "_spherical_harmonics", None)
     if isinstance(function, torch.jit.ScriptFunction):
         holder._spherical_harmonics = function._torchdynamo_inline  # type: ignore[attr-defined]
+
+
+def import_above_e3nn(name: str) -> ModuleType:
+    """Return a module of a library on e3nn, without what importing it prints, warns of, and sets in the environment."""
+    import_e3nn()
+    with unchanged_environment(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        unscript_harmonics()
+        return importlib.import_module(name)
+
+
+@contextmanager
+def e3nn_defaults(**settings: Any) -> Iterator[None]:
+    """While this is open, e3nn builds layers by other optimisation defaults than those set, and warnings are silent."""
+    import_e3nn()
+    e3nn = importlib.import_module("e3nn")
+    before = e3nn.get_optimization_defaults()
+    e3nn.set_optimization_defaults(**{**before, **settings})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        e3nn.set_optimization_defaults(**before)
 
 
 @contextmanager

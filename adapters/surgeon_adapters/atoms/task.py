@@ -112,9 +112,16 @@ class AtomisticTask(ABC):
         frames = self.split(elements, lambda read, path: graphs_of(read, path, potential, self.label_offsets))
         return replace(self, frames=frames, potential=potential)
 
-    @abstractmethod
     def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return energies of interaction, forces and, if they are labelled, stresses."""
+        """Return energies of interaction, forces and, if they are labelled, stresses, also while gradients are off."""
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():
+            outputs = self.outputs(model, batch, wanted)
+        return outputs if wanted else {key: value.detach() for key, value in outputs.items()}
+
+    @abstractmethod
+    def outputs(self, model: Any, batch: Mapping[str, Tensor], twice: bool) -> dict[str, Tensor]:
+        """Return the same with gradients enabled; ``twice``: forces and stresses have to be differentiable, too."""
 
     def adjustable(self, model: nn.Module) -> tuple[str, ...]:
         """Return the name of the tensor that holds the energies which a model adds, if it has one."""
@@ -283,6 +290,18 @@ class AtomisticTask(ABC):
     def act_output(self, g: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Energies are invariant, forces are vectors, stresses are symmetric tensors."""
         return act_on_labels(g, outputs)
+
+
+def per_frame(each: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Add up what every atom has, shape (atoms,), for each frame of a batch: shape (frames,)."""
+    return each.new_zeros(len(batch["num_atoms"])).index_add(0, batch["batch"], each)
+
+
+class ByAttribute(dict[str, Any]):
+    """A batch as some libraries read it: by key and by attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
 
 
 def few(numbers: Sequence[Sequence[int]], most: int) -> list[int]:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-import io
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,8 +15,9 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckpointError
-from surgeon.support.e3nn_compat import import_e3nn, unscript_harmonics
-from surgeon.support.imports import one_line, unchanged_environment
+from surgeon.support.e3nn_compat import e3nn_defaults, import_above_e3nn, import_e3nn
+from surgeon.support.imports import one_line
+from surgeon.support.modes import default_dtype
 from surgeon_adapters.mace.checks import constants_of, other_weights
 from surgeon_adapters.mace.checks import version as installed_version
 
@@ -37,12 +35,8 @@ _OF_THE_SCALE = ("atomic_inter_scale", "atomic_inter_shift")
 
 
 def import_mace(name: str = "modules") -> ModuleType:
-    """Return ``mace.<name>``, without what importing it prints and changes in the environment of the process."""
-    import_e3nn()
-    with unchanged_environment(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        unscript_harmonics()
-        return importlib.import_module(f"mace.{name}")
+    """Return ``mace.<name>``."""
+    return import_above_e3nn(f"mace.{name}")
 
 
 def is_potential(module: nn.Module) -> bool:
@@ -82,14 +76,9 @@ def build(
         raise CheckpointError(f"expected a kind of MACE among {', '.join(KINDS)}, got {kind!r}: correct its settings")
     if settings.get("use_reduced_cg") and not import_mace("modules.wrapper_ops").CUET_AVAILABLE:
         raise CheckpointError(f"this {kind} has the coupling coefficients of cuequivariance: install that package")
-    import e3nn
-
-    before, default = e3nn.get_optimization_defaults(), torch.get_default_dtype()
-    e3nn.set_optimization_defaults(**{**before, "jit_script_fx": False})
-    torch.set_default_dtype(torch.promote_types(getattr(torch, dtype), default))
+    wanted = torch.promote_types(getattr(torch, dtype), torch.get_default_dtype())
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with e3nn_defaults(jit_script_fx=False), default_dtype(wanted), torch.random.fork_rng(devices=[]):
             module: nn.Module = getattr(mace, kind)(**{key: decoded(value) for key, value in settings.items()})
             complete(module, constants or {}, frozen)
             return module
@@ -99,9 +88,6 @@ def build(
             f"mace {installed_version()} refuses the settings of a {kind}{f' that mace {version} wrote' * other} "
             f"({one_line(error)}): {'install that version' if other else 'correct them'}"
         ) from error
-    finally:
-        torch.set_default_dtype(default)
-        e3nn.set_optimization_defaults(**before)
 
 
 def complete(module: nn.Module, constants: Mapping[str, str | None], frozen: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon_adapters.atoms.task import MILLI, AtomisticTask
+from surgeon_adapters.atoms.task import MILLI, AtomisticTask, ByAttribute
 from surgeon_adapters.mace.data import INPUTS, Head, head_of
 from surgeon_adapters.mace.models import import_mace
 
@@ -49,16 +49,12 @@ class MaceTask(AtomisticTask):
         """Read the head that is trained."""
         return head_of(model, self.head)
 
-    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def outputs(self, model: Any, batch: Mapping[str, Tensor], twice: bool) -> dict[str, Tensor]:
         """Return energies of interaction, forces and stresses; MACE writes into the dict that it is given."""
-        given = {key: batch[key].detach().clone() for key in INPUTS}
-        wanted, stress = torch.is_grad_enabled(), "stress" in batch
-        with torch.enable_grad():
-            result = model(given, training=wanted, compute_force=True, compute_stress=stress)
+        given, stress = {key: batch[key].detach().clone() for key in INPUTS}, "stress" in batch
+        result = model(given, training=twice, compute_force=True, compute_stress=stress)
         outputs = {"energy": _interaction(result), "forces": result["forces"]}
-        if stress:
-            outputs["stress"] = result["stress"]
-        return outputs if wanted else {key: value.detach() for key, value in outputs.items()}
+        return {**outputs, "stress": result["stress"]} if stress else outputs
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Return MACE's weighted loss: squared errors of energy per atom, forces and stress."""
@@ -67,7 +63,7 @@ class MaceTask(AtomisticTask):
             function = losses.WeightedEnergyForcesStressLoss(self.energy_weight, self.forces_weight, self.stress_weight)
         else:
             function = losses.WeightedEnergyForcesLoss(self.energy_weight, self.forces_weight)
-        loss: Tensor = function.to(outputs["forces"])(pred=outputs, ref=_Reference(batch))
+        loss: Tensor = function.to(outputs["forces"])(pred=outputs, ref=ByAttribute(batch))
         return loss
 
     def metrics(
@@ -95,10 +91,3 @@ def _interaction(result: Mapping[str, Tensor]) -> Tensor:
     if result.get("interaction_energy") is not None:
         return result["interaction_energy"]
     return result["contributions"][:, 1:].sum(dim=-1)
-
-
-class _Reference(dict[str, Tensor]):
-    """A batch as MACE's losses read it: by key and by attribute."""
-
-    def __getattr__(self, name: str) -> Tensor:
-        return self[name]

@@ -6,11 +6,9 @@ The layers inside are e3nn's, whose adapter annotates them.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,8 +19,8 @@ import torch
 from torch import nn
 
 from surgeon.errors import CheckpointError
-from surgeon.support.e3nn_compat import import_e3nn
-from surgeon.support.imports import one_line, unchanged_environment
+from surgeon.support.e3nn_compat import e3nn_defaults, import_above_e3nn
+from surgeon.support.imports import one_line
 
 FACTORY = "surgeon_adapters.nequip.models:build"
 TARGET = "_target_"
@@ -34,11 +32,8 @@ PARTS = tuple(f"nequip.nn.pair_potential.{name}" for name in ("ZBL", "LennardJon
 
 
 def import_nequip(name: str) -> ModuleType:
-    """Return ``nequip.<name>``, without what importing it changes in the environment of the process."""
-    import_e3nn()
-    with unchanged_environment(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(f"nequip.{name}")
+    """Return ``nequip.<name>``."""
+    return import_above_e3nn(f"nequip.{name}")
 
 
 @contextmanager
@@ -49,17 +44,12 @@ def nequip_state() -> Iterator[None]:
     building depends on is set here, and put back.
     """
     state: Any = import_nequip("utils.global_state")
-    e3nn = importlib.import_module("e3nn")
-    before, initialised = e3nn.get_optimization_defaults(), state._GLOBAL_STATE_INITIALIZED
-    e3nn.set_optimization_defaults(**{**before, "jit_mode": "eager"})
-    state._GLOBAL_STATE_INITIALIZED = True
+    initialised, state._GLOBAL_STATE_INITIALIZED = state._GLOBAL_STATE_INITIALIZED, True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # hints for training, and other versions than those of a file
+        with e3nn_defaults(jit_mode="eager"):  # it warns of hints for training, and of other versions than a file's
             yield
     finally:
         state._GLOBAL_STATE_INITIALIZED = initialised
-        e3nn.set_optimization_defaults(**before)
 
 
 def build(settings: Mapping[str, Any], version: str = "") -> nn.Module:

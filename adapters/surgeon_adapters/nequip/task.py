@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon_adapters.atoms.task import AtomisticTask
+from surgeon_adapters.atoms.task import AtomisticTask, per_frame
 from surgeon_adapters.nequip.data import INPUTS, NequipPotential, potential_of
 
 EXACT = ("pos", "cell", "edge_cell_shift")
@@ -37,24 +37,19 @@ class NequipTask(AtomisticTask):
         """Read a model."""
         return potential_of(model, self.species)
 
-    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def outputs(self, model: Any, batch: Mapping[str, Tensor], twice: bool) -> dict[str, Tensor]:
         """Return energies of interaction, forces and, if they are labelled, stresses."""
         given = {key: batch[key].detach().clone() for key in (*INPUTS, "batch", "num_atoms")}
         given |= {key: given[key].double() for key in EXACT}
-        wanted = torch.is_grad_enabled()
-        with torch.enable_grad():
-            result = model(given)
+        result = model(given)
         outputs = {"energy": result["total_energy"] - self._shifts(batch), "forces": result["forces"]}
-        if "stress" in batch:
-            outputs["stress"] = result["stress"]
-        return outputs if wanted else {key: value.detach() for key, value in outputs.items()}
+        return {**outputs, "stress": result["stress"]} if "stress" in batch else outputs
 
     def _shifts(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the shifts of all atoms of each frame, shape (frames, 1), float64."""
         assert self.potential is not None
         each = torch.tensor(self.potential.energies.values, dtype=torch.float64, device=batch["pos"].device)
-        shifts = each[batch["atom_types"]]
-        return shifts.new_zeros(len(batch["num_atoms"])).index_add(0, batch["batch"], shifts)[:, None]
+        return per_frame(each[batch["atom_types"]], batch)[:, None]
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Return NequIP's weighted loss: squared errors of energy per atom, of forces, and of stress."""

@@ -5,9 +5,7 @@ The layers inside are those of e3nn, whose adapter annotates them.
 
 from __future__ import annotations
 
-import importlib
 import json
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import version as version_of
 from types import ModuleType
@@ -17,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError
-from surgeon.support.e3nn_compat import import_e3nn
-from surgeon.support.imports import one_line, unchanged_environment
+from surgeon.support.e3nn_compat import e3nn_defaults, import_above_e3nn
+from surgeon.support.imports import one_line
 
 FACTORY = "surgeon_adapters.sevennet.models:build"
 PAIRS = "pairs"
@@ -33,11 +31,8 @@ _FURTHER = (
 
 
 def import_sevenn(name: str) -> ModuleType:
-    """Return ``sevenn.<name>``, without what importing it changes in the environment of the process."""
-    import_e3nn()
-    with unchanged_environment(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(f"sevenn.{name}")
+    """Return ``sevenn.<name>``."""
+    return import_above_e3nn(f"sevenn.{name}")
 
 
 def installed_version() -> str:
@@ -66,12 +61,8 @@ def build_from(config: Mapping[str, Any]) -> nn.Module:
         CheckpointError: if the installed sevenn refuses it.
     """
     made = import_sevenn("model_build")
-    e3nn = importlib.import_module("e3nn")
-    before = e3nn.get_optimization_defaults()
-    e3nn.set_optimization_defaults(**{**before, "jit_script_fx": False, "jit_mode": "eager"})
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with e3nn_defaults(jit_script_fx=False, jit_mode="eager"), torch.random.fork_rng(devices=[]):
             module: nn.Module = made.build_E3_equivariant_model(dict(config))
             return module
     except Exception as error:
@@ -81,8 +72,6 @@ def build_from(config: Mapping[str, Any]) -> nn.Module:
             f"sevenn {installed_version()} refuses the settings of a model that sevenn {written} wrote "
             f"({one_line(error)[:300]}): {advice}"
         ) from error
-    finally:
-        e3nn.set_optimization_defaults(**before)
 
 
 def statement_of(config: Mapping[str, Any]) -> dict[str, str]:

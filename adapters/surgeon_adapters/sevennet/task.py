@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon_adapters.atoms.task import AtomisticTask
+from surgeon_adapters.atoms.task import AtomisticTask, ByAttribute, per_frame
 from surgeon_adapters.sevennet.data import INPUTS, SevenNetPotential, potential_of
 
 _VOIGT = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
@@ -36,27 +36,26 @@ class SevenNetTask(AtomisticTask):
         """Read a model."""
         return potential_of(model, self.modal)
 
-    def forward(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def outputs(self, model: Any, batch: Mapping[str, Tensor], twice: bool) -> dict[str, Tensor]:
         """Return energies of interaction, forces and, if they are labelled, stresses.
 
         sevenn differentiates twice only in training mode.
         """
-        given = _Graph({key: batch[key].detach().clone() for key in INPUTS})
+        given = ByAttribute({key: batch[key].detach().clone() for key in INPUTS})
         if self.modal is not None:
             given["data_modality"] = [self.modal] * len(batch["num_atoms"])
-        wanted, last = torch.is_grad_enabled(), model.force_output
+        last = model.force_output
         before = last.training
-        last.train(wanted)
+        last.train(twice)
         try:
-            with torch.enable_grad():
-                result = model(given)
+            result = model(given)
         finally:
             last.train(before)
         energy = result["inferred_total_energy"].reshape(-1)
         outputs = {"energy": energy - self._shifts(batch), "forces": result["inferred_force"]}
         if "stress" in batch:
             outputs["stress"] = -result["inferred_stress"][:, _VOIGT.to(energy.device)]
-        return outputs if wanted else {key: value.detach() for key, value in outputs.items()}
+        return outputs
 
     def perturbed(self, batch: Mapping[str, Tensor], noise: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Move the atoms by noise in A, and with them the vectors between them, which are what the model reads."""
@@ -69,11 +68,4 @@ class SevenNetTask(AtomisticTask):
         assert self.potential is not None
         values = [self.potential.isolated[number] for number in batch["atomic_numbers"].tolist()]
         each = torch.tensor(values, dtype=torch.float64, device=batch["pos"].device)
-        return each.new_zeros(len(batch["num_atoms"])).index_add(0, batch["batch"], each)
-
-
-class _Graph(dict[str, Any]):
-    """A batch as sevenn reads it: by key and by attribute."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self[name]
+        return per_frame(each, batch)

@@ -6,14 +6,13 @@ Importing this package imports neither e3nn nor numpy.
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from surgeon.errors import CheckpointError
-from surgeon.support.e3nn_compat import import_e3nn, unscript_harmonics
+from surgeon.support.e3nn_compat import e3nn_defaults, unscript_harmonics
 from surgeon.support.imports import one_line
 from surgeon_adapters.zoo.equiformer.config import EquiformerConfig, from_data, published
 
@@ -42,15 +41,9 @@ def build_from(config: EquiformerConfig) -> nn.Module:
     Raises:
         CheckpointError: if the settings do not fit together.
     """
-    import_e3nn()
-    unscript_harmonics()
-    import e3nn
-
-    before = e3nn.get_optimization_defaults()
-    e3nn.set_optimization_defaults(**{**before, "jit_script_fx": False})
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with e3nn_defaults(jit_script_fx=False):
+            unscript_harmonics()
             network = importlib.import_module("surgeon_adapters.zoo.equiformer.network")
             module: nn.Module = network.Equiformer(config)
             return module
@@ -58,5 +51,3 @@ def build_from(config: EquiformerConfig) -> nn.Module:
         raise CheckpointError(
             f"expected settings of an Equiformer that fit together, got {config} ({one_line(error)}): correct them"
         ) from error
-    finally:
-        e3nn.set_optimization_defaults(**before)
