@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import surgeon
+from surgeon.algebra.penalty_settings import PenaltyForm
 from surgeon.errors import UsageError
 from surgeon.training.arms import ARMS, WITHOUT_BRANCHES
-from surgeon.training.settings import PRESETS, FinetuneSettings
+from surgeon.training.settings import PRESETS, Decay, FinetuneSettings, Normalisation, OptimizerName, Precision
+from surgeon.training.weighting import PenaltyScale
 
 if TYPE_CHECKING:
     from surgeon.training.auto import AutoSettings
@@ -62,7 +64,7 @@ class Training:
         float | None, training_option("--lr", of="learning_rate", help="Learning rate of the base weights.")
     ] = None
     optimizer: Annotated[
-        Literal["adamw", "adam", "sgd", "soap", "muon"] | None,
+        OptimizerName | None,
         training_option("--optimizer", help="soap and muon act on the matrices inside the weights."),
     ] = None
     ema: Annotated[
@@ -76,9 +78,7 @@ class Training:
         int | None, training_option("--patience", min=1, help="Stop after so many evaluations without a better one.")
     ] = None
     seed: Annotated[int | None, training_option("--seed", help="Of everything random in the training.")] = None
-    precision: Annotated[
-        Literal["no", "bf16", "fp16"] | None, training_option("--precision", help="Mixed precision.")
-    ] = None
+    precision: Annotated[Precision | None, training_option("--precision", help="Mixed precision.")] = None
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class Rare:
         ),
     ] = None
     penalty_scale: Annotated[
-        Literal["relative", "absolute"] | None,
+        PenaltyScale | None,
         rare_option("--penalty-scale", help="lambda times the running mean of the loss, or as it is."),
     ] = None
     penalty_form: Annotated[
-        Literal["gram", "rows", "square"] | None,
+        PenaltyForm | None,
         rare_option("--penalty-form", help="Root of the mean square, mean of the norms (the paper's), or mean square."),
     ] = None
     exact_penalty: Annotated[
@@ -134,13 +134,13 @@ class Rare:
         rare_option("--beta2", help="Decay of mean squares; default: 0.999, with soap and muon 0.95."),
     ] = None
     normalisation: Annotated[
-        Literal["entry", "block"] | None,
+        Normalisation | None,
         rare_option("--normalisation", help="How Adam scales steps of W: by entry, or by block."),
     ] = None
     weight_decay: Annotated[float | None, rare_option("--weight-decay", help="Of all weights.")] = None
     clip: Annotated[float | None, rare_option("--clip", help="Largest gradient norm; default: no limit.")] = None
     decay: Annotated[
-        Literal["cosine", "linear", "constant", "step"] | None,
+        Decay | None,
         rare_option("--lr-decay", of="decay", help="Learning rate over time."),
     ] = None
     decay_factor: Annotated[

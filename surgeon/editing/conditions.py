@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError
 from surgeon.finding.fold import fold_complaint
 from surgeon.recording.calls import captured_calls
-from surgeon.support.modes import in_evaluation_mode
+from surgeon.support.modes import each_with, in_evaluation_mode
 
 
 def check_folds(
@@ -43,7 +42,8 @@ def check_folds(
         return seen
     model, generator = relaxation.model, torch.Generator().manual_seed(0)
     ops = {key: model.get_submodule(site.name) for key, (site, _) in conditional.items()}
-    with _as_folded(relaxation):
+    as_folded = each_with(relaxation.branches.values(), "mode", "fold")
+    with as_folded, in_evaluation_mode(model), relaxation.clean():
         for number, batch in enumerate(batches, start=1):
             with captured_calls(ops) as calls:
                 run(model, batch)
@@ -57,17 +57,3 @@ def check_folds(
                         f"{own.holds_while}, but on batch {number} it is not ({complaint}): strip by drop (`--drop`)"
                     )
     return seen
-
-
-@contextmanager
-def _as_folded(relaxation: Relaxation) -> Iterator[None]:
-    """Let the model compute in eval mode what stripping by "fold" would leave, whatever its own mode."""
-    before = {branch: branch.mode for branch in relaxation.branches.values()}
-    for branch in before:
-        branch.mode = "fold"
-    try:
-        with in_evaluation_mode(relaxation.model), relaxation.clean():
-            yield
-    finally:
-        for branch, mode in before.items():
-            branch.mode = mode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from surgeon.editing.select import matching_sites
 from surgeon.errors import UsageError
 from surgeon.finding.forms import row_representations
 from surgeon.plan import Plan, Site, StripMode
+from surgeon.support.modes import each_with
 
 NOTHING_RECORDED = (
     "the penalty is 0, since no branch recorded features: call the model in training mode and with gradients "
@@ -277,26 +278,12 @@ class Relaxation:
         Running statistics stay those that the relaxed model has gathered;
         :meth:`surgeon.training.session.TrainingSession.clean_evaluation` takes them anew.
         """
-        before = {branch: branch.clean for branch in self.branches.values()}
-        for branch in before:
-            branch.clean = True
-        try:
+        with each_with(self.branches.values(), "clean", True):
             yield self.model
-        finally:
-            for branch, clean in before.items():
-                branch.clean = clean
 
-    @contextmanager
-    def unseen(self) -> Iterator[None]:
+    def unseen(self) -> AbstractContextManager[None]:
         """While the context is open, forwards record nothing for the penalty."""
-        taps = {branch: branch.tap for branch in self.branches.values()}
-        for branch in taps:
-            branch.tap = None
-        try:
-            yield
-        finally:
-            for branch, tap in taps.items():
-                branch.tap = tap
+        return each_with(self.branches.values(), "tap", None)
 
     def branch_parameters(self) -> list[nn.Parameter]:
         """Return the weights of all branches: W, or its factors."""

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from surgeon.algebra.folding import FoldMap
-from surgeon.algebra.intertwiners import copy_indices, spread_over_copies
+from surgeon.algebra.intertwiners import spread_over_copies
 from surgeon.editing.insert import fold_map_of
-from surgeon.errors import GroupError, PlanError
+from surgeon.errors import PlanError
+from surgeon.finding.unit_features import tried_copies
 from surgeon.plan import Plan, Site, named_module
 from surgeon.registry import Adapter, installed_adapters
 
@@ -55,17 +56,6 @@ class _Copy(nn.Module):
         return weight + self.copy
 
 
-def _copies(site: Site) -> Copies:
-    """Return the copies of each irrep that both ends have; nothing for other representations and for kernels."""
-    if site.convolution is not None:
-        return []
-    try:
-        outputs, inputs = (copy_indices(rho) for rho in (site.rho_out, site.rho_in))
-    except GroupError:
-        return []
-    return [(rows, inputs[label]) for label, rows in outputs.items() if label in inputs]
-
-
 def _copied(model: nn.Module, site: Site) -> dict[str, nn.Module]:
     """Return a second copy of each weight that a plan names for a site, by name."""
     op, fold = named_module(model, site.name), site.fold or {}
@@ -76,12 +66,13 @@ def _low_ranks(
     model: nn.Module, site: Site, plan: Plan, adapters: Mapping[str, Adapter], rank: int, generator: torch.Generator
 ) -> dict[str, nn.Module]:
     """Return an update of low rank for each weight that enters the linear map of a site, by name."""
-    fold_map, copies = fold_map_of(model, site, plan.group_object, adapters), _copies(site)
+    fold_map = fold_map_of(model, site, plan.group_object, adapters)
+    copies = tried_copies(site) if site.convolution is None else None
     if fold_map is None or not copies:
         return {}
     op = named_module(model, site.name)
     given = [(name, op.get_parameter(name), rank, generator) for name in fold_map.parameters]
-    return {each[0]: _LowRank(fold_map, copies, *each) for each in given}
+    return {each[0]: _LowRank(fold_map, [*copies.values()], *each) for each in given}
 
 
 class WeightUpdates:

@@ -9,8 +9,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from surgeon.files.scalars import stand_ins
 from surgeon.files.tensors import forms, open_safetensors
 from surgeon.registry import installed_adapters
 from surgeon.support.imports import close_names, importable, one_line, unchanged_environment
+from surgeon.support.modes import each_with
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _USUAL_ENTRIES = frozenset(
@@ -244,19 +245,13 @@ def _read_trusted(source: OpenFile) -> Any:
         ) from error
 
 
-@contextmanager
-def scripts_on_the_cpu() -> Iterator[None]:
+def scripts_on_the_cpu() -> AbstractContextManager[None]:
     """Open TorchScript on the CPU that a pickled module holds as bytes, as those of e3nn do.
 
     Such a module opens it by itself and does not know of ``torch.load``'s ``map_location``, so that a file written on a
     GPU would open on machines with one only.
     """
-    before = torch.jit.load
-    torch.jit.load = functools.partial(before, map_location="cpu")
-    try:
-        yield
-    finally:
-        torch.jit.load = before
+    return each_with([torch.jit], "load", functools.partial(torch.jit.load, map_location="cpu"))
 
 
 def _detail(error: BaseException) -> str:

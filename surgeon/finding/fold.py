@@ -146,7 +146,7 @@ def _most(site: Site, op: nn.Module) -> int | None:
         NotFoldableError: if a fold would take too long.
     """
     assert site.fold is not None
-    copies = tried_copies(site, None) if site.convolution is None else None
+    copies = tried_copies(site) if site.convolution is None else None
     if copies is None:
         return None
     rows = math.prod(site.fold["shape"]) // site.shape[1]

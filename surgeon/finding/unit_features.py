@@ -58,7 +58,7 @@ def matrices_of(
     return _Matrices(op, site, fold, wrap, most) if site.convolution is None else _Kernel(op, site, wrap)
 
 
-def tried_copies(site: Site, most: int | None) -> dict[str, tuple[Tensor, Tensor]] | None:
+def tried_copies(site: Site, most: int | None = None) -> dict[str, tuple[Tensor, Tensor]] | None:
     """Return where the copies of each irrep are that occurs at both ends; None where these are no sums of irreps.
 
     Args:

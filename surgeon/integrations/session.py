@@ -7,7 +7,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.integrations.settings import RelaxationSettings, network_of, plan_of_step
 from surgeon.plan import CHILD, SiteRecord
+from surgeon.support.modes import each_with
 from surgeon.support.trees import map_tensors
 from surgeon.training.session import TrainingSession, flat
 
@@ -113,22 +114,14 @@ class TrainerSession(TrainingSession):
             self._clean = flat(running_statistics(self._owner), ".")
             yield
 
-    @contextmanager
-    def gradients_of(self, branches: bool) -> Iterator[None]:
+    def gradients_of(self, branches: bool) -> AbstractContextManager[None]:
         """While the context is open only the branches, or only all other weights of the owner, have gradients.
 
         Whatever clips gradients in it treats the two as groups of their own: a large gradient of W then does not
         shorten the step of the base.
         """
         added = {id(parameter) for parameter in self.relaxation.branch_parameters()}
-        hidden = {p: p.grad for p in self._owner.parameters() if (id(p) in added) != branches}
-        for parameter in hidden:
-            parameter.grad = None
-        try:
-            yield
-        finally:
-            for parameter, gradient in hidden.items():
-                parameter.grad = gradient
+        return each_with([p for p in self._owner.parameters() if (id(p) in added) != branches], "grad", None)
 
     def at_end(self, undo: Callable[[], None]) -> None:
         """Have something called by :meth:`finish`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,6 +98,19 @@ def device_of(model: nn.Module) -> torch.device:
 def model_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of the model's floating parameters, that of the first one."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def each_with(holders: Iterable[Any], name: str, value: Any) -> Iterator[None]:
+    """Give one attribute of some objects another value while the context is open."""
+    before = [(holder, getattr(holder, name)) for holder in holders]
+    for holder, _ in before:
+        setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        for holder, own in before:
+            setattr(holder, name, own)
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from surgeon.opening.evaluation import fitted
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.plan import Task
 from surgeon.support.compiler import DispatchMode
-from surgeon.support.modes import in_evaluation_mode
+from surgeon.support.modes import each_with, in_evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,13 @@ def training_costs(model: nn.Module, task: Task, relaxation: Relaxation) -> Cost
     state = torch.get_rng_state()
     with in_evaluation_mode(model):
         whole = flops_of(model, task, batch)
-        with relaxation.clean(), _nothing_kept(relaxation):
+        dropped = each_with(relaxation.branches.values(), "mode", "drop")  # else clean evaluation keeps what is folded
+        with relaxation.clean(), dropped:
             own = flops_of(model, task, batch)
     torch.set_rng_state(state)
     extra = sum(parameter.numel() for parameter in relaxation.branch_parameters())
     total = sum(parameter.numel() for parameter in model.parameters())
     return Costs(total - extra, extra, own, whole - own)
-
-
-@contextmanager
-def _nothing_kept(relaxation: Relaxation) -> Iterator[None]:
-    """Leave out also what clean evaluation keeps of branches that are to be folded."""
-    modes = {branch: branch.mode for branch in relaxation.branches.values()}
-    for branch in modes:
-        branch.mode = "drop"
-    try:
-        yield
-    finally:
-        for branch, mode in modes.items():
-            branch.mode = mode
 
 
 class _Counter(DispatchMode):

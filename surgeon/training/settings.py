@@ -15,6 +15,11 @@ from surgeon.errors import UsageError
 from surgeon.support.plain import read_plain
 from surgeon.training.weighting import PenaltyScale
 
+OptimizerName = Literal["adamw", "adam", "sgd", "soap", "muon"]
+Normalisation = Literal["entry", "block"]
+Decay = Literal["cosine", "linear", "constant", "step"]
+Precision = Literal["no", "bf16", "fp16"]
+
 MATRIX_OPTIMIZERS = ("soap", "muon")
 """Those that treat weights as matrices."""
 
@@ -118,12 +123,12 @@ class FinetuneSettings(SessionSettings):
     epochs: int = 10
     learning_rate: float = 1e-3
     gauge_factor: float = 0.1
-    optimizer: Literal["adamw", "adam", "sgd", "soap", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     beta2: float | None = None
-    normalisation: Literal["entry", "block"] = "entry"
+    normalisation: Normalisation = "entry"
     weight_decay: float = 0.0
     clip: float | None = None
-    decay: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    decay: Decay = "cosine"
     decay_factor: float = 0.7
     decay_every: int = 20
     warmup: int | None = None
@@ -144,7 +149,7 @@ class FinetuneSettings(SessionSettings):
     patience: int | None = None
     seed: int = 0
     deterministic: bool = False
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,7 +164,8 @@ class FinetuneSettings(SessionSettings):
         self._require_not_negative("weight_decay", "warmup")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"expected a decay between 0 and 1 for ema, got {self.ema}")
-        self._require_choice(**_CHOICES)
+        self._require_choice(optimizer=get_args(OptimizerName), normalisation=get_args(Normalisation))
+        self._require_choice(decay=get_args(Decay), precision=get_args(Precision))
         if self.beta2 is not None and not 0 <= self.beta2 < 1:
             raise UsageError(f"expected a beta2 from 0 to below 1, got {self.beta2}")
         if self.beta2 is not None and self.optimizer == "sgd":
@@ -189,14 +195,6 @@ class FinetuneSettings(SessionSettings):
 _AT_LEAST_ONE = (
     *("epochs", "evaluate_every", "accumulate", "decay_every", "refold_every", "low_rank", "patience"),
     *("penalty_rows", "penalty_every"),
-)
-_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "optimizer": ("adamw", "adam", "sgd", "soap", "muon"),
-        "normalisation": ("entry", "block"),
-        "decay": ("cosine", "linear", "constant", "step"),
-        "precision": ("no", "bf16", "fp16"),
-    }
 )
 
 PATIENCE_THETA = 3
