@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from surgeon_cli.demonstration import Clock, command, relax_and_train, require, strip_and_verify
+
 ROOT = Path(__file__).resolve().parent.parent
 OUT = Path("demo-output")
-CHECKPOINT = "examples/nbody/segnn_nbody.safetensors"
+NBODY = "examples/nbody"
 SWEEP = "examples/nbody/sweep.json"
 ARMS = "plain,drop"
 POTENTIAL = "examples/potential/potential.safetensors"
@@ -50,41 +52,6 @@ print(SEGNN(SEGNNConfig()).load_state_dict(load_file("demo-output/clean/model.sa
 """
 
 
-class Clock:
-    """What every stage took, in seconds."""
-
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.last = 0.0
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[None]:
-        """Print a heading, and at the end what the stage took and what has passed since the beginning."""
-        print(f"\n=== {title}", flush=True)
-        began = time.perf_counter()
-        yield
-        self.last, passed = time.perf_counter() - began, time.perf_counter() - self.began
-        print(f"--- took {self.last:.0f} s; {passed:.0f} s since the beginning", flush=True)
-
-
-def command(*words: str) -> list[str]:
-    """Return how `surgeon` is called in a process of its own, and print it as a user would type it."""
-    print(f"\n$ surgeon {shlex.join(words)}", flush=True)
-    return [sys.executable, "-m", "surgeon_cli.main", *words]
-
-
-def surgeon(*words: str) -> None:
-    """Do what `surgeon` does on the command line, in this process: torch is imported once for several commands."""
-    from surgeon_cli.main import main as entry_point
-
-    command(*words)
-    try:
-        entry_point(list(words))
-    except SystemExit as end:
-        require(end.code)
-    sys.stdout.flush()
-
-
 def run(words: list[str]) -> None:
     """Run a program, and stop the demo if it fails."""
     require(subprocess.run(words, check=False).returncode)
@@ -110,26 +77,14 @@ def without_torch(*words: str) -> None:
     run([sys.executable, *words])
 
 
-def require(code: str | int | None) -> None:
-    """Stop the demo at an exit code other than 0."""
-    if code:
-        raise SystemExit(f"the demo stopped: the last command that is shown above ended with exit code {code}")
-
-
 def path_to_clean_weights(clock: Clock, epochs: list[str], samples: int) -> tuple[float, float]:
     """From the checkpoint to clean weights and ONNX, checked; return what the fine-tuning and a new process took."""
-    relaxed, trained, clean, onnx = (str(OUT / name) for name in ("relaxed", "run", "clean", "clean-onnx"))
-    task = ("--task", "examples/nbody/task.py", "--task-args", f'{{"test_samples": {samples}}}')
-    with clock.stage("1. What is in the checkpoint, and what can be relaxed?"):
-        surgeon("relax", CHECKPOINT, "--group", "O3", *task, "--dense", "-o", relaxed)
-    with clock.stage("2. Fine-tune on 200 trajectories of a stronger interaction, theta 0 -> 1 -> 0"):
-        surgeon("finetune", relaxed, "-o", trained, "--lr", "2e-3", *epochs)
-    training = clock.last
+    relax_and_train(clock, NBODY, str(OUT), samples, epochs)
+    training, onnx = clock.last, str(OUT / "clean-onnx")
     with clock.stage("3. Strip the branches, prove it, load the weights without equisurgeon; ONNX on another core"):
         few = ("--metrics", "none", "--elements", "1", "--batches", "1")  # strip measures the same weights thoroughly
-        with beside("export", trained, "-o", onnx, "--onnx", *few):
-            surgeon("strip", trained, "-o", clean)
-            surgeon("verify", clean, "--against", CHECKPOINT, *task)
+        with beside("export", str(OUT / "run"), "-o", onnx, "--onnx", *few):
+            strip_and_verify(NBODY, str(OUT), samples)
             print("\nwhere equisurgeon is not installed, load_state_dict(strict=True) says:", flush=True)
             began = time.perf_counter()
             run([sys.executable, "-c", STRICT_LOAD])

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from surgeon.plan import Certificate
 
 ERROR_TITLE = "equivariance error |f(gx) - g f(x)| / |g f(x)|"
+SHORT = 12
+"""Columns as wide as this, such as percentages, are not broken for the sake of longer ones."""
+
 BAD = {"NO": "NO", "**NO**": "NO", "worse": "worse"}
 
 
@@ -92,7 +95,8 @@ def fit(table: Table, width: int) -> None:
     """Give the columns of a table widths so that it has at most this one."""
     texts = [[str(column.header), *map(str, column.cells)] for column in table.columns]
     most = [max(cell_len(line) for text in column for line in text.split("\n")) for column in texts]
-    least = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in texts]
+    words = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in texts]
+    least = [high if high <= SHORT else word for high, word in zip(most, words, strict=True)]
     room = width - 3 * len(texts) - 1
     if sum(most) <= room:
         return

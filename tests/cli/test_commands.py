@@ -20,7 +20,7 @@ from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, dead_pid, files_in
 from tests.opening.test_workspace import make_relaxed
 
 COMMANDS = ["inspect", "relax", "finetune", "measure", "strip", "export", "verify", "push", "pull"]
-COMMANDS += ["report", "init", "doctor"]
+COMMANDS += ["report", "init", "demo", "doctor"]
 TRAIN = ("finetune", "net-relaxed", "--epochs", "2", "--lr", "1e-2")
 
 

@@ -102,6 +102,8 @@ def test_parameters_of_an_audit_keep_their_names_whole() -> None:
     names = [f"layers.{number}.{LONG}" for number in range(12)]
     entries = [AuditEntry(name, 10, "not linear", "it is only added to an activation") for name in names]
     told = drawn(audit_table(entries), 80)
+    assert "100.0 %" in told
+    assert "not linear" in told
     assert f"layers.0-11.{LONG}" in told
     assert "see --json" not in told
 

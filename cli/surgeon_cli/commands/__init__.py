@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from surgeon_cli.commands.demo import demo
 from surgeon_cli.commands.doctor import doctor
 from surgeon_cli.commands.finetune import finetune
 from surgeon_cli.commands.hub import pull, push
@@ -18,5 +19,5 @@ from surgeon_cli.commands.verify import verify
 
 def register(app: typer.Typer) -> None:
     """Add all commands to the application."""
-    for command in (inspect, relax, finetune, measure, strip, export, verify, report, push, pull, init, doctor):
+    for command in (inspect, relax, finetune, measure, strip, export, verify, report, push, pull, init, demo, doctor):
         app.command(command.__name__)(command)
