@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgeon.algebra.equivariance import ErrorSummary
 from surgeon.algebra.groups.core import Group
@@ -393,21 +393,6 @@ def grade_of(checks: Mapping[str, bool]) -> Grade | None:
     if GRAPH_CHECK not in checks:
         return "same form"
     return "same function" if FUNCTION_CHECK in checks else "same graph"
-
-
-def named_module(model: nn.Module, name: str) -> nn.Module:
-    """Return the submodule with this qualified name; the empty string is the model itself.
-
-    Raises:
-        PlanError: if the model has no such submodule.
-    """
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise PlanError(
-            f"expected a submodule {name!r} in {type(model).__name__}, but there is none: "
-            "the plan was made for another model, make a new one with `surgeon inspect`"
-        ) from error
 
 
 CHILD = "_relaxation"

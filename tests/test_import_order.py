@@ -312,7 +312,9 @@ def test_files_and_functions_are_short() -> None:
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     found = [line for path in paths for line in too_long(path.read_text("utf-8"), str(path.relative_to(ROOT)))]
     assert len(paths) > 10
-    assert not found, "\n".join(found)
+    own = [path for path in paths if path.relative_to(ROOT).parts[0] in folders[:3]]
+    long = [f"{path} has more than 400 lines" for path in own if path.read_text("utf-8").count("\n") > 400]
+    assert not [*found, *long], "\n".join([*found, *long])
 
 
 def test_the_checker_sees_what_is_too_long() -> None:

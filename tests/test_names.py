@@ -6,7 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from tests.test_import_order import PACKAGES, sources
+from tests.test_import_order import PACKAGES, ROOT, sources
 
 
 def named_twice(files: Mapping[str, str], kind: type[ast.ClassDef | ast.FunctionDef]) -> dict[str, list[str]]:
@@ -29,6 +29,14 @@ def test_no_two_classes_have_one_name() -> None:
 
 def test_no_two_functions_of_the_engine_have_one_name() -> None:
     assert not named_twice(files_of(["surgeon"]), ast.FunctionDef)
+
+
+def test_the_glossary_is_short_and_has_each_word_once() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = page.partition("## One word for one thing")[2].partition("\n## ")[0].split("\n| ")[3:]
+    words = [row.partition(" |")[0] for row in rows]
+    assert 20 < len(words) <= 30
+    assert len({*words}) == len(words)
 
 
 def test_a_name_given_twice_is_seen() -> None:

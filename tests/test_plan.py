@@ -14,7 +14,8 @@ from surgeon.algebra.groups.custom import group_from_generators
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, regular, repeated, trivial
 from surgeon.errors import PlanError
-from surgeon.plan import PLAN_FORMAT_VERSION, AuditEntry, Convolution, Plan, Site, Skipped, named_module
+from surgeon.plan import PLAN_FORMAT_VERSION, AuditEntry, Convolution, Plan, Site, Skipped
+from surgeon.support.modules import named_module
 
 C4 = parse_group("C4")
 THREE, TWO = trivial(C4, 3), trivial(C4, 2)

@@ -30,8 +30,9 @@ from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.finding.fold import fold_map_at
 from surgeon.finding.forms import block_mask, form_of
 from surgeon.finding.weight_usage import tied_modules
-from surgeon.plan import CHILD, Plan, Site, StripMode, named_module
+from surgeon.plan import CHILD, Plan, Site, StripMode
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
+from surgeon.support.modules import named_module
 
 
 def relax(

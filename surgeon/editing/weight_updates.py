@@ -13,8 +13,9 @@ from surgeon.algebra.intertwiners import spread_over_copies
 from surgeon.editing.insert import fold_map_of
 from surgeon.errors import PlanError
 from surgeon.finding.unit_features import tried_copies
-from surgeon.plan import Plan, Site, named_module
+from surgeon.plan import Plan, Site
 from surgeon.registry import Adapter, installed_adapters
+from surgeon.support.modules import named_module
 
 Copies = list[tuple[Tensor, Tensor]]
 """Per irrep the flat indices of its copies in the output and in the input."""

@@ -14,8 +14,9 @@ from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.matrix_blocks import MatrixBlock, blocks_of_map
 from surgeon.editing.insert import fold_map_of
 from surgeon.errors import PlanError, SurgeonError, first_line
-from surgeon.plan import Plan, Site, named_module
+from surgeon.plan import Plan, Site
 from surgeon.registry import Adapter, installed_adapters
+from surgeon.support.modules import named_module
 from surgeon.support.sharding import is_sharded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.algebra.moments import mean_of_each, processes, weighted_mean_of_each
+from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeonError, TrainingError, UsageError
 from surgeon.support.imports import one_line
+from surgeon.support.sharding import whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -134,6 +136,22 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
             parameter.grad = mean
 
 
+def broken_gradient(model: nn.Module, parameters: Sequence[Tensor]) -> str:
+    """Name, of some parameters of a model and coefficients theta, the first whose gradient is not finite."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in parameters:
+        if parameter.grad is not None and not bool(torch.isfinite(whole(parameter.grad)).all()):
+            return repr(names.get(id(parameter), "theta"))
+    return "the weights together"
+
+
+def broken_term(relaxation: Relaxation) -> str:
+    """Name the first site of which a term of the last penalty is not finite."""
+    terms = relaxation.penalty_terms().items()
+    broken = (key for key, pair in terms if not all(bool(torch.isfinite(term)) for term in pair))
+    return next(broken, "all sites together")
+
+
 class SharedBuffers:
     """Buffers that every process gathers from batches of its own, such as the statistics of BatchNorm.
 
@@ -161,6 +179,12 @@ class SharedBuffers:
             if mean is not None:
                 now.copy_(mean)
                 before.copy_(mean)
+
+
+def as_tracked(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as trackers take them: numbers and strings only."""
+    simple = (int, float, str, bool)
+    return {name: value if isinstance(value, simple) else str(value) for name, value in data.items()}
 
 
 def _require_trackers(trackers: Sequence[str]) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import UsageError
+from surgeon.errors import TrainingError, UsageError
 from surgeon.training.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from surgeon.editing.relaxation import Relaxation
     from surgeon.editing.weight_updates import WeightUpdates
     from surgeon.plan import Plan, StripMode
 
@@ -165,6 +166,27 @@ class Contender:
 def reference_of(names: Sequence[str]) -> str | None:
     """Return the arm with which others are compared: the first one that is plain; None if there is none."""
     return next((name for name in names if Contender.parse(name).arm is ARMS["plain"]), None)
+
+
+def require_trainable(arm: Arm, added: Relaxation | WeightUpdates | None, freeze_base: bool) -> None:
+    """Refuse what an arm cannot train.
+
+    Raises:
+        TrainingError: if it is not what the arm adds to the network.
+        UsageError: if nothing of it would remain beside a frozen base, or W is re-folded and is not dense.
+    """
+    from surgeon.editing.relaxation import Relaxation
+    from surgeon.editing.weight_updates import WeightUpdates
+
+    if isinstance(added, Relaxation) != (arm.mode is not None) or isinstance(added, WeightUpdates) != arm.updates:
+        raise TrainingError(f"expected what the arm {arm.name!r} adds to the network, got {type(added).__name__}")
+    if freeze_base and (added is None or arm.mode == "drop" and not arm.refolds):
+        raise UsageError(
+            f"expected an arm that keeps what it adds when the base is frozen, got {arm.name!r}: nothing would "
+            "remain, choose fold, refold, overparam or lowrank"
+        )
+    if isinstance(added, Relaxation):
+        require_fitting_plan(arm, added.plan)
 
 
 def require_fitting_plan(arm: Arm, plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from surgeon.editing.merge import merge, unmerge
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.strip import refold
 from surgeon.editing.weight_updates import WeightUpdates
-from surgeon.errors import TrainingError, UsageError
+from surgeon.errors import TrainingError
 from surgeon.opening.evaluation import fitted
 from surgeon.opening.task_calls import task_forward, task_loss
 from surgeon.optim.adam import MatrixOptimizer
@@ -28,14 +28,17 @@ from surgeon.support.modes import set_training
 from surgeon.support.sharding import is_sharded, whole
 from surgeon.training.accelerator import (
     SharedBuffers,
+    as_tracked,
     average_gradients,
+    broken_gradient,
+    broken_term,
     deterministic,
     keep_whole,
     make_accelerator,
     shards,
     with_advice,
 )
-from surgeon.training.arms import Arm, require_fitting_plan
+from surgeon.training.arms import Arm, require_trainable
 from surgeon.training.batches import Sharing, count_steps, epoch_seed, training_steps
 from surgeon.training.ema import Ema
 from surgeon.training.groups import freeze_base, optimised_matrices, parameter_groups, theta_group
@@ -90,15 +93,7 @@ class Finetuner:
     ) -> None:
         from accelerate.utils import set_seed
 
-        if isinstance(added, Relaxation) != (arm.mode is not None) or isinstance(added, WeightUpdates) != arm.updates:
-            raise TrainingError(f"expected what the arm {arm.name!r} adds to the network, got {type(added).__name__}")
-        if settings.freeze_base and (added is None or arm.mode == "drop" and not arm.refolds):
-            raise UsageError(
-                f"expected an arm that keeps what it adds when the base is frozen, got {arm.name!r}: nothing would "
-                "remain, choose fold, refold, overparam or lowrank"
-            )
-        if isinstance(added, Relaxation):
-            require_fitting_plan(arm, added.plan)
+        require_trainable(arm, added, settings.freeze_base)
         self.task, self.settings, self.arm = task, settings, arm
         self.accelerator = make_accelerator(settings.precision, trackers, folder)
         self.sharing = Sharing(settings.accumulate, self.accelerator.num_processes, self.accelerator.process_index)
@@ -135,7 +130,7 @@ class Finetuner:
         back = self.given_model, given if isinstance(given, Relaxation) else None
         self.selection = BestWeights(model, task, settings, self.session, self.ema, self.accelerator, back)
         if trackers:
-            self.accelerator.init_trackers("equisurgeon", {"arm": arm.name, **_flat(settings.to_data())})
+            self.accelerator.init_trackers("equisurgeon", {"arm": arm.name, **as_tracked(settings.to_data())})
 
     def _learn_theta(self) -> None:
         if self.relaxation is not None and self.arm.learns_theta:  # buffers: not moved and sharded like parameters
@@ -296,7 +291,9 @@ class Finetuner:
             return 0.0
         scaler = getattr(self.accelerator, "scaler", None)
         self.session.add_penalty_gradient(loss, 1.0 if scaler is None else scaler.get_scale())
-        self._require_finite(self.session.penalty, self.session.relaxation)
+        if not math.isfinite(self.session.penalty):
+            where = broken_term(self.session.relaxation)
+            self._stop(f"the penalty of the branch at {where!r} became non-finite")
         return self.session.penalty
 
     def _mean_loss(self, losses: Sequence[Tensor]) -> float:
@@ -322,19 +319,13 @@ class Finetuner:
             norm = torch.nn.utils.clip_grad_norm_(group["params"], self.settings.clip or math.inf)
             # With a loss scaler an overflow is normal: it lowers the scale and skips the step.
             if scaler is None and not math.isfinite(float(whole(norm))):
-                self._stop(f"the gradient of {self._broken(group['params'])} became NaN or infinite")
+                name = broken_gradient(self.plain_model, group["params"])
+                self._stop(f"the gradient of {name} became NaN or infinite")
 
     def _not_averaged(self) -> list[Tensor]:
         """Return what neither DDP nor FSDP averages: coefficients, which are buffers, and what FSDP leaves whole."""
         groups = [group for group in self.optimizer.param_groups if self._sharded or group["name"] == "theta"]
         return [parameter for group in groups for parameter in group["params"] if not is_sharded(parameter)]
-
-    def _broken(self, parameters: Sequence[Tensor]) -> str:
-        names = {id(parameter): name for name, parameter in self.plain_model.named_parameters()}
-        for parameter in parameters:
-            if parameter.grad is not None and not bool(torch.isfinite(whole(parameter.grad)).all()):
-                return repr(names.get(id(parameter), "theta"))
-        return "the weights together"
 
     def _set_rates(self, progress: float) -> None:
         state = self.state
@@ -368,13 +359,6 @@ class Finetuner:
             with self.ema.swapped():
                 refold(relaxation)
 
-    def _require_finite(self, penalty: float, relaxation: Relaxation) -> None:
-        if math.isfinite(penalty):
-            return
-        terms = relaxation.penalty_terms().items()
-        broken = [key for key, pair in terms if not all(bool(torch.isfinite(term)) for term in pair)]
-        self._stop(f"the penalty of the branch at {(broken or ['all sites together'])[0]!r} became non-finite")
-
     def _stop(self, what: str) -> None:
         best = self.state.best_epoch
         if self.selection.best_weights:
@@ -394,32 +378,16 @@ class Finetuner:
             if self.accelerator.trackers:
                 self.accelerator.log({**entry, "theta": theta[0]}, step=state.step)
         if on_step:
-            last: Mapping[str, Any] = next((entry for entry in reversed(state.history) if entry["validation"]), {})
-            clean, relaxed = last.get("validation", {}), last.get("validation_relaxed", {})
-            place = state.step, self.steps, state.epoch
-            told = (theta[0], loss, penalty, clean, relaxed)
-            on_step(StepEvent(*place, *(told if self.relaxation is not None else (None, loss, None, clean, {}))))
+            on_step(state.event(self.steps, None if self.relaxation is None else theta[0], loss, penalty))
 
     def _finish_epoch(self, started: float, on_save: Callable[[Finetuner], None] | None) -> None:
         """Evaluate if it is time, and append the epoch to the history."""
-        state, count = self.state, max(1, self.state.epoch_step)
+        state = self.state
         due = state.epoch % self.settings.evaluate_every == 0 or state.epoch == self.settings.epochs
         clean, current = self.selection.evaluate(state) if due else (None, None)
         state.seconds += time.perf_counter() - started
-        state.history.append(
-            {
-                "epoch": state.epoch,
-                "step": state.step,
-                "theta": self.relaxation.theta if self.relaxation is not None else (0.0, 0.0),
-                "loss": state.losses / count if state.epoch_step else None,
-                "penalty": state.penalties / count if state.epoch_step else None,
-                **({"replay": state.replays / state.replayed if state.replayed else None} if self.replay else {}),
-                "validation": clean,
-                "validation_relaxed": current,
-                "seconds": state.seconds,
-            }
-        )
-        state.epoch_step = 0
+        theta = self.relaxation.theta if self.relaxation is not None else (0.0, 0.0)
+        state.close_epoch(theta, clean, current, self.replay is not None)
         patience = self.settings.patience
         if patience is not None and state.since_best >= patience:
             state.stopped = f"no better {self.selection.metric} in {patience} evaluations"
@@ -427,9 +395,3 @@ class Finetuner:
             self.accelerator.log({f"validation/{name}": value for name, value in clean.items()}, step=state.step)
         if due and on_save:
             on_save(self)
-
-
-def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as trackers take them: numbers and strings only."""
-    simple = (int, float, str, bool)
-    return {name: value if isinstance(value, simple) else str(value) for name, value in data.items()}

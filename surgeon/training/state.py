@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from surgeon.support.plain import Measured
+from surgeon.training.progress import StepEvent
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,36 @@ class TrainingState:
     steps: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
     seconds: float = 0.0
+
+    def event(self, steps: int, theta: float | None, loss: float, penalty: float) -> StepEvent:
+        """Tell of the step that was just taken, of so many; ``theta`` is None for an arm without branches."""
+        last: Mapping[str, Any] = next((entry for entry in reversed(self.history) if entry["validation"]), {})
+        clean, relaxed = last.get("validation", {}), last.get("validation_relaxed", {})
+        told = (None, loss, None, clean, {}) if theta is None else (theta, loss, penalty, clean, relaxed)
+        return StepEvent(self.step, steps, self.epoch, *told)
+
+    def close_epoch(
+        self,
+        theta: tuple[float, float],
+        validation: Mapping[str, float] | None,
+        relaxed: Mapping[str, float] | None,
+        replays: bool,
+    ) -> None:
+        """Append the epoch to the history, with the metrics of what stripping would give and those at theta."""
+        count = self.epoch_step
+        entry = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "theta": theta,
+            "loss": self.losses / count if count else None,
+            "penalty": self.penalties / count if count else None,
+            **({"replay": self.replays / self.replayed if self.replayed else None} if replays else {}),
+            "validation": validation,
+            "validation_relaxed": relaxed,
+            "seconds": self.seconds,
+        }
+        self.history.append(entry)
+        self.epoch_step = 0
 
     def result(self) -> FinetuneResult:
         """Return what the run has come to."""
