@@ -24,7 +24,7 @@ from surgeon.training.outcomes import Failure, Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Recipe, comparison_of, work
 from surgeon_cli.progress import TrainingBar
-from surgeon_cli.screen import comparison_table
+from surgeon_cli.screen import comparison_table, fit
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
 from tests.tiny import Net
@@ -364,6 +364,7 @@ def test_a_table_of_long_names_is_cut_between_words(width: int) -> None:
     numbers = {"learning_rate": 3e-3, "mean": 0.0104061, "spread": 4.1e-4, "difference": -1.2e-3, "half_width": 2.1e-3}
     found = {"reference": names[0], "seconds": 123.4, "equivariance": "4.6e-15", "certificate": "5 of 5 same graph"}
     table = comparison_table([{"arm": name, **numbers, **found} for name in names], "forces_rmse", 5)
+    fit(table, width)
     Console(file=told, width=width).print(table)
     lines = told.getvalue().splitlines()
     assert max(map(len, lines)) <= width
