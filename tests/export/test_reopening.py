@@ -80,7 +80,8 @@ CONTAINERS: dict[str, tuple[Content, bool, str]] = {
 def test_what_was_written_is_opened_again_and_run(work: Path, name: str) -> None:
     content, trust, source = CONTAINERS[name]
     record = exported(work, opened(work, content, trust=trust))
-    assert record == {"file": "net.pt", "opened_by": source, "batches": 2, "deviation": 0.0, "bit_equal": True}
+    expected = {"file": "net.pt", "opened_by": source, "batches": 2, "deviation": 0.0, "bit_equal": True, "usage": None}
+    assert record == expected
     before, after = (open_checkpoint(work / part / "net.pt", trust_pickle=trust) for part in ("", "clean"))
     assert (before.container, before.entry, before.extras) == (after.container, after.entry, after.extras)
     assert not torch.equal(before.tensors["first.weight"], after.tensors["first.weight"])
