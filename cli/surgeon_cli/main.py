@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -14,6 +15,9 @@ from surgeon_cli import commands
 
 INTERRUPTED = 130
 """What newer versions of typer return after Ctrl-C instead of raising."""
+
+SPINS = "3000"
+"""Rounds that a thread of OpenMP waits before it sleeps: as fast as OpenMP's own number where cores are idle."""
 
 _INTERRUPTION = "interrupted; nothing half-written was left, give the same command again to repeat it"
 
@@ -54,6 +58,7 @@ def options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error is one sentence on standard error and a non-zero exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    _wait_asleep()
     debug = "--debug" in given[:1]
     try:
         code = app(args=given, prog_name="surgeon", standalone_mode=False)
@@ -66,6 +71,16 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         code = _report_usage(error, debug) if hasattr(error, "format_message") else _report_unexpected(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _wait_asleep() -> None:
+    """Let torch's threads sleep soon when they wait for each other, unless the user says how they wait.
+
+    GNU's OpenMP lets a thread spin for 300,000 rounds before it sleeps. Where something else uses a core, threads then
+    spin for one that does not run. The variable is read once, when torch is loaded.
+    """
+    if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _report_usage(error: Any, debug: bool) -> int:

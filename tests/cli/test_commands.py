@@ -16,6 +16,7 @@ from surgeon.files import atomic as files
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import read_relaxed
 from surgeon.opening.tasks import load_task
+from surgeon_cli.main import SPINS
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, dead_pid, files_in
 from tests.opening.test_workspace import make_relaxed
 
@@ -425,6 +426,28 @@ def test_shell_completion(surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch, typ
     for name, value in asked.items():
         monkeypatch.setenv(name, value)
     assert set(surgeon().out.split()) == expected
+
+
+WAITING = """
+import os
+from surgeon_cli.main import main
+try:
+    main(["--version"])
+finally:
+    print(os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_wait_asleep_unless_the_user_says_how(given: dict[str, str], spins: str) -> None:
+    said = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    quiet = {name: value for name, value in CHILD_ENVIRONMENT.items() if name not in said}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING], env={**quiet, **given}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == spins
 
 
 @pytest.mark.slow
