@@ -159,9 +159,9 @@ def text(results: Path = RESULTS) -> str:
             machine, torch = mine[-1]["machine"], mine[-1]["versions"]["torch"]
             frames = "50 validation and 1,000 test frames"
             parts += [
-                f"### {TITLES[context['library']]} → rMD17 {context['molecule']}",
+                f"### {TITLES[context['library']]} → rMD17 {context['molecule']}, {steps} steps",
                 "",
-                f"100 training frames in batches of {context['batch']}, {steps} steps, {frames}.",
+                f"100 training frames in batches of {context['batch']}, {frames}.",
                 "",
                 *table(first, others),
                 "",

@@ -66,6 +66,7 @@ class Size:
 GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (1e-3, 3e-3, 9e-3)}
 SIZES = {
     "small": Size(5, range(1, FRESH), range(FRESH, 11), GRID),
+    "medium": Size(10, range(1, FRESH), range(FRESH, 11), GRID),
     "paper": Size(50, range(1, FRESH), range(FRESH, 11), GRID),
 }
 
