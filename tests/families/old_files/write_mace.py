@@ -8,6 +8,10 @@ The archive and the predictions beside this script were made by it, with torch 2
     done
     python write_mace.py /tmp/written
 
+The package index has no release before 0.3.3: the three before are read from the library's repository, at its tags::
+
+    git archive v0.3.2 mace | tar x -C /tmp/mace-0.3.2
+
 It runs alone, without this package. Files are saved as mace's training saves its last model: frozen, on the CPU.
 """
 
@@ -29,6 +33,8 @@ FRAMES = {
     "carbon dioxide": ([6, 8, 8], [[0.0, 0.1, 0.0], [1.1, 0.0, 0.3], [-1.0, 0.2, -0.2]]),
 }
 CUTOFF = 3.0
+NAMES = {"0.3.0": "0.2.0", "0.3.1": "0.3.0"}
+"""What the library called itself at the tags of these versions."""
 
 
 def potential(modules: Any, single: bool) -> Any:
@@ -98,7 +104,7 @@ def write(folder: Path, version: str) -> None:
     import mace.modules
     import torch
 
-    if mace.__version__ != version:
+    if mace.__version__ != NAMES.get(version, version):
         sys.exit(f"expected mace-torch {version}, got {mace.__version__} from {mace.__file__}: set PYTHONPATH")
     model = potential(mace.modules, single=int(version.rpartition(".")[2]) % 2 == 0)
     torch.save(model, folder / f"mace-{version}.model")
