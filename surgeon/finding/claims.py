@@ -10,14 +10,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.core import Group, GroupElement
 from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.annotated_ops import UNCHECKED
 from surgeon.finding.forms import LinearForm
 from surgeon.finding.inference.hypotheses import TOLERANCE, vector_types
 from surgeon.finding.measured_ops import Found, linear_types, residual_on_random_features
@@ -26,83 +27,80 @@ from surgeon.finding.ops import Op, probe_structure, random_like
 from surgeon.recording.record import unchanged
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
-from surgeon.support.trees import map_tensors
+from surgeon.support.trees import map_tensors, tensors_in
 
 WORSE = 10.0
 """Factor by which the model's equivariance error may grow before a claim counts as refuted."""
 
-Outcome = Literal["holds", "refuted", "unchecked"]
+NOT_CHECKED = Refusal(UNCHECKED.format("on the sample batch"), "invariant")
 
 
-def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Outcome]:
+def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Found | Refusal | None]:
     """Tell which results that look invariant may be replaced by any invariants without breaking the model.
 
     A constant random tensor, the same under every group element, and what a random linear map makes of the features
-    are added to all of them in one run with perturbed weights; where the model is less equivariant than before, the
-    claims are bisected.
+    are added to all of them in one run with perturbed weights. Where the model is less equivariant than before, the
+    derivative of its error by the size of each addition tells which it is, and by that of tensors that transform, how
+    the rest of the model takes the result. What follows is tried out in one run each. So there are at most four runs
+    of the model under the identity and under an element of each component, however many claims there are.
 
     Args:
         measurement: the runs under the group.
         claims: ops between invariants.
 
     Returns:
-        One outcome per claim, in order; "unchecked" where the model cannot tell.
+        For each claim, in order, None if any invariants would do; else the op with the representation that the rest of
+        the model takes its result for, or why there is none, or that the model cannot tell.
     """
     with default_dtype(torch.float64):
         before = max(measurement.changed.errors().values(), default=float("inf"))
-    outcomes: list[Outcome] = ["unchecked"] * len(claims)
-    if not measurement.errors or before > OUTPUT_TOLERANCE:
-        return outcomes
+    if not claims or not measurement.errors or before > OUTPUT_TOLERANCE:
+        return [NOT_CHECKED] * len(claims)
+    limit, free = max(OUTPUT_TOLERANCE, WORSE * before), [_free(found) for found in claims]
+    if _error(measurement, [each for own in free for each in own]) <= limit:
+        return [None] * len(claims)
+    typed = [_typed(measurement, found) for found in claims]
+    additions = [each for own in (*free, *typed) for each in own]
+    slopes = _slopes(measurement, additions)
+    if slopes is None:
+        return [NOT_CHECKED] * len(claims)
+    fitting = {id(each) for each, slope in zip(additions, slopes, strict=True) if slope <= limit}
+    holds = [all(id(each) in fitting for each in own) for own in free]
+    taken = [next((each for each in own if id(each) in fitting), None) for own in typed]
+    held = [each for own, holding in zip(free, holds, strict=True) if holding for each in own]
+    used = [each for each, holding in zip(taken, holds, strict=True) if not holding and each is not None]
+    held_fits, used_fits = (not chosen or _error(measurement, chosen) <= limit for chosen in (held, used))
 
-    def judge(indices: list[int]) -> None:
-        chosen = [claims[index] for index in indices]
-        error = _error(measurement, [_Addition(found.op, found.type_out, _branch_form(found)) for found in chosen])
-        if error is not None and error <= _limit(before):
-            outcome: Outcome = "holds"
-        elif len(indices) > 1:
-            middle = len(indices) // 2
-            judge(indices[:middle])
-            judge(indices[middle:])
-            return
-        else:
-            outcome = "unchecked" if error is None else "refuted"
-        for index in indices:
-            outcomes[index] = outcome
+    def answer(found: Found, holding: bool, addition: _Addition | None) -> Found | Refusal | None:
+        if holding:
+            return None if held_fits else NOT_CHECKED
+        return _by_use(measurement, found, addition) if used_fits or addition is None else NOT_CHECKED
 
-    if claims:
-        judge(list(range(len(claims))))
-    return outcomes
+    return [answer(*each) for each in zip(claims, holds, taken, strict=True)]
 
 
-def _branch_form(found: Found) -> LinearForm | None:
-    """Return how a branch would act between invariants; None where there is no axis to act on."""
+def _free(found: Found) -> list[_Addition]:
+    """Return what may be added to a result if any invariants would do: a constant, and what a branch would add."""
     axes_in, axes_out = found.type_in.axes, found.type_out.axes
-    return LinearForm(axes_in, axes_out) if axes_in and axes_out else None
+    form = LinearForm(axes_in, axes_out) if axes_in and axes_out else None  # else there is no axis to act on
+    return [_Addition(found.op, found.type_out), *([_Addition(found.op, found.type_out, form)] if form else [])]
 
 
-def _limit(before: float) -> float:
-    return max(OUTPUT_TOLERANCE, WORSE * before)
-
-
-def typed_by_use(measurement: Measurement, found: Found) -> Found | Refusal:
-    """Find the representation that the rest of the model takes a result for, by adding a tensor that transforms by it.
-
-    Args:
-        measurement: the runs under the group.
-        found: an op whose result may not be replaced by any invariants.
-
-    Returns:
-        The op with this representation at both ends, or why there is none.
-    """
+def _typed(measurement: Measurement, found: Found) -> list[_Addition]:
+    """Return one tensor of each type that the rest of the model may take a result for."""
     op, twin = found.op, measurement.twin
-    arguments, result = measurement.own.first[op.module][0]
+    with torch.no_grad(), default_dtype(torch.float64):
+        result = op.read_out(twin, *measurement.own.first[op.module][0])
+    return [_Addition(op, kind) for kind in _possible_types(measurement.symmetry.group, result)]
+
+
+def _by_use(measurement: Measurement, found: Found, addition: _Addition | None) -> Found | Refusal:
+    """Return an op with the representation that its use tells at both ends, or why there is none."""
     reason = "its result is invariant on the sample batch, but what uses it takes it for a tensor of"
-    for candidate in _possible_types(measurement.symmetry.group, op.read_out(twin, arguments, result)):
-        error = _error(measurement, [_Addition(op, candidate)])
-        if error is not None and error <= OUTPUT_TOLERANCE:
-            unknown = Refusal(f"{reason} type {candidate}, which its input is not known to be", "unexplained")
-            return _retyped(measurement, op, candidate) or unknown
-    return Refusal(f"{reason} some other type", "unexplained")
+    if addition is None:
+        return Refusal(f"{reason} some other type", "unexplained")
+    unknown = Refusal(f"{reason} type {addition.type}, which its input is not known to be", "unexplained")
+    return _retyped(measurement, found.op, addition.type) or unknown
 
 
 def _possible_types(group: Group, y: Tensor) -> Iterator[TensorType]:
@@ -144,7 +142,7 @@ def _retyped(measurement: Measurement, op: Op, type_out: TensorType) -> Found | 
 
 @dataclass(frozen=True)
 class _Addition:
-    """A random tensor that is added to the result of an op, and how it transforms; with a form, a linear map too."""
+    """What is added to the result of an op: a random tensor that transforms so; with a form, W x in its place."""
 
     op: Op
     type: TensorType
@@ -152,13 +150,12 @@ class _Addition:
 
 
 class _Adder:
-    """Adds g c and W x to a result: c and W are drawn in the first run and kept; g is that of the present run."""
+    """Adds s g c or s W x to a result: c and W are drawn in the first run and kept; g is that of the present run."""
 
-    def __init__(self, addition: _Addition, seed: int) -> None:
-        self.addition, self.element, self.call = addition, torch.empty(0), 0
+    def __init__(self, addition: _Addition, seed: int, size: Tensor | float = 1.0) -> None:
+        self.addition, self.size, self.element, self.call = addition, size, torch.empty(0), 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.constants: list[Tensor] = []
-        self.weight: Tensor | None = None
+        self.drawn: list[Tensor] = []
 
     def start(self, element: Tensor) -> None:
         """Begin the next run."""
@@ -167,44 +164,88 @@ class _Adder:
     def __call__(self, x: Tensor, result: Tensor) -> Tensor:
         """Return the sum."""
         kind, form = self.addition.type, self.addition.form
-        if self.call == len(self.constants):
+        if form is not None:
+            if not self.drawn:
+                self._draw_weight(x, result, form)
+            return result + self.size * form.add(torch.zeros_like(result), (self.drawn[0],), x)
+        if self.call == len(self.drawn):
             shape = [1 if axis - result.ndim in kind.grid else n for axis, n in enumerate(result.shape)]
-            self.constants.append(_size(result) * random_like(result.new_empty(shape), self.generator))
-        constant = self.constants[self.call].expand(result.shape)
+            self.drawn.append(_size(result) * random_like(result.new_empty(shape), self.generator))
+        constant = self.drawn[self.call].expand(result.shape)
         self.call += 1
-        changed = result + kind.act(self.element, constant)
-        if form is None:
-            return changed
-        if self.weight is None:
-            d_out, d_in = (
-                math.prod(t.shape[a] for a in axes) for t, axes in ((result, form.axes_out), (x, form.axes_in))
-            )
-            scale = _size(result) / (_size(x) * math.sqrt(d_in))
-            self.weight = scale * random_like(result.new_empty(d_out, d_in), self.generator)
-        return form.add(changed, (self.weight,), x)
+        return result + self.size * kind.act(self.element, constant)
+
+    def _draw_weight(self, x: Tensor, result: Tensor, form: LinearForm) -> None:
+        d_out, d_in = (math.prod(t.shape[a] for a in axes) for t, axes in ((result, form.axes_out), (x, form.axes_in)))
+        scale = _size(result) / (_size(x) * math.sqrt(d_in))
+        self.drawn.append(scale * random_like(result.new_empty(d_out, d_in), self.generator))
 
 
 def _size(x: Tensor) -> float:
     return float(x.detach().square().mean().sqrt()) or 1.0
 
 
-def _error(measurement: Measurement, additions: Sequence[_Addition]) -> float | None:
-    """Return the model's equivariance error, with perturbed weights; None if it does not run or is not finite."""
-    twin, symmetry, outputs = measurement.twin, measurement.symmetry, []
-    judges = measurement.own.elements.judges
+def _judges(measurement: Measurement) -> list[GroupElement]:
+    """Return random elements, one of each component that has others; of a finite group every one that judges.
+
+    Two representations that differ do so under almost every element of a component other than the identity's.
+    """
+    judges, group = measurement.own.elements.judges, measurement.symmetry.group
+    if group.finite:
+        return judges
+    last = {element.component: element for element in judges}
+    first = group.component_names[0]
+    return [element for name, element in last.items() if name != first or len(last) == 1]
+
+
+def _runs(measurement: Measurement, adders: Sequence[_Adder]) -> Iterator[Any]:
+    """Yield what a model returns under the identity and all that judge, with additions to some results."""
+    twin, symmetry = measurement.twin, measurement.symmetry
+    with unchanged(twin), ExitStack() as stack:
+        for adder in adders:
+            stack.enter_context(adder.addition.op.changing(twin, adder))
+        for g in (None, *(element.g for element in _judges(measurement))):
+            for adder in adders:
+                adder.start(torch.eye(symmetry.group.dimension, dtype=torch.float64) if g is None else g)
+            with torch.random.fork_rng(devices=[]):
+                outputs = symmetry.run(twin, measurement.inputs, g)
+            yield outputs
+
+
+def _error(measurement: Measurement, additions: Sequence[_Addition]) -> float:
+    """Return the model's equivariance error, with perturbed weights; infinite if it does not run or is not finite."""
     adders = [_Adder(addition, seed) for seed, addition in enumerate(additions)]
     try:
-        with default_dtype(torch.float64), perturbed(twin), unchanged(twin), ExitStack() as stack:
-            for adder in adders:
-                stack.enter_context(adder.addition.op.changing(twin, adder))
-            for g in (None, *(element.g for element in judges)):
-                for adder in adders:
-                    adder.start(torch.eye(symmetry.group.dimension, dtype=torch.float64) if g is None else g)
-                with torch.random.fork_rng(devices=[]):
-                    outputs.append(map_tensors(Tensor.detach, symmetry.run(twin, measurement.inputs, g)))
-        with default_dtype(torch.float64):  # act_output creates constants as act does
-            errors = symmetry.errors(outputs[0], zip(judges, outputs[1:], strict=True))
+        with default_dtype(torch.float64), perturbed(measurement.twin):
+            outputs = [map_tensors(Tensor.detach, each) for each in _runs(measurement, adders)]
+            moved = zip(_judges(measurement), outputs[1:], strict=True)  # act_output creates constants as act does
+            return max(measurement.symmetry.errors(outputs[0], moved).values())
     except Exception:  # the model is foreign code, and what it is given here it may never have been given
+        return float("inf")
+
+
+def _slopes(measurement: Measurement, additions: Sequence[_Addition]) -> list[float] | None:
+    """Return how fast the model's equivariance error grows with each addition, relative to its output.
+
+    One backward pass through the runs tells all: the derivative by s, at 0, of ``<v, f(g x) - g f(x)>`` for random v.
+
+    Returns:
+        The largest over all elements; None if the model cannot be differentiated.
+    """
+    sizes = torch.zeros(len(additions), dtype=torch.float64).requires_grad_()
+    adders = [_Adder(addition, seed, sizes[seed]) for seed, addition in enumerate(additions)]
+    symmetry, generator, worst = measurement.symmetry, torch.Generator().manual_seed(0), torch.zeros(len(additions))
+    try:
+        with default_dtype(torch.float64), perturbed(measurement.twin), torch.enable_grad():
+            runs = _runs(measurement, adders)
+            first = next(runs)
+            for element, moved in zip(_judges(measurement), runs, strict=True):
+                pairs = zip(tensors_in(moved), tensors_in(symmetry.expected(element.g, first)), strict=True)
+                felt = [(one, other) for one, other in pairs if one.is_floating_point() and one.requires_grad]
+                size = torch.stack([one.detach().square().sum() for one, _ in felt]).sum().sqrt()
+                terms = [((one - other) * random_like(one.detach(), generator)).sum() for one, other in felt]
+                (slope,) = torch.autograd.grad(torch.stack(terms).sum(), sizes, retain_graph=True)
+                worst = torch.maximum(worst, slope.abs() / size)
+    except Exception:  # as above
         return None
-    worst = max(errors.values())
-    return worst if worst < float("inf") else None
+    return worst.tolist()

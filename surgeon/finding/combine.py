@@ -13,8 +13,8 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.penalty import Commutator
 from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
-from surgeon.finding.annotated_ops import INVARIANT, LABELLED, UNCHECKED
-from surgeon.finding.claims import check_claims, typed_by_use
+from surgeon.finding.annotated_ops import INVARIANT, LABELLED
+from surgeon.finding.claims import NOT_CHECKED, check_claims
 from surgeon.finding.fold import with_fold
 from surgeon.finding.forms import row_representations
 from surgeon.finding.influence import without_effect
@@ -93,8 +93,8 @@ def combine(
         known = [*by_name, *(entry.name for entry in skipped if entry.reason == LABELLED)]
         for name, candidate in _modules_to_measure(evidence, known):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
-        for probe in (measurement.own, measurement.changed):
-            probe.release()
+        measurement.own.release({found.op.module for found in result.claims})
+        measurement.changed.release()
         _check_claims(result, evidence, measurement)
     _drop_without_effect(result, evidence, measurement)
     result.notes += [note for site in result.sites for note in _discretisation(site, evidence)]
@@ -214,13 +214,11 @@ def _judge_raw(
 
 def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement) -> None:
     """Call ops invariant only where any invariants would do in place of their results; the others go by their use."""
-    for found, outcome in zip(result.claims, check_claims(measurement, result.claims), strict=True):
-        if outcome == "holds":
+    for found, answer in zip(result.claims, check_claims(measurement, result.claims), strict=True):
+        if answer is None:
             continue
         op = found.op
         names = _names(op)
-        unchecked = Refusal(UNCHECKED.format("on the sample batch"), "invariant")
-        answer = unchecked if outcome == "unchecked" else typed_by_use(measurement, found)
         if isinstance(answer, Refusal) and op.module in result.partly_invariant:
             result.partly_invariant[op.module] = answer.reason
         claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == INVARIANT]
@@ -231,7 +229,7 @@ def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement
             result.notes.append(f"{site.key}: its features are invariant on the sample batch; typed by their use")
         elif claimed:
             result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
-        elif outcome == "refuted":
+        elif answer is not NOT_CHECKED:
             result.notes.append(f"{found.site().key}: {answer.reason}")
 
 

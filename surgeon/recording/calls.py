@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,29 +17,39 @@ Calls = list[tuple[Mapping[str, Any], Any]]
 
 
 @contextmanager
-def captured_calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Calls]]:
-    """Collect arguments and results, detached copies, of every call of the modules while the context is open."""
+def captured_calls(
+    modules: Mapping[str, nn.Module], put_away: Mapping[str, Callable[[Tensor], Tensor]] | None = None
+) -> Iterator[dict[str, Calls]]:
+    """Collect arguments and results, detached copies, of every call of the modules while the context is open.
+
+    Args:
+        modules: by name.
+        put_away: by the names of some, what makes of a tensor that which is collected, in place of a copy.
+    """
     calls: dict[str, Calls] = {name: [] for name in modules}
     with ExitStack() as stack:
         for name, module in modules.items():
-            for hook in _hooks(module, calls[name]):
+            for hook in _hooks(module, calls[name], (put_away or {}).get(name, _copy)):
                 stack.callback(hook.remove)
         yield calls
 
 
-def _hooks(module: nn.Module, into: Calls) -> list[Any]:
+def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> list[Any]:
     signature = inspect.signature(module.forward)
     pending: list[Mapping[str, Any]] = []
 
+    def snapshot(tensor: Tensor) -> Tensor:
+        with torch._C._DisableTorchDispatch():  # a copy is no op of the run
+            return keep(tensor.detach())
+
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending.append(map_tensors(_snapshot, signature.bind(*args, **kwargs).arguments))
+        pending.append(map_tensors(snapshot, signature.bind(*args, **kwargs).arguments))
 
     def after(_: nn.Module, args: Any, result: Any) -> None:
-        into.append((pending.pop(), map_tensors(_snapshot, result)))
+        into.append((pending.pop(), map_tensors(snapshot, result)))
 
     return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
 
 
-def _snapshot(tensor: Tensor) -> Tensor:
-    with torch._C._DisableTorchDispatch():  # a copy is no op of the run
-        return tensor.detach().clone()
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone()

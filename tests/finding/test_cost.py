@@ -16,6 +16,7 @@ from surgeon.algebra.intertwiners import average
 from surgeon.algebra.representations.build import irreps
 from surgeon.finding import fold
 from surgeon.finding.fold import fold_map_at, with_fold
+from surgeon.finding.inference.probe import HELD
 from surgeon.finding.measured_ops import same_action
 from surgeon.plan import Site
 from surgeon.support.trees import tensors_in
@@ -40,15 +41,20 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Layer(nn.Module):
-    """Mix the channels of vectors, of which some are not there at first, and gate them."""
+    """Mix the channels of vectors, of which some are not there at first; gate them, and multiply them by matrices.
+
+    The matrices are multiples of the identity, which look invariant, and so does what the gate is made of.
+    """
 
     def __init__(self, first: bool) -> None:
         super().__init__()
         self.mix, self.first = nn.Linear(4, 4, bias=False), first
+        self.gate, self.matrices = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.mix(x * 0 if self.first else x)
-        return x + h * torch.tanh(x.square().sum(1, keepdim=True))
+        h, norms = self.mix(x * 0 if self.first else x), x.square().sum(1)
+        matrices = self.matrices(torch.tanh(norms)[:, None, None] * torch.eye(3).to(x)[..., None])
+        return x + h * torch.tanh(self.gate(norms))[:, None] + torch.einsum("nijc,njc->nic", matrices, x) / 9
 
 
 class Chain(nn.Module):
@@ -88,9 +94,13 @@ def runs_to_find(layers: int) -> tuple[int, int]:
     return runs[0], len(plan.sites)
 
 
-def test_more_sites_take_no_more_runs() -> None:
+@pytest.mark.parametrize("held", [HELD, 1])
+def test_more_sites_take_no_more_runs(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do features that look invariant and are not, or calls that do not fit into memory."""
+    monkeypatch.setattr("surgeon.finding.measurement.HELD", held)
+    monkeypatch.setattr("surgeon.finding.measurement.computed_bytes", lambda recording: held)
     (few, some), (many, more) = runs_to_find(2), runs_to_find(12)
-    assert (some, more) == (1, 11)
+    assert (some, more) == (1 + 2, 11 + 12)
     assert few == many <= MOST_RUNS
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, record
 from surgeon.support.memory import give_back
 from surgeon.support.modes import default_dtype
+from surgeon.support.shelf import Shelf
 from surgeon.support.trees import map_tensors, tensors_in
 
 STEP = 1e-3
@@ -115,7 +117,7 @@ class TensorProbe:
 class Probe:
     """The runs of a model under every element of a group, with the calls of some of its modules.
 
-    They are held of as many modules at a time as fit into a number of bytes; for the others the model is run again.
+    They are held of as many modules as fit into a number of bytes; those of the others are put away on the disk.
 
     Attributes:
         elements: the group elements.
@@ -142,13 +144,16 @@ class Probe:
             model: in float64 and deterministic.
             symmetry: how the group acts on the inputs.
             inputs: one sample call.
-            modules: qualified names, in the order in which their calls will be asked for.
+            modules: qualified names.
             elements: the group elements.
             weights: a context in which the model has the weights that it is to be run with.
             held: bytes of calls that are held.
             recording: a run of the model, perhaps in another mode; then the sums are kept that silent results enter.
+
+        Raises:
+            WriteError: if calls that do not fit do not fit on the disk either.
         """
-        self.elements = elements
+        self.elements, self._shelf = elements, Shelf()
         self._model, self._symmetry, self._inputs, self._weights = model, symmetry, inputs, weights
         (output,), first = self._runs(modules, [None], self._run)
         self.first = {name: calls for name, (calls,) in first.items()}
@@ -156,9 +161,9 @@ class Probe:
         kept = KeptSums(model, symmetry, inputs, recording, silent) if recording is not None and silent else None
         if kept is not None:
             self._runs([], [None], kept.run)
-        self._groups = _groups(self.first, held // len(elements.all()))
+        away = set(modules) - _that_fit(self.first, held // len(elements.all()))
         run = self._run if kept is None else kept.run
-        outputs, self._held = self._runs(self._groups[0], elements.all()[1:], run)
+        outputs, self._calls = self._runs(modules, elements.all()[1:], run, away)
         self.outputs = [output, *outputs]
         self.recording = None if kept is None else kept.recording
         values = {} if kept is None else kept.values or {}
@@ -166,15 +171,11 @@ class Probe:
 
     def calls(self, name: str) -> list[Calls]:
         """Return the calls of a module, one list for each element of ``elements.all()``."""
-        if name not in self._held:
-            self._held.clear()
-            group = next(group for group in self._groups if name in group)
-            _, self._held = self._runs(group, self.elements.all()[1:], self._run)
-        return [self.first[name], *self._held[name]]
+        return [self.first[name], *(map_tensors(self._shelf.get, calls) for calls in self._calls[name])]
 
-    def release(self) -> None:
-        """Hold no calls any more; those that are asked for from now on are run for again."""
-        self._held.clear()
+    def release(self, but: Collection[str] = ()) -> None:
+        """Hold no calls any more, but those of some modules, which are put away."""
+        self._calls = {name: map_tensors(self._shelf.put, self._calls[name]) for name in but}
         give_back()
 
     def tensor(self, name: str, read: Callable[[Mapping[str, Any], Any], Tensor], call: int = 0) -> TensorProbe:
@@ -190,14 +191,19 @@ class Probe:
         return self._symmetry.run(self._model, self._inputs, g)
 
     def _runs(
-        self, names: Sequence[str], elements: Sequence[Tensor | None], run: Callable[[Any], Any]
+        self,
+        names: Sequence[str],
+        elements: Sequence[Tensor | None],
+        run: Callable[[Any], Any],
+        away: Collection[str] = (),
     ) -> tuple[list[Any], dict[str, list[Calls]]]:
-        """Return outputs, and the calls of some modules, for each element."""
+        """Return outputs, and the calls of some modules, for each element; those of some of them are put away."""
         outputs, found = [], dict[str, list[Calls]]({name: [] for name in names})
         modules = {name: self._model.get_submodule(name) for name in names}
+        put_away = dict.fromkeys(away, self._shelf.put)
         with default_dtype(torch.float64), torch.enable_grad(), self._weights():
             for g in elements:
-                with captured_calls(modules) as calls, torch.random.fork_rng(devices=[]):
+                with captured_calls(modules, put_away) as calls, torch.random.fork_rng(devices=[]):
                     outputs.append(map_tensors(Tensor.detach, run(g)))
                 give_back()
                 for name in names:
@@ -205,17 +211,12 @@ class Probe:
         return outputs, found
 
 
-def _groups(calls: Mapping[str, Calls], limit: int) -> list[list[str]]:
-    """Part modules, in their order, so that no group's calls have more bytes than a limit; the first may be empty."""
-    groups, size = list[list[str]]([[]]), 0
-    for name, own in calls.items():
-        more = sum(tensor.nbytes for tensor in tensors_in(own))
-        if groups[-1] and size + more > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += more
-    return groups
+def _that_fit(calls: Mapping[str, Calls], limit: int) -> set[str]:
+    """Return as many modules, the smallest first, as have calls of no more bytes than a limit."""
+    sizes = {name: sum(tensor.nbytes for tensor in tensors_in(own)) for name, own in calls.items()}
+    ascending = sorted(sizes, key=sizes.__getitem__)
+    totals = accumulate(sizes[name] for name in ascending)
+    return {name for name, size in zip(ascending, totals, strict=True) if size <= limit}
 
 
 def recorded_runs(model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], elements: Elements) -> list[Recording]:

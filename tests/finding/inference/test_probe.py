@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.finding.inference.probe import CHECKS, STEP, Elements, Probe
+from surgeon.support.trees import tensors_in
 from tests.finding.inference.probes import elements_of, probe_of, random
 
 
@@ -112,8 +113,8 @@ def test_a_tensor_is_followed_through_all_runs() -> None:
         assert torch.equal(given.values[index], probe.calls("layer")[index][0][0]["input"])
 
 
-def test_what_does_not_fit_is_run_again() -> None:
-    """A probe that holds the calls of one module at a time gives the same as one that holds all."""
+def test_what_does_not_fit_is_put_away() -> None:
+    """A probe that holds no calls gives the same as one that holds all, and runs the model no more often."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(2, 2, dtype=torch.float64) for _ in range(3)))
     runs: list[Tensor] = []
@@ -131,18 +132,20 @@ def test_what_does_not_fit_is_run_again() -> None:
 
     names, elements, x = ["0", "1", "2"], elements_of("D3"), random(5, 2)
     symmetry = Symmetry(parse_group("D3"), lambda g, x: x @ g.T, None, forward)
-    one, all_of_them = (Probe(model, symmetry, (x,), names, elements, doubled, held) for held in (1, 2**20))
+    none, all_of_them = (Probe(model, symmetry, (x,), names, elements, doubled, held) for held in (1, 2**20))
     count = len(elements.all())
+    away = [tensors_in(probe._calls) for probe in (none, all_of_them)]
+    assert [sum(tensor.numel() for tensor in tensors) for tensors in away] == [0, 3 * 2 * (count - 1) * x.numel()]
     assert len(runs) == 2 * count
     for name in (*names, "1", "1"):
-        for left, right in zip(one.calls(name), all_of_them.calls(name), strict=True):
+        for left, right in zip(none.calls(name), all_of_them.calls(name), strict=True):
             ((given, result),), ((expected_given, expected),) = left, right
             assert torch.equal(given["input"], expected_given["input"])
             assert torch.equal(result, expected)
-    assert len(runs) == 2 * count + 3 * (count - 1)
-    all_of_them.release()
-    assert torch.equal(all_of_them.calls("0")[1][0][1], one.calls("0")[1][0][1])
-    assert len(runs) == 2 * count + 5 * (count - 1), "what was released is run for again"
+    all_of_them.release("1")
+    assert not any(tensor.numel() for tensor in tensors_in(all_of_them._calls))
+    assert torch.equal(all_of_them.calls("1")[1][0][1], none.calls("1")[1][0][1])
+    assert len(runs) == 2 * count
 
 
 def test_random_numbers_are_the_same_in_every_run_and_those_after_as_without() -> None:
