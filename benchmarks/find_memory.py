@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import re
 import subprocess
@@ -239,6 +240,7 @@ def main() -> None:
     record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     record[options.family] = {
         "command": " ".join(["python", "benchmarks/find_memory.py", *sys.argv[1:]]),
+        "date": f"{datetime.date.today():%-d %B %Y}",
         "machine": {**machine(), "threads": 1},
         "versions": versions(),
         "runs": [measure(options.family, size) for size in sizes],

@@ -69,6 +69,13 @@ class TrainingBar(Progress):
         elif event.step * PRINTED // event.steps != (event.step - 1) * PRINTED // event.steps:
             self.say(f"  epoch {event.epoch}, step {event.step}/{event.steps}: {details}")
 
+    def stage(self, ended: str) -> None:
+        """Print a line, or show it in place of what is said of the last step."""
+        if self._bars is None:
+            self.say(f"  {ended}")
+        elif self._task is not None:
+            self._bars.update(self._task, details=ended)
+
     def finish(self, point: Point, outcome: Outcome) -> None:
         """Print one line for every run of a comparison that is finished, and how long the others will take."""
         from surgeon.training.outcomes import Failure

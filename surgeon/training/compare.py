@@ -172,7 +172,7 @@ def _tell_weights(record: ComparisonRecord, weights: Path, workspace: Workspace,
 
 def _executor(settings: CompareSettings, comparison: Comparison, recipe: Recipe, progress: Progress) -> Execute:
     if settings.ray is None and settings.jobs == 1:
-        return one_after_the_other(comparison, progress.start, progress.step)
+        return one_after_the_other(comparison, progress)
     return ray_cluster(recipe, settings.ray) if settings.ray else local_processes(recipe, settings.jobs)
 
 

@@ -17,10 +17,11 @@ from surgeon.opening.evaluation import evaluate, is_better
 from surgeon.opening.loading import load_branches
 from surgeon.opening.task_calls import primary_metric, task_batches
 from surgeon.plan import Plan, Task
+from surgeon.support.stages import Stages, timed
 from surgeon.training.arms import Arm, Contender, require_fitting_plan, updates_of
 from surgeon.training.engine import Finetuner
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
-from surgeon.training.progress import StepEvent
+from surgeon.training.progress import Progress, StepEvent
 from surgeon.training.replay import teacher_of
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import FinetuneResult, random_state, set_random_state
@@ -71,7 +72,7 @@ def run_one(
     seed: int,
     rate: float,
     test: bool = True,
-    on_step: Callable[[StepEvent], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ArmRun, nn.Module]:
     """Train one arm with one seed, strip it, and measure what is left.
 
@@ -83,7 +84,7 @@ def run_one(
         seed: of everything random.
         rate: learning rate of the base weights.
         test: measure the stripped model on the test split.
-        on_step: called after every optimiser step.
+        progress: told of every optimiser step, and how long the stages took.
 
     Returns:
         The run, and its stripped model on the CPU.
@@ -93,14 +94,17 @@ def run_one(
     """
     from accelerate.utils import set_seed
 
+    progress = progress or Progress()
+    stages = Stages(progress.stage)
     set_seed(seed)
     arm, shared = contender.arm, dataclasses.replace(comparison.settings, seed=seed, learning_rate=rate)
     settings = contender.settings(shared)
     if arm.starts > 1:
-        (model, added), result = _better_start(comparison, arm, settings, on_step)
+        (model, added), result = _better_start(comparison, arm, settings, progress.step)
     else:
         model, added = _made(comparison, arm, settings)
-        result = _finetuner(comparison, arm, settings, model, added).run(on_step)
+        result = _finetuner(comparison, arm, settings, model, added).run(progress.step)
+    stages("trained")
     task = comparison.task
     if comparison.keep is not None and test:
         comparison.keep(contender, seed, model, added, result)
@@ -110,6 +114,8 @@ def run_one(
     measured = evaluate(model, comparison.task, "test") if test else {}
     for name, probe in comparison.probes.items() if test else ():
         measured |= {f"{name} {metric}": value for metric, value in evaluate(model, probe, "test").items()}
+    if test:
+        stages("computed the metrics on the test split")
     came = (result.validation, measured, result.best_epoch, result.steps, result.seconds, sites)
     return ArmRun(contender.name, seed, rate, *came, curve=_curve(result, task)), model.cpu()
 
@@ -181,36 +187,32 @@ def _curve(result: FinetuneResult, task: Task) -> tuple[tuple[int, float], ...]:
     return tuple((entry["step"], entry["validation"][metric]) for entry in result.history if entry["validation"])
 
 
-def outcome_of(
-    comparison: Comparison, point: Point, on_step: Callable[[StepEvent], None] | None = None
-) -> tuple[Point, Outcome]:
+def outcome_of(comparison: Comparison, point: Point, progress: Progress | None = None) -> tuple[Point, Outcome]:
     """Carry one run out; a training that cannot go on is an outcome as well."""
     try:
         contender = Contender.parse(point.arm)
-        run, model = run_one(comparison, contender, point.seed, point.learning_rate, point.test, on_step)
+        run, model = run_one(comparison, contender, point.seed, point.learning_rate, point.test, progress)
     except TrainingError as error:
         return point, Failure(str(error))
-    return point, comparison.judge(run, model) if comparison.judge and point.test else run
+    if comparison.judge is None or not point.test:
+        return point, run
+    with timed("compared with the original", (progress or Progress()).stage):
+        return point, comparison.judge(run, model)
 
 
-def one_after_the_other(
-    comparison: Comparison,
-    on_start: Callable[[Point], None] | None = None,
-    on_step: Callable[[StepEvent], None] | None = None,
-) -> Execute:
+def one_after_the_other(comparison: Comparison, progress: Progress | None = None) -> Execute:
     """Return how to carry runs out in this process.
 
     Args:
         comparison: what the runs share.
-        on_start: called before each run.
-        on_step: called after every optimiser step.
+        progress: told how each goes on.
     """
 
     def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
         for point in points:
-            if on_start:
-                on_start(point)
-            yield outcome_of(comparison, point, on_step)
+            if progress is not None:
+                progress.start(point)
+            yield outcome_of(comparison, point, progress)
 
     return execute
 

@@ -45,5 +45,8 @@ class Progress:
     def step(self, event: StepEvent) -> None:
         """Take up an optimiser step in this process."""
 
+    def stage(self, ended: str) -> None:
+        """Take up what of a run has ended in this process, with the seconds that it took."""
+
     def finish(self, point: Point, outcome: Outcome) -> None:
         """Take up that a run of a comparison has ended, in whatever process."""

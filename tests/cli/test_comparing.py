@@ -69,6 +69,20 @@ def branch_norms(surgeon: Surgeon, folder: str) -> list[float]:
     return [site["norm"] for site in run["sites"]]
 
 
+def test_a_log_of_a_comparison_has_every_stage_of_every_run_with_its_seconds(surgeon: Surgeon) -> None:
+    surgeon("relax", "net.pt")
+    log = surgeon(*COMPARE, "plain,drop").err
+    for number, arm in enumerate(("plain", "drop"), start=1):
+        title = f"run {number} of 2: {arm}, seed 0, lr 0.001"
+        run = log.partition(f"{title}\n")[2].partition(f"{title}:")
+        steps, stages = (
+            re.findall(pattern, run[0], re.MULTILINE) for pattern in (r"^  epoch \d.*$", r"^  (.*) \(\S+ s\)$")
+        )
+        assert len(steps) == 3
+        assert stages == ["trained", "computed the metrics on the test split", "compared with the original"]
+        assert re.match(r" validation mse \S+ in \d+\.\d s", run[2])
+
+
 def test_an_untrained_folder_gives_its_branches_and_a_run_does_not(surgeon: Surgeon) -> None:
     surgeon("relax", "net.pt", "--init-scale", "1")
     defined = surgeon("strip", "net-relaxed", "--json").data["certificate"]["sites"]

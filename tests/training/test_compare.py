@@ -4,8 +4,10 @@ import copy
 import dataclasses
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from surgeon.training.comparison import (
     shares_of_starts,
 )
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
-from surgeon.training.progress import StepEvent
+from surgeon.training.progress import Progress
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.starting import start_from
 from surgeon.training.statistics import edges_of_sweep, require_equal_budgets, summarise_runs
@@ -50,17 +52,23 @@ def made_run(arm: str, seed: int, value: float) -> ArmRun:
 
 def test_every_arm_has_the_same_budget_and_is_measured_stripped(comparison: Comparison, task: TinyTask) -> None:
     models: list[nn.Module] = []
-    events: list[StepEvent] = []
+    told: dict[str, list[Any]] = {"start": [], "step": [], "stage": []}
+    progress = Progress()
+    for name, into in told.items():
+        setattr(progress, name, into.append)
 
     def judge(run: ArmRun, model: nn.Module) -> ArmRun:
         models.append(model)
         return dataclasses.replace(run, certificate="same graph")
 
     judged = dataclasses.replace(comparison, judge=judge)
-    runs = run_arms(judged, list(ARMS), [0, 1], execute=one_after_the_other(judged, on_step=events.append))
+    runs = run_arms(judged, list(ARMS), [0, 1], execute=one_after_the_other(judged, progress))
     assert [(run.arm, run.seed) for run in runs] == [(arm, seed) for seed in (0, 1) for arm in ARMS]
     assert {run.steps for run in runs} == {6}
-    assert len(events) == 6 * 2 * len(ARMS)
+    assert [point.arm for point in told["start"]] == [*ARMS, *ARMS]
+    assert len(told["step"]) == 6 * 2 * len(ARMS)
+    stages = ["trained", "computed the metrics on the test split", "compared with the original"]
+    assert [re.sub(r" \(\d+\.\d s\)$", "", line) for line in told["stage"]] == stages * 2 * len(ARMS)
     assert not any(branches_of(model) for model in models)
     assert [len(run.sites) for run in runs[:4]] == [0, 2, 2, 2]
     json.dumps([dataclasses.asdict(run) for run in runs])
