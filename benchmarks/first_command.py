@@ -45,7 +45,7 @@ def run() -> dict[str, Any]:
         text = output.read()
     if status:
         sys.exit(f"the command failed: {' '.join(command)}")
-    stages = {re.sub(r"(?<![A-Za-z])\d[\d,]*", "n", name): float(seconds) for name, seconds in STAGE.findall(text)}
+    stages = {name: float(seconds) for name, seconds in STAGE.findall(text)}
     return {
         "load_before": round(load, 2),
         "wall_s": round(wall, 2),
@@ -105,8 +105,8 @@ def table(record: Mapping[str, Any]) -> str:
             f"{machine['cores']} cores, the fastest of {len(record['runs'])} runs: **{fastest['wall_s']:.1f} s, "
             f"{fastest['cpu_s']:.1f} s of the processor**, {fastest['peak_mib']} MiB at most "
             f"(load of the machine before: {fastest['load_before']:.1f}). Forward and backward passes of the network: "
-            f"{counts['forwards']} and {counts['backwards']}, of which planning takes {counts['planning_forwards']} and "
-            f"{counts['planning_backwards']}.",
+            f"{counts['forwards']} and {counts['backwards']}, of which planning takes {counts['planning_forwards']} "
+            f"and {counts['planning_backwards']}.",
             "",
             "| stage | seconds |",
             "| --- | --- |",
