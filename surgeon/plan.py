@@ -40,7 +40,6 @@ class Convolution:
     """How a convolution moves its kernel; one entry per axis of the grid.
 
     Attributes:
-        kernel: size of the kernel.
         stride: steps of the output.
         padding: points added on both sides.
         dilation: spacing of the kernel's points.
@@ -178,9 +177,7 @@ class AuditEntry:
 
     Attributes:
         parameter: its first qualified name.
-        size: number of entries.
         coverage: exactly one class.
-        reason: why, in words.
     """
 
     parameter: str

@@ -130,7 +130,6 @@ class Adapter:
         What it needs of the model it gets by its ``for_model``. None if the family has no ready task.
 
         Args:
-            data: the file.
             arguments: what the user gave as ``--task-args``.
 
         Raises:
@@ -159,7 +158,6 @@ class Adapter:
 
         Args:
             module: the model that is in the file.
-            file: its name.
         """
         return None
 
@@ -173,7 +171,6 @@ def resolved(proposal: Proposal, axes_of_input: int | None, axes_of_output: int 
     """Return a proposal whose axes are positions.
 
     Args:
-        proposal: a proposal.
         axes_of_input: number of axes of the features that the op received; None if it was not run.
         axes_of_output: number of axes of its result.
 

@@ -21,7 +21,6 @@ def require_same_form(words: str, expected: Mapping[str, torch.Size], tensors: M
     Args:
         words: what it is, for the message.
         expected: its keys and shapes.
-        tensors: the state dict.
 
     Raises:
         CheckpointError: if they differ: what was recognised, and what differs.

@@ -254,7 +254,6 @@ def folder_or_only(path: Path | None, quiet: bool, trained: bool = True) -> Path
 
     Args:
         path: what the user named, if anything.
-        quiet: print nothing.
         trained: whether run folders are meant; the others, such as what `surgeon relax` wrote, otherwise. Only if there
             is not exactly one of the wanted kind does every relaxed folder count.
     """

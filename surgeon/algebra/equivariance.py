@@ -33,7 +33,6 @@ class Symmetry:
     """A group with its actions on both ends of a model; g is an element, shape (k, k), float64.
 
     Attributes:
-        group: the group.
         act: ``act(g, *inputs)`` returns what the model is given in place of the inputs: of one input its image, of
             several a tuple of images.
         act_output: ``act_output(g, outputs)``; None if it is not known.
@@ -249,10 +248,7 @@ class ErrorSummary:
     """Distribution of relative errors over samples and group elements; dimensionless.
 
     Attributes:
-        mean: their mean.
-        median: their median.
         maximum: the largest; what a verdict goes by, since a network may be broken under a few elements only.
-        count: how many there are.
         worst: the group element of the largest one, in words.
     """
 

@@ -120,9 +120,6 @@ class FoldMap:
     def project(self, weight: Tensor) -> Tensor:
         """Return P_op(W): the map nearest to W among those that the op's own weights can produce.
 
-        Args:
-            weight: W.
-
         Returns:
             Shaped as W, differentiable in ``weight``.
         """
@@ -140,9 +137,6 @@ class FoldMap:
 
     def weight_change(self, weight: Tensor) -> dict[str, Tensor]:
         """Return the shortest change of the op's parameters that adds P_op(W) to the op.
-
-        Args:
-            weight: W.
 
         Returns:
             Parameter to change, in its shape and the dtype of ``weight``; computed in float64, differentiable.
@@ -210,7 +204,6 @@ def folding_parts(jacobian: SparseMatrix, rows: int, entries: Entries) -> list[P
     Args:
         jacobian: of what an op does in the rows of its further arguments: in each the entries of its matrix, and then
             what it makes of features 0; flattened.
-        rows: how many there are.
         entries: where the entries of the matrix are in W.
 
     Returns:

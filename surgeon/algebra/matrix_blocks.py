@@ -68,9 +68,6 @@ def blocks_of_map(fold_map: FoldMap) -> dict[str, list[MatrixBlock]]:
     Rows (columns) of W that one weight acts on together are components of one copy. Weights are put in a matrix by the
     copies that they join; where the numbers do not lie at regular distances, it is cut into several.
 
-    Args:
-        fold_map: of the op.
-
     Returns:
         Parameter to its blocks; parameters whose numbers make none are left out.
     """

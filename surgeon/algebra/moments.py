@@ -16,7 +16,6 @@ class SecondMoment:
     n d^2 where a product with C costs d^3; after that only the Gram matrix X^T X is.
 
     Args:
-        dimension: d.
         keep_rows: always keep the rows, for the mean of norms.
     """
 

@@ -52,7 +52,6 @@ class Branch(nn.Module):
 
     Attributes:
         shape: of W: (d_out, d_in), or (d_out, d_in, *kernel) for a convolution.
-        weight: W.
         form: how W is applied.
         mask: buffer of shape (d_out, d_in, 1, ...), not in the state dict: 1 where W may differ from 0; None for
             everywhere.

@@ -16,10 +16,6 @@ from surgeon.plan import Plan, Site
 def within_budget(plan: Plan, parameters: int) -> Plan:
     """Keep the smallest branches, as many as have at most so many trained parameters together.
 
-    Args:
-        plan: the plan to narrow down.
-        parameters: the budget.
-
     Raises:
         PlanError: if not even one site fits.
     """

@@ -31,7 +31,6 @@ class StatisticsChange:
     """What a recalibration did to one layer.
 
     Attributes:
-        name: qualified name of the layer.
         mean: change of the running mean, root mean square over channels, relative to the old standard deviation (to
             the old mean, if the layer keeps no variance); dimensionless.
         variance: change of the other statistics, root mean square over channels, relative to the old ones;

@@ -22,7 +22,6 @@ class RewrittenForward:
     Pickles carry no compiled code: after loading, the forward is traced again when it is first called.
 
     Attributes:
-        owner: the module.
         places: ``node:operand`` to the slot of the branch that it feeds.
     """
 
@@ -97,7 +96,6 @@ def check_places(owner: nn.Module, places: Mapping[str, str]) -> None:
     """Check that branches can be put on raw ops of a module, without changing it.
 
     Args:
-        owner: the module.
         places: ``node:operand`` to slot.
 
     Raises:
@@ -113,7 +111,6 @@ def install(owner: nn.Module, branches: Mapping[str, tuple[str, Branch]]) -> Non
     """Put branches on raw ops of a module, in place; undone by :func:`uninstall`.
 
     Args:
-        owner: the module.
         branches: ``node:operand`` to slot and branch.
 
     Raises:

@@ -69,7 +69,6 @@ def made_up_feed(axes: Mapping[str, str], names: Iterable[str]) -> dict[str, Any
 
     Args:
         axes: what :func:`axes_of_graph` says of its inputs.
-        names: of these inputs.
     """
     feed = {}
     for name in names:

@@ -31,8 +31,6 @@ def write_container(
     Args:
         checkpoint: the original, as opened.
         tensors: the new weights; the original's keys (without its prefix), shapes and dtypes.
-        path: the file to write.
-        force: replace an existing file.
 
     Raises:
         CheckpointError: if keys, shapes or dtypes are not the original's.

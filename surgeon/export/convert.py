@@ -41,7 +41,6 @@ def to_onnx(
         model: without branches; it is run in eval mode.
         task: says how to call the model.
         sample: the example batch and its dynamic axes.
-        opset: version of the operator set.
         kept: positions of the outputs that are wanted, all if None; what only the others need is not exported.
 
     Returns:

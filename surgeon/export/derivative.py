@@ -110,7 +110,6 @@ def record_derivatives(function: nn.Module, model: nn.Module, sample: Sample, pa
 
     Args:
         function: from the tensors of a batch to a tuple of tensors; it holds the model under the name ``model``.
-        model: the model.
         sample: the example batch and its dynamic axes.
         packages: in whose modules ``int(n)`` and ``len(x)`` leave sizes what they are, symbols.
 

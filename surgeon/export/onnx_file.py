@@ -46,10 +46,8 @@ def export_onnx(
     ``onnx.checker``; its outputs and its equivariance in ONNX Runtime.
 
     Args:
-        path: the file to write.
         stripped: the model, on the CPU, and what it is compared with; no equivariance check without a group.
         opset: version of the ONNX operator set.
-        selection: which outputs the file has.
         announce: told what is being done, since it takes a while.
 
     Returns:

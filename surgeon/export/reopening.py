@@ -49,7 +49,6 @@ class Reopened:
     """A container opened and compared.
 
     Attributes:
-        file: its name.
         opened_by: who opened it, in words.
         batches: on how many the outputs were compared; 0 without a task, when the tensors were compared.
         deviation: largest deviation of the outputs in units of the allowed one.
@@ -68,7 +67,6 @@ def container_extra(workspace: Workspace, model: nn.Module, original: Checkpoint
 
     Args:
         workspace: says how the original was opened, and holds the task.
-        model: the stripped model.
         original: the checkpoint that was relaxed.
     """
 
@@ -106,7 +104,6 @@ def check_container(path: Path, workspace: Workspace, model: nn.Module, stripped
     Args:
         path: the container; it was opened without running code, or is trusted.
         workspace: how the original was opened.
-        model: the stripped model.
         stripped: the same with task and float64 twin; None without a task.
 
     Raises:

@@ -67,7 +67,6 @@ def resized(tensors: Sequence[Tensor], size: int, rows: Tensor) -> list[Tensor]:
 
     Args:
         tensors: of one batch.
-        size: of the axes.
         rows: shape (kept,), in ascending order, or from the beginning again.
     """
     found = [_chosen(tensor, size, rows) for tensor in tensors]

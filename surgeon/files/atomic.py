@@ -156,10 +156,6 @@ def sync_tree(path: Path) -> None:
 def atomic_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """Write a file completely or not at all.
 
-    Args:
-        path: the file to write.
-        force: replace an existing file.
-
     Yields:
         An empty temporary file in the same folder; what it holds at the end becomes ``path``.
 
@@ -207,7 +203,6 @@ def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """Write a folder completely or not at all; an empty existing folder counts as free.
 
     Args:
-        path: the folder to write.
         force: replace an existing folder; it is moved aside and deleted only once the new one is in place.
 
     Yields:

@@ -51,7 +51,6 @@ def relaxed_words(
     """Say what a relaxed folder holds, without any path of the machine that wrote it.
 
     Args:
-        plan: the sites.
         base: of the checkpoint that was relaxed, see :func:`base_rows`.
         theta: (perpendicular, parallel), dimensionless.
         more: further facts.

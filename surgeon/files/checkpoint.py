@@ -20,7 +20,6 @@ class Checkpoint:
     """What a checkpoint file holds.
 
     Attributes:
-        path: the file.
         tensors: name to tensor, on the CPU, without ``prefix``, in the file's order.
         container: "safetensors", a plain "state_dict", a "nested" dict that holds one, or a whole "module".
         entry: the key under which a nested dict holds the weights.

@@ -109,10 +109,7 @@ class CleanFiles:
     """What a clean folder holds now.
 
     Attributes:
-        path: the folder.
-        certificate: the content of ``certificate.json``.
         digest: its :func:`canonical_digest`.
-        hashes: sha256 of every file.
         tensors: of ``model.safetensors``; empty if it does not open.
         damage: why it does not.
     """

@@ -19,9 +19,6 @@ class OpenFile:
     One that takes its place under its name changes nothing here: the old one is read to the end. A mapped file would be
     no copy either, and would end the process with SIGBUS where it was cut off.
 
-    Args:
-        path: the file.
-
     Raises:
         OSError: if it cannot be opened.
     """
@@ -48,7 +45,6 @@ class OpenFile:
 
         Args:
             buffer: of the bytes wanted.
-            start: offset in the file.
             what: they are, for messages.
 
         Raises:

@@ -93,7 +93,6 @@ class RelaxedConfig:
         penalty: ``lambda``, ``form`` and ``scale`` of the regulariser.
         theta: (perpendicular, parallel) of the first branch, dimensionless.
         thetas: the same of every branch by key, if they are not all equal; else None.
-        step: optimiser steps done.
         base: ``repo`` and ``revision`` (a commit) if it is on the Hub, else None; ``file``, ``entry`` (of a nested
             dict, or None), ``sha256`` and ``keys_hash`` of the checkpoint that was relaxed; the ``container`` as which
             results can be written again, and whether opening it runs ``pickle``.
@@ -173,7 +172,6 @@ class RelaxedFiles:
         base: name to tensor, exactly the base's keys.
         branches: name to tensor, one group per site.
         base_metadata: strings in the header of ``model.safetensors``.
-        folder: where it was read.
     """
 
     config: RelaxedConfig
@@ -274,11 +272,9 @@ def write_relaxed(
     """Write a relaxed folder completely or not at all.
 
     Args:
-        folder: where to write.
         model: with its branches inserted.
         config: what goes into ``surgeon_config.json``.
         base_metadata: strings for the header of ``model.safetensors``, as the base had them.
-        force: replace an existing folder.
         state: what is written, if that is another state dict than the model's own.
 
     Raises:
@@ -316,7 +312,6 @@ def read_relaxed(folder: str | Path, sealed: bool = True) -> RelaxedFiles:
     """Read and validate a relaxed folder; a save that was complete but not in its place yet is put there first.
 
     Args:
-        folder: where it is.
         sealed: whether its files have to be those of its seal; those from the Hub were compared with the hashes there.
 
     Raises:

@@ -52,7 +52,6 @@ class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a file by name: one is read when it is asked for, each time anew, and kept by who asked only.
 
     Args:
-        source: the file.
         entries: name to place.
     """
 
@@ -219,10 +218,8 @@ def write_tensors(
     load works everywhere.
 
     Args:
-        path: the file to write.
         tensors: name to tensor, any shape, any dtype that safetensors knows.
         metadata: strings to store in the header.
-        force: replace an existing file.
 
     Raises:
         ExistsError: if ``path`` exists and ``force`` is False.

@@ -27,8 +27,6 @@ def audit_parameters(evidence: Evidence, sites: Sequence[Site], skipped: Sequenc
     """Classify every parameter of a model.
 
     Args:
-        evidence: one recorded run.
-        sites: where branches go.
         skipped: modules that get none, with reasons.
 
     Returns:

@@ -24,7 +24,6 @@ class Break:
         owner: qualified name of the module that was running; the empty string is the model itself.
         op: the aten op that made it.
         call_index: the how manieth call of the owner, from 0.
-        shape: of the tensor.
         error: relative deviation from its input's representation if the shapes agree, else from the best that fits.
         inputs: the tensors that it is made of, in words, with how they transform.
     """

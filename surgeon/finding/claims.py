@@ -45,7 +45,6 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Foun
     of the model under the identity and under an element of each component, however many claims there are.
 
     Args:
-        measurement: the runs under the group.
         claims: ops between invariants.
 
     Returns:

@@ -40,9 +40,6 @@ class Evidence:
     """What one recorded run says of a model.
 
     Attributes:
-        model: the network.
-        group: the group.
-        recording: the run.
         candidates: ops in which trainable parameters meet activations, by module.
         usage: who uses which weights.
         proposed: modules of which an annotation says that they are equivariant and linear.
@@ -79,7 +76,6 @@ def combine(
     """Compare annotated with measured sites, add those found by measurement alone, and drop those without effect.
 
     Args:
-        evidence: the recorded run.
         annotated: sites by annotation, verified.
         skipped: what the annotations say is no site.
         measurement: runs under the group; None if there are none.

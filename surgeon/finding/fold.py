@@ -60,8 +60,6 @@ def with_fold(
     """Return a site with what is needed to fold it, or why it cannot be folded.
 
     Args:
-        site: annotated or measured.
-        op: its module.
         calls: arguments by name of each recorded call; None without a recorded run.
         tied: modules outside the op that own its weights as well.
         wrap: for features inside an object, how to make that.
@@ -84,7 +82,6 @@ def fold_map_at(op: nn.Module, site: Site, wrap: Wrap | None = None) -> FoldMap:
     """Return what the weights that a plan names can take in.
 
     Args:
-        op: the module of the site.
         site: with fold data.
         wrap: for features inside an object, how to make that.
 

@@ -28,7 +28,6 @@ class Form(Protocol):
         Args:
             output: what the op returned.
             weights: W alone, or A and B of a low-rank ``W = B A``; A first, as they are applied.
-            x: the op's features.
         """
         ...
 
@@ -57,7 +56,6 @@ def some_rows(form: Form, x: Tensor, count: int, offset: float) -> Tensor:
 
     Args:
         form: how W is applied.
-        x: the op's features.
         count: how many; all rows are returned if there are no more.
         offset: in [0, 1); where the sequence starts.
 

@@ -26,7 +26,6 @@ def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[lis
 
     Args:
         measurement: gives the float64 twin and its inputs.
-        sites: where branches would go.
 
     Returns:
         These sites; and the qualified names of all trainable parameters of the sites' modules without influence.

@@ -41,7 +41,6 @@ class Found:
     """One op of which both ends were measured.
 
     Attributes:
-        op: the op.
         type_in: how its features transform, with the copies that W mixes.
         type_out: the same for its result.
         convolution: how its kernel moves; None for a map of rows.
@@ -93,7 +92,6 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
 
     Args:
         measurement: runs in which the module's calls were kept.
-        name: its qualified name.
         kernels: the convolutions that were recorded inside it.
 
     Returns:

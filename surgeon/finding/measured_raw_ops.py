@@ -35,7 +35,6 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
 
     Args:
         measurement: runs in which the module's calls were kept.
-        name: its qualified name.
 
     Returns:
         The ops that are equivariant linear maps, invariant ones included; and why the others are none, by their

@@ -36,7 +36,6 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "") -> Iterator[Non
     What holds for one set of weights only, such as an orthogonal initialisation, is no property of the architecture.
 
     Args:
-        model: the model.
         seed: with the parameter's name it decides the change.
         inside: qualified name of the module whose parameters are changed; default all.
     """
@@ -90,7 +89,6 @@ class Measurement:
 
     Attributes:
         twin: the float64 model, in eval mode.
-        symmetry: how the group acts.
         inputs: one sample call, float64.
         own: the runs with the model's weights.
         changed: the runs with perturbed weights.
@@ -142,8 +140,6 @@ def measure_model(
 
     Args:
         twin: in float64 and eval mode; its weights are perturbed for a while and put back.
-        symmetry: the group and its actions.
-        inputs: one sample call.
         modules: qualified names of the modules whose calls are kept.
         recording: a run of the model, perhaps in another mode; without, features that are 0 get no type.
         seed: seed of the group elements and the perturbation.

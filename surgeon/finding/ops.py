@@ -108,7 +108,6 @@ def linear_pairs(
 
     Args:
         model: the model, in float64.
-        name: qualified name of the module.
         arguments: one call, by name.
         generator: source of the random features.
 

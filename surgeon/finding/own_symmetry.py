@@ -79,8 +79,6 @@ def symmetry_complaint(
 
     Args:
         model: the network, in eval mode.
-        symmetry: the group and its actions.
-        inputs: one sample call.
         measurement: the float64 runs; None if the model cannot be run so.
         proposals: those of adapters, which know the ops that are equivariant only approximately.
 
@@ -110,7 +108,6 @@ def judged(
     """Judge relative errors per component: rotations by a limit, all others by ten times the error under rotations.
 
     Args:
-        group: the group.
         errors: component of the group's test elements to the relative error of the model's output under it.
         dtype: in which the model computed.
         which: of each component's errors these are, in words.
@@ -153,7 +150,6 @@ def symmetrised_copy(model: nn.Module, proposals: Mapping[str, tuple[str, Propos
     inputs and outputs are, can be seen on the copy.
 
     Args:
-        model: the network.
         proposals: those of adapters, by name of the module.
 
     Returns:

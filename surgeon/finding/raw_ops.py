@@ -96,7 +96,6 @@ def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[s
 
     Args:
         owner: the module; its buffers are restored.
-        graph: its traced forward.
         calls: arguments by name.
     """
     with modes_kept(owner):

@@ -19,7 +19,6 @@ def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> Su
     """Return the error that says why a plan has no sites; it carries the plan, whose audit has all reasons.
 
     Args:
-        model: the network.
         plan: a plan without sites.
         measurement: runs under the group; None if there are none.
     """

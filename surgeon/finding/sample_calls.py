@@ -38,8 +38,6 @@ def sample_calls(
     same in all rows, with random numbers in place of the rest, if so many rows can be held that these span all others.
 
     Args:
-        site: annotated or measured.
-        op: its module.
         calls: arguments by name of each recorded call; None without a recorded run.
         wrapped: True if the argument is made of the features alone.
 

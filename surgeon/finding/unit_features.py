@@ -46,7 +46,6 @@ def matrices_of(
     """Return how to read off what an op does to features, and what it makes of features 0.
 
     Args:
-        op: the module.
         site: where its features are.
         fold: shape of the features and what else it is given, see :func:`surgeon.finding.sample_calls.sample_calls`.
         wrap: for features inside an object, how to make that.

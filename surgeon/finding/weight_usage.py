@@ -16,7 +16,6 @@ def tied_modules(model: nn.Module, name: str, parameter: str | None = None) -> s
     """Return the modules outside ``name`` that own one of its parameters too: a tie needs no run to be seen.
 
     Args:
-        model: the network.
         name: of a module in it; its further names do not count.
         parameter: qualified relative to the module; default all of its parameters.
     """
@@ -85,7 +84,6 @@ def further_arguments(site: Site, calls: Sequence[Mapping[str, Any]]) -> str:
     """Name what an op was given beside the features of a site; empty if nothing.
 
     Args:
-        site: annotated or measured.
         calls: arguments by name of each recorded call.
     """
     given = {name: value for call in calls for name, value in call.items() if not is_nothing(value)}

@@ -35,7 +35,6 @@ def card_text(content: Content, repo: str, own: str, compared: str | None = None
     """Return the whole card: YAML, what is generated, and the user's own text.
 
     Args:
-        content: what is uploaded.
         repo: ``owner/name``.
         own: the card so far; between its marks it is written anew, and its YAML keeps all other keys.
         compared: the body of a section on a comparison with other ways to fine-tune.

@@ -25,9 +25,7 @@ class Pulled:
     """What a pull wrote.
 
     Attributes:
-        folder: where.
         path: repository and commit.
-        files: names of the files.
         left_out: files of the repository that are not read: code, pickles, and whatever else lies there.
     """
 

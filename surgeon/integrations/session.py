@@ -37,7 +37,6 @@ class TrainerSession(TrainingSession):
 
     Args:
         owner: the module whose state dict the trainer saves.
-        settings: what to do.
         step: runs one training step, from which the inputs of the network are taken if a plan has to be found.
         forward: ``forward(owner, batch)``, of a training batch through the network, for clean evaluation.
     """

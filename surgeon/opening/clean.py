@@ -34,7 +34,6 @@ class OpenedClean:
     """A clean folder and what it is compared with.
 
     Attributes:
-        clean: the folder.
         path: what the model is opened from: the original, without one the folder's own weights.
         options: how.
         missing: what is not known of "weights", "original", "model" and "task", and what to do about it.

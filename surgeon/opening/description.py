@@ -122,7 +122,6 @@ def check_code(workspace: Workspace, original: nn.Module | None = None) -> str:
     """Compare the original's graph with the one of its folder, if both are of one batch and the same versions.
 
     Args:
-        workspace: an opened relaxed folder.
         original: as its code builds it now, without branches; by default it is opened, if it is still there.
 
     Returns:

@@ -85,7 +85,6 @@ class Judging:
     """By which metric results are judged, and in which units metrics are, as records keep it.
 
     Attributes:
-        metric: name of the primary metric.
         direction: whether it is better if it is smaller, or larger.
         units: name to unit, as the task names them.
     """
@@ -158,8 +157,6 @@ def evaluate(
     Gradients stay enabled, because some models return derivatives of their energy.
 
     Args:
-        model: the network.
-        task: the user's task.
         split: "train", "validation" or "test".
         share: this process's number and how many share the batches out among them.
         gather: returns the sums of all of them.

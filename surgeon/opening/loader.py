@@ -56,7 +56,6 @@ def as_loaded(checkpoint: Checkpoint, task: LoadedTask | None) -> Checkpoint:
     Where that gives what the file holds, the checkpoint stays as it was read, and can be written again.
 
     Args:
-        checkpoint: as opened.
         task: whose ``load_model`` counts, if it has one.
 
     Raises:

@@ -38,7 +38,6 @@ def named_as(checkpoint: Checkpoint, like: Mapping[str, Any]) -> Mapping[str, Te
     out unless the state dict has them, too.
 
     Args:
-        checkpoint: as opened.
         like: the state dict, or anything with its keys.
     """
     prefixed = checkpoint.in_file

@@ -25,7 +25,6 @@ def original_source(base: Mapping[str, Any], options: OpenOptions, origin: HubPa
 
     Args:
         base: of the relaxed folder's configuration.
-        options: what the user gave.
         origin: where the relaxed folder was downloaded from; what it says of local files holds elsewhere.
 
     Raises:
@@ -52,7 +51,6 @@ def open_original(base: Mapping[str, Any], options: OpenOptions, origin: HubPath
 
     Args:
         base: of the relaxed folder's configuration.
-        options: what the user gave.
         origin: where the relaxed folder was downloaded from.
 
     Raises:
@@ -86,7 +84,6 @@ def refuse_nonfinite(
         branches: weights of its branches.
         config: its configuration, which says where the base is; that is opened only if something is not finite.
         origin: where it was downloaded from.
-        options: what the user gave.
 
     Raises:
         CheckpointError: if there are such weights, or if there may be because the base cannot be had.

@@ -126,7 +126,6 @@ def read_plan(path: str | Path, group_name: str | None, flag: str = "`--group {}
     """Read a plan that was written by ``surgeon inspect --plan``, and perhaps edited.
 
     Args:
-        path: a JSON file.
         group_name: what the user says of the group; None for nothing.
         flag: how the user would say it, with a place for the group.
 

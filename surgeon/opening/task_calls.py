@@ -116,7 +116,6 @@ def task_batches(task: Task, split: Split, seed: int) -> Iterator[Any]:
     that what it shuffles or augments by them is the same for the same seed, in every process, and changes nothing else.
 
     Args:
-        task: the task.
         split: "train", "validation" or "test".
         seed: may decide the order.
 

@@ -33,7 +33,6 @@ class LoadedTask:
     """A task and where it came from.
 
     Attributes:
-        task: the object.
         path: the file it was read from; None for ``module:attribute``.
         sha256: of the file's bytes; empty if there is no file.
         arguments: what ``make_task`` was called with.
@@ -186,7 +185,6 @@ def task_beside(
     """Return the ready task on the data that an adapter finds for a local checkpoint of its family, else None.
 
     Args:
-        model: the opened model.
         checkpoint: the file that it was opened from.
         arguments: for the task.
         announce: told which task was taken.
@@ -313,7 +311,6 @@ def with_action(loaded: LoadedTask, spec: str) -> LoadedTask:
     """Return a task that acts as an object elsewhere says.
 
     Args:
-        loaded: the task.
         spec: ``module:name`` of an object with ``act(g, batch)`` and ``act_output(g, outputs)``, or of the function
             ``act`` alone, beside which the task's own ``act_output`` counts, if it has one.
 
@@ -340,7 +337,6 @@ def planning_batches(task: LoadedTask, further: int) -> tuple[Any, list[Any]]:
     """Return the batch that planning measures on, the task's ``sample()`` or the first of the validation split.
 
     Args:
-        task: the task.
         further: how many more to return, of the validation split.
     """
     own = getattr(task.task, "sample", None)

@@ -45,7 +45,6 @@ def check_task(path: Path, what: str, *, allowed: bool = False, ask: Ask | None 
     """Refuse to run a task file that was found and not given, unless the user has given it before.
 
     Args:
-        path: the file.
         what: where it was found, in words.
         allowed: the user says that it may run; it is remembered.
         ask: how to ask the user, if that is possible.
@@ -89,7 +88,6 @@ def check_config(config: RelaxedConfig, where: str, trust_remote_code: bool = Fa
     """Refuse the configuration of a relaxed folder that names code, or from the Hub files outside its folder.
 
     Args:
-        config: as read.
         where: what the message calls the source.
         trust_remote_code: whether the user allows code that is named inside files.
         remote: whether it comes from the Hub.

@@ -44,7 +44,6 @@ class Workspace:
         model: the network, with branches if ``relaxation`` is set.
         found: how the architecture was found.
         checkpoint: the file that holds the base weights in use.
-        options: what the user gave.
         task: the task, if any is known.
         relaxation: handle on the branches; None for a plain checkpoint.
         files: the relaxed folder; None for a plain checkpoint.

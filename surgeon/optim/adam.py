@@ -29,8 +29,6 @@ class MatrixOptimizer(torch.optim.Optimizer):
     decompositions are.
 
     Args:
-        params: parameters, or groups.
-        lr: learning rate.
         betas: decay per step of the means of gradients and of their squares.
         eps: added to the root of the mean square.
         weight_decay: decoupled.

@@ -46,7 +46,6 @@ def certify_opened(
         workspace: its task, if it has one, gives the forward that is recorded and the batches.
         models: "stripped", and "original" if it is known: without one the stripped model is only measured.
         group: under which equivariance is measured; None to leave that out.
-        settings: how much to measure.
     """
     verdict = ModelVerdict()
     if "original" in models:

@@ -67,7 +67,6 @@ class CertifiedAgain:
         found: by the names of ``FIELDS``, what its certificate should say.
         why: name of a field, of a check, or of what they need, to what is missing.
         findings: of the checks themselves.
-        verdict: on the two models.
         stripped: what further formats are compared with; None without a task.
     """
 

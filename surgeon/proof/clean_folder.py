@@ -47,15 +47,12 @@ def write_clean(
     """Write a folder with the stripped model, completely or not at all.
 
     Args:
-        folder: where to write.
-        model: the stripped model.
         certificate: its certificate; one that has not ``passed`` is refused.
         original: the checkpoint that was relaxed; its metadata, and the ``config.json`` beside it, are kept.
         extras: more formats; each function writes into the folder it is given and returns JSON-compatible data, which
             the certificate keeps in its details under the function's name.
         statement: factory and arguments that build the architecture; kept beside the weights if an installed package
             registers the factory, so that they can be opened without saying more.
-        force: replace an existing folder.
 
     Returns:
         The names of the files written.

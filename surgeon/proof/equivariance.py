@@ -58,10 +58,6 @@ def task_equivariance(
     """Measure a model's equivariance error on validation batches, in eval mode and in its own dtype.
 
     Args:
-        model: the network.
-        task: data and actions.
-        group: the group.
-        settings: how much to measure.
         watch: as in :func:`equivariance_error`.
     """
     samples = [(to_dtype(batch, model_dtype(model)),) for batch in sample_batches(task, settings.batches)]
@@ -81,8 +77,6 @@ def both_precisions(
 
     Args:
         workspace: what builds the float64 twin.
-        model: the network.
-        group: the group.
         settings: how much to measure; without float64 more batches are taken.
         rows: filled with the rows of the model's own dtype, component by component, unless that is float64.
     """
@@ -109,8 +103,6 @@ def compare_equivariance(
     Args:
         workspace: task, and what builds float64 twins.
         models: "stripped", and "original" if it is known.
-        group: the group.
-        settings: how much to measure.
     """
     rows: dict[str, dict[str, RowErrors]] = {name: {} for name in models}
     found = {name: both_precisions(workspace, model, group, settings, rows[name]) for name, model in models.items()}

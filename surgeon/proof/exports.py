@@ -49,7 +49,6 @@ def export_findings(
     """Verify every further file; without a model, and without a task, what can be verified.
 
     Args:
-        clean: the folder.
         workspace: the opened original; None without a model.
         stripped: the model with the folder's weights beside the original; None without a task.
         trust_pickle: whether files that run code may be opened.

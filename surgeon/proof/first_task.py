@@ -220,8 +220,6 @@ def try_task(path: str | Path, group: str = "O3", options: OpenOptions | None = 
     """Open a model by a task, draw batches, make a training step on a copy, and try the group's action.
 
     Args:
-        path: the checkpoint.
-        group: the symmetry.
         options: the task among them.
 
     Returns:

@@ -40,7 +40,6 @@ class Inspection:
     """What is in a path.
 
     Attributes:
-        workspace: the opened model.
         plan: what can be relaxed, or is.
         errors: the model's own equivariance error per component, in its own dtype; empty if the task cannot tell, or
             there are branches.
@@ -129,12 +128,10 @@ class MeasuredErrors:
     """What :func:`measure` has found.
 
     Attributes:
-        group: the symmetry.
         equivariance: model, dtype and component of the group to the error; "original", and for a relaxed folder
             "relaxed", "relaxed, theta 1" and "clean".
         projection_error: relative change of the outputs when the branches are stripped, of the relaxed ones.
         branch_defects: sqrt(sum_A |L_A(W)|^2) / |W| of every branch.
-        settings: how much was measured.
     """
 
     group: str

@@ -86,7 +86,6 @@ class Field:
             ``{where}``, its two values as ``{recorded}`` and ``{found}``, and what else the caller knows.
         needs: what has to be known to find it: "weights", "original", "model", "task", "group".
         same: tells whether two values at a place agree.
-        note: the same in words.
         partly: whether its first level may be there in part only.
         gone: what is said of a value that is no longer there; by default ``words``.
     """

@@ -39,7 +39,6 @@ class RowErrors:
         """Take one more measurement on a batch, of the same outputs at every call.
 
         Args:
-            batch: its number.
             moved: outputs; the first axis of every floating tensor counts its rows.
             expected: what they should be, of the same shapes.
         """

@@ -28,7 +28,6 @@ def other_weights(model: nn.Module, exact: nn.Module) -> str:
     """Say which weight of a model is not the rounding of the same one of its float64 twin; empty if there is none.
 
     Args:
-        model: the stripped model.
         exact: the twin, stripped in the same way.
     """
     for name, parameter in model.named_parameters():

@@ -50,9 +50,7 @@ def strip_and_certify(
     that training has gathered, with the relaxed forward, are measured anew after the projection error.
 
     Args:
-        workspace: an opened relaxed folder.
         mode: how to strip.
-        settings: how much to measure.
         split: "validation" or "test", for the metrics; None for no metrics.
         recalibration_batches: training batches for the statistics, at most; 0 leaves them as training gathered them.
         stage: opened and closed around each of the five parts.

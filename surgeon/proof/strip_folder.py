@@ -66,7 +66,6 @@ class CleanFolder:
     """What :func:`strip_folder` has written.
 
     Attributes:
-        folder: where.
         certificate: what was compared with the original, and what came out.
         files: names of the files; empty if nothing was written.
         trained_for: how the folder was trained to be stripped.

@@ -31,11 +31,7 @@ def clean_card(certificate: Mapping[str, Any]) -> str:
 
 
 def usage(certificate: Mapping[str, Any]) -> str:
-    """Return Markdown on the files beside the weights: their inputs and outputs, and programs that run them.
-
-    Args:
-        certificate: what ``certificate.json`` holds.
-    """
+    """Return Markdown on the files beside the weights: their inputs and outputs, and programs that run them."""
     details = certificate["details"]
     parts = [sections(certificate)[INPUTS_AND_OUTPUTS].markdown(), *_onnx(details.get("onnx"))]
     written = (details.get("container") or {}).get(USAGE)

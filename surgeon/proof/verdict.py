@@ -100,7 +100,6 @@ class Verification(ModelVerdict):
     """Everything that was compared between a clean folder, its certificate, and the original, if that was given.
 
     Attributes:
-        recorded: the certificate.
         notes: what the user should know and what is no difference.
     """
 

@@ -23,7 +23,6 @@ def captured_calls(
     """Collect arguments and results, detached copies, of every call of the modules while the context is open.
 
     Args:
-        modules: by name.
         put_away: by the names of some, what makes of a tensor that which is collected, in place of a copy.
     """
     calls: dict[str, Calls] = {name: [] for name in modules}

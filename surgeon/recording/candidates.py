@@ -41,7 +41,6 @@ class Candidate:
     Attributes:
         module: the innermost module that holds both the ops and the parameters.
         parameters: first qualified names of the parameters, in the order of their use.
-        nodes: the ops, in order.
         meetings: what each op does with the two.
     """
 
@@ -65,7 +64,6 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
     """Collect, per module, the ops of the forward in which its trainable parameters meet an activation.
 
     Args:
-        recording: one run.
         trainable: qualified names of the parameters that are trained.
 
     Returns:

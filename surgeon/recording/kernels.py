@@ -19,7 +19,6 @@ class Kernel:
         weight: the kernel that it used, (d_out, d_in / groups, *kernel).
         shape_in: shape of its input.
         settings: stride, padding and dilation; mode and frame are found by measurement.
-        groups: number of groups.
         transposed: True for a transposed convolution.
     """
 

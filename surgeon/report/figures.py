@@ -78,9 +78,7 @@ def curves(title: str, x: str, panels: Sequence[Panel], words: str) -> Drawing:
 
     Args:
         title: of the part it stands in.
-        x: label of the x axis.
         panels: from the top down.
-        words: what is shown.
     """
 
     def draw(figure: Figure) -> None:
@@ -140,10 +138,8 @@ def intervals(
 
     Args:
         title: of the part it stands in.
-        x: label of the x axis.
         found: from the top down.
         names: what mean and half width are called in the table.
-        words: what is shown.
         zero: draw a line at 0.
     """
 
@@ -187,9 +183,7 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
 
     Args:
         title: of the part it stands in.
-        x: label of the x axis.
         found: from the top down.
-        words: what is shown.
     """
     models = list(dict.fromkeys(model for each in found for model in each.errors))
     numbers = [value for each in found for value in (*each.errors.values(), each.allowed) if value]

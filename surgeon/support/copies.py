@@ -19,7 +19,6 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     Some libraries hang descriptions of their groups on every layer, which nobody changes and which cannot be copied.
 
     Args:
-        model: the network.
         memo: by id, what to use instead of a copy.
 
     Returns:

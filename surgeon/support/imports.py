@@ -78,7 +78,6 @@ def import_attribute(spec: str, what: str, error_class: type[SurgeonError]) -> A
     Args:
         spec: a dotted module, a colon, a dotted attribute.
         what: what it stands for, for the message ("a model factory").
-        error_class: the exception to raise.
 
     Raises:
         SurgeonError: of the given class, if the spec is malformed, the import fails, or the attribute is missing.
@@ -111,10 +110,7 @@ def call_with(
     """Call ``function`` with named arguments taken from a file or a flag.
 
     Args:
-        function: the factory.
-        arguments: name to value.
         name: how the message calls the function.
-        error_class: the exception to raise.
 
     Raises:
         SurgeonError: of the given class, if the arguments do not fit (the accepted ones are listed) or the call fails.

@@ -37,7 +37,6 @@ def read_plain(
 
     Args:
         data: anything, such as what ``json.loads`` returns.
-        kind: the dataclass.
         what: what the message calls it, and who writes it.
         error: class of the exception.
         newest: format version that is known, if ``data`` has a ``format_version``.

@@ -35,7 +35,6 @@ def map_tensors(function: TensorFunction, tree: Any) -> Any:
 
     Args:
         function: applied to each tensor, any shape.
-        tree: nested data.
 
     Returns:
         The same structure.

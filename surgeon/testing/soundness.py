@@ -35,7 +35,6 @@ class Model:
 
     Attributes:
         module: the network, in float64.
-        inputs: one sample call.
         symmetry: the group, how it acts on both ends, and how the network is called.
     """
 
@@ -63,7 +62,6 @@ def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
 
     Args:
         model: the model; it is as it was afterwards.
-        plan: the plan to check.
         seed: seed of the elements and of W.
 
     Raises:

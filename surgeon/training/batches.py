@@ -22,8 +22,6 @@ class Sharing:
 
     Attributes:
         accumulate: batches per process and step.
-        processes: number of processes.
-        process: number of this one.
     """
 
     accumulate: int = 1
@@ -71,9 +69,6 @@ def training_steps(task: Task, sharing: Sharing, seed: int, done: int = 0) -> It
     order. Nothing is read ahead beyond the present step.
 
     Args:
-        task: the task.
-        sharing: how batches become steps.
-        seed: of the order.
         done: steps to leave out at the beginning; their batches are drawn and forgotten.
 
     Raises:

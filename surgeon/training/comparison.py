@@ -39,8 +39,6 @@ class Comparison:
 
     Attributes:
         make_model: returns a fresh copy of the pretrained network.
-        plan: where branches go.
-        task: data, loss, metrics.
         settings: everything but seed and learning rate.
         start: initial weights of the branches by state-dict key; None starts at W = 0.
         judge: adds to a run what is to be found out about its stripped model; not asked in a sweep.
@@ -79,9 +77,7 @@ def run_one(
     Nothing random is left over from earlier runs, so that a run has one result in whatever order and process.
 
     Args:
-        comparison: what all runs share.
         contender: the arm, with settings of its own.
-        seed: of everything random.
         rate: learning rate of the base weights.
         test: measure the stripped model on the test split.
         progress: told of every optimiser step, and how long the stages took.
@@ -204,7 +200,6 @@ def one_after_the_other(comparison: Comparison, progress: Progress | None = None
     """Return how to carry runs out in this process.
 
     Args:
-        comparison: what the runs share.
         progress: told how each goes on.
     """
 
@@ -223,7 +218,6 @@ def carry_out(
     """Carry out the runs that are not kept yet, and keep each one as soon as it is finished.
 
     Args:
-        points: the runs that are wanted.
         execute: how to carry runs out.
         kept: finished runs; those that are missing are added, except final runs that failed, which are tried again.
 
@@ -250,7 +244,6 @@ def run_arms(
     """Run every arm with every seed.
 
     Args:
-        comparison: what the runs share.
         arms: as :class:`surgeon.training.arms.Contender` reads them.
         seeds: at least one.
         rates: learning rate per arm, as :func:`sweep` found them; default that of the settings for all.

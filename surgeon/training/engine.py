@@ -66,8 +66,6 @@ class Finetuner:
 
     Args:
         model: the network, with branches or updates if the arm has any; trained in place.
-        task: the user's task.
-        settings: see :class:`FinetuneSettings`.
         arm: how the branches take part.
         added: handle on the branches, or on the low-rank updates; None for arms that have neither.
         trackers: where records go besides the run folder.

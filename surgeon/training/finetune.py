@@ -43,11 +43,9 @@ class Finetuned:
     """What :func:`finetune` has done.
 
     Attributes:
-        folder: the run folder.
         arm: how the branches took part.
         metric: that of the validation split by which the best epoch was chosen.
         worse: evaluations in which the relaxed model was worse than the same model without its branches.
-        result: what came out.
         next: the command that goes on with the folder.
         probes: by the names of the probes, their metrics of "original" and "stripped".
     """

@@ -30,7 +30,6 @@ def rounds_within(budget: float, settings: int, epochs: int, every: int = 1) -> 
     Args:
         budget: epochs of all runs together, the best setting's whole training included.
         settings: how many are tried.
-        epochs: of a whole training.
         every: epochs between evaluations, at which alone a round can end.
 
     Raises:
@@ -140,8 +139,6 @@ def halve(study: Study, epoch: int, going: int) -> list[FrozenTrial]:
 
     Args:
         study: in which all that run have reached the epoch.
-        epoch: at which the round ends.
-        going: how many go on.
     """
     from optuna.study import StudyDirection
     from optuna.trial import TrialState

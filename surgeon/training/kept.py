@@ -38,11 +38,8 @@ def write_run(
     Args:
         folder: that of the comparison's weights.
         workspace: from which the comparison starts.
-        contender: of the run.
-        seed: of the run.
         model: with the best weights.
         added: its branches, or its low-rank updates, which are merged in what is written.
-        result: of the training.
     """
     _, files = workspace.require_relaxed()
     relaxation = added if isinstance(added, Relaxation) else without_branches(workspace, model)
@@ -64,9 +61,7 @@ def settle(folder: Path, runs: Iterable[ArmRun], keep: Keep, metric: str, direct
 
     Args:
         folder: that of the comparison's weights.
-        runs: the finished runs.
         keep: "best" keeps the best seed of every arm by its validation metric, "all" every one.
-        metric: name of that metric.
         direction: "min" or "max".
     """
     wanted: dict[str, list[ArmRun]] = {}

@@ -115,9 +115,6 @@ def rate_scale(settings: FinetuneSettings, step: int, steps: int, epoch: int) ->
 
     Args:
         settings: ``decay``, ``decay_factor``, ``decay_every``, ``warmup_steps``.
-        step: optimiser steps done.
-        steps: of the whole training.
-        epoch: epochs finished.
     """
     rise = settings.warmup_steps
     warm = min(1.0, (step + 1) / (rise + 1))

@@ -14,7 +14,6 @@ class Point:
     """One run that a comparison asks for: plain data, which can go to another process.
 
     Attributes:
-        arm: name of the arm.
         seed: seed of the run; equal seeds see equal batches in equal order.
         learning_rate: of the base weights.
         test: measure the stripped model on the test split; False in a sweep.
@@ -44,8 +43,6 @@ class ArmRun:
         validation: clean metrics of the best epoch.
         test: metrics of the stripped model on the test split; empty in a sweep.
         best_epoch: epoch of the best clean validation metric; 0 is the model as it came.
-        steps: optimiser steps.
-        seconds: training time, evaluation included.
         sites: what was dropped or folded.
         certificate: its grade, or "different" from the original architecture; None if nobody looked.
         equivariance: largest equivariance error of the stripped model; None if it was not measured.

@@ -21,9 +21,7 @@ class ComparisonRecord:
     """What a comparison has found so far.
 
     Attributes:
-        comparison: what all runs share.
         metric: of the test split, by which arms are compared.
-        kept: the finished runs.
         points: the final runs that are wanted, in order.
         sweep: where the learning rates are from; None if all arms have the same.
         complete: whether all runs are finished.

@@ -52,7 +52,6 @@ def teacher_of(settings: FinetuneSettings, original: Callable[[], nn.Module], ta
     Args:
         settings: its ``replay`` is "perturb", or a task on other inputs, whose labels are not looked at.
         original: returns a new model with the weights that the training starts from.
-        task: of the training.
 
     Raises:
         TaskError: if the task on other inputs cannot be loaded, or is for other models.
@@ -72,11 +71,6 @@ class Replay:
     Training batch number k of a run, counted over all processes, is accompanied by replay batch ``floor(k share)`` if
     that is a new one. What it holds depends on its number and the seed alone, so that a resumed run, and one of
     several processes, sees the same.
-
-    Args:
-        teacher: the original.
-        settings: of the training.
-        device: where it runs.
     """
 
     def __init__(self, teacher: Teacher, settings: FinetuneSettings, device: torch.device) -> None:

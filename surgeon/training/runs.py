@@ -37,11 +37,8 @@ class RunRecord:
     """What ``training_state/state.json`` holds.
 
     Attributes:
-        arm: name of the arm.
         judging: the metric that decides, and the units of all.
-        settings: of the run.
         processes: how many trained.
-        state: what changes during a run.
         penalty_weight: of the mean of the task loss.
         branches: theta of every branch, and which site's penalty is next; empty for an arm without branches.
         scaler: of mixed precision; None without.
@@ -63,9 +60,6 @@ def save_run(folder: Path, finetuner: Finetuner, workspace: Workspace, force: bo
     Every process has to call it; the first one writes.
 
     Args:
-        folder: the run folder.
-        finetuner: the run.
-        workspace: what is being trained.
         force: replace, as a whole, a folder that holds something else.
 
     Raises:

@@ -32,8 +32,6 @@ class BestWeights:
 
     Args:
         model: what is evaluated.
-        task: data and metrics.
-        settings: of the training.
         session: of a relaxed model.
         ema: the average that is evaluated instead of the weights.
         accelerator: the driver.

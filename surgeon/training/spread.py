@@ -90,7 +90,6 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings, weights: Pat
     A folder that has not been trained gives its branches, so that a comparison starts where a single run would.
 
     Args:
-        workspace: the folder.
         settings: everything but seed and learning rate.
         weights: the folder in which the best weights of every run are kept; None for none.
 
@@ -130,13 +129,7 @@ def _judged(workspace: Workspace, original: nn.Module, run: ArmRun, model: nn.Mo
 
 
 def work(recipe: Recipe, point: Point, threads: int) -> tuple[Point, Outcome]:
-    """Carry out one run in a process that knows nothing but the arguments.
-
-    Args:
-        recipe: what to open.
-        point: which run.
-        threads: of torch.
-    """
+    """Carry out one run in a process that knows nothing but the arguments."""
     torch.set_num_threads(threads)
     with contextlib.chdir(recipe.directory):
         plan = None if recipe.plan is None else Plan.from_data(json.loads(recipe.plan))
@@ -148,9 +141,6 @@ def work_beside_others(recipe: Recipe, point: Point, threads: int, parent: int) 
     """Carry out one run in one of several processes of this machine, on a GPU of its own as far as there are enough.
 
     Args:
-        recipe: what to open.
-        point: which run.
-        threads: of torch.
         parent: process id of the one that asked; the run ends with it.
     """
     gpus = torch.cuda.device_count()
@@ -222,7 +212,6 @@ def ray_cluster(recipe: Recipe, address: str) -> Execute:
     Every node needs equisurgeon and the same paths: checkpoint, relaxed folder, task.
 
     Args:
-        recipe: what every run opens.
         address: of the cluster; "local" starts one on this machine, "auto" takes the one that runs here.
 
     Raises:

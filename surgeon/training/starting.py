@@ -65,7 +65,6 @@ def start_from(
     their folder says, which changes nothing before a training, where theta is 0.
 
     Args:
-        path: what the user named.
         arm: name of the arm; None for that of the folder.
         options: how to find model and task.
         relaxing: where branches go in a checkpoint that was never relaxed, and its group.
@@ -180,7 +179,6 @@ def take_up(workspace: Workspace, plan: Plan, mode: StripMode | None, relaxing: 
 
     Args:
         workspace: of a checkpoint; edited.
-        plan: where branches go.
         mode: how they will be stripped; None for no branches.
         relaxing: how they start.
     """

@@ -38,7 +38,6 @@ class TrainingState:
     Attributes:
         epoch: the epoch that is running, or the last one if none is; 0 before the first.
         epoch_step: optimiser steps done in the epoch that is running; 0 if none is.
-        step: optimiser steps done.
         steps_per_epoch: optimiser steps of an epoch; 0 until it is known.
         losses: task losses of the running epoch, summed over its steps.
         penalties: the same for the penalty.
@@ -52,7 +51,6 @@ class TrainingState:
         worse: evaluations in a row at which the relaxed model was worse than the projected one.
         theta_scale: what adaptive theta has left of theta.
         duals: multipliers of the arm "ace".
-        history: one record per finished epoch.
         steps: one record per ``LOG_EVERY`` steps.
         stopped: why training ended before its time; empty if it did not.
         seconds: training time so far, evaluation included.

@@ -20,7 +20,6 @@ class Estimate:
     Attributes:
         mean: of the sample.
         half_width: of its 95 % interval (Student's t); NaN for a sample of one.
-        values: the sample.
     """
 
     mean: float

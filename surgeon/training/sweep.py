@@ -41,7 +41,6 @@ def sweep(
     sides or ``FURTHER`` rates were added to an arm. A grid of one rate is no sweep and stays as it is.
 
     Args:
-        comparison: what the runs share.
         arms: as :class:`surgeon.training.arms.Contender` reads them.
         grid: learning rates to try, the same for every arm.
         seeds: seeds per point; the mean over them decides.

@@ -142,10 +142,6 @@ class Sizes:
 def split_frames(count: int, sizes: Sizes) -> dict[Split, Tensor]:
     """Return which frames each split takes: a permutation of all of them, cut into train, validation and test.
 
-    Args:
-        count: number of frames.
-        sizes: of the splits.
-
     Returns:
         Indices, long; no frame is in two splits.
 

@@ -23,7 +23,6 @@ def published_splits(data: Path, number: int, count: int, sizes: Sizes) -> dict[
     the distribution, in a folder ``splits`` beside the trajectory's own.
 
     Args:
-        data: the trajectory.
         number: of the split, from 1 to 5.
         count: number of frames of the trajectory.
         sizes: how many frames to take; default for validation: a twentieth of the training file, its last lines, for

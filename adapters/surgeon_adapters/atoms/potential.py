@@ -79,9 +79,6 @@ def graphs_of(
     """Make graphs of what a file holds.
 
     Args:
-        read: the frames.
-        path: the file, for messages.
-        potential: what the model says.
         offsets: energies that the labels lose per atom besides those that the model adds, by kind of atom, in eV.
 
     Raises:

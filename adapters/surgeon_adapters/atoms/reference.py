@@ -142,8 +142,6 @@ def read_energies(path: Path, energies: Energies, needed: Tensor) -> Tensor:
     """Read the energies of atoms from a JSON file, by the names of kinds; kinds that it leaves out keep theirs.
 
     Args:
-        path: the file.
-        energies: the model's.
         needed: shape (kinds,), atoms of each in the frames.
 
     Returns:

@@ -334,7 +334,6 @@ def act_on_atoms(
     Args:
         g: shape (3, 3), or (4, 4) with a shift, which only the positions take.
         batch: what turns has the axis of vectors last; everything else stays.
-        positions: name of the positions.
         vectors: names of what else turns, where it is there, apart from forces and stresses.
     """
     matrix = g.to(batch[positions])

@@ -49,7 +49,6 @@ def read_labelled(path: Path, keys: Mapping[str, str | None], elements: Iterable
     """Read a file for a model: extended XYZ, or any other that ASE reads (``.traj``, ``.db``).
 
     Args:
-        path: the file.
         keys: label to its name in the file, or None for the usual ones.
         elements: atomic numbers that the model knows.
 

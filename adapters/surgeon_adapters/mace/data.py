@@ -75,7 +75,6 @@ def head_of(model: nn.Module, name: str | None) -> Head:
     """Read a model.
 
     Args:
-        model: a MACE potential.
         name: of the head; None if it has only one.
 
     Raises:

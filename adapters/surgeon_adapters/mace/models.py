@@ -60,7 +60,6 @@ def build(
     The layers are e3nn's eager ones, which compute the same as scripted ones and have the same keys.
 
     Args:
-        kind: name of the class.
         dtype: "float32" or "float64"; under the default dtype float64 the model is float64 in any case.
         settings: the constructor's arguments, as :meth:`MaceAdapter.describe` encodes them.
         version: of mace that described it, for messages.

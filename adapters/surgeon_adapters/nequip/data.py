@@ -74,7 +74,6 @@ def potential_of(model: nn.Module, species: Mapping[str, str] | None) -> NequipP
     """Read a model.
 
     Args:
-        model: a NequIP potential.
         species: chemical symbol to name of the atom type; None if the types are called like their elements.
 
     Raises:

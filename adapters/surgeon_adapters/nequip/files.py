@@ -43,8 +43,6 @@ class _Content:
 
     Attributes:
         state: the state dict of its Lightning module.
-        settings: of the model.
-        version: of nequip.
         name: of the only model in it.
     """
 

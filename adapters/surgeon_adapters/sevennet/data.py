@@ -62,7 +62,6 @@ def potential_of(model: nn.Module, modal: str | None) -> SevenNetPotential:
     """Read a model.
 
     Args:
-        model: a SevenNet potential.
         modal: which of the kinds of labels that it was trained on; None if it has only one.
 
     Raises:

@@ -219,7 +219,6 @@ class Group:
         scaled to Frobenius norm sqrt(2): for SO(1,3) rapidities and angles of at most 1 about each axis.
 
         Args:
-            count: number of elements.
             generator: source of randomness, on the CPU.
             component: index into ``component_names``.
 

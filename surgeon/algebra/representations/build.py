@@ -65,7 +65,6 @@ def axes(group: Group, names: str, sizes: Mapping[str, int]) -> Representation:
     "c v w" are c tensors of rank two.
 
     Args:
-        group: any group.
         names: axis names separated by blanks.
         sizes: length of each axis of copies.
 
@@ -100,7 +99,6 @@ def regular(group: Group, copies: int, layout: Layout = "mul_ir") -> Representat
 
     Args:
         group: a finite group; basis vectors are in the order of ``Group.all_elements``.
-        copies: how many.
         layout: "mul_ir" (the elements of one copy are neighbours) or "ir_mul" (the copies of one element are).
 
     Raises:
@@ -120,10 +118,6 @@ def regular(group: Group, copies: int, layout: Layout = "mul_ir") -> Representat
 def trivial(group: Group, dimension: int) -> Representation:
     """Invariant features.
 
-    Args:
-        group: any group.
-        dimension: how many.
-
     Raises:
         GroupError: if ``dimension`` is not positive.
     """
@@ -135,10 +129,8 @@ def matrices(group: Group, images: Mapping[str, Any], copies: int = 1, layout: L
     """Copies of a representation given by the images of the group's generators: irreps in another basis, for example.
 
     Args:
-        group: any group.
         images: ``{"algebra": [...], "elements": [...]}``: one f x f matrix, as nested lists, for each of
             ``group.feature_algebra`` and of ``group.feature_elements``.
-        copies: how many.
         layout: "mul_ir" (the components of one copy are neighbours) or "ir_mul" (the copies of one component are).
 
     Raises:
@@ -164,7 +156,6 @@ def repeated(rho: Representation, copies: int) -> Representation:
 
     Args:
         rho: what each copy transforms by.
-        copies: how many.
 
     Raises:
         GroupError: if ``copies`` is not positive.

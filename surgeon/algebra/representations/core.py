@@ -46,8 +46,6 @@ class Representation:
     ``blocks`` can be fewer than the terms of the description.
 
     Attributes:
-        group: the group.
-        group_name: its name.
         blocks: cover the feature axis in order.
         spec: the description as JSON, see :meth:`to_data`.
 

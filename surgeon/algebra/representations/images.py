@@ -23,7 +23,6 @@ def check_images(group: Group, images: Mapping[str, Any]) -> str:
     """Return images as canonical JSON.
 
     Args:
-        group: the group.
         images: ``{"algebra": [...], "elements": [...]}``, see :func:`surgeon.algebra.representations.matrices`.
 
     Raises:

@@ -42,7 +42,6 @@ class BlockOperator:
 
     Attributes:
         count: n, the number of operators.
-        dimension: d.
         blocks: cover the feature axis in order.
         kind: "action" or "derivative".
     """

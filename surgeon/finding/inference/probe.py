@@ -38,7 +38,6 @@ class Elements:
     """The group elements under which a model is run.
 
     Attributes:
-        group: the group.
         small: shape (n_generators, 2, k, k): exp(+STEP A), exp(-STEP A) for the generators that act on features.
         components: shape (n, k, k): one element of each further component; generators of a finite group.
         checks: shape (m, k, k): the other test elements of the group, random ones above all.
@@ -85,7 +84,6 @@ class TensorProbe:
     """One tensor of a model in all the runs.
 
     Attributes:
-        elements: the group elements.
         values: one tensor per element of ``elements.all()``.
     """
 
@@ -120,7 +118,6 @@ class Probe:
     They are held of as many modules as fit into a number of bytes; those of the others are put away on the disk.
 
     Attributes:
-        elements: the group elements.
         first: per module name, its calls on the untransformed inputs.
         outputs: what the model returned for each element of ``elements.all()``.
         recording: a run of the model in which the sums are that silent results enter; None if there are none.
@@ -143,9 +140,7 @@ class Probe:
         Args:
             model: in float64 and deterministic.
             symmetry: how the group acts on the inputs.
-            inputs: one sample call.
             modules: qualified names.
-            elements: the group elements.
             weights: a context in which the model has the weights that it is to be run with.
             held: bytes of calls that are held.
             recording: a run of the model, perhaps in another mode; then the sums are kept that silent results enter.

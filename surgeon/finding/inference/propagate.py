@@ -25,9 +25,7 @@ def type_by_use(
     does.
 
     Args:
-        recording: one run.
         values: the values of the sums that the result enters, in all runs.
-        name: qualified name of the module.
         index: which tensor of what it returns first.
         apart: as for :func:`~surgeon.finding.inference.hypotheses.infer_type`.
 

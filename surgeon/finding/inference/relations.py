@@ -23,7 +23,6 @@ def respects_relations(group: Group, images: Sequence[Tensor]) -> bool:
     """Tell whether images of a finite group's generators multiply as the generators do, ``rho(g h) = rho(g) rho(h)``.
 
     Args:
-        group: a finite group.
         images: one square matrix per generator.
     """
     elements = group.all_elements()
@@ -48,7 +47,6 @@ def respects_brackets(group: Group, algebra: Sequence[Tensor], elements: Sequenc
     That is ``[rho(A), rho(B)] = rho([A, B])`` and ``rho(s) rho(A) = rho(s A s^-1) rho(s)``.
 
     Args:
-        group: a Lie group.
         algebra: one square matrix for each of ``group.feature_algebra``.
         elements: one for each of ``group.feature_elements``.
     """

@@ -67,7 +67,6 @@ class KeptSums:
     Where each is what some module returns, it is taken there; else every op is watched, which takes longer.
 
     Attributes:
-        recording: a run of the model.
         values: of each sum, one tensor per run so far; None once a run was another.
     """
 
@@ -78,10 +77,7 @@ class KeptSums:
 
         Args:
             model: as it will be run.
-            symmetry: how.
-            inputs: one sample call.
             recording: a run of it, perhaps in another mode, which tells what modules return.
-            silent: the results.
         """
         self._model, self._symmetry, self._inputs, self._silent = model, symmetry, inputs, silent
         self.recording = recording

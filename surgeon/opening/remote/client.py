@@ -53,9 +53,7 @@ class Listing:
     """A repository at one commit.
 
     Attributes:
-        path: what was asked for.
         commit: 40 hex digits.
-        files: by name.
         private: whether others can see it; None if offline.
         folder: the snapshot in the cache, if offline.
     """
