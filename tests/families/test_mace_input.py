@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.package.package_exporter import PackageExporter
+from torch.package.package_importer import PackageImporter
 
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.algebra.groups.parse import parse_group
@@ -195,11 +196,28 @@ def in_a_copy(module: nn.Module, place: str) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("place", ["<torch_package_0>", "carrier._vendor"])
+def in_an_archive(module: nn.Module, folder: Path) -> nn.Module:
+    """The same potential out of an archive of torch.package that holds mace's code."""
+    path = folder / "archive.pt"
+    with warnings.catch_warnings(), PackageExporter(path) as exporter:
+        warnings.simplefilter("ignore")
+        exporter.intern("mace.**")
+        exporter.extern("**", exclude="mace.**")
+        exporter.save_pickle("model", "model.pkl", module)
+    with pytest.raises(CheckpointError, match=r"archive of torch.package, .* model/model.pkl, .* `--model module:fu"):
+        open_path(path, OpenOptions(trust_pickle=True))
+    with warnings.catch_warnings(), torch.serialization.safe_globals([slice]):
+        warnings.simplefilter("ignore")
+        loaded: nn.Module = PackageImporter(path).load_pickle("model", "model.pkl")
+        return loaded
+
+
+@pytest.mark.parametrize("place", ["<torch_package_", "carrier._vendor"])
 def test_a_potential_of_a_copy_of_mace_is_recognised(tmp_path: Path, place: str) -> None:
-    module = in_a_copy(pickled(tmp_path, small()), place)
+    module = pickled(tmp_path, small())
+    module = in_a_copy(module, place) if place.startswith("carrier") else in_an_archive(module, tmp_path)
     assert not isinstance(module, import_mace().ScaleShiftMACE)
-    assert type(module.interactions[1]).__module__ == f"{place}.mace.modules.blocks"
+    assert re.fullmatch(rf"{place}(\d+>)?\.mace\.modules\.blocks", type(module.interactions[1]).__module__)
     copied, own = adapter.describe(module), adapter.describe(pickled(tmp_path, small()))
     assert copied is not None
     assert own is not None
