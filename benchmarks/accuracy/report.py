@@ -158,10 +158,12 @@ def text(results: Path = RESULTS) -> str:
             made = ", ".join(dict.fromkeys(f"`{line['commit']}`" for line in mine))
             machine, torch = mine[-1]["machine"], mine[-1]["versions"]["torch"]
             frames = "50 validation and 1,000 test frames"
+            clip = context["settings"].get("clip")
+            clipped = f"; gradients clipped at {clip:g}" if clip else ""
             parts += [
                 f"### {TITLES[context['library']]} → rMD17 {context['molecule']}, {steps} steps",
                 "",
-                f"100 training frames in batches of {context['batch']}, {frames}.",
+                f"100 training frames in batches of {context['batch']}, {frames}{clipped}.",
                 "",
                 *table(first, others),
                 "",

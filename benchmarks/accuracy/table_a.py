@@ -64,6 +64,9 @@ class Size:
 
 
 GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (1e-3, 3e-3, 9e-3)}
+CLIP = {"mace": 10.0, "sevennet": None}
+"""Largest norm of gradients, which each library's own training takes where nothing is said."""
+
 SIZES = {
     "small": Size(5, range(1, FRESH), range(FRESH, 11), GRID),
     "medium": Size(10, range(1, FRESH), range(FRESH, 11), GRID),
@@ -111,7 +114,7 @@ def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], si
     }
     options = OpenOptions(task=f"{library}:{paths['train']}", task_arguments=arguments, trust_pickle=True)
     workspace = open_for_comparison(checkpoint, [*ADAMW, *OTHERS], options)
-    settings = FinetuneSettings(epochs=size.epochs, warmup=10, evaluate_every=5)
+    settings = FinetuneSettings(epochs=size.epochs, warmup=10, evaluate_every=5, clip=CLIP[library])
     comparison = comparison_of(workspace, settings)
     comparison = dataclasses.replace(comparison, task=InLargeBatches(comparison.task), judge=None)
     return comparison, str(workspace.require_relaxed()[1].config.base["sha256"])
