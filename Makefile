@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable mutants lint format types setup clean clean-all
+.PHONY: help demo demo-short docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable fuzz faults mutants lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -68,6 +68,12 @@ $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
 
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
 	$(ONE_THREAD) .venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
+
+fuzz: $(VENV)/.stamp  ## read hostile files, addresses and options, 21,000 of them, in four minutes
+	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.fuzz $(ARGS)
+
+faults: $(VENV)/.stamp  ## let every call by which a command writes fail once, 1,100 times, in ten minutes
+	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.faults --jobs $(JOBS) $(ARGS)
 
 mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a test notices each; goes on where it was
 	@$(IN_VENV) -m tests.mutants.run --jobs $(JOBS) $(ARGS)

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST, LONGEST_WORD = 650, 200
+"""Characters of a message, and of a word in it that is shown whole; paths are shorter."""
+
 
 class SurgeonError(Exception):
-    """Base of all errors that a user can act on; the command line prints the message and exits with ``exit_code``."""
+    """Base of all errors that a user can act on; the command line prints the message and exits with ``exit_code``.
+
+    A message can quote names and values from files: what is said is one printable line, and of a long one its begin and
+    its end, where the advice is.
+    """
 
     exit_code = 2
     code = "S000"
     """What the command line prints after the message, for docs/troubleshooting.md."""
+
+    def __str__(self) -> str:
+        return sentence(super().__str__())
 
 
 class UsageError(SurgeonError, ValueError):
@@ -134,6 +144,33 @@ class NotASymmetryError(CheckFailedError):
     def __init__(self, message: str, plan: Any, complaint: Any) -> None:
         super().__init__(message)
         self.plan, self.complaint = plan, complaint
+
+
+def printable(text: str) -> str:
+    """Return a text without anything that moves a cursor, colours a screen, or turns the direction of what follows.
+
+    Control characters, those that show nothing, and halves of surrogate pairs become escapes; line ends stay.
+
+    Example:
+        >>> print(printable("weight\x1b[2J"))
+        weight\\x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def sentence(text: str) -> str:
+    """Return a text as one printable line; of a long one, and of long words in it, begin and end."""
+    words = printable(" ".join(text.splitlines())).split(" ")
+    return _shortened(" ".join(_shortened(word, LONGEST_WORD) for word in words), LONGEST)
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest * 3 // 4]} … {text[-(longest // 4) + 3 :]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from surgeon import __version__
-from surgeon.errors import SurgeonError, UsageError
+from surgeon.errors import SurgeonError, UsageError, sentence
 from surgeon_cli import commands
 
 INTERRUPTED = 130
@@ -93,6 +93,9 @@ def _report_usage(error: Any, debug: bool) -> int:
 
 
 def _report_unexpected(error: Exception, debug: bool) -> int:
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        name = os.fsdecode(error.filename)
+        return _report(f"could not use {name!r}: {error.strerror}: check the path [{UsageError.code}]", 2, debug)
     text = str(error).strip().splitlines() or ["no message"]
     return _report(
         f"unexpected {type(error).__name__}: {text[0]} - in the model, the task, or surgeon itself; "
@@ -105,7 +108,7 @@ def _report_unexpected(error: Exception, debug: bool) -> int:
 def _report(text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(text.splitlines())}", file=sys.stderr)
+    print(f"error: {sentence(text)}", file=sys.stderr)
     return code
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.atomic import put_back
 from surgeon.files.seals import finish_update
 from surgeon.proof.amounts import MeasureSettings
+from surgeon.support.plain import parse_json
 from surgeon_cli.screen import say
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def as_object(text: str | None, flag: str) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise UsageError(f"expected a JSON object after {flag}, got {text!r} ({error})") from error
     if not isinstance(value, dict):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from surgeon.errors import printable
 from surgeon.files.content import json_compatible
 
 if TYPE_CHECKING:
@@ -24,10 +25,21 @@ SHORT = 12
 BAD = {"NO": "NO", "**NO**": "NO", "worse": "worse"}
 
 
+class _Screen(Console):
+    """A console to which names and values from files do no harm; nor are [ ] and : : in them markup."""
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, width=width)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Take a string, of a table's cell too."""
+        return super().render_str(printable(text), **settings)
+
+
 def console() -> Console:
     """Return a console on standard output; wide when the output is not a terminal, so that logs do not wrap."""
-    plain = Console(highlight=False, markup=False, emoji=False)  # names of modules and paths may hold [ ] and : :
-    return plain if plain.is_terminal else Console(highlight=False, markup=False, emoji=False, width=120)
+    plain = _Screen()
+    return plain if plain.is_terminal else _Screen(width=120)
 
 
 def say(text: str) -> None:

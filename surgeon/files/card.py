@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from surgeon.errors import printable
 from surgeon.plan import Plan
 
 BEGIN, END = "<!-- surgeon:begin -->", "<!-- surgeon:end -->"
@@ -91,4 +92,9 @@ def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> st
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return harmless(str(value)).replace("|", "\\|").replace("\n", " ")
+
+
+def harmless(text: str) -> str:
+    """Return a text for Markdown without HTML and without what cannot be seen; names come from files of others."""
+    return printable(text).replace("<", "&lt;")

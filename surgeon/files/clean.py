@@ -170,7 +170,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
         )
     try:
         data: dict[str, Any] = read_json(path)
-    except (PlanError, ValueError, RecursionError) as error:
+    except PlanError as error:
         raise CheckFailedError(f"{str(path)!r} is damaged ({error.__cause__ or error}): strip again") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:

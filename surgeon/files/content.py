@@ -11,6 +11,7 @@ from typing import Any
 
 from surgeon.errors import CheckpointError, PlanError
 from surgeon.files.atomic import atomic_file
+from surgeon.support.plain import parse_json
 
 
 def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
@@ -36,8 +37,8 @@ def read_json(path: str | Path) -> Any:
         PlanError: if the file is missing or holds something else; the message names line and column.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return parse_json(Path(path).read_bytes())
+    except OSError as error:
         raise PlanError(
             f"expected a JSON file at {str(path)!r}, but it cannot be read ({error}): check the path"
         ) from error
@@ -46,6 +47,8 @@ def read_json(path: str | Path) -> Any:
             f"expected JSON in {str(path)!r}, but line {error.lineno}, column {error.colno} is not ({error.msg}): "
             "correct it"
         ) from error
+    except ValueError as error:
+        raise PlanError(f"expected JSON in {str(path)!r}, got {error}: correct it") from error
 
 
 def json_compatible(value: Any) -> Any:

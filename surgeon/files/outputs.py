@@ -29,13 +29,19 @@ def writing_alone(path: str | Path, force: bool = True) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    check_writable(path, force)
-    if not is_first_process():
-        yield
-        return
     target = Path(os.path.realpath(path))
     place = target.with_name(f".{target.name}.surgeon-lock")
     lock = FileLock(place, timeout=0)
+    try:
+        check_writable(path, force)
+    except ExistsError:
+        if place.exists():  # of one that was killed when all was written
+            with suppress(OSError, Timeout), lock:
+                place.unlink()
+        raise
+    if not is_first_process():
+        yield
+        return
     with translated(target, place):
         try:
             lock.acquire()
@@ -52,12 +58,15 @@ def writing_alone(path: str | Path, force: bool = True) -> Iterator[None]:
     try:
         if before := _owner(place):
             logging.getLogger("surgeon").warning("taking over %s from %s, which was killed", target.name, before)
-        place.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        with translated(target, place):
+            place.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
-        with suppress(OSError):
-            place.write_text("")
-            place.unlink()  # while it is held: whoever waits for it finds it gone, and makes another
+        try:
+            place.unlink(missing_ok=True)  # while it is held: whoever waits for it finds it gone, and makes another
+        except OSError:
+            with suppress(OSError):
+                place.write_text("")
         lock.release()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,9 @@ from surgeon.files.card import model_card
 from surgeon.files.content import write_json, write_text
 from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.seals import check_seal, finish_update, seal_folder
-from surgeon.files.tensors import forms, unique_names, write_tensors
+from surgeon.files.tensors import forms, write_tensors
 from surgeon.plan import CHILD, PLAN_FORMAT_VERSION, Plan, StripMode, representations_of
-from surgeon.support.plain import check_version, read_plain
+from surgeon.support.plain import check_version, parse_json, read_plain
 
 FORMAT_VERSION = 1
 
@@ -346,9 +345,9 @@ def _read_json(path: Path) -> tuple[Any, str]:
     """Return what a file says, and its SHA-256."""
     try:
         content = path.read_bytes()
-        data = json.loads(content.decode("utf-8"), object_pairs_hook=unique_names)
+        data = parse_json(content)
         return data, hashlib.sha256(content).hexdigest()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"could not read {str(path)!r} as JSON ({error}): write the folder again") from error
 
 

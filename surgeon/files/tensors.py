@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from surgeon.errors import CheckpointError, WriteError
 from surgeon.files.atomic import atomic_file
 from surgeon.files.open_file import OpenFile
 from surgeon.support.imports import one_line
+from surgeon.support.plain import parse_json
 
 LARGEST_HEADER = 100 * 2**20
 """Of the safetensors format itself."""
@@ -129,7 +129,7 @@ def open_safetensors(source: OpenFile) -> tuple[StoredTensors, dict[str, str]]:
         length = int.from_bytes(source.read(min(size, 8), "the length of the header"), "little")
         if size < 8 or length > min(size - 8, LARGEST_HEADER):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-        header = json.loads(source.read(length, "the header", 8), object_pairs_hook=unique_names)
+        header = parse_json(source.read(length, "the header", 8))
         if not isinstance(header, dict):
             raise ValueError(f"a header that is a {type(header).__name__}")
         metadata = header.pop("__metadata__", None) or {}
@@ -152,20 +152,6 @@ def _form_of(entry: Mapping[str, Any]) -> Tensor:
 
 def _said(error: Exception) -> str:
     return str(error) if type(error) is ValueError else one_line(error)[:200]
-
-
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return pairs of a JSON object as a dict.
-
-    Raises:
-        ValueError: if a name occurs twice: readers differ in which value they take.
-    """
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the name {name[:80]!r} twice")
-        found[name] = value
-    return found
 
 
 def _range_of(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:

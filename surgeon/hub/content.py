@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -24,6 +23,7 @@ from surgeon.files.relaxed import (
     read_relaxed,
 )
 from surgeon.files.seals import SEAL_FILE, recover
+from surgeon.support.plain import parse_json
 from surgeon.training.runs import read_record
 
 Kind = Literal["relaxed", "clean"]
@@ -124,5 +124,5 @@ def _relaxed_records(folder: Path) -> dict[str, Any]:
         records |= {"settings": record.settings.to_data(), "best_epoch": record.state.best_epoch}
     if history.is_file():
         lines = history.read_text(encoding="utf-8").splitlines()
-        records["history"] = [json.loads(line) for line in lines if line.strip()]
+        records["history"] = [parse_json(line) for line in lines if line.strip()]
     return records

@@ -30,6 +30,7 @@ from surgeon.support.copies import copied
 from surgeon.support.e3nn_compat import results_kept
 from surgeon.support.imports import call_with, import_attribute, importable
 from surgeon.support.modes import drop_computed
+from surgeon.support.plain import parse_json
 
 DEPLOYED = "all weights in it are frozen, as in files that are saved for use: they are trained all the same"
 
@@ -339,8 +340,8 @@ def _statement(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]] | None:
     else:
         return None
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(f"expected JSON in the {where}, got {text[:40]!r} ({error}): correct it") from error
     fits = isinstance(data, dict) and set(data) <= {"factory", "args"} and isinstance(data.get("factory"), str)
     if not fits or not isinstance(data.get("args", {}), dict):

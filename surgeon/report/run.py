@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -16,6 +15,7 @@ from surgeon.opening.evaluation import Judging
 from surgeon.recording.labels import arrow
 from surgeon.report.figures import Line, Panel, curves
 from surgeon.report.page import Bad, Page, Part, Rows
+from surgeon.support.plain import parse_json
 from surgeon.training.arms import ARMS
 from surgeon.training.runs import RECORDS_FILE, STEPS_FILE, RunRecord, read_record
 
@@ -67,8 +67,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         CheckpointError: if a line is none.
     """
     try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return [dict(parse_json(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"could not read {str(path)!r} as one JSON object per line ({error})") from error
 
 

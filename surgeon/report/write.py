@@ -54,7 +54,7 @@ def read_page(path: Path) -> Page:
             return comparison_page(path)
     except SurgeonError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"could not make a report of {str(path)!r}, whose records are damaged or of another version "
             f"({type(error).__name__}: {first_line(error)[:80]}): write them anew"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +21,69 @@ else:
 T = TypeVar("T")
 
 LARGEST_INT = 2**63 - 1
+_DIGITS = 20
+"""Of the longest number of 64 bits, its sign included."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON as strictly as its standard says, whatever the text holds.
+
+    Python's own reader takes NaN and infinities, halves of surrogate pairs, numbers of any length and names that occur
+    twice, of which other readers take another value; and it raises RecursionError where values are nested too deep.
+
+    Args:
+        text: as UTF-8 if it is bytes.
+
+    Returns:
+        Dicts, lists, strings, finite numbers of at most 64 bits, booleans and None.
+
+    Raises:
+        ValueError: saying what is wrong; with line and column as ``json.JSONDecodeError`` if it is no JSON at all.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        data = json.loads(
+            text,
+            object_pairs_hook=unique_names,
+            parse_int=_whole,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+        if _SURROGATE.search(text):
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("values that are nested too deep") from None
+    except UnicodeError:
+        raise ValueError("text that is not UTF-8") from None
+    return data
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return pairs of a JSON object as a dict.
+
+    Raises:
+        ValueError: if a name occurs twice: readers differ in which value they take.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name[:80]!r} twice")
+        found[name] = value
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits, {digits[:20]}...")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"the number {digits[:20]}, which is not finite")
+    return number
 
 
 def read_plain(

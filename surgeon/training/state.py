@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.support.plain import Measured
+from surgeon.support.plain import Measured, parse_json
 from surgeon.training.progress import StepEvent
 
 
@@ -166,4 +166,4 @@ def _packed(value: Any) -> Tensor:
 
 
 def _unpacked(packed: Tensor) -> Any:
-    return json.loads(bytes(packed.tolist()))
+    return parse_json(bytes(packed.tolist()))

@@ -12,7 +12,7 @@ from typing import Any
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
 from surgeon.files.atomic import atomic_folder, check_writable
 from surgeon.files.content import json_compatible, write_json
-from surgeon.support.plain import read_plain
+from surgeon.support.plain import parse_json, read_plain
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 
 IDENTITY_FILE = "comparison.json"
@@ -57,7 +57,7 @@ class RunStore(MutableMapping[Point, Outcome]):
     def _require_same(self) -> None:
         path = self.folder / IDENTITY_FILE
         try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
+            theirs = parse_json(path.read_bytes())
             found = list(differences(theirs, self._identity))
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(
@@ -138,7 +138,7 @@ class _Stored:
 
 def _read(path: Path) -> tuple[Point, Outcome]:
     """Read what one run wrote; a ValueError means that the file is damaged, or of a version with other fields."""
-    stored = read_plain(json.loads(path.read_text(encoding="utf-8")), _Stored, "a finished run", ValueError)
+    stored = read_plain(parse_json(path.read_bytes()), _Stored, "a finished run", ValueError)
     point, run = stored.point, stored.run
     if path.name != _file_name(point):
         raise ValueError("the file belongs to another run")

@@ -6,7 +6,6 @@ eV to thousands of eV. Forces, stresses and energy differences at equal composit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.editing.adjust import Adjustments, changes_of
 from surgeon.errors import TaskError
+from surgeon.support.plain import parse_json
 
 WHAT, KEEP, ESTIMATE = "reference energies", "keep", "estimate"
 THRESHOLD = 0.05
@@ -152,7 +152,7 @@ def read_energies(path: Path, energies: Energies, needed: Tensor) -> Tensor:
     """
     shape = f'{{"{energies.names[0]}": -13.6, ...}}, in eV'
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = parse_json(path.read_bytes())
         values = {str(name): float(value) for name, value in given.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TaskError(

@@ -109,7 +109,9 @@ def _read(path: Path, points: int) -> Clouds:
             arrays: dict[str, Any] = {"data": file["data"][:, :points], "label": file["label"][()]}
             if "pid" in file:
                 arrays["pid"] = file["pid"][:, :points]
-    except (OSError, KeyError, ValueError) as error:
+    except TaskError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its fields lead to
         raise TaskError(
             f"could not read {str(path)!r} as HDF5 ({one_line(error)}): it is damaged or another format, fetch it again"
         ) from error
