@@ -303,7 +303,7 @@ class Task(Protocol):
       representation, float64, shape (k, k).
     * ``input_names``, ``output_names``: of the tensors of batches and outputs, for exported files.
     * ``units``: name of a metric, an input or an output to its unit.
-    * ``dynamic_axes``: name of an input to its axes that have no fixed size in exported files.
+    * ``dynamic_axes``: name of an input to further axes that have no fixed size in exported files.
 
     Nothing is modified in place.
     """

@@ -12,7 +12,7 @@ from torch import nn
 
 from surgeon.errors import CheckFailedError, UsageError
 from surgeon.export.capture import quiet
-from surgeon.export.decompose import decompose
+from surgeon.export.decompose import decompose, divide_by_tensors
 from surgeon.export.program import OWNER, to_program
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
@@ -68,6 +68,8 @@ def to_onnx(
 
 def _translated(program: Any, opset: int, names: Sequence[str]) -> Any:
     """Return the graph that torch's exporter makes of a program, which is decomposed quickly if that is enough."""
+    divide_by_tensors(program.graph_module.graph)
+    program.graph_module.recompile()
     traced = program.graph_module
     program.run_decompositions = partial(decompose, program)
     export = partial(torch.onnx.export, program, dynamo=True, optimize=False, verbose=False, opset_version=opset)

@@ -32,6 +32,18 @@ class _Unusual(Exception):
     """Something that only torch's own decomposition treats."""
 
 
+def divide_by_tensors(graph: fx.Graph) -> None:
+    """Make remainders by free sizes such by tensors of one number, the only ones that the exporter knows; in place."""
+    for node in graph.find_nodes(op="call_function", target=_ATEN.remainder.Scalar):
+        size = node.args[1]
+        if isinstance(size, fx.Node):
+            value = node.meta["val"]
+            with graph.inserting_before(node):
+                made = graph.call_function(_ATEN.scalar_tensor.default, (size,), {"dtype": value.dtype})
+            made.meta = {**node.meta, "val": value.new_empty(())}
+            node.target, node.args = _ATEN.remainder.Tensor, (node.args[0], made)
+
+
 def decompose(program: Any, table: Table) -> Any:
     """Replace the operations of a table, and writes into parts of new tensors, by what they are made of, in place.
 

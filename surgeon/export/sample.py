@@ -85,8 +85,12 @@ class Sample:
         return _with_tensors(self.batch, tensors)
 
 
-def _without(axes: tuple[int, ...], tried: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in axes if axis not in tried)
+def _without(axes: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in axes if axis not in others)
+
+
+def _joined(axes: Axes, others: Axes) -> Axes:
+    return tuple(tuple(sorted({*pair[0], *pair[1]})) for pair in zip(axes, others, strict=True))
 
 
 def _fits(batch: Any, example: Sequence[Tensor], axes: Axes) -> bool:
@@ -145,16 +149,16 @@ def _runs(stripped: Stripped, batch: Any) -> bool:
 def sample_of(task: Task, dtype: torch.dtype, runs: Callable[[Any], bool] | None = None) -> Sample:
     """Choose an example batch and find out which axes change from batch to batch.
 
-    An axis is dynamic if its size differs between batches of the task, or if the task's ``dynamic_axes`` say so.
+    An axis is dynamic if its size differs between batches of the task, if the task's ``dynamic_axes`` say so, or if the
+    model runs where it is cut or repeated.
     Batches whose tensors share their first axis, and of which a slice can be taken, are sliced, or their rows repeated;
     others are taken as they are.
 
     Args:
         task: its batches may have several sizes; the last one of a split often is smaller. ``dynamic_axes``, if it has
-            them, map the name of an input to its axes without a fixed size; an input that is not named there has none.
+            them, map the name of an input to its axes without a fixed size.
         dtype: of floating tensors.
-        runs: whether the model runs on a batch: then axes that have one size in all batches are tried at others, unless
-            the task has ``dynamic_axes``.
+        runs: whether the model runs on a batch: then axes that have one size in all batches are tried at others.
 
     Raises:
         TaskError: if the batches cannot be sliced and have fewer than four sizes, the example is too small, or the
@@ -169,18 +173,19 @@ def sample_of(task: Task, dtype: torch.dtype, runs: Callable[[Any], bool] | None
     names = tuple(_name(path, task) for path in paths)
     given = _given_axes(task, names, leaves[0])
     changing = tuple(_changing([entry[path] for entry in same_form]) for path in paths)
-    counted = given is not None and all(0 in axes for axes in given)
-    if _sliceable(leaves[0], counted) and (given is None or counted):
+    counted = all(0 in axes for axes in given)
+    if _sliceable(leaves[0], counted):
         changing = tuple((0, *(axis for axis in axes if axis)) for axes in changing)
         example, others = _slices(batches)
     else:
-        example, others = _as_they_are(batches, changing if given is None else given)
-    dynamic, tried = _checked(given, changing, names), _none(names)
-    if given is None and runs is not None:
+        example, others = _as_they_are(batches, _joined(changing, given))
+    dynamic, tried = _joined(changing, given), _none(names)
+    if runs is not None:
         put = partial(_with_tensors, example)
-        trial = try_other_sizes(tensors_in(example), dynamic, lambda tensors: runs(put(tensors)))
-        others, tried = (*others, *map(put, trial.batches)), trial.axes
-        dynamic = tuple(tuple(sorted({*pair[0], *pair[1]})) for pair in zip(dynamic, tried, strict=True))
+        trial = try_other_sizes(tensors_in(example), changing, lambda tensors: runs(put(tensors)))
+        others = (*others, *map(put, trial.batches))
+        tried = tuple(_without(axes, known) for axes, known in zip(trial.axes, given, strict=True))
+        dynamic = _joined(dynamic, tried)
     if not any(dynamic) or not others:
         raise TaskError(
             "expected batches of different sizes, so that the axes without a fixed size are known, but all batches of "
@@ -201,11 +206,9 @@ def sample_of(task: Task, dtype: torch.dtype, runs: Callable[[Any], bool] | None
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def _given_axes(task: Task, names: Sequence[str], leaves: Mapping[Place, Tensor]) -> Axes | None:
-    """Return the axes that the task's ``dynamic_axes`` name; None if it has none."""
-    given = getattr(task, "dynamic_axes", None)
-    if given is None:
-        return None
+def _given_axes(task: Task, names: Sequence[str], leaves: Mapping[Place, Tensor]) -> Axes:
+    """Return the axes that the task's ``dynamic_axes`` name."""
+    given = getattr(task, "dynamic_axes", None) or {}
     if not isinstance(given, Mapping):
         raise TaskError(f"expected dynamic_axes as a mapping from input names to axes, got {type(given).__name__}")
     unknown = [str(name) for name in given if name not in names]
@@ -228,20 +231,6 @@ def _axes_of(name: str, axes: Any, rank: int) -> tuple[int, ...]:
             "correct them"
         )
     return tuple(sorted({axis % rank for axis in listed}))
-
-
-def _checked(given: Axes | None, found: Axes, names: Sequence[str]) -> Axes:
-    """Return what the task says, which has to cover all axes that were seen to change."""
-    if given is None:
-        return found
-    for name, own, changing in zip(names, given, found, strict=True):
-        missing = [axis for axis in changing if axis not in own]
-        if missing:
-            raise TaskError(
-                f"the task's dynamic_axes give axis {missing[0]} of {name} a fixed size, but it changes from batch to "
-                "batch: name it there"
-            )
-    return given
 
 
 def _collect(task: Task) -> list[Any]:

@@ -78,11 +78,37 @@ def test_an_axis_that_only_the_export_fixes_is_told(tmp_path: Path) -> None:
     assert "axis 2 of input_0 (12); fixed in the file, since otherwise Pooled cannot be" in record["one_size"]["told"]
 
 
-@pytest.mark.parametrize(("kind", "axes"), [("fixed", None), ("any", {"input_0": [0]})])
-def test_nothing_is_tried_of_what_the_model_fixes_or_the_task_names(kind: str, axes: Any) -> None:
-    sample = sample_for(beside(Pooled(kind), Clouds(axes)))
+def test_what_the_model_fixes_stays_fixed() -> None:
+    sample = sample_for(beside(Pooled("fixed"), Clouds()))
     assert sample.dynamic == ((0,),)
     assert sample.tried == ((),)
+
+
+@pytest.mark.parametrize(("named", "tried"), [([0], (2,)), ([0, 2], ()), ([2], ())])
+def test_what_the_task_does_not_name_is_tried_and_what_it_names_is_compared(named: Any, tried: Any) -> None:
+    sample = sample_for(beside(Pooled(), Clouds({"input_0": named})))
+    assert sample.dynamic == ((0, 2),)
+    assert sample.tried == (tried,)
+    assert len({batch.shape[2] for batch in sample.others}) == 4
+
+
+class Around(Pooled):
+    """Adds each point's successor, the first one's to the last."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        after = (torch.arange(points.shape[2]) + 1) % points.shape[2]
+        return self.weight * (points + points[:, :, after]).square().sum(1)
+
+
+def test_remainders_by_a_free_size_are_computed_in_the_file(tmp_path: Path) -> None:
+    task: Any = Clouds()
+    task.act_output = lambda g, outputs: outputs
+    model = Around()
+    record = export_onnx(tmp_path / "model.onnx", beside(model, task))
+    assert record["one_size"]["free"], record["one_size"]
+    points = torch.randn(2, 3, 5)
+    (found,) = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).run(None, {"input_0": points.numpy()})
+    np.testing.assert_allclose(found, model(points).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_graphs_of_one_size_are_cut_with_all_that_points_at_them() -> None:
