@@ -21,6 +21,7 @@ from surgeon.opening.evaluation import fitted
 from surgeon.opening.models import find_model
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.planning import DEFAULT_GROUP
 from surgeon.opening.remote.fetch import open_anywhere
 from surgeon.opening.task_calls import can_act, task_batches, task_forward, task_loss, task_metrics
 from surgeon.opening.tasks import sample_batches
@@ -127,7 +128,7 @@ class FirstTask:
 def init_task(
     path: str | Path,
     target: str | Path = "task.py",
-    group: str = "O3",
+    group: str | None = None,
     *,
     options: OpenOptions | None = None,
     force: bool = False,
@@ -137,7 +138,7 @@ def init_task(
     Args:
         path: the checkpoint, or an address on the Hub.
         target: the task file.
-        group: the symmetry that is tried.
+        group: the symmetry that is tried; if None O3, and SO3 if the network is not symmetric under that.
         options: how to find the model, and what is trusted.
         force: replace an existing file.
 
@@ -179,7 +180,7 @@ def _family(checkpoint: Checkpoint, model: nn.Module | None) -> str:
     for name, adapter in installed_adapters().items():
         if has_task(adapter) and (
             adapter.recognise(checkpoint.tensors) is not None
-            or (model is not None and adapter.describe(model) is not None)
+            or (model is not None and (adapter.describe(model) or adapter.usage(model, "")) is not None)
             or adapter.rebuild(checkpoint.tensors) is not None
         ):
             return name
@@ -216,10 +217,11 @@ def _model_member(model: nn.Module | None, options: OpenOptions) -> str:
     return f'\n    def model(self):\n        """Build the network, with any weights."""\n        {body}\n'
 
 
-def try_task(path: str | Path, group: str = "O3", options: OpenOptions | None = None) -> list[TaskStep]:
+def try_task(path: str | Path, group: str | None = None, options: OpenOptions | None = None) -> list[TaskStep]:
     """Open a model by a task, draw batches, make a training step on a copy, and try the group's action.
 
     Args:
+        group: the symmetry; if None O3, and SO3 if the network is not symmetric under that.
         options: the task among them.
 
     Returns:
@@ -276,12 +278,12 @@ def _step(workspace: Workspace) -> str:
     return f"loss {loss.item():.4g}, its gradient reaches {reached} of {len(weights)} parameter tensors; {means}"
 
 
-def _symmetry(workspace: Workspace, group: str) -> str | None:
+def _symmetry(workspace: Workspace, group: str | None) -> str | None:
     """Say how large the error is; None if the task does not say how the group acts."""
     task = workspace.require_task()
     if not can_act(task.task):
         return None
-    chosen = parse_group(group)
+    chosen = parse_group(group or DEFAULT_GROUP)
     (batch,) = sample_batches(task, 1)
     g = chosen.test_elements(torch.Generator(), 1)[-1].g
     turned: Any = task.task.act(g, batch)  # type: ignore[attr-defined]
@@ -289,6 +291,10 @@ def _symmetry(workspace: Workspace, group: str) -> str | None:
         raise TaskError("expected `act` to change a batch, but every tensor of it stays as it is: turn its vectors")
     errors = task_equivariance(workspace.model, task, chosen, MeasureSettings(2, 1))
     worst = max(errors.values(), key=lambda error: error.maximum)
+    if not worst.maximum <= SYMMETRIC and group is None:
+        return (
+            f"{_symmetry(workspace, 'SO3')}, while under {worst.worst} of {chosen.name} they do by {worst.maximum:.1e}"
+        )
     if not worst.maximum <= SYMMETRIC:
         raise UsageError(
             f"f(gx) and g f(x) differ by {worst.maximum:.1e} (relative) under {worst.worst} of {chosen.name}: correct "

@@ -27,7 +27,7 @@ def test_an_untouched_folder(clean: Surgeon) -> None:
     assert "original, recorded" not in clean(*VERIFY).out
     told = clean(*VERIFY, "--verbose").out
     assert f"running the task file {clean.path / 'task.py'}" in told
-    for words in ("original, recorded", "stripped, now", "everything that was checked holds", "(recorded "):
+    for words in ("original, recorded", "stripped, now", "everything that was checked holds", "┃ recorded ┃ now"):
         assert words in told
     assert "difference" not in told
     assert " NO " not in told

@@ -21,6 +21,7 @@ from surgeon.errors import CheckpointError, TaskError
 from surgeon.export.container import write_container
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.proof.first_task import init_task, try_task
 from surgeon_adapters.sevennet.adapter import adapter
 from surgeon_adapters.sevennet.models import import_sevenn
 from surgeon_adapters.sevennet.task import SevenNetTask
@@ -93,6 +94,14 @@ def test_a_plain_load_of_an_old_file_gives_other_forces() -> None:
     model.load_state_dict(stored)
     expected = tensors(json.loads(path.with_suffix(".json").read_text()))
     assert relative_difference(predicted(model), expected) > 1e-2
+
+
+def test_a_first_task_is_the_ready_one(tmp_path: Path) -> None:
+    path, options = FOLDER / "sevennet-0.13.0.pth", OpenOptions(trust_pickle=True)
+    assert init_task(path, tmp_path / "task.py", options=options).family == "sevennet"
+    assert list(tmp_path.iterdir()) == []
+    steps = try_task(path, options=OpenOptions(trust_pickle=True, task=f"sevennet:{DATA}"))
+    assert [step.outcome for step in steps] == ["yes"] * 4, steps
 
 
 def test_a_checkpoint_for_an_accelerator_is_refused(tmp_path: Path) -> None:

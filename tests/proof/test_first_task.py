@@ -97,3 +97,15 @@ def test_a_family_with_a_ready_task_needs_none(checkpoint: Path) -> None:
     done = init_task(ROOT / "examples/nbody/segnn_nbody.safetensors", "first.py")
     assert done.family == "segnn"
     assert not Path("first.py").exists()
+
+
+def test_a_network_that_only_rotations_leave_as_it_is_is_tried_under_these(checkpoint: Path) -> None:
+    body = "        return torch.linalg.det(g).to(outputs) * outputs @ g.to(outputs).T\n"
+    text = Path("tinynet.py").read_text()
+    Path("tinynet.py").write_text(text.replace("        return outputs @ g.to(outputs).T\n", body))
+    last = init_task(checkpoint, options=OpenOptions(task="tinynet.py")).steps[-1]
+    assert last.outcome == "yes"
+    assert "under SO3 f(gx)" in last.note
+    assert ", while under inversion of O3 they do by 2" in last.note
+    last = init_task(checkpoint, group="O3", options=OpenOptions(task="tinynet.py")).steps[-1]
+    assert last.outcome == "NO"

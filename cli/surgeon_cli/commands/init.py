@@ -25,7 +25,10 @@ def init(
     *,
     opening: FindOptions,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The task file.")] = Path("task.py"),
-    group: Annotated[str, typer.Option("--group", "-g", help="Symmetry group that is tried.")] = "O3",
+    group: Annotated[
+        str | None,
+        typer.Option("--group", "-g", help="Symmetry group that is tried; default: O3, or SO3 if only that is."),
+    ] = None,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -48,9 +51,10 @@ def init(
         if done.seen:
             say(f"{shown(path)}: {done.seen}")
         if done.family:
+            trusted = " --trust-pickle" if opening.trust_pickle else ""
             say(
-                f"its family has a ready task, which is enough, so nothing was written: --task {done.family}:DATAFILE "
-                f"in every command, see docs/families"
+                "its family has a ready task, which is enough, so nothing was written; next, with a file of your data: "
+                f"surgeon finetune {shlex.quote(shown(path))}{trusted} --task {done.family}:DATAFILE --arm plain"
             )
         print_table("the task", [("what", "works", "what was seen, or is missing"), *map(_row, done.steps)])
         if done.written is not None:

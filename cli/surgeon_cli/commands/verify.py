@@ -116,12 +116,12 @@ def _show(verification: Verification, verbose: bool) -> None:
         print_table(ERROR_TITLE, [ERRORS, *error_rows(both)])
     for text in error_words({"equivariance": now}):
         say(text)
-    for model, metrics in verification.metrics.items():
-        before = recorded["metrics"].get(model, {})
-        say(
-            f"{model}: "
-            + ", ".join(f"{name} {value:.6g} ({_told(before.get(name))})" for name, value in metrics.items())
-        )
+    figures = [
+        (model, name, _told(recorded["metrics"].get(model, {}).get(name)), f"{value:.6g}")
+        for model, metrics in verification.metrics.items()
+        for name, value in metrics.items()
+    ]
+    print_table("metrics", [("model", "metric", "recorded", "now"), *figures])
     probes = verification.details.get("probes", {})
     print_table("on other data, now", [PROBED, *probe_rows({name: each["metrics"] for name, each in probes.items()})])
     for note in verification.notes:
@@ -131,4 +131,4 @@ def _show(verification: Verification, verbose: bool) -> None:
 
 
 def _told(value: float | None) -> str:
-    return "recorded none" if value is None else f"recorded {value:.6g}"
+    return "none" if value is None else f"{value:.6g}"
