@@ -48,6 +48,7 @@ class Relaxation:
         schedule: theta as a function of progress.
         penalty_settings: how the penalty is computed.
         branches: ``module.argument`` to branch.
+        commutators: the same to W -> L(W), all its defects.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Relaxation:
         self.branches: Mapping[str, Branch] = branches_of(model)
         self.schedule = schedule
         cache: dict[tuple[Representation, Representation], Commutator] = {}
-        self._commutators = {site.key: _commutator(cache, site) for site in plan.sites}
+        self.commutators = {site.key: _commutator(cache, site) for site in plan.sites}
         self.set_penalty(penalty)
 
     def __repr__(self) -> str:
@@ -232,7 +233,7 @@ class Relaxation:
             average_over_processes(list(moments.values()))
             counts = {key: None for key, moment in moments.items() if moment.count}
         terms = {
-            key: site_penalty(self.branches[key].factors, moments[key], self._commutators[key], settings.form, count)
+            key: site_penalty(self.branches[key].factors, moments[key], self.commutators[key], settings.form, count)
             for key, count in counts.items()
         }
         if together and terms and settings.form == "rows":
@@ -304,7 +305,7 @@ class Relaxation:
         with torch.no_grad():
             for key, branch in self.branches.items():
                 norm = float(branch.masked.norm())
-                result[key] = float(self._commutators[key](branch.matrix).norm()) / norm if norm else 0.0
+                result[key] = float(self.commutators[key](branch.matrix).norm()) / norm if norm else 0.0
         return result
 
 

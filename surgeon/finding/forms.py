@@ -35,6 +35,10 @@ class Form(Protocol):
         """Return ``x`` as a view with the axes that index its rows first, and how many of these there are."""
         ...
 
+    def view_out(self, output: Tensor) -> tuple[Tensor, int]:
+        """Return the same of what the op returned, whose rows are in the same order."""
+        ...
+
 
 def rows_of(form: Form, x: Tensor) -> Tensor:
     """Return the vectors that W, flattened to (d_out, -1), acts on; shape (n, row size)."""
@@ -62,11 +66,19 @@ def some_rows(form: Form, x: Tensor, count: int, offset: float) -> Tensor:
     Returns:
         Shape (min(n, count), row size).
     """
-    view, axes = form.view(x)
+    return _spread(*form.view(x), count, offset)
+
+
+def some_rows_out(form: Form, output: Tensor, count: int, offset: float) -> Tensor:
+    """Return the rows of what the op returned for those features that :func:`some_rows` returns."""
+    return _spread(*form.view_out(output), count, offset)
+
+
+def _spread(view: Tensor, axes: int, count: int, offset: float) -> Tensor:
     total = math.prod(view.shape[:axes])
     if total <= count:
-        return rows_of(form, x)
-    steps = torch.arange(count, device=x.device, dtype=torch.float64)
+        return view.reshape(total, -1)
+    steps = torch.arange(count, device=view.device, dtype=torch.float64)
     chosen = ((steps * GOLDEN + offset).frac() * total).long().clamp(max=total - 1)
     index = torch.unravel_index(chosen, view.shape[:axes])
     return view[index].flatten(1)
@@ -116,9 +128,11 @@ class LinearForm:
 
     def view(self, x: Tensor) -> tuple[Tensor, int]:
         """Return ``x`` with its feature axes last."""
-        if self.axes_in == (-1,):
-            return x, x.ndim - 1
-        return x.movedim(self.axes_in, tuple(range(-len(self.axes_in), 0))), x.ndim - len(self.axes_in)
+        return _axes_last(x, self.axes_in)
+
+    def view_out(self, output: Tensor) -> tuple[Tensor, int]:
+        """Return what the op returned with its feature axes last."""
+        return _axes_last(output, self.axes_out)
 
     def _check(self, output: Tensor, weights: Sequence[Tensor], x: Tensor) -> None:
         d_out, d_in = weights[-1].shape[0], weights[0].shape[1]
@@ -129,6 +143,12 @@ class LinearForm:
             )
         if math.prod([x.shape[axis] for axis in self.axes_in]) != d_in:
             raise ShapeError(f"expected features of dimension {d_in}, got shape {tuple(x.shape)}")
+
+
+def _axes_last(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, int]:
+    if axes == (-1,):
+        return x, x.ndim - 1
+    return x.movedim(axes, tuple(range(-len(axes), 0))), x.ndim - len(axes)
 
 
 def _adjacent(axes: tuple[int, ...]) -> bool:
@@ -206,6 +226,10 @@ class ConvolutionForm:
         # (..., d_in, *positions, *kernel) -> (..., *positions, d_in, *kernel)
         patches = patches.movedim(first - 1, -len(settings.kernel) - 1)
         return patches, patches.ndim - len(settings.kernel) - 1
+
+    def view_out(self, output: Tensor) -> tuple[Tensor, int]:
+        """Return the values at all positions, shape (b, *positions, d_out)."""
+        return output.movedim(-len(self.settings.kernel) - 1, -1), output.ndim - 1
 
 
 def form_of(site: Site) -> Form:

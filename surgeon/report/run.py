@@ -15,6 +15,7 @@ from surgeon.opening.evaluation import Judging
 from surgeon.recording.labels import arrow
 from surgeon.report.figures import Line, Panel, curves
 from surgeon.report.page import Bad, Page, Part, Rows
+from surgeon.report.use import use_part
 from surgeon.support.plain import parse_json
 from surgeon.training.arms import ARMS
 from surgeon.training.runs import RECORDS_FILE, STEPS_FILE, RunRecord, read_record
@@ -47,6 +48,7 @@ def run_page(folder: Path) -> Page:
             Part("Metrics before and after", [_ABOUT_METRICS], rows=metrics),
             _theta(steps or [entry for entry in history if entry["loss"] is not None], branched),
             _validation(evaluated, record.judging, branched),
+            use_part(evaluated, [site.key for site in config.plan.sites]),
             Part("Sites", _told_of_sites(config), rows=_site_rows(config, record)),
             Part("Settings", rows=[["setting", "value"], *_settings(config, record)], folded=True),
             Part("Epochs", rows=_epoch_rows(history), folded=True),

@@ -382,14 +382,14 @@ class Finetuner:
         """Evaluate if it is time, and append the epoch to the history."""
         state = self.state
         due = state.epoch % self.settings.evaluate_every == 0 or state.epoch == self.settings.epochs
-        clean, current = self.selection.evaluate(state) if due else (None, None)
+        found = self.selection.evaluate(state) if due else None
         state.seconds += time.perf_counter() - started
         theta = self.relaxation.theta if self.relaxation is not None else (0.0, 0.0)
-        state.close_epoch(theta, clean, current, self.replay is not None)
+        state.close_epoch(theta, found, self.replay is not None)
         patience = self.settings.patience
         if patience is not None and state.since_best >= patience:
             state.stopped = f"no better {self.selection.metric} in {patience} evaluations"
-        if clean is not None and self.accelerator.trackers:
-            self.accelerator.log({f"validation/{name}": value for name, value in clean.items()}, step=state.step)
+        if found is not None and self.accelerator.trackers:
+            self.accelerator.log({f"validation/{name}": value for name, value in found.clean.items()}, step=state.step)
         if due and on_save:
             on_save(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.use import watched
 from surgeon.errors import TaskError
 from surgeon.opening.evaluation import evaluate, fitted, is_better
 from surgeon.opening.task_calls import primary_metric, task_batches, task_forward
@@ -19,12 +21,15 @@ from surgeon.training.accelerator import gathered, shards
 from surgeon.training.ema import Ema
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import PATIENCE_THETA, FinetuneSettings
-from surgeon.training.state import TrainingState
+from surgeon.training.state import Evaluation, TrainingState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Metrics = dict[str, float]
+
+RECORDED = 10_000
+"""Sites times evaluations, at most, of which a run records the use: some 150 kB."""
 
 
 class BestWeights:
@@ -60,13 +65,19 @@ class BestWeights:
         self._relaxation = None if session is None else session.relaxation
         self._given, self._given_relaxation = given
 
-    def evaluate(self, state: TrainingState) -> tuple[Metrics, Metrics]:
+    def evaluate(self, state: TrainingState) -> Evaluation:
         """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
+        use = None
         driver = self._accelerator
         # FSDP casts weights to the lower precision in every forward, those of an evaluation included
         precision = driver.autocast() if shards(driver) else nullcontext()
         with precision, self._ema.swapped() if self._ema is not None else nullcontext():
-            current = self._metrics()
+            if self._relaxation is not None and self._looks_at_use(state.epoch):
+                with watched(self._relaxation) as seen:
+                    current = self._metrics()
+                use = seen.ratios()
+            else:
+                current = self._metrics()
             clean = current
             forward = functools.partial(task_forward, self._task)
             session = self._session
@@ -76,7 +87,14 @@ class BestWeights:
                 self._require(clean)
                 self._keep(state, clean)
         self._watch_theta(state, clean, current)
-        return clean, current
+        return Evaluation(clean, current, use)
+
+    def _looks_at_use(self, epoch: int) -> bool:
+        """Tell whether an evaluation is one of those, evenly spread, at which the use of the branches is recorded."""
+        assert self._relaxation is not None
+        settings, sites = self._settings, len(self._relaxation.branches)
+        every = math.ceil(sites * (settings.epochs // settings.evaluate_every + 1) / RECORDED)
+        return sites > 0 and (epoch == settings.epochs or epoch // settings.evaluate_every % every == 0)
 
     def _metrics(self) -> Metrics:
         driver = self._accelerator

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,20 @@ class FinetuneResult:
     seconds: float
     steps: int
     stopped: str = ""
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation found.
+
+    Attributes:
+        clean: metrics of what stripping would give.
+        current: metrics at the present theta.
+        use: of the branches at the present theta, see :class:`surgeon.editing.use.SiteUse`; None if not looked at.
+    """
+
+    clean: dict[str, float]
+    current: dict[str, float]
+    use: Mapping[str, list[float | None]] | None
 
 
 @dataclass
@@ -87,11 +101,10 @@ class TrainingState:
     def close_epoch(
         self,
         theta: tuple[float, float],
-        validation: Mapping[str, float] | None,
-        relaxed: Mapping[str, float] | None,
+        found: Evaluation | None,
         replays: bool,
     ) -> None:
-        """Append the epoch to the history, with the metrics of what stripping would give and those at theta."""
+        """Append the epoch to the history, with what its evaluation found if there was one."""
         count = self.epoch_step
         entry = {
             "epoch": self.epoch,
@@ -100,8 +113,9 @@ class TrainingState:
             "loss": self.losses / count if count else None,
             "penalty": self.penalties / count if count else None,
             **({"replay": self.replays / self.replayed if self.replayed else None} if replays else {}),
-            "validation": validation,
-            "validation_relaxed": relaxed,
+            "validation": found.clean if found else None,
+            "validation_relaxed": found.current if found else None,
+            **({"use": found.use} if found and found.use else {}),
             "seconds": self.seconds,
         }
         self.history.append(entry)

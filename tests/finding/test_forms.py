@@ -26,6 +26,7 @@ from surgeon.finding.forms import (
     row_representations,
     rows_of,
     some_rows,
+    some_rows_out,
 )
 from surgeon.plan import Convolution, Site
 
@@ -346,3 +347,24 @@ def test_blocks_are_chosen_by_degree() -> None:
     with pytest.raises(PlanError, match=r"from l = 2 to l = 0: its input has l = 0, 1, its output l = 0, 1, 2"):
         block_mask(replace(site(rho_out, rho_in, None), blocks=((2, 0),)))
     assert block_mask(site(rho_out, rho_in, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes"),
+    [
+        (LinearForm((-2,), (-1,)), ((4, 5, 3), (4, 3, 2), (2, 5))),
+        (LinearForm((-3, -2), (-2, -3)), ((5, 2, 3, 4), (5, 3, 2, 4), (6, 6))),
+        (
+            ConvolutionForm(Convolution((3, 3), (2, 1), (1, 1), (1, 1), "zeros", SQUARE)),
+            ((2, 3, 6, 5), None, (4, 3, 3, 3)),
+        ),
+    ],
+)
+@pytest.mark.parametrize("count", [7, 1000])
+def test_rows_of_a_result_are_those_of_the_features(form: Form, shapes: Any, count: int) -> None:
+    given, returned, weight = shapes
+    x, w = random(*given), random(*weight)
+    result = applied(form, w, x, random(*returned) if returned else x)
+    rows = some_rows_out(form, result, count, 0.3)
+    torch.testing.assert_close(rows, some_rows(form, x, count, 0.3) @ w.flatten(1).T)
+    assert len(rows) == min(count, rows_of(form, x).shape[0])

@@ -16,6 +16,7 @@ from surgeon.errors import CheckpointError, ExistsError, SurgeonError, UsageErro
 from surgeon.files.clean import sealed
 from surgeon.files.seals import seal_folder
 from surgeon.report.run import THETA, VALIDATION
+from surgeon.report.use import SINGLE, USE, use_part
 from surgeon.report.write import write_report
 from tests.commands import Surgeon
 from tests.report.pages import Seen
@@ -96,6 +97,46 @@ def test_a_run_is_drawn_and_told_as_it_was_recorded(folder: Path) -> None:
     sites = json.loads((run / "surgeon_config.json").read_text())["plan"]["sites"]
     assert len(seen.table("site")) == 1 + len(sites) > 1
     assert ["learning rate", "0.01"] in seen.table("setting")
+
+
+def rewritten(run: Path, change: Callable[[Any], None]) -> None:
+    """Change every epoch's record as if it had been written so."""
+    history = lines(run / "records.jsonl")
+    for entry in history:
+        change(entry)
+    (run / "records.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    seal_folder(run)
+
+
+def test_what_the_branches_did_is_drawn_site_by_site(folder: Path) -> None:
+    run = folder / "net-run"
+    config, history = json.loads((run / "surgeon_config.json").read_text()), lines(run / "records.jsonl")
+    keys = [f"{site['name']}.{site['argument']}" for site in config["plan"]["sites"]]
+    seen = report(run)
+    for number, key in enumerate(keys):
+        for label, name in (("|Wx| / |f(x)|", "share"), ("Lie derivative / output", "lie")):
+            assert seen.column(USE, f"{label}: {key}") == [entry["use"][name][number] for entry in history]
+    assert all(value > 0 for entry in history[1:-1] for value in entry["use"]["lie"])
+    assert history[-1]["theta"] == [0.0, 0.0]
+    assert set(history[-1]["use"]["lie"]) == {0.0}
+    assert min(history[-1]["use"]["share"]) > 0
+
+
+def test_of_many_sites_the_median_and_the_largest_are_named(folder: Path) -> None:
+    evaluated = [{"epoch": 0, "use": {"share": [1.0, 2.0, None] * SINGLE, "lie": [None] * 3 * SINGLE}}]
+    part = use_part(evaluated, [f"site {number}" for number in range(3 * SINGLE)])
+    assert part.drawing is not None
+    head, row = part.drawing.rows
+    values = dict(zip(head, row, strict=True))
+    assert [values[f"|Wx| / |f(x)|: {name}"] for name in ("site 1", "median", "largest")] == [2.0, 1.5, 2.0]
+    assert values["Lie derivative / output: median"] is None
+    assert ">median<" in part.drawing.svg
+    assert ">site 1<" not in part.drawing.svg
+
+
+def test_a_run_that_has_not_recorded_it_has_no_such_figure(folder: Path) -> None:
+    rewritten(folder / "net-run", lambda entry: entry.pop("use"))
+    assert USE not in [heading for _, heading in report(folder / "net-run").headings]
 
 
 def told_apart(row: Any) -> str:
