@@ -131,7 +131,7 @@ def compare(
         recipe = Recipe.of(workspace, comparison.settings, weights, relaxing)
         execute = _told(_executor(settings, comparison, recipe, progress), record.metric, progress)
         _tell_kept(kept, progress)
-        with _kept_on_failure(target, record):
+        with _kept_on_failure(target, record), _begun(kept, weights):
             if settings.grid:
                 swept = sweep(comparison, settings.arms, settings.grid, range(settings.grid_seeds), execute, kept)
             rates = swept["best"] if swept else None
@@ -227,6 +227,19 @@ def identity_of(workspace: Workspace, settings: FinetuneSettings) -> dict[str, A
 
 
 @contextmanager
+def _begun(kept: RunStore, weights: Path | None) -> Iterator[None]:
+    """Begin the folder of the runs before weights are written, else they would seem to be of no comparison."""
+    if weights is not None:
+        kept.begin()
+    try:
+        yield
+    except BaseException:
+        if weights is None or not any(weights.glob("*")):
+            kept.give_up()
+        raise
+
+
+@contextmanager
 def _kept_on_failure(target: Path, record: ComparisonRecord) -> Iterator[None]:
     """Say where the finished runs are when a later one fails or is interrupted."""
     try:
@@ -234,7 +247,8 @@ def _kept_on_failure(target: Path, record: ComparisonRecord) -> Iterator[None]:
     except (KeyboardInterrupt, TrainingError) as error:
         what, kept = str(error) or "interrupted", record.kept
         if not kept:
-            raise TrainingError(f"{what}; no run was finished, nothing was written") from None
+            then = "the same command goes on" if kept.folder.exists() else "nothing was written"
+            raise TrainingError(f"{what}; no run was finished, {then}") from None
         if record.runs or record.sweep:
             write_json(target, record.to_data(), force=True)
         raise TrainingError(

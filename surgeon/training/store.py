@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
-from surgeon.files.atomic import atomic_folder, check_writable
+from surgeon.files.atomic import atomic_folder, check_writable, remove_entry
 from surgeon.files.content import json_compatible, write_json
 from surgeon.support.plain import parse_json, read_plain
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
@@ -22,7 +22,8 @@ class RunStore(MutableMapping[Point, Outcome]):
     """A folder of finished runs.
 
     Every run is written at once and atomically. What decides a run besides its name (arm, learning rate, seed) stands
-    in ``comparison.json``; a folder that says otherwise is refused. The folder appears with the first finished run.
+    in ``comparison.json``; a folder that says otherwise is refused. The folder appears with the first finished
+    run, or when it is begun before that.
 
     Args:
         folder: where the runs are, or will be.
@@ -53,6 +54,18 @@ class RunStore(MutableMapping[Point, Outcome]):
         if self._begun:
             self._require_same()
         self._runs = self._read_all() if self._begun else {}
+
+    def begin(self) -> None:
+        """Write the folder before its first run, so that what else is written meanwhile is known to be of it."""
+        if not (self.folder / IDENTITY_FILE).is_file():
+            with atomic_folder(self.folder, force=self._restart) as temporary:
+                write_json(temporary / IDENTITY_FILE, self._identity)
+            self._begun = True
+
+    def give_up(self) -> None:
+        """Remove the folder if it was begun for nothing."""
+        if self._begun and not (self._runs or self.damaged):
+            remove_entry(self.folder)
 
     def _require_same(self) -> None:
         path = self.folder / IDENTITY_FILE

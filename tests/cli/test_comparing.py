@@ -18,11 +18,13 @@ import torch
 from rich.console import Console
 
 from surgeon.editing.relaxation import Relaxation
+from surgeon.errors import WriteError
 from surgeon.opening.open import open_path
 from surgeon.training.comparison import outcome_of
-from surgeon.training.outcomes import Failure, Point
+from surgeon.training.outcomes import Failure, Outcome, Point
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import Recipe, comparison_of, work
+from surgeon.training.store import RunStore
 from surgeon_cli.progress import TrainingBar
 from surgeon_cli.screen import comparison_table, fit
 from tests.commands import Surgeon, files_in
@@ -395,3 +397,20 @@ def test_what_is_left_is_said_while_something_is(capsys: pytest.CaptureFixture[s
     first, last = capsys.readouterr().err.splitlines()
     assert "s left" in first
     assert last.endswith("lr 0.01: diverged")
+
+
+def test_a_comparison_that_ends_between_weights_and_their_run_goes_on(
+    surgeon: Surgeon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surgeon.once("relax", "net.pt")
+    usual = RunStore.__setitem__
+
+    def full(store: RunStore, point: Point, outcome: Outcome) -> None:
+        raise WriteError("the disk is full")
+
+    monkeypatch.setattr(RunStore, "__setitem__", full)
+    surgeon("finetune", "net-relaxed", *COMPARE[2:], "plain", code=2)
+    assert Path("net-compare/plain/0/model.safetensors").is_file()
+    monkeypatch.setattr(RunStore, "__setitem__", usual)
+    surgeon("finetune", "net-relaxed", *COMPARE[2:], "plain")
+    assert Path("net-compare.json").is_file()
