@@ -26,6 +26,12 @@ ALONE = 3e-14
 Little above rounding: constants that were made in float32 leave entries of 1e-8, which may not be overlooked.
 """
 
+DENSE = 0.9
+"""Share of what two halves might reach from which on their inputs are run one by one."""
+
+MOST_PAIRS = 30_000_000
+"""Pairs of an output and a piece up to which that is done at once."""
+
 MOST_RUNS = 3000
 """Runs after which a map in which everything depends on everything is given up."""
 
@@ -64,24 +70,36 @@ def probed_matrix(run: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> Spar
     pieces = pieces[pieces[:, 1] > pieces[:, 0]]
     rows, owners = torch.arange(len(probe.offset)).repeat(len(pieces)), torch.arange(len(pieces))
     owners = owners.repeat_interleave(len(probe.offset))
-    colours = torch.arange(len(pieces))
+    colours, asked = torch.arange(len(pieces)), 0
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     while len(pieces):
-        if probe.runs + 4 * int(colours.max() + 1) > MOST_RUNS:
+        if probe.runs + (4 if bool((pieces.diff() > 1).any()) else 1) * int(colours.max() + 1) > MOST_RUNS:
             return None
+        before, asked = asked, len(rows)
         rows, owners, done = probe.decode(pieces, colours, rows, owners)
         found.append(done)
         open_ = torch.unique(owners)
         owners = torch.searchsorted(open_, owners)
         pieces, colours = pieces[open_], _colours(rows, owners, len(open_))
-        # both halves may reach what the whole reached
-        middle = (pieces.sum(1) + 1) // 2
-        pieces = torch.stack([pieces[:, 0], middle, middle, pieces[:, 1]], dim=1).reshape(-1, 2)
-        rows, owners = rows.repeat(2), torch.cat([2 * owners, 2 * owners + 1])
-        colours = torch.stack([2 * colours, 2 * colours + 1], dim=1).flatten()
+        # where both halves reach what the whole reached, so will theirs: each input is run by itself
+        dense = before and not len(done[0]) and len(rows) >= DENSE * asked
+        number = int(pieces.diff().max()) if dense else 2
+        number = number if number * len(rows) <= MOST_PAIRS else 2
+        pieces, colours, rows, owners = _cut(pieces, colours, rows, owners, number)
     row, column, value = (torch.cat(parts) for parts in zip(*found, strict=True))
     matrix = SparseMatrix(row, column, value, (len(probe.offset), sum(sizes)))
     return matrix if probe.agrees(matrix) else None
+
+
+def _cut(
+    pieces: Tensor, colours: Tensor, rows: Tensor, owners: Tensor, number: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cut each piece into so many, of which all may reach what the whole reached."""
+    part = torch.arange(number)
+    ends = pieces[:, :1] + (pieces.diff() * torch.arange(number + 1) + number - 1) // number
+    pieces = torch.stack([ends[:, :-1], ends[:, 1:]], dim=2).flatten(0, 1)
+    colours = (number * colours[:, None] + part).flatten()
+    return pieces, colours, rows.repeat(number), (number * owners + part[:, None]).flatten()
 
 
 class _Probe:
