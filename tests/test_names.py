@@ -6,6 +6,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+import surgeon
 from tests.test_import_order import PACKAGES, ROOT, sources
 
 
@@ -29,6 +30,23 @@ def test_no_two_classes_have_one_name() -> None:
 
 def test_no_two_functions_of_the_engine_have_one_name() -> None:
     assert not named_twice(files_of(["surgeon"]), ast.FunctionDef)
+
+
+def test_a_function_shares_its_name_only_with_its_like() -> None:
+    """A command is named as the public function that it calls, what adapters do alike in each family alike."""
+    shared = named_twice(files_of(PACKAGES), ast.FunctionDef)
+    commands = {name for name, modules in shared.items() if any(".commands." in module for module in modules)}
+    assert commands <= {*surgeon.__all__}
+    of_families = {
+        name
+        for name, modules in shared.items()
+        if all(module.startswith("surgeon_adapters.") for module in modules) and len({*map(family, modules)}) > 1
+    }
+    assert shared.keys() == commands | of_families
+
+
+def family(module: str) -> str:
+    return module.removeprefix("surgeon_adapters.").removeprefix("zoo.").partition(".")[0]
 
 
 def test_the_glossary_is_short_and_has_each_word_once() -> None:

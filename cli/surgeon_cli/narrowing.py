@@ -68,7 +68,7 @@ def _budget(text: str) -> int | float:
     return number / 100 if share else int(number)
 
 
-def theta_shares(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
+def read_theta_shares(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """Read ``PATTERN=SHARE``.
 
     Raises:

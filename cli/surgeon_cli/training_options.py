@@ -179,7 +179,7 @@ class Rare:
     ] = False
 
 
-def settings_of(training: Training, rare: Rare) -> FinetuneSettings:
+def chosen_settings(training: Training, rare: Rare) -> FinetuneSettings:
     """Return the preset with what the user changed.
 
     Raises:

@@ -112,14 +112,14 @@ def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 
     recordings, judges = recorded_runs(model, symmetry, inputs, elements), elements.judges
     moved = (recording.outputs for recording in recordings[-len(judges) :])
     errors = symmetry.errors(recordings[0].outputs, zip(judges, moved, strict=True))
-    search = _Search(recordings, elements)
+    search = _BreakSearch(recordings, elements)
     if max(errors.values()) <= OUTPUT_TOLERANCE:
         return Breaks(None, errors, len(search.outputs()))
     first = search.first()
     return Breaks(first, errors, len(search.verdicts), judged=tuple(search.judged()))
 
 
-class _Search:
+class _BreakSearch:
     """The nodes of equal runs, judged when they are asked for."""
 
     def __init__(self, recordings: list[Recording], elements: Elements) -> None:

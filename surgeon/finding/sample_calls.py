@@ -185,14 +185,14 @@ def _is_identity(tensor: Tensor) -> bool:
     return bool((tensor.detach().cpu().flatten() == torch.eye(len(tensor)).flatten()).all())
 
 
-def decoded(data: Mapping[str, Any]) -> Any:
+def decoded_call(data: Mapping[str, Any]) -> Any:
     """Return what was encoded, with floating-point numbers in float64."""
     if "shape" in data:
         dtype: torch.dtype = getattr(torch, data["dtype"])
         tensor = torch.eye(data["identity"]) if "identity" in data else torch.tensor(data["tensor"])
         return tensor.to(torch.float64 if dtype.is_floating_point else dtype).reshape(data["shape"])
     if "mapping" in data:
-        return {key: decoded(value) for key, value in data["mapping"].items()}
+        return {key: decoded_call(value) for key, value in data["mapping"].items()}
     if "sequence" in data:
-        return tuple(decoded(value) for value in data["sequence"])
+        return tuple(decoded_call(value) for value in data["sequence"])
     return data["value"]

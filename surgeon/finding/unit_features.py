@@ -21,7 +21,7 @@ from surgeon.errors import GroupError, PlanError
 from surgeon.finding.forms import LinearForm
 from surgeon.finding.ops import call_forward
 from surgeon.finding.raw_ops import raw_op_at, run_apart, trace_forward
-from surgeon.finding.sample_calls import decoded
+from surgeon.finding.sample_calls import decoded_call
 from surgeon.plan import Site
 from surgeon.support.trees import map_tensors, tensor_at, tensors_in, with_tensor
 
@@ -97,7 +97,7 @@ class _Matrices:
 
     def __init__(self, op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None, most: int | None) -> None:
         self._site, self._call = site, _call_of(op, site, wrap)
-        self._shape, self._given = tuple(fold["shape"]), decoded(fold.get("given", {"mapping": {}}))
+        self._shape, self._given = tuple(fold["shape"]), decoded_call(fold.get("given", {"mapping": {}}))
         sizes = [self._shape[axis] for axis in site.axes_in]
         if math.prod(sizes) != site.shape[1]:
             raise PlanError(f"its features of shape {self._shape} do not have the dimension {site.shape[1]} of W")

@@ -25,7 +25,7 @@ from surgeon.training.arms import WITHOUT_BRANCHES, Contender, require_single
 from surgeon.training.batches import Sharing, count_steps, epoch_seed
 from surgeon.training.compare import identity_of
 from surgeon.training.finetune import Finetuned, finetune
-from surgeon.training.halving import books, halve, report, rounds_within, running, setting_of
+from surgeon.training.halving import books, enter, halve, rounds_within, running, setting_of
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 from surgeon.training.progress import Progress, StepEvent
 from surgeon.training.settings import FinetuneSettings
@@ -303,7 +303,7 @@ class _Search:
                 came = (done.result.best_epoch, done.result.steps, done.result.seconds, ())
                 outcome = ArmRun(arm, point.seed, rate, {self.metric: value}, {}, *came)
             seconds = trial.user_attrs.get("seconds", 0.0) + time.perf_counter() - began
-            report(self.study, trial, epoch, value, seconds=seconds, message=message)
+            enter(self.study, trial, epoch, value, seconds=seconds, message=message)
             self.progress.finish(point, outcome)
 
     def _reached(self, done: Finetuned) -> float:
@@ -337,7 +337,7 @@ class _Search:
             best.user_attrs.get("seconds", 0.0) + time.perf_counter() - began,
         )
         if epochs not in best.intermediate_values:
-            report(self.study, best, epochs, self._reached(done), seconds=seconds)
+            enter(self.study, best, epochs, self._reached(done), seconds=seconds)
         return done
 
     def _found(self, done: Finetuned) -> SearchRecord:

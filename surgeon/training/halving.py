@@ -121,7 +121,7 @@ def _mend(log: Path) -> None:
     log.with_name(f"{log.name}.lock").unlink(missing_ok=True)
 
 
-def report(study: Study, trial: FrozenTrial, epoch: int, value: float, **known: float | int | str) -> None:
+def enter(study: Study, trial: FrozenTrial, epoch: int, value: float, **known: float | int | str) -> None:
     """Enter what a trial has reached at the end of a round; NaN if it diverged."""
     from optuna.trial import Trial
 

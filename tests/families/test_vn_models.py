@@ -16,7 +16,7 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon_adapters.zoo.vector_neurons.adapter import adapter
-from surgeon_adapters.zoo.vector_neurons.models import ModelSettings, build, described, recognised
+from surgeon_adapters.zoo.vector_neurons.models import ModelSettings, build, built_from, recognised
 from tests.families.vn_files import SIZES, inputs, network, write_checkpoint
 from tests.families.vn_published import PUBLISHED
 
@@ -47,7 +47,7 @@ def test_published_names_shapes_and_order(kind: str, pooling: str) -> None:
 def test_sizes_are_read_off_the_shapes(kind: str, base: int, pooling: str) -> None:
     with torch.device("meta"):
         model = build(kind, base=base, pooling=pooling, neighbours=5, **SIZES[kind])
-    found, built = recognised(model.state_dict()), described(model)
+    found, built = recognised(model.state_dict()), built_from(model)
     assert found is not None
     assert built is not None
     assert {**asdict(found), "neighbours": 5} == asdict(built)
@@ -124,7 +124,7 @@ def test_variants_are_named_and_left_to_the_user(tmp_path: Path) -> None:
 
 def test_other_state_dicts_are_not_taken() -> None:
     assert adapter.rebuild({"conv1.weight": torch.ones(3, 3), "fc3.weight": torch.ones(2, 2)}) is None
-    assert described(torch.nn.Linear(2, 2)) is None
+    assert built_from(torch.nn.Linear(2, 2)) is None
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def killing(real: Callable[..., Any], at: int, afterwards: bool) -> Callable[...
 
 @pytest.mark.parametrize(
     ("name", "at", "afterwards"),
-    [("report", 1, False), ("report", 5, True), ("halve", 1, True), ("finetune", 7, True), ("seal_folder", 1, False)],
+    [("enter", 1, False), ("enter", 5, True), ("halve", 1, True), ("finetune", 7, True), ("seal_folder", 1, False)],
 )
 def test_a_search_that_dies_goes_on_to_the_same_result(
     work: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int, afterwards: bool, expected: tuple[list[str], bytes]

@@ -56,7 +56,7 @@ def read_labelled(path: Path, keys: Mapping[str, str | None], elements: Iterable
         TaskError: if it cannot be read, has no labels, or has elements that the model does not know.
     """
     every = read_frames(path)
-    require_known(path, every, elements)
+    require_known_elements(path, every, elements)
     frames, energies = without_isolated(every, keys)
     values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in frames]
     labels = tuple(label for label in DEFAULT_KEYS if any(value[label] is not None for value in values))
@@ -134,7 +134,7 @@ def without_isolated(frames: Sequence[Any], keys: Mapping[str, str | None]) -> t
     return [frame for frame in frames if frame.info.get("config_type") != ISOLATED], energies
 
 
-def require_known(path: Path, frames: Sequence[Any], known: Iterable[int]) -> None:
+def require_known_elements(path: Path, frames: Sequence[Any], known: Iterable[int]) -> None:
     """Check that all atoms of a file are of elements that the model knows, but for isolated ones.
 
     Raises:

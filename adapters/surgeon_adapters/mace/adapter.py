@@ -16,7 +16,7 @@ from surgeon.errors import CheckpointError
 from surgeon.files.reading import scripts_on_the_cpu
 from surgeon.opening.loading import load_into
 from surgeon_adapters.atoms.adapter import PotentialAdapter
-from surgeon_adapters.mace.checks import forces_of, further_inputs, recognised, require_no_other_layers, require_same
+from surgeon_adapters.mace.checks import forces_of, further_inputs, needed_file, require_no_other_layers, require_same
 from surgeon_adapters.mace.models import FACTORY, arguments_of, import_mace, is_potential
 from surgeon_adapters.mace.task import MaceTask
 
@@ -57,7 +57,7 @@ class MaceAdapter(PotentialAdapter):
 
     def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
         """Say which potential the weights of a training checkpoint belong to, and which file is needed."""
-        return recognised(tensors)
+        return needed_file(tensors)
 
     def reopen(self, path: Path) -> nn.Module | None:
         """Open a ``.model`` as MACE's own calculator does; None for other files."""

@@ -32,7 +32,7 @@ def further_inputs(module: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(module, "embedding_specs", None) or ())
 
 
-def recognised(tensors: Mapping[str, Tensor]) -> str | None:
+def needed_file(tensors: Mapping[str, Tensor]) -> str | None:
     """Say which MACE potential a state dict belongs to and what its architecture is missing; None if to none."""
     if not all(key in tensors for key in _WEIGHTS):
         return None
@@ -74,7 +74,7 @@ def require_no_other_layers(module: nn.Module) -> None:
         )
 
 
-def other_weights(module: nn.Module, rebuilt: nn.Module) -> list[str]:
+def differing_weights(module: nn.Module, rebuilt: nn.Module) -> list[str]:
     """Return the names in which a pickled model and its rebuilt twin differ, but for constants that only one has."""
     stored, own = module.state_dict(), rebuilt.state_dict()
     learned = dict(rebuilt.named_parameters())
@@ -82,7 +82,7 @@ def other_weights(module: nn.Module, rebuilt: nn.Module) -> list[str]:
     return wrong + [key for key in own if key not in stored and key in learned]
 
 
-def constants_of(module: nn.Module, rebuilt: nn.Module) -> dict[str, str | None]:
+def kept_constants(module: nn.Module, rebuilt: nn.Module) -> dict[str, str | None]:
     """Return the constants that a pickled model keeps otherwise than its rebuilt twin, once their weights agree.
 
     Versions of mace differ in these: a newer one has buffers that an older one lacks, or one in another dtype.
@@ -93,7 +93,7 @@ def constants_of(module: nn.Module, rebuilt: nn.Module) -> dict[str, str | None]
     Raises:
         CheckpointError: if anything else differs.
     """
-    wrong = other_weights(module, rebuilt)
+    wrong = differing_weights(module, rebuilt)
     if wrong:
         raise CheckpointError(f"mace {version()} gives it other weights ({len(wrong)} differ, first {wrong[0]})")
     stored, own = module.state_dict(), rebuilt.state_dict()

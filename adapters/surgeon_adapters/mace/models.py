@@ -18,7 +18,7 @@ from surgeon.errors import CheckpointError
 from surgeon.support.e3nn_compat import e3nn_defaults, import_above_e3nn, import_e3nn
 from surgeon.support.imports import one_line
 from surgeon.support.modes import default_dtype
-from surgeon_adapters.mace.checks import constants_of, other_weights
+from surgeon_adapters.mace.checks import differing_weights, kept_constants
 from surgeon_adapters.mace.checks import version as installed_version
 
 FACTORY = "surgeon_adapters.mace.models:build"
@@ -119,13 +119,13 @@ def arguments_of(module: nn.Module, kind: str) -> tuple[dict[str, Any], nn.Modul
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
     arguments: dict[str, Any] = {"kind": kind, "dtype": dtype, "settings": settings, "version": installed_version()}
     rebuilt = build(**arguments)
-    differing = other_weights(module, rebuilt)
+    differing = differing_weights(module, rebuilt)
     if wished and differing and all(COUPLING in name for name in differing):
         settings["use_reduced_cg"] = True
         rebuilt = build(**arguments)
     trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     frozen = [name for name in trained if any(trained.values()) and not trained[name]]
-    constants = constants_of(module, rebuilt)
+    constants = kept_constants(module, rebuilt)
     complete(rebuilt, constants, frozen)
     further = {"constants": constants, "frozen": frozen}
     return {**arguments, **{key: value for key, value in further.items() if value}}, rebuilt

@@ -29,7 +29,7 @@ from surgeon_cli.options import (
 )
 from surgeon_cli.progress import training_bar
 from surgeon_cli.screen import comparison_table, other_metrics_table, print_json, print_table, say, show, sweep_table
-from surgeon_cli.training_options import Comparing, Keeping, Rare, Searching, Training, settings_of
+from surgeon_cli.training_options import Comparing, Keeping, Rare, Searching, Training, chosen_settings
 
 if TYPE_CHECKING:
     from surgeon.training.auto import SearchRecord
@@ -76,7 +76,7 @@ def finetune(
         surgeon finetune segnn-relaxed --compare plain,drop,fold,overparam --seeds 3
     """
     _refuse_mixtures(arm, keeping, searching, comparing)
-    folder, settings = folder_or_only(path, json_output, trained=False), settings_of(training, rare)
+    folder, settings = folder_or_only(path, json_output, trained=False), chosen_settings(training, rare)
     options = with_probes(with_reference(opening.options(json_output), reference, folder), probe)
     stem, first = output_stem(folder).removesuffix("-relaxed"), is_first_process()
     given: dict[str, Any] = {"options": options, "force": force}

@@ -12,7 +12,7 @@ import typer
 import surgeon
 from surgeon.algebra.schedule import Schedule
 from surgeon_cli.bundles import unbundled
-from surgeon_cli.narrowing import Narrowing, theta_shares
+from surgeon_cli.narrowing import Narrowing, read_theta_shares
 from surgeon_cli.options import (
     ActionOption,
     FindOptions,
@@ -70,7 +70,7 @@ class Inserting:
         Raises:
             UsageError: if an option cannot be read, or needs or excludes another one.
         """
-        schedule = Schedule(self.schedule, sites=theta_shares(self.theta_site or []))
+        schedule = Schedule(self.schedule, sites=read_theta_shares(self.theta_site or []))
         return surgeon.RelaxSettings(
             group=group,
             plan=self.plan,

@@ -20,7 +20,7 @@ from surgeon.errors import CheckpointError, TaskError
 from surgeon.plan import Task
 from surgeon.registry import Adapter, Proposal, Refusal
 from surgeon.support.imports import call_with
-from surgeon_adapters.zoo.vector_neurons.models import FACTORY, build, described, recognised
+from surgeon_adapters.zoo.vector_neurons.models import FACTORY, build, built_from, recognised
 from surgeon_adapters.zoo.vector_neurons.task import PointCloudTask
 
 CHOOSING = "VNMaxPool"
@@ -62,7 +62,7 @@ class VectorNeuronAdapter(Adapter):
 
     def describe(self, module: nn.Module) -> Mapping[str, Any] | None:
         """Return the settings of a network of this package."""
-        settings = described(module)
+        settings = built_from(module)
         return None if settings is None else {"factory": FACTORY, "args": asdict(settings)}
 
     def task(self, data: Path, arguments: Mapping[str, Any]) -> Task:

@@ -153,10 +153,10 @@ class VNStdFeature(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (b, in_channels, 3, ...) to invariants of the same shape; also return the frame, (b, 3, 3, ...)."""
         frame = map_channels(self.vn_lin, self.vn2(self.vn1(x)))
-        return in_frame(x, frame), frame
+        return times_frame(x, frame), frame
 
 
-def in_frame(x: Tensor, frame: Tensor) -> Tensor:
+def times_frame(x: Tensor, frame: Tensor) -> Tensor:
     """Return the products of all vectors with the three of a frame: ``y[:, c, f] = sum_v x[:, c, v] z[:, f, v]``.
 
     Args:

@@ -146,7 +146,7 @@ def recognised(tensors: Mapping[str, Tensor]) -> ModelSettings | None:
     return settings
 
 
-def described(module: nn.Module) -> ModelSettings | None:
+def built_from(module: nn.Module) -> ModelSettings | None:
     """Return what a network of this package was built from; None for any other module."""
     kind = next((kind for kind, network in _CLASSES.items() if type(module) is network), None)
     if kind is None or not isinstance(module, Network):

@@ -17,9 +17,9 @@ from surgeon_adapters.zoo.vector_neurons.layers import (
     VNLinearLeakyReLU,
     VNStdFeature,
     beside,
-    in_frame,
     neighbour_features,
     pool,
+    times_frame,
 )
 from surgeon_adapters.zoo.vector_neurons.pointnet import STNkd
 
@@ -76,7 +76,7 @@ class VNPointNetPartSeg(nn.Module):
         x = self.bn5(self.conv5(fourth))
         x = beside(x, x.mean(-1, keepdim=True))
         invariants, frame = self.std_feature(x)
-        own = in_frame(torch.cat([first, second, third, fourth], dim=1), frame).flatten(1, 2)
+        own = times_frame(torch.cat([first, second, third, fourth], dim=1), frame).flatten(1, 2)
         invariants = invariants.flatten(1, 2)
         cloud = torch.cat([invariants.amax(-1), categories], dim=1).unsqueeze(-1).expand(-1, -1, points.shape[-1])
         x = torch.cat([cloud, own, invariants], dim=1)
@@ -141,7 +141,7 @@ class VNDGCNNPartSeg(nn.Module):
         x = self.conv6(vectors)
         x = beside(x, x.mean(-1, keepdim=True))
         invariants, frame = self.std_feature(x)
-        own = in_frame(vectors, frame).flatten(1, 2)
+        own = times_frame(vectors, frame).flatten(1, 2)
         cloud = [invariants.flatten(1, 2).amax(-1, keepdim=True), self.conv7(categories.unsqueeze(-1))]
         x = torch.cat([torch.cat(cloud, dim=1).expand(-1, -1, points.shape[-1]), own], dim=1)
         x = self.conv10(self.dp2(self.conv9(self.dp1(self.conv8(x)))))

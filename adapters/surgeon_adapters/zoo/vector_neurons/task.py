@@ -14,7 +14,7 @@ from surgeon.errors import TaskError
 from surgeon.plan import Split
 from surgeon_adapters.zoo.vector_neurons.classes import Batch, Classes, Turns
 from surgeon_adapters.zoo.vector_neurons.data import Clouds, read_clouds
-from surgeon_adapters.zoo.vector_neurons.models import ModelSettings, described
+from surgeon_adapters.zoo.vector_neurons.models import ModelSettings, built_from
 from surgeon_adapters.zoo.vector_neurons.parts import ShapeParts, known_parts
 
 POINTS = {False: 1024, True: 2048}
@@ -57,7 +57,7 @@ class PointCloudTask:
             TaskError: if an argument is unusable, or a file does not fit the model.
         """
         self._require_sound()
-        settings = described(model)
+        settings = built_from(model)
         segments = settings is not None and settings.segments
         dtype = next((value.dtype for value in model.parameters()), torch.float32)
         clouds = self._split(self.points or POINTS[segments], dtype)
