@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from surgeon.finding.breaks import Breaks, Judged
-from surgeon.report.figures import ErrorRow, errors_on_log_axis, standalone
+from surgeon.report.figures import ErrorRow, errors_on_log_axis
+from surgeon.report.page import standalone
 
 ROWS = 24
 """Drawn at most: those around the break."""

@@ -14,7 +14,7 @@ from surgeon.proof.equivariance import largest_allowed
 from surgeon.proof.words import LIMITS, OTHER_DATA, Section, grade_words, sections
 from surgeon.report.figures import ErrorRow, errors_on_log_axis
 from surgeon.report.page import Bad, Drawing, Page, Part, Rows
-from surgeon.report.run import metric_row, metric_rows, worse_in_words
+from surgeon.report.run import metric_rows, primary_in_words, probe_rows, worse_in_words
 
 EQUIVARIANCE = "Equivariance errors"
 
@@ -44,8 +44,8 @@ def clean_page(folder: Path) -> Page:
         parts=[
             Part("Metrics before and after", told["Metrics"].told, rows=_metrics(data, judging)),
             Part("On other data", told[OTHER_DATA].told, rows=_probes(details.get("probes") or {}, judging)),
-            _equivariance(data, told["Equivariance"]),
-            Part("Checks", told["Checks"].told, rows=_marked(told["Checks"].table)),
+            *_equivariance(data, told["Equivariance"]),
+            _checks(data, told["Checks"]),
             Part("What was not looked at", list(_not_looked_at(data))),
             *(Part(title, told[title].told, rows=told[title].table, folded=True) for title in shown),
         ],
@@ -55,12 +55,9 @@ def clean_page(folder: Path) -> Page:
 def _headline(data: Mapping[str, Any], judging: Judging) -> Iterator[str]:
     """Say what the primary metric was and is, and which ones got worse."""
     before, after = (data["metrics"].get(model, {}) for model in ("original", "stripped"))
-    rows = [metric_row(judging, name, before.get(name), after.get(name)) for name in after]
-    for name, unit, old, new, change, word in rows:
-        if name == judging.metric and old is not None and new is not None:
-            values = (f"{value:.6g} {'' if unit == '–' else unit}".rstrip() for value in (old, new))
-            yield f"`{name}`: {' before, '.join(values)} after ({change}{f', {word}' if word else ''})."
-    yield from worse_in_words(rows)
+    if judging.metric in before and judging.metric in after:
+        yield primary_in_words(judging, before[judging.metric], after[judging.metric], "after")
+    yield from worse_in_words(_metrics(data, judging))
 
 
 def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -79,29 +76,32 @@ def _metrics(data: Mapping[str, Any], judging: Judging) -> Rows:
 
 
 def _probes(probes: Mapping[str, Any], judging: Judging) -> Rows:
-    rows = [
-        [name, *metric_row(judging, metric, record["metrics"].get("original", {}).get(metric), after)]
-        for name, record in probes.items()
-        for metric, after in record["metrics"].get("stripped", {}).items()
-    ]
-    return [["data", "metric", "unit", "original", "after", "change", ""], *rows]
+    return probe_rows(judging, {name: record["metrics"] for name, record in probes.items()})
 
 
-def _marked(table: Rows) -> Rows:
-    return [[Bad("NO") if cell == "**NO**" else cell for cell in row] for row in table]
+def _checks(data: Mapping[str, Any], section: Section) -> Part:
+    """Say how many hold, and list those that do not; if all do, the list is closed."""
+    checks: Mapping[str, bool] = data["checks"]
+    failed = [name for name, holds in checks.items() if not holds]
+    said = [f"{len(checks) - len(failed)} of {len(checks)} hold.", *section.told]
+    if failed:
+        said.insert(1, f"Not: {', '.join(failed)}.")
+    rows = [[Bad("NO") if cell == "**NO**" else cell for cell in row] for row in section.table]
+    return Part("Checks", said, rows=rows, closed=not failed)
 
 
-def _equivariance(data: Mapping[str, Any], section: Section) -> Part:
+def _equivariance(data: Mapping[str, Any], section: Section) -> Iterator[Part]:
     found = list(_error_rows(data["equivariance"]))
     if not found:
-        return Part(EQUIVARIANCE, ["They were not measured."])
+        yield Part(EQUIVARIANCE, ["They were not measured."])
+        return
     words = (
         "Largest relative equivariance error |f(gx) - g f(x)| / |g f(x)| of every model, by component of the group and "
         "dtype, on a logarithmic axis; the dashed mark is the largest one that the result may have, where largest "
         "errors decide. An error of exactly 0 stands at the left edge; one that is not finite is not drawn."
     )
     drawing: Drawing = errors_on_log_axis(EQUIVARIANCE, "largest relative error", found, words)
-    return Part(EQUIVARIANCE, section.told, drawing, section.table)
+    yield Part(EQUIVARIANCE, section.told, drawing, section.table, closed=True)
 
 
 def _error_rows(equivariance: Mapping[str, Any]) -> Iterator[ErrorRow]:

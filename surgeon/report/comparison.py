@@ -12,7 +12,7 @@ from surgeon.errors import CheckpointError
 from surgeon.files.content import read_json
 from surgeon.opening.evaluation import Judging
 from surgeon.report.figures import Interval, Line, Panel, curves, intervals
-from surgeon.report.page import Bad, Page, Part, Rows
+from surgeon.report.page import NO_BREAK, Bad, Good, Page, Part, Rows
 
 Number = float | None
 """JSON has null for a number that is not finite."""
@@ -69,13 +69,13 @@ def comparison_page(path: Path) -> Page:
     data = _read(path)
     judging, metric = data["judging"], data["metric"]
     unfinished = [] if data["complete"] else ["It is not finished: these are the runs so far."]
-    seeds = len({run["seed"] for run in data["runs"]})
+    count, *sentences = data["sentences"]
     return Page(
         title=f"Comparison {path.stem}",
-        lead=[*unfinished, *data["sentences"]],
+        lead=[*_verdict(data), *unfinished, *sentences] or [count],
+        unfinished=not data["complete"],
         facts=[
-            ("arms", ", ".join(row["arm"] for row in data["rows"])),
-            ("seeds", seeds),
+            ("size", count),
             (
                 "judged by",
                 f"test {judging.with_unit(metric)}, {'smaller' if judging.direction == 'min' else 'larger'} is better",
@@ -86,7 +86,9 @@ def comparison_page(path: Path) -> Page:
             ("machine", ", ".join(f"{name} {value}" for name, value in data["machine"].items() if value is not None)),
         ],
         parts=[
-            Part("Arms", rows=_arm_rows(data)),
+            Part(
+                "Arms", ["Mean ± standard deviation over seeds; differences are paired by seed."], rows=_arm_rows(data)
+            ),
             *_differences(data),
             _means(data),
             _curves(data),
@@ -113,33 +115,64 @@ def _read(path: Path) -> _Comparison:
 
 
 def _arm_rows(data: _Comparison) -> Rows:
-    metric, reference = data["judging"].with_unit(data["metric"]), data["rows"][0]["reference"]
-    head = [
-        "arm",
-        "learning rate",
-        "runs",
-        f"test {metric}",
-        "± std",
-        f"from {reference}" if reference else "difference",
-    ]
-    head += ["± 95 %", "", "seconds", "equivariance error", "certificate"]
+    reference = data["rows"][0]["reference"]
+    against = f"from {reference} (95{NO_BREAK}%)" if reference else "difference"
+    head = ["arm", "learning rate", "runs", f"test {data['judging'].with_unit(data['metric'])}", against, ""]
+    head += ["seconds", "equivariance error", "certificate"]
     rows = [
-        [row["arm"], row["learning_rate"], row["runs"], row["mean"], row["spread"]]
-        + (["–", "–", ""] if row["arm"] == reference else [row["difference"], row["half_width"], _verdict(data, row)])
-        + [row["seconds"], row["equivariance"], row["certificate"]]
+        [row["arm"], row["learning_rate"], row["runs"], _with_spread(row["mean"], row["spread"])]
+        + (["–", ""] if row["arm"] == reference else [_difference(row), _WORDS[_outcome(data, row)]])
+        + [f"{row['seconds']:.3g}", row["equivariance"], row["certificate"]]
         for row in data["rows"]
     ]
     return [head, *rows]
 
 
-def _verdict(data: _Comparison, row: _Row) -> str:
+def _with_spread(mean: Number, spread: Number) -> str:
+    """Return a mean and its standard deviation in a cell, with the digits that the command prints."""
+    if mean is None:
+        return "–"
+    return f"{mean:.4g}" if spread is None else f"{mean:.4g} ± {spread:.2g}".replace(" ", NO_BREAK)
+
+
+def _difference(row: _Row) -> str:
+    difference, half = row["difference"], row["half_width"]
+    if difference is None:
+        return "–"
+    return f"{difference:+.2g}" if half is None else f"{difference:+.2g} ± {half:.2g}".replace(" ", NO_BREAK)
+
+
+_WORDS: Mapping[str, str] = {
+    "better": Good("better"),
+    "worse": Bad("worse"),
+    "not told apart": "not told apart".replace(" ", NO_BREAK),
+    "unknown": "unknown",
+}
+
+
+def _outcome(data: _Comparison, row: _Row) -> str:
     """Return in a word whether an arm can be told from the one that it is compared with."""
     difference, half = row["difference"], row["half_width"]
     if difference is None or not half:
         return "unknown"
     if abs(difference) <= half:
         return "not told apart"
-    return "better" if (difference < 0) == (data["judging"].direction == "min") else Bad("worse")
+    return "better" if (difference < 0) == (data["judging"].direction == "min") else "worse"
+
+
+def _verdict(data: _Comparison) -> Iterator[str]:
+    """Say in one sentence which arms are better than the one that they are compared with, and which are not."""
+    reference = data["rows"][0]["reference"]
+    others = [row for row in data["rows"] if row["arm"] != reference]
+    if reference is None or not others:
+        return
+    found = {word: [row["arm"] for row in others if _outcome(data, row) == word] for word in _WORDS}
+    said = [f"{', '.join(found[word])} {word} than {reference}" for word in ("better", "worse") if found[word]]
+    if found["not told apart"]:
+        said.append(f"{', '.join(found['not told apart'])} not told apart from {reference}")
+    if found["unknown"]:
+        said.append(f"{', '.join(found['unknown'])} not judged against {reference}, for want of seeds")
+    yield f"Test `{data['metric']}`: {'; '.join(said)}."
 
 
 def _paired(data: _Comparison, arm: str, reference: str) -> list[float]:
@@ -155,9 +188,9 @@ def _differences(data: _Comparison) -> Iterator[Part]:
     if reference is None or not rows:
         return
     found = [
-        Interval(row["arm"], row["difference"], row["half_width"], _paired(data, row["arm"], reference))
-        for row in rows
-        if row["difference"] is not None
+        Interval(row["arm"], row["difference"], row["half_width"], _paired(data, row["arm"], reference), number)
+        for number, row in enumerate(data["rows"])
+        if row in rows and row["difference"] is not None
     ]
     title, name = f"Differences from {reference}", data["judging"].with_unit(data["metric"])
     words = (
@@ -166,13 +199,16 @@ def _differences(data: _Comparison) -> Iterator[Part]:
         "seeds."
     )
     names = ("difference", "half width of the 95 % interval")
-    yield Part(title, drawing=intervals(title, f"difference of {name}", found, names, words, zero=True))
+    side = "left" if data["judging"].direction == "min" else "right"
+    yield Part(title, drawing=intervals(title, f"difference of {name}; {side} is better", found, names, words, True))
 
 
 def _means(data: _Comparison) -> Part:
     found = [
-        Interval(row["arm"], row["mean"], row["spread"], [v for v in _values(data, row["arm"]) if v is not None])
-        for row in data["rows"]
+        Interval(
+            row["arm"], row["mean"], row["spread"], [v for v in _values(data, row["arm"]) if v is not None], number
+        )
+        for number, row in enumerate(data["rows"])
         if row["mean"] is not None
     ]
     title, name = "Results by arm", data["judging"].with_unit(data["metric"])
@@ -213,43 +249,45 @@ def _other_rows(data: _Comparison) -> Rows:
     names = [name for name in data["runs"][0]["test"] if name != data["metric"]]
     rows = []
     for arm in (row["arm"] for row in data["rows"]):
-        cells: list[Any] = [arm]
+        cells = [arm]
         for name in names:
             values = [run["test"].get(name) for run in data["runs"] if run["arm"] == arm]
             finite = [value for value in values if value is not None]
-            cells += [statistics.fmean(finite) if len(finite) == len(values) else None]
-            cells += [statistics.stdev(finite) if len(finite) == len(values) > 1 else None]
+            whole = len(finite) == len(values)
+            spread = statistics.stdev(finite) if whole and len(finite) > 1 else None
+            cells.append(_with_spread(statistics.fmean(finite) if whole else None, spread))
         rows.append(cells)
-    head = [heading for name in names for heading in (data["judging"].with_unit(name), "± std")]
-    return [["arm", *head], *rows] if names else []
+    return [["arm", *map(data["judging"].with_unit, names)], *rows] if names else []
 
 
 def _told_of_sweep(data: _Comparison) -> list[str]:
     if data["sweep"] is None:
         return []
     best = ", ".join(f"{arm} {rate:g}" for arm, rate in data["sweep"]["best"].items())
-    return [f"Chosen on validation data: {best}."]
+    name = data["judging"].with_unit(data["metric"])
+    return [f"Chosen by the validation {name} at every rate: {best}."]
 
 
 def _sweep_rows(data: _Comparison) -> Rows:
     """Return validation means by arm and learning rate; the best of each arm says so."""
     sweep = data["sweep"] or {"best": {}}
-    runs = sweep.get("runs", [])
-    rows = []
-    for run in runs:
-        values: Sequence[Number] = run["validation"]
-        mean = (
-            None if None in values or not values else statistics.fmean(value for value in values if value is not None)
-        )
-        rows.append(
-            [
-                run["arm"],
-                run["learning_rate"],
-                mean,
-                "best" if sweep["best"].get(run["arm"]) == run["learning_rate"] else "",
-            ]
-        )
-    return [["arm", "learning rate", f"validation {data['metric']}", ""], *rows] if rows else []
+    means = {(run["arm"], run["learning_rate"]): _mean(run["validation"]) for run in sweep.get("runs", [])}
+    rates = sorted({rate for _, rate in means})
+    rows = [
+        [arm, *(_swept(means.get((arm, rate)), sweep["best"].get(arm) == rate) for rate in rates)]
+        for arm in dict.fromkeys(arm for arm, _ in means)
+    ]
+    return [["arm", *(f"{rate:.3g}" for rate in rates)], *rows] if rows else []
+
+
+def _mean(values: Sequence[Number]) -> Number:
+    finite = [value for value in values if value is not None]
+    return statistics.fmean(finite) if finite and len(finite) == len(values) else None
+
+
+def _swept(mean: Number, best: bool) -> str:
+    told = "–" if mean is None else f"{mean:.4g}"
+    return Good(f"{told} best") if best else told
 
 
 def _settings(data: _Comparison) -> Iterator[list[str]]:

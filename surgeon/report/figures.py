@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-WIDTH = 5.6
-"""Inches: narrow, so that letters can still be read where the page is as wide as a phone."""
+WIDTH = 4.6
+"""Inches: narrow, so that letters can be read on a phone, and two figures stand side by side on a desk."""
 
 LETTERS = 30
 """Of a name in a figure; longer ones lose their middle. Tables have them whole."""
@@ -30,11 +30,6 @@ INK, FAINT, SERIES = "#010203", "#040506", tuple(f"#07080{number}" for number in
 """Drawn in these, which the page's own colours replace."""
 
 COLOURS = {INK: "currentColor", FAINT: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(SERIES)}
-PAGE_COLOURS = {"--line": "#d5dae0"} | dict(
-    zip((f"--c{i}" for i in range(6)), ("#0067a5", "#c04a00", "#00795c", "#8b3f95", "#8a6a00", "#5f6670"), strict=True)
-)
-"""Those of a light page, for figures outside one."""
-
 MARKERS, DASHES = "os^Dv", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 STYLE: Mapping[str, Any] = {
@@ -82,11 +77,17 @@ def curves(title: str, x: str, panels: Sequence[Panel], words: str) -> Drawing:
     """
 
     def draw(figure: Figure) -> None:
-        for axes, panel in zip(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True):
+        every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, panel in zip(every, panels, strict=True):
             _draw_panel(axes, panel)
         axes.set_xlabel(x)
+        known = {word: handle for axes in every for handle, word in zip(*axes.get_legend_handles_labels(), strict=True)}
+        if known:
+            figure.legend(known.values(), known, loc="outside upper left", ncols=_columns(known), fontsize="small")
 
-    heights = 1.0 + sum(2.1 if len(panels) == 1 else 1.5 for _ in panels)
+    words_of = dict.fromkeys(line.label for panel in panels for line in panel.lines if line.label and not line.faint)
+    legend = 0.17 * math.ceil(len(words_of) / _columns(words_of))
+    heights = 0.9 + legend + sum(2.2 if len(panels) == 1 else 1.45 for _ in panels)
     named = [
         (f"{panel.label}: {line.label}" if line.label else panel.label, line)
         for panel in panels
@@ -96,6 +97,11 @@ def curves(title: str, x: str, panels: Sequence[Panel], words: str) -> Drawing:
     columns = [dict(line.points) for _, line in named]
     rows: Rows = [[x, *(name for name, _ in named)], *([place, *(c.get(place) for c in columns)] for place in places)]
     return Drawing(_svg(title, heights, words, draw), words, rows)
+
+
+def _columns(names: Iterable[str]) -> int:
+    """Return in how many columns a legend fits into the width."""
+    return max(1, min(3, 60 // (8 + max((len(_label(name)) for name in names), default=0))))
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
@@ -109,26 +115,25 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             every = (number % 3, max(1, len(x) // 8))
             shown: dict[str, Any] = {"marker": marker, "markevery": every, "linestyle": dashes}
             width = max(1.2, 2.2 - 0.5 * number)  # of lines that coincide the lower one is seen, too
-            axes.plot(x, y, color=colour, linewidth=width, label=_label(line.label), **shown)
+            axes.plot(x, y, color=colour, linewidth=width, label=_label(line.label) or None, **shown)
     if panel.level is not None and panel.level[0] is not None:
         axes.axhline(panel.level[0], color=INK, linewidth=0.9, linestyle=(0, (1, 2)), label=_label(panel.level[1]))
     values = [value for line in panel.lines for _, value in line.points if value is not None and math.isfinite(value)]
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis)
-    axes.set_ylabel(_label(panel.label))
-    if sum(not line.faint for line in panel.lines) > 1 or panel.level is not None:
-        axes.legend(fontsize="small", loc="best")
+        _plain_ticks(axes.yaxis, (1.0, 2.0, 5.0) if max(values) < 100 * min(values) else (1.0,))
+    axes.set_title(_label(panel.label, 50), loc="left", fontsize="medium")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with half the width of what is drawn around it, None if it is not known, and its sample."""
+    """A mean with half the width of what is drawn around it, None if it is not known, its sample, and its colour."""
 
     label: str
     mean: float
     half_width: float | None
     values: Sequence[float] = ()
+    series: int = 0
 
 
 def intervals(
@@ -144,11 +149,12 @@ def intervals(
     """
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+        axes, styles = figure.subplots(), _styles()
         for row, each in enumerate(found):
-            axes.plot(each.values, [row + 0.22] * len(each.values), "o", color=SERIES[5], alpha=0.7, markersize=3)
+            colour, marker, _ = styles[each.series % len(styles)]
+            axes.plot(each.values, [row + 0.25] * len(each.values), "o", color=SERIES[5], alpha=0.7, markersize=3)
             bar = 0.0 if each.half_width is None else each.half_width
-            axes.errorbar(each.mean, row, xerr=bar, fmt="o", color=SERIES[0], capsize=4, markersize=5)
+            axes.errorbar(each.mean, row, xerr=bar, fmt=marker, color=colour, capsize=4, markersize=5)
         if zero:
             axes.axvline(0, color=INK, linewidth=0.9)
         axes.set_yticks(range(len(found)), [_label(each.label) for each in found])
@@ -207,20 +213,10 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.grid(False, axis="y")
         axes.set_xlabel(_label(x, 70))
-        figure.legend(loc="outside upper left", ncols=3, fontsize="small")
+        figure.legend(loc="outside upper left", ncols=_columns(models), fontsize="small")
 
     rows: Rows = [["", *models, "allowed"], *([e.label, *(e.errors.get(m) for m in models), e.allowed] for e in found)]
     return Drawing(_svg(title, 1.4 + 0.6 * len(found), words, draw), words, rows)
-
-
-def standalone(drawing: Drawing) -> str:
-    """Return a figure as a file of its own, which brings the colours that a page would give it."""
-    root = ElementTree.fromstring(drawing.svg)
-    width, height = (float(size) for size in root.attrib["viewBox"].split()[2:])
-    colours = ";".join(f"{name}:{value}" for name, value in PAGE_COLOURS.items())
-    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "width": f"{width:g}", "height": f"{height:g}"}
-    root.attrib["style"] = f"background:#ffffff;color:#1c1f23;{colours}"
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _styles() -> list[tuple[str, str, Any]]:
@@ -228,13 +224,21 @@ def _styles() -> list[tuple[str, str, Any]]:
     return [each for each, _ in zip(zip(cycle(SERIES), cycle(MARKERS), cycle(DASHES)), range(30), strict=False)]
 
 
-def _plain_ticks(axis: Axis) -> None:
+def _plain_ticks(axis: Axis, multiples: Sequence[float] = (1.0,)) -> None:
     """Write the ticks of a logarithmic axis without mathtext, which names in figures must not be read as."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_locator(LogLocator(subs=multiples, numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain_number(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _plain_number(value: float) -> str:
+    """Return a tick of a logarithmic axis: 0.1, 10, 1e-5."""
+    if not 1e-3 <= value < 1e5:
+        digits, _, power = f"{value:e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:g}"
 
 
 def _finite(value: float | None) -> float:
@@ -243,9 +247,12 @@ def _finite(value: float | None) -> float:
 
 def _label(text: str, letters: int = LETTERS) -> str:
     """Return a name as it fits into a figure, without what no font and no XML has."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
-    half = (letters - 1) // 2
+    plain, half = _printable(text), (letters - 1) // 2
     return plain if len(plain) <= letters else f"{plain[:half]}…{plain[-half:]}"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _svg(title: str, height: float, words: str, draw: Callable[[Figure], None]) -> str:
@@ -280,7 +287,7 @@ def _inline(root: ElementTree.Element, title: str, words: str) -> str:
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = dict(_renamed(element.attrib, prefix))
     del root.attrib["width"], root.attrib["height"]  # the page says how wide it is
-    root.attrib |= {"role": "img", "aria-label": words}
+    root.attrib |= {"role": "img", "aria-label": _printable(words)}
     return ElementTree.tostring(root, encoding="unicode")
 
 

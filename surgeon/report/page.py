@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 from surgeon.errors import UsageError
 
@@ -21,6 +22,36 @@ Rows = Sequence[Sequence[Any]]
 """A table, whose first row are the headings."""
 
 TEMPLATE = "page.html"
+
+NO_BREAK = "\u00a0"
+
+LIGHT = {
+    "--ground": "#ffffff",
+    "--ink": "#1c1f23",
+    "--soft": "#5a626b",
+    "--line": "#d5dae0",
+    "--panel": "#f4f6f8",
+    "--link": "#0a5c91",
+    "--good": "#00694d",
+    "--bad": "#b3261e",
+    **{f"--c{i}": c for i, c in enumerate(("#0067a5", "#c04a00", "#00795c", "#8b3f95", "#8a6a00", "#5f6670"))},
+}
+DARK = {
+    "--ground": "#15181c",
+    "--ink": "#e7eaee",
+    "--soft": "#a3acb6",
+    "--line": "#3a424b",
+    "--panel": "#1f242a",
+    "--link": "#7cc4f5",
+    "--good": "#45d3ab",
+    "--bad": "#ff8a80",
+    **{f"--c{i}": c for i, c in enumerate(("#5db5f0", "#ff9a5c", "#45d3ab", "#e0a0e8", "#f0cf4f", "#aab3bd"))},
+}
+"""Colours of a page as its reader's system is set; figures take theirs from it."""
+
+
+class Good(str):
+    """What is marked in a cell as a gain."""
 
 
 class Bad(str):
@@ -44,13 +75,23 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Part:
-    """What stands under one heading; ``folded`` parts are closed until they are asked for."""
+    """What stands under one heading.
+
+    Attributes:
+        title: the heading.
+        told: sentences.
+        drawing: a figure.
+        rows: a table.
+        folded: the whole part is closed until it is asked for.
+        closed: its table is.
+    """
 
     title: str
     told: Sequence[str] = ()
     drawing: Drawing | None = None
     rows: Rows = ()
     folded: bool = False
+    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,15 +103,20 @@ class Page:
         lead: what came out, in sentences, the verdict first.
         facts: pairs of a name and a value.
         parts: the rest, in order; those with nothing in them are left out.
+        unfinished: its records will change.
     """
 
     title: str
     lead: Sequence[str]
     facts: Rows
     parts: Sequence[Part]
+    unfinished: bool = False
 
-    def html(self) -> str:
+    def html(self, refresh: int | None = None) -> str:
         """Return the page as HTML that needs no other file, no network and no script.
+
+        Args:
+            refresh: seconds after which a browser opens the file again.
 
         Raises:
             UsageError: if jinja2 is missing.
@@ -82,16 +128,16 @@ class Page:
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        environment.filters |= {"number": is_number, "code": with_code, "csv": csv_link}
-        environment.tests["bad"] = lambda cell: isinstance(cell, Bad)
+        environment.filters |= {"number": is_number, "code": with_code, "csv": csv_link, "svg": svg_link}
+        environment.tests |= {"bad": lambda cell: isinstance(cell, Bad), "good": lambda cell: isinstance(cell, Good)}
         template = environment.from_string(files("surgeon.report").joinpath(TEMPLATE).read_text(encoding="utf-8"))
         parts = [part for part in self.parts if part.told or part.drawing or len(part.rows) > 1]
-        text = template.render(page=self, parts=parts)
+        text = template.render(page=self, parts=parts, refresh=refresh, light=LIGHT, dark=DARK)
         return text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold what UTF-8 cannot
 
 
 def is_number(cell: Any) -> bool:
-    """Tell whether a cell stands to the right."""
+    """Tell whether a cell is a number, which no line breaks."""
     return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
@@ -116,3 +162,18 @@ def csv_link(rows: Rows) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["" if cell is None else cell for cell in row] for row in rows])
     return "data:text/csv;charset=utf-8," + quote(text.getvalue(), errors="replace")
+
+
+def standalone(drawing: Drawing) -> str:
+    """Return a figure as a file of its own, which brings the colours that a light page would give it."""
+    root = ElementTree.fromstring(drawing.svg)
+    width, height = (float(size) for size in root.attrib["viewBox"].split()[2:])
+    colours = ";".join(f"{name}:{value}" for name, value in LIGHT.items())
+    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "width": f"{width:g}", "height": f"{height:g}"}
+    root.attrib["style"] = f"background:{LIGHT['--ground']};color:{LIGHT['--ink']};{colours}"
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def svg_link(drawing: Drawing) -> str:
+    """Return a figure as a file in a data URL."""
+    return "data:image/svg+xml;charset=utf-8," + quote(standalone(drawing), safe="", errors="replace")

@@ -14,7 +14,7 @@ from surgeon.files.seals import check_seal, finish_update
 from surgeon.opening.evaluation import Judging
 from surgeon.recording.labels import arrow
 from surgeon.report.figures import Line, Panel, curves
-from surgeon.report.page import Bad, Page, Part, Rows
+from surgeon.report.page import NO_BREAK, Bad, Good, Page, Part, Rows
 from surgeon.report.use import use_part
 from surgeon.support.plain import parse_json
 from surgeon.training.arms import ARMS
@@ -43,9 +43,11 @@ def run_page(folder: Path) -> Page:
     return Page(
         title=f"Run {folder.resolve().name}",
         lead=[*_lead(record, before, after), *worse_in_words(metrics)],
+        unfinished=not record.state.ended(record.settings.epochs),
         facts=[*_facts(config, record), ("last written", f"{written:%Y-%m-%d %H:%M} UTC (date of {RECORDS_FILE})")],
         parts=[
             Part("Metrics before and after", [_ABOUT_METRICS], rows=metrics),
+            _probes(record),
             _theta(steps or [entry for entry in history if entry["loss"] is not None], branched),
             _validation(evaluated, record.judging, branched),
             use_part(evaluated, [site.key for site in config.plan.sites]),
@@ -77,15 +79,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def metric_rows(
     judging: Judging, before: Mapping[str, float | None], after: Mapping[str, float | None], first: str = "before"
 ) -> Rows:
-    """Return a table of metrics before and after; what got worse is marked."""
-    rows = [metric_row(judging, name, before.get(name), after.get(name)) for name in after]
-    return [["metric", "unit", first, "after", "change", ""], *rows]
+    """Return a table of metrics before and after, the one that decides first; what got worse is marked."""
+    names = sorted(after, key=lambda name: name != judging.metric)
+    rows = [metric_row(judging, name, before.get(name), after.get(name)) for name in names]
+    return [["metric", first, "after", "change", ""], *rows]
 
 
 def metric_row(judging: Judging, name: str, before: float | None, after: float | None) -> list[Any]:
-    """Return one row: name, unit, before, after, change, and in a word what came of it."""
+    """Return one row: name with unit, before, after, change, and in a word what came of it."""
     change, word = judging.change(name, before, after)
-    return [name, judging.units.get(name, "–"), before, after, change, Bad(word) if word == "worse" else word]
+    marked = Bad(word) if word == "worse" else Good(word) if word == "better" else word
+    return [judging.with_unit(name), before, after, change.replace(" ", NO_BREAK), marked]
+
+
+def probe_rows(judging: Judging, probes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Rows:
+    """Return a table of the metrics of "original" and "stripped" on other data, by the names of the probes."""
+    rows = [
+        [name, *row]
+        for name, metrics in probes.items()
+        for row in metric_rows(judging, metrics.get("original", {}), metrics.get("stripped", {}))[1:]
+    ]
+    return [["data", "metric", "original", "after", "change", ""], *rows]
+
+
+def _probes(record: RunRecord) -> Part:
+    probes, said = record.state.probes, "Of the best epoch, on the test split of each, without branches."
+    if not all("stripped" in metrics for metrics in probes.values()):
+        said = f"{', '.join(probes)}: what came of it is measured when the training has ended."
+    return Part("On other data", [said] if probes else [], rows=probe_rows(record.judging, probes))
 
 
 def worse_in_words(rows: Rows) -> Iterator[str]:
@@ -95,19 +116,28 @@ def worse_in_words(rows: Rows) -> Iterator[str]:
         yield f"Worse than before: {', '.join(worse)}."
 
 
+def primary_in_words(judging: Judging, before: float | None, after: float | None, when: str) -> str:
+    """Return in a sentence what became of the metric that decides."""
+    unit, (change, word) = judging.units.get(judging.metric, ""), judging.change(judging.metric, before, after)
+    values = ["not finite" if value is None else f"{value:.6g} {unit}".rstrip() for value in (before, after)]
+    told = ", ".join(part for part in (change, word) if part.strip("–"))
+    return f"`{judging.metric}`: {values[0]} before, {values[1]} {when}{f' ({told})' if told else ''}."
+
+
 def _lead(record: RunRecord, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    state, name, unit = record.state, record.judging.metric, record.judging.units.get(record.judging.metric, "")
-    values = [
-        f"{values[name]:.6g} {unit}".rstrip() if values.get(name) is not None else "not finite"
-        for values in (before, after)
-    ]
-    yield f"Validation `{name}`: {values[0]} before, {values[1]} at the best epoch {state.best_epoch}."
-    if state.best_epoch == 0:
+    state, epochs, judging = record.state, record.settings.epochs, record.judging
+    begun = state.best_epoch == 0 and not state.ended(epochs)
+    if begun:
+        yield f"No epoch so far was better than the weights that the training began with (`{judging.metric}`)."
+    else:
+        values = before.get(judging.metric), after.get(judging.metric)
+        yield f"Validation {primary_in_words(judging, *values, f'at the best epoch {state.best_epoch}')}"
+    if state.best_epoch == 0 and not begun:
         yield "Nothing was gained: no epoch was better than the weights that the training began with."
     if state.stopped:
         yield f"It stopped early: {state.stopped}."
-    elif state.epoch < record.settings.epochs or state.epoch_step:
-        yield f"It is not finished: epoch {state.epoch} of {record.settings.epochs}."
+    elif not state.ended(epochs):
+        yield f"It is not finished: epoch {state.epoch} of {epochs}."
 
 
 def _facts(config: RelaxedConfig, record: RunRecord) -> Rows:
@@ -174,6 +204,11 @@ def _told_of_sites(config: RelaxedConfig) -> list[str]:
     return [f"{len(plan.sites)} branches under {plan.group} added {added:,} parameters in training: {plan.forms}."]
 
 
+def _theta_in_words(values: Sequence[float]) -> str:
+    """Return one number where both parts of W have the same."""
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(values)) or "–"
+
+
 def _site_rows(config: RelaxedConfig, record: RunRecord) -> Rows:
     head = ["site", "kind", "from → to", "W", "parameters", "θ at the best epoch"]
     thetas = record.state.best_theta
@@ -182,9 +217,9 @@ def _site_rows(config: RelaxedConfig, record: RunRecord) -> Rows:
             f"`{site.key}`",
             site.kind,
             arrow(site, "→"),
-            " × ".join(map(str, site.shape)),
+            f"{NO_BREAK}×{NO_BREAK}".join(map(str, site.shape)),
             site.extra_parameters,
-            ", ".join(f"{value:g}" for value in thetas.get(site.key, ())) or "–",
+            _theta_in_words(thetas.get(site.key, ())),
         ]
         for site in config.plan.sites
     ]

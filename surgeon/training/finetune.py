@@ -107,18 +107,25 @@ def finetune(
         workspace, chosen = start.workspace, start.arm
         finetuner = _finetuner(start, settings or FinetuneSettings(), trackers, target.parent)
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
+        before = _originals_on_other_data(workspace)  # a restored run may share its tensors with the original
         if resuming:
             _require_same_start(target, start)
             restore_run(target, finetuner)
             told.say(f"going on after epoch {finetuner.state.epoch} of {finetuner.settings.epochs} in {target}/")
-        before = _tell_start(told, start, finetuner)
+        _tell_start(told, start, finetuner, before)
+        if before:
+            finetuner.state.probes = {name: {"original": dict(metrics)} for name, metrics in before.items()}
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every, until)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
+        probed = _probed(workspace, finetuner, before)
+        if before and finetuner.state.ended(finetuner.settings.epochs):
+            finetuner.state.probes = probed
+            save_run(target, finetuner, workspace)
     told_of = (finetuner.selection.metric, _times_worse(finetuner), result, strip_command(target, workspace))
-    return Finetuned(target, chosen, *told_of, _probed(workspace, finetuner, before))
+    return Finetuned(target, chosen, *told_of, probed)
 
 
 def _finetuner(start: Start, settings: FinetuneSettings, trackers: Sequence[str], folder: Path) -> Finetuner:
@@ -130,31 +137,34 @@ def _finetuner(start: Start, settings: FinetuneSettings, trackers: Sequence[str]
     return Finetuner(workspace.model, task, *given, teacher_of(settings, workspace.fresh_original, task))
 
 
-def _tell_start(told: Progress, start: Start, run: Finetuner) -> Probed:
-    """Say what is trained and how; return the original's metrics on other data."""
+def _originals_on_other_data(workspace: Workspace) -> Probed:
+    if not workspace.probes:
+        return {}
+    return evaluate_probes(workspace.fresh_original().to(device_of(workspace.model)), workspace.probes)
+
+
+def _tell_start(told: Progress, start: Start, run: Finetuner, before: Probed) -> None:
+    """Say what is trained and how."""
     workspace, (relaxation, _) = start.workspace, start.workspace.require_relaxed()
     for sentence in start.said:
         told.say(sentence)
     costs = training_costs(workspace.model, workspace.require_task().task, relaxation) if relaxation.branches else None
     told.say(NO_BRANCHES if costs is None else costs.sentence())
-    original = workspace.fresh_original().to(device_of(workspace.model)) if workspace.probes else None
-    before = {} if original is None else evaluate_probes(original, workspace.probes)
     for name, metrics in before.items():
         told.say(f"before, on {name}: {in_words(workspace.probes[name].task, metrics)}")
     if run.replay is not None:
         told.say(run.replay.sentence)
     if run.weights:
         told.say(f"{run.settings.optimizer} acts on {blocks_in_words(run.weights)}; AdamW on the rest")
-    return before
 
 
-def _probed(workspace: Workspace, run: Finetuner, before: Probed) -> Mapping[str, Probed]:
+def _probed(workspace: Workspace, run: Finetuner, before: Probed) -> dict[str, dict[str, dict[str, float]]]:
     """Add the metrics of the best weights, as stripping will leave them, on other data."""
     if not before or not run.accelerator.is_main_process:
         return {}
     with workspace.require_relaxed()[0].clean() as model:
         after = evaluate_probes(model, workspace.probes)
-    return {name: {"original": before[name], "stripped": after[name]} for name in before}
+    return {name: {"original": dict(before[name]), "stripped": after[name]} for name in before}
 
 
 def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> Callable[[Finetuner], None]:

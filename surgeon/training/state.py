@@ -66,6 +66,7 @@ class TrainingState:
         theta_scale: what adaptive theta has left of theta.
         duals: multipliers of the arm "ace".
         steps: one record per ``LOG_EVERY`` steps.
+        probes: by the names of the probes, metrics of "original" and, once training has ended, "stripped".
         stopped: why training ended before its time; empty if it did not.
         seconds: training time so far, evaluation included.
     """
@@ -88,8 +89,13 @@ class TrainingState:
     duals: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    probes: dict[str, dict[str, dict[str, Measured]]] = field(default_factory=dict)
     stopped: str = ""
     seconds: float = 0.0
+
+    def ended(self, epochs: int) -> bool:
+        """Tell whether a training of so many epochs is over."""
+        return bool(self.stopped) or (self.epoch >= epochs and not self.epoch_step)
 
     def event(self, steps: int, theta: float | None, loss: float, penalty: float) -> StepEvent:
         """Tell of the step that was just taken, of so many; ``theta`` is None for an arm without branches."""

@@ -74,6 +74,10 @@ def test_original_and_result_are_evaluated_on_other_data(far: Surgeon, arm: str)
     assert record["far"]["metrics"]["original"] == pytest.approx(measured("net.pt"), rel=1e-6)
     assert record["far"]["metrics"]["stripped"] == pytest.approx(measured("clean/model.safetensors"), rel=1e-6)
     assert record["far"]["metrics"]["original"]["mse"] != pytest.approx(record["far"]["metrics"]["stripped"]["mse"])
+    kept = json.loads(Path("run/training_state/state.json").read_text())["state"]["probes"]
+    assert all(kept["far"][model] == pytest.approx(found["far"][model], rel=1e-5) for model in ("original", "stripped"))
+    far(*train, "-o", "run")  # a run that is finished is left with what it measured
+    assert json.loads(Path("run/training_state/state.json").read_text())["state"]["probes"] == kept
     for model, metrics in found["far"].items():
         assert metrics == pytest.approx(record["far"]["metrics"][model], rel=1e-5)
     row = f"| far | mse | {record['far']['metrics']['original']['mse']:.8g} | "

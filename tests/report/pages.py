@@ -14,7 +14,7 @@ VOID = {"meta", "br", "link", "img", "hr"}
 
 @dataclass
 class Seen(HTMLParser):
-    """What a page holds; ``headings`` are pairs of a tag and its text, ``csv`` is by the title of the part."""
+    """What a page holds; ``headings`` are pairs of tag and text, ``csv`` and ``svg`` are by the title of the part."""
 
     tags: list[str] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
@@ -24,6 +24,7 @@ class Seen(HTMLParser):
     bad: list[str] = field(default_factory=list)
     text: str = ""
     csv: dict[str, list[list[str]]] = field(default_factory=dict)
+    svg: dict[str, str] = field(default_factory=dict)
     source: str = ""
 
     @classmethod
@@ -52,8 +53,14 @@ class Seen(HTMLParser):
         if tag == "td" and given.get("class") == "bad":
             self.bad.append("")
         if tag == "a":
-            content = unquote(given["href"].removeprefix("data:text/csv;charset=utf-8,"))
-            self.csv[given["download"].removesuffix(".csv")] = list(csv.reader(io.StringIO(content)))
+            kind, _, content = unquote(given["href"]).partition(";charset=utf-8,")
+            title, _, ending = given["download"].rpartition(".")
+            if ending == "csv":
+                assert kind == "data:text/csv"
+                self.csv[title] = list(csv.reader(io.StringIO(content)))
+            else:
+                assert (kind, ending) == ("data:image/svg+xml", "svg")
+                self.svg[title] = content
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from surgeon.errors import CheckpointError, ExistsError, SurgeonError, UsageError
 from surgeon.files.clean import sealed
 from surgeon.files.seals import seal_folder
+from surgeon.report.page import NO_BREAK
 from surgeon.report.run import THETA, VALIDATION
 from surgeon.report.use import SINGLE, USE, use_part
 from surgeon.report.write import write_report
@@ -85,7 +87,7 @@ def test_a_run_is_drawn_and_told_as_it_was_recorded(folder: Path) -> None:
     state = json.loads((run / "training_state" / "state.json").read_text())
     best = state["state"]["best_validation"]["mse"]
     (row,) = [row for row in seen.table("metric")[1:] if row[0] == "mse"]
-    assert row[2:4] == [f"{history[0]['validation']['mse']:.6g}", f"{best:.6g}"]
+    assert row[1:3] == [f"{history[0]['validation']['mse']:.6g}", f"{best:.6g}"]
     assert row[-1] == "better"
     assert "Worse than before: loss" not in seen.text
     state["state"]["best_epoch"] = 1
@@ -159,9 +161,10 @@ def test_a_comparison_shows_means_paired_differences_and_what_the_command_says(f
     for run in data["runs"]:
         name = f"mse: {run['arm']}, seed {run['seed']}"
         assert seen.column("Validation over the training", name) == [value for _, value in run["curve"]]
+    assert f"drop {told_apart(drop)}" in seen.text.partition("Arms")[0]
     assert len(data["sentences"]) == 2
     assert all(sentence in seen.text for sentence in data["sentences"])
-    assert [row[7] for row in seen.table("arm", "learning rate")[1:]] == ["", told_apart(drop)]
+    assert [row[5] for row in seen.table("arm", "learning rate")[1:]] == ["", told_apart(drop).replace(" ", NO_BREAK)]
 
 
 def test_a_certificate_shows_its_verdict_errors_and_checks(folder: Path) -> None:
@@ -191,11 +194,10 @@ def test_what_got_worse_is_marked_and_what_was_not_looked_at_is_said(folder: Pat
 
     changed(place, change)
     seen = report(folder / "net-clean")
-    (row,) = [row for row in seen.table("metric")[1:] if row[0] == "mse"]
-    assert row[1] == "meV"
-    assert row[-2:] == ["+100.0 %", "worse"]
+    (row,) = [row for row in seen.table("metric")[1:] if row[0] == "mse (meV)"]
+    assert row[-2:] == [f"+100.0{NO_BREAK}%", "worse"]
     assert len(seen.bad) == 1
-    assert "Worse than before: mse." in seen.text
+    assert "Worse than before: mse (meV)." in seen.text
     assert "They were not measured." in seen.text
     assert "Equivariance was not compared with the original's." in seen.text
 
@@ -214,6 +216,12 @@ def test_a_page_needs_nothing_else_and_is_the_same_again(folder: Path, kind: str
     assert set(used) <= set(ids)
     assert len(seen.csv) == seen.tags.count("figure") == seen.tags.count("svg") > 0
     assert all(seen.values("svg", "aria-label"))
+    assert seen.svg.keys() == seen.csv.keys()
+    for drawn in seen.svg.values():
+        root = ElementTree.fromstring(drawn)
+        shown = set(re.findall(r"var\((--\w+)\)", drawn))
+        assert shown
+        assert all(f"{name}:#" in root.attrib["style"] for name in shown)  # a file has no page around it
 
 
 @pytest.mark.parametrize("kind", KINDS)
