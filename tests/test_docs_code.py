@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+import yaml
 
 import surgeon
 from surgeon_cli.main import app
@@ -29,9 +32,33 @@ FRAGMENTS = {
     "docs/hub.md: import surgeon": "needs a repository on the Hub",
     "docs/families/adapter.md: from surgeon.algebra": "shows the names of the reader's own network",
     "docs/families/nequip.md: from nequip.model": "needs NequIP",
+    "examples/pointcloud/README.md: import": "runs in the folder of the example, whose tests do the same",
     "docs/families/torch_geometric.md: model = ViSNet": "needs torch_geometric, and a checkpoint",
 }
 """Page and beginning of the Python that is compiled and not run here, with the reason."""
+
+_FAMILY = (
+    "what the commands above it printed, with files and a library that the tests do not have; tests/families runs them"
+)
+_DEMO = "what `make demo` printed, shortened; continuous integration runs it"
+SHOWN = {
+    "README.md: the model is not symmetric": "what the commands above it printed, shortened; needs SevenNet",
+    "docs/architecture.md: surgeon/": "the tree, which tests/test_import_order.py checks",
+    "docs/demo.md: $ surgeon": _DEMO,
+    "docs/export.md: error: Net cannot": "a message; tests/export/test_reasons.py asks for its parts",
+    "docs/families/equiformer.md: training adds": _FAMILY,
+    "docs/families/escnn.md: │": _FAMILY,
+    "docs/families/escnn.md: def about_z": "a group of the reader's; the command above it names it",
+    "docs/families/mace.md: branches:": _FAMILY,
+    "docs/families/mace.md: note:": _FAMILY,
+    "docs/families/nequip.md: training adds": _FAMILY,
+    "docs/families/relaxed_convolutions.md: note:": _FAMILY,
+    "docs/families/segnn.md: training adds": _FAMILY,
+    "docs/families/sevennet.md: $ surgeon": _FAMILY,
+    "docs/families/torch_geometric.md: training adds": _FAMILY,
+    "docs/families/vector_neurons.md: training adds": _FAMILY,
+}
+"""Page and beginning of blocks that are neither commands alone nor Python, with the reason why nothing runs them."""
 
 ELSEWHERE = {
     "--help": "every command",
@@ -112,6 +139,57 @@ def commands(text: str) -> Iterator[str]:
     yield from (f"{' '.join(code.split())}  # in a sentence" for code in re.findall(r"`(surgeon [a-z][^`]*)`", prose))
     for code in re.findall(r"-m\s+surgeon_cli\.main\s([^`]+)`", prose):
         yield f"surgeon {' '.join(code.split())}  # in a sentence"
+
+
+SHELL = (
+    "surgeon ",
+    "make ",
+    "python ",
+    "cp ",
+    "cd ",
+    "pip ",
+    "export ",
+    "accelerate ",
+    "torchrun ",
+    "mace_run_train",
+    "nequip-",
+    "SIZE=",
+    "#",
+)
+PARSERS: dict[str, Any] = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}
+
+
+def other_blocks(page: Path) -> list[str]:
+    """Blocks that are neither commands, nor Python, nor of a tutorial, nor data that parse."""
+    found = []
+    for kind, block in re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+        lines = [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+        if kind in PARSERS:
+            PARSERS[kind](block)
+        elif not kind.startswith(("python", "console")) and not all(line.startswith(SHELL) for line in lines):
+            found.append(f"{name_of(page)}: {block}")
+    return found
+
+
+def test_what_nothing_runs_says_why() -> None:
+    found = [block for page in CLI_PAGES for block in other_blocks(page)]
+    assert [block for block in found if not any(block.startswith(start) for start in SHOWN)] == []
+    assert [start for start in SHOWN if not any(block.startswith(start) for block in found)] == []
+
+
+def test_what_is_called_exists() -> None:
+    """Scripts of the checkout, and targets of make."""
+    text = "\n".join(
+        block for page in CLI_PAGES for block in re.findall(FENCE, page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    )
+    scripts = set(re.findall(r"(?:CHECKOUT/|\b)((?:examples|benchmarks)/[\w/]+\.\w+)", text))
+    assert len(scripts) > 10
+    assert [script for script in sorted(scripts) if not (ROOT / script).exists()] == []
+    targets = set(re.findall(r"^(?:\$ )?make ([a-z][\w-]*)", text, re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    assert [
+        name for name in targets if not re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    ] == []
 
 
 @functools.cache
