@@ -19,6 +19,9 @@ from mkdocs.structure.files import File, Files
 
 import surgeon
 
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads hooks by their path
+from notebooks import notebooks  # noqa: E402
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(ROOT.glob("examples/*/README.md"))
 COPIES = {
@@ -80,6 +83,7 @@ def on_files(files: Files, *, config: Any) -> Files:
         pages[f"reference/{page}.md"] = f"# {title}\n\n" + "\n\n".join(f"::: {each}" for each in _shown(names)) + "\n"
     pages["reference/errors.md"] = "# Errors\n\n::: surgeon.errors\n    options:\n      show_root_heading: false\n"
     pages["reference/cli.md"] = _commands()
+    pages |= {f"tutorials/{name}.ipynb": text for name, text in notebooks().items()}
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -101,8 +105,11 @@ def _commands() -> str:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Let links between files of the repository lead to the pages that they have become."""
+    """Let links between files of the repository lead to the pages that they have become; offer notebooks."""
     here = page.file.src_uri
+    if here.startswith("tutorials/"):
+        link = f"[This page as a notebook]({Path(here).stem}.ipynb), to be run in a clone."
+        markdown = re.sub(r"\A(# .*\n)", rf"\1\n{link}\n", markdown)
     source = next((file for file, copy in COPIES.items() if copy == here), f"docs/{here}")
 
     def moved(match: re.Match[str]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.tutorials import ANY, ROOT, aligned, steps
+from docs.notebooks import notebook
+from tests.tutorials import ANY, BLOCK, ROOT, aligned, steps
 
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 QUICK = ("debugging.md",)
@@ -41,6 +43,25 @@ def test_another_line_is_seen_and_another_number_is_not() -> None:
     assert aligned(shown, "loss 0.5\n│ 3 │ y ─┼─\n") is None
     assert aligned(shown, "lost 0.5\n│ 3 │ x ─┼─\n") is None
     assert aligned(["loss 0.5"], "loss 0.5\nmore\n") is None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_notebook_has_all_that_its_page_runs(page: Path) -> None:
+    text = page.read_text("utf-8")
+    cells = notebook(text)["cells"]
+    expected = list[tuple[str, str]]()
+    for block in BLOCK.finditer(text):
+        if block["file"]:
+            expected.append((f"%%writefile {block['file']}\n{block['text']}".rstrip(), ""))
+            continue
+        for command, shown in steps(block["text"]):
+            typed = command.removeprefix("$ ")
+            expected.append((("%" if typed.startswith("cd ") else "!") + typed, "".join(f"{line}\n" for line in shown)))
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    found = [(cell["source"], "".join(output["text"] for output in cell["outputs"])) for cell in code]
+    assert found == expected
+    prose = "".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    assert re.sub(r"\s", "", prose) == re.sub(r"\s", "", BLOCK.sub("", text))
 
 
 def test_commands_over_several_lines_are_one() -> None:

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import Symmetry, call
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.errors import CheckFailedError
+from surgeon.errors import CheckFailedError, printable
 from surgeon.finding.breaks import find_breaks
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import to_dtype
+
+
+class _BreaksError(CheckFailedError):
+    """Its message has a line for each thing that a developer reads, as those of assertions do."""
+
+    def __str__(self) -> str:
+        return printable(str(self.args[0]))
 
 
 def assert_equivariant_inside(
@@ -58,4 +65,4 @@ def assert_equivariant_inside(
             twin, Symmetry(named, act, act_output, forward), *to_dtype(inputs, torch.float64), seed=seed
         )
     if breaks.broken:
-        raise CheckFailedError("\n".join(breaks.told()))
+        raise _BreaksError("\n".join(breaks.told()))
