@@ -32,6 +32,8 @@ _USUAL_ENTRIES = frozenset(
     ["state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights", "params"]
     + ["ema", "ema_state_dict", "ema_model", "model_ema"]
 )
+_LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+"""At the begin of what torch.save wrote before it wrote archives: a number that it pickles first."""
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 
 
@@ -122,6 +124,11 @@ def _kind_of(source: OpenFile) -> Literal["safetensors", "zip", "pickle"]:
     if archive:
         return "zip"
     if head.startswith(b"\x80"):
+        if _LEGACY not in head:
+            raise CheckpointError(
+                f"expected a file written by torch.save, but {str(path)!r} is another pickle, as of pickle.dump or "
+                "joblib, or damaged: open it where you trust it, and write its state_dict with torch.save"
+            )
         return "pickle"
     raise CheckpointError(
         f"expected safetensors or a file written by torch.save, but {str(path)!r} starts with {head[:16]!r}: {_ADVICE}"
@@ -146,6 +153,12 @@ def _check_zip(source: OpenFile) -> None:
                 raise CheckpointError(
                     f"{str(path)!r} is a TorchScript archive, which is code, as models are deployed: give the "
                     "checkpoint that it was made from, or a state_dict"
+                )
+            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            if packed:  # a few bytes could become any number of them
+                raise CheckpointError(
+                    f"expected an archive as torch.save writes it, but {packed[0][:80]!r} in {str(path)!r} is "
+                    "compressed: write it again with torch.save"
                 )
             bad = [name for name in names if not _record_is_sound(archive, name)]
     except CheckpointError:

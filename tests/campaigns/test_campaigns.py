@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from surgeon.errors import CheckpointError
 from surgeon.files import atomic
-from tests.campaigns import faults, fuzz
+from tests.campaigns import faults, fuzz, page
 from tests.campaigns.crashers import CRASHERS, crashing
 from tests.campaigns.readers import READERS, digest
 from tests.campaigns.work import furnish, here
@@ -98,3 +99,11 @@ def test_a_command_that_writes_in_place_is_noticed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(faults, "FAULTS", (errno.ENOSPC, "SIGKILL before"))
     record = faults.run(24, 1, 1, "relax --force")
     assert any("neither the old nor the new" in fault or "in part" in fault for fault in record["faults"])
+
+
+def test_the_page_is_made_of_the_records_and_they_are_clean() -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+    for path in page.RECORDS.glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert not record["faults"]
+        assert not record.get("executions")

@@ -73,6 +73,10 @@ class Bomb:
 
 
 def bomb(surgeon: Surgeon) -> None:
+    torch.save(Bomb(), surgeon.path / "net.pt", _use_new_zipfile_serialization=False)
+
+
+def plain_bomb(surgeon: Surgeon) -> None:
     (surgeon.path / "net.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
 
 
@@ -144,6 +148,7 @@ CASES = [
     Case("does not fit", "relax net.pt", saved(lambda: nn.Linear(2, 2).state_dict()), "keys of Net, got 2 keys"),
     Case("other shapes", "relax net.pt", saved(lambda: tiny.Net(3).state_dict()), "expected the shapes of Net"),
     Case("pickle without the flag", "relax net.pt", bomb, "--trust-pickle"),
+    Case("pickle of no torch", "relax net.pt --trust-pickle", plain_bomb, "another pickle, as of pickle.dump"),
     Case("module without the flag", "relax net.pt", saved(tiny.Net), "--trust-pickle"),
     Case(
         "several sets", "relax net.pt", saved(lambda: {"a": {"x": torch.ones(1)}, "b": {"x": torch.ones(1)}}), "entry"

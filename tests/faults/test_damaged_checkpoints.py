@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,7 @@ def test_an_archive_that_was_written_without_checksums_opens(tmp_path: Path) -> 
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"),
         (b"\xff" * 8 + b"{" + b"x" * 100, "as safetensors"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{}" + b" " * 14 + b"xx", "as safetensors"),
-        (b"\x80\x02}q\x00.", "damaged or not a checkpoint"),
+        (b"\x80\x02}q\x00.", "another pickle, as of pickle.dump or joblib, or damaged"),
         (b"PK\x03\x04" + b"\x00" * 100, "as an archive"),
         (bytes(range(256)) * 4, "damaged or not a checkpoint"),
     ],
@@ -127,17 +129,33 @@ def test_what_is_no_checkpoint(tmp_path: Path, data: bytes, words: str) -> None:
 
 
 def test_a_zip_of_something_else(tmp_path: Path) -> None:
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("hello.txt", "hello")
     with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
         open_checkpoint(tmp_path / "a.pt")
 
 
-def test_pickle_of_plain_python(tmp_path: Path) -> None:
-    import pickle
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_plain_pickle_is_called_one_and_not_opened(tmp_path: Path, protocol: int, trust: bool) -> None:
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"weights": WEIGHTS}, protocol))
+    with pytest.raises(CheckpointError, match="another pickle, as of pickle.dump or joblib") as caught:
+        open_checkpoint(tmp_path / "a.pt", trust_pickle=trust)
+    check_sentence(caught.value, tmp_path / "a.pt")
 
-    (tmp_path / "a.pt").write_bytes(pickle.dumps({"weights": [1.0, 2.0]}))
-    with pytest.raises(CheckpointError):
-        open_checkpoint(tmp_path / "a.pt")
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_files_of_old_torch_are_no_plain_pickles(tmp_path: Path, protocol: int) -> None:
+    torch.save(WEIGHTS, tmp_path / "a.pt", _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+    assert torch.equal(open_checkpoint(tmp_path / "a.pt").tensors["a.weight"], WEIGHTS["a.weight"])
+
+
+def test_an_archive_that_would_grow_when_it_is_opened_is_refused(tmp_path: Path) -> None:
+    usual = written(tmp_path, "state_dict")
+    with zipfile.ZipFile(usual) as read, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in read.namelist():
+            packed.writestr(name, bytes(10**8) if name.endswith("data/0") else read.read(name))
+    assert (tmp_path / "bomb.pt").stat().st_size < 10**6
+    with pytest.raises(CheckpointError, match="is compressed: write it again") as caught:
+        open_checkpoint(tmp_path / "bomb.pt", trust_pickle=True)
+    check_sentence(caught.value, tmp_path / "bomb.pt")
