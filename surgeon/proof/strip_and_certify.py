@@ -14,6 +14,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.editing.adjust import other_values
 from surgeon.editing.conditions import check_folds
 from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.spectrum import branch_contents
 from surgeon.editing.strip import strip
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.opening.description import check_code
@@ -70,6 +71,7 @@ def strip_and_certify(
         seen = _check_folds(workspace) if mode == "fold" else None
         group = relaxation.plan.group_object if workspace.task is not None and can_act(workspace.task.task) else None
         before = _observe(workspace, relaxation, mode, group, settings)
+        contents = branch_contents(relaxation)
     with stage("stripping"):
         theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
         function, change = _compare_function(workspace, before, mode)
@@ -78,6 +80,7 @@ def strip_and_certify(
     details = {
         **_of_folder(workspace, relaxation),
         "theta": list(theta),
+        "branches": {each.site: {"equivariant": each.equivariant, "random": each.random} for each in contents},
         "source": compared_source,
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},

@@ -15,6 +15,7 @@ from surgeon.proof.words import LIMITS, OTHER_DATA, Section, grade_words, sectio
 from surgeon.report.figures import ErrorRow, errors_on_log_axis
 from surgeon.report.page import Bad, Drawing, Page, Part, Rows
 from surgeon.report.run import metric_rows, primary_in_words, probe_rows, worse_in_words
+from surgeon.report.use import share_part
 
 EQUIVARIANCE = "Equivariance errors"
 
@@ -45,6 +46,7 @@ def clean_page(folder: Path) -> Page:
             Part("Metrics before and after", told["Metrics"].told, rows=_metrics(data, judging)),
             Part("On other data", told[OTHER_DATA].told, rows=_probes(details.get("probes") or {}, judging)),
             *_equivariance(data, told["Equivariance"]),
+            share_part(details.get("branches") or {}),
             _checks(data, told["Checks"]),
             Part("What was not looked at", list(_not_looked_at(data))),
             *(Part(title, told[title].told, rows=told[title].table, folded=True) for title in shown),

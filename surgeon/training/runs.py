@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.editing.relaxation import Relaxation
+from surgeon.editing.spectrum import branch_contents
 from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.content import write_json, write_text
 from surgeon.files.reading import open_checkpoint
-from surgeon.files.relaxed import STATE_FOLDER, is_relaxed_folder, read_relaxed, write_relaxed
+from surgeon.files.relaxed import RECORDS, STATE_FOLDER, is_relaxed_folder, read_relaxed, write_relaxed
 from surgeon.files.seals import seal_folder, updated_folder
 from surgeon.files.tensors import write_tensors
 from surgeon.opening.description import relaxed_config
@@ -29,7 +31,7 @@ from surgeon.training.engine import Finetuner
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState, random_state, set_random_state
 
-RECORDS_FILE, STEPS_FILE = "records.jsonl", "steps.jsonl"
+RECORDS_FILE, STEPS_FILE, BRANCHES_FILE = RECORDS
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def _write_run(
             added = finetuner.given_added
             merged = added.merged_state() if isinstance(added, WeightUpdates) else None
             write_relaxed(temporary / "relaxed", model, config, metadata, state=merged)
+            ended = state.ended(settings.epochs)
+            contents = branch_contents(added) if ended and isinstance(added, Relaxation) else []
         finally:
             model.load_state_dict(_under("model.", tensors))
         for path in (temporary / "relaxed").iterdir():
@@ -137,7 +141,8 @@ def _write_run(
             scaler=None if scaler is None else scaler.state_dict(),
         )
         write_json(temporary / STATE_FOLDER / "state.json", dataclasses.asdict(record))
-        for name, entries in ((RECORDS_FILE, state.history), (STEPS_FILE, state.steps)):
+        inside = [dataclasses.asdict(content) for content in contents]
+        for name, entries in ((RECORDS_FILE, state.history), (STEPS_FILE, state.steps), (BRANCHES_FILE, inside)):
             write_text(temporary / name, "".join(json.dumps(entry) + "\n" for entry in entries))
         seal_folder(temporary)
 

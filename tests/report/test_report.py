@@ -18,7 +18,7 @@ from surgeon.files.clean import sealed
 from surgeon.files.seals import seal_folder
 from surgeon.report.page import NO_BREAK
 from surgeon.report.run import THETA, VALIDATION
-from surgeon.report.use import SINGLE, USE, use_part
+from surgeon.report.use import SHARE, SINGLE, SPECTRUM, USE, spectrum_part, use_part
 from surgeon.report.write import write_report
 from tests.commands import Surgeon
 from tests.report.pages import Seen
@@ -139,6 +139,33 @@ def test_of_many_sites_the_median_and_the_largest_are_named(folder: Path) -> Non
 def test_a_run_that_has_not_recorded_it_has_no_such_figure(folder: Path) -> None:
     rewritten(folder / "net-run", lambda entry: entry.pop("use"))
     assert USE not in [heading for _, heading in report(folder / "net-run").headings]
+
+
+def test_what_is_in_the_branches_is_drawn_for_a_run_and_its_clean_weights(folder: Path) -> None:
+    contents = lines(folder / "net-run" / "branches.jsonl")
+    for name in ("net-run", "net-clean"):
+        seen = report(folder / name)
+        assert seen.column(SHARE, "W") == [content["equivariant"] for content in contents]
+        assert seen.column(SHARE, "random W") == [content["random"] for content in contents]
+    assert SPECTRUM in report(folder / "net-run").csv
+    text = (folder / "net-run" / "branches.jsonl").read_text()
+    (folder / "net-run" / "branches.jsonl").write_text(text + "\n")
+    with pytest.raises(CheckpointError, match="is not as it was written"):
+        report(folder / "net-run")
+    (folder / "net-run" / "branches.jsonl").unlink()
+    assert not {SHARE, SPECTRUM} & set(report(folder / "net-run").csv)
+
+
+def test_singular_values_are_relative_to_the_largest_of_their_site() -> None:
+    contents = [
+        {"spectrum": {"0e -> 0e": [4.0, 2.0], "0e -> 1o": [1.0]}},
+        {"spectrum": {"0e -> 0e": [1.0], "0e -> 1o": [10.0, 5.0]}},
+        {"spectrum": {"0e -> 0e": [2.0, 0.0]}},
+    ]
+    drawing = spectrum_part(contents).drawing
+    assert drawing is not None
+    assert drawing.rows[0] == ["number", "relative singular value: 0e → 0e", "relative singular value: 0e → 1o"]
+    assert drawing.rows[1:] == [[1, 1.0, 0.625], [2, 0.25, 0.5]]
 
 
 def told_apart(row: Any) -> str:
