@@ -1,1 +1,1 @@
-"""Insert branches, train through their handle, strip or fold them, and renew what an edit makes stale."""
+"""Insert branches, train through their handle, strip or fold them, renew what is stale. Where, is found elsewhere."""

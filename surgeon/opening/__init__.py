@@ -1,1 +1,1 @@
-"""From a path that a user names to model, task, plan, original and float64 twin, downloading included; relaxing it."""
+"""From a path that a user names to model, task, plan, original and twin; relaxing it. Nothing is certified here."""

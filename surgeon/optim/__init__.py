@@ -1,4 +1,4 @@
-"""Optimisers that see the weights of an equivariant network as matrices of multiplicities.
+"""Optimisers that see equivariant weights as matrices of multiplicities, branches or not. Loops are in training.
 
 Three lines in anybody's own training loop are enough::
 

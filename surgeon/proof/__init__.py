@@ -1,1 +1,1 @@
-"""What is certified about weights: equivariance, sameness, the certificate; inspecting, stripping, verifying again."""
+"""What is certified about weights: equivariance, sameness; inspecting, stripping, verifying again. No training here."""

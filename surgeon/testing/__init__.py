@@ -1,4 +1,4 @@
-"""Shipped for the tests of networks and adapters: assertions, and the contract of an adapter."""
+"""Shipped for the tests of networks and adapters: assertions, the contract of an adapter. Our own are in tests/."""
 
 from surgeon.testing.contract import AdapterContract
 from surgeon.testing.equivariance import TOLERANCE, assert_equivariant

@@ -1,1 +1,1 @@
-"""Fine-tuning with theta going up and down, fair comparisons of its variants, and whether it can help."""
+"""Fine-tuning with theta going up and down, and fair comparisons. The loops of others are in integrations."""
