@@ -363,6 +363,9 @@ class Certificate:
     projection_error: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Certificate({self.grade!r}, {sum(self.checks.values())} of {len(self.checks)} checks hold)"
+
     @property
     def passed(self) -> bool:
         """Whether every check holds; what that is worth, ``grade`` says."""

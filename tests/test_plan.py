@@ -14,7 +14,8 @@ from surgeon.algebra.groups.custom import group_from_generators
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, regular, repeated, trivial
 from surgeon.errors import PlanError
-from surgeon.plan import PLAN_FORMAT_VERSION, AuditEntry, Convolution, Plan, Site, Skipped
+from surgeon.plan import PLAN_FORMAT_VERSION, AuditEntry, Certificate, Convolution, Plan, Site, Skipped
+from surgeon.proof.verdict import Finding, Verification
 from surgeon.support.modules import named_module
 
 C4 = parse_group("C4")
@@ -211,6 +212,13 @@ def test_a_module_by_name() -> None:
     assert named_module(model, "0") is model[0]
     with pytest.raises(PlanError, match="expected a submodule '1' in Sequential"):
         named_module(model, "1")
+
+
+def test_what_was_proved_is_told_in_a_line() -> None:
+    certificate = Certificate({"weights": True, "graph": False}, details={"much": ["x" * 99] * 99})
+    assert repr(certificate) == "Certificate(None, 1 of 2 checks hold)"
+    found = Verification((Finding("a", "holds"), Finding("b", "differs"), Finding("c", "holds")))
+    assert repr(found) == "Verification(2 holds, 1 differs)"
 
 
 def test_a_plan_and_a_site_are_told_on_one_screen() -> None:

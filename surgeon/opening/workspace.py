@@ -66,6 +66,10 @@ class Workspace:
     float64: Float64 | None = field(default=None)
     twin: nn.Module | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        task = "without a task" if self.task is None else f"task {self.task.spec}"
+        return f"Workspace({self.name!r}, {self.relaxation or type(self.model).__name__}, {task})"
+
     def __post_init__(self) -> None:
         """Take over what the folder says about float64; a stranger's could make every later measurement coarser."""
         if self.float64 is None and self.files is not None and self.origin is None:

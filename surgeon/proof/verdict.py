@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -105,6 +106,10 @@ class Verification(ModelVerdict):
 
     recorded: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        counts = Counter(finding.outcome for finding in self.findings)
+        return f"Verification({', '.join(f'{count} {outcome}' for outcome, count in counts.items())})"
 
     @property
     def holds(self) -> bool:

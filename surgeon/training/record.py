@@ -29,11 +29,11 @@ class ComparisonRecord:
         next: the command that makes the first of them clean; empty if there are none.
     """
 
-    comparison: Comparison
+    comparison: Comparison = field(repr=False)
     metric: str
-    kept: RunStore
-    points: Sequence[Point] = ()
-    sweep: Mapping[str, Any] | None = None
+    kept: RunStore = field(repr=False)
+    points: Sequence[Point] = field(default=(), repr=False)
+    sweep: Mapping[str, Any] | None = field(default=None, repr=False)
     complete: bool = False
     kept_weights: Mapping[str, Sequence[int]] = field(default_factory=dict)
     next: str = ""

@@ -24,8 +24,8 @@ class FinetuneResult:
 
     best_epoch: int
     validation: Mapping[str, float]
-    thetas: Mapping[str, tuple[float, float]]
-    history: tuple[Mapping[str, Any], ...]
+    thetas: Mapping[str, tuple[float, float]] = field(repr=False)
+    history: tuple[Mapping[str, Any], ...] = field(repr=False)
     seconds: float
     steps: int
     stopped: str = ""

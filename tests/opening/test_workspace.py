@@ -38,6 +38,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Surgeon.folder(tmp_path, monkeypatch)
 
 
+def test_what_was_opened_is_told_in_a_line(work: Path) -> None:
+    told = repr(open_path("net.pt", OpenOptions(task="task.py")))
+    assert told == "Workspace('net.pt', Net, task task.py)"
+
+
 def make_relaxed(
     work: Path, path: str = "net.pt", options: OpenOptions | None = None, mode: StripMode = "drop"
 ) -> Path:
