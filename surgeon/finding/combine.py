@@ -307,7 +307,7 @@ def _in_order(rho: Representation, wanted: tuple[int, ...], order: tuple[int, ..
     if sorted(wanted) != sorted(order) or "axes" not in data:
         return None
     names = dict(zip(order, data["axes"].split(), strict=True))
-    return axes(rho.group, " ".join(names[axis] for axis in wanted), data["sizes"])
+    return axes(rho.group, " ".join(names[axis] for axis in wanted), data["sizes"], data.get("signs", ()))
 
 
 def _discretisation(site: Site, evidence: Evidence) -> list[str]:

@@ -456,3 +456,15 @@ def test_errors(build: Callable[[], object], message: str) -> None:
 def test_malformed_descriptions_are_refused(data: dict[str, Any]) -> None:
     with pytest.raises(GroupError, match="matrices, copies, grid or sum, got"):
         representation_from(parse_group("C4"), data)
+
+
+def test_pseudo_tensors_are_tensors_times_a_sign() -> None:
+    group = parse_group("O13")
+    plain, pseudo = axes(group, "v w c", {"c": 2}), axes(group, "v w c", {"c": 2}, (-1, 1, -1))
+    assert torch.equal(pseudo.generators().dense(), plain.generators().dense())
+    signs = torch.tensor([-1.0, 1.0, -1.0], dtype=torch.float64)[:, None, None]
+    assert torch.allclose(pseudo.element_actions().dense(), signs * plain.element_actions().dense())
+    assert representation_from(group, pseudo.to_data()) == pseudo
+    for wrong in ((-1, 1), (-1, 1, 2)):
+        with pytest.raises(GroupError, match="a sign, 1 or -1, for each of the 3 elements"):
+            axes(group, "v", {}, wrong)

@@ -57,7 +57,7 @@ def irreps(group: Group, irreps: str, layout: Layout = "mul_ir") -> Representati
     return Representation(group, merged(blocks), encoded({"irreps": canonical, "layout": layout}))
 
 
-def axes(group: Group, names: str, sizes: Mapping[str, int]) -> Representation:
+def axes(group: Group, names: str, sizes: Mapping[str, int], signs: Sequence[int] = ()) -> Representation:
     """Tensors in any memory order: name the axes, the last one varies fastest.
 
     An axis whose name begins with u, v or w is a vector index, on which the linear part of the defining representation
@@ -67,9 +67,11 @@ def axes(group: Group, names: str, sizes: Mapping[str, int]) -> Representation:
     Args:
         names: axis names separated by blanks.
         sizes: length of each axis of copies.
+        signs: +1 or -1 for each of ``group.feature_elements``, by which all is multiplied too: pseudo-tensors, as the
+            skew matrix of a polar vector is one of rank two; none for tensors.
 
     Raises:
-        GroupError: if a name repeats, a size is missing, superfluous or not positive.
+        GroupError: if a name repeats, a size is missing, superfluous or not positive, or the signs are not one each.
 
     Example:
         >>> from surgeon.algebra.groups import parse_group
@@ -90,8 +92,22 @@ def axes(group: Group, names: str, sizes: Mapping[str, int]) -> Representation:
     vector = Factor("vector")
     shape = tuple(sizes.get(name, group.vector_dimension) for name in order)
     factors = tuple((axis, vector) for axis, name in enumerate(order) if name not in copies)
-    spec = encoded({"axes": " ".join(order), "sizes": {name: sizes[name] for name in copies}})
-    return Representation(group, merged([Block(0, shape, factors)]), spec)
+    spec: dict[str, Any] = {"axes": " ".join(order), "sizes": {name: sizes[name] for name in copies}}
+    if len(signs):
+        shape, factors = (*shape, 1), (*factors, (len(order), _character(group, signs)))
+        spec["signs"] = [int(sign) for sign in signs]
+    return Representation(group, merged([Block(0, shape, factors)]), encoded(spec))
+
+
+def _character(group: Group, signs: Sequence[int]) -> Factor:
+    """One-dimensional: 1 on the identity component, a sign on each of ``group.feature_elements``."""
+    if len(signs) != len(group.feature_elements) or any(sign not in (1, -1) for sign in signs):
+        raise GroupError(
+            f"expected a sign, 1 or -1, for each of the {len(group.feature_elements)} elements of {group.name} besides "
+            f"its algebra, got {list(signs)}: give one for each"
+        )
+    images = {"algebra": [[[0.0]]] * len(group.feature_algebra), "elements": [[[float(sign)]] for sign in signs]}
+    return Factor("matrices", data=check_images(group, images))
 
 
 def regular(group: Group, copies: int, layout: Layout = "mul_ir") -> Representation:
@@ -249,8 +265,8 @@ def representation_from(group: Group | str, data: Mapping[str, Any]) -> Represen
     match data if isinstance(data, Mapping) else {}:
         case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
             return irreps(group, text, rest.get("layout", "mul_ir"))
-        case {"axes": str(names)} if data.keys() <= {"axes", "sizes"}:
-            return axes(group, names, data.get("sizes", {}))
+        case {"axes": str(names)} if data.keys() <= {"axes", "sizes", "signs"}:
+            return axes(group, names, data.get("sizes", {}), data.get("signs", ()))
         case {"regular": int(copies), **rest} if rest.keys() <= {"layout"}:
             return regular(group, copies, rest.get("layout", "mul_ir"))
         case {"trivial": int(dimension), **rest} if not rest:

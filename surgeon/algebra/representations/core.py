@@ -148,7 +148,8 @@ class Representation:
     def to_data(self) -> dict[str, Any]:
         """Return a description as JSON-compatible data.
 
-        One of ``{"irreps": "16x0e+8x1o", "layout": "mul_ir"}``, ``{"axes": "c v", "sizes": {"c": 16}}``,
+        One of ``{"irreps": "16x0e+8x1o", "layout": "mul_ir"}``, ``{"axes": "c v", "sizes": {"c": 16}}``, for a
+        pseudo-tensor with ``"signs": [-1]``, one for each of the group's elements,
         ``{"regular": 4, "layout": "mul_ir"}``, ``{"trivial": 7}``, ``{"copies": 8, "of": {...}}``, ``{"sum": [...]}``,
         ``{"matrices": {"algebra": [...], "elements": [...]}, "copies": 2, "layout": "mul_ir"}``,
         ``{"grid": [3, 3], "frame": [[1, 0], [0, 1]], "of": {...}}``.
@@ -235,7 +236,8 @@ def _words(data: Mapping[str, Any]) -> str:
         return f"{data['irreps']} ({data['layout']})"
     if "axes" in data:
         sizes = ", ".join(f"{name}={size}" for name, size in data["sizes"].items())
-        return f"axes {data['axes']}" + (f" ({sizes})" if sizes else "")
+        pseudo = "pseudo-tensor " if "signs" in data else ""
+        return f"{pseudo}axes {data['axes']}" + (f" ({sizes})" if sizes else "")
     if "regular" in data:
         return f"{data['regular']} x regular ({data['layout']})"
     if "trivial" in data:

@@ -134,7 +134,7 @@ class TensorType:
         if axes and not self.axes and rho.is_trivial and rho.dimension == 1:
             rho = trivial(rho.group, count)
         elif axes and "axes" in spec and not spec["sizes"]:
-            rho = vectors(rho.group, f"{spec['axes']} c", {"c": count})
+            rho = vectors(rho.group, f"{spec['axes']} c", {"c": count}, spec.get("signs", ()))
         elif axes:
             rho = repeated(rho, count)
         return TensorType(rho, (*self.axes, *axes), self.grid, self.frame)

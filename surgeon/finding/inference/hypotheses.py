@@ -150,7 +150,10 @@ def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
     """Yield candidate types of a tensor, simplest first."""
     group = probe.elements.group
     yield from _one_dimensional(group, probe)
-    yield from vector_types(group, probe.base)
+    tensors = list(vector_types(group, probe.base))
+    yield from tensors
+    for kind in tensors:
+        yield from _pseudo_tensor(kind, probe)
     for axis in _axes_by_preference(probe.base):
         yield from (TensorType(rho, (axis,)) for rho in axis_representations(probe, axis))
     yield from _on_grids(group, probe)
@@ -195,6 +198,14 @@ def vector_types(group: Group, base: Tensor) -> Iterator[TensorType]:
             yield TensorType(axes(group, names, {}), tuple(sorted(chosen)))
             if count == 1 and group.name in ("O3", "E3"):
                 yield TensorType(irreps(group, "1x1e"), chosen)
+
+
+def _pseudo_tensor(kind: TensorType, probe: TensorProbe) -> Iterator[TensorType]:
+    """The same indices, multiplied by -1 in some components besides: what a Levi-Civita symbol makes of tensors."""
+    data = kind.rho.to_data()
+    signs = [_sign(kind.act(g, probe.base), moved) for g, moved in probe.components()] if "axes" in data else []
+    if -1.0 in signs and 0.0 not in signs:
+        yield TensorType(axes(kind.rho.group, data["axes"], {}, [int(sign) for sign in signs]), kind.axes)
 
 
 def _on_grids(group: Group, probe: TensorProbe) -> Iterator[TensorType]:

@@ -32,6 +32,7 @@ class Case:
         reason: parameter name to a pattern of the reason.
         error: pattern of the error, if nothing can be found.
         sound: whether the plan is exercised on the model too.
+        twin: whether this is another case with something broken, in which no weights may make more a site.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Case:
     reason: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     sound: bool = True
+    twin: bool = False
 
     @property
     def symmetry(self) -> Symmetry:

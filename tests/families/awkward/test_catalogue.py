@@ -13,10 +13,19 @@ from surgeon.errors import SurgeonError
 from surgeon.plan import Plan
 from surgeon.support.modes import default_dtype
 from surgeon.testing.soundness import Model, check_plan
-from tests.families.awkward import forwards, layouts, negatives, operations, structures, symmetries, weights
+from tests.families.awkward import (
+    forwards,
+    layouts,
+    negatives,
+    operations,
+    pseudotensors,
+    structures,
+    symmetries,
+    weights,
+)
 from tests.families.awkward.case import Case
 
-THEMES = (forwards, weights, layouts, structures, operations, symmetries, negatives)
+THEMES = (forwards, weights, layouts, structures, operations, symmetries, pseudotensors, negatives)
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
 
@@ -59,6 +68,18 @@ def test_relaxed(case: Case) -> None:
 def test_refused(case: Case) -> None:
     with pytest.raises(SurgeonError, match=case.error):
         find(case, build(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case.twin], ids=lambda case: case.name)
+def test_no_weights_and_no_perturbation_make_a_twin_a_site(case: Case) -> None:
+    inputs = case.inputs()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found = surgeon.find(
+            case.build().eval(), case.group, *inputs, act=case.act, act_output=case.act_output, adapters={}
+        )
+        assert {site.key for site in found.sites} == case.sites, seed
 
 
 def test_names_are_distinct_and_the_catalogue_is_long() -> None:

@@ -13,7 +13,16 @@ from surgeon.recording.provenance import used_parameters
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import equal, map_tensors, tensors_in
-from tests.families.awkward import forwards, layouts, negatives, operations, structures, symmetries, weights
+from tests.families.awkward import (
+    forwards,
+    layouts,
+    negatives,
+    operations,
+    pseudotensors,
+    structures,
+    symmetries,
+    weights,
+)
 from tests.families.awkward.broken import BROKEN
 from tests.families.awkward.case import Case
 from tests.families.awkward.test_catalogue import build
@@ -25,6 +34,7 @@ CASES = (
     *structures.CASES,
     *operations.CASES,
     *symmetries.CASES,
+    *pseudotensors.CASES,
     *negatives.CASES,
     *(broken.case for broken in BROKEN),
 )
