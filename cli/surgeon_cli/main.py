@@ -87,9 +87,8 @@ def _report_usage(error: Any, debug: bool) -> int:
     """Report what is wrong with the command itself; whether typer uses click or a copy of it."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "surgeon"
-    return _report(
-        f"{error.format_message().strip().rstrip('.')}: see `{command} --help` [{UsageError.code}]", 2, debug
-    )
+    message = error.format_message().strip().rstrip(".").replace(": Value error, ", ": ")  # as pydantic begins
+    return _report(f"{message}: see `{command} --help` [{UsageError.code}]", 2, debug)
 
 
 def _report_unexpected(error: Exception, debug: bool) -> int:

@@ -65,7 +65,11 @@ class Training:
     ] = None
     optimizer: Annotated[
         OptimizerName | None,
-        training_option("--optimizer", help="soap and muon act on the matrices inside the weights."),
+        training_option(
+            "--optimizer",
+            metavar="NAME",
+            help="adamw, adam, sgd, soap or muon; the last two act on the matrices inside the weights.",
+        ),
     ] = None
     ema: Annotated[
         float | None, training_option("--ema", help="Evaluate and keep a running average with this decay.")
@@ -141,7 +145,9 @@ class Rare:
     clip: Annotated[float | None, rare_option("--clip", help="Largest gradient norm; default: no limit.")] = None
     decay: Annotated[
         Decay | None,
-        rare_option("--lr-decay", of="decay", help="Learning rate over time."),
+        rare_option(
+            "--lr-decay", of="decay", metavar="SHAPE", help="Of the learning rate: cosine, linear, constant, step."
+        ),
     ] = None
     decay_factor: Annotated[
         float | None, rare_option("--lr-decay-factor", of="decay_factor", help="With --lr-decay step.")

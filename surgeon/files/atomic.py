@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from surgeon.errors import ExistsError, WriteError
+from surgeon.errors import ExistsError, HubError, WriteError
 
 _TEMPORARY = "surgeon-tmp"
 _BACKUP = "surgeon-backup"
@@ -60,7 +60,7 @@ def translated(target: Path, temporary: Path) -> Iterator[None]:
         yield
     except WriteError as error:
         raise WriteError(str(error).replace(str(temporary), str(target))) from error
-    except ExistsError:
+    except (ExistsError, HubError):
         raise
     except OSError as error:
         if not _concerns(error, temporary, target):

@@ -24,7 +24,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.task_calls import task_batches
 from surgeon.opening.trust import check_task, remember_task
 from surgeon.plan import Task
-from surgeon.registry import adapter_with_task, installed_adapters
+from surgeon.registry import adapter_with_task, has_task, installed_adapters
 from surgeon.support.imports import call_with, close_names, failing_line, import_attribute, importable, one_line
 
 
@@ -143,6 +143,10 @@ def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> L
         path = Path(text).absolute()
         task, sha256 = _task_of_file(path, given)
         return LoadedTask(task, path, sha256, given, text)
+    name, _, rest = text.partition(":")
+    if rest and not rest.isidentifier():  # a file of data
+        ready = [each for each, adapter in installed_adapters().items() if has_task(adapter)]
+        raise TaskError(f"there is no ready task {name!r}, for `--task {text}`: there is {close_names(name, ready)}")
     with importable(Path.cwd()):
         found = import_attribute(text, "a task", TaskError)
         if inspect.isclass(found) or (callable(found) and not hasattr(found, "batches")):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from surgeon.errors import CheckpointError, ExistsError, WriteError
+from surgeon.errors import CheckpointError, ExistsError, HubError, WriteError
 from surgeon.files import atomic as files
 from surgeon.files.atomic import atomic_file, atomic_folder, check_writable
 from surgeon.files.content import sha256_of_file, write_json, write_text
@@ -47,6 +47,11 @@ def test_an_existing_file_is_refused_before_any_work(tmp_path: Path) -> None:
         entered = True
     assert not entered
     assert (tmp_path / "out.txt").read_text() == "old"
+
+
+def test_what_the_hub_says_is_not_about_writing(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match="^no such repository$"), atomic_folder(tmp_path / "folder"):
+        raise HubError("no such repository")
 
 
 def test_force_replaces(tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ def test_bad_arguments(tmp_path: Path) -> None:
         load_task(write(tmp_path, CLASS + "task = T()\n", "other.py"), {"width": 1})
 
 
+def test_data_for_no_adapter_names_those_with_a_task() -> None:
+    with pytest.raises(TaskError, match=r"no ready task 'segn', .* there is segnn"):
+        load_task("segn:particles.npy")
+
+
 def test_a_missing_file_names_the_near_ones(tmp_path: Path) -> None:
     write(tmp_path, "", "task.py")
     with pytest.raises(TaskError, match="its folder holds task.py"):
@@ -265,7 +270,7 @@ def test_an_adapters_task_is_named_with_its_data(tmp_path: Path, monkeypatch: py
     assert next(task_batches(bound.task, "train", 0)).shape == (2,)
     with pytest.raises(TaskError, match=r"no data file .*frames.xy' for the task of mine.*holds .*`--task mine:FILE`"):
         load_task("mine:frames.xy")
-    with pytest.raises(TaskError, match="could not import a task 'other:frames.xyz'"):
+    with pytest.raises(TaskError, match="no ready task 'other'"):
         load_task("other:frames.xyz")
 
 
