@@ -196,11 +196,12 @@ class Campaign:
                 where = f"{name}, {_word(fault)} at call {at} ({calm.calls[at - 1]})"
                 outcome.points += 1
                 before = self.fresh(command)
+                usual = (*SAVED, *self.hidden())
                 old = content_of(self.work / command.target) if command.old else {}
                 ended = forked(self.work, command.given, Injector(str(self.work), at, fault))
                 wrong = [*self.sayings(ended, fault), *self.place(command, before, old, expected, outcome)]
                 if isinstance(fault, int) and not calm.calls[at - 1].startswith(("unlink", "rmdir")):
-                    wrong += [f"left {left}" for left in self.hidden() if left not in SAVED][:1]
+                    wrong += [f"left {left}" for left in self.hidden() if left not in usual][:1]
                 wrong += self.readings(command, draw) if outcome.points % 3 == 0 else []
                 wrong += self.again(command, before, expected, old)
                 outcome.faults += [f"{where}: {each}" for each in wrong]

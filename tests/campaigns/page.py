@@ -57,8 +57,9 @@ def faults_part(record: Mapping[str, Any]) -> str:
             "## Failing systems",
             f"**{record['points']:,} faults** (seed {record['seed']}, {_seconds(record['CPU seconds'])} of one core, "
             f"{_versions(record)}): {_count(record['faults'], 'broken promise')}. Calls by which a command writes "
-            "(open, mkdir, fsync, replace, rename, link, unlink, chmod, rmdir, and the savers of torch and safetensors) fail "
-            "with ENOSPC, EACCES, EIO or EINTR, or the process gets SIGKILL before or after one, SIGTERM or SIGINT. "
+            "(open, mkdir, fsync, replace, rename, link, unlink, chmod, rmdir, and the savers of torch and "
+            "safetensors) fail with ENOSPC, EACCES, EIO or EINTR, or the process gets SIGKILL before or after one, "
+            "SIGTERM or SIGINT. "
             "*Absent*, *before*, *complete* and *unfinished* say what stood in the place afterwards; an unfinished run "
             "or comparison goes on with the same command.",
             _table(("command", "faults", "absent", "before", "complete", "unfinished"), rows),
