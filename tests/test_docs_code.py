@@ -68,6 +68,7 @@ ELSEWHERE = {
     "--fsdp_version": "accelerate",
     "--nproc_per_node": "torchrun",
     "--num_processes": "accelerate",
+    "--record": "make fuzz, make faults",
     "--target": "nequip-compile",
     "--use_fsdp": "accelerate",
 }
