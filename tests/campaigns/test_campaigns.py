@@ -19,7 +19,8 @@ from tests.campaigns.crashers import CRASHERS, crashing
 from tests.campaigns.readers import READERS, digest
 from tests.campaigns.work import furnish, here
 
-pytestmark = pytest.mark.slow
+# Python 3.12 warns of every fork beside threads; those of torch do nothing here.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 
 
 @pytest.fixture(scope="module")

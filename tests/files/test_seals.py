@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import shutil
 import subprocess
@@ -241,4 +242,24 @@ def test_one_process_at_a_time_and_a_killed_one_is_succeeded(tmp_path: Path, cap
             pass
     (sentence,) = caplog.messages
     assert sentence.startswith(f"taking over run from process {holder.pid} on ")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_lock_of_one_that_was_killed_at_its_end_does_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("whole")
+    (tmp_path / ".out.surgeon-lock").write_text("process 1 on elsewhere")
+    with pytest.raises(ExistsError, match="exists already"), writing_alone(tmp_path / "out", force=False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_that_cannot_be_written_is_told_and_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(WriteError, match="the disk is full"), writing_alone(tmp_path / "out"):
+        pass
     assert not any(tmp_path.iterdir())
