@@ -56,7 +56,7 @@ class Reader:
     kind: Kind
     read: Callable[[], Any]
     checked: bool = False
-    share: int = 1
+    share: float = 1
     prepare: Callable[[], Any] | None = None
     needs: str = ""
 
@@ -206,17 +206,17 @@ READERS = (
     ),
     Reader("seal values", "net-relaxed/surgeon_seal.json", "json", partial(relaxed, "net-relaxed"), True, 1),
     Reader("state values", STATE, "json", partial(run, "net-run"), False, 4, resealed("net-run")),
-    Reader("state page", STATE, "json", partial(page, "net-run"), False, 1, resealed("net-run")),
-    Reader("records page", RUN + "records.jsonl", "lines", partial(page, "net-run"), False, 2, resealed("net-run")),
+    Reader("state page", STATE, "json", partial(page, "net-run"), False, 0.3, resealed("net-run")),
+    Reader("records page", RUN + "records.jsonl", "lines", partial(page, "net-run"), False, 0.3, resealed("net-run")),
     Reader("certificate values", CERTIFICATE, "json", partial(clean, "net-clean"), True, 4),
     Reader("certificate bytes", CERTIFICATE, "bytes", partial(clean, "net-clean"), True, 1),
     Reader(
         "certificate values, signed again", CERTIFICATE, "json", partial(clean, "net-clean"), False, 4,
         signed_again,
     ),
-    Reader("certificate page", CERTIFICATE, "json", partial(page, "net-clean"), False, 2, signed_again),
+    Reader("certificate page", CERTIFICATE, "json", partial(page, "net-clean"), False, 0.3, signed_again),
     Reader("clean weights", "net-clean/model.safetensors", "bytes", partial(clean, "net-clean"), True, 1),
-    Reader("comparison page", COMPARED, "json", partial(page, COMPARED), False, 2),
+    Reader("comparison page", COMPARED, "json", partial(page, COMPARED), False, 0.3),
     Reader("learning rates", COMPARED, "json", lambda: read_sweep(Path(COMPARED)), False, 2),
     Reader("finished run", FINISHED, "json", store, False, 2),
     Reader("description of a comparison", f"net-compare.runs/{IDENTITY_FILE}", "json", store, True, 1),
