@@ -47,7 +47,7 @@ REFERENCE = {
     "write": (
         "Open, write and share files",
         "open_path relax_checkpoint strip_folder from_pretrained save_pretrained from_hub push_to_hub pull OpenOptions "
-        "RelaxSettings StripSettings PushOptions write_report init_task",
+        "RelaxSettings StripSettings PushOptions write_report watch_report init_task",
     ),
 }
 """Page to its title and the public names of ``surgeon`` on it."""

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from surgeon.proof.strip_folder import StripSettings as StripSettings
     from surgeon.proof.strip_folder import strip_folder as strip_folder
     from surgeon.proof.verify import verify_clean as verify_clean
+    from surgeon.report.watch import watch_report as watch_report
     from surgeon.report.write import write_report as write_report
     from surgeon.training.auto import AutoSettings as AutoSettings
     from surgeon.training.auto import finetune_auto as finetune_auto
@@ -80,6 +81,7 @@ _PUBLIC = {
     "surgeon.proof.strip_folder": ("StripSettings", "strip_folder"),
     "surgeon.proof.amounts": ("MeasureSettings",),
     "surgeon.proof.verify": ("verify_clean",),
+    "surgeon.report.watch": ("watch_report",),
     "surgeon.report.write": ("write_report",),
     "surgeon.training.auto": ("AutoSettings", "finetune_auto"),
     "surgeon.training.compare": ("CompareSettings", "compare"),

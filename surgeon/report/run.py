@@ -45,7 +45,7 @@ def run_page(folder: Path) -> Page:
     return Page(
         title=f"Run {folder.resolve().name}",
         lead=[*_lead(record, before, after), *worse_in_words(metrics)],
-        unfinished=not record.state.ended(record.settings.epochs),
+        unfinished=not record.state.ended(record.settings.epochs) or not _all_probed(record),
         facts=[*_facts(config, record), ("last written", f"{written:%Y-%m-%d %H:%M} UTC (date of {RECORDS_FILE})")],
         parts=[
             Part("Metrics before and after", [_ABOUT_METRICS], rows=metrics),
@@ -106,9 +106,13 @@ def probe_rows(judging: Judging, probes: Mapping[str, Mapping[str, Mapping[str, 
     return [["data", "metric", "original", "after", "change", ""], *rows]
 
 
+def _all_probed(record: RunRecord) -> bool:
+    return all("stripped" in metrics for metrics in record.state.probes.values())
+
+
 def _probes(record: RunRecord) -> Part:
     probes, said = record.state.probes, "Of the best epoch, on the test split of each, without branches."
-    if not all("stripped" in metrics for metrics in probes.values()):
+    if not _all_probed(record):
         said = f"{', '.join(probes)}: what came of it is measured when the training has ended."
     return Part("On other data", [said] if probes else [], rows=probe_rows(record.judging, probes))
 

@@ -10,7 +10,9 @@ from surgeon.files.clean import CERTIFICATE_FILE
 from surgeon.files.content import write_text
 from surgeon.files.relaxed import is_relaxed_folder
 from surgeon.report.page import Page
+from surgeon.training.compare import runs_beside, weights_beside
 from surgeon.training.runs import has_run
+from surgeon.training.store import IDENTITY_FILE
 
 
 def write_report(path: str | Path, target: str | Path, *, force: bool = False) -> Page:
@@ -20,7 +22,7 @@ def write_report(path: str | Path, target: str | Path, *, force: bool = False) -
     nothing is computed again.
 
     Args:
-        path: a run folder, the record of a comparison, or a clean folder.
+        path: a run folder, the record of a comparison or the folder beside it, or a clean folder.
         target: the file to write.
         force: replace an existing file.
 
@@ -39,6 +41,13 @@ def write_report(path: str | Path, target: str | Path, *, force: bool = False) -
     return page
 
 
+def _record_beside(path: Path) -> Path:
+    """Return the record of the comparison that a folder holds the runs or the weights of; any other path as it is."""
+    record = path.with_name(f"{path.name.removesuffix('.runs')}.json")
+    runs = runs_beside(record)
+    return record if path in (runs, weights_beside(record)) and (runs / IDENTITY_FILE).is_file() else path
+
+
 def read_page(path: Path) -> Page:
     """Return the page of a path; errors as in :func:`write_report`."""
     from surgeon.report.clean import clean_page
@@ -50,8 +59,14 @@ def read_page(path: Path) -> Page:
             return run_page(path)
         if (path / CERTIFICATE_FILE).is_file():
             return clean_page(path)
-        if path.is_file() and path.suffix == ".json":
-            return comparison_page(path)
+        record = path if path.suffix == ".json" else _record_beside(path)
+        if record.is_file() and record.suffix == ".json":
+            return comparison_page(record)
+        if path.is_dir() and record != path:
+            raise UsageError(
+                f"expected the record {str(record)!r} of the comparison that {str(path)!r} belongs to, which is not "
+                "there yet: `surgeon finetune --compare` writes it when it ends or is interrupted"
+            )
     except SurgeonError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

@@ -20,7 +20,6 @@ from surgeon.report.page import NO_BREAK
 from surgeon.report.run import THETA, VALIDATION
 from surgeon.report.use import SHARE, SINGLE, SPECTRUM, USE, spectrum_part, use_part
 from surgeon.report.write import write_report
-from tests.commands import Surgeon
 from tests.report.pages import Seen
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: the extra plots")
@@ -29,33 +28,10 @@ KINDS = ("net-run", "net-compare.json", "net-clean")
 HOSTILE = '</td><script>alert(1)</script> $x_{ `a` & "b" url(#c) \u0007'
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, a comparison and a clean folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = Surgeon.folder(tmp_path_factory.mktemp("report"), patch)
-        commands = (
-            "relax net.pt",
-            "finetune net-relaxed --epochs 10 --lr 1e-2",
-            "finetune net-relaxed --epochs 4 --lr 1e-1 --seeds 2 --compare plain,drop --keep none",
-            "strip net-run --elements 1 --batches 1",
-        )
-        for command in commands:
-            with pytest.raises(SystemExit) as ended:
-                main(command.split())
-            assert ended.value.code == 0
-    return folder
-
-
 def main(arguments: list[str]) -> None:
     from surgeon_cli.main import main as command
 
     command(arguments)
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "made"))
 
 
 def report(path: Path) -> Seen:
