@@ -14,7 +14,7 @@ from surgeon.proof.equivariance import largest_allowed
 from surgeon.proof.words import LIMITS, OTHER_DATA, Section, grade_words, sections
 from surgeon.report.figures import ErrorRow, errors_on_log_axis
 from surgeon.report.page import Bad, Drawing, Page, Part, Rows
-from surgeon.report.run import metric_rows, primary_in_words, probe_rows, worse_in_words
+from surgeon.report.run import metric_rows, primary_in_words, rows_of_probes, worse_in_words
 from surgeon.report.use import share_part
 
 EQUIVARIANCE = "Equivariance errors"
@@ -78,7 +78,7 @@ def _metrics(data: Mapping[str, Any], judging: Judging) -> Rows:
 
 
 def _probes(probes: Mapping[str, Any], judging: Judging) -> Rows:
-    return probe_rows(judging, {name: record["metrics"] for name, record in probes.items()})
+    return rows_of_probes(judging, {name: record["metrics"] for name, record in probes.items()})
 
 
 def _checks(data: Mapping[str, Any], section: Section) -> Part:

@@ -96,7 +96,7 @@ def metric_row(judging: Judging, name: str, before: float | None, after: float |
     return [judging.with_unit(name), before, after, change.replace(" ", NO_BREAK), marked]
 
 
-def probe_rows(judging: Judging, probes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Rows:
+def rows_of_probes(judging: Judging, probes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Rows:
     """Return a table of the metrics of "original" and "stripped" on other data, by the names of the probes."""
     rows = [
         [name, *row]
@@ -114,7 +114,7 @@ def _probes(record: RunRecord) -> Part:
     probes, said = record.state.probes, "Of the best epoch, on the test split of each, without branches."
     if not _all_probed(record):
         said = f"{', '.join(probes)}: what came of it is measured when the training has ended."
-    return Part("On other data", [said] if probes else [], rows=probe_rows(record.judging, probes))
+    return Part("On other data", [said] if probes else [], rows=rows_of_probes(record.judging, probes))
 
 
 def worse_in_words(rows: Rows) -> Iterator[str]:
