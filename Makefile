@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable fuzz faults mutants lint format types setup clean clean-all
+.PHONY: help demo demo-short gallery docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable fuzz faults mutants lint format types setup clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -51,6 +51,9 @@ demo: $(VENV)/.stamp  ## relax, fine-tune and strip a small network, and show wh
 
 demo-short: $(VENV)/.stamp  ## the same in two minutes, to see that everything works
 	$(IN_VENV) examples/demo.py --short $(ARGS)
+
+gallery: $(VENV)/.stamp  ## take the pictures of docs/gallery.md anew
+	$(IN_VENV) docs/gallery.py
 
 test: $(VENV)/.stamp  ## run all tests
 	$(PYTEST) $(ARGS)
