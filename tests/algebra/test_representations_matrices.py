@@ -25,6 +25,7 @@ from surgeon.algebra.representations.build import (
     trivial,
 )
 from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError
 
 TOLERANCE = 1e-10
@@ -465,6 +466,8 @@ def test_pseudo_tensors_are_tensors_times_a_sign() -> None:
     signs = torch.tensor([-1.0, 1.0, -1.0], dtype=torch.float64)[:, None, None]
     assert torch.allclose(pseudo.element_actions().dense(), signs * plain.element_actions().dense())
     assert representation_from(group, pseudo.to_data()) == pseudo
+    bare = TensorType(axes(group, "v w", {}, (-1, 1, -1)), (-3, -2))
+    assert bare.with_copies((-1,), torch.zeros(4, 4, 2)).rho == pseudo
     for wrong in ((-1, 1), (-1, 1, 2)):
         with pytest.raises(GroupError, match="a sign, 1 or -1, for each of the 3 elements"):
             axes(group, "v", {}, wrong)

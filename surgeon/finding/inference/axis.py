@@ -212,12 +212,12 @@ def _fit_block(
     named = _named(rows.group, degree, signs, copies, layout)
     if named is not None and _explains(named, rows):
         return named
-    fitted = [_regress(blocks[0], moved) for moved in blocks[1:]]
+    fitted = [regress(blocks[0], moved) for moved in blocks[1:]]
     if any(matrix is None for matrix in fitted):
         return None
     images = [matrix for matrix in fitted if matrix is not None]
     count = len(rows.probe.elements.small)
-    algebra = [_logarithm(image) / STEP for image in images[: 2 * count : 2]]
+    algebra = [logarithm(image) / STEP for image in images[: 2 * count : 2]]
     elements = images[2 * count : 2 * count + len(rows.probe.elements.components)]
     if not respects_brackets(rows.group, algebra, elements):
         return None
@@ -243,7 +243,7 @@ def _named(group: Group, degree: int, signs: tuple[int, ...], copies: int, layou
     return axes(group, names, sizes)
 
 
-def _regress(base: Tensor, moved: Tensor) -> Tensor | None:
+def regress(base: Tensor, moved: Tensor) -> Tensor | None:
     """Return M with ``moved = base M^T``; None if the rows leave M open, or if there is none."""
     size = base.shape[1]
     if int(torch.linalg.matrix_rank(base, rtol=1e-9)) < size:
@@ -253,7 +253,7 @@ def _regress(base: Tensor, moved: Tensor) -> Tensor | None:
     return matrix if bool(good) else None
 
 
-def _logarithm(matrix: Tensor) -> Tensor:
+def logarithm(matrix: Tensor) -> Tensor:
     """Logarithm of a matrix near the identity."""
     raw = torch.from_numpy(importlib.import_module("scipy.linalg").logm(matrix.numpy()))
     return raw.real.to(torch.float64)
@@ -274,15 +274,15 @@ def _finite(rows: AxisRows) -> Iterator[Representation]:
 
 def _different_blocks(rows: AxisRows) -> Representation | None:
     count = len(rows.probe.elements.components)
-    images = [_regress(rows.base, rows.moved[1 + index]) for index in range(count)]
+    images = [regress(rows.base, rows.moved[1 + index]) for index in range(count)]
     found = [image for image in images if image is not None]
     if len(found) < count or not respects_relations(rows.group, found):
         return None
-    blocks = _connected(_mixed(found))
+    blocks = connected(mixes(found))
     if max(len(block) for block in blocks) > LARGEST_FITTED // 2:
         return None
     terms = []
-    for index, copies, size, layout in _segments(blocks):
+    for index, copies, size, layout in segments(blocks):
         term = _finite_block(rows.group, found, index, copies, size, layout)
         if term is None:
             return None
@@ -294,12 +294,12 @@ def _different_blocks(rows: AxisRows) -> Representation | None:
 def _copies_of_one_block(rows: AxisRows, copies: int, size: int, layout: Layout) -> Representation | None:
     count = len(rows.probe.elements.components)
     blocks = _blocks(rows.moved[: 1 + count], copies, size, layout)
-    images = [_regress(blocks[0], moved) for moved in blocks[1:]]
+    images = [regress(blocks[0], moved) for moved in blocks[1:]]
     found = [image for image in images if image is not None]
     if len(found) < count or not respects_relations(rows.group, found):
         return None
     # A block that falls apart is none: it would fit the noise of smaller ones.
-    return _named_finite(rows.group, found, copies, layout) if len(_connected(_mixed(found))) == 1 else None
+    return _named_finite(rows.group, found, copies, layout) if len(connected(mixes(found))) == 1 else None
 
 
 def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layout) -> Representation:
@@ -317,13 +317,13 @@ def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layou
     return matrices(group, {"algebra": [], "elements": [image.tolist() for image in cleaned]}, copies, layout)
 
 
-def _mixed(images: list[Tensor]) -> Tensor:
+def mixes(images: list[Tensor]) -> Tensor:
     """Which coordinates some image mixes, shape (n, n), symmetric."""
     mixed = torch.stack([image.abs() for image in images]).amax(dim=0) > FIT_TOLERANCE
     return mixed | mixed.mT
 
 
-def _connected(mixed: Tensor) -> list[tuple[int, ...]]:
+def connected(mixed: Tensor) -> list[tuple[int, ...]]:
     """Connected components of a symmetric pattern, by first member."""
     left = set(range(len(mixed)))
     found = []
@@ -340,7 +340,7 @@ def _connected(mixed: Tensor) -> list[tuple[int, ...]]:
     return found
 
 
-def _segments(blocks: list[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], int, int, Layout]]:
+def segments(blocks: list[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], int, int, Layout]]:
     """Group blocks into runs of copies in one layout."""
     position = 0
     remaining = list(blocks)

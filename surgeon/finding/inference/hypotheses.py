@@ -22,6 +22,7 @@ from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.axis import axis_representations
 from surgeon.finding.inference.probe import TensorProbe
 from surgeon.finding.inference.rows import FEW_ROWS, few_positions
+from surgeon.finding.inference.whole_axis import whole_axis_representation
 
 TOLERANCE = 1e-6
 """Largest relative deviation of a measured type in float64; constants of the model may have gone through float32."""
@@ -156,6 +157,10 @@ def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
         yield from _pseudo_tensor(kind, probe)
     for axis in _axes_by_preference(probe.base):
         yield from (TensorType(rho, (axis,)) for rho in axis_representations(probe, axis))
+    for axis in _axes_by_preference(probe.base):
+        whole = whole_axis_representation(probe, axis)
+        if whole is not None:
+            yield TensorType(whole, (axis,))
     yield from _on_grids(group, probe)
 
 

@@ -16,6 +16,7 @@ from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward import (
     forwards,
     layouts,
+    multivectors,
     negatives,
     operations,
     pseudotensors,
@@ -25,7 +26,7 @@ from tests.families.awkward import (
 )
 from tests.families.awkward.case import Case
 
-THEMES = (forwards, weights, layouts, structures, operations, symmetries, pseudotensors, negatives)
+THEMES = (forwards, weights, layouts, structures, operations, symmetries, pseudotensors, multivectors, negatives)
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
 

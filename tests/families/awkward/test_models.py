@@ -16,6 +16,7 @@ from surgeon.support.trees import equal, map_tensors, tensors_in
 from tests.families.awkward import (
     forwards,
     layouts,
+    multivectors,
     negatives,
     operations,
     pseudotensors,
@@ -35,6 +36,7 @@ CASES = (
     *operations.CASES,
     *symmetries.CASES,
     *pseudotensors.CASES,
+    *multivectors.CASES,
     *negatives.CASES,
     *(broken.case for broken in BROKEN),
 )

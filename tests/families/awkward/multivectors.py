@@ -1,0 +1,82 @@
+"""Features that are no copies of the vector, under a group whose irreps have no labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.families.awkward.case import CHANNELS, Case
+from tests.families.awkward.pseudotensors import Channels, levi_civita, random
+
+METRIC = torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
+PAIRS = torch.combinations(torch.arange(4)).T
+
+
+def multivectors(a: Tensor) -> Tensor:
+    """Scalar, vector, bivector, dual vector, pseudo-scalar of neighbouring vectors: (n, c, 1 + 4 + 6 + 4 + 1)."""
+    b, c, d = (a.roll(shift, 1) for shift in (1, 2, 3))
+    wedge = a[..., :, None] * b[..., None, :] - b[..., :, None] * a[..., None, :]
+    dual = torch.einsum("mnrs,zcn,zcr,zcs->zcm", levi_civita(4), METRIC * a, METRIC * b, METRIC * c)
+    scalar = (METRIC * a * b).sum(-1, keepdim=True)
+    pseudoscalar = (METRIC * dual * (d + a)).sum(-1, keepdim=True) * (1 + scalar**2)
+    return torch.cat([scalar, a, wedge[..., PAIRS[0], PAIRS[1]], dual, pseudoscalar], dim=-1)
+
+
+class Multivectors(nn.Module):
+    """Mix the channels of multivectors; read a vector off their bivectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector, self.mix = Channels(), Channels()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.vector(x)
+        h = self.between(multivectors(a))
+        wedge = torch.zeros(*h.shape[:-1], 4, 4, dtype=h.dtype)
+        wedge[..., PAIRS[0], PAIRS[1]] = h[..., 5:11]
+        skew = wedge - wedge.mT
+        return torch.einsum("zcmn,zcn->zcm", skew, METRIC * a) + h[..., :1] * h[..., 1:5] + h[..., 15:] * h[..., 11:15]
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.mix(x)
+
+
+class LearntBasis(Multivectors):
+    """The same in a basis that is trained: its features transform, but otherwise after every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(torch.eye(16) + 0.1 * torch.randn(16, 16))
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.mix(x @ self.basis) @ torch.linalg.inv(self.basis)
+
+
+def vectors() -> tuple[Tensor]:
+    """Enough rows for an axis of sixteen."""
+    return (random(12, CHANNELS, 4),)
+
+
+def _case(name: str, trap: str, build: type[nn.Module], sites: set[str], **more: object) -> Case:
+    return Case(
+        name,
+        trap,
+        build,
+        sites,
+        group="O13",
+        inputs=vectors,
+        act_output=lambda g, y: y @ g.T,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+CASES = (
+    _case("multivectors", "1 + 4 + 6 + 4 + 1 components", Multivectors, {"vector.x", "mix.x"}),
+    _case(
+        "multivectors in a basis that is trained",
+        "features transform, but by nothing that outlasts a step",
+        LearntBasis,
+        {"vector.x"},
+        reason={"mix.weight": "does not hold with other weights", "basis": "not linear"},
+    ),
+)
