@@ -109,21 +109,14 @@ def finetune(
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         before = _originals_on_other_data(workspace)  # a restored run may share its tensors with the original
         if resuming:
-            _require_same_start(target, start)
-            restore_run(target, finetuner)
-            told.say(f"going on after epoch {finetuner.state.epoch} of {finetuner.settings.epochs} in {target}/")
+            _go_on(target, start, finetuner, told)
         _tell_start(told, start, finetuner, before)
-        if before:
-            finetuner.state.probes = {name: {"original": dict(metrics)} for name, metrics in before.items()}
         told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every, until)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
-        probed = _probed(workspace, finetuner, before)
-        if before and finetuner.state.ended(finetuner.settings.epochs):
-            finetuner.state.probes = probed
-            save_run(target, finetuner, workspace)
+        probed = _probed(target, workspace, finetuner, before)
     told_of = (finetuner.selection.metric, _times_worse(finetuner), result, strip_command(target, workspace))
     return Finetuned(target, chosen, *told_of, probed)
 
@@ -137,6 +130,13 @@ def _finetuner(start: Start, settings: FinetuneSettings, trackers: Sequence[str]
     return Finetuner(workspace.model, task, *given, teacher_of(settings, workspace.fresh_original, task))
 
 
+def _go_on(target: Path, start: Start, run: Finetuner, told: Progress) -> None:
+    """Restore a run, and say where it goes on."""
+    _require_same_start(target, start)
+    restore_run(target, run)
+    told.say(f"going on after epoch {run.state.epoch} of {run.settings.epochs} in {target}/")
+
+
 def _originals_on_other_data(workspace: Workspace) -> Probed:
     if not workspace.probes:
         return {}
@@ -144,7 +144,7 @@ def _originals_on_other_data(workspace: Workspace) -> Probed:
 
 
 def _tell_start(told: Progress, start: Start, run: Finetuner, before: Probed) -> None:
-    """Say what is trained and how."""
+    """Say what is trained and how, and record what probes measured before."""
     workspace, (relaxation, _) = start.workspace, start.workspace.require_relaxed()
     for sentence in start.said:
         told.say(sentence)
@@ -152,19 +152,26 @@ def _tell_start(told: Progress, start: Start, run: Finetuner, before: Probed) ->
     told.say(NO_BRANCHES if costs is None else costs.sentence())
     for name, metrics in before.items():
         told.say(f"before, on {name}: {in_words(workspace.probes[name].task, metrics)}")
+        run.state.probes[name] = {"original": dict(metrics)}
     if run.replay is not None:
         told.say(run.replay.sentence)
     if run.weights:
         told.say(f"{run.settings.optimizer} acts on {blocks_in_words(run.weights)}; AdamW on the rest")
 
 
-def _probed(workspace: Workspace, run: Finetuner, before: Probed) -> dict[str, dict[str, dict[str, float]]]:
-    """Add the metrics of the best weights, as stripping will leave them, on other data."""
-    if not before or not run.accelerator.is_main_process:
-        return {}
-    with workspace.require_relaxed()[0].clean() as model:
-        after = evaluate_probes(model, workspace.probes)
-    return {name: {"original": dict(before[name]), "stripped": after[name]} for name in before}
+def _probed(
+    target: Path, workspace: Workspace, run: Finetuner, before: Probed
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the metrics on other data, with those of the best weights as stripping will leave them; save them."""
+    probed = {}
+    if before and run.accelerator.is_main_process:
+        with workspace.require_relaxed()[0].clean() as model:
+            after = evaluate_probes(model, workspace.probes)
+        probed = {name: {"original": dict(before[name]), "stripped": after[name]} for name in before}
+    if before and run.state.ended(run.settings.epochs):
+        run.state.probes = probed
+        save_run(target, run, workspace)
+    return probed
 
 
 def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> Callable[[Finetuner], None]:
