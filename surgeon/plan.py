@@ -298,6 +298,7 @@ class Task(Protocol):
       batch``: takes outputs for labels; for replay, see training/replay.py.
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
+    * ``pairs(outputs, batch)``: name to (computed, label), tensors of one shape; a sample of them is recorded.
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.
     * ``act(g, batch) -> batch`` and ``act_output(g, outputs) -> outputs``; g is a group element in the defining
       representation, float64, shape (k, k).

@@ -144,6 +144,8 @@ class Judging:
 
 Sums = dict[str, tuple[float, float]]
 
+Look = Callable[[Any, Any], None]
+
 
 def evaluate(
     model: nn.Module,
@@ -151,6 +153,7 @@ def evaluate(
     split: Split,
     share: tuple[int, int] = (0, 1),
     gather: Callable[[Sums], list[Sums]] | None = None,
+    look: Look | None = None,
 ) -> dict[str, float]:
     """Return the task's metrics over a split, in eval mode: the sum of sums over the sum of counts.
 
@@ -160,11 +163,12 @@ def evaluate(
         split: "train", "validation" or "test".
         share: this process's number and how many share the batches out among them.
         gather: returns the sums of all of them.
+        look: given the outputs on every batch, and the batch.
 
     Raises:
         TaskError: if the split is empty or a metric counts nothing.
     """
-    own = metric_sums(model, task, split, share)
+    own = metric_sums(model, task, split, share, look)
     parts = [own] if gather is None else gather(own)
     names = list(dict.fromkeys(name for part in parts for name in part))
     sums = {name: sum(part[name][0] for part in parts if name in part) for name in names}
@@ -178,9 +182,11 @@ def evaluate(
     return {name: sums[name] / counts[name] for name in sums}
 
 
-def evaluate_each(models: Mapping[str, nn.Module], task: Task, split: Split) -> dict[str, dict[str, float]]:
+def evaluate_each(
+    models: Mapping[str, nn.Module], task: Task, split: Split, looks: Mapping[str, Look] | None = None
+) -> dict[str, dict[str, float]]:
     """Return the metrics of several models by their names; arguments and errors as for :func:`evaluate`."""
-    return {name: evaluate(model, task, split) for name, model in models.items()}
+    return {name: evaluate(model, task, split, look=(looks or {}).get(name)) for name, model in models.items()}
 
 
 def evaluate_probes(model: nn.Module, probes: Mapping[str, LoadedTask]) -> dict[str, dict[str, float]]:
@@ -188,7 +194,9 @@ def evaluate_probes(model: nn.Module, probes: Mapping[str, LoadedTask]) -> dict[
     return {name: evaluate(model, probe.task, "test") for name, probe in probes.items()}
 
 
-def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, int] = (0, 1)) -> Sums:
+def metric_sums(
+    model: nn.Module, task: Task, split: Split, share: tuple[int, int] = (0, 1), look: Look | None = None
+) -> Sums:
     """Return metric name to (sum, count) over every n-th batch of a split, in eval mode.
 
     Every process of a share runs the model equally often, because the parts of sharded weights are put together in its
@@ -206,6 +214,8 @@ def metric_sums(model: nn.Module, task: Task, split: Split, share: tuple[int, in
             outputs = map_tensors(Tensor.detach, task_forward(task, model, moved))
             if not own:
                 continue
+            if look is not None:
+                look(outputs, moved)
             for name, (total, count) in task_metrics(task, outputs, moved).items():
                 sums[name] += float(total)
                 counts[name] += float(count)

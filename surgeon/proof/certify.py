@@ -9,6 +9,7 @@ from torch import nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.opening.evaluation import evaluate_each
+from surgeon.opening.pairs import Pairs
 from surgeon.opening.task_calls import task_forward
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
@@ -64,9 +65,21 @@ def _forward(workspace: Workspace, model: nn.Module) -> Callable[[nn.Module], An
     return lambda network: task_forward(task, network, batch)
 
 
-def metrics_of(workspace: Workspace, models: Mapping[str, nn.Module], split: Split) -> dict[str, dict[str, float]]:
-    """Return the task's metrics of every model on a split; none without a task."""
-    return {} if workspace.task is None else evaluate_each(models, workspace.task.task, split)
+def metrics_of(
+    workspace: Workspace, models: Mapping[str, nn.Module], split: Split, pairs: dict[str, Any] | None = None
+) -> dict[str, dict[str, float]]:
+    """Return the task's metrics of every model on a split; none without a task.
+
+    Args:
+        pairs: filled by model with the task's pairs of computed values and labels, see :class:`Pairs`.
+    """
+    if workspace.task is None:
+        return {}
+    seen = {name: Pairs(workspace.task.task) for name in ({} if pairs is None else models)}
+    metrics = evaluate_each(models, workspace.task.task, split, {name: each.see for name, each in seen.items()})
+    if pairs is not None:
+        pairs |= {name: found for name, each in seen.items() if (found := each.found())}
+    return metrics
 
 
 def probed(workspace: Workspace, models: Mapping[str, nn.Module], split: Split | None) -> dict[str, Any]:

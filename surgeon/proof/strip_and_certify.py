@@ -14,7 +14,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.editing.adjust import other_values
 from surgeon.editing.conditions import check_folds
 from surgeon.editing.relaxation import Relaxation
-from surgeon.editing.spectrum import branch_contents
+from surgeon.editing.spectrum import BranchContent, branch_contents
 from surgeon.editing.strip import strip
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.opening.description import check_code
@@ -71,8 +71,8 @@ def strip_and_certify(
         seen = _check_folds(workspace) if mode == "fold" else None
         group = relaxation.plan.group_object if workspace.task is not None and can_act(workspace.task.task) else None
         before = _observe(workspace, relaxation, mode, group, settings)
-        contents = branch_contents(relaxation)
     with stage("stripping"):
+        contents = branch_contents(relaxation)
         theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
         function, change = _compare_function(workspace, before, mode)
         recalibration = recalibrate_gathered(workspace, original, recalibration_batches, settings.seed)
@@ -80,15 +80,15 @@ def strip_and_certify(
     details = {
         **_of_folder(workspace, relaxation),
         "theta": list(theta),
-        "branches": {each.site: {"equivariant": each.equivariant, "random": each.random} for each in contents},
         "source": compared_source,
         "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
-        **_done_besides(workspace, recalibration),
+        **_done_besides(workspace, recalibration, contents),
     }
     with stage("computing metrics"):
-        metrics = {} if split is None else metrics_of(workspace, models, split)
-        details |= probed(workspace, models, split)
+        pairs: dict[str, Any] = {}
+        metrics = {} if split is None else metrics_of(workspace, models, split, pairs)
+        details |= {**({"pairs": pairs} if pairs else {}), **probed(workspace, models, split)}
     with stage("certifying"):
         verdict = certify_opened(workspace, models, group, settings)
     errors = {**verdict.equivariance, **before.equivariance}
@@ -111,10 +111,11 @@ def _of_folder(workspace: Workspace, relaxation: Relaxation) -> dict[str, Any]:
     }
 
 
-def _done_besides(workspace: Workspace, recalibration: Any) -> dict[str, Any]:
-    """Return what was changed before training, and what of statistics was measured anew, if anything was."""
+def _done_besides(workspace: Workspace, recalibration: Any, contents: Sequence[BranchContent]) -> dict[str, Any]:
+    """Return what was in the branches, what was changed before training, and what of statistics was measured anew."""
+    shares = {each.site: {"equivariant": each.equivariant, "random": each.random} for each in contents}
     listed = {"adjustments": dataclasses.asdict(workspace.adjustments)} if workspace.adjustments else {}
-    return listed if recalibration is None else {"recalibration": recalibration, **listed}
+    return {"branches": shares, **({} if recalibration is None else {"recalibration": recalibration}), **listed}
 
 
 def _compare_changes(workspace: Workspace, model: nn.Module, source: Checkpoint) -> list[Finding]:

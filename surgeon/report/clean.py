@@ -14,6 +14,7 @@ from surgeon.proof.equivariance import largest_allowed
 from surgeon.proof.words import LIMITS, OTHER_DATA, Section, grade_words, sections
 from surgeon.report.figures import ErrorRow, errors_on_log_axis
 from surgeon.report.page import Bad, Drawing, Page, Part, Rows
+from surgeon.report.pairs import pairs_part
 from surgeon.report.run import metric_rows, primary_in_words, rows_of_probes, worse_in_words
 from surgeon.report.use import share_part
 
@@ -45,6 +46,7 @@ def clean_page(folder: Path) -> Page:
         parts=[
             Part("Metrics before and after", told["Metrics"].told, rows=_metrics(data, judging)),
             Part("On other data", told[OTHER_DATA].told, rows=_probes(details.get("probes") or {}, judging)),
+            pairs_part(details.get("pairs") or {}),
             *_equivariance(data, told["Equivariance"]),
             share_part(details.get("branches") or {}),
             _checks(data, told["Checks"]),

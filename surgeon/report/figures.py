@@ -219,6 +219,43 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
     return Drawing(_svg(title, 1.4 + 0.6 * len(found), words, draw), words, rows)
 
 
+@dataclass(frozen=True)
+class Cloud:
+    """Points of one series."""
+
+    label: str
+    x: Sequence[float | None]
+    y: Sequence[float | None]
+
+
+def clouds(title: str, axis: tuple[str, str], panels: Sequence[tuple[str, Sequence[Cloud]]], words: str) -> Drawing:
+    """Draw points of several series in one panel for each name, two beside each other, with the line x = y.
+
+    Args:
+        title: of the part it stands in.
+        axis: labels of x and y.
+        panels: names with their series.
+        words: what is shown.
+    """
+    height = -(-len(panels) // 2)
+
+    def draw(figure: Figure) -> None:
+        places = list(figure.subplots(height, 2, squeeze=False).flat)
+        for axes, (name, series) in zip(places, panels, strict=False):
+            for cloud, (colour, marker, _) in zip(series, _styles(), strict=False):
+                x, y = ([_finite(value) for value in values] for values in (cloud.x, cloud.y))
+                axes.plot(x, y, marker, color=colour, markersize=2.5, alpha=0.6, label=_label(cloud.label))
+            axes.axline((0, 0), slope=1, color=INK, linewidth=0.7)
+            axes.set_title(_label(name), fontsize="small")
+            axes.set(xlabel=axis[0], ylabel=axis[1])
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+        figure.legend(*places[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize="small")
+
+    rows = [[name, c.label, *pair] for name, series in panels for c in series for pair in zip(c.x, c.y, strict=True)]
+    return Drawing(_svg(title, 0.6 + 2.2 * height, words, draw), words, [["", "model", *axis], *rows])
+
+
 def _styles() -> list[tuple[str, str, Any]]:
     """Return colours with marks and dashes of their own: colour alone tells nothing apart."""
     return [each for each, _ in zip(zip(cycle(SERIES), cycle(MARKERS), cycle(DASHES)), range(30), strict=False)]

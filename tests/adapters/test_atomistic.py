@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
 from surgeon_adapters.atoms.potential import Frames, Potential
+from surgeon_adapters.atoms.reference import Energies
 from surgeon_adapters.atoms.task import ATOMS, AtomisticTask, act_on_atoms, act_on_labels, few
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames
 
@@ -44,6 +45,15 @@ class NumbersTask(AtomisticTask):
 
     def outputs(self, model: Any, batch: Mapping[str, Tensor], twice: bool) -> dict[str, Tensor]:
         return {"energy": batch["number"]}
+
+
+class Potentialless(Potential):
+    """Knows its energies and nothing else."""
+
+    kind = Numbers
+
+    def graph(self, read: LabelledFrames, index: int) -> Any:
+        raise NotImplementedError
 
 
 def build(read: LabelledFrames, path: Path) -> Numbers:
@@ -126,3 +136,21 @@ def test_work_and_pressure_are_invariant_and_only_positions_are_shifted() -> Non
     assert (turned["stress"] - batch["stress"]).abs().max() > 0.1
     torch.testing.assert_close(moved["positions"] - turned["positions"], g[:3, 3].expand(4, 3))
     assert all(torch.equal(moved[name], turned[name]) for name in batch if name != "positions")
+
+
+def test_pairs_are_energies_per_atom_and_forces_by_element_where_there_are_labels() -> None:
+    energies = Energies((0.0, 0.0), ("H", "C"), {1: 0, 6: 1})
+    task = NumbersTask(Path("many.xyz"), potential=Potentialless(energies, torch.float64))
+    batch = {"num_atoms": torch.tensor([2, 1]), "atomic_numbers": torch.tensor([6, 1, 1])}
+    batch |= {"energy": torch.tensor([4.0, 3.0]), "forces": torch.arange(9.0).reshape(3, 3)}
+    outputs = {"energy": torch.tensor([6.0, 5.0]), "forces": batch["forces"] + 1}
+    found = task.pairs(outputs, batch)
+    assert list(found) == ["energy (eV/atom)", "force on H (eV/A)", "force on C (eV/A)"]
+    assert [value.tolist() for value in found["energy (eV/atom)"]] == [[3.0, 5.0], [2.0, 3.0]]
+    assert [value.flatten().tolist() for value in found["force on C (eV/A)"]] == [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
+    weights = {"energy_weight": torch.tensor([0.0, 1.0]), "forces_weight": torch.tensor([1.0, 0.0])}
+    found = task.pairs(outputs, {**batch, **weights})
+    assert found["energy (eV/atom)"][1].tolist() == [3.0]
+    assert found["force on H (eV/A)"][1].tolist() == [[3.0, 4.0, 5.0]]
+    del batch["forces"]
+    assert list(task.pairs(outputs, batch)) == ["energy (eV/atom)"]

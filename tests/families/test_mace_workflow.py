@@ -25,7 +25,7 @@ from surgeon_adapters.mace.data import head_of
 from surgeon_adapters.mace.models import decoded, import_mace
 from surgeon_adapters.mace.task import MaceTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, ROOT, Surgeon, child
-from tests.families.frames import frames_of
+from tests.families.frames import frames_of, require_pairs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -129,6 +129,7 @@ def test_from_file_to_file(work: Path, capsys: pytest.CaptureFixture[str], dtype
     report = exported.data["certificate"]
     assert report["grade"] == "same function"
     assert report["metrics"]["stripped"]["force_mae"] != report["metrics"]["original"]["force_mae"]
+    require_pairs(report, "H", "C", "O")
     for part in ("identity", "inversion"):
         errors = {name: report["equivariance"][name]["float64"][part]["maximum"] for name in ("original", "stripped")}
         assert errors["stripped"] < 3 * errors["original"] + 1e-12

@@ -31,7 +31,7 @@ from surgeon_adapters.nequip.data import potential_of
 from surgeon_adapters.nequip.models import build, import_nequip, nequip_state
 from surgeon_adapters.nequip.task import NequipTask
 from tests.commands import CHILD_ENVIRONMENT, QUICK, Surgeon, child
-from tests.families.frames import frames_of
+from tests.families.frames import frames_of, require_pairs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -140,6 +140,7 @@ def test_from_checkpoint_to_checkpoint(
     assert report["grade"] == "same function"
     assert report["details"]["container"]["opened_by"] == "the loader of the adapter nequip"
     assert report["metrics"]["stripped"]["force_mae"] < report["metrics"]["original"]["force_mae"]
+    require_pairs(report, "H", "C", "O")
     for part in ("identity", "inversion"):
         errors = {name: report["equivariance"][name]["float64"][part]["maximum"] for name in ("original", "stripped")}
         assert errors["stripped"] < 3 * errors["original"] + 1e-12

@@ -26,6 +26,7 @@ from surgeon_adapters.sevennet.adapter import adapter
 from surgeon_adapters.sevennet.models import import_sevenn
 from surgeon_adapters.sevennet.task import SevenNetTask
 from tests.commands import ROOT
+from tests.families.frames import require_pairs
 from tests.families.moved_atoms import require_work_of_the_forces
 from tests.families.old_files.write_sevennet import CELL, FRAMES
 from tests.families.shifted_labels import require_shift
@@ -212,6 +213,7 @@ def test_from_an_old_file_to_a_new_one(tmp_path: Path, monkeypatch: pytest.Monke
     command("finetune", "relaxed", "--epochs", "1", "--lr", "1e-2", "-o", "run")
     command("export", "run", "--container", "-o", "clean")
     clean = tmp_path / "clean"
+    require_pairs(json.loads((clean / "certificate.json").read_text()), "H", "C", "O")
     model = open_path(clean / "model.safetensors", OpenOptions()).model
     assert relative_difference(predicted(clean / "old.pth"), predicted(model)) < TOLERANCE
     assert relative_difference(predicted(clean / "old.pth"), predicted(tmp_path / "old.pth")) > 10 * TOLERANCE

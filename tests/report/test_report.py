@@ -17,6 +17,7 @@ from surgeon.errors import CheckpointError, ExistsError, SurgeonError, UsageErro
 from surgeon.files.clean import sealed
 from surgeon.files.seals import seal_folder
 from surgeon.report.page import NO_BREAK
+from surgeon.report.pairs import PAIRS
 from surgeon.report.run import THETA, VALIDATION
 from surgeon.report.use import SHARE, SINGLE, SPECTRUM, USE, spectrum_part, use_part
 from surgeon.report.write import write_report
@@ -142,6 +143,19 @@ def test_singular_values_are_relative_to_the_largest_of_their_site() -> None:
     assert drawing is not None
     assert drawing.rows[0] == ["number", "relative singular value: 0e → 0e", "relative singular value: 0e → 1o"]
     assert drawing.rows[1:] == [[1, 1.0, 0.625], [2, 0.25, 0.5]]
+
+
+def test_pairs_of_a_certificate_are_drawn_name_by_name(folder: Path) -> None:
+    found = {"computed": [1.0, 2.5, -1.0], "label": [1.5, 2.0, -1.0]}
+    pairs = {"original": {"force on H (eV/A)": found, "energy": found}, "stripped": {"energy": found}}
+    changed(folder / "net-clean" / "certificate.json", lambda data: data["details"].update(pairs=pairs))
+    seen = report(folder / "net-clean")
+    assert seen.column(PAIRS, "label") == 3 * found["label"]
+    assert seen.column(PAIRS, "computed") == 3 * found["computed"]
+    names = [row[:2] for row in seen.csv[PAIRS][1::3]]
+    assert names == [["force on H (eV/A)", "original"], ["energy", "original"], ["energy", "stripped"]]
+    changed(folder / "net-clean" / "certificate.json", lambda data: data["details"].pop("pairs"))
+    assert PAIRS not in report(folder / "net-clean").csv
 
 
 def told_apart(row: Any) -> str:

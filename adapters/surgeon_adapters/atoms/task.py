@@ -260,6 +260,33 @@ class AtomisticTask(ABC):
         errors = self.errors(outputs, batch)
         return {names[label]: (MILLI * error.abs().sum(), float(error.numel())) for label, error in errors.items()}
 
+    def kinds(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the kind of every atom of a batch, as the energies per atom number them; shape (atoms,)."""
+        assert self.potential is not None
+        return torch.tensor([self.potential.energies.kind[number] for number in batch["atomic_numbers"].tolist()])
+
+    def sizes(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the number of atoms of every frame of a batch, shape (frames,)."""
+        return batch["num_atoms"].flatten()
+
+    def pairs(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return energies per atom, and forces by element, as computed and as labelled; where there are labels."""
+        assert self.potential is not None
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        atoms = self.sizes(batch)
+        if self.energy_label in batch:
+            there = _labelled(batch, "energy", atoms)
+            both = (outputs["energy"].flatten() / atoms, batch[self.energy_label].flatten() / atoms)
+            found["energy (eV/atom)"] = (both[0][there], both[1][there])
+        if "forces" in batch:
+            there = _labelled(batch, "forces", atoms).repeat_interleave(atoms)
+            kinds = self.kinds(batch).to(there.device)
+            for kind in sorted(set(kinds.tolist())):
+                chosen = there & (kinds == kind)
+                name = f"force on {self.potential.energies.names[kind]} (eV/A)"
+                found[name] = (outputs["forces"][chosen], batch["forces"][chosen])
+        return found
+
     @property
     def weights(self) -> dict[str, float]:
         """Weights of the labels in the loss."""
@@ -290,6 +317,12 @@ class AtomisticTask(ABC):
     def act_output(self, g: Tensor, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Energies are invariant, forces are vectors, stresses are symmetric tensors."""
         return act_on_labels(g, outputs)
+
+
+def _labelled(batch: Mapping[str, Tensor], label: str, atoms: Tensor) -> Tensor:
+    """Tell of every frame whether it has a label; libraries give one that is missing the weight 0."""
+    weight = batch.get(f"{label}_weight")
+    return torch.ones_like(atoms, dtype=torch.bool) if weight is None else weight.flatten() != 0
 
 
 def per_frame(each: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

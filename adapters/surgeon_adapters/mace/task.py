@@ -56,6 +56,14 @@ class MaceTask(AtomisticTask):
         outputs = {"energy": _interaction(result), "forces": result["forces"]}
         return {**outputs, "stress": result["stress"]} if stress else outputs
 
+    def kinds(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the elements, which MACE has as one-hot vectors."""
+        return batch["node_attrs"].argmax(1)
+
+    def sizes(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the number of atoms of every frame."""
+        return batch["ptr"].diff()
+
     def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Return MACE's weighted loss: squared errors of energy per atom, forces and stress."""
         losses = import_mace("modules.loss")

@@ -45,6 +45,10 @@ class NequipTask(AtomisticTask):
         outputs = {"energy": result["total_energy"] - self._shifts(batch), "forces": result["forces"]}
         return {**outputs, "stress": result["stress"]} if "stress" in batch else outputs
 
+    def kinds(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the atom types."""
+        return batch["atom_types"].flatten()
+
     def _shifts(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the shifts of all atoms of each frame, shape (frames, 1), float64."""
         assert self.potential is not None
