@@ -216,7 +216,9 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
         figure.legend(loc="outside upper left", ncols=_columns(models), fontsize="small")
 
     rows: Rows = [["", *models, "allowed"], *([e.label, *(e.errors.get(m) for m in models), e.allowed] for e in found)]
-    return Drawing(_svg(title, 1.4 + 0.6 * len(found), words, draw), words, rows)
+    return Drawing(
+        _svg(title, 1.4 + 0.6 * min(len(found), 6) + 0.22 * max(len(found) - 6, 0), words, draw), words, rows
+    )
 
 
 @dataclass(frozen=True)
