@@ -27,6 +27,8 @@ from surgeon.support.versions import package_versions
 ONLY_RECORDED = {
     "strip_mode": "way of stripping",
     "sites": "norm, folded and lost part of every branch",
+    "branches": "what was in each W",
+    "pairs": "sample of computed values and labels",
     "projection_error": "projection error",
     "theta": "theta",
     "arm": "arm that trained it",
