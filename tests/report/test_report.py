@@ -184,6 +184,21 @@ def test_a_comparison_shows_means_paired_differences_and_what_the_command_says(f
     assert [row[5] for row in seen.table("arm", "learning rate")[1:]] == ["", told_apart(drop).replace(" ", NO_BREAK)]
 
 
+@pytest.mark.parametrize(
+    ("direction", "difference", "word"),
+    [("min", -1.0, "better"), ("min", 1.0, "worse"), ("max", -1.0, "worse"), ("max", 1.0, "better")],
+)
+def test_a_comparison_says_first_which_arm_is_better(
+    folder: Path, direction: str, difference: float, word: str
+) -> None:
+    def decide(data: Any) -> None:
+        data["rows"][1].update(difference=difference, half_width=0.1)
+        data["judging"].update(direction=direction)
+
+    changed(folder / "net-compare.json", decide)
+    assert f"drop {word} than plain" in report(folder / "net-compare.json").text.partition("Arms")[0]
+
+
 def test_a_certificate_shows_its_verdict_errors_and_checks(folder: Path) -> None:
     data = json.loads((folder / "net-clean" / "certificate.json").read_text())
     seen = report(folder / "net-clean")
