@@ -72,10 +72,10 @@ $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
 	$(ONE_THREAD) .venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
 
-fuzz: $(VENV)/.stamp  ## read hostile files, addresses and options, 21,000 of them, in four minutes
+fuzz: $(VENV)/.stamp  ## read hostile files, addresses and options, 21,000 of them
 	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.fuzz $(ARGS)
 
-faults: $(VENV)/.stamp  ## let every call by which a command writes fail once, 1,100 times, in ten minutes
+faults: $(VENV)/.stamp  ## let every call by which a command writes fail once, 1,100 times
 	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.faults --jobs $(JOBS) $(ARGS)
 
 mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a test notices each; goes on where it was
