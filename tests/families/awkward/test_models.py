@@ -13,33 +13,10 @@ from surgeon.recording.provenance import used_parameters
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype
 from surgeon.support.trees import equal, map_tensors, tensors_in
-from tests.families.awkward import (
-    forwards,
-    layouts,
-    multivectors,
-    negatives,
-    operations,
-    pseudotensors,
-    structures,
-    symmetries,
-    weights,
-)
 from tests.families.awkward.broken import BROKEN
 from tests.families.awkward.case import Case
-from tests.families.awkward.test_catalogue import build
+from tests.families.awkward.test_catalogue import CASES, build
 
-CASES = (
-    *forwards.CASES,
-    *weights.CASES,
-    *layouts.CASES,
-    *structures.CASES,
-    *operations.CASES,
-    *symmetries.CASES,
-    *pseudotensors.CASES,
-    *multivectors.CASES,
-    *negatives.CASES,
-    *(broken.case for broken in BROKEN),
-)
 FAITHFUL = [case for case in CASES if case.sites or case.name == "invariants only"]
 UNFAITHFUL = [case for case in CASES if "to be a symmetry" in case.error] + [broken.case for broken in BROKEN]
 
