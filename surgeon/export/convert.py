@@ -16,7 +16,6 @@ from surgeon.export.decompose import decompose, divide_by_tensors
 from surgeon.export.program import OWNER, to_program
 from surgeon.export.reasons import reason
 from surgeon.export.sample import Sample
-from surgeon.export.shortcuts import known_once
 from surgeon.plan import Task
 from surgeon.support.imports import import_onnxruntime
 from surgeon.support.modes import in_evaluation_mode, names_in_evaluation
@@ -74,8 +73,7 @@ def _translated(program: Any, opset: int, names: Sequence[str]) -> Any:
     program.run_decompositions = partial(decompose, program)
     export = partial(torch.onnx.export, program, dynamo=True, optimize=False, verbose=False, opset_version=opset)
     try:
-        with known_once():
-            exported: Any = export(input_names=[*names])
+        exported: Any = export(input_names=[*names])
     except Exception:
         program._graph_module = traced
         del program.run_decompositions
