@@ -13,7 +13,6 @@ beforehand.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,18 +234,32 @@ def _stacked(kinds: Sequence[Parts]) -> Parts:
     return Parts(entries, weights, each("basis"), each("solve"), each("effect"))
 
 
+def _connected(size: int, one: Tensor, other: Tensor) -> tuple[Tensor, int]:
+    """Number the connected pieces of a graph with these edges: names pass to neighbours, and to who bears the name.
+
+    scipy has this, and importing it takes as long as a network of ten layers takes to fold.
+    """
+    label = torch.arange(size)
+    while True:
+        before = label
+        for start, end in ((one, other), (other, one)):
+            least = label[label][end]
+            label = label.scatter_reduce(0, label[start], least, "amin").scatter_reduce(0, start, least, "amin")
+        label = label[label]
+        if torch.equal(before, label):
+            names, label = torch.unique(label, return_inverse=True)
+            return label, len(names)
+
+
 class _Pieces:
     """The connected pieces of the graph of matrix entries and weights in which each entry of J is an edge."""
 
     def __init__(self, entry: Tensor, weight: Tensor, row: Tensor, value: Tensor) -> None:
-        sparse = importlib.import_module("scipy.sparse")
         self._entries, entry = torch.unique(entry, return_inverse=True)
         self._weights, weight = torch.unique(weight, return_inverse=True)
         size = len(self._entries) + len(self._weights)
-        edges = (torch.ones(len(entry)).numpy(), (entry.numpy(), (len(self._entries) + weight).numpy()))
-        graph = sparse.coo_matrix(edges, shape=(size, size)).tocsr()
-        count, label = sparse.csgraph.connected_components(graph, directed=False)
-        of_entry, of_weight = torch.split(torch.from_numpy(label).long(), [len(self._entries), len(self._weights)])
+        label, count = _connected(size, entry, len(self._entries) + weight)
+        of_entry, of_weight = torch.split(label, [len(self._entries), len(self._weights)])
         self._entries, self._entry_start, entry_place = _sorted(self._entries, of_entry, count)
         self._weights, self._weight_start, weight_place = _sorted(self._weights, of_weight, count)
         order = torch.argsort(of_entry[entry], stable=True)
