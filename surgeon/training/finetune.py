@@ -22,7 +22,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.optim.blocks import blocks_in_words
 from surgeon.plan import Plan
 from surgeon.support.modes import device_of
-from surgeon.training.arms import Arm
+from surgeon.training.arms import Arm, Contender
 from surgeon.training.costs import training_costs
 from surgeon.training.engine import Finetuner
 from surgeon.training.progress import Progress
@@ -82,7 +82,8 @@ def finetune(
         path: the relaxed folder, a checkpoint that was never relaxed, or the address of one of them on the Hub.
         target: the run folder; without branches if the arm has none.
         settings: everything else that decides the outcome; the schedule is that of the relaxed folder.
-        arm: name of an arm, see ``surgeon.training.arms``; default is the folder's strip mode.
+        arm: an arm, see ``surgeon.training.arms``, with settings of its own as in a comparison if it has any:
+            ``plain@soap``; default is the folder's strip mode.
         options: how to find model and task.
         relaxing: where branches go in a checkpoint that was never relaxed, and its group.
         save_every: optimiser steps between further saves.
@@ -99,13 +100,16 @@ def finetune(
         PlanError: if nothing of a checkpoint can be relaxed.
         TrainingError: if the training diverges or is interrupted.
     """
-    target, options = Path(target), options or OpenOptions()
+    target, options, settings = Path(target), options or OpenOptions(), settings or FinetuneSettings()
+    if arm is not None:
+        contender = Contender.parse(arm)
+        arm, settings = contender.arm.name, contender.settings(settings)
     with writing_alone(target):
         recover(target)  # first of all: a run that a killed process was saving counts
         resuming = has_run(target) and not force
         start = _started(path, target, arm, options, relaxing, resuming, force)
         workspace, chosen = start.workspace, start.arm
-        finetuner = _finetuner(start, settings or FinetuneSettings(), trackers, target.parent)
+        finetuner = _finetuner(start, settings, trackers, target.parent)
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         before = _originals_on_other_data(workspace)  # a restored run may share its tensors with the original
         if resuming:

@@ -69,8 +69,8 @@ def test_the_best_goes_on_where_it_was_and_ends_as_an_ordinary_run(work: Path) -
     assert found.steps == sum(row["epochs"] * 3 for row in found.rows) <= 2.4 * 12
     assert found.steps_of_all == 4 * 12
     assert not search_beside(TARGET).exists()
-    whole = dataclasses.replace(SETTINGS.training, learning_rate=1e-2)
-    other = surgeon.finetune("net.pt", "other", whole, arm="plain", options=OPTIONS)
+    whole = dataclasses.replace(SETTINGS.training, learning_rate=1e-2, optimizer="soap")
+    other = surgeon.finetune("net.pt", "other", whole, arm="plain@adamw", options=OPTIONS)
     assert done.result.history[-1]["validation"] == other.result.history[-1]["validation"]
     mine, theirs = (load_file(folder / "training_state/state.safetensors") for folder in (TARGET, Path("other")))
     assert all(mine[name].equal(theirs[name]) for name in theirs if name.startswith(("model.", "optimizer.")))

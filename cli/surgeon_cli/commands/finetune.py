@@ -44,7 +44,9 @@ def finetune(
     out: OutOption = None,
     arm: Annotated[
         str | None,
-        typer.Option("--arm", help=f"One of {', '.join(ARMS)}; default: the folder's strip mode."),
+        typer.Option(
+            "--arm", help=f"One of {', '.join(ARMS)}, or plain@soap and the like; default: as the folder strips."
+        ),
     ] = None,
     group: OptionalGroupOption = None,
     reference: ReferenceOption = None,
