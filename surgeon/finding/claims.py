@@ -19,11 +19,14 @@ from surgeon.algebra.groups.core import Group, GroupElement
 from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.annotated_ops import UNCHECKED
+from surgeon.finding.by_weights import type_by_weights
 from surgeon.finding.forms import LinearForm
-from surgeon.finding.inference.hypotheses import TOLERANCE, vector_types
-from surgeon.finding.measured_ops import Found, linear_types, residual_on_random_features
+from surgeon.finding.found import Found, complete
+from surgeon.finding.inference.hypotheses import TOLERANCE, residual_of, vector_types
+from surgeon.finding.inference.probe import TensorProbe
+from surgeon.finding.measured_ops import Silent
 from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement, perturbed
-from surgeon.finding.ops import Op, probe_structure, random_like
+from surgeon.finding.ops import Op, Structure, probe_structure, random_like
 from surgeon.recording.record import unchanged
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
@@ -35,7 +38,13 @@ WORSE = 10.0
 NOT_CHECKED = Refusal(UNCHECKED.format("on the sample batch"), "invariant")
 
 
-def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Found | Refusal | None]:
+Claim = Found | Silent
+"""An op between what looks invariant, or one of which some features are 0."""
+
+
+def check_claims(
+    measurement: Measurement, claims: Sequence[Claim], known: Sequence[TensorType] = ()
+) -> list[Found | Refusal | None]:
     """Tell which results that look invariant may be replaced by any invariants without breaking the model.
 
     A constant random tensor, the same under every group element, and what a random linear map makes of the features
@@ -45,7 +54,8 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Foun
     of the model under the identity and under an element of each component, however many claims there are.
 
     Args:
-        claims: ops between invariants.
+        claims: ops between invariants, and those whose result is partly 0.
+        known: types of other tensors of the model, any of which the rest of the model may take a result for.
 
     Returns:
         For each claim, in order, None if any invariants would do; else the op with the representation that the rest of
@@ -56,21 +66,21 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Foun
     if not claims or not measurement.errors or before > OUTPUT_TOLERANCE:
         return [NOT_CHECKED] * len(claims)
     limit, free = max(OUTPUT_TOLERANCE, WORSE * before), [_free(found) for found in claims]
-    if _error(measurement, [each for own in free for each in own]) <= limit:
+    if all(free) and _error(measurement, [each for own in free for each in own]) <= limit:
         return [None] * len(claims)
-    typed = [_typed(measurement, found) for found in claims]
+    typed = [_typed(measurement, found, known) for found in claims]
     additions = [each for own in (*free, *typed) for each in own]
     slopes = _slopes(measurement, additions)
     if slopes is None:
         return [NOT_CHECKED] * len(claims)
     fitting = {id(each) for each, slope in zip(additions, slopes, strict=True) if slope <= limit}
-    holds = [all(id(each) in fitting for each in own) for own in free]
+    holds = [bool(own) and all(id(each) in fitting for each in own) for own in free]
     taken = [next((each for each in own if id(each) in fitting), None) for own in typed]
     held = [each for own, holding in zip(free, holds, strict=True) if holding for each in own]
     used = [each for each, holding in zip(taken, holds, strict=True) if not holding and each is not None]
     held_fits, used_fits = (not chosen or _error(measurement, chosen) <= limit for chosen in (held, used))
 
-    def answer(found: Found, holding: bool, addition: _Addition | None) -> Found | Refusal | None:
+    def answer(found: Claim, holding: bool, addition: _Addition | None) -> Found | Refusal | None:
         if holding:
             return None if held_fits else NOT_CHECKED
         return _by_use(measurement, found, addition) if used_fits or addition is None else NOT_CHECKED
@@ -78,28 +88,44 @@ def check_claims(measurement: Measurement, claims: Sequence[Found]) -> list[Foun
     return [answer(*each) for each in zip(claims, holds, taken, strict=True)]
 
 
-def _free(found: Found) -> list[_Addition]:
+def _free(claim: Claim) -> list[_Addition]:
     """Return what may be added to a result if any invariants would do: a constant, and what a branch would add."""
-    axes_in, axes_out = found.type_in.axes, found.type_out.axes
+    if isinstance(claim, Silent):
+        kind = claim.ends[1] if claim.coverage == "invariant" else None
+        return [] if kind is None else [_Addition(claim.op, kind)]
+    axes_in, axes_out = claim.type_in.axes, claim.type_out.axes
     form = LinearForm(axes_in, axes_out) if axes_in and axes_out else None  # else there is no axis to act on
-    return [_Addition(found.op, found.type_out), *([_Addition(found.op, found.type_out, form)] if form else [])]
+    return [_Addition(claim.op, claim.type_out), *([_Addition(claim.op, claim.type_out, form)] if form else [])]
 
 
-def _typed(measurement: Measurement, found: Found) -> list[_Addition]:
+def _typed(measurement: Measurement, claim: Claim, known: Sequence[TensorType]) -> list[_Addition]:
     """Return one tensor of each type that the rest of the model may take a result for."""
-    op, twin = found.op, measurement.twin
+    op, twin, probe = claim.op, measurement.twin, measurement.own
     with torch.no_grad(), default_dtype(torch.float64):
-        result = op.read_out(twin, *measurement.own.first[op.module][0])
-    return [_Addition(op, kind) for kind in _possible_types(measurement.symmetry.group, result)]
+        result = probe.tensor(op.module, lambda given, output: op.read_out(twin, given, output))
+    kinds = [
+        *_possible_types(measurement.symmetry.group, result.base),
+        *(kind for kind in known if _fits(kind, result)),
+    ]
+    return [_Addition(op, kind) for kind in kinds]
 
 
-def _by_use(measurement: Measurement, found: Found, addition: _Addition | None) -> Found | Refusal:
+def _fits(kind: TensorType, result: TensorProbe) -> bool:
+    """Tell whether a result may be of a type: its shape, and what of it is not 0."""
+    ends, base = (*kind.axes, *kind.grid), result.base
+    if min(ends) < -base.ndim or math.prod(base.shape[axis] for axis in kind.axes) != kind.rho.dimension:
+        return False
+    return residual_of(kind, result) <= TOLERANCE
+
+
+def _by_use(measurement: Measurement, claim: Claim, addition: _Addition | None) -> Found | Refusal:
     """Return an op with the representation that its use tells at both ends, or why there is none."""
-    reason = "its result is invariant on the sample batch, but what uses it takes it for a tensor of"
+    what = "partly 0" if isinstance(claim, Silent) else "invariant"
+    reason = f"its result is {what} on the sample batch, but what uses it takes it for a tensor of"
     if addition is None:
         return Refusal(f"{reason} some other type", "unexplained")
     unknown = Refusal(f"{reason} type {addition.type}, which its input is not known to be", "unexplained")
-    return _retyped(measurement, found.op, addition.type) or unknown
+    return _retyped(measurement, claim, addition.type) or unknown
 
 
 def _possible_types(group: Group, y: Tensor) -> Iterator[TensorType]:
@@ -112,31 +138,23 @@ def _possible_types(group: Group, y: Tensor) -> Iterator[TensorType]:
             yield TensorType(irreps(group, labels), (axis,))
 
 
-def _retyped(measurement: Measurement, op: Op, type_out: TensorType) -> Found | None:
-    """Return an op whose rows transform alike on both sides; None if the axes are not such, or it does not hold."""
-    twin, generator = measurement.twin, torch.Generator().manual_seed(2)
-    arguments = measurement.own.first[op.module][0][0]
-    x = op.read_in(twin, arguments)
-
-    def run(features: Tensor) -> Tensor:
-        return op.run(twin, arguments, features)
-
+def _retyped(measurement: Measurement, claim: Claim, type_out: TensorType) -> Found | None:
+    """Return an op with a result of a type, if its weights tell how its features transform and it is equivariant so."""
+    op, twin = claim.op, measurement.twin
+    arguments = measurement.few(op.module, measurement.own.first[op.module][0][0])
     with torch.no_grad(), default_dtype(torch.float64):
-        with perturbed(twin, inside=op.module):
-            structure = probe_structure(run, x, generator)
+        if isinstance(claim, Silent):
+            structure: Structure | str = claim.structure
+        else:
+            with perturbed(twin, inside=op.module):
+                x, generator = op.read_in(twin, arguments), torch.Generator().manual_seed(2)
+                structure = probe_structure(lambda features: op.run(twin, arguments, features), x, generator)
         if isinstance(structure, str):
             return None
-        inputs = {out: axis for axis, out in structure.rows}
-        if any(axis not in inputs for axis in type_out.axes):
-            return None
-        type_in = TensorType(type_out.rho, tuple(inputs[axis] for axis in type_out.axes))
-        shaped = linear_types(x, run, structure, (type_in, type_out))
-        if isinstance(shaped, str):
-            return None
-        residual = residual_on_random_features(measurement, op, *shaped[:2])
-    if residual is None or residual > TOLERANCE:
-        return None
-    return Found(op, *shaped, residual)
+        type_in = type_by_weights(measurement, op, structure, type_out)
+        kernels = claim.kernels if isinstance(claim, Silent) else ()
+        found = complete(measurement, op, structure, kernels, (type_in, type_out))
+    return found if isinstance(found, Found) else None
 
 
 @dataclass(frozen=True)

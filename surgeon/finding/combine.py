@@ -13,12 +13,14 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.penalty import Commutator
 from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED
 from surgeon.finding.claims import NOT_CHECKED, check_claims
 from surgeon.finding.fold import with_fold
 from surgeon.finding.forms import row_representations
+from surgeon.finding.found import Found
 from surgeon.finding.influence import without_effect
-from surgeon.finding.measured_ops import Found, measure_module, same_action
+from surgeon.finding.measured_ops import Silent, measure_module, same_action
 from surgeon.finding.measured_raw_ops import measure_raw
 from surgeon.finding.measurement import Measurement
 from surgeon.finding.ops import Op
@@ -67,7 +69,7 @@ class Combined:
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     partly_invariant: dict[str, str] = field(default_factory=dict)
-    claims: list[Found] = field(default_factory=list)
+    claims: list[Found | Silent] = field(default_factory=list)
 
 
 def combine(
@@ -89,8 +91,9 @@ def combine(
         known = [*by_name, *(entry.name for entry in skipped if entry.reason == LABELLED)]
         for name, candidate in _modules_to_measure(evidence, known):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
-        measurement.own.release({found.op.module for found in result.claims})
-        measurement.changed.release()
+        claimed = {claim.op.module for claim in result.claims}
+        for probe in (measurement.own, measurement.changed):
+            probe.release(claimed)
         _check_claims(result, evidence, measurement)
     _drop_without_effect(result, evidence, measurement)
     result.notes += [note for site in result.sites for note in _discretisation(site, evidence)]
@@ -131,11 +134,15 @@ def _judge(
         _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
         return
     found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
+    complaint = evidence.usage.complaint(name)
+    if isinstance(found, Silent) and site is None and not labelled and not complaint:
+        _skip(result, name, found)
+        result.claims.append(found)
+        return
     if isinstance(found, Refusal):
         if site is None and not labelled:
             _judge_raw(result, evidence, name, candidate, measurement, found)
         return
-    complaint = evidence.usage.complaint(name)
     if site is not None:
         _compare(result, evidence, site, found, measurement)
     elif complaint:
@@ -202,6 +209,7 @@ def _judge_raw(
             _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "unexplained"))
         else:
             result.sites.append(_site(each, measurement, evidence, evidence.recording.calls.get(name, 1)))
+    result.claims += list({id(why): why for _, why in refusals if isinstance(why, Silent)}.values())
     for parameter, why in refusals:
         _skip(result, f"{name}.{parameter}".lstrip("."), why)
     if not found and not refusals:
@@ -210,23 +218,38 @@ def _judge_raw(
 
 def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement) -> None:
     """Call ops invariant only where any invariants would do in place of their results; the others go by their use."""
-    for found, answer in zip(result.claims, check_claims(measurement, result.claims), strict=True):
+    answers = check_claims(measurement, result.claims, _types_known(result.sites))
+    for claim, answer in zip(result.claims, answers, strict=True):
+        op = claim.op
+        names, said = _names(op), claim.reason if isinstance(claim, Silent) else INVARIANT
+        claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == said]
+        if isinstance(claim, Silent) and answer in (None, NOT_CHECKED):
+            answer = Refusal(INVARIANT, "invariant") if answer is None and not claim.silent[0] else claim
         if answer is None:
             continue
-        op = found.op
-        names = _names(op)
         if isinstance(answer, Refusal) and op.module in result.partly_invariant:
             result.partly_invariant[op.module] = answer.reason
-        claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == INVARIANT]
         result.skipped = [entry for entry in result.skipped if entry not in claimed]
         if isinstance(answer, Found):
             site = _site(answer, measurement, evidence, evidence.recording.calls.get(op.module, 0))
             result.sites.append(site)
-            result.notes.append(f"{site.key}: its features are invariant on the sample batch; typed by their use")
+            what = "0, in part," if isinstance(claim, Silent) else "invariant"
+            result.notes.append(f"{site.key}: its features are {what} on the sample batch; typed by their use")
         elif claimed:
             result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
-        elif answer is not NOT_CHECKED:
-            result.notes.append(f"{found.site().key}: {answer.reason}")
+        elif answer is not NOT_CHECKED and isinstance(claim, Found):
+            result.notes.append(f"{claim.site().key}: {answer.reason}")
+
+
+def _types_known(sites: Sequence[Site]) -> list[TensorType]:
+    """Return how the features and results of some sites transform."""
+    found: dict[TensorType, None] = {}
+    for site in sites:
+        frame = () if site.convolution is None else site.convolution.frame
+        grid = tuple(range(-len(frame), 0))
+        ends = ((site.rho_in, site.axes_in), (site.rho_out, site.axes_out))
+        found |= dict.fromkeys(TensorType(rho, axes, grid, frame) for rho, axes in ends if not rho.is_trivial)
+    return list(found)
 
 
 def _names(op: Op) -> list[str]:
@@ -237,7 +260,7 @@ def _names(op: Op) -> list[str]:
 def _drop_idle_claims(result: Combined, idle: Sequence[Found]) -> set[str]:
     """Of what reaches no output nothing was tried out: any tensor would do in its place. Returns the names."""
     names = {name for found in idle for name in _names(found.op)}
-    busy = {name for found in result.claims if found not in idle for name in _names(found.op)}
+    busy = {name for claim in result.claims if claim not in idle for name in _names(claim.op)}
     claimed = {e.name for e in result.skipped if e.coverage == "invariant"} & (names - busy)
     result.skipped = [Skipped(e.name, NO_EFFECT, "no effect") if e.name in claimed else e for e in result.skipped]
     return claimed
@@ -339,10 +362,11 @@ def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Meas
     ]
     weights: list[str] = []
     if measurement is not None:
-        claims = [found.site() for found in result.claims]
+        ops = [claim for claim in result.claims if isinstance(claim, Found)]
+        claims = [found.site() for found in ops]
         more, weights = without_effect(measurement, [*(site for site in result.sites if site not in silent), *claims])
         silent += [site for site in more if site in result.sites]
-        idle = _drop_idle_claims(result, [f for f, site in zip(result.claims, claims, strict=True) if site in more])
+        idle = _drop_idle_claims(result, [f for f, site in zip(ops, claims, strict=True) if site in more])
         weights = [name for name in weights if name.rpartition(".")[0] not in idle]
     result.sites = [site for site in result.sites if site not in silent]
     kept = {site.name for site in result.sites}

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.algebra.equivariance import largest
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.tensors import TensorType
-from surgeon.finding.forms import ConvolutionForm
+from surgeon.finding.by_weights import type_by_weights
+from surgeon.finding.found import Found, complete, residual_on_random_features
 from surgeon.finding.inference.hypotheses import TOLERANCE, Verdict, infer_type, residual_of
-from surgeon.finding.inference.probe import Probe
 from surgeon.finding.inference.propagate import type_by_use
 from surgeon.finding.measurement import Measurement, perturbed
 from surgeon.finding.ops import Op, Structure, linear_pairs, probe_structure, random_like
-from surgeon.plan import Convolution, Site
+from surgeon.plan import Coverage
 from surgeon.recording.kernels import Kernel
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
@@ -36,55 +35,22 @@ Reader = Callable[[Mapping[str, Any], Any], Tensor]
 """Picks a tensor out of a call's arguments and result."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """One op of which both ends were measured.
+@dataclass(frozen=True, kw_only=True)
+class Silent(Refusal):
+    """Why an op gets no branch some of whose features are 0 on the whole sample batch, unless their use tells more.
 
     Attributes:
-        type_in: how its features transform, with the copies that W mixes.
-        type_out: the same for its result.
-        convolution: how its kernel moves; None for a map of rows.
-        residual: largest relative deviation of the op from equivariance under these types, on random features.
+        structure: which axes it mixes.
+        kernels: of more than one point, that it holds.
+        ends: how features and result transform, as far as they are not 0.
+        silent: which of the two have features that are 0.
     """
 
     op: Op
-    type_in: TensorType
-    type_out: TensorType
-    convolution: Convolution | None
-    residual: float
-
-    @property
-    def invariant(self) -> bool:
-        """True if neither side transforms and no kernel moves over the group's grid: every linear map is equivariant.
-
-        A kernel of several points between scalar fields is equivariant only if the group maps it to itself.
-        """
-        return self.convolution is None and self.type_in.is_invariant and self.type_out.is_invariant
-
-    def site(self) -> Site:
-        """Return the site; its source is "measurement"."""
-        shape: tuple[int, ...] = (self.type_out.rho.dimension, self.type_in.rho.dimension)
-        if self.convolution is not None:
-            shape += self.convolution.kernel
-        return Site(
-            name=self.op.module,
-            argument=self.op.argument,
-            kind="linear" if self.convolution is None else "convolution",
-            adapter="",
-            rho_in=self.type_in.rho,
-            rho_out=self.type_out.rho,
-            shape=shape,
-            path_in=self.op.path_in,
-            path_out=self.op.path_out,
-            axes_in=self.type_in.axes,
-            axes_out=self.type_out.axes,
-            convolution=self.convolution,
-            node=self.op.node,
-            parameters=self.op.parameters,
-            source="measurement",
-            verified=True,
-            residual=self.residual,
-        )
+    structure: Structure
+    kernels: tuple[Kernel, ...]
+    ends: tuple[TensorType | None, TensorType | None]
+    silent: tuple[bool, bool]
 
 
 def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel]) -> list[Found] | Refusal:
@@ -180,31 +146,20 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
         if not structure.mixed_in and not structure.mixed_out:
             return Refusal("it only scales each entry by itself", "not linear")
         kernels = [kernel for kernel in kernels if math.prod(kernel.size) > 1]
-        ends = _types_of_ends(measurement, op, structure, bool(kernels))
+        ends = _types_of_ends(measurement, op, structure, kernels)
         if isinstance(ends, Refusal):
             return ends
-        shaped: tuple[TensorType, TensorType, Convolution | None] | str
-        if kernels and not all(end.is_invariant and not end.grid for end in ends):
-            shaped = _convolution_types(measurement, op, kernels, ends)
-        else:
-            shaped = linear_types(op.read_in(twin, arguments), run, structure, ends)
-        if isinstance(shaped, str):
-            return Refusal(shaped, "unexplained")
-        type_in, type_out, convolution = shaped
-        residual = residual_on_random_features(measurement, op, type_in, type_out)
-    if residual is None:
-        return Refusal("its output is 0 for random features and weights", "unexplained")
-    if residual > TOLERANCE:
-        return Refusal(
-            f"not equivariant for all weights as measured ({type_in} -> {type_out}): relative residual {residual:.1e} "
-            "on random features and weights",
-            "not equivariant",
-        )
-    return Found(op, type_in, type_out, convolution, residual)
+        found = complete(measurement, op, structure, kernels, ends)
+        if isinstance(found, Found) or found.coverage != "not equivariant":
+            return found
+        # What was measured may be an invariant subspace of what the op is made for.
+        type_in = type_by_weights(measurement, op, structure, ends[1])
+        more = complete(measurement, op, structure, kernels, (type_in, ends[1])) if type_in != ends[0] else found
+        return more if isinstance(more, Found) else found
 
 
 def _types_of_ends(
-    measurement: Measurement, op: Op, structure: Structure, convolves: bool
+    measurement: Measurement, op: Op, structure: Structure, kernels: Sequence[Kernel]
 ) -> tuple[TensorType, TensorType] | Refusal:
     twin = measurement.twin
     mixed_in, mixed_out = structure.mixed_in, structure.mixed_out
@@ -212,23 +167,39 @@ def _types_of_ends(
     verdict_out = _type_under_both(measurement, op, lambda given, result: op.read_out(twin, given, result), mixed_out)
     if _is_silent(verdict_out, mixed_out) and op.node is None:
         verdict_out = _from_sums(measurement, op, mixed_out) or verdict_out
+    type_in, type_out = verdict_in.type, verdict_out.type
+    silent_in, silent_out = _is_silent(verdict_in, mixed_in), _is_silent(verdict_out, mixed_out)
+    if silent_in or silent_out:
+        told = None if silent_out or type_out is None else type_by_weights(measurement, op, structure, type_out)
+        if isinstance(told, TensorType) and type_out is not None:
+            return told, type_out
+        why = told if isinstance(told, str) else ""
+        return _silent(op, structure, kernels, (type_in, type_out), (silent_in, silent_out), why)
     for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
-            wrong = verdict_in.type is not None and _fails_as(measurement, op, verdict_in.type, verdict.refuted)
+            wrong = type_in is not None and _fails_as(measurement, op, type_in, verdict.refuted)
             reason = f"how its {end} transforms is not known: {verdict.reason}"
             return Refusal(reason, "not equivariant" if wrong else "unexplained")
-    type_in, type_out = verdict_in.type, verdict_out.type
     assert type_in is not None
     assert type_out is not None
-    silent = {"input": _is_silent(verdict_in, mixed_in), "output": _is_silent(verdict_out, mixed_out)}
-    if any(silent.values()):
-        where = " and ".join(end for end, is_silent in silent.items() if is_silent)
-        moves = convolves and bool(type_in.grid or type_out.grid)
-        invariant = type_in.is_invariant and type_out.is_invariant and not moves
-        rest = ", the others are invariant" if invariant else ""
-        reason = f"some features of its {where} are 0 on the whole sample batch and cannot be measured{rest}"
-        return Refusal(reason, "invariant" if invariant else "unexplained")
     return type_in, type_out
+
+
+def _silent(
+    op: Op,
+    structure: Structure,
+    kernels: Sequence[Kernel],
+    ends: tuple[TensorType | None, TensorType | None],
+    silent: tuple[bool, bool],
+    why: str,
+) -> Silent:
+    where = " and ".join(end for end, is_silent in zip(("input", "output"), silent, strict=True) if is_silent)
+    moves = bool(kernels) and any(end is not None and end.grid for end in ends)
+    invariant = all(end is not None and end.is_invariant for end in ends) and not moves
+    rest = f", and {why}" if why else ", the others are invariant" if invariant else ""
+    reason = f"some features of its {where} are 0 on the whole sample batch and cannot be measured{rest}"
+    coverage: Coverage = "invariant" if invariant else "unexplained"
+    return Silent(reason, coverage, op=op, structure=structure, kernels=tuple(kernels), ends=ends, silent=silent)
 
 
 def _fails_as(measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType | None) -> bool:
@@ -274,107 +245,6 @@ def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tupl
             reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"
             return Verdict(None, residual, reason, refuted=verdict.type)
     return verdict
-
-
-def linear_types(
-    x: Tensor, run: Callable[[Tensor], Tensor], structure: Structure, ends: tuple[TensorType, TensorType]
-) -> tuple[TensorType, TensorType, Convolution | None] | str:
-    """Take in the axes that the op mixes; an axis that transforms on one side is a feature axis on both."""
-    type_in, type_out = ends
-    y = run(x)
-    shared = [pair for pair in structure.rows if pair[0] in type_in.axes or pair[1] in type_out.axes]
-    features_in = {*structure.mixed_in, *(a for a, _ in shared)}
-    features_out = {*structure.mixed_out, *(b for _, b in shared)}
-    if not features_in.isdisjoint(type_in.grid) or not features_out.isdisjoint(type_out.grid):
-        return "it mixes the points of a grid and is no convolution"
-    if not set(type_in.axes) <= features_in or not set(type_out.axes) <= features_out:
-        return "the axes that transform are not among those that it maps"
-    copies_in = tuple(axis for axis in sorted(features_in) if axis not in type_in.axes)
-    copies_out = tuple(axis for axis in sorted(features_out) if axis not in type_out.axes)
-    return type_in.with_copies(copies_in, x), type_out.with_copies(copies_out, y), None
-
-
-def _convolution_types(
-    measurement: Measurement, op: Op, kernels: Sequence[Kernel], ends: tuple[TensorType, TensorType]
-) -> tuple[TensorType, TensorType, Convolution | None] | str:
-    type_in, type_out = ends
-    if len(kernels) != 1:
-        return f"it holds {len(kernels)} convolutions"
-    kernel = kernels[0]
-    points = len(kernel.size)
-    grid, channel = tuple(range(-points, 0)), -points - 1
-    if kernel.transposed:
-        return "a transposed convolution, which takes no branch"
-    if type_in.grid != grid or type_out.grid != grid or type_in.frame != type_out.frame:
-        return "its kernel moves along other axes than the group's grid"
-    if not {*type_in.axes, *type_out.axes} <= {channel}:
-        return "its channels are not the axis that transforms"
-    arguments = measurement.own.first[op.module][0][0]
-    x = op.read_in(measurement.twin, arguments)
-    y = op.run(measurement.twin, arguments, x)
-    convolution = _padding_mode(measurement, op, kernel, type_in.frame)
-    if convolution is None:
-        return "its output is not that of the convolution inside it"
-    with_in = type_in if type_in.axes else type_in.with_copies((channel,), x)
-    with_out = type_out if type_out.axes else type_out.with_copies((channel,), y)
-    return with_in, with_out, convolution
-
-
-def _padding_mode(
-    measurement: Measurement, op: Op, kernel: Kernel, frame: tuple[tuple[int, ...], ...]
-) -> Convolution | None:
-    """Find how the input is padded: the recorded kernel has to give the op's output on random features."""
-    twin = measurement.twin
-    arguments = measurement.own.first[op.module][0][0]
-    x = random_like(op.read_in(twin, arguments), torch.Generator().manual_seed(3))
-    points = len(kernel.size)
-    extra = tuple(
-        padding + max(0, wide - narrow) // 2
-        for padding, wide, narrow in zip(kernel.padding, kernel.shape_in[-points:], x.shape[-points:], strict=True)
-    )
-    expected = op.run(twin, arguments, x) - op.run(twin, arguments, torch.zeros_like(x))
-    for mode in ("zeros", "circular", "reflect", "replicate"):
-        settings = Convolution(kernel.size, kernel.stride, extra, kernel.dilation, mode, frame)
-        try:
-            result = ConvolutionForm(settings).add(expected.new_zeros(()), (kernel.dense(),), x)
-        except (RuntimeError, NotImplementedError):
-            continue
-        if result.shape == expected.shape and bool((result - expected).norm() <= 1e-4 * expected.norm()):
-            return settings
-    return None
-
-
-def residual_on_random_features(
-    measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType
-) -> float | None:
-    """Deviation from equivariance on random features, with own and with other weights; None if all results are 0.
-
-    All other arguments are those of the runs under each element.
-    """
-    own = _deviation(measurement, op, type_in, type_out, measurement.own)
-    with perturbed(measurement.twin, seed=1, inside=op.module):
-        other = _deviation(measurement, op, type_in, type_out, measurement.own)
-    # An op with weights 0, as last layers often start, shows nothing with its own.
-    return None if other is None else max(other, own or 0.0)
-
-
-def _deviation(
-    measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, probe: Probe
-) -> float | None:
-    twin, calls = measurement.twin, probe.calls(op.module)
-    generator = torch.Generator().manual_seed(4)
-    arguments = measurement.few(op.module, calls[0][0][0])
-    x = random_like(op.read_in(twin, arguments), generator)
-    offset = op.run(twin, arguments, torch.zeros_like(x))
-    result = op.run(twin, arguments, x)
-    scale = float((result - offset).norm())
-    if not scale:
-        return None
-    worst, judges = 0.0, probe.elements.judges
-    for (_, _, g), moved in zip(judges, calls[-len(judges) :], strict=True):
-        turned = op.run(twin, measurement.few(op.module, moved[0][0]), type_in.act(g, x))
-        worst = largest(worst, float((turned - type_out.act(g, result)).norm()) / scale)
-    return worst
 
 
 def same_action(left: Representation, right: Representation, elements: Tensor) -> bool:

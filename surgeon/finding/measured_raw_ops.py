@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.finding.measured_ops import Found, measure_op
+from surgeon.finding.found import Found
+from surgeon.finding.measured_ops import measure_op
 from surgeon.finding.measurement import Measurement, perturbed
 from surgeon.finding.ops import Change, Op, linear_deviation
 from surgeon.finding.own_forward import NotTraceableError

@@ -190,13 +190,9 @@ def test_an_equivariant_op_that_is_not_linear_is_no_site() -> None:
         assert [site.argument for site in plan.sites if site.name == "op"] == [argument]
 
 
-def test_features_that_are_0_on_the_whole_batch_are_no_site() -> None:
-    assert "other" in {site.name for site in find(Inside(nn.Identity()), "D3").sites}
+def test_features_that_are_0_on_the_whole_batch_are_told_by_the_weights_that_read_them() -> None:
     plan = find(Inside(nn.Identity(), (1.0, 1.0, 1.0, 0.0)), "D3")
-    assert {site.name for site in plan.sites} == {"lift"}
-    audit = next(entry for entry in plan.audit if entry.parameter == "other.weight")
-    assert audit.coverage == "unexplained"
-    assert "0 on the whole sample batch" in audit.reason
+    assert {site.name for site in plan.sites} == {"lift", "mix", "other"}
 
 
 class Twice(Net):

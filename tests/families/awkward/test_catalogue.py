@@ -23,10 +23,11 @@ from tests.families.awkward import (
     structures,
     symmetries,
     weights,
+    zeros,
 )
 from tests.families.awkward.case import Case
 
-THEMES = (forwards, weights, layouts, structures, operations, symmetries, pseudotensors, multivectors, negatives)
+THEMES = (forwards, weights, layouts, structures, operations, symmetries, pseudotensors, multivectors, negatives, zeros)
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
 

@@ -1,0 +1,204 @@
+"""An op between two types: the axes that its branch maps, how its kernel moves, and whether it is equivariant so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from surgeon.algebra.equivariance import largest
+from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.forms import ConvolutionForm
+from surgeon.finding.inference.hypotheses import TOLERANCE
+from surgeon.finding.inference.probe import Probe
+from surgeon.finding.measurement import Measurement, perturbed
+from surgeon.finding.ops import Op, Structure, random_like
+from surgeon.plan import Convolution, Site
+from surgeon.recording.kernels import Kernel
+from surgeon.registry import Refusal
+
+
+@dataclass(frozen=True)
+class Found:
+    """One op of which both ends were measured.
+
+    Attributes:
+        type_in: how its features transform, with the copies that W mixes.
+        type_out: the same for its result.
+        convolution: how its kernel moves; None for a map of rows.
+        residual: largest relative deviation of the op from equivariance under these types, on random features.
+    """
+
+    op: Op
+    type_in: TensorType
+    type_out: TensorType
+    convolution: Convolution | None
+    residual: float
+
+    @property
+    def invariant(self) -> bool:
+        """True if neither side transforms and no kernel moves over the group's grid: every linear map is equivariant.
+
+        A kernel of several points between scalar fields is equivariant only if the group maps it to itself.
+        """
+        return self.convolution is None and self.type_in.is_invariant and self.type_out.is_invariant
+
+    def site(self) -> Site:
+        """Return the site; its source is "measurement"."""
+        shape: tuple[int, ...] = (self.type_out.rho.dimension, self.type_in.rho.dimension)
+        if self.convolution is not None:
+            shape += self.convolution.kernel
+        return Site(
+            name=self.op.module,
+            argument=self.op.argument,
+            kind="linear" if self.convolution is None else "convolution",
+            adapter="",
+            rho_in=self.type_in.rho,
+            rho_out=self.type_out.rho,
+            shape=shape,
+            path_in=self.op.path_in,
+            path_out=self.op.path_out,
+            axes_in=self.type_in.axes,
+            axes_out=self.type_out.axes,
+            convolution=self.convolution,
+            node=self.op.node,
+            parameters=self.op.parameters,
+            source="measurement",
+            verified=True,
+            residual=self.residual,
+        )
+
+
+def complete(
+    measurement: Measurement,
+    op: Op,
+    structure: Structure,
+    kernels: Sequence[Kernel],
+    ends: tuple[TensorType | str, TensorType],
+) -> Found | Refusal:
+    """Take an op for one between two types, if it is equivariant so on random features."""
+    type_in, type_out = ends
+    if isinstance(type_in, str):
+        return Refusal(type_in, "unexplained")
+    arguments = measurement.few(op.module, measurement.own.first[op.module][0][0])
+    twin = measurement.twin
+    shaped: tuple[TensorType, TensorType, Convolution | None] | str
+    if kernels and not all(end.is_invariant and not end.grid for end in (type_in, type_out)):
+        shaped = _convolution_types(measurement, op, kernels, (type_in, type_out))
+    else:
+        x = op.read_in(twin, arguments)
+        shaped = _linear_types(x, op.run(twin, arguments, x), structure, (type_in, type_out))
+    if isinstance(shaped, str):
+        return Refusal(shaped, "unexplained")
+    residual = residual_on_random_features(measurement, op, *shaped[:2])
+    if residual is None:
+        return Refusal("its output is 0 for random features and weights", "unexplained")
+    if residual > TOLERANCE:
+        return Refusal(
+            f"not equivariant for all weights as measured ({shaped[0]} -> {shaped[1]}): relative residual "
+            f"{residual:.1e} on random features and weights",
+            "not equivariant",
+        )
+    return Found(op, *shaped, residual)
+
+
+def _linear_types(
+    x: Tensor, y: Tensor, structure: Structure, ends: tuple[TensorType, TensorType]
+) -> tuple[TensorType, TensorType, Convolution | None] | str:
+    """Take in the axes that the op mixes; an axis that transforms on one side is a feature axis on both."""
+    type_in, type_out = ends
+    shared = [pair for pair in structure.rows if pair[0] in type_in.axes or pair[1] in type_out.axes]
+    features_in = {*structure.mixed_in, *(a for a, _ in shared)}
+    features_out = {*structure.mixed_out, *(b for _, b in shared)}
+    if not features_in.isdisjoint(type_in.grid) or not features_out.isdisjoint(type_out.grid):
+        return "it mixes the points of a grid and is no convolution"
+    if not set(type_in.axes) <= features_in or not set(type_out.axes) <= features_out:
+        return "the axes that transform are not among those that it maps"
+    copies_in = tuple(axis for axis in sorted(features_in) if axis not in type_in.axes)
+    copies_out = tuple(axis for axis in sorted(features_out) if axis not in type_out.axes)
+    return type_in.with_copies(copies_in, x), type_out.with_copies(copies_out, y), None
+
+
+def _convolution_types(
+    measurement: Measurement, op: Op, kernels: Sequence[Kernel], ends: tuple[TensorType, TensorType]
+) -> tuple[TensorType, TensorType, Convolution | None] | str:
+    type_in, type_out = ends
+    if len(kernels) != 1:
+        return f"it holds {len(kernels)} convolutions"
+    kernel = kernels[0]
+    points = len(kernel.size)
+    grid, channel = tuple(range(-points, 0)), -points - 1
+    if kernel.transposed:
+        return "a transposed convolution, which takes no branch"
+    if type_in.grid != grid or type_out.grid != grid or type_in.frame != type_out.frame:
+        return "its kernel moves along other axes than the group's grid"
+    if not {*type_in.axes, *type_out.axes} <= {channel}:
+        return "its channels are not the axis that transforms"
+    arguments = measurement.own.first[op.module][0][0]
+    x = op.read_in(measurement.twin, arguments)
+    y = op.run(measurement.twin, arguments, x)
+    convolution = _padding_mode(measurement, op, kernel, type_in.frame)
+    if convolution is None:
+        return "its output is not that of the convolution inside it"
+    with_in = type_in if type_in.axes else type_in.with_copies((channel,), x)
+    with_out = type_out if type_out.axes else type_out.with_copies((channel,), y)
+    return with_in, with_out, convolution
+
+
+def _padding_mode(
+    measurement: Measurement, op: Op, kernel: Kernel, frame: tuple[tuple[int, ...], ...]
+) -> Convolution | None:
+    """Find how the input is padded: the recorded kernel has to give the op's output on random features."""
+    twin = measurement.twin
+    arguments = measurement.own.first[op.module][0][0]
+    x = random_like(op.read_in(twin, arguments), torch.Generator().manual_seed(3))
+    points = len(kernel.size)
+    extra = tuple(
+        padding + max(0, wide - narrow) // 2
+        for padding, wide, narrow in zip(kernel.padding, kernel.shape_in[-points:], x.shape[-points:], strict=True)
+    )
+    expected = op.run(twin, arguments, x) - op.run(twin, arguments, torch.zeros_like(x))
+    for mode in ("zeros", "circular", "reflect", "replicate"):
+        settings = Convolution(kernel.size, kernel.stride, extra, kernel.dilation, mode, frame)
+        try:
+            result = ConvolutionForm(settings).add(expected.new_zeros(()), (kernel.dense(),), x)
+        except (RuntimeError, NotImplementedError):
+            continue
+        if result.shape == expected.shape and bool((result - expected).norm() <= 1e-4 * expected.norm()):
+            return settings
+    return None
+
+
+def residual_on_random_features(
+    measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType
+) -> float | None:
+    """Deviation from equivariance on random features, with own and with other weights; None if all results are 0.
+
+    All other arguments are those of the runs under each element.
+    """
+    own = _deviation(measurement, op, type_in, type_out, measurement.own)
+    with perturbed(measurement.twin, seed=1, inside=op.module):
+        other = _deviation(measurement, op, type_in, type_out, measurement.own)
+    # An op with weights 0, as last layers often start, shows nothing with its own.
+    return None if other is None else max(other, own or 0.0)
+
+
+def _deviation(
+    measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, probe: Probe
+) -> float | None:
+    twin, calls = measurement.twin, probe.calls(op.module)
+    generator = torch.Generator().manual_seed(4)
+    arguments = measurement.few(op.module, calls[0][0][0])
+    x = random_like(op.read_in(twin, arguments), generator)
+    offset = op.run(twin, arguments, torch.zeros_like(x))
+    result = op.run(twin, arguments, x)
+    scale = float((result - offset).norm())
+    if not scale:
+        return None
+    worst, judges = 0.0, probe.elements.judges
+    for (_, _, g), moved in zip(judges, calls[-len(judges) :], strict=True):
+        turned = op.run(twin, measurement.few(op.module, moved[0][0]), type_in.act(g, x))
+        worst = largest(worst, float((turned - type_out.act(g, result)).norm()) / scale)
+    return worst
