@@ -21,7 +21,7 @@ from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.annotated_ops import UNCHECKED
 from surgeon.finding.by_weights import type_by_weights
 from surgeon.finding.forms import LinearForm
-from surgeon.finding.found import Found, complete
+from surgeon.finding.found import Found, found_between
 from surgeon.finding.inference.hypotheses import TOLERANCE, residual_of, vector_types
 from surgeon.finding.inference.probe import TensorProbe
 from surgeon.finding.measured_ops import Silent
@@ -153,7 +153,7 @@ def _retyped(measurement: Measurement, claim: Claim, type_out: TensorType) -> Fo
             return None
         type_in = type_by_weights(measurement, op, structure, type_out)
         kernels = claim.kernels if isinstance(claim, Silent) else ()
-        found = complete(measurement, op, structure, kernels, (type_in, type_out))
+        found = found_between(measurement, op, structure, kernels, (type_in, type_out))
     return found if isinstance(found, Found) else None
 
 

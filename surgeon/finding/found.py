@@ -71,7 +71,7 @@ class Found:
         )
 
 
-def complete(
+def found_between(
     measurement: Measurement,
     op: Op,
     structure: Structure,

@@ -14,7 +14,7 @@ from torch import Tensor
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.by_weights import type_by_weights
-from surgeon.finding.found import Found, complete, residual_on_random_features
+from surgeon.finding.found import Found, found_between, residual_on_random_features
 from surgeon.finding.inference.hypotheses import TOLERANCE, Verdict, infer_type, residual_of
 from surgeon.finding.inference.propagate import type_by_use
 from surgeon.finding.measurement import Measurement, perturbed
@@ -149,12 +149,12 @@ def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> F
         ends = _types_of_ends(measurement, op, structure, kernels)
         if isinstance(ends, Refusal):
             return ends
-        found = complete(measurement, op, structure, kernels, ends)
+        found = found_between(measurement, op, structure, kernels, ends)
         if isinstance(found, Found) or found.coverage != "not equivariant":
             return found
         # What was measured may be an invariant subspace of what the op is made for.
         type_in = type_by_weights(measurement, op, structure, ends[1])
-        more = complete(measurement, op, structure, kernels, (type_in, ends[1])) if type_in != ends[0] else found
+        more = found_between(measurement, op, structure, kernels, (type_in, ends[1])) if type_in != ends[0] else found
         return more if isinstance(more, Found) else found
 
 
