@@ -78,6 +78,7 @@ def export_onnx(
         "selection": list(wanted.values()),
         "left_out": [name for index, name in enumerate(every) if index not in kept],
         "derivatives": [every[index] for index in sorted(derived or ())],
+        "versions": package_versions(PACKAGES),
     }
 
 
@@ -149,22 +150,6 @@ def _require_usable_dtype(model: nn.Module) -> None:
             "expected a model in a dtype that ONNX Runtime computes in on a CPU, where the file is checked, got "
             "bfloat16: relax and train a float32 copy of the checkpoint; nothing was written"
         )
-
-
-def onnx_extra(
-    stripped: Stripped,
-    *,
-    opset: int = 18,
-    selection: Selection = ALL_OUTPUTS,
-    announce: Callable[[str], None] = lambda _: None,
-) -> Callable[[Path], dict[str, Any]]:
-    """Return a function that writes ``model.onnx`` into a folder; arguments are those of :func:`export_onnx`."""
-
-    def write(folder: Path) -> dict[str, Any]:
-        record = export_onnx(folder / ONNX_FILE, stripped, opset=opset, selection=selection, announce=announce)
-        return {**record, "versions": package_versions(PACKAGES)}
-
-    return write
 
 
 def _save(model: Any, path: Path) -> None:

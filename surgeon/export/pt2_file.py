@@ -106,10 +106,3 @@ def archive_runner(path: Path, sample: Sample, inputs: Sequence[str]) -> Callabl
         return [tensor.detach() for tensor in tensors_in(module({name: named[name] for name in inputs}))]
 
     return run
-
-
-def pt2_extra(
-    stripped: Stripped, *, announce: Callable[[str], None] = lambda _: None
-) -> Callable[[Path], dict[str, Any]]:
-    """Return a function that writes ``model.pt2`` into a folder; arguments are those of :func:`export_pt2`."""
-    return lambda folder: export_pt2(folder / PT2_FILE, stripped, announce=announce)

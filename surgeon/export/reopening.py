@@ -146,11 +146,13 @@ def reopen(path: Path, workspace: Workspace) -> tuple[nn.Module, str]:
         CheckFailedError: if that fails.
     """
     own = own_loader(workspace.task)
-    if own is not None:
-        return _opened(own, path, LOADER), LOADER
-    for name, adapter in installed_adapters().items():
-        source = f"the loader of the adapter {name}"
-        model = _opened(adapter.reopen, path, source, optional=True)
+    adapters = installed_adapters().items()
+    known = {f"the loader of the adapter {name}": adapter.reopen for name, adapter in adapters}
+    for source, load in ({LOADER: own} if own else known).items():
+        try:
+            model = load(path)
+        except Exception as error:  # code of a library or of the user
+            raise _refused(path, source, error) from error
         if model is not None:
             return model, source
     try:
@@ -164,19 +166,6 @@ def _refused(path: Path, source: str, error: Exception) -> CheckFailedError:
         f"the container {path.name!r} was written, but {source} cannot open it ({one_line(error)}): "
         "export without --container"
     )
-
-
-def _opened(load: Callable[[Path], Any], path: Path, source: str, optional: bool = False) -> Any:
-    try:
-        model = load(path)
-    except Exception as error:  # code of a library or of the user
-        raise _refused(path, source, error) from error
-    if not isinstance(model, nn.Module) and not (optional and model is None):
-        raise CheckFailedError(
-            f"expected {source} to return a torch.nn.Module for {path.name!r}, got {type(model).__name__}: "
-            "let it return the model"
-        )
-    return model
 
 
 def _compare_tensors(path: Path, source: str, model: nn.Module, again: nn.Module) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from surgeon.errors import SurgeonError
-from surgeon.export.onnx_file import onnx_extra
+from surgeon.export.onnx_file import ONNX_FILE, export_onnx
 from surgeon.export.outputs import ALL_OUTPUTS, Selection
-from surgeon.export.pt2_file import pt2_extra
+from surgeon.export.pt2_file import PT2_FILE, export_pt2
 from surgeon.export.reopening import container_extra
 from surgeon.export.stripped import stripped_beside_original
 from surgeon.files.checkpoint import Checkpoint
@@ -177,7 +177,8 @@ def _extras(
         return found
     stripped = stripped_beside_original(workspace, model)
     if settings.pt2:
-        found["pt2"] = pt2_extra(stripped, announce=announce)
+        found["pt2"] = lambda folder: export_pt2(folder / PT2_FILE, stripped, announce=announce)
     if settings.onnx:
-        found["onnx"] = onnx_extra(stripped, opset=settings.opset, selection=settings.outputs, announce=announce)
+        chosen: dict[str, Any] = {"opset": settings.opset, "selection": settings.outputs}
+        found["onnx"] = lambda folder: export_onnx(folder / ONNX_FILE, stripped, **chosen, announce=announce)
     return found

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon.export.onnx_file import onnx_extra
-from surgeon.export.pt2_file import pt2_extra
+from surgeon.export.onnx_file import ONNX_FILE, export_onnx
+from surgeon.export.pt2_file import PT2_FILE, export_pt2
 from surgeon.export.reopening import container_extra
 from surgeon.export.stripped import Stripped, stripped_beside_original
 from surgeon.files.clean import WORDS_FILE, hashes_of, sealed
@@ -47,8 +47,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         original, stripped = workspace.original()[1], stripped_beside_original(workspace, model)
         extras = {
             "container": container_extra(workspace, model, original),
-            "pt2": pt2_extra(stripped),
-            "onnx": onnx_extra(stripped),
+            "pt2": lambda folder: export_pt2(folder / PT2_FILE, stripped),
+            "onnx": lambda folder: export_onnx(folder / ONNX_FILE, stripped),
         }
         write_clean(work / "clean", model, certificate, original, extras=extras)
         yield work
