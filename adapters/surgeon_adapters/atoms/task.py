@@ -257,13 +257,21 @@ class AtomisticTask(ABC):
     ) -> dict[str, tuple[Tensor | float, float]]:
         """Return mean absolute errors: energy per atom in meV, forces in meV/A, stress in meV/A^3."""
         names = {"energy": "energy_mae", "forces": "force_mae", "stress": "stress_mae"}
-        errors = self.errors(outputs, batch)
-        return {names[label]: (MILLI * error.abs().sum(), float(error.numel())) for label, error in errors.items()}
+        found = {names[label]: error.abs() for label, error in self.errors(outputs, batch).items() if error.numel()}
+        return {name: (MILLI * error.sum(), float(error.numel())) for name, error in found.items()}
 
     def kinds(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the kind of every atom of a batch, as the energies per atom number them; shape (atoms,)."""
         assert self.potential is not None
         return torch.tensor([self.potential.energies.kind[number] for number in batch["atomic_numbers"].tolist()])
+
+    def shifts(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the model adds to the atoms of each frame, shape (frames,), float64, in eV."""
+        assert self.potential is not None
+        kinds = self.kinds(batch)
+        energies = torch.tensor(self.potential.energies.values, dtype=torch.float64, device=kinds.device)
+        each = energies[kinds].to(batch["batch"].device)
+        return each.new_zeros(len(self.sizes(batch))).index_add(0, batch["batch"], each)
 
     def sizes(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the number of atoms of every frame of a batch, shape (frames,)."""
@@ -293,11 +301,16 @@ class AtomisticTask(ABC):
         return {"energy": self.energy_weight, "forces": self.forces_weight, "stress": self.stress_weight}
 
     def errors(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return output minus label by label, that of energy per atom; where all frames have the label."""
-        errors = {key: outputs[key] - batch[key] for key in ("forces", "stress") if key in batch}
+        """Return output minus label by label, that of energy per atom; of the frames that have the label."""
+        atoms, errors = self.sizes(batch), {}
+        if "forces" in batch:
+            there = _labelled(batch, "forces", atoms).repeat_interleave(atoms)
+            errors["forces"] = (outputs["forces"] - batch["forces"])[there]
+        if "stress" in batch:
+            errors["stress"] = (outputs["stress"] - batch["stress"])[_labelled(batch, "stress", atoms)]
         if self.energy_label in batch:
-            energy = outputs["energy"]
-            errors["energy"] = (energy - batch[self.energy_label]) / batch["num_atoms"].reshape(energy.shape)
+            error = (outputs["energy"] - batch[self.energy_label]).flatten() / atoms
+            errors["energy"] = error[_labelled(batch, "energy", atoms)]
         return errors
 
     def perturbed(self, batch: Mapping[str, Tensor], noise: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -323,11 +336,6 @@ def _labelled(batch: Mapping[str, Tensor], label: str, atoms: Tensor) -> Tensor:
     """Tell of every frame whether it has a label; libraries give one that is missing the weight 0."""
     weight = batch.get(f"{label}_weight")
     return torch.ones_like(atoms, dtype=torch.bool) if weight is None else weight.flatten() != 0
-
-
-def per_frame(each: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Add up what every atom has, shape (atoms,), for each frame of a batch: shape (frames,)."""
-    return each.new_zeros(len(batch["num_atoms"])).index_add(0, batch["batch"], each)
 
 
 class ByAttribute(dict[str, Any]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TaskError
-from surgeon_adapters.atoms.task import MILLI, AtomisticTask, ByAttribute
+from surgeon_adapters.atoms.task import AtomisticTask, ByAttribute
 from surgeon_adapters.mace.data import INPUTS, Head, head_of
 from surgeon_adapters.mace.models import import_mace
 
@@ -73,25 +73,6 @@ class MaceTask(AtomisticTask):
             function = losses.WeightedEnergyForcesLoss(self.energy_weight, self.forces_weight)
         loss: Tensor = function.to(outputs["forces"])(pred=outputs, ref=ByAttribute(batch))
         return loss
-
-    def metrics(
-        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, tuple[Tensor | float, float]]:
-        """Return mean absolute errors: energy per atom in meV, forces in meV/A, stress in meV/A^3."""
-        atoms = batch["ptr"].diff().to(outputs["energy"])
-        energies = (batch["energy"] - outputs["energy"]).abs() / atoms
-        found: dict[str, tuple[Tensor | float, float]] = {}
-        labelled = batch["energy_weight"] > 0
-        if bool(labelled.any()):
-            found["energy_mae"] = (MILLI * energies[labelled].sum(), float(labelled.sum()))
-        moving = (batch["forces_weight"] > 0)[batch["batch"]]
-        if bool(moving.any()):
-            errors = (batch["forces"] - outputs["forces"])[moving].abs()
-            found["force_mae"] = (MILLI * errors.sum(), float(errors.numel()))
-        if "stress" in batch and bool((batch["stress_weight"] > 0).any()):
-            errors = (batch["stress"] - outputs["stress"])[batch["stress_weight"] > 0].abs()
-            found["stress_mae"] = (MILLI * errors.sum(), float(errors.numel()))
-        return found
 
 
 def _interaction(result: Mapping[str, Tensor]) -> Tensor:

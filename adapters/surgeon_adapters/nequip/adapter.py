@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from surgeon.files.checkpoint import Checkpoint
 from surgeon_adapters.atoms.adapter import PotentialAdapter
-from surgeon_adapters.nequip import files as nequip_files
+from surgeon_adapters.nequip import files
 from surgeon_adapters.nequip.task import NequipTask
 
 INTERACTION = re.compile(r"(^|\.)layer\d+_convnet\.conv\.linear_1\.weight$")
@@ -31,9 +29,9 @@ class NequipAdapter(PotentialAdapter):
         'NequIPCalculator.from_compiled_model("compiled.nequip.pt2", device="cpu")',
     )
 
-    def open_file(self, path: Path, trust_pickle: bool) -> Checkpoint | None:
-        """Open a checkpoint of nequip's training, or a package; None for other files."""
-        return nequip_files.open_file(path, trust_pickle)
+    open_file = staticmethod(files.open_file)
+    write_file = staticmethod(files.write_file)
+    reopen = staticmethod(files.open_by_nequip)
 
     def recognise(self, tensors: Mapping[str, Tensor]) -> str | None:
         """Say of a state dict what to give instead; None for others."""
@@ -44,14 +42,6 @@ class NequipAdapter(PotentialAdapter):
             "that it is from; networks of versions up to 0.6 are not built by later ones, for them install that one "
             "and give a task file with `model()`, as docs/families/nequip.md shows"
         )
-
-    def write_file(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path) -> None:
-        """Write it again with other weights."""
-        nequip_files.write_file(checkpoint, tensors, path)
-
-    def reopen(self, path: Path) -> nn.Module | None:
-        """Open a checkpoint or a package as nequip's own commands do; None for other files."""
-        return nequip_files.open_by_nequip(path)
 
 
 adapter = NequipAdapter()

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from surgeon_adapters.atoms.task import AtomisticTask, per_frame
+from surgeon_adapters.atoms.task import AtomisticTask
 from surgeon_adapters.nequip.data import INPUTS, NequipPotential, potential_of
 
 EXACT = ("pos", "cell", "edge_cell_shift")
@@ -42,18 +41,12 @@ class NequipTask(AtomisticTask):
         given = {key: batch[key].detach().clone() for key in (*INPUTS, "batch", "num_atoms")}
         given |= {key: given[key].double() for key in EXACT}
         result = model(given)
-        outputs = {"energy": result["total_energy"] - self._shifts(batch), "forces": result["forces"]}
+        outputs = {"energy": result["total_energy"] - self.shifts(batch)[:, None], "forces": result["forces"]}
         return {**outputs, "stress": result["stress"]} if "stress" in batch else outputs
 
     def kinds(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the atom types."""
         return batch["atom_types"].flatten()
-
-    def _shifts(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the shifts of all atoms of each frame, shape (frames, 1), float64."""
-        assert self.potential is not None
-        each = torch.tensor(self.potential.energies.values, dtype=torch.float64, device=batch["pos"].device)
-        return per_frame(each[batch["atom_types"]], batch)[:, None]
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Return NequIP's weighted loss: squared errors of energy per atom, of forces, and of stress."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon_adapters.atoms.task import AtomisticTask, ByAttribute, per_frame
+from surgeon_adapters.atoms.task import AtomisticTask, ByAttribute
 from surgeon_adapters.sevennet.data import INPUTS, SevenNetPotential, potential_of
 
 _VOIGT = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
@@ -52,7 +52,7 @@ class SevenNetTask(AtomisticTask):
         finally:
             last.train(before)
         energy = result["inferred_total_energy"].reshape(-1)
-        outputs = {"energy": energy - self._shifts(batch), "forces": result["inferred_force"]}
+        outputs = {"energy": energy - self.shifts(batch), "forces": result["inferred_force"]}
         if "stress" in batch:
             outputs["stress"] = -result["inferred_stress"][:, _VOIGT.to(energy.device)]
         return outputs
@@ -62,10 +62,3 @@ class SevenNetTask(AtomisticTask):
         moved, (source, target) = noise(batch["pos"]), batch["edge_index"]
         vectors = batch["edge_vec"] + (moved[target] - moved[source]).to(batch["edge_vec"])
         return {**batch, "pos": batch["pos"] + moved, "edge_vec": vectors}
-
-    def _shifts(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the shifts of all atoms of each frame, shape (frames,), float64."""
-        assert self.potential is not None
-        values = [self.potential.isolated[number] for number in batch["atomic_numbers"].tolist()]
-        each = torch.tensor(values, dtype=torch.float64, device=batch["pos"].device)
-        return per_frame(each, batch)
