@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from surgeon.support.plain import parse_json
 LARGEST_HEADER = 100 * 2**20
 """Of the safetensors format itself."""
 
-_PIECE_BYTES = 4 * 2**20
 _ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 _DTYPES: Mapping[str, torch.dtype] = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
@@ -33,11 +31,6 @@ _DTYPES: Mapping[str, torch.dtype] = {
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz},
     **{"F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz},
 }
-
-
-Index = slice | EllipsisType
-Piece = tuple[str, Index, Tensor]
-"""A tensor's name, what part of it this is, and the values."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,12 @@ class StoredTensors(Mapping[str, Tensor]):
         self._source, self._entries = source, dict(entries)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._read(name, self._entries[name].form, self._entries[name].start)
+        form, start = self._entries[name].form, self._entries[name].start
+        tensor = torch.empty(form.shape, dtype=form.dtype, device="cpu")
+        if tensor.numel():
+            buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
+            self._source.read_into(buffer, start, f"the tensor {name!r}")
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -77,33 +75,6 @@ class StoredTensors(Mapping[str, Tensor]):
     def forms(self) -> dict[str, Tensor]:
         """Return tensors of the same shapes and dtypes without values."""
         return {name: entry.form for name, entry in self._entries.items()}
-
-    def pieces(self) -> Iterator[Piece]:
-        """Yield all values, large tensors cut along their first axis."""
-        for name, entry in self._entries.items():
-            form = entry.form
-            if form.nbytes <= _PIECE_BYTES or len(form) == 1:
-                yield name, ..., self[name]
-                continue
-            row = form.nbytes // len(form)
-            step = max(1, _PIECE_BYTES // row)
-            for first in range(0, len(form), step):
-                rows = slice(first, first + step)
-                yield name, rows, self._read(name, form[rows], entry.start + first * row)
-
-    def _read(self, name: str, form: Tensor, start: int) -> Tensor:
-        tensor = torch.empty(form.shape, dtype=form.dtype, device="cpu")
-        if tensor.numel():
-            buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
-            self._source.read_into(buffer, start, f"the tensor {name!r}")
-        return tensor
-
-
-def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
-    """Yield all values as ``name, index, piece``, in a way that keeps little memory if they are in a file."""
-    if isinstance(tensors, StoredTensors):
-        return tensors.pieces()
-    return ((name, ..., tensor) for name, tensor in tensors.items())
 
 
 def forms(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

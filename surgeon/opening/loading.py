@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import CheckpointError
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.tensors import forms, pieces, renamed, same_bytes
+from surgeon.files.tensors import forms, renamed, same_bytes
 from surgeon.plan import CHILD
 from surgeon.support.modes import drop_computed, in_evaluation_mode
 
@@ -143,10 +143,10 @@ def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_values(name: str, held: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse a model that holds other values than its file: it would do so after every load."""
-    changed = dict.fromkeys(key for key, index, piece in pieces(tensors) if not holds(held[key][index], piece))
+    changed = [key for key, value in tensors.items() if not holds(held[key], value)]
     if changed:
         raise CheckpointError(
-            f"{name} changes the values of {_listed(list(changed))} tensors while it loads {where}: "
+            f"{name} changes the values of {_listed(changed)} tensors while it loads {where}: "
             "save the checkpoint again with the current version of its library"
         )
 
@@ -177,9 +177,9 @@ def _loads_plainly(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def _copy(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copy value by value, so that the file's are not in memory together with the model's."""
-    for key, index, piece in pieces(tensors):
-        into[key][index].copy_(piece)
+    """Copy tensor by tensor, so that the file's are not in memory together with the model's."""
+    for key, value in tensors.items():
+        into[key].copy_(value)
 
 
 def _listed(names: list[str]) -> str:

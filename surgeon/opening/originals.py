@@ -15,7 +15,7 @@ from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.relaxed import RelaxedConfig
-from surgeon.files.tensors import pieces, renamed
+from surgeon.files.tensors import renamed
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.remote.fetch import open_anywhere
 
@@ -105,7 +105,7 @@ def refuse_nonfinite(
 
 
 def _nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    return list(dict.fromkeys(name for name, _, piece in pieces(tensors) if not _is_finite(piece)))
+    return [name for name, value in tensors.items() if not _is_finite(value)]
 
 
 def _is_finite(value: Tensor) -> bool:
