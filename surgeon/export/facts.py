@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.axis import THREE_DIMENSIONAL
 from surgeon.finding.inference.hypotheses import infer_type
 from surgeon.finding.inference.probe import Elements, TensorProbe
 from surgeon.opening.task_calls import can_act, task_symmetry
@@ -18,8 +19,6 @@ from surgeon.plan import Task
 from surgeon.support.trees import tensors_in
 
 _VECTOR = "axes v"
-_THREE_DIMENSIONAL = ("SO3", "O3", "SE3", "E3")
-
 
 Named = tuple[Any, Mapping[int, str]]
 """Nested data, and names of some of its tensors by position."""
@@ -76,7 +75,7 @@ def _shift(group: Group) -> Tensor:
 
 
 def _words(kind: TensorType, group: Group) -> str:
-    if group.name not in _THREE_DIMENSIONAL:
+    if group.name not in THREE_DIMENSIONAL:
         return str(kind)
     if kind.is_invariant:
         return "1x0e"

@@ -10,7 +10,7 @@ from torch import nn
 
 from surgeon.algebra.groups.core import Group
 from surgeon.errors import first_line
-from surgeon.finding.annotation_check import SiteCheck, coverage_of
+from surgeon.finding.annotation_check import SiteCheck
 from surgeon.finding.fold import not_foldable, with_fold
 from surgeon.finding.weight_usage import WeightUsage, tied_modules
 from surgeon.plan import Site, Skipped
@@ -42,7 +42,8 @@ def collect_proposals(
             try:
                 answer = proposal_for(model, name, adapter, group)
             except Exception as error:  # an adapter may be anybody's code
-                notes.append(f"{name or 'the model itself'}: {_failure(adapter, error)}")
+                what = f"{type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
+                notes.append(f"{name or 'the model itself'}: {what}")
                 continue
             if answer is None:
                 continue
@@ -54,10 +55,6 @@ def collect_proposals(
                 proposals[name] = (adapter.name, answer)
             break
     return proposals, skipped, notes
-
-
-def _failure(adapter: Adapter, error: Exception) -> str:
-    return f"{type(error).__name__} of the adapter {adapter.name!r} ({first_line(error)})"
 
 
 def annotated_site(
@@ -115,20 +112,19 @@ def verify_all(
     sites, notes = [], []
     for name, (adapter_name, unresolved) in proposals.items():
         count = recording.calls.get(name, 0)
-        residual, complaint, coverage = 0.0, usage.complaint(name), usage.coverage(name)
+        refusal = usage.refusal(name)
         if (not count or not calls[name]) and name not in usage.bypassed:
-            complaint, coverage = "never called in the recorded forward", "unused"
-        proposal = (adapter_name, unresolved if complaint else _resolved(unresolved, calls[name]))
-        if not complaint:
-            residual, complaint = check(model.get_submodule(name), proposal[1], calls[name][0])
-            coverage = coverage_of(complaint)
-        if complaint:
-            skipped.append(Skipped(name, complaint, coverage))
+            refusal = Refusal("never called in the recorded forward", "unused")
+        if refusal is None:
+            proposal = _resolved(unresolved, calls[name])
+            residual, refusal = check(model.get_submodule(name), proposal, calls[name][0])
+        if refusal is not None:
+            skipped.append(Skipped(name, refusal.reason, refusal.coverage))
             continue
-        site = annotated_site(name, model, proposal, calls[name])
+        site = annotated_site(name, model, (adapter_name, proposal), calls[name])
         sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
-        if proposal[1].symmetrised is not None:
-            own = check.own_deviation(model.get_submodule(name), proposal[1], calls[name][0])
+        if proposal.symmetrised is not None:
+            own = check.own_deviation(model.get_submodule(name), proposal, calls[name][0])
             notes.append(
                 f"{name or 'the model itself'}: approximately equivariant by design; its own weights deviate by "
                 f"{own:.1e}, its symmetrised ones by {residual:.0e}"

@@ -19,16 +19,16 @@ from surgeon.algebra.representations.tensors import TensorType
 from surgeon.errors import GroupError, first_line
 from surgeon.finding.fold import TOLERANCE
 from surgeon.plan import Coverage
-from surgeon.registry import Proposal
+from surgeon.registry import Proposal, Refusal
 from surgeon.support.trees import tensor_at, with_tensor
 
 
 class SiteCheck:
     """Linearity and equivariance of single ops, under the test elements of a group."""
 
-    def __init__(self, group: Group, seed: int = 0) -> None:
+    def __init__(self, group: Group) -> None:
         self._group = group
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(0)
         self._elements = torch.stack([element.g for element in group.test_elements(self._generator, 1)])
         self._actions: dict[Representation, BlockOperator] = {}
 
@@ -38,8 +38,8 @@ class SiteCheck:
             self._actions[rho] = rho.action(self._elements)
         return self._actions[rho].to(x).apply(x)
 
-    def __call__(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
-        """Return the largest relative residual and a complaint, empty if the site holds.
+    def __call__(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, Refusal | None]:
+        """Return the largest relative residual, and why the site does not hold, if it does not.
 
         The feature argument is replaced by random numbers of its shape, since real features may be 0 in a whole irrep
         and hide a wrong label; all other arguments are the real ones, transformed along where they transform. An op
@@ -49,7 +49,7 @@ class SiteCheck:
             with torch.no_grad():
                 return self._judge(op, proposal, call)
         except Exception as error:  # the op is foreign code
-            return float("inf"), f"could not be checked on its own recorded inputs ({first_line(error)})"
+            return _unexplained(f"could not be checked on its own recorded inputs ({first_line(error)})")
 
     def own_deviation(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> float:
         """Return how far an op with its own weights is from equivariance, relative to its output's scale."""
@@ -62,13 +62,13 @@ class SiteCheck:
             return {}
         return {name: torch.randn(weight.shape, generator=self._generator).to(weight) for name, weight in named.items()}
 
-    def _judge(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, str]:
+    def _judge(self, op: nn.Module, proposal: Proposal, call: Mapping[str, Any]) -> tuple[float, Refusal | None]:
         real = tensor_at(call[proposal.argument], proposal.path_in)
-        type_in, type_out = _types(proposal, self._group)
+        type_in, type_out = _types(proposal)
         if type_in.on_rows(real).shape[-1] != proposal.rho_in.dimension:
-            return float("inf"), f"labelled as {proposal.rho_in}, but its input has shape {tuple(real.shape)}"
+            return _unexplained(f"labelled as {proposal.rho_in}, but its input has shape {tuple(real.shape)}")
         if not real.numel():
-            return float("inf"), "not exercised: its recorded input has no rows"
+            return _unexplained("not exercised: its recorded input has no rows")
         x, other = (torch.randn(real.shape, generator=self._generator).to(real) for _ in range(2))
 
         weights = dict(proposal.symmetrised or self._if_all_zero(op))
@@ -84,7 +84,7 @@ class SiteCheck:
         output = run(x, own)
         scale = float(output.norm())
         if not scale:
-            return float("inf"), "not exercised: its output is 0 for random features"
+            return _unexplained("not exercised: its output is 0 for random features")
         linear = float((run(x + other, own) - run(other, own) - output + offset).norm()) / scale
         moved = {name: self._act(rho, own[name]) for name, rho in proposal.context.items() if name in own}
         residual = linear
@@ -96,16 +96,14 @@ class SiteCheck:
             residual = largest(residual, float(difference.norm()) / scale)
         limit = TOLERANCE.get(output.dtype, 1e-4)
         if residual <= limit:
-            return residual, ""
-        what = "linear" if linear > limit else f"equivariant as labelled ({proposal.rho_in} -> {proposal.rho_out})"
-        return residual, f"not {what}: relative residual {residual:.1e}, allowed {limit:.0e}"
+            return residual, None
+        what: Coverage = "not linear" if linear > limit else "not equivariant"
+        labels = "" if linear > limit else f" as labelled ({proposal.rho_in} -> {proposal.rho_out})"
+        return residual, Refusal(f"{what}{labels}: relative residual {residual:.1e}, allowed {limit:.0e}", what)
 
 
-def coverage_of(complaint: str) -> Coverage:
-    """Return the audit's class of what :class:`SiteCheck` complains about; most of it says nothing of the weights."""
-    if complaint.startswith("not equivariant"):
-        return "not equivariant"
-    return "not linear" if complaint.startswith("not linear") else "unexplained"
+def _unexplained(why: str) -> tuple[float, Refusal]:
+    return float("inf"), Refusal(why, "unexplained")
 
 
 def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
@@ -129,7 +127,7 @@ def _elements(proposal: Proposal, group: Group, elements: Tensor) -> Tensor:
     return torch.stack(kept)
 
 
-def _types(proposal: Proposal, group: Group) -> tuple[TensorType, TensorType]:
+def _types(proposal: Proposal) -> tuple[TensorType, TensorType]:
     """Return how both ends transform; a convolution's grid moves along."""
     convolution = proposal.convolution
     grid: tuple[int, ...] = ()

@@ -60,20 +60,18 @@ class Breaks:
         first: the first break; None if the output transforms as it should, or if no single op can be named.
         output_error: component name to the largest relative equivariance error of the output.
         checked: number of tensors that were judged.
-        tolerance: largest error of the output that counts as none.
         judged: these tensors, in the order of execution; empty if the output transforms.
     """
 
     first: Break | None
     output_error: Mapping[str, float]
     checked: int
-    tolerance: float = OUTPUT_TOLERANCE
     judged: tuple[Judged, ...] = ()
 
     @property
     def broken(self) -> bool:
         """True if the output does not transform as it should."""
-        return not max(self.output_error.values()) <= self.tolerance
+        return not max(self.output_error.values()) <= OUTPUT_TOLERANCE
 
     def told(self) -> list[str]:
         """Say where equivariance fails first, or that it does not: one sentence, and what the op is made of."""

@@ -22,6 +22,7 @@ from surgeon.finding.annotated_ops import UNCHECKED
 from surgeon.finding.by_weights import type_by_weights
 from surgeon.finding.forms import LinearForm
 from surgeon.finding.found import Found, found_between
+from surgeon.finding.inference.axis import THREE_DIMENSIONAL
 from surgeon.finding.inference.hypotheses import TOLERANCE, residual_of, vector_types
 from surgeon.finding.inference.probe import TensorProbe
 from surgeon.finding.measured_ops import Silent
@@ -133,7 +134,7 @@ def _possible_types(group: Group, y: Tensor) -> Iterator[TensorType]:
     yield from vector_types(group, y)
     for axis in range(-1, -y.ndim - 1, -1):
         degrees = math.isqrt(y.shape[axis])
-        if group.name in ("SO3", "O3", "SE3", "E3") and degrees > 1 and degrees**2 == y.shape[axis]:
+        if group.name in THREE_DIMENSIONAL and degrees > 1 and degrees**2 == y.shape[axis]:
             labels = "+".join(f"1x{degree}{'eo'[degree % 2]}" for degree in range(degrees))
             yield TensorType(irreps(group, labels), (axis,))
 

@@ -134,8 +134,8 @@ def _judge(
         _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
         return
     found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
-    complaint = evidence.usage.complaint(name)
-    if isinstance(found, Silent) and site is None and not labelled and not complaint:
+    refusal = evidence.usage.refusal(name)
+    if isinstance(found, Silent) and site is None and not labelled and refusal is None:
         _skip(result, name, found)
         result.claims.append(found)
         return
@@ -145,16 +145,15 @@ def _judge(
         return
     if site is not None:
         _compare(result, evidence, site, found, measurement)
-    elif complaint:
-        _drop_label(result, name)
-        _skip(result, name, Refusal(complaint, evidence.usage.coverage(name)))
-    elif all(each.invariant for each in found):
-        _drop_label(result, name)
-        _skip(result, name, Refusal(INVARIANT, "invariant"))
+        return
+    if refusal is None and all(each.invariant for each in found):
+        refusal = Refusal(INVARIANT, "invariant")
         result.claims += found
-    elif not measurement.trusted:
+    elif refusal is None and not measurement.trusted:
+        refusal = Refusal(_untrusted(measurement), "unexplained")
+    if refusal is not None:
         _drop_label(result, name)
-        _skip(result, name, Refusal(_untrusted(measurement), "unexplained"))
+        _skip(result, name, refusal)
     else:
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)

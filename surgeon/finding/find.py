@@ -89,7 +89,7 @@ def find(
         annotated, notes = verify_all(model, group, proposals, recording, given, skipped)
         del given
     stage(f"checked {len(proposals)} annotated ops")
-    refuse = _refusal(group, counted, stage) if narrows else _going_on
+    refuse = _refusal(group, counted, stage) if narrows else lambda _: None  # the full plan complains
     plan = _combined(model, group, recording, annotated, skipped, proposals, symmetry, inputs, twin, stage, refuse)
     stage(f"found {len(plan.sites)} sites, after {counted.runs} runs of the network in all")
     return dataclasses.replace(plan, notes=(*failures, *notes, *plan.notes))
@@ -104,10 +104,6 @@ def _refusal(group: Group, counted: Counted, stage: Callable[[str], None]) -> Ca
             raise NotASymmetryError(complaint.words, Plan(group.name, ()), complaint)
 
     return refuse
-
-
-def _going_on(complaint: Complaint | None) -> None:
-    """Leave what there is to complain of to the full plan."""
 
 
 class Counted:
@@ -151,7 +147,8 @@ def _combined(
     refuse: Callable[[Complaint | None], None],
 ) -> Plan:
     """Measure what can be measured, compare with the annotations, and explain the rest."""
-    candidates, proposed = find_candidates(recording, _trainable(model)), set(proposals)
+    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    candidates, proposed = find_candidates(recording, trainable), set(proposals)
     labelled = {entry.name for entry in skipped if entry.reason == LABELLED}
     modules = proposed | labelled
     approximate = any(proposal.symmetrised for _, proposal in proposals.values())
@@ -177,18 +174,10 @@ def _combined(
     return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement, complaint)
 
 
-def _check_unrelaxed(model: nn.Module) -> None:
-    if any(CHILD in name.split(".") for name, _ in model.named_modules()):
-        raise PlanError("expected a model without branches, but it has some already: strip it first")
-
-
-def _trainable(model: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-
-
 def _check(model: nn.Module, group: Group, adapters: Mapping[str, Adapter], measures: bool) -> None:
     """Refuse a model that has branches, and a group that nothing can be said of."""
-    _check_unrelaxed(model)
+    if any(CHILD in name.split(".") for name, _ in model.named_modules()):
+        raise PlanError("expected a model without branches, but it has some already: strip it first")
     if not measures and not any(speaks_of(adapter, group) for adapter in adapters.values()):
         known = {name for adapter in adapters.values() for name in adapter.groups}
         families = ", ".join(sorted({re.sub(r"^([CD])\d+$", r"\1<n>", name) for name in known}))

@@ -133,7 +133,6 @@ def measure_model(
     inputs: tuple[Any, ...],
     modules: Sequence[str],
     recording: Recording | None = None,
-    seed: int = 0,
     judge: Callable[[Mapping[str, float]], None] = lambda _: None,
 ) -> Measurement:
     """Run a float64 model under the group.
@@ -142,14 +141,13 @@ def measure_model(
         twin: in float64 and eval mode; its weights are perturbed for a while and put back.
         modules: qualified names of the modules whose calls are kept.
         recording: a run of the model, perhaps in another mode; without, features that are 0 get no type.
-        seed: seed of the group elements and the perturbation.
         judge: given the model's own errors before it is run with other weights, if its output can tell; may raise.
 
     Raises:
         TaskError: if the action is none, or the sample batch cannot show anything.
         PlanError: if the model does not run in float64, or is not deterministic.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     inputs = to_dtype(inputs, torch.float64)
     if all_rows_equal(inputs):
         raise TaskError(
@@ -165,7 +163,7 @@ def measure_model(
         _require_deterministic(outputs, own.outputs[0])
         if not all_rows_equal(own.outputs[0]):
             judge(own.errors())
-        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin, seed), held, recording)
+        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin), held, recording)
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does
         errors = {} if telling is None else telling.errors()

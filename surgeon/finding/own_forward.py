@@ -144,7 +144,8 @@ def trace_own_forward(owner: nn.Module) -> fx.Graph:
 def _nothing_assigned(owner: nn.Module) -> Iterator[None]:
     """Refuse a forward that assigns to attributes, or fills lists or dicts: a graph would not; and undo it."""
     before = {module: dict(vars(module)) for module in owner.modules()}
-    contents = [(value, value.copy()) for kept in before.values() for value in kept.values() if _is_plain(value)]
+    values = [value for kept in before.values() for value in kept.values()]
+    contents = [(value, value.copy()) for value in values if type(value) in (list, dict)]
     filled = False
     try:
         yield
@@ -158,10 +159,6 @@ def _nothing_assigned(owner: nn.Module) -> Iterator[None]:
     if changed or filled:
         what = f"assigns self.{changed[0]}" if changed else "fills a list or dict of the module"
         raise NotTraceableError(f"its forward {what}, which a traced forward would not")
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in (list, dict)
 
 
 def _rebound(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from torch import nn
 from surgeon.plan import Coverage, Site
 from surgeon.recording.provenance import bypassed_parameters, runs_inside, used_parameters
 from surgeon.recording.record import Recording
+from surgeon.registry import Refusal
 
 
 def tied_modules(model: nn.Module, name: str, parameter: str | None = None) -> set[str]:
@@ -61,23 +62,20 @@ class WeightUsage:
         """Return the modules outside ``name`` that own one of its parameters too."""
         return tied_modules(self._model, name)
 
-    def complaint(self, name: str) -> str:
-        """Return why a branch at ``name`` would not act where its weights act; empty if it would."""
+    def refusal(self, name: str) -> Refusal | None:
+        """Return why a branch at ``name`` would not act where its weights act; None if it would."""
         tied = {name, *self.tied_to(name)}
         found = set().union(*(self.bypassed.get(owner, set()) for owner in tied))
         outside = {user for user in found if not any(runs_inside(self._recording, user, owner) for owner in tied)}
         if outside:
             users = ", ".join(sorted(user or "the model itself" for user in outside))
-            return f"its weights are also used directly by {users}, where a branch cannot act"
+            return Refusal(f"its weights are also used directly by {users}, where a branch cannot act", "bypassed")
         names = (self._first_names[id(parameter)] for parameter in self._model.get_submodule(name).parameters())
         users_of_own = set().union(*(self._used.get(parameter, set()) for parameter in names))
-        if not any(runs_inside(self._recording, user, name) for user in users_of_own):
-            return "does not use its own weights in the recorded forward"
-        return ""
-
-    def coverage(self, name: str) -> Coverage:
-        """Return the audit's class of a module about which there is a complaint."""
-        return "unused" if "does not use" in self.complaint(name) and name not in self.bypassed else "bypassed"
+        if any(runs_inside(self._recording, user, name) for user in users_of_own):
+            return None
+        coverage: Coverage = "bypassed" if name in self.bypassed else "unused"
+        return Refusal("does not use its own weights in the recorded forward", coverage)
 
 
 def further_arguments(site: Site, calls: Sequence[Mapping[str, Any]]) -> str:

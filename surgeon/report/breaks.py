@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.finding.breaks import Breaks, Judged
+from surgeon.finding.measurement import OUTPUT_TOLERANCE
 from surgeon.report.figures import ErrorRow, errors_on_log_axis
 from surgeon.report.page import standalone
 
@@ -27,7 +28,7 @@ def breaks_picture(breaks: Breaks) -> str:
     """
     rows = [ErrorRow(_name(each), {_verdict(each): each.error}, None) for each in _merged(breaks)]
     output = {"does not transform" if breaks.broken else "transforms": max(breaks.output_error.values())}
-    found = [*rows, ErrorRow(WHOLE, output, breaks.tolerance)]
+    found = [*rows, ErrorRow(WHOLE, output, OUTPUT_TOLERANCE)]
     words = " ".join(breaks.told()[:2])
     return standalone(errors_on_log_axis("breaks", "relative equivariance error", found, words))
 

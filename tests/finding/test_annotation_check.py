@@ -24,20 +24,26 @@ def linear(bias: bool = False) -> nn.Linear:
 
 def test_an_intertwiner_holds_and_a_random_matrix_does_not() -> None:
     proposal = Proposal("input", "linear", VECTORS, VECTORS)
-    residual, complaint = SiteCheck(GROUP)(linear(), proposal, ZERO)
-    assert (residual < 1e-6, complaint) == (True, "")
+    residual, refusal = SiteCheck(GROUP)(linear(), proposal, ZERO)
+    assert (residual < 1e-6, refusal) == (True, None)
     # Features that are 0 in the sample would hide both of these.
-    assert "not equivariant" in SiteCheck(GROUP)(nn.Linear(4, 4, bias=False), proposal, ZERO)[1]
-    assert "not equivariant" in SiteCheck(GROUP)(linear(bias=True), proposal, ZERO)[1]
+    for wrong in (nn.Linear(4, 4, bias=False), linear(bias=True)):
+        refusal = SiteCheck(GROUP)(wrong, proposal, ZERO)[1]
+        assert refusal is not None
+        assert refusal.coverage == "not equivariant"
+        assert refusal.reason.startswith("not equivariant as labelled")
 
 
 def test_a_bias_on_invariants_is_allowed_and_a_wrong_width_is_named() -> None:
     proposal = Proposal("input", "linear", SCALARS, SCALARS)
-    assert SiteCheck(GROUP)(nn.Linear(4, 4), proposal, ZERO)[1] == ""
-    assert "its input has shape (3, 5)" in SiteCheck(GROUP)(nn.Linear(5, 5), proposal, {"input": torch.zeros(3, 5)})[1]
+    assert SiteCheck(GROUP)(nn.Linear(4, 4), proposal, ZERO)[1] is None
+    refusal = SiteCheck(GROUP)(nn.Linear(5, 5), proposal, {"input": torch.zeros(3, 5)})[1]
+    assert refusal is not None
+    assert "its input has shape (3, 5)" in refusal.reason
 
 
 def test_an_op_that_cannot_be_run_is_a_complaint_not_a_crash() -> None:
-    residual, complaint = SiteCheck(GROUP)(nn.Linear(4, 4), Proposal("nothing", "", SCALARS, SCALARS), ZERO)
+    residual, refusal = SiteCheck(GROUP)(nn.Linear(4, 4), Proposal("nothing", "", SCALARS, SCALARS), ZERO)
     assert residual == float("inf")
-    assert "could not be checked" in complaint
+    assert refusal is not None
+    assert "could not be checked" in refusal.reason

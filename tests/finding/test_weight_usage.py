@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surgeon.finding.weight_usage import WeightUsage
+from surgeon.plan import Coverage
 from surgeon.recording.record import record
+from surgeon.registry import Refusal
 
 
 class Model(nn.Module):
@@ -34,13 +36,13 @@ def usage(how: str) -> WeightUsage:
 
 @pytest.mark.parametrize("how", ["own", "tied", "borrowed", "unused"])
 def test_complaints(how: str) -> None:
-    words = {
-        "borrowed": "its weights are also used directly by the model itself, where a branch cannot act",
-        "unused": "does not use its own weights in the recorded forward",
+    words: dict[str, tuple[str, Coverage]] = {
+        "borrowed": ("its weights are also used directly by the model itself, where a branch cannot act", "bypassed"),
+        "unused": ("does not use its own weights in the recorded forward", "unused"),
     }
     found = usage(how)
-    assert found.complaint("first") == ""
-    assert found.complaint("second") == words.get(how, "")
+    assert found.refusal("first") is None
+    assert found.refusal("second") == (Refusal(*words[how]) if how in words else None)
 
 
 def test_ties_are_seen_from_both_sides_and_not_from_above() -> None:

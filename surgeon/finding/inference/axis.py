@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -158,8 +158,8 @@ def _fit_run(rows: AxisRows, label: Label) -> list[Representation] | None:
     degree, signs = label
     length = rows.base.shape[1]
     if degree == 0:
-        scalars = _scalars(rows.group, length, signs)
-        return [scalars] if _explains(scalars, rows) else None
+        found = scalars(rows.group, length, signs)
+        return [found] if _explains(found, rows) else None
     size = _block_size(rows.group, degree)
     if size is None or length % size:
         return None
@@ -187,7 +187,8 @@ def _block_size(group: Group, degree: int) -> int | None:
     return 2 if group.name in PLANAR else group.vector_dimension
 
 
-def _scalars(group: Group, count: int, signs: tuple[int, ...]) -> Representation:
+def scalars(group: Group, count: int, signs: Sequence[float]) -> Representation:
+    """Return copies of what is 1 on the identity component and ``signs`` on the further components, if it has them."""
     if group.name in THREE_DIMENSIONAL:
         return irreps(group, f"{count}x0{'o' if -1 in signs else 'e'}")
     if -1 not in signs:
@@ -273,10 +274,8 @@ def _finite(rows: AxisRows) -> Iterator[Representation]:
 
 
 def _different_blocks(rows: AxisRows) -> Representation | None:
-    count = len(rows.probe.elements.components)
-    images = [regress(rows.base, rows.moved[1 + index]) for index in range(count)]
-    found = [image for image in images if image is not None]
-    if len(found) < count or not respects_relations(rows.group, found):
+    found = _images_of_generators(rows, rows.moved)
+    if found is None:
         return None
     blocks = connected(mixes(found))
     if max(len(block) for block in blocks) > LARGEST_FITTED // 2:
@@ -292,14 +291,18 @@ def _different_blocks(rows: AxisRows) -> Representation | None:
 
 
 def _copies_of_one_block(rows: AxisRows, copies: int, size: int, layout: Layout) -> Representation | None:
-    count = len(rows.probe.elements.components)
-    blocks = _blocks(rows.moved[: 1 + count], copies, size, layout)
-    images = [regress(blocks[0], moved) for moved in blocks[1:]]
-    found = [image for image in images if image is not None]
-    if len(found) < count or not respects_relations(rows.group, found):
-        return None
+    moved = rows.moved[: 1 + len(rows.probe.elements.components)]
+    found = _images_of_generators(rows, _blocks(moved, copies, size, layout))
     # A block that falls apart is none: it would fit the noise of smaller ones.
-    return _named_finite(rows.group, found, copies, layout) if len(connected(mixes(found))) == 1 else None
+    whole = found is not None and len(connected(mixes(found))) == 1
+    return _named_finite(rows.group, found, copies, layout) if found is not None and whole else None
+
+
+def _images_of_generators(rows: AxisRows, moved: Tensor) -> list[Tensor] | None:
+    """Regress the images of a finite group's generators; None if one is left open, or they multiply otherwise."""
+    images = [regress(moved[0], each) for each in moved[1 : 1 + len(rows.probe.elements.components)]]
+    found = [image for image in images if image is not None]
+    return found if len(found) == len(images) and respects_relations(rows.group, found) else None
 
 
 def _named_finite(group: Group, images: list[Tensor], copies: int, layout: Layout) -> Representation:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from surgeon.algebra.equivariance import largest
 from surgeon.algebra.groups.core import Group
-from surgeon.algebra.representations.build import axes, irreps, matrices, trivial
-from surgeon.algebra.representations.core import Representation
+from surgeon.algebra.representations.build import axes, irreps, trivial
 from surgeon.algebra.representations.tensors import TensorType
-from surgeon.finding.inference.axis import axis_representations
+from surgeon.finding.inference.axis import axis_representations, scalars
 from surgeon.finding.inference.probe import TensorProbe
 from surgeon.finding.inference.rows import FEW_ROWS, few_positions
+from surgeon.finding.inference.sums import silent_axes
 from surgeon.finding.inference.whole_axis import whole_axis_representation
 
 TOLERANCE = 1e-6
@@ -99,7 +99,7 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[in
     complaint = _unusable(probe)
     if complaint:
         return Verdict(None, float("inf"), complaint)
-    best = float("inf")
+    best, silent = float("inf"), silent_axes(torch.stack(probe.values).abs().amax(0))
     for sample in _samples(probe, apart):
         for candidate in hypotheses(sample):
             if sample is not probe and -probe.base.ndim in (*candidate.axes, *candidate.grid):
@@ -108,10 +108,10 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[in
             if residual <= tolerance and sample is not probe:
                 residual = residual_of(candidate, probe, apart)
             if residual <= tolerance:
-                return Verdict(candidate, residual, silent=_silent_axes(probe))
+                return Verdict(candidate, residual, silent=silent)
             best = min(best, residual)
     reason = f"no structured representation fits (best relative residual {best:.1e})"
-    return Verdict(None, best, reason, _silent_axes(probe))
+    return Verdict(None, best, reason, silent)
 
 
 def _samples(probe: TensorProbe, apart: tuple[int, ...]) -> list[TensorProbe]:
@@ -122,16 +122,6 @@ def _samples(probe: TensorProbe, apart: tuple[int, ...]) -> list[TensorProbe]:
         return [probe]
     chosen = few_positions(rows[0])
     return [TensorProbe(probe.elements, tuple(value[chosen] for value in probe.values)), probe]
-
-
-def _silent_axes(probe: TensorProbe) -> tuple[int, ...]:
-    magnitude = torch.stack([value.abs() for value in probe.values]).amax(dim=0)
-    silent = []
-    for axis in range(-magnitude.ndim, 0):
-        profile = magnitude.movedim(axis, 0).reshape(magnitude.shape[axis], -1).amax(dim=1)
-        if bool((profile == 0).any()):
-            silent.append(axis)
-    return tuple(silent)
 
 
 def _unusable(probe: TensorProbe) -> str:
@@ -175,15 +165,7 @@ def _one_dimensional(group: Group, probe: TensorProbe) -> Iterator[TensorType]:
         return
     signs = [_sign(probe.base, moved) for _, moved in probe.components()]
     if -1.0 in signs and 0.0 not in signs:
-        yield TensorType(one_dimensional(group, signs), ())
-
-
-def one_dimensional(group: Group, signs: list[float]) -> Representation:
-    """Return the representation that is 1 on the identity component and ``signs`` on the further components."""
-    if group.name in ("O3", "E3"):
-        return irreps(group, "1x0o" if signs[0] < 0 else "1x0e")
-    images = {"algebra": [[[0.0]]] * len(group.feature_algebra), "elements": [[[sign]] for sign in signs]}
-    return matrices(group, images)
+        yield TensorType(scalars(group, 1, signs), ())
 
 
 def _sign(base: Tensor, moved: Tensor) -> float:

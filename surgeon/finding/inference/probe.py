@@ -95,12 +95,6 @@ class TensorProbe:
         """The tensor on the untransformed inputs."""
         return self.values[0]
 
-    def small(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the pairs (y_plus, y_minus), one per generator."""
-        count = len(self.elements.small)
-        flat = self.values[1 : 1 + 2 * count]
-        return list(zip(flat[::2], flat[1::2], strict=True))
-
     def components(self) -> list[tuple[Tensor, Tensor]]:
         """Return the pairs (g, y_g) of the further components."""
         start = 1 + 2 * len(self.elements.small)

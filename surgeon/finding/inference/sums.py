@@ -29,14 +29,14 @@ def silent_results(calls: Mapping[str, Calls]) -> list[Result]:
         for name, own in calls.items()
         if own
         for index, tensor in enumerate(tensors_in(own[0][1]))
-        if tensor.is_floating_point()
-        and tensor.numel()
-        and any(_is_zero_somewhere(tensor, axis) for axis in range(tensor.ndim))
+        if tensor.is_floating_point() and tensor.numel() and silent_axes(tensor)
     ]
 
 
-def _is_zero_somewhere(tensor: Tensor, axis: int) -> bool:
-    return tensor.numel() > 0 and bool((tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1) == 0).all(1).any())
+def silent_axes(x: Tensor) -> tuple[int, ...]:
+    """Return the axes, by negative positions, along which some entries of a tensor are 0; it has entries."""
+    profiles = ((axis, x.movedim(axis, 0).reshape(x.shape[axis], -1)) for axis in range(-x.ndim, 0))
+    return tuple(axis for axis, profile in profiles if bool((profile == 0).all(1).any()))
 
 
 def sums_entered(recording: Recording, results: Iterable[Result]) -> list[fx.Node]:

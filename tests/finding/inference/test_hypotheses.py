@@ -11,11 +11,11 @@ from torch import Tensor
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, irreps, trivial
 from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference.axis import scalars
 from surgeon.finding.inference.hypotheses import (
     TOLERANCE,
     frames,
     infer_type,
-    one_dimensional,
     residual_of,
     vector_types,
 )
@@ -67,12 +67,12 @@ def test_tensors_of_rank_two_are_no_vectors(group: object) -> None:
 @pytest.mark.parametrize("group", [D3, D6, OCTAH, O2, O3], ids=str)
 def test_one_sign_per_reflection(group: object) -> None:
     signs = [round(float(g.det())) for g in group.elements]
-    kind = TensorType(one_dimensional(group, signs), ())
+    kind = TensorType(scalars(group, 1, signs), ())
     probe = probe_as(kind, 7, 2)
     assert infer_type(probe).type == kind
     assert residual_of(TensorType(trivial(group, 1), ()), probe) == pytest.approx(2.0)
     kept = [1.0] * len(signs)
-    assert infer_type(probe_as(TensorType(one_dimensional(group, kept), ()), 7, 2)).type.is_invariant
+    assert infer_type(probe_as(TensorType(scalars(group, 1, kept), ()), 7, 2)).type.is_invariant
 
 
 def test_a_sign_that_only_some_entries_have_is_no_invariant() -> None:
