@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +51,9 @@ def try_other_sizes(
                 continue
             batches.append(batch)
             for found, known, before, after in zip(axes, dynamic, tensors, batch, strict=True):
-                found |= {axis for axis in _differing(before, after) if axis not in known}
+                sizes_of = enumerate(zip(before.shape, after.shape, strict=True))
+                found |= {axis for axis, (old, new) in sizes_of if old != new and axis not in known}
     return Trial(tuple(tuple(sorted(found)) for found in axes), tuple(batches))
-
-
-def _differing(before: Tensor, after: Tensor) -> Iterator[int]:
-    return (axis for axis in range(before.dim()) if before.shape[axis] != after.shape[axis])
 
 
 def resized(tensors: Sequence[Tensor], size: int, rows: Tensor) -> list[Tensor]:

@@ -80,8 +80,9 @@ def _check(
     left = find_scripted(model)
     if left:
         name, module = next(iter(left.items()))
+        kind = getattr(module, "original_name", type(module).__name__)
         raise CheckFailedError(
-            f"{name} ({_class_of(module)}) is a TorchScript module that could not be replaced by an eager one: "
+            f"{name} ({kind}) is a TorchScript module that could not be replaced by an eager one: "
             "build the model without scripting it"
         )
     same = any(len(run) == len(after) and all(map(torch.equal, run, after)) for run in before)
@@ -91,10 +92,6 @@ def _check(
             f"without TorchScript the model has other {what} than with it (scripted: {where[:200]}): "
             "build the model without scripting it"
         )
-
-
-def _class_of(module: Any) -> str:
-    return str(getattr(module, "original_name", type(module).__name__))
 
 
 def eager(stripped: Stripped, batch: Any) -> Stripped:

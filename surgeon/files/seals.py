@@ -138,16 +138,11 @@ def finish_update(folder: Path) -> None:
                     continue
                 (folder / name).parent.mkdir(exist_ok=True)
                 os.replace(complete / name, folder / name)
-        _sync_places(folder, names)
+        for place in {(folder / name).parent for name in names}:
+            sync_folder(place)
         for place in sorted((path for path in complete.rglob("*") if path.is_dir()), reverse=True):
             _remove_empty(place)
         _remove_empty(complete)
-
-
-def _sync_places(folder: Path, names: Sequence[Path]) -> None:
-    """Bring the names of files in a folder to the disk."""
-    for place in {(folder / name).parent for name in names}:
-        sync_folder(place)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -68,7 +68,7 @@ def write_clean(
     tensors = with_computed(model, original)
     config = original.path.parent / "config.json"
     with atomic_folder(folder, force=force) as temporary:
-        write_tensors(temporary / WEIGHTS_FILE, tensors, _metadata(original.metadata))
+        write_tensors(temporary / WEIGHTS_FILE, tensors, original.metadata or {"format": "pt"})
         if statement is not None and is_registered(statement.get("factory", "")):
             write_json(temporary / STATEMENT_FILE, dict(statement))
         written = {name: write(temporary) for name, write in (extras or {}).items()}
@@ -103,7 +103,3 @@ def _write_certificate(
     write_text(folder / CARD_FILE, clean_card(compatible))
     write_text(folder / WORDS_FILE, certificate_text(compatible))
     write_json(folder / CERTIFICATE_FILE, sealed({**compatible, "files": hashes_of(folder)}))
-
-
-def _metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
-    return metadata or {"format": "pt"}

@@ -42,7 +42,8 @@ class RowErrors:
             moved: outputs; the first axis of every floating tensor counts its rows.
             expected: what they should be, of the same shapes.
         """
-        pairs = [pair for pair in zip(tensors_in(moved), tensors_in(expected), strict=True) if _counts(pair[1])]
+        pairs = list(zip(tensors_in(moved), tensors_in(expected), strict=True))
+        pairs = [(one, other) for one, other in pairs if other.is_floating_point() and other.numel()]
         if pairs and (batch, 0) not in self._errors:
             self.samples += min(_as_rows(tensor).shape[0] for _, tensor in pairs)
         for place, (left, right) in enumerate(pairs):
@@ -61,10 +62,6 @@ class RowErrors:
         """Return how many rows are flipped, and how many there are, in the output where most are."""
         counts = [(int((errors > FLIPPED * errors.median()).sum()), len(errors)) for errors in self.by_output()]
         return max(counts, default=(0, 0))
-
-
-def _counts(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.numel() > 0
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

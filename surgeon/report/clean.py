@@ -38,6 +38,7 @@ def clean_page(folder: Path) -> Page:
         )
     details, told = data["details"], sections(data)
     judging = Judging.of_record(details.get("judging"))
+    probes = {name: record["metrics"] for name, record in (details.get("probes") or {}).items()}
     shown = [title for title in told if title not in ("Checks", "Metrics", OTHER_DATA, "Equivariance")]
     return Page(
         title=f"Clean weights {folder.resolve().name}",
@@ -45,7 +46,7 @@ def clean_page(folder: Path) -> Page:
         facts=list(_facts(data)),
         parts=[
             Part("Metrics before and after", told["Metrics"].told, rows=_metrics(data, judging)),
-            Part("On other data", told[OTHER_DATA].told, rows=_probes(details.get("probes") or {}, judging)),
+            Part("On other data", told[OTHER_DATA].told, rows=rows_of_probes(judging, probes)),
             pairs_part(details.get("pairs") or {}),
             *_equivariance(data, told["Equivariance"]),
             share_part(details.get("branches") or {}),
@@ -77,10 +78,6 @@ def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _metrics(data: Mapping[str, Any], judging: Judging) -> Rows:
     models = data["metrics"]
     return metric_rows(judging, models.get("original", {}), models.get("stripped", {}), "original")
-
-
-def _probes(probes: Mapping[str, Any], judging: Judging) -> Rows:
-    return rows_of_probes(judging, {name: record["metrics"] for name, record in probes.items()})
 
 
 def _checks(data: Mapping[str, Any], section: Section) -> Part:

@@ -14,13 +14,13 @@ AT_MOST = 8
 """Entries of which a step is said."""
 
 
-def next_steps(folder: str | Path = ".") -> list[str]:
-    """Say of the checkpoints and of our folders in a folder what to do next with each, the newest first.
+def next_steps() -> list[str]:
+    """Say of the checkpoints and of our folders in the current folder what to do next with each, the newest first.
 
     No file is opened: kinds are told apart by names.
     """
     found = []
-    for entry in sorted(Path(folder).iterdir(), key=lambda entry: entry.lstat().st_mtime, reverse=True):
+    for entry in sorted(Path().iterdir(), key=lambda entry: entry.lstat().st_mtime, reverse=True):
         step = _step(entry)
         if step is not None and entry.name.isprintable() and not entry.name.startswith("."):
             found.append(step)

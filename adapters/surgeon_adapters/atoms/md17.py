@@ -67,19 +67,16 @@ def read_md17(path: str | Path) -> Trajectory:
     energies = energies.reshape(-1)
     expected = (len(energies), numbers.numel(), 3)
     if numbers.ndim != 1 or positions.shape != expected or forces.shape != expected or not len(energies):
-        shapes = ", ".join(f"{what} {tuple(arrays[_name(path, arrays, what)].shape)}" for what in NAMES)
+        shapes = ", ".join(f"{what} {tuple(arrays[_name(arrays, what)].shape)}" for what in NAMES)
         raise TaskError(
             f"expected frames of one molecule in {str(path)!r}, numbers (a,), positions and forces (f, a, 3), energies "
             f"(f,) or (f, 1), got {shapes}: write it as MD17 or rMD17 does"
         )
-    wrong = [what for what, x in (("positions", positions), ("energies", energies), ("forces", forces)) if _bad(x)]
+    read = {"positions": positions, "energies": energies, "forces": forces}
+    wrong = [what for what, values in read.items() if not bool(torch.isfinite(values).all())]
     if wrong:
         raise TaskError(f"expected finite numbers in {str(path)!r}, but {wrong[0]} has others: leave such frames out")
     return Trajectory(numbers.round().long(), positions, energies, forces)
-
-
-def _bad(values: Tensor) -> bool:
-    return not bool(torch.isfinite(values).all())
 
 
 def _arrays(path: Path) -> dict[str, Any]:
@@ -109,12 +106,12 @@ def _arrays(path: Path) -> dict[str, Any]:
     return found
 
 
-def _name(path: Path, arrays: Mapping[str, Any], what: str) -> str:
+def _name(arrays: Mapping[str, Any], what: str) -> str:
     return next(name for name in NAMES[what] if name in arrays)
 
 
 def _tensor(path: Path, arrays: Mapping[str, Any], what: str) -> Tensor:
-    name = _name(path, arrays, what)
+    name = _name(arrays, what)
     try:
         tensor: Tensor = torch.from_numpy(arrays[name].astype("float64"))
         return tensor

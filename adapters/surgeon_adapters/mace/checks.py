@@ -100,13 +100,9 @@ def kept_constants(module: nn.Module, rebuilt: nn.Module) -> dict[str, str | Non
     kinds = {
         key: str(value.dtype).removeprefix("torch.")
         for key, value in stored.items()
-        if value.dtype != own[key].dtype and not _both_floating(value, own[key])
+        if value.dtype != own[key].dtype and not (value.is_floating_point() and own[key].is_floating_point())
     }
     return {**dict.fromkeys(key for key in own if key not in stored), **kinds}
-
-
-def _both_floating(left: Tensor, right: Tensor) -> bool:
-    return left.is_floating_point() and right.is_floating_point()
 
 
 def require_same(rebuilt: nn.Module, expected: Tensor) -> None:

@@ -139,7 +139,8 @@ def _settings_of(module: nn.Module, kind: str) -> dict[str, Any]:
         readable = copy.deepcopy(module).float()
     try:
         found = scripts.extract_config_mace_model(readable if kind == "ScaleShiftMACE" else _as_scaled(readable))
-        settings = {key: _encoded(key, value) for key, value in found.items() if not _left_out(kind, key)}
+        left_out = _OF_THE_SCALE if kind == "MACE" else ()
+        settings = {key: _encoded(key, value) for key, value in found.items() if key not in left_out}
         if _keeps_last_irreps(module):
             settings["keep_last_layer_irreps"] = True
         orders = [len(product.symmetric_contractions.contractions[0].weights) + 1 for product in readable.products]
@@ -161,10 +162,6 @@ def _as_scaled(module: nn.Module) -> Any:
             return getattr(module, name)
 
     return ScaleShiftMACE()
-
-
-def _left_out(kind: str, key: str) -> bool:
-    return kind == "MACE" and key in _OF_THE_SCALE
 
 
 def _keeps_last_irreps(module: Any) -> bool:
