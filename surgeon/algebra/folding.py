@@ -234,7 +234,7 @@ def _stacked(kinds: Sequence[Parts]) -> Parts:
     return Parts(entries, weights, each("basis"), each("solve"), each("effect"))
 
 
-def _connected(size: int, one: Tensor, other: Tensor) -> tuple[Tensor, int]:
+def connected_pieces(size: int, one: Tensor, other: Tensor) -> tuple[Tensor, int]:
     """Number the connected pieces of a graph with these edges: names pass to neighbours, and to who bears the name.
 
     scipy has this, and importing it takes as long as a network of ten layers takes to fold.
@@ -258,7 +258,7 @@ class _Pieces:
         self._entries, entry = torch.unique(entry, return_inverse=True)
         self._weights, weight = torch.unique(weight, return_inverse=True)
         size = len(self._entries) + len(self._weights)
-        label, count = _connected(size, entry, len(self._entries) + weight)
+        label, count = connected_pieces(size, entry, len(self._entries) + weight)
         of_entry, of_weight = torch.split(label, [len(self._entries), len(self._weights)])
         self._entries, self._entry_start, entry_place = _sorted(self._entries, of_entry, count)
         self._weights, self._weight_start, weight_place = _sorted(self._weights, of_weight, count)

@@ -6,12 +6,14 @@ import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import groupby
 from operator import add
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from surgeon.algebra.folding import connected_pieces
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.build import axes, irreps, matrices, regular, trivial
 from surgeon.algebra.representations.core import Representation
@@ -76,7 +78,8 @@ def _continuous(rows: AxisRows) -> Iterator[Representation]:
         return
     terms: list[Representation] = []
     start = 0
-    for label, length in _runs(labels):
+    for label, same in groupby(labels):
+        length = len(list(same))
         fitted = _fit_run(rows.slice(torch.arange(start, start + length)), label)
         if fitted is None:
             return
@@ -99,14 +102,6 @@ def _joined(group: Group, terms: list[Representation]) -> Representation:
 
 Label = tuple[int, tuple[int, ...]]
 """Degree (or frequency; 1 for "not invariant" in other groups) and the signs of the further components, 0: none."""
-
-
-def _runs(labels: list[Label]) -> Iterator[tuple[Label, int]]:
-    start = 0
-    for index in range(1, len(labels) + 1):
-        if index == len(labels) or labels[index] != labels[start]:
-            yield labels[start], index - start
-            start = index
 
 
 def _labels(rows: AxisRows) -> list[Label] | None:
@@ -328,19 +323,8 @@ def mixes(images: list[Tensor]) -> Tensor:
 
 def connected(mixed: Tensor) -> list[tuple[int, ...]]:
     """Connected components of a symmetric pattern, by first member."""
-    left = set(range(len(mixed)))
-    found = []
-    while left:
-        frontier = [min(left)]
-        block = set(frontier)
-        while frontier:
-            for other in mixed[frontier.pop()].nonzero().flatten().tolist():
-                if other not in block:
-                    block.add(other)
-                    frontier.append(other)
-        left -= block
-        found.append(tuple(sorted(block)))
-    return found
+    label, count = connected_pieces(len(mixed), *mixed.nonzero().T)
+    return [tuple((label == piece).nonzero().flatten().tolist()) for piece in range(count)]
 
 
 def segments(blocks: list[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], int, int, Layout]]:
