@@ -17,6 +17,7 @@ from surgeon.editing.adjust import Adjustments
 from surgeon.errors import CheckFailedError, CheckpointError, PlanError
 from surgeon.files.content import json_compatible, read_json, sha256_of_file
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.relaxed import RecordedGraph
 from surgeon.files.seals import recover
 from surgeon.files.tensors import forms
 from surgeon.plan import Grade, Split, StripMode
@@ -53,12 +54,6 @@ class _Tensors(TypedDict):
     classes: dict[str, str]
 
 
-class _Graph(TypedDict):
-    sha256: str
-    batch: str
-    versions: dict[str, str]
-
-
 class _Measurement(TypedDict):
     elements: int
     batches: int
@@ -70,7 +65,7 @@ class _Details(TypedDict, total=False):
     original: Required[_Source]
     versions: dict[str, str]
     graph_sha256: tuple[str, str] | None
-    relaxed_graph: _Graph | None
+    relaxed_graph: RecordedGraph | None
     measurement: _Measurement
     group: str | None
     adjustments: Adjustments

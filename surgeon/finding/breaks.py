@@ -59,13 +59,11 @@ class Breaks:
     Attributes:
         first: the first break; None if the output transforms as it should, or if no single op can be named.
         output_error: component name to the largest relative equivariance error of the output.
-        checked: number of tensors that were judged.
         judged: these tensors, in the order of execution; empty if the output transforms.
     """
 
     first: Break | None
     output_error: Mapping[str, float]
-    checked: int
     judged: tuple[Judged, ...] = ()
 
     @property
@@ -112,9 +110,9 @@ def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 
     errors = symmetry.errors(recordings[0].outputs, zip(judges, moved, strict=True))
     search = _BreakSearch(recordings, elements)
     if max(errors.values()) <= OUTPUT_TOLERANCE:
-        return Breaks(None, errors, len(search.outputs()))
+        return Breaks(None, errors)
     first = search.first()
-    return Breaks(first, errors, len(search.verdicts), judged=tuple(search.judged()))
+    return Breaks(first, errors, tuple(search.judged()))
 
 
 class _BreakSearch:

@@ -28,7 +28,7 @@ def captured_calls(
     calls: dict[str, Calls] = {name: [] for name in modules}
     with ExitStack() as stack:
         for name, module in modules.items():
-            for hook in _hooks(module, calls[name], (put_away or {}).get(name, _copy)):
+            for hook in _hooks(module, calls[name], (put_away or {}).get(name, Tensor.clone)):
                 stack.callback(hook.remove)
         yield calls
 
@@ -48,7 +48,3 @@ def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> 
         into.append((pending.pop(), map_tensors(snapshot, result)))
 
     return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.clone()

@@ -205,9 +205,7 @@ def _differences(data: _Comparison) -> Iterator[Part]:
 
 def _means(data: _Comparison) -> Part:
     found = [
-        Interval(
-            row["arm"], row["mean"], row["spread"], [v for v in _values(data, row["arm"]) if v is not None], number
-        )
+        Interval(row["arm"], row["mean"], row["spread"], _finite(_values(data, row["arm"], data["metric"])), number)
         for number, row in enumerate(data["rows"])
         if row["mean"] is not None
     ]
@@ -218,8 +216,12 @@ def _means(data: _Comparison) -> Part:
     return Part(title, drawing=intervals(title, f"test {name}", found, ("mean", "standard deviation"), words))
 
 
-def _values(data: _Comparison, arm: str) -> list[Number]:
-    return [run["test"].get(data["metric"]) for run in data["runs"] if run["arm"] == arm]
+def _values(data: _Comparison, arm: str, name: str) -> list[Number]:
+    return [run["test"].get(name) for run in data["runs"] if run["arm"] == arm]
+
+
+def _finite(values: Sequence[Number]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _curves(data: _Comparison) -> Part:
@@ -240,8 +242,7 @@ def _curves(data: _Comparison) -> Part:
 def _mean_curve(found: Sequence[Mapping[int, Number]]) -> list[tuple[float, Number]]:
     """Return the mean at the steps at which every seed was evaluated."""
     common = sorted(set.intersection(*(set(curve) for curve in found)))
-    columns = ((step, [value for curve in found if (value := curve[step]) is not None]) for step in common)
-    return [(step, statistics.fmean(values) if len(values) == len(found) else None) for step, values in columns]
+    return [(step, _mean([curve[step] for curve in found])) for step in common]
 
 
 def _other_rows(data: _Comparison) -> Rows:
@@ -251,11 +252,9 @@ def _other_rows(data: _Comparison) -> Rows:
     for arm in (row["arm"] for row in data["rows"]):
         cells = [arm]
         for name in names:
-            values = [run["test"].get(name) for run in data["runs"] if run["arm"] == arm]
-            finite = [value for value in values if value is not None]
-            whole = len(finite) == len(values)
-            spread = statistics.stdev(finite) if whole and len(finite) > 1 else None
-            cells.append(_with_spread(statistics.fmean(finite) if whole else None, spread))
+            values = _values(data, arm, name)
+            spread = statistics.stdev(_finite(values)) if len(_finite(values)) > 1 else None
+            cells.append(_with_spread(_mean(values), spread))
         rows.append(cells)
     return [["arm", *map(data["judging"].with_unit, names)], *rows] if names else []
 
@@ -281,8 +280,7 @@ def _sweep_rows(data: _Comparison) -> Rows:
 
 
 def _mean(values: Sequence[Number]) -> Number:
-    finite = [value for value in values if value is not None]
-    return statistics.fmean(finite) if finite and len(finite) == len(values) else None
+    return statistics.fmean(_finite(values)) if values and None not in values else None
 
 
 def _swept(mean: Number, best: bool) -> str:

@@ -190,14 +190,13 @@ def _encoded(key: str, value: Any) -> Any:
 
 def _looked_up(names: Mapping[Any, str], value: Any, key: str) -> str:
     copies = [name for each, name in names.items() if _is_copy(value, each)]
-    if value not in names and len(copies) == 1:
-        return copies[0]
-    if value not in names:
+    found = [names[value]] if value in names else copies
+    if len(found) != 1:
         raise CheckpointError(
             f"expected the setting {key} of the MACE potential to be one of mace {installed_version()}, got "
             f"{value!r}, a class or function of somebody's own: give `--model module:function` that builds the model"
         )
-    return names[value]
+    return found[0]
 
 
 def _is_copy(value: Any, own: Any) -> bool:
