@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from surgeon.errors import first_line
 from surgeon.recording.record import unchanged
 
 _FACTORIES: frozenset[Any] = frozenset(
@@ -127,10 +128,8 @@ def trace_own_forward(owner: nn.Module) -> fx.Graph:
             except NotTraceableError:
                 raise
             except Exception as error:  # the forward is foreign code
-                line = next(iter(str(error).splitlines()), type(error).__name__)
-                raise NotTraceableError(
-                    f"torch.fx cannot trace the forward of {type(owner).__name__} ({line})"
-                ) from error
+                what = f"torch.fx cannot trace the forward of {type(owner).__name__} ({first_line(error)})"
+                raise NotTraceableError(what) from error
     if str(graphs[0]) != str(graphs[1]):
         raise NotTraceableError("its forward asks whether gradients or autocast are enabled, which torch.fx fixes")
     for node in graphs[0].nodes:

@@ -70,7 +70,7 @@ def needed_packages(distribution: str) -> tuple[Package, ...]:
     for extra in ("", *(name for name in names if name != FOR_US)):
         for needed in _requirements(distribution, extra):
             found.setdefault((needed.name, str(needed.specifier)), []).extend([extra] if extra else [])
-    return tuple(Package(name, spec, _version(name), tuple(extras)) for (name, spec), extras in found.items())
+    return tuple(Package(name, spec, version_of(name), tuple(extras)) for (name, spec), extras in found.items())
 
 
 def _requirements(distribution: str, extra: str = "") -> Iterator[Requirement]:
@@ -86,7 +86,8 @@ def _requirements(distribution: str, extra: str = "") -> Iterator[Requirement]:
             yield needed
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Return the version of an installed package, or None."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -114,13 +115,13 @@ def _conflicts(names: Iterable[str]) -> Iterator[str]:
     """Yield what installed packages need of others that are installed in other versions, or not at all."""
     for name in names:
         for needed in _requirements(name):
-            there, wanted = _version(needed.name), f"{needed.name}{needed.specifier}"
+            there, wanted = version_of(needed.name), f"{needed.name}{needed.specifier}"
             if there is None:
-                yield f"{name} {_version(name)} needs {wanted}, which is missing: pip install '{wanted}'"
+                yield f"{name} {version_of(name)} needs {wanted}, which is missing: pip install '{wanted}'"
             elif not needed.specifier.contains(there, prereleases=True):
                 yield (
-                    f"{name} {_version(name)} needs {wanted}, but {there} is installed: pip install '{wanted}', or use "
-                    f"{name} in an environment of its own"
+                    f"{name} {version_of(name)} needs {wanted}, but {there} is installed: pip install '{wanted}', or "
+                    f"use {name} in an environment of its own"
                 )
 
 

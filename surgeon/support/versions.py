@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon.support.installation import version_of
+
 DECIDING = ("cuequivariance", "cuequivariance-torch", "openequivariance")
 """Packages that change what some libraries build where they are merely installed."""
 
@@ -52,12 +54,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
 @lru_cache
 def _installed(package: str, path: tuple[str, ...]) -> str | None:
     """Return the version of a package on ``sys.path``, once: each command asks dozens of times."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return version_of(package)
 
 
 def _settings_of(model: nn.Module | None) -> dict[str, str]:
