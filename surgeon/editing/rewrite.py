@@ -12,14 +12,14 @@ from torch import fx, nn
 from surgeon.editing.branch import Branch, Branches, branches_child
 from surgeon.errors import PlanError
 from surgeon.finding.own_forward import NotTraceableError, trace_own_forward
-from surgeon.finding.raw_ops import split_place, trace_forward
+from surgeon.finding.raw_ops import refuse_other_forwards, split_place, trace_forward
+from surgeon.finding.watched_ops import is_watched, run_changed
 from surgeon.plan import CHILD
+from surgeon.support.compiler import not_compiled
 
 
-class RewrittenForward:
+class BranchedForward:
     """The forward of one module with branches in it: an attribute of the module that hides its class's forward.
-
-    Pickles carry no compiled code: after loading, the forward is traced again when it is first called.
 
     Attributes:
         places: ``node:operand`` to the slot of the branch that it feeds.
@@ -28,6 +28,33 @@ class RewrittenForward:
     def __init__(self, owner: nn.Module, places: Mapping[str, str]) -> None:
         self.owner = owner
         self.places = dict(places)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the class's forward, which is what callers look at."""
+        return inspect.signature(type(self.owner).forward.__get__(self.owner))
+
+
+class WatchedForward(BranchedForward):
+    """The class's forward, with branches where it runs into their ops; nothing is traced or compiled."""
+
+    @not_compiled
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        child = branches_child(self.owner)
+        assert child is not None
+        changes = {place: (child.get_submodule(slot),) for place, slot in self.places.items()}
+        return run_changed(self.owner, changes, args, kwargs)
+
+
+class RewrittenForward(BranchedForward):
+    """A traced forward with branches in it.
+
+    Pickles carry no compiled code: after loading, the forward is traced again when it is first called.
+    """
+
+    def __init__(self, owner: nn.Module, places: Mapping[str, str]) -> None:
+        super().__init__(owner, places)
         self._function: Any = None
 
     def build(self) -> None:
@@ -44,11 +71,6 @@ class RewrittenForward:
         if self._function is None:
             self.build()
         return self._function(self.owner, *args, **kwargs)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """That of the class's forward, which is what callers look at."""
-        return inspect.signature(type(self.owner).forward.__get__(self.owner))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenForward:
         twin = memo[id(self)] = RewrittenForward(self.owner, self.places)
@@ -102,9 +124,32 @@ def check_places(owner: nn.Module, places: Mapping[str, str]) -> None:
         PlanError: if the forward cannot be traced, or has no such op.
     """
     try:
-        insert_branches(trace_forward(owner), places)
+        if _watched(places):
+            refuse_other_forwards(owner)
+            require_parameters(owner, places)
+        else:
+            insert_branches(trace_forward(owner), places)
     except NotTraceableError as error:
-        raise PlanError(f"expected a forward that torch.fx can trace, but {error}: exclude this site") from error
+        raise PlanError(f"expected a forward that can be traced or followed, but {error}: exclude this site") from error
+
+
+def _watched(places: Mapping[str, str]) -> bool:
+    return any(is_watched(place) for place in places)
+
+
+def require_parameters(owner: nn.Module, places: Mapping[str, str]) -> None:
+    """Check that a module has the parameters by which a plan names ops that its forward runs into.
+
+    Raises:
+        PlanError: if it has not.
+    """
+    names = dict(owner.named_parameters(remove_duplicate=False))
+    for place in places:
+        if not is_watched(place) or place.partition("@")[0] not in names:
+            raise PlanError(
+                f"expected an op {place!r} on one of the parameters {', '.join(names)}, but it is none: the plan was "
+                "made for another model"
+            )
 
 
 def install(owner: nn.Module, branches: Mapping[str, tuple[str, Branch]]) -> None:
@@ -129,8 +174,9 @@ def install(owner: nn.Module, branches: Mapping[str, tuple[str, Branch]]) -> Non
         insert_branches(owner.graph, places)
         owner.recompile()
     else:
-        forward = RewrittenForward(owner, places)
-        forward.build()
+        forward = WatchedForward(owner, places) if _watched(places) else RewrittenForward(owner, places)
+        if isinstance(forward, RewrittenForward):
+            forward.build()
         owner.__dict__["forward"] = forward
 
 
@@ -143,5 +189,5 @@ def uninstall(owner: nn.Module) -> None:
             owner.graph.erase_node(node)
         if inserted:
             owner.recompile()
-    elif isinstance(owner.__dict__.get("forward"), RewrittenForward):
+    elif isinstance(owner.__dict__.get("forward"), BranchedForward):
         del owner.__dict__["forward"]

@@ -20,8 +20,9 @@ from surgeon.algebra.folding import FoldMap, folding_parts
 from surgeon.algebra.probing import probed_matrix
 from surgeon.errors import PlanError, first_line
 from surgeon.finding.forms import form_of
+from surgeon.finding.inside_forward import inside_forward
 from surgeon.finding.ops import call_forward
-from surgeon.finding.raw_ops import changing_raw, raw_op_at, trace_forward
+from surgeon.finding.raw_ops import raw_op_at
 from surgeon.finding.sample_calls import NotFoldableError, sample_calls
 from surgeon.finding.unit_features import Wrap, matrices_of, tried_copies
 from surgeon.plan import Site
@@ -258,11 +259,11 @@ def _raw_residual(
     op: nn.Module, site: Site, call: Mapping[str, Any], fold_map: FoldMap, generator: torch.Generator
 ) -> tuple[float, float]:
     """Compare the whole forward with changed weights with one in which the op's result alone is changed."""
-    graph, raw = trace_forward(op), raw_op_at(site.node or "", site.parameters)
+    inside, raw = inside_forward(op, site.node or ""), raw_op_at(site.node or "", site.parameters)
     like = op.get_parameter(next(iter(fold_map.parameters)))
     weight = torch.randn(fold_map.shape, generator=generator).to(like)
     produced = fold_map.project(weight)
-    with changing_raw(op, graph, raw, lambda x, y: form_of(site).add(y, (produced,), x)):
+    with inside.changing(raw, lambda x, y: form_of(site).add(y, (produced,), x)):
         expected = call_forward(op, call)
     _change(op, fold_map, weight)
     return relative_difference(call_forward(op, call), expected), TOLERANCE.get(like.dtype, 1e-4)

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from surgeon.finding.found import Found
+from surgeon.finding.inside_forward import InsideForward, choose_inside
 from surgeon.finding.measured_ops import measure_op
 from surgeon.finding.measurement import Measurement, perturbed
 from surgeon.finding.ops import Change, Op, linear_deviation
 from surgeon.finding.own_forward import NotTraceableError
-from surgeon.finding.raw_ops import (
-    RawOp,
-    changing_raw,
-    operand_of,
-    raw_ops,
-    result_of,
-    run_raw,
-    trace_complaint,
-    trace_forward,
-)
+from surgeon.finding.raw_ops import RawOp
 from surgeon.recording.kernels import Kernel, kernel_of
 from surgeon.recording.record import record
 from surgeon.registry import Refusal
@@ -41,19 +33,15 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
         The ops that are equivariant linear maps, invariant ones included; and why the others are none, by their
         parameters, or one refusal that says why the forward cannot be rewritten.
     """
-    owner = measurement.twin.get_submodule(name)
-    calls = measurement.own.first[name]
+    calls = [arguments for arguments, _ in measurement.own.first[name]]
     if not calls:
         return [], Refusal("never called on the sample batch", "unused")
     try:
-        graph = trace_forward(owner)
+        inside = choose_inside(measurement.twin.get_submodule(name), calls)
     except NotTraceableError as error:
         return [], Refusal(f"cannot be relaxed here, because {error}", "unexplained")
     with default_dtype(torch.float64), torch.enable_grad():
-        complaint = trace_complaint(owner, graph, [arguments for arguments, _ in calls[:2]])
-    if complaint:
-        return [], Refusal(f"cannot be relaxed here, because {complaint}", "unexplained")
-    ops = raw_ops(graph, owner)
+        ops = inside.ops(calls[0])
     found: list[Found] = []
     refusals: list[tuple[str, Refusal]] = []
     added: list[tuple[str, Refusal]] = []  # for the other parameters of an op, biases above all
@@ -61,7 +49,7 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
     for raw in ops:
         if raw.node in done:  # bilinear: one argument is enough
             continue
-        result = _measure_one(measurement, name, graph, raw, _argument(raw, [each.op for each in found]))
+        result = _measure_one(measurement, name, inside, raw, _argument(raw, [each.op for each in found]))
         if isinstance(result, Refusal):
             refusals.append((raw.parameters[0], result))
             added += [(parameter, result) for parameter in raw.parameters[1:]]
@@ -80,8 +68,10 @@ def _argument(raw: RawOp, taken: list[Op]) -> str:
     return next(choice for choice in choices if choice not in names)
 
 
-def _measure_one(measurement: Measurement, name: str, graph: fx.Graph, raw: RawOp, argument: str) -> Found | Refusal:
-    op = _InsideForward(name, argument, node=raw.place, parameters=raw.parameters, graph=graph, raw=raw)
+def _measure_one(
+    measurement: Measurement, name: str, inside: InsideForward, raw: RawOp, argument: str
+) -> Found | Refusal:
+    op = _OpInside(name, argument, node=raw.place, parameters=raw.parameters, raw=raw, inside=inside)
     arguments = measurement.own.first[name][0][0]
     twin = measurement.twin
     with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
@@ -89,33 +79,34 @@ def _measure_one(measurement: Measurement, name: str, graph: fx.Graph, raw: RawO
         deviation = linear_deviation(lambda x: op.run(twin, arguments, x), real, torch.Generator().manual_seed(0))
     if deviation:
         return Refusal(deviation, "not linear")
-    return measure_op(measurement, op, _kernels(measurement, op, real))
+    try:
+        return measure_op(measurement, op, _kernels(measurement, op, real))
+    except NotTraceableError as error:
+        return Refusal(str(error), "unexplained")
 
 
 @dataclass(frozen=True)
-class _InsideForward(Op):
-    """An op on raw parameters; it is read and run through the traced forward of its module."""
+class _OpInside(Op):
+    """An op on raw parameters; it is read and run through the forward of its module in the measured twin."""
 
-    graph: fx.Graph = field(default_factory=fx.Graph, compare=False)
-    raw: RawOp = RawOp("", 0, ())
+    raw: RawOp = field(kw_only=True)
+    inside: InsideForward = field(kw_only=True, compare=False)
 
     def run(self, model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
         """Return the result with the features replaced by x."""
-        return run_raw(model.get_submodule(self.module), self.graph, self.raw, arguments, x)
+        return self.inside.run(self.raw, arguments, x)
 
     def read_in(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
         """Return the features that the op received in a call of its module."""
-        return operand_of(model.get_submodule(self.module), self.graph, self.raw, arguments)
+        return self.inside.operand(self.raw, arguments)
 
     def read_out(self, model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
         """Return what the op made of them."""
-        return result_of(model.get_submodule(self.module), self.graph, self.raw, arguments)
+        return self.inside.result(self.raw, arguments)
 
-    @contextmanager
-    def changing(self, model: nn.Module, change: Change) -> Iterator[None]:
+    def changing(self, model: nn.Module, change: Change) -> AbstractContextManager[None]:
         """Let the module go on with changed results while the context is open."""
-        with changing_raw(model.get_submodule(self.module), self.graph, self.raw, change):
-            yield
+        return self.inside.changing(self.raw, change)
 
 
 def _kernels(measurement: Measurement, op: Op, real: Tensor) -> list[Kernel]:

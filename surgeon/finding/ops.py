@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +64,12 @@ class Op:
         """Return what the op made of them."""
         return tensor_at(result, self.path_out)
 
-    @contextmanager
-    def changing(self, model: nn.Module, change: Change) -> Iterator[None]:
+    def changing(self, model: nn.Module, change: Change) -> AbstractContextManager[None]:
         """Let the model go on with changed results while the context is open."""
+        return self._changing(model, change)
+
+    @contextmanager
+    def _changing(self, model: nn.Module, change: Change) -> Iterator[None]:
         module = model.get_submodule(self.module)
         signature = inspect.signature(module.forward)
 

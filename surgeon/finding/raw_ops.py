@@ -82,13 +82,22 @@ def trace_forward(owner: nn.Module) -> fx.Graph:
     """
     if isinstance(owner, fx.GraphModule):
         return copy.deepcopy(owner.graph)
+    refuse_other_forwards(owner)
+    return trace_own_forward(owner)
+
+
+def refuse_other_forwards(owner: nn.Module) -> None:
+    """Check that what a module runs is the forward of its class.
+
+    Raises:
+        NotTraceableError: if it is not.
+    """
     if isinstance(owner, torch.jit.ScriptModule):
         raise NotTraceableError("it is TorchScript")
     if "forward" in vars(owner):
         raise NotTraceableError(
             "its forward was replaced by an attribute of the instance, which its class does not know"
         )
-    return trace_own_forward(owner)
 
 
 def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[str, Any]]) -> str:
@@ -98,27 +107,41 @@ def trace_complaint(owner: nn.Module, graph: fx.Graph, calls: Sequence[Mapping[s
         owner: the module; its buffers are restored.
         calls: arguments by name.
     """
+    return eager_complaint(owner, calls, lambda given: _interpret(owner, graph, given), "its traced form")
+
+
+def eager_complaint(
+    owner: nn.Module, calls: Sequence[Mapping[str, Any]], run: Callable[[Mapping[str, Any]], Any], form: str
+) -> str:
+    """Return how a form of a forward differs from eager on some calls, in training and in eval mode; empty if not.
+
+    Args:
+        run: given arguments by name, runs that form.
+        form: what to call it.
+    """
     with modes_kept(owner):
         for training in (True, False):
             set_training(owner, training)
             for call in calls:
-                complaint = _complaint_in_mode(owner, graph, call, "training" if training else "eval")
+                complaint = _complaint_in_mode(owner, call, run, form, "training" if training else "eval")
                 if complaint:
                     return complaint
     return ""
 
 
-def _complaint_in_mode(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any], mode: str) -> str:
+def _complaint_in_mode(
+    owner: nn.Module, call: Mapping[str, Any], run: Callable[[Mapping[str, Any]], Any], form: str, mode: str
+) -> str:
     """Compare outputs, and what became of the arguments and of the buffers."""
     try:
         eager = _seeded(owner, lambda given: call_forward(owner, given), call)
     except Exception as error:  # the forward is foreign code
         return f"it fails with {type(error).__name__} in {mode} mode"
     try:
-        traced = _seeded(owner, lambda given: _interpret(owner, graph, given), call)
+        other = _seeded(owner, run, call)
     except Exception as error:  # a branch that was traced for other arguments
-        return f"its traced form fails with {type(error).__name__} where eager runs"
-    return "" if equal(eager, traced) else f"its traced form differs from eager in {mode} mode"
+        return f"{form} fails with {type(error).__name__} where eager runs"
+    return "" if equal(eager, other) else f"{form} differs from eager in {mode} mode"
 
 
 def _seeded(owner: nn.Module, run: Callable[[Mapping[str, Any]], Any], call: Mapping[str, Any]) -> Any:
@@ -254,17 +277,21 @@ def _contracts(node: fx.Node) -> bool:
 
 
 def _factors(node: fx.Node) -> set[fx.Node]:
-    """Return the operands that are multiplied, not those that are only added, such as a bias."""
     target = getattr(node.target, "overloadpacket", node.target)
     name = str(target) if node.op == "call_method" else getattr(target, "__name__", "")
-    position = 0 if name in _ADDED_FIRST else 2 if name in _ADDED_LAST else None
-    args = [arg for index, arg in enumerate(node.args) if index != position]
-    kwargs = {key: value for key, value in node.kwargs.items() if position is None or key not in ("bias", "input")}
-    if name in _ADDED_LAST and "input" in node.kwargs:
-        kwargs["input"] = node.kwargs["input"]
     nodes: set[fx.Node] = set()
-    fx.node.map_arg((args, kwargs), nodes.add)
+    fx.node.map_arg(multiplied(name, node.args, node.kwargs), nodes.add)
     return nodes
+
+
+def multiplied(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return those arguments of a contraction of this name that are multiplied, not only added, such as a bias."""
+    position = 0 if name in _ADDED_FIRST else 2 if name in _ADDED_LAST else None
+    added = () if position is None else ("bias",) if name in _ADDED_LAST else ("bias", "input")
+    return (
+        [arg for index, arg in enumerate(args) if index != position],
+        {key: value for key, value in kwargs.items() if key not in added},
+    )
 
 
 def _values(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> dict[str, Any]:

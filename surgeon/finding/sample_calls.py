@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.finding.raw_ops import operand_of, raw_op_at, trace_forward
+from surgeon.finding.inside_forward import inside_forward
+from surgeon.finding.raw_ops import raw_op_at
+from surgeon.finding.watched_ops import is_watched
 from surgeon.finding.weight_usage import further_arguments, is_nothing
 from surgeon.plan import Site
 from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
@@ -54,8 +56,9 @@ def sample_calls(
             raise NotFoldableError("not known without a sample batch: what else it is given decides")
         return [({"shape": [1, site.shape[1]]}, "")]
     if site.node is not None:
-        raw = raw_op_at(site.node, site.parameters)
-        return [({"shape": _one_row(site, operand_of(op, trace_forward(op), raw, calls[0]))}, "")]
+        features = inside_forward(op, site.node).operand(raw_op_at(site.node, site.parameters), calls[0])
+        held = {"call": _encoded(calls[0])} if is_watched(site.node) else {}
+        return [({"shape": _one_row(site, features), **held}, "")]
     holds_while = further_arguments(dataclasses.replace(site, path_in=()) if wrapped else site, calls)
     if site.convolution is not None:
         if holds_while:

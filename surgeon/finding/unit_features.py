@@ -19,8 +19,9 @@ from surgeon.algebra.folding import Entries
 from surgeon.algebra.intertwiners import copy_indices
 from surgeon.errors import GroupError, PlanError
 from surgeon.finding.forms import LinearForm
+from surgeon.finding.inside_forward import inside_forward
 from surgeon.finding.ops import call_forward
-from surgeon.finding.raw_ops import raw_op_at, run_apart, trace_forward
+from surgeon.finding.raw_ops import raw_op_at
 from surgeon.finding.sample_calls import decoded_call
 from surgeon.plan import Site
 from surgeon.support.trees import map_tensors, tensor_at, tensors_in, with_tensor
@@ -54,7 +55,7 @@ def matrices_of(
     Raises:
         PlanError: if the features do not have the dimension of W.
     """
-    return _Matrices(op, site, fold, wrap, most) if site.convolution is None else _Kernel(op, site, wrap)
+    return _Matrices(op, site, fold, wrap, most) if site.convolution is None else _Kernel(op, site, fold, wrap)
 
 
 def tried_copies(site: Site, most: int | None = None) -> dict[str, tuple[Tensor, Tensor]] | None:
@@ -79,11 +80,14 @@ def _some(copies: Tensor, most: int) -> Tensor:
     return copies if len(copies) <= most else copies[torch.linspace(0, len(copies) - 1, most).round().long()]
 
 
-def _call_of(op: nn.Module, site: Site, wrap: Wrap | None) -> Callable[[Tensor, Mapping[str, Any]], Tensor]:
+def _call_of(
+    op: nn.Module, site: Site, wrap: Wrap | None, held: Mapping[str, Any] | None = None
+) -> Callable[[Tensor, Mapping[str, Any]], Tensor]:
     """Return the op as a function of its features and of what else it is given."""
     if site.node is not None:
-        graph, raw = trace_forward(op), raw_op_at(site.node, site.parameters)
-        return lambda x, given: run_apart(op, graph, raw, x)
+        called = None if held is None else decoded_call(held)
+        apart = inside_forward(op, site.node).apart(raw_op_at(site.node, site.parameters), called)
+        return lambda x, given: apart(x)
 
     def call(x: Tensor, given: Mapping[str, Any]) -> Tensor:
         argument = wrap(x) if wrap is not None else with_tensor(given.get(site.argument), site.path_in, x)
@@ -96,7 +100,7 @@ class _Matrices:
     """The matrices of an op in the rows of what else it is given, and what it makes of features 0."""
 
     def __init__(self, op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None, most: int | None) -> None:
-        self._site, self._call = site, _call_of(op, site, wrap)
+        self._site, self._call = site, _call_of(op, site, wrap, fold.get("call"))
         self._shape, self._given = tuple(fold["shape"]), decoded_call(fold.get("given", {"mapping": {}}))
         sizes = [self._shape[axis] for axis in site.axes_in]
         if math.prod(sizes) != site.shape[1]:
@@ -171,7 +175,7 @@ class _Kernel:
     at several places, so that every point of the kernel meets it.
     """
 
-    def __init__(self, op: nn.Module, site: Site, wrap: Wrap | None) -> None:
+    def __init__(self, op: nn.Module, site: Site, fold: Mapping[str, Any], wrap: Wrap | None) -> None:
         settings, d_in = site.convolution, site.shape[1]
         assert settings is not None
         extra = [0 if settings.mode == "zeros" else padding + 1 for padding in settings.padding]
@@ -192,7 +196,7 @@ class _Kernel:
             number = number * stride + -offset % stride
             positions.append((offset + -offset % stride) // stride)
         self._images, self._number, self._positions = images, number * d_in + channel[:, None], tuple(positions)
-        self._call, self.entries = _call_of(op, site, wrap), Entries.single(math.prod(site.shape))
+        self._call, self.entries = _call_of(op, site, wrap, fold.get("call")), Entries.single(math.prod(site.shape))
 
     def __call__(self) -> Tensor:
         """Run the op on all images."""

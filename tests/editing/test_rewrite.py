@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import surgeon
 from surgeon.algebra.equivariance import Symmetry
@@ -33,8 +34,8 @@ from tests.nets import default_dtype
 def build(kind: str, tmp_path: Path) -> nn.Module:
     torch.manual_seed(0)
     with default_dtype(torch.float64):
-        module: nn.Module = InsideForward().eval()
-    if kind == "module":
+        module: nn.Module = (Untraceable if kind == "untraceable" else InsideForward)().eval()
+    if kind in ("module", "untraceable"):
         return module
     if kind == "graph module":
         return fx.symbolic_trace(module)
@@ -45,8 +46,9 @@ def build(kind: str, tmp_path: Path) -> nn.Module:
     return program.module()
 
 
-KINDS = ("module", "graph module", "exported", "file")
+KINDS = ("module", "untraceable", "graph module", "exported", "file")
 both = pytest.mark.parametrize("kind", KINDS)
+own = pytest.mark.parametrize("kind", KINDS[:2])
 
 
 def plan_of(module: nn.Module) -> Plan:
@@ -98,8 +100,9 @@ def test_a_copy_has_branches_of_its_own(kind: str, tmp_path: Path) -> None:
     assert torch.equal(module(vectors()), output)
 
 
-def test_a_pickled_module_keeps_its_branches(tmp_path: Path) -> None:
-    module, file = relaxed("module", tmp_path), io.BytesIO()
+@own
+def test_a_pickled_module_keeps_its_branches(kind: str, tmp_path: Path) -> None:
+    module, file = relaxed(kind, tmp_path), io.BytesIO()
     torch.save(module, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(vectors()), module(vectors()))
@@ -230,10 +233,11 @@ def test_the_order_in_a_plan_does_not_matter(reverse: bool, graph_module: bool) 
     assert torch.equal(owner(x), torch.tanh((x @ net.a) @ net.b))
 
 
-def test_the_signature_stays_that_of_the_class(tmp_path: Path) -> None:
-    module = relaxed("module", tmp_path)
+@own
+def test_the_signature_stays_that_of_the_class(kind: str, tmp_path: Path) -> None:
+    module = relaxed(kind, tmp_path)
     assert "forward" in vars(module)
-    assert inspect.signature(module.forward) == inspect.signature(build("module", tmp_path).forward)
+    assert inspect.signature(module.forward) == inspect.signature(build(kind, tmp_path).forward)
 
 
 def test_a_forward_of_the_instance_survives() -> None:
@@ -245,8 +249,31 @@ def test_a_forward_of_the_instance_survives() -> None:
     assert CHILD not in dict(net.named_children())
 
 
-def test_a_relaxed_copy_compiles_as_one_graph(tmp_path: Path) -> None:
-    module = relaxed("module", tmp_path)
+def test_what_cannot_be_traced_folds_as_well(tmp_path: Path) -> None:
+    module = build("untraceable", tmp_path)
+    relaxation = surgeon.relax(module, plan_of(module), mode="fold", dense=True, init_scale=1.0)
+    relaxation.set_theta(0.0)
+    for branch in relaxation.branches.values():
+        branch.theta[1] = 1.0  # the foldable part alone
+    output, records = module(vectors()), surgeon.strip(module)
+    assert all(record.folded > 0.1 and record.lost < 1e-12 for record in records)
+    assert torch.allclose(module(vectors()), output, rtol=1e-12)
+
+
+@own
+def test_a_relaxed_copy_compiles_a_traced_one_as_one_graph(kind: str, tmp_path: Path) -> None:
+    module = relaxed(kind, tmp_path)
     twin = copy.deepcopy(module)
-    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    compiled = torch.compile(twin, backend="eager", fullgraph=kind == "module")
     assert torch.equal(compiled(vectors()), module(vectors()))
+
+
+@own
+def test_activations_are_computed_again_with_branches(kind: str, tmp_path: Path) -> None:
+    module, x = relaxed(kind, tmp_path).train(), vectors().requires_grad_()
+    weights = [branch.weight for branch in branches_of(module).values()]
+    gradients = [
+        torch.autograd.grad(run(x).square().sum(), [x, *weights])
+        for run in (module, lambda y: checkpoint(module, y, use_reentrant=False))
+    ]
+    assert all(torch.equal(left, right) for left, right in zip(*gradients, strict=True))
