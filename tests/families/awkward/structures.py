@@ -223,8 +223,7 @@ CASES = (
         "variable keywords",
         "features that arrive as **features",
         lambda: Trunk(CallsByKeywords()),
-        {"middle.mix.x"},
-        reason={"middle.hidden.weight": r"\*features|\*\*|cannot be relaxed here"},
+        {"middle.mix.x", "middle.hidden.weight"},
     ),
     Case(
         "substituted weight",
