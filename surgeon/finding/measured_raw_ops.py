@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgeon.finding.found import Found
 from surgeon.finding.inside_forward import InsideForward, choose_inside
 from surgeon.finding.measured_ops import measure_op
-from surgeon.finding.measurement import Measurement, perturbed
+from surgeon.finding.measurement import IN_RANDOM_FRAME, Measurement, differ, other_random_numbers, perturbed
 from surgeon.finding.ops import Change, Op, linear_deviation
 from surgeon.finding.own_forward import NotTraceableError
 from surgeon.finding.raw_ops import RawOp
@@ -77,6 +77,10 @@ def _measure_one(
     with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
         real = op.read_in(twin, arguments)
         deviation = linear_deviation(lambda x: op.run(twin, arguments, x), real, torch.Generator().manual_seed(0))
+        if measurement.drawn is not None:
+            with other_random_numbers():
+                if differ(op.read_in(twin, arguments), real):
+                    return IN_RANDOM_FRAME
     if deviation:
         return Refusal(deviation, "not linear")
     try:

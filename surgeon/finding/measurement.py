@@ -17,13 +17,22 @@ from surgeon.finding.inference.probe import HELD, Elements, Probe
 from surgeon.finding.inference.rows import FewRows, few_rows
 from surgeon.finding.ops import call_forward, random_like
 from surgeon.finding.precision import run_in_double
+from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, computed_bytes, plain_tensors
+from surgeon.registry import Refusal
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, set_training
 from surgeon.support.trees import map_tensors, tensors_in, to_dtype
 
 OUTPUT_TOLERANCE = 1e-5
 """Largest relative equivariance error of a float64 model whose measured sites are accepted without an annotation."""
+
+ROUNDING = 1e-9
+"""Largest relative difference of float64 features that differ by rounding only."""
+
+OTHER_SEED = 7_919_104_729
+
+IN_RANDOM_FRAME = Refusal("its features are in a frame chosen at random in the forward", "bypassed")
 
 PERTURBATION = 0.2
 """Size of the random change of the weights, relative to their root mean square."""
@@ -94,6 +103,8 @@ class Measurement:
         changed: the runs with perturbed weights.
         errors: component name to the largest relative equivariance error of the model's output, with its own weights,
             or with perturbed ones if its own make the same of every sample; empty if it is unknown.
+        drawn: names of the modules that are given or return something else when the model draws other random numbers;
+            None if it draws none.
     """
 
     twin: nn.Module
@@ -102,6 +113,7 @@ class Measurement:
     own: Probe
     changed: Probe
     errors: Mapping[str, float]
+    drawn: frozenset[str] | None = None
     _few: dict[str, FewRows] = field(default_factory=dict)
 
     def few(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -156,7 +168,9 @@ def measure_model(
         )
     with default_dtype(torch.float64):
         symmetry.check(inputs, generator)
+        state = torch.get_rng_state()
         outputs = _run_in_double(twin, symmetry, inputs)
+        draws = not torch.equal(state, torch.get_rng_state())
         elements = Elements.draw(symmetry.group, generator)
         held = max(HELD, computed_bytes(recording)) if recording is not None else HELD
         own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held)  # it only has to confirm
@@ -167,7 +181,33 @@ def measure_model(
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does
         errors = {} if telling is None else telling.errors()
-    return Measurement(twin, symmetry, inputs, own, changed, errors)
+        drawn = _drawn_at_random(twin, symmetry, inputs, own.first) if draws else None
+    return Measurement(twin, symmetry, inputs, own, changed, errors, drawn)
+
+
+def _drawn_at_random(
+    twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], first: Mapping[str, Calls]
+) -> frozenset[str]:
+    """Run a model once more with other random numbers; return the modules whose calls are not as in its first run."""
+    with captured_calls({name: twin.get_submodule(name) for name in first}) as again, other_random_numbers():
+        symmetry.run(twin, inputs)
+    return frozenset(name for name, calls in first.items() if differ(again[name], calls))
+
+
+@contextmanager
+def other_random_numbers() -> Iterator[None]:
+    """While the context is open, torch's random numbers are those of a seed that no sample batch was drawn with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(OTHER_SEED)
+        yield
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Tell whether two nests of tensors differ by more than rounding in float64."""
+    try:
+        return relative_difference(one, other) > ROUNDING
+    except TaskError:  # in number or shape
+        return True
 
 
 def _run_in_double(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> Any:

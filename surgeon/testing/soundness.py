@@ -43,8 +43,9 @@ class Model:
     symmetry: Symmetry
 
     def run(self, g: Tensor | None = None) -> Any:
-        """Return the outputs, of inputs moved by g if one is given."""
-        return self.symmetry.run(self.module, self.inputs, g)
+        """Return the outputs, of inputs moved by g if one is given; with the same random numbers every time."""
+        with torch.random.fork_rng(devices=[]):
+            return self.symmetry.run(self.module, self.inputs, g)
 
     def error(self, elements: Tensor) -> float:
         """Return the largest relative equivariance error under some elements, shape (n, k, k)."""

@@ -15,6 +15,7 @@ from surgeon.support.modes import default_dtype
 from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward import (
     forwards,
+    frames,
     layouts,
     multivectors,
     negatives,
@@ -27,7 +28,19 @@ from tests.families.awkward import (
 )
 from tests.families.awkward.case import Case
 
-THEMES = (forwards, weights, layouts, structures, operations, symmetries, pseudotensors, multivectors, negatives, zeros)
+THEMES = (
+    forwards,
+    frames,
+    weights,
+    layouts,
+    structures,
+    operations,
+    symmetries,
+    pseudotensors,
+    multivectors,
+    negatives,
+    zeros,
+)
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
 
