@@ -299,6 +299,7 @@ class Task(Protocol):
     * ``forward(model, batch) -> outputs``: default ``model(batch)``.
     * ``metrics(outputs, batch) -> dict[str, tuple[float, float]]``: name to (sum, count).
     * ``pairs(outputs, batch)``: name to (computed, label), tensors of one shape; a sample of them is recorded.
+    * ``preferred``: settings by name that a training without branches begins with: an optimiser and its rate.
     * ``primary_metric: str`` and ``primary_direction: "min" | "max"``.
     * ``act(g, batch) -> batch`` and ``act_output(g, outputs) -> outputs``; g is a group element in the defining
       representation, float64, shape (k, k).

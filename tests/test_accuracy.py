@@ -50,6 +50,7 @@ SWEEP = [
 FINAL = [
     *(line("plain@adamw+beta2=0.999", 1e-2, seed, error) for seed, error in ((1, 20.0), (2, 30.0), (6, 25.0))),
     *(line("plain@soap", 3e-2, seed, error) for seed, error in ((1, 16.0), (2, 27.0), (6, 20.0))),
+    line("plain@soap", 1e-2, 2, 24.0),
     line("plain@soap", 3e-2, 1, 19.0, epochs=4),
     {
         **{name: SWEEP[0][name] for name in ("context", "commit", "versions", "machine")},
@@ -82,6 +83,7 @@ def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp
     # -20 % and -10 %; Student's t for 1 degree of freedom, from a printed table: 12.706 * 7.071 / sqrt(2)
     assert cells["plain@soap"][4] == "-15.0 ± 63.5 %, p = 0.205"
     assert cells["plain@soap, fresh seeds"][2:5] == ["1", "20.0", "-20.0 %"]
+    assert cells["plain@soap, by default"][1:5] == ["0.01", "1", "24.0", "-20.0 %"]
     assert cells["plain@soap, 80 steps"][4] == "-5.0 %"
     assert cells["plain@soap, 80 steps"][6].startswith("90 % of its time")
     assert "plain@adamw+beta2=0.9" not in cells

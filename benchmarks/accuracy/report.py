@@ -44,9 +44,10 @@ def tuned_adamw(best: Mapping[str, tuple[float, float]]) -> str:
     return min((arm for arm in best if "@adamw" in arm), key=lambda arm: best[arm][1])
 
 
-def tested(runs: Mapping[Point, Outcome], arm: str, fresh: bool) -> dict[int, ArmRun]:
-    """Return the final runs of an arm by seed: those of the confirmation, or the others."""
-    found = {p.seed: run for p, run in runs.items() if p.arm == arm and p.test and (p.seed >= FRESH) == fresh}
+def tested(runs: Mapping[Point, Outcome], arm: str, rate: float, fresh: bool) -> dict[int, ArmRun]:
+    """Return the final runs of an arm at a rate by seed: those of the confirmation, or the others."""
+    mine = {point: run for point, run in runs.items() if (point.arm, point.learning_rate) == (arm, rate)}
+    found = {point.seed: run for point, run in mine.items() if point.test and (point.seed >= FRESH) == fresh}
     return {seed: run for seed, run in sorted(found.items()) if isinstance(run, ArmRun)}
 
 
@@ -103,19 +104,22 @@ def table(lines: Lines, others: Sequence[Lines]) -> list[str]:
     said += "; ".join(f"{arm} {counted[arm]}, best {value:.1f} at {rate:g}" for arm, (rate, value) in best.items())
     adamw = tuned_adamw(best)
     costs = {arm: f"{1e3 * seconds:.0f} ms" for arm, seconds in lines.step_seconds.items()}
+    finalists = [(arm, best[arm][0], "") for arm in [adamw, *(arm for arm in best if "@adamw" not in arm)]]
+    further = dict.fromkeys((p.arm, p.learning_rate) for p in lines if p.test and p.learning_rate != best[p.arm][0])
+    finalists += [(arm, rate, ", by default") for arm, rate in further]
     rows: list[list[str]] = []
     for fresh in (False, True):
-        reference = tested(lines, adamw, fresh)
-        for arm in [adamw, *(arm for arm in best if "@adamw" not in arm)]:
-            own = reference if arm == adamw else tested(lines, arm, fresh)
+        reference = tested(lines, adamw, best[adamw][0], fresh)
+        for arm, rate, how in finalists:
+            own = reference if arm == adamw else tested(lines, arm, rate, fresh)
             if own:
-                name = f"{arm}{', fresh seeds' if fresh else ''}"
-                rows.append(row(name, best[arm][0], own, reference, costs.get(arm, "")))
+                name = f"{arm}{how}{', fresh seeds' if fresh else ''}"
+                rows.append(row(name, rate, own, reference, costs.get(arm, "")))
     whole = max(run.steps for run in lines.values() if isinstance(run, ArmRun))
-    reference, fresh_reference = (tested(lines, adamw, fresh) for fresh in (False, True))
+    reference, fresh_reference = (tested(lines, adamw, best[adamw][0], fresh) for fresh in (False, True))
     for fewer in others:
         for arm in dict.fromkeys(point.arm for point in fewer):
-            own = tested(fewer, arm, False)
+            own = tested(fewer, arm, best[arm][0], False)
             steps = next(iter(own.values())).steps
             share = steps * lines.step_seconds[arm] / (whole * lines.step_seconds[adamw])
             name, time = f"{arm}, {steps} steps", f"{100 * share:.0f} % of its time"
@@ -126,12 +130,12 @@ def table(lines: Lines, others: Sequence[Lines]) -> list[str]:
     grid = [heading, ["---"] * len(heading), *rows]
     verdicts = [
         verdict(
-            arm,
-            against(tested(lines, arm, False), reference),
-            against(tested(lines, arm, True), fresh_reference),
+            f"{arm}{how}",
+            against(tested(lines, arm, rate, False), reference),
+            against(tested(lines, arm, rate, True), fresh_reference),
         )
-        for arm in best
-        if "@adamw" not in arm
+        for arm, rate, how in finalists
+        if arm != adamw
     ]
     return [*("| " + " | ".join(cells) + " |" for cells in grid), "", " ".join(verdicts), "", f"{said}."]
 

@@ -6,8 +6,8 @@
 is written to ``results/table_a.SIZE.jsonl`` when it is finished; the same command goes on. For every arm one grid of
 learning rates is tried on validation frames with seed 0, and extended while the best lies at an edge. AdamW is tried
 with three values of beta2, and the best of them is what others are compared with, on test frames and with seeds of
-their own. ``--confirm`` repeats what won there once, with fresh seeds, after the lines were committed. ``report.py``
-beside this file writes the table.
+their own. SOAP is also run at the rate that ``surgeon finetune`` takes by itself. ``--confirm`` repeats what won there
+once, with fresh seeds, after the lines were committed. ``report.py`` beside this file writes the table.
 """
 
 from __future__ import annotations
@@ -64,9 +64,6 @@ class Size:
 
 
 GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (1e-3, 3e-3, 9e-3)}
-CLIP = {"mace": 10.0, "sevennet": None}
-"""Largest norm of gradients, which each library's own training takes where nothing is said."""
-
 SIZES = {
     "small": Size(5, range(1, FRESH), range(FRESH, 11), GRID),
     "medium": Size(10, range(1, FRESH), range(FRESH, 11), GRID),
@@ -114,7 +111,8 @@ def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], si
     }
     options = OpenOptions(task=f"{library}:{paths['train']}", task_arguments=arguments, trust_pickle=True)
     workspace = open_for_comparison(checkpoint, [*ADAMW, *OTHERS], options)
-    settings = FinetuneSettings(epochs=size.epochs, warmup=10, evaluate_every=5, clip=CLIP[library])
+    preferred = workspace.require_task().task.preferred
+    settings = FinetuneSettings(epochs=size.epochs, warmup=10, evaluate_every=5, clip=preferred.get("clip"))
     comparison = comparison_of(workspace, settings)
     comparison = dataclasses.replace(comparison, task=InLargeBatches(comparison.task), judge=None)
     return comparison, str(workspace.require_relaxed()[1].config.base["sha256"])
@@ -167,8 +165,13 @@ def run_table(library: str, checkpoint: str, data: Path, molecule: str, size_nam
         rates = {arm: best[arm][0] for arm in finalists}
         print(f"{molecule}: best rates {rates}", flush=True)
         run_arms(comparison, finalists, size.seeds, rates, execute, lines)
-        differences = {arm: against(tested(lines, arm, False), tested(lines, adamw, False)) for arm in OTHERS}
+        reference = tested(lines, adamw, rates[adamw], False)
+        differences = {arm: against(tested(lines, arm, rates[arm], False), reference) for arm in OTHERS}
         gained = [arm for arm, difference in differences.items() if difference is not None and difference.high < 0]
+        preferred = comparison.task.preferred
+        default = f"plain@{preferred['optimizer']}"
+        for seeds in (size.seeds, *([size.fresh] if confirm and default in gained else [])):
+            run_arms(comparison, [default], seeds, {default: preferred["learning_rate"]}, execute, lines)
         if confirm and gained:
             run_arms(comparison, [adamw, *gained], size.fresh, rates, execute, lines)
         if not lines.step_seconds:

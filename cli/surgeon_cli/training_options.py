@@ -61,14 +61,20 @@ class Training:
     ] = "default"
     epochs: Annotated[int | None, training_option("--epochs", min=1, help="Passes over the training batches.")] = None
     lr: Annotated[
-        float | None, training_option("--lr", of="learning_rate", help="Learning rate of the base weights.")
+        float | None,
+        training_option(
+            "--lr",
+            of="learning_rate",
+            help="Learning rate of the base weights; default: 0.001, or what the task prefers.",
+        ),
     ] = None
     optimizer: Annotated[
         OptimizerName | None,
         training_option(
             "--optimizer",
             metavar="NAME",
-            help="adamw, adam, sgd, soap or muon; the last two act on the matrices inside the weights.",
+            help="adamw, adam, sgd, soap or muon; the last two act on the matrices inside the weights; default: adamw, "
+            "or what the task prefers.",
         ),
     ] = None
     ema: Annotated[

@@ -154,7 +154,7 @@ def _facts(config: RelaxedConfig, record: RunRecord) -> Rows:
     place = f"{base['repo']}: {base['file']}" if base["repo"] else PurePath(base["file"].replace("\\", "/")).name
     return [
         ("arm", f"{record.arm}: {arm}" if arm else record.arm),
-        ("optimiser", f"{settings.optimizer}, learning rate {settings.learning_rate:g}"),
+        ("optimiser", f"{settings.chosen_optimizer}, learning rate {settings.chosen_rate:g}"),
         ("best epoch", f"{state.best_epoch} of {settings.epochs}"),
         ("optimiser steps", f"{state.step} in {state.seconds:.1f} s, evaluation included"),
         ("group", config.plan.group),

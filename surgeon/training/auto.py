@@ -80,7 +80,7 @@ class AutoSettings:
         """
         own = () if relaxed_mode is None else (f"{relaxed_mode}@adamw", f"{relaxed_mode}@soap")
         arms = self.arms or (*WITHOUT_BRANCHES, *own)
-        rates = self.rates or [float(f"{self.training.learning_rate * each:.3g}") for each in MULTIPLES]
+        rates = self.rates or [float(f"{self.training.chosen_rate * each:.3g}") for each in MULTIPLES]
         return [(arm, rate) for arm in dict.fromkeys(arms) for rate in dict.fromkeys(rates)]
 
 

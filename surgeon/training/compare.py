@@ -201,7 +201,7 @@ def _tell_kept(kept: RunStore, progress: Progress) -> None:
 def identity_of(workspace: Workspace, settings: FinetuneSettings) -> dict[str, Any]:
     """Return what all runs in one folder have to share; arm, learning rate and seed stand in the name of a run."""
     (_, files), task, adjustments = workspace.require_relaxed(), workspace.require_task(), workspace.adjustments
-    shared = settings.to_data()
+    shared = settings.settled().to_data()
     del shared["seed"], shared["learning_rate"]
     found = files.config.plan.to_data()
     if files.folder == workspace.checkpoint.path:  # found anew by every call: measured residuals differ

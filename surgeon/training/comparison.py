@@ -282,7 +282,7 @@ def final_points(
     if missing:
         raise UsageError(f"expected a learning rate for every arm, got none for {', '.join(missing)}: sweep them too")
     task_batches(comparison.task, "test", 0)  # found missing now, not after the first training
-    rate = comparison.settings.learning_rate
+    rate = comparison.settings.chosen_rate
     return [Point(name, seed, rates[name] if rates else rate) for seed in seeds for name in arms]
 
 

@@ -22,7 +22,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.optim.blocks import blocks_in_words
 from surgeon.plan import Plan
 from surgeon.support.modes import device_of
-from surgeon.training.arms import Arm, Contender
+from surgeon.training.arms import ARMS, Arm, Contender
 from surgeon.training.costs import training_costs
 from surgeon.training.engine import Finetuner
 from surgeon.training.progress import Progress
@@ -81,9 +81,10 @@ def finetune(
     Args:
         path: the relaxed folder, a checkpoint that was never relaxed, or the address of one of them on the Hub.
         target: the run folder; without branches if the arm has none.
-        settings: everything else that decides the outcome; the schedule is that of the relaxed folder.
+        settings: everything else that decides the outcome; the schedule is that of the relaxed folder. Where no
+            branches are trained, optimiser and rate may be the task's own, see ``FinetuneSettings.settled``.
         arm: an arm, see ``surgeon.training.arms``, with settings of its own as in a comparison if it has any:
-            ``plain@soap``; default is the folder's strip mode.
+            ``plain@soap``; default is a folder's strip mode, and ``plain`` for a checkpoint.
         options: how to find model and task.
         relaxing: where branches go in a checkpoint that was never relaxed, and its group.
         save_every: optimiser steps between further saves.
@@ -94,7 +95,7 @@ def finetune(
         progress: told how it goes on, in the first process.
 
     Raises:
-        UsageError: if a checkpoint is given without an arm, or another run, or an input, is in the place.
+        UsageError: if another run, or an input, is in the place, or settings are unusable.
         ExistsError: if something else is in the place, or another process is writing there.
         CheckpointError: if the checkpoint cannot be opened, or the code of a relaxed folder has changed.
         PlanError: if nothing of a checkpoint can be relaxed.
@@ -129,7 +130,8 @@ def _finetuner(start: Start, settings: FinetuneSettings, trackers: Sequence[str]
     """Return the run, which has not begun."""
     workspace, task = start.workspace, start.workspace.require_task().task
     relaxation, _ = workspace.require_relaxed()
-    settings = dataclasses.replace(settings, schedule=relaxation.schedule)
+    preferred = getattr(task, "preferred", {}) if start.arm is ARMS["plain"] else {}
+    settings = dataclasses.replace(settings.settled(preferred), schedule=relaxation.schedule)
     given = (settings, start.arm, start.added(settings), trackers, folder, relaxation.plan)
     return Finetuner(workspace.model, task, *given, teacher_of(settings, workspace.fresh_original, task))
 
@@ -159,8 +161,16 @@ def _tell_start(told: Progress, start: Start, run: Finetuner, before: Probed) ->
         run.state.probes[name] = {"original": dict(metrics)}
     if run.replay is not None:
         told.say(run.replay.sentence)
+    told.say(f"{run.settings.chosen_optimizer}, learning rate {run.settings.chosen_rate:g}{_why(run)}")
     if run.weights:
         told.say(f"{run.settings.optimizer} acts on {blocks_in_words(run.weights)}; AdamW on the rest")
+
+
+def _why(run: Finetuner) -> str:
+    """Say what chose optimiser and rate, if the task did."""
+    preferred = getattr(run.task, "preferred", {})
+    same = all(getattr(run.settings, name, None) == value for name, value in preferred.items())
+    return ", as its task prefers; --auto tries others" if preferred and same else ""
 
 
 def _probed(

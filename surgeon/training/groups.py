@@ -28,7 +28,7 @@ def parameter_groups(
     Raises:
         TrainingError: if there is nothing to train.
     """
-    rate = settings.learning_rate
+    rate = settings.chosen_rate
     extra = [] if added is None else added_parameters(added)
     known = {id(parameter) for parameter in extra}
     base = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
@@ -83,7 +83,7 @@ def freeze_base(model: nn.Module, added: Relaxation | WeightUpdates) -> list[nn.
 def theta_group(relaxation: Relaxation, settings: FinetuneSettings) -> dict[str, Any]:
     """Return the group of the coefficients that are learned, called "theta"."""
     thetas = [branch.theta for branch in relaxation.branches.values()]
-    return {"params": thetas, "name": "theta", "base_rate": settings.learning_rate, "weight_decay": 0.0}
+    return {"params": thetas, "name": "theta", "base_rate": settings.chosen_rate, "weight_decay": 0.0}
 
 
 def _blocks(relaxation: Relaxation) -> list[tuple[Tensor, Tensor]]:

@@ -90,16 +90,16 @@ def make_optimizer(groups: Sequence[dict[str, Any]], settings: FinetuneSettings)
         settings: optimiser, learning rate, beta2 and weight decay. Optimisers of matrices still have to be told of
             them.
     """
-    rate, decay = settings.learning_rate, settings.weight_decay
+    rate, decay = settings.chosen_rate, settings.weight_decay
     given: dict[str, Any] = {} if settings.beta2 is None else {"betas": (0.9, settings.beta2)}
     if any("blocks" in group for group in groups):
-        if settings.optimizer != "adamw":
+        if settings.chosen_optimizer != "adamw":
             raise UsageError(
-                f"expected the optimizer adamw with the branch normalisation 'block', got {settings.optimizer!r}: "
-                "choose one of the two anew"
+                "expected the optimizer adamw with the branch normalisation 'block', got "
+                f"{settings.chosen_optimizer!r}: choose one of the two anew"
             )
         return BlockAdamW(groups, lr=rate, weight_decay=decay, **given)
-    if settings.optimizer == "sgd":
+    if settings.chosen_optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=0.9)
     kinds: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw": torch.optim.AdamW,
@@ -107,7 +107,7 @@ def make_optimizer(groups: Sequence[dict[str, Any]], settings: FinetuneSettings)
         "soap": Soap,
         "muon": Muon,
     }
-    return kinds[settings.optimizer](groups, lr=rate, weight_decay=decay, **given)
+    return kinds[settings.chosen_optimizer](groups, lr=rate, weight_decay=decay, **given)
 
 
 def rate_scale(settings: FinetuneSettings, step: int, steps: int, epoch: int) -> float:

@@ -82,11 +82,12 @@ class FinetuneSettings(SessionSettings):
 
     Attributes:
         epochs: passes over the task's training batches.
-        learning_rate: of the base weights.
+        learning_rate: of the base weights; None for what the task prefers with this optimiser, or 1e-3.
         gauge_factor: the same for added weights that can only do what the base weights could do themselves: the second
             copy in the arm "overparam", the factors in the arm "lowrank".
         optimizer: "adamw", "adam" (decay as part of the gradient), "sgd" (momentum 0.9), or "soap" or "muon" on the
             matrices inside the weights with AdamW on all others, see ``surgeon.optim``. W of a branch is a matrix, too.
+            None for what the task prefers, or "adamw".
         beta2: decay of the mean square of gradients, with "soap" of their covariances, too; None for the optimiser's
             own: 0.999 with "adamw" and "adam", 0.95 with "soap" and "muon".
         normalisation: how Adam scales the steps of W: "entry", each entry by itself, or "block", all entries from one
@@ -121,9 +122,9 @@ class FinetuneSettings(SessionSettings):
     """
 
     epochs: int = 10
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     gauge_factor: float = 0.1
-    optimizer: OptimizerName = "adamw"
+    optimizer: OptimizerName | None = None
     beta2: float | None = None
     normalisation: Normalisation = "entry"
     weight_decay: float = 0.0
@@ -164,7 +165,9 @@ class FinetuneSettings(SessionSettings):
         self._require_not_negative("weight_decay", "warmup")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"expected a decay between 0 and 1 for ema, got {self.ema}")
-        self._require_choice(optimizer=get_args(OptimizerName), normalisation=get_args(Normalisation))
+        if self.optimizer is not None:
+            self._require_choice(optimizer=get_args(OptimizerName))
+        self._require_choice(normalisation=get_args(Normalisation))
         self._require_choice(decay=get_args(Decay), precision=get_args(Precision))
         if self.beta2 is not None and not 0 <= self.beta2 < 1:
             raise UsageError(f"expected a beta2 from 0 to below 1, got {self.beta2}")
@@ -177,6 +180,36 @@ class FinetuneSettings(SessionSettings):
         from surgeon.optim.adam import WARMUP  # here, so that settings need no torch
 
         return (WARMUP if self.optimizer in MATRIX_OPTIMIZERS else 0) if self.warmup is None else self.warmup
+
+    @property
+    def chosen_optimizer(self) -> OptimizerName:
+        """The optimiser, with its default."""
+        return self.optimizer or "adamw"
+
+    @property
+    def chosen_rate(self) -> float:
+        """The learning rate of the base weights, with its default."""
+        return 1e-3 if self.learning_rate is None else self.learning_rate
+
+    def settled(self, preferred: Mapping[str, Any] = MappingProxyType({})) -> FinetuneSettings:
+        """Return settings with an optimiser and a rate: as given, or as a task prefers them, or the defaults.
+
+        Args:
+            preferred: ``optimizer`` and settings that suit it, such as ``learning_rate`` and ``clip``. Where a rate is
+                given without an optimiser it is one for AdamW, and nothing is taken from here.
+
+        Raises:
+            UsageError: if what is preferred is no usable setting.
+        """
+        named = self.optimizer or (preferred.get("optimizer") if self.learning_rate is None else None)
+        taken = preferred if named is not None and named == preferred.get("optimizer") else {}
+        try:
+            found = dataclasses.replace(self, **{name: taken[name] for name in taken if getattr(self, name) is None})
+        except (AttributeError, TypeError) as error:
+            raise UsageError(
+                f"expected settings of a training in the task's `preferred`, got {dict(preferred)}"
+            ) from error
+        return dataclasses.replace(found, optimizer=found.chosen_optimizer, learning_rate=found.chosen_rate)
 
     def to_data(self) -> dict[str, Any]:
         """Return the settings as JSON-compatible data."""

@@ -99,7 +99,7 @@ def comparison_of(workspace: Workspace, settings: FinetuneSettings, weights: Pat
     """
     relaxation, files = workspace.require_relaxed()
     task = workspace.require_task().task
-    settings = dataclasses.replace(settings, schedule=relaxation.schedule)
+    settings = dataclasses.replace(settings.settled(), schedule=relaxation.schedule)
     start: Mapping[str, Tensor] | None = files.branches if files.config.step == 0 else None
     original = workspace.original()[0]
     check_code(workspace, original)

@@ -65,12 +65,12 @@ def start_from(
     their folder says, which changes nothing before a training, where theta is 0.
 
     Args:
-        arm: name of the arm; None for that of the folder.
+        arm: name of the arm; None for that of the folder, and for ``plain`` from a checkpoint.
         options: how to find model and task.
         relaxing: where branches go in a checkpoint that was never relaxed, and its group.
 
     Raises:
-        UsageError: if a checkpoint is named without an arm, or a folder without branches with an arm that has some.
+        UsageError: if a folder without branches is named with an arm that has some.
         PlanError: if the folder is of another group than the one that is asked for, or nothing can be relaxed.
         CheckFailedError: if the group is not the model's symmetry.
     """
@@ -80,13 +80,7 @@ def start_from(
     workspace = open_path(path, options, chosen.mode if chosen else None)
     relaxing = relaxing or RelaxSettings()
     if workspace.relaxation is None:
-        if chosen is None:
-            raise UsageError(
-                f"expected an arm for the checkpoint {workspace.name!r}, which has no branches: choose one of "
-                f"{', '.join(ARMS)} (`--arm plain` is ordinary fine-tuning), or run `surgeon relax {workspace.name}` "
-                "first"
-            )
-        return start_bare(workspace, chosen, relaxing)
+        return start_bare(workspace, chosen or ARMS["plain"], relaxing)
     relaxation, files = workspace.require_relaxed()
     require_group(relaxation.plan, relaxing.group, repr(workspace.name))
     chosen = chosen or arm_named(files.config.arm or relaxation.mode)

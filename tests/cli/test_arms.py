@@ -89,13 +89,23 @@ def test_a_run_from_a_bare_checkpoint_goes_on(surgeon: Surgeon, arm: str) -> Non
         assert_equal_tensors(f"run/{name}", f"whole/{name}")
 
 
+def test_a_task_may_prefer_an_optimiser_where_no_branches_are_trained(surgeon: Surgeon) -> None:
+    with Path("task.py").open("a") as file:
+        file.write(
+            "\nTask = type(make_task())\nTask.preferred = {'optimizer': 'soap', 'learning_rate': 0.02, 'clip': 3.0}\n"
+        )
+    train, preferred = (*TRAIN[:4], "--epochs", "1", "-o"), "soap, learning rate 0.02, as its task prefers"
+    assert preferred in surgeon(*train, "run").err
+    settings = read_record(Path("run")).settings
+    assert (settings.optimizer, settings.learning_rate, settings.clip) == ("soap", 0.02, 3.0)
+    assert "adamw, learning rate 0.001\n" in surgeon(*train, "drop", "--arm", "drop").err
+
+
 def test_what_a_bare_checkpoint_cannot_be_is_said(surgeon: Surgeon) -> None:
     before = files_in(surgeon.path)
-    told = surgeon("finetune", "net.pt", *TASK, code=2).err
-    assert "expected an arm for the checkpoint 'net.pt', which has no branches" in told
     assert "a symmetry of the model" in surgeon(*TRAIN, "--arm", "plain", *BROKEN, code=1).err
     assert files_in(surgeon.path) == before
-    surgeon(*TRAIN, "--arm", "plain")
+    assert "arm plain: no branches" in surgeon(*TRAIN).out
     assert "arm 'plain' against 'lrbump'" in surgeon(*TRAIN, "--arm", "lrbump", code=2).err
     assert "its plan differ" in surgeon(*TRAIN, "--arm", "drop", code=2).err
     torch.manual_seed(9)

@@ -218,7 +218,6 @@ CASES = [
     Case("record malformed", f"{SWEEP} a.json", both(relaxed, given("a.json", "[1]")), "the record of a sweep"),
     Case("record of text", f"{SWEEP} a.json", both(relaxed, given("a.json", '{"best": {"plain": "x"}}')), "of a sweep"),
     Case("record of others", f"{SWEEP} a.json", both(relaxed, given("a.json", '{"best": {}}')), "got none for plain"),
-    Case("plain checkpoint to train", "finetune net.pt", nothing, "expected an arm for the checkpoint"),
     Case("plain checkpoint to strip", "strip net.pt", nothing, "which has no branches: run"),
     Case("relaxed folder to relax", "relax net-relaxed -o b", relaxed, "strip it first"),
     # training

@@ -51,6 +51,25 @@ def test_the_rate_rises_by_itself_only_where_bases_have_to_be_found() -> None:
     assert FinetuneSettings(optimizer="soap").warmup_steps == FinetuneSettings(optimizer="muon").warmup_steps == 10
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, ("soap", 0.03, 5.0)),
+        ({"optimizer": "soap"}, ("soap", 0.03, 5.0)),
+        ({"optimizer": "soap", "learning_rate": 0.01, "clip": 1.0}, ("soap", 0.01, 1.0)),
+        ({"optimizer": "muon"}, ("muon", 1e-3, None)),
+        ({"learning_rate": 0.01}, ("adamw", 0.01, None)),
+    ],
+)
+def test_what_a_task_prefers_goes_together(given: dict[str, Any], found: tuple[Any, ...]) -> None:
+    preferred = {"optimizer": "soap", "learning_rate": 0.03, "clip": 5.0}
+    settings = FinetuneSettings(**given).settled(preferred)
+    assert (settings.optimizer, settings.learning_rate, settings.clip) == found
+    assert FinetuneSettings().settled() == FinetuneSettings(optimizer="adamw", learning_rate=1e-3)
+    with pytest.raises(UsageError, match="expected settings of a training in the task's `preferred`"):
+        FinetuneSettings().settled({"optimizer": "soap", "lr": 0.03})
+
+
 def test_settings_survive_json() -> None:
     settings = FinetuneSettings(epochs=3, clip=1.0, schedule=Schedule("cosine", tail=0.1))
     assert FinetuneSettings.from_data(json.loads(json.dumps(settings.to_data()))) == settings

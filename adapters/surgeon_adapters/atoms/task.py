@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -89,6 +90,9 @@ class AtomisticTask(ABC):
     """What else turns with them and is not moved."""
     energy_label: ClassVar[str] = "energy"
     """Name of the energies in a batch."""
+
+    preferred: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What a training without branches begins with, see docs/accuracy.md."""
 
     primary_direction = "min"
     output_names = ("energy", "forces", "stress")

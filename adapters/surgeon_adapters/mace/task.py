@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -29,6 +30,7 @@ class MaceTask(AtomisticTask):
     library = "mace"
     positions = "positions"
     vectors = ("shifts", "cell")
+    preferred = MappingProxyType({"optimizer": "soap", "learning_rate": 3e-2, "clip": 10.0})
 
     def for_model(self, model: nn.Module) -> Self:
         """Read the files for a model.

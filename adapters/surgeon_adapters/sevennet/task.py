@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class SevenNetTask(AtomisticTask):
     library = "sevennet"
     positions = "pos"
     vectors = ("edge_vec",)
+    preferred = MappingProxyType({"optimizer": "soap", "learning_rate": 3e-2})
 
     def potential_of(self, model: nn.Module) -> SevenNetPotential:
         """Read a model."""

@@ -45,7 +45,8 @@ def finetune(
     arm: Annotated[
         str | None,
         typer.Option(
-            "--arm", help=f"One of {', '.join(ARMS)}, or plain@soap and the like; default: as the folder strips."
+            "--arm",
+            help=f"One of {', '.join(ARMS)}, or plain@soap and the like; default: as the folder strips, or plain.",
         ),
     ] = None,
     group: OptionalGroupOption = None,
@@ -62,7 +63,8 @@ def finetune(
 ) -> None:
     """Fine-tune a relaxed folder while theta goes 0 -> 1 -> 0, or a checkpoint; what is given stays as it is.
 
-    A checkpoint that was never relaxed needs --arm or --auto. Every arm leaves a run folder, for `surgeon strip`.
+    A checkpoint that was never relaxed is trained as it is, unless --arm says otherwise, by the optimiser that its task
+    prefers: SOAP for MACE and SevenNet. Every arm leaves a run folder, for `surgeon strip`.
 
     The run folder holds the best weights by clean validation and what a resume needs: after an interruption the same
     command goes on. With --compare arms are trained side by side; a record is written, with every run in a folder
