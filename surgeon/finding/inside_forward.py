@@ -8,22 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from surgeon.finding.ops import Change
 from surgeon.finding.own_forward import NotTraceableError
-from surgeon.finding.raw_ops import (
-    RawOp,
-    changing_raw,
-    operand_of,
-    raw_ops,
-    refuse_other_forwards,
-    result_of,
-    run_apart,
-    run_raw,
-    trace_complaint,
-    trace_forward,
-)
+from surgeon.finding.raw_ops import RawOp, Traced, refuse_other_forwards, trace_complaint, trace_forward
 from surgeon.finding.watched_ops import changing_met, is_watched, met_in, ops_met, watch_complaint
 from surgeon.support.modes import default_dtype
 
@@ -58,38 +47,6 @@ class InsideForward(Protocol):
             call: as a plan holds it where that is needed, see :func:`surgeon.finding.sample_calls.sample_calls`.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Traced:
-    """The ops of a trace."""
-
-    owner: nn.Module
-    graph: fx.Graph
-
-    def ops(self, call: Mapping[str, Any]) -> Sequence[RawOp]:
-        """Return what the trace shows."""
-        return raw_ops(self.graph, self.owner)
-
-    def operand(self, op: RawOp, call: Mapping[str, Any]) -> Tensor:
-        """Return a value of the trace."""
-        return operand_of(self.owner, self.graph, op, call)
-
-    def result(self, op: RawOp, call: Mapping[str, Any]) -> Tensor:
-        """Return a value of the trace."""
-        return result_of(self.owner, self.graph, op, call)
-
-    def run(self, op: RawOp, call: Mapping[str, Any], x: Tensor) -> Tensor:
-        """Run the trace, and then the op once more."""
-        return run_raw(self.owner, self.graph, op, call, x)
-
-    def changing(self, op: RawOp, change: Change) -> AbstractContextManager[None]:
-        """Run the trace instead of the forward."""
-        return changing_raw(self.owner, self.graph, op, change)
-
-    def apart(self, op: RawOp, call: Mapping[str, Any] | None) -> Callable[[Tensor], Tensor]:
-        """Run what the op needs of the trace."""
-        return lambda x: run_apart(self.owner, self.graph, op, x)
 
 
 @dataclass(frozen=True)

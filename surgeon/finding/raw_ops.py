@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -220,21 +221,6 @@ class _TracedForward:
         return _interpret(self.owner, self.graph, call, self.changes)
 
 
-@contextmanager
-def changing_raw(owner: nn.Module, graph: fx.Graph, op: RawOp, change: Change) -> Iterator[None]:
-    """While the context is open, a module's forward goes on with ``change(x, y)`` in place of a raw op's result y."""
-    if not isinstance(vars(owner).get("forward"), _TracedForward):
-        owner.forward = _TracedForward(owner, graph)
-    forward: Any = owner.forward
-    forward.changes.append((op, change))
-    try:
-        yield
-    finally:
-        forward.changes.remove((op, change))
-        if not forward.changes:
-            del owner.forward
-
-
 def raw_ops(graph: fx.Graph, owner: nn.Module) -> tuple[RawOp, ...]:
     """Return the contractions of an activation with something made of parameters only, one entry per such operand."""
     names = {name for name, _ in owner.named_parameters(remove_duplicate=False)}
@@ -294,66 +280,76 @@ def multiplied(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tup
     )
 
 
-def _values(owner: nn.Module, graph: fx.Graph, call: Mapping[str, Any]) -> dict[str, Any]:
-    keeping = _Keeping(owner, graph)
-    given = map_tensors(fresh_copy, call)
-    keeping.run(*_flat_inputs(owner, graph, given), enable_io_processing=False)
-    return {node.name: value for node, value in keeping.env.items()}
+@dataclass(frozen=True)
+class Traced:
+    """The ops of a module's traced forward; calls are arguments by name."""
 
+    owner: nn.Module
+    graph: fx.Graph
 
-def _node(graph: fx.Graph, name: str) -> fx.Node:
-    found: Iterator[fx.Node] = (node for node in graph.nodes if node.name == name)
-    return next(found)
+    def ops(self, call: Mapping[str, Any]) -> Sequence[RawOp]:
+        """Return what the trace shows."""
+        return raw_ops(self.graph, self.owner)
 
+    def operand(self, op: RawOp, call: Mapping[str, Any]) -> Tensor:
+        """Return the activation that an op received in a call."""
+        value: Tensor = self._values(call)[self._node(op).all_input_nodes[op.operand]]
+        return value.detach()
 
-def operand_of(owner: nn.Module, graph: fx.Graph, op: RawOp, call: Mapping[str, Any]) -> Tensor:
-    """Return the activation that a raw op received in a call."""
-    node = _node(graph, op.node)
-    value = _values(owner, graph, call)[node.all_input_nodes[op.operand].name]
-    assert isinstance(value, Tensor)
-    return value.detach()
+    def result(self, op: RawOp, call: Mapping[str, Any]) -> Tensor:
+        """Return what an op made of it."""
+        value: Tensor = self._values(call)[self._node(op)]
+        return value.detach()
 
+    def run(self, op: RawOp, call: Mapping[str, Any], x: Tensor) -> Tensor:
+        """Return an op's result with its activation replaced by ``x`` and everything else as in a call."""
+        node = self._node(op)
+        values = {**self._values(call), node.all_input_nodes[op.operand]: x}
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        function: Any = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target))
+        result: Tensor = function(*args, **kwargs)
+        return result
 
-def result_of(owner: nn.Module, graph: fx.Graph, op: RawOp, call: Mapping[str, Any]) -> Tensor:
-    """Return what a raw op made of it."""
-    value = _values(owner, graph, call)[op.node]
-    assert isinstance(value, Tensor)
-    return value.detach()
+    def apart(self, op: RawOp, call: Mapping[str, Any] | None) -> Callable[[Tensor], Tensor]:
+        """Return an op as a function of its activation, which runs what the op needs of the trace and no more."""
+        return partial(self._apart, self._node(op), op.operand)
 
+    def _apart(self, node: fx.Node, operand: int, x: Tensor) -> Tensor:
+        keeping = _Keeping(self.owner, self.graph)
+        keeping.env[node.all_input_nodes[operand]] = x
+        needed, open_ = {node}, [node]
+        while open_:
+            more = {part for part in open_.pop().all_input_nodes if part not in keeping.env} - needed
+            needed |= more
+            open_ += more
+        if any(part.op == "placeholder" for part in needed):
+            raise NotTraceableError("what it multiplies depends on more of the input than the features")
+        for part in self.graph.nodes:
+            if part in needed:
+                keeping.env[part] = keeping.run_node(part)
+        result: Tensor = keeping.env[node]
+        return result
 
-def run_raw(owner: nn.Module, graph: fx.Graph, op: RawOp, call: Mapping[str, Any], x: Tensor) -> Tensor:
-    """Return a raw op's result with its activation replaced by ``x`` and everything else as in a call."""
-    node = _node(graph, op.node)
-    values: dict[fx.Node, Any] = {}
-    env = _values(owner, graph, call)
-    for index, part in enumerate(node.all_input_nodes):
-        values[part] = x if index == op.operand else env[part.name]
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    function = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target))
-    assert callable(function)
-    result = function(*args, **kwargs)
-    assert isinstance(result, Tensor)
-    return result
+    @contextmanager
+    def changing(self, op: RawOp, change: Change) -> Iterator[None]:
+        """While the context is open, the trace runs instead of the forward, with ``change(x, y)`` for an op's y."""
+        owner = self.owner
+        if not isinstance(vars(owner).get("forward"), _TracedForward):
+            owner.forward = _TracedForward(owner, self.graph)
+        forward: Any = owner.forward
+        forward.changes.append((op, change))
+        try:
+            yield
+        finally:
+            forward.changes.remove((op, change))
+            if not forward.changes:
+                del owner.forward
 
+    def _node(self, op: RawOp) -> fx.Node:
+        found: fx.Node = next(node for node in self.graph.nodes if node.name == op.node)
+        return found
 
-def run_apart(owner: nn.Module, graph: fx.Graph, op: RawOp, x: Tensor) -> Tensor:
-    """Return a raw op's result for an activation ``x``, without a call of the forward.
-
-    Raises:
-        NotTraceableError: if more than the activation depends on what the forward is given.
-    """
-    node, keeping = _node(graph, op.node), _Keeping(owner, graph)
-    keeping.env[node.all_input_nodes[op.operand]] = x
-    needed, open_ = {node}, [node]
-    while open_:
-        more = {part for part in open_.pop().all_input_nodes if part not in keeping.env} - needed
-        needed |= more
-        open_ += more
-    if any(part.op == "placeholder" for part in needed):
-        raise NotTraceableError("what it multiplies depends on more of the input than the features")
-    for part in graph.nodes:
-        if part in needed:
-            keeping.env[part] = keeping.run_node(part)
-    result = keeping.env[node]
-    assert isinstance(result, Tensor)
-    return result
+    def _values(self, call: Mapping[str, Any]) -> dict[fx.Node, Any]:
+        keeping, given = _Keeping(self.owner, self.graph), map_tensors(fresh_copy, call)
+        keeping.run(*_flat_inputs(self.owner, self.graph, given), enable_io_processing=False)
+        return keeping.env

@@ -12,10 +12,8 @@ from torch.nn import functional
 
 from surgeon.finding.own_forward import NotTraceableError
 from surgeon.finding.raw_ops import (
-    operand_of,
+    Traced,
     raw_ops,
-    result_of,
-    run_raw,
     trace_complaint,
     trace_forward,
 )
@@ -179,7 +177,7 @@ def test_noise_is_drawn_at_every_run() -> None:
     net, x = Noise(), torch.randn(4, 3)
     graph = trace_forward(net)
     (op,) = raw_ops(graph, net)
-    assert torch.equal(result_of(net, graph, op, {"x": x}), x @ net.w)
+    assert torch.equal(Traced(net, graph).result(op, {"x": x}), x @ net.w)
     code = graph.python_code("self")
     space = dict(code.globals)
     exec(code.src, space)
@@ -275,6 +273,6 @@ def test_one_op_is_run_on_other_features() -> None:
     net, x, other = Raw(), torch.randn(4, 3), torch.randn(4, 3)
     graph = trace_forward(net)
     (op,) = raw_ops(graph, net)
-    assert torch.equal(operand_of(net, graph, op, {"x": x}), x)
-    assert torch.equal(run_raw(net, graph, op, {"x": x}, other), other @ net.w)
-    assert not torch.equal(run_raw(net, graph, op, {"x": x}, x), other @ net.w)
+    assert torch.equal(Traced(net, graph).operand(op, {"x": x}), x)
+    assert torch.equal(Traced(net, graph).run(op, {"x": x}, other), other @ net.w)
+    assert not torch.equal(Traced(net, graph).run(op, {"x": x}, x), other @ net.w)
