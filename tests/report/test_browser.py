@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ addEventListener("load", () => {
         || box(each).top < box(svg).top - 1 || box(each).bottom > box(svg).bottom + 1).map(each => each.textContent)})),
     unreachable: all("a, summary, .scroll").filter(each => each.tabIndex < 0).length};
   const shown = document.createElement("pre");
-  shown.id = "seen";
+  shown.className = "seen-" + frameElement.id;
   shown.textContent = btoa(JSON.stringify(seen).replace(/[^ -~]/g, "?"));
   parent.document.body.append(shown);
 });
@@ -90,12 +91,16 @@ def contrast(one: list[int], other: list[int]) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-def look(text: str, width: int, dark: bool, folder: Path) -> Looked:
-    """Open a copy of a page, with a script that measures it, in a frame: windows are never as narrow as a phone."""
-    page, inside = folder / "looked-at.html", html.escape(text.replace("</body>", f"{LOOK}</body>"))
-    frame = f'<iframe style="border: 0; width: {width}px; height: 1200px" srcdoc="{inside}"></iframe>'
+def look(pages: Mapping[str, tuple[str, int]], dark: bool, folder: Path) -> dict[str, Looked]:
+    """Open copies of pages, each with a script that measures it, in frames: windows are never as narrow as a phone."""
+    frames = (
+        f'<iframe id="{name}" style="border: 0; width: {width}px; height: 1200px" '
+        f'srcdoc="{html.escape(text.replace("</body>", f"{LOOK}</body>"))}"></iframe>'
+        for name, (text, width) in pages.items()
+    )
     around = '<!doctype html><meta charset="utf-8"><style>:root { color-scheme: light dark }</style><body>'
-    page.write_text(around + frame, encoding="utf-8")
+    page = folder / "looked-at.html"
+    page.write_text(around + "".join(frames), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     options += [
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
@@ -105,29 +110,34 @@ def look(text: str, width: int, dark: bool, folder: Path) -> Looked:
     options += [f"--user-data-dir={folder / 'profile'}", f"file://{page}"]
     assert CHROMIUM is not None
     done = subprocess.run([CHROMIUM, *options], capture_output=True, check=True, timeout=120)
-    found = re.search(r'<pre id="seen">([^<]+)</pre>', done.stdout.decode())
-    assert found, done.stderr.decode()[-2000:]
+    found = dict(re.findall(r'<pre class="seen-([^"]+)">([^<]+)</pre>', done.stdout.decode()))
+    assert found.keys() == pages.keys(), done.stderr.decode()[-2000:]
     console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
-    return Looked(json.loads(base64.b64decode(found[1])), console)
+    return {name: Looked(json.loads(base64.b64decode(seen)), console) for name, seen in found.items()}
+
+
+@pytest.fixture(scope="module")
+def pages(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("pages")
+    for kind in KINDS:
+        write_report(made / kind, folder / kind)
+    return {kind: (folder / kind).read_text(encoding="utf-8") for kind in KINDS}
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_page_is_whole_in_a_browser(made: Path, tmp_path: Path, kind: str, width: int, dark: bool) -> None:
-    write_report(made / kind, tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    looked = look(text, width, dark, tmp_path)
-    assert looked.complaints(text.count("<figure>"), width) == []
-    assert len(looked.seen["figures"]) > 0
-    assert (sum(looked.seen["body"]) < 3 * 64) == dark
+def test_pages_are_whole_in_a_browser(pages: dict[str, str], tmp_path: Path, width: int, dark: bool) -> None:
+    for kind, looked in look({kind: (text, width) for kind, text in pages.items()}, dark, tmp_path).items():
+        assert looked.complaints(pages[kind].count("<figure>"), width) == [], kind
+        assert len(looked.seen["figures"]) > 0
+        assert (sum(looked.seen["body"]) < 3 * 64) == dark
 
 
-def test_what_is_wrong_is_seen(made: Path, tmp_path: Path) -> None:
-    write_report(made / "net-run", tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+def test_what_is_wrong_is_seen(pages: dict[str, str], tmp_path: Path) -> None:
+    text = pages["net-run"]
     wrong = text.replace("</main>", '<div style="width: 1000px">wide</div></main><script>gone()</script>')
     wrong = wrong.replace("--soft: #5a626b", "--soft: #aaaaaa").replace("loss</text>", f"{'loss' * 40}</text>")
     wrong = wrong.replace("<figure>", '<figure style="display: none">', 1).replace('tabindex="0"', 'tabindex="-1"')
-    found = " ".join(look(wrong, 390, False, tmp_path).complaints(text.count("<figure>"), 390))
+    looked = look({"wrong": (wrong, 390)}, False, tmp_path)["wrong"]
+    found = " ".join(looked.complaints(text.count("<figure>"), 390))
     for words in ("console: ", "px wide", "figures: ", "cut: ", "not by keyboard", "soft: 2"):
         assert words in found
