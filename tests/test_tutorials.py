@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from docs.notebooks import notebook
+from tests.processes import forked
 from tests.tutorials import ANY, BLOCK, ROOT, aligned, steps
 
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -28,8 +27,7 @@ ELSEWHERE = ("training_loops.md",)
     ],
 )
 def test_the_page_shows_what_its_commands_print(page: object) -> None:
-    command = [sys.executable, "-m", "tests.tutorials", str(page)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    done = forked(ROOT, str(page), program="tests.tutorials", timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

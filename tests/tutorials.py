@@ -96,8 +96,12 @@ def differences(page: Path, fill: bool = False) -> list[str]:
     return found
 
 
-if __name__ == "__main__":
-    pages = [Path(name).resolve() for name in sys.argv[1:] if name != "--fill"]
-    problems = [found for page in pages for found in differences(page, "--fill" in sys.argv)]
+def main(arguments: list[str]) -> None:
+    pages = [Path(name).resolve() for name in arguments if name != "--fill"]
+    problems = [found for page in pages for found in differences(page, "--fill" in arguments)]
     print("\n".join(problems))
     sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -124,6 +124,6 @@ def test_a_fold_by_twice_as_much_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_library_that_is_imported_at_once_is_noticed() -> None:
     broken = TestE3nn()
-    broken.libraries = ("torch",)  # type: ignore[misc]
-    with pytest.raises(AssertionError, match="imports torch"):
+    broken.adapter, broken.libraries = "json.tool:main", ("argparse",)  # type: ignore[misc]
+    with pytest.raises(AssertionError, match="importing json.tool imports argparse"):
         broken.test_importing_it_imports_no_library()

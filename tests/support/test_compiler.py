@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -12,56 +11,42 @@ from torch import Tensor
 
 from surgeon.support.compiler import DispatchMode, compiler_left_out, not_compiled
 
+IN_A_NEW_PROCESS = """
+import sys, torch
+from surgeon.recording.record import record
+from surgeon.support.compiler import compiler_left_out
+from surgeon.support.copies import copied
+from surgeon.support.e3nn_compat import import_e3nn
 
-def in_a_new_process(text: str) -> str:
-    """Run Python where torch's compiler was not imported; what it prints."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+own = torch.compiler.disable
+with compiler_left_out():
+    o3 = import_e3nn()
+
+    @torch.compiler.disable
+    def apart(x, factor=2):
+        return factor * x if not torch.compiler.is_compiling() else 0 * x
+
+layer = o3.Linear("2x0e+1x1o", "1x0e+2x1o")
+copied(layer)
+assert o3.wigner_D(1, *torch.zeros(3, 1)).shape == (1, 3, 3)
+assert len(record(layer, torch.randn(2, 5)).graph.nodes) > 2
+print(torch.compiler.disable is own, "torch._dynamo" in sys.modules, apart(torch.ones(1), factor=3).item())
+graphs = []
+
+def seen(module, inputs):
+    graphs.append([node.target for node in module.graph.nodes if node.op == "call_function"])
+    return module.forward
+
+whole = torch.compile(lambda x: apart(x.sin()).cos(), backend=seen)
+x = torch.ones(2)
+print(torch.equal(whole(x), (2 * x.sin()).cos()), ["mul" in str(graph) for graph in graphs])
+"""
 
 
 @pytest.mark.e3nn
-def test_e3nn_is_imported_and_built_and_recorded_without_the_compiler() -> None:
-    said = in_a_new_process("""
-        import sys, torch
-        from surgeon.recording.record import record
-        from surgeon.support.compiler import compiler_left_out
-        from surgeon.support.copies import copied
-        from surgeon.support.e3nn_compat import import_e3nn
-
-        with compiler_left_out():
-            o3 = import_e3nn()
-        layer = o3.Linear("2x0e+1x1o", "1x0e+2x1o")
-        copied(layer)
-        assert o3.wigner_D(1, *torch.zeros(3, 1)).shape == (1, 3, 3)
-        print(len(record(layer, torch.randn(2, 5)).graph.nodes) > 2, "torch._dynamo" in sys.modules)
-    """)
-    assert said == "True False\n"
-
-
-def test_what_was_decorated_without_the_compiler_is_left_alone_by_it() -> None:
-    said = in_a_new_process("""
-        import sys, torch
-        from surgeon.support.compiler import compiler_left_out
-
-        own = torch.compiler.disable
-        with compiler_left_out():
-            @torch.compiler.disable
-            def apart(x, factor=2):
-                return factor * x if not torch.compiler.is_compiling() else 0 * x
-
-        print(torch.compiler.disable is own, "torch._dynamo" in sys.modules, apart(torch.ones(1), factor=3).item())
-        graphs = []
-
-        def seen(module, inputs):
-            graphs.append([node.target for node in module.graph.nodes if node.op == "call_function"])
-            return module.forward
-
-        whole = torch.compile(lambda x: apart(x.sin()).cos(), backend=seen)
-        x = torch.ones(2)
-        print(torch.equal(whole(x), (2 * x.sin()).cos()), ["mul" in str(graph) for graph in graphs])
-    """)
-    assert said == "True False 3.0\nTrue [False, False]\n"
+def test_e3nn_is_built_and_recorded_without_the_compiler_which_leaves_alone_what_was_decorated_then() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS], capture_output=True, text=True, check=False)
+    assert done.stdout == "True False 3.0\nTrue [False, False]\n", done.stderr
 
 
 def test_other_uses_of_the_decorator_are_torchs_own() -> None:

@@ -23,7 +23,7 @@ from surgeon.training.arms import arm_named
 from surgeon.training.engine import Finetuner
 from surgeon.training.runs import read_record
 from surgeon.training.settings import FinetuneSettings
-from tests.commands import Surgeon, torchrun
+from tests.commands import Surgeon
 from tests.processes import forked
 from tests.tiny import Net, TinyTask
 
@@ -323,7 +323,7 @@ def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_sharding_that_accelerate_would_ignore_is_refused(surgeon: Surgeon) -> None:
-    done = torchrun(surgeon.path, *COMMAND, environment={"ACCELERATE_USE_CPU": "true", **FSDP})
+    done = forked(surgeon.path, *COMMAND, environment={"ACCELERATE_USE_CPU": "true", **FSDP}, count=2)
     assert done.returncode != 0
     assert "FSDP version 2 on accelerators, but accelerate does not shard on the device 'cpu'" in done.stderr
     assert not (surgeon.path / "net-run").exists()
