@@ -37,6 +37,10 @@ atexit.register(shutil.rmtree, os.environ["SURGEON_HOME"], ignore_errors=True)
 gc.set_threshold(10_000, 10, 10)
 # Tests ask what is left of a process that ends, not of a machine that loses its power: nothing waits for the disk.
 os.fsync = lambda descriptor: None
+# Of what seeds devices that are not in use torch keeps a stack trace each time, most of a millisecond.
+if not torch.cuda.is_available():
+    for module in (torch.cuda.random, torch.xpu.random, torch.mtia):
+        module._lazy_call = lambda call, **named: None
 os.umask(0o022)  # task files that a group may write are refused
 
 # A shell that starts the tests in the background lets them, and the processes they start, ignore interrupts.
