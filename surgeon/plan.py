@@ -30,7 +30,6 @@ Source = Literal["annotation", "measurement", "both"]
 StripMode = Literal["drop", "fold"]
 Split = Literal["train", "validation", "test"]
 
-
 PLAN_FORMAT_VERSION = 2
 NOTES_SHOWN = 8
 

@@ -88,8 +88,7 @@ def finetune(
         options: how to find model and task.
         relaxing: where branches go in a checkpoint that was never relaxed, and its group.
         save_every: optimiser steps between further saves.
-        until: the epoch after which it pauses, learning rate and theta being those of the whole training; a call
-            without goes on. None for the end.
+        until: the epoch after which it pauses, with rate and theta of the whole training; None for the end.
         trackers: "tensorboard", "wandb" or "mlflow": where records go, too.
         force: start anew, and replace what is there.
         progress: told how it goes on, in the first process.
@@ -102,32 +101,31 @@ def finetune(
         TrainingError: if the training diverges or is interrupted.
     """
     target, options, settings = Path(target), options or OpenOptions(), settings or FinetuneSettings()
-    if arm is not None:
-        contender = Contender.parse(arm)
-        arm, settings = contender.arm.name, contender.settings(settings)
     with writing_alone(target):
         recover(target)  # first of all: a run that a killed process was saving counts
         resuming = has_run(target) and not force
         start = _started(path, target, arm, options, relaxing, resuming, force)
-        workspace, chosen = start.workspace, start.arm
-        finetuner = _finetuner(start, settings, trackers, target.parent)
+        workspace = start.workspace
+        finetuner = _finetuner(start, settings, arm, trackers, target.parent)
         told = progress if progress is not None and finetuner.accelerator.is_main_process else Progress()
         before = _originals_on_other_data(workspace)  # a restored run may share its tensors with the original
         if resuming:
             _go_on(target, start, finetuner, told)
         _tell_start(told, start, finetuner, before)
-        told.begin(f"arm {chosen.name}", finetuner.selection.metric)
         try:
             result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every, until)
         except KeyboardInterrupt:
             raise _interrupted(target, finetuner.state.epoch) from None
         probed = _probed(target, workspace, finetuner, before)
     told_of = (finetuner.selection.metric, _times_worse(finetuner), result, strip_command(target, workspace))
-    return Finetuned(target, chosen, *told_of, probed)
+    return Finetuned(target, start.arm, *told_of, probed)
 
 
-def _finetuner(start: Start, settings: FinetuneSettings, trackers: Sequence[str], folder: Path) -> Finetuner:
+def _finetuner(
+    start: Start, settings: FinetuneSettings, arm: str | None, trackers: Sequence[str], folder: Path
+) -> Finetuner:
     """Return the run, which has not begun."""
+    settings = settings if arm is None else Contender.parse(arm).settings(settings)
     workspace, task = start.workspace, start.workspace.require_task().task
     relaxation, _ = workspace.require_relaxed()
     preferred = getattr(task, "preferred", {}) if start.arm is ARMS["plain"] else {}
@@ -164,6 +162,7 @@ def _tell_start(told: Progress, start: Start, run: Finetuner, before: Probed) ->
     told.say(f"{run.settings.chosen_optimizer}, learning rate {run.settings.chosen_rate:g}{_why(run)}")
     if run.weights:
         told.say(f"{run.settings.optimizer} acts on {blocks_in_words(run.weights)}; AdamW on the rest")
+    told.begin(f"arm {start.arm.name}", run.selection.metric)
 
 
 def _why(run: Finetuner) -> str:
@@ -222,7 +221,7 @@ def _started(
         )
     if resuming:  # what was changed then counts, and is not asked for again
         options = dataclasses.replace(options, adjustments=read_relaxed(target).config.adjustments or NOTHING)
-    start = start_from(path, arm, options, relaxing)
+    start = start_from(path, None if arm is None else Contender.parse(arm).arm.name, options, relaxing)
     workspace = start.workspace
     # a run that was pulled goes on where it lies
     workspace.refuse_output(target, in_place=resuming and workspace.path.resolve() == target.resolve())

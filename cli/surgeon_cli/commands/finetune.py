@@ -37,18 +37,20 @@ if TYPE_CHECKING:
     from surgeon.training.record import ComparisonRecord
 
 
+ArmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arm", help=f"One of {', '.join(ARMS)}, or plain@soap and the like; default: as the folder strips, or plain."
+    ),
+]
+
+
 @unbundled
 def finetune(
     path: PathArgument = None,
     *,
     out: OutOption = None,
-    arm: Annotated[
-        str | None,
-        typer.Option(
-            "--arm",
-            help=f"One of {', '.join(ARMS)}, or plain@soap and the like; default: as the folder strips, or plain.",
-        ),
-    ] = None,
+    arm: ArmOption = None,
     group: OptionalGroupOption = None,
     reference: ReferenceOption = None,
     probe: ProbeOption = None,
