@@ -201,7 +201,9 @@ def _find_graphs(again: CertifiedAgain, workspace: Workspace, recorded: Mapping[
         again.why[HASHES_CHECK] = note
     elif "graph_sha256" in details:
         found[HASHES_CHECK] = dict(zip(("original", "result"), details["graph_sha256"], strict=True))
-        found["recorded counts"] |= {name: details[name] for name in COUNTS if name in details}
+        found["recorded counts"] = {name: details[name] for name in COUNTS if name in details} | found[
+            "recorded counts"
+        ]
     again.why[CONSTANTS_CHECK] = "the graphs differ"
     known, now = recorded.get("relaxed_graph"), original_graph(original, workspace.require_task())
     again.why[SOURCE_CHECK] = "" if known is None else not_comparable(known, now)

@@ -74,7 +74,8 @@ def write_clean(
         written = {name: write(temporary) for name, write in (extras or {}).items()}
         if config.is_file():
             (temporary / "config.json").write_bytes(config.read_bytes())
-        _write_certificate(temporary, model, tensors, _completed(certificate, original, written), original)
+        completed = _completed(certificate, original, {**written, "tensors": len(tensors)})
+        _write_certificate(temporary, model, tensors, completed, original)
         return sorted(path.name for path in temporary.iterdir())
 
 

@@ -18,7 +18,7 @@ from surgeon.errors import CheckFailedError
 from surgeon.plan import CHILD, Plan
 from surgeon.recording.compare import compare_graphs, erase_branches, forward_part
 from surgeon.recording.record import Recording, record, unchanged
-from surgeon.support.modes import in_training_mode, set_training
+from surgeon.support.modes import in_evaluation_mode, in_training_mode
 from surgeon.support.trees import map_tensors, tensors_in
 
 THETA = 0.1
@@ -68,23 +68,22 @@ def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
     Raises:
         CheckFailedError: with the site and what was measured.
     """
-    module = model.module
-    state = {key: value.clone() for key, value in module.state_dict().items()}
-    set_training(module, False)
-    before, graph = map_tensors(Tensor.detach, model.run()), _record(model)
-    relaxation = relax(module, plan, dense=True, init_scale=1.0, seed=seed)
-    try:
-        _require_equal(before, map_tensors(Tensor.detach, model.run()))
-        _check_graph(graph, _record(model), relaxation)
-        _check_effects(model, relaxation, seed)
-        _check_gradients(model, relaxation)
-    finally:
-        relaxation.enable_penalty(False)
-        strip(module, "drop")
-    after = module.state_dict()
-    if list(after) != list(state) or any(not torch.equal(after[key], state[key]) for key in state):
-        raise CheckFailedError("expected the original's state after stripping, but it differs")
-    differences = compare_graphs(graph.graph, _record(model).graph)
+    with in_evaluation_mode(model.module):  # in which some libraries keep more tensors than in training mode
+        state = {key: value.clone() for key, value in model.module.state_dict().items()}
+        before, graph = map_tensors(Tensor.detach, model.run()), _record(model)
+        relaxation = relax(model.module, plan, dense=True, init_scale=1.0, seed=seed)
+        try:
+            _require_equal(before, map_tensors(Tensor.detach, model.run()))
+            _check_graph(graph, _record(model), relaxation)
+            _check_effects(model, relaxation, seed)
+            _check_gradients(model, relaxation)
+        finally:
+            relaxation.enable_penalty(False)
+            strip(model.module, "drop")
+        after = model.module.state_dict()
+        if list(after) != list(state) or any(not torch.equal(after[key], state[key]) for key in state):
+            raise CheckFailedError("expected the original's state after stripping, but it differs")
+        differences = compare_graphs(graph.graph, _record(model).graph)
     if differences:
         raise CheckFailedError(f"expected the original's graph after stripping: {differences[0]}")
 

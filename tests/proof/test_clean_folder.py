@@ -25,7 +25,9 @@ from surgeon.opening.models import find_model
 from surgeon.opening.options import OpenOptions
 from surgeon.plan import Certificate
 from surgeon.proof.clean_folder import write_clean
+from surgeon.proof.verify import verify_clean
 from tests.commands import Surgeon
+from tests.opening.test_computed_buffers import Cached
 from tests.tiny import Net
 
 GOOD = Certificate({"shapes": True})
@@ -162,6 +164,16 @@ def test_extra_files_are_hashed_and_what_their_writer_says_is_kept(tmp_path: Pat
     assert {name.split("/")[0] for name in data["files"]} == set(files) - {"certificate.json", "README.md"}
     assert data["sha256"] == canonical_digest(data)
     assert data["details"]["original"] == {"file": "net.ckpt", "sha256": original.sha256, "entry": "module"}
+
+
+def test_a_tensor_that_eval_mode_keeps_is_one_of_those_that_are_counted(tmp_path: Path) -> None:
+    net = nn.Sequential(Cached())
+    original = saved(tmp_path, "net.ckpt", net.eval())
+    write_clean(tmp_path / "out", net.train(), Certificate({"shapes": True}, details={"tensors": 1}), original)
+    verification = verify_clean(tmp_path / "out")
+    assert verification.holds, verification.differences
+    clean = open_checkpoint(tmp_path / "out" / "model.safetensors")
+    assert clean.tensors.keys() == original.tensors.keys() == {"0.weight", "0.square"}
 
 
 def test_an_extra_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_refused(case: Case) -> None:
         find(case, build(case))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
+    case = next(case for case in CASES if case.name == "keys of one mode")
+    module = build(case).train(training)
+    keys = list(module.state_dict())
+    check_plan(Model(module, case.inputs(), case.symmetry), find(case, module))
+    assert list(module.state_dict()) == keys
+    assert module.training == training
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.twin], ids=lambda case: case.name)
 def test_no_weights_and_no_perturbation_make_a_twin_a_site(case: Case) -> None:

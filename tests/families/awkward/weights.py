@@ -120,6 +120,24 @@ class Cached(nn.Module):
         return torch.einsum("oc,ncv->nov", kernel, x)
 
 
+class KeptForEvaluation(nn.Module):
+    """A buffer of eval mode alone holds what the weight makes: the state dict has a key more in that mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CHANNELS, CHANNELS))
+
+    def train(self, mode: bool = True) -> KeptForEvaluation:
+        if mode:
+            self._buffers.pop("kernel", None)
+        elif "kernel" not in self._buffers:
+            self.register_buffer("kernel", 2 * self.weight.detach())
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("oc,ncv->nov", 2 * self.weight if self.training else self.get_buffer("kernel"), x)
+
+
 class NoEffect(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -216,6 +234,7 @@ CASES = (
         {"middle.mix.x"},
         audit={"middle.spare.weight": "unused", "middle.frozen.weight": "frozen"},
     ),
+    Case("keys of one mode", "eval mode has a buffer more", lambda: Trunk(KeptForEvaluation()), {"middle.x"}),
     Case("cached kernel", "eval mode does not use the parameter", lambda: Trunk(Cached()), {"middle.x"}),
     Case(
         "no effect",
