@@ -90,6 +90,12 @@ class EthanolTask:
             for name, error in zip(names, errors, strict=True)
         }
 
+    def pairs(self, outputs: Outputs, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return energies per atom and forces, as computed and as labelled, for a report."""
+        atoms = batch["kinds"].shape[1]
+        energies = (outputs["energy"] / atoms, batch["energy"] / atoms)
+        return {"energy (eV/atom)": energies, "force (eV/A)": (outputs["forces"], batch["forces"])}
+
     def adjustable(self, model: torch.nn.Module) -> tuple[str, ...]:
         """Name what :meth:`adjustments` may change."""
         return ("shift",)

@@ -31,7 +31,7 @@ CONFIG_FILE = "surgeon_config.json"
 BASE_FILE = "model.safetensors"
 BRANCH_FILE = "relaxation.safetensors"
 STATE_FOLDER = "training_state"
-RECORDS = ("records.jsonl", "steps.jsonl", "branches.jsonl")
+RECORDS = ("records.jsonl", "steps.jsonl", "branches.jsonl", "figures.json")
 STATE = (f"{STATE_FOLDER}/state.json", f"{STATE_FOLDER}/state.safetensors")
 RELAXED = (CONFIG_FILE, BASE_FILE, BRANCH_FILE, *RECORDS)
 

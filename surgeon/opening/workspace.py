@@ -23,6 +23,7 @@ from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import Float64, RelaxedFiles, split_state
 from surgeon.finding.precision import answer_in_double, run_in_double
 from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.flow import recorded_flow
 from surgeon.opening.loader import as_loaded
 from surgeon.opening.loading import load_branches, load_into
 from surgeon.opening.models import FoundModel
@@ -30,6 +31,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import open_original
 from surgeon.opening.task_calls import task_batches
 from surgeon.opening.tasks import LoadedTask, named_task
+from surgeon.recording.flow import Flow
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, model_dtype, set_training
 from surgeon.support.trees import to_dtype
@@ -98,6 +100,15 @@ class Workspace:
             TaskError: if one cannot be loaded, or is for other models.
         """
         return {name: named_task(spec).for_model(self.model) for name, spec in self.options.probes.items()}
+
+    @functools.cached_property
+    def flow(self) -> Flow | None:
+        """The way of the data through the modules of the model's plan; None if no run of it can be recorded."""
+        task, plan = self.require_task(), self.require_relaxed()[0].plan
+        try:
+            return recorded_flow(self.model, task, plan)
+        except Exception:  # of the user's code, or of the recorder: a training has ended well without a picture of it
+            return None
 
     def adjustable(self) -> tuple[str, ...]:
         """Return the names of the tensors that the task may change before training."""

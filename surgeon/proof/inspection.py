@@ -18,10 +18,11 @@ from surgeon.editing.budget import with_fitting_rank
 from surgeon.errors import TaskError, UsageError
 from surgeon.finding.breaks import Breaks, find_breaks
 from surgeon.opening.evaluation import outputs_on
+from surgeon.opening.flow import recorded_flow
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import plan_for
-from surgeon.opening.task_calls import can_act, task_forward, task_symmetry
+from surgeon.opening.task_calls import can_act, task_symmetry
 from surgeon.opening.tasks import sample_batches
 from surgeon.opening.workspace import Workspace
 from surgeon.optim.blocks import WeightBlocks, find_blocks
@@ -29,8 +30,7 @@ from surgeon.plan import Plan
 from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.equivariance import at_full_relaxation, both_precisions, task_equivariance
 from surgeon.recording.picture import model_picture
-from surgeon.recording.record import record
-from surgeon.support.modes import default_dtype, in_training_mode, model_dtype
+from surgeon.support.modes import default_dtype, model_dtype
 from surgeon.support.stages import Announce, silent, timed
 from surgeon.support.trees import to_dtype
 
@@ -68,10 +68,7 @@ class Inspection:
         model, task = self.workspace.model, self.workspace.require_task()
         if self.workspace.relaxation is not None:
             raise UsageError("expected a checkpoint for a picture, got a relaxed folder: give the original checkpoint")
-        batch = to_dtype(sample_batches(task, 1)[0], model_dtype(model))
-        with in_training_mode(model):
-            recording = record(model, batch, forward=lambda model, x: task_forward(task.task, model, x))
-        return model_picture(recording, self.plan)
+        return model_picture(recorded_flow(model, task, self.plan), self.plan)
 
 
 def inspect(path: str | Path, group: str | Group | None = None, *, options: OpenOptions | None = None) -> Inspection:

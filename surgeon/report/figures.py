@@ -81,6 +81,7 @@ def curves(title: str, x: str, panels: Sequence[Panel], words: str) -> Drawing:
         for axes, panel in zip(every, panels, strict=True):
             _draw_panel(axes, panel)
         axes.set_xlabel(x)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # steps, epochs, numbers
         known = {word: handle for axes in every for handle, word in zip(*axes.get_legend_handles_labels(), strict=True)}
         if known:
             figure.legend(known.values(), known, loc="outside upper left", ncols=_columns(known), fontsize="small")
@@ -121,7 +122,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     values = [value for line in panel.lines for _, value in line.points if value is not None and math.isfinite(value)]
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis, (1.0, 2.0, 5.0) if max(values) < 100 * min(values) else (1.0,))
+        _plain_ticks(axes.yaxis, max(values) / min(values))
     axes.set_title(_label(panel.label, 50), loc="left", fontsize="medium")
 
 
@@ -193,7 +194,8 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
     """
     models = list(dict.fromkeys(model for each in found for model in each.errors))
     numbers = [value for each in found for value in (*each.errors.values(), each.allowed) if value]
-    edge = 10.0 ** (math.floor(math.log10(min(numbers, default=1.0))) - 1)
+    zeros = any(value == 0 for each in found for value in each.errors.values())
+    edge = 10.0 ** (math.floor(math.log10(min(numbers, default=1.0))) - zeros)
 
     def draw(figure: Figure) -> None:
         axes, styles = figure.subplots(), _styles()
@@ -207,7 +209,7 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
             label = "allowed for the result" if number == 0 else None
             axes.plot([limit, limit], [row - 0.4, row + 0.4], color=INK, linestyle=(0, (2, 1)), label=label)
         axes.set_xscale("log")
-        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.xaxis, max(numbers, default=1.0) / edge)
         axes.set_xlim(left=edge / 2)
         axes.set_yticks(range(len(found)), [_label(each.label) for each in found])
         axes.set_ylim(len(found) - 0.4, -0.6)
@@ -217,7 +219,7 @@ def errors_on_log_axis(title: str, x: str, found: Sequence[ErrorRow], words: str
 
     rows: Rows = [["", *models, "allowed"], *([e.label, *(e.errors.get(m) for m in models), e.allowed] for e in found)]
     return Drawing(
-        _svg(title, 1.4 + 0.6 * min(len(found), 6) + 0.22 * max(len(found) - 6, 0), words, draw), words, rows
+        _svg(title, 1.2 + 0.45 * min(len(found), 5) + 0.2 * max(len(found) - 5, 0), words, draw), words, rows
     )
 
 
@@ -263,11 +265,15 @@ def _styles() -> list[tuple[str, str, Any]]:
     return [each for each, _ in zip(zip(cycle(SERIES), cycle(MARKERS), cycle(DASHES)), range(30), strict=False)]
 
 
-def _plain_ticks(axis: Axis, multiples: Sequence[float] = (1.0,)) -> None:
-    """Write the ticks of a logarithmic axis without mathtext, which names in figures must not be read as."""
+def _plain_ticks(axis: Axis, span: float) -> None:
+    """Write the ticks of a logarithmic axis without mathtext, which names in figures must not be read as.
+
+    Args:
+        span: largest by smallest value; below two decades there are ticks inside them.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=multiples, numticks=7))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0,), numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _plain_number(value)))
     axis.set_minor_formatter(NullFormatter())
 

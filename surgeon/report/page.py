@@ -66,11 +66,13 @@ class Drawing:
         svg: as :mod:`surgeon.report.figures` draws it.
         words: what it shows, for those who cannot see it.
         rows: the numbers that are drawn; they are offered as CSV.
+        wide: it has a size of its own, and is moved under a narrow window instead of being made smaller.
     """
 
     svg: str
     words: str
     rows: Rows
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,13 @@ from surgeon.files.seals import check_seal, finish_update
 from surgeon.opening.evaluation import Judging
 from surgeon.recording.labels import arrow
 from surgeon.report.figures import Line, Panel, curves
+from surgeon.report.graph import graph_part
 from surgeon.report.page import NO_BREAK, Bad, Good, Page, Part, Rows
+from surgeon.report.pairs import pairs_part
 from surgeon.report.use import share_part, spectrum_part, use_part
 from surgeon.support.plain import parse_json
 from surgeon.training.arms import ARMS
+from surgeon.training.figures import FIGURES_FILE, read_figures
 from surgeon.training.runs import BRANCHES_FILE, RECORDS_FILE, STEPS_FILE, RunRecord, read_record
 
 THETA, VALIDATION = "θ, loss and penalty over the training", "Validation over the training"
@@ -30,12 +33,13 @@ def run_page(folder: Path) -> Page:
         CheckpointError: if a record is missing, damaged, or not as it was written.
     """
     finish_update(folder)
-    there = [name for name in (BRANCHES_FILE,) if (folder / name).is_file()]
+    there = [name for name in (BRANCHES_FILE, FIGURES_FILE) if (folder / name).is_file()]
     check_seal(folder, (CONFIG_FILE, RECORDS_FILE, STEPS_FILE, *there))
+    figures = read_figures(folder)
     config = RelaxedConfig.from_data(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     record = read_record(folder)
     history, steps = (read_lines(folder / name) for name in (RECORDS_FILE, STEPS_FILE))
-    contents = [content for name in there for content in read_lines(folder / name)]
+    contents = read_lines(folder / BRANCHES_FILE) if BRANCHES_FILE in there else []
     evaluated = [entry for entry in history if entry["validation"]]
     chosen = [entry for entry in evaluated if entry["epoch"] == record.state.best_epoch]
     before, after = (each[0]["validation"] if each else {} for each in (evaluated, chosen))
@@ -52,9 +56,11 @@ def run_page(folder: Path) -> Page:
             _probes(record),
             _theta(steps or [entry for entry in history if entry["loss"] is not None], branched),
             _validation(evaluated, record.judging, branched),
+            pairs_part(figures.pairs),
             use_part(evaluated, [site.key for site in config.plan.sites]),
             share_part({each["site"]: each for each in contents}),
             spectrum_part(contents),
+            graph_part(figures.flow, config.plan, evaluated),
             Part("Sites", _told_of_sites(config), rows=_site_rows(config, record)),
             Part("Settings", rows=[["setting", "value"], *_settings(config, record)], folded=True),
             Part("Epochs", rows=_epoch_rows(history), folded=True),

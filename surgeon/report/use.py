@@ -14,6 +14,9 @@ USE, SHARE, SPECTRUM = "Branches over the training", "Equivariant share of W", "
 SINGLE = 6
 """Sites, at most, of which each has a line with its name; of more the median and the largest have."""
 
+ROUNDING = 1e-6
+"""Of the largest singular value: smaller ones are those of a W of lower rank, in float32."""
+
 ROWS = 20
 """Sites, at most, in a figure that has a row for each."""
 
@@ -89,7 +92,8 @@ def spectrum_part(contents: Sequence[Mapping[str, Any]]) -> Part:
     lines = [Line(pair, points, faint=number >= SINGLE) for number, (pair, points) in enumerate(named)]
     words = (
         "Singular values of the blocks of W from all copies of one irrep to all copies of another, in descending "
-        "order, relative to the largest one of the site; medians over the sites that have so many. No equivariant map "
+        "order, relative to the largest one of the site; medians over the sites that have so many. Those at the level "
+        "of rounding, which a W of lower rank has, are not drawn. No equivariant map "
         "has blocks between different irreps."
     )
     told = [] if len(order) <= SINGLE else [f"The {SINGLE} largest blocks have their names; CSV has all."]
@@ -98,4 +102,5 @@ def spectrum_part(contents: Sequence[Mapping[str, Any]]) -> Part:
 
 def _medians(found: Sequence[Sequence[float]]) -> list[tuple[float, float | None]]:
     longest = max(map(len, found))
-    return [(at + 1, statistics.median([values[at] for values in found if len(values) > at])) for at in range(longest)]
+    medians = [statistics.median([values[at] for values in found if len(values) > at]) for at in range(longest)]
+    return [(number, value if value > ROUNDING else None) for number, value in enumerate(medians, start=1)]

@@ -28,10 +28,11 @@ from surgeon.support.plain import parse_json, read_plain
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
 from surgeon.training.accelerator import gathered, shards
 from surgeon.training.engine import Finetuner
+from surgeon.training.figures import FIGURES_FILE, Figures, read_figures
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.state import TrainingState, random_state, set_random_state
 
-RECORDS_FILE, STEPS_FILE, BRANCHES_FILE = RECORDS
+RECORDS_FILE, STEPS_FILE, BRANCHES_FILE = RECORDS[:3]
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,17 @@ def _write_run(
             added = finetuner.given_added
             merged = added.merged_state() if isinstance(added, WeightUpdates) else None
             write_relaxed(temporary / "relaxed", model, config, metadata, state=merged)
-            ended = state.ended(settings.epochs)
-            contents = branch_contents(added) if ended and isinstance(added, Relaxation) else []
+            branches = added if isinstance(added, Relaxation) and state.ended(settings.epochs) else None
+            contents = [] if branches is None else branch_contents(branches)
+            figures = Figures(finetuner.selection.pairs, None if branches is None else workspace.flow)
         finally:
             model.load_state_dict(_under("model.", tensors))
         for path in (temporary / "relaxed").iterdir():
             path.rename(temporary / path.name)
         (temporary / "relaxed").rmdir()
         (temporary / STATE_FOLDER).mkdir()
-        branches = {} if relaxation is None else relaxation.state_dict()
-        tensors |= {f"penalty.{key}": value for key, value in branches.pop("penalty", {}).items()}
+        states = {} if relaxation is None else relaxation.state_dict()
+        tensors |= {f"penalty.{key}": value for key, value in states.pop("penalty", {}).items()}
         write_tensors(temporary / STATE_FOLDER / "state.safetensors", tensors)
         scaler = getattr(finetuner.accelerator, "scaler", None)
         record = RunRecord(
@@ -137,13 +139,14 @@ def _write_run(
             processes=finetuner.accelerator.num_processes,
             state=state,
             penalty_weight=finetuner.penalty_weight.state_dict(),
-            branches=branches,
+            branches=states,
             scaler=None if scaler is None else scaler.state_dict(),
         )
         write_json(temporary / STATE_FOLDER / "state.json", dataclasses.asdict(record))
         inside = [dataclasses.asdict(content) for content in contents]
         for name, entries in ((RECORDS_FILE, state.history), (STEPS_FILE, state.steps), (BRANCHES_FILE, inside)):
             write_text(temporary / name, "".join(json.dumps(entry) + "\n" for entry in entries))
+        write_json(temporary / FIGURES_FILE, dataclasses.asdict(figures))
         seal_folder(temporary)
 
 
@@ -182,6 +185,7 @@ def restore_run(folder: Path, finetuner: Finetuner) -> None:
     try:
         load_whole_state(finetuner.plain_model, current)
         finetuner.selection.best_weights = {key: best[key].clone() for key in current}
+        finetuner.selection.pairs = dict(read_figures(folder).pairs)
         _restore_optimizer(finetuner, tensors)
         if finetuner.ema is not None:
             finetuner.ema.load(_under("ema.", tensors))

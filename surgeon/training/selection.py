@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.use import watched
 from surgeon.errors import TaskError
-from surgeon.opening.evaluation import evaluate, fitted, is_better
+from surgeon.opening.evaluation import Look, evaluate, fitted, is_better
+from surgeon.opening.pairs import Pairs
 from surgeon.opening.task_calls import primary_metric, task_batches, task_forward
 from surgeon.plan import Task
 from surgeon.support.sharding import reshard, whole_state
 from surgeon.training.accelerator import gathered, shards
 from surgeon.training.ema import Ema
+from surgeon.training.figures import CLEAN, ORIGINAL
 from surgeon.training.session import TrainingSession
 from surgeon.training.settings import PATIENCE_THETA, FinetuneSettings
 from surgeon.training.state import Evaluation, TrainingState
@@ -46,6 +48,7 @@ class BestWeights:
         metric: name of the metric that decides.
         direction: "min" or "max".
         best_weights: state dict on the CPU, branches included; empty before the first evaluation.
+        pairs: a sample of computed values and labels, of the original and of the best weights.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class BestWeights:
     ) -> None:
         self.metric, self.direction = primary_metric(task)
         self.best_weights: dict[str, Tensor] = {}
+        self.pairs: dict[str, Any] = {}
         self._model, self._task, self._settings = model, task, settings
         self._session, self._ema, self._accelerator = session, ema, accelerator
         self._relaxation = None if session is None else session.relaxation
@@ -67,25 +71,25 @@ class BestWeights:
 
     def evaluate(self, state: TrainingState) -> Evaluation:
         """Return clean metrics and those at the present theta, and keep the weights if the clean ones are the best."""
-        use = None
+        use, seen_pairs = None, Pairs(self._task)
         driver = self._accelerator
         # FSDP casts weights to the lower precision in every forward, those of an evaluation included
         precision = driver.autocast() if shards(driver) else nullcontext()
         with precision, self._ema.swapped() if self._ema is not None else nullcontext():
             if self._relaxation is not None and self._looks_at_use(state.epoch):
                 with watched(self._relaxation) as seen:
-                    current = self._metrics()
+                    current = self._metrics(None)
                 use = seen.ratios()
             else:
-                current = self._metrics()
+                current = self._metrics(None if self._relaxation is not None else seen_pairs.see)
             clean = current
             forward = functools.partial(task_forward, self._task)
             session = self._session
             with nullcontext() if session is None else session.clean_evaluation(self._training_batches(), forward):
                 if self._relaxation is not None:
-                    clean = self._metrics()
+                    clean = self._metrics(seen_pairs.see)
                 self._require(clean)
-                self._keep(state, clean)
+                self._keep(state, clean, seen_pairs)
         self._watch_theta(state, clean, current)
         return Evaluation(clean, current, use)
 
@@ -96,11 +100,11 @@ class BestWeights:
         every = math.ceil(sites * (settings.epochs // settings.evaluate_every + 1) / RECORDED)
         return sites > 0 and (epoch == settings.epochs or epoch // settings.evaluate_every % every == 0)
 
-    def _metrics(self) -> Metrics:
+    def _metrics(self, look: Look | None) -> Metrics:
         driver = self._accelerator
         share = (driver.process_index, driver.num_processes)
         try:
-            return evaluate(self._model, self._task, "validation", share, lambda sums: gathered(driver, sums))
+            return evaluate(self._model, self._task, "validation", share, lambda sums: gathered(driver, sums), look)
         finally:
             if shards(driver):
                 reshard(self._model)
@@ -116,13 +120,14 @@ class BestWeights:
                 f"got {', '.join(clean)}: correct primary_metric of the task"
             )
 
-    def _keep(self, state: TrainingState, clean: Metrics) -> None:
+    def _keep(self, state: TrainingState, clean: Metrics, pairs: Pairs) -> None:
         if self.best_weights and not is_better(clean[self.metric], state.best_value, self.direction):
             state.since_best += 1
             return
         state.since_best = 0
         state.best_epoch, state.best_value, state.best_validation = state.epoch, clean[self.metric], clean
         state.best_theta = self._relaxation.thetas if self._relaxation is not None else {}
+        self.pairs[CLEAN if self.best_weights else ORIGINAL] = pairs.found()
         self.best_weights = whole_state(self._model)
 
     def _watch_theta(self, state: TrainingState, clean: Metrics, current: Metrics) -> None:

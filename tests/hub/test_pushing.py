@@ -47,7 +47,7 @@ def test_what_is_uploaded(logged_in: Hub, made: Path) -> None:
     local = files_of(made / "run")
     assert set(held) == {
         *("README.md", "model.safetensors", "relaxation.safetensors", "surgeon_config.json"),
-        *("records.jsonl", "steps.jsonl", "branches.jsonl"),
+        *("records.jsonl", "steps.jsonl", "branches.jsonl", "figures.json"),
     }
     assert pushed.commit == logged_in.store.repos[REPO].head.id
     assert {name for name in held if held[name] != local[name]} == {"README.md", "surgeon_config.json"}

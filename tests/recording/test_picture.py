@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.algebra.representations.build import representation_from
+from surgeon.plan import AuditEntry, Plan
+from surgeon.recording import flow
+from surgeon.recording.flow import INPUT, OUTPUT, boxed_modules, data_flow
 from surgeon.recording.labels import representation_in_words
-from surgeon.recording.picture import INPUT, OUTPUT, data_flow, model_picture
+from surgeon.recording.picture import model_picture
 from surgeon.recording.record import record
 from tests.families.awkward.case import gated, vectors
 from tests.nets import default_dtype
@@ -40,11 +43,22 @@ class Chain(nn.Module):
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[ElementTree.Element, str]:
+    torch.default_generator.manual_seed(0)  # a fixture of the module is made before a test's own seed
     with default_dtype(torch.float64):
         net = Chain()
     plan = surgeon.find(net, "SO3", vectors(), adapters={}, act=lambda g, x: x @ g.T, act_output=lambda g, y: y)
-    text = model_picture(record(net.train(), vectors()), plan)
+    text = model_picture(data_flow(record(net.train(), vectors()), boxed_modules(plan)), plan)
     return ElementTree.fromstring(text), text
+
+
+def test_many_modules_are_folded_into_those_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = tuple(AuditEntry(f"{name}.weight", 1, "unexplained", "") for name in ("a.0.x", "a.0.y", "a.1.x", "b"))
+    plan = Plan("SO3", (), audit=audit)
+    assert list(boxed_modules(plan)) == ["a.0.x", "a.0.y", "a.1.x", "b"]
+    monkeypatch.setattr(flow, "MOST", 3)
+    assert boxed_modules(plan) == {"a.0": "unexplained", "a.1": "unexplained", "b": "unexplained"}
+    monkeypatch.setattr(flow, "MOST", 1)
+    assert boxed_modules(plan) == {"a": "unexplained", "b": "unexplained"}
 
 
 def boxes(root: ElementTree.Element) -> list[tuple[float, float, float, float, list[str]]]:
@@ -82,13 +96,13 @@ def test_nothing_is_loaded_from_elsewhere(drawn: tuple[ElementTree.Element, str]
 
 def test_flow_follows_the_data_and_leaves_out_shortcuts() -> None:
     net = Chain()
-    flow = data_flow(record(net, vectors().float()), [name for name, _ in net.named_modules() if name])
-    assert ("layers.0", "layers.1") in flow.edges
-    assert ("layers.1", "layers.2") in flow.edges
-    assert ("layers.1", "layers.3") not in flow.edges  # the skip connection: layers.2 says it already
-    assert ("scale", "head") in flow.edges
-    assert ("scale", "layers.0") not in flow.edges
-    assert all(flow.level[source] < flow.level[target] for source, target in flow.edges)
+    found = data_flow(record(net, vectors().float()), [name for name, _ in net.named_modules() if name])
+    assert ("layers.0", "layers.1") in found.edges
+    assert ("layers.1", "layers.2") in found.edges
+    assert ("layers.1", "layers.3") not in found.edges  # the skip connection: layers.2 says it already
+    assert ("scale", "head") in found.edges
+    assert ("scale", "layers.0") not in found.edges
+    assert all(found.level[source] < found.level[target] for source, target in found.edges)
 
 
 @pytest.mark.parametrize(

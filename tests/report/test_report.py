@@ -16,6 +16,7 @@ import pytest
 from surgeon.errors import CheckpointError, ExistsError, SurgeonError, UsageError
 from surgeon.files.clean import sealed
 from surgeon.files.seals import seal_folder
+from surgeon.report.graph import GRAPH
 from surgeon.report.page import NO_BREAK
 from surgeon.report.pairs import PAIRS
 from surgeon.report.run import THETA, VALIDATION
@@ -98,6 +99,13 @@ def test_what_the_branches_did_is_drawn_site_by_site(folder: Path) -> None:
     assert all(value > 0 for entry in history[1:-1] for value in entry["use"]["lie"])
     assert history[-1]["theta"] == [0.0, 0.0]
     assert set(history[-1]["use"]["lie"]) == {0.0}
+    largest = [max(entry["use"]["share"][number] for entry in history) for number in range(len(keys))]
+    assert seen.column(GRAPH, "largest |Wx| / |f(x)|") == [None, *largest, None]
+    assert all(f": {value:.2g}<" in seen.svg[GRAPH] for value in largest)
+    fills = re.findall(r'fill="var\(--c0\)" fill-opacity="([0-9.]+)"', seen.svg[GRAPH])[2:]
+    assert sorted(zip(largest, map(float, fills), strict=True)) == sorted(
+        zip(sorted(largest), sorted(map(float, fills)), strict=True)
+    )
     assert min(history[-1]["use"]["share"]) > 0
 
 
@@ -154,6 +162,15 @@ def test_pairs_of_a_certificate_are_drawn_name_by_name(folder: Path) -> None:
     assert seen.column(PAIRS, "computed") == 3 * found["computed"]
     names = [row[:2] for row in seen.csv[PAIRS][1::3]]
     assert names == [["force on H (eV/A)", "original"], ["energy", "original"], ["energy", "stripped"]]
+    changed(
+        folder / "net-run" / "figures.json", lambda data: data.update(pairs={"clean": {"energy": found}}, flow=None)
+    )
+    seal_folder(folder / "net-run")
+    seen = report(folder / "net-run")
+    assert seen.csv[PAIRS][1:] == [
+        ["energy", "clean", str(x), str(y)] for x, y in zip(found["label"], found["computed"], strict=True)
+    ]
+    assert GRAPH not in seen.csv
     changed(folder / "net-clean" / "certificate.json", lambda data: data["details"].pop("pairs"))
     assert PAIRS not in report(folder / "net-clean").csv
 

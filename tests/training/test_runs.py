@@ -26,6 +26,7 @@ from surgeon.opening.workspace import Workspace
 from surgeon.plan import StripMode
 from surgeon.training.arms import arm_named
 from surgeon.training.engine import Finetuner
+from surgeon.training.figures import read_figures
 from surgeon.training.runs import has_run, read_record, restore_run, save_run
 from surgeon.training.settings import FinetuneSettings
 from tests.commands import Surgeon, files_in
@@ -62,6 +63,11 @@ def start(
     return workspace, Finetuner(workspace.model, chosen, settings, arm_named(arm), workspace.relaxation)
 
 
+class Paired(TinyTask):
+    def pairs(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, ...]]:
+        return {"vector": (outputs, batch["target"])}
+
+
 class StopError(Exception):
     pass
 
@@ -78,13 +84,13 @@ def stopping(workspace: Workspace, out: Path, epoch: int) -> Callable[[Finetuner
 @pytest.mark.parametrize("arm", ["drop", "fold"])
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(folder: Path, tmp_path: Path, arm: str, epoch: int) -> None:
-    workspace, whole = start(folder, arm)
+    workspace, whole = start(folder, arm, task=Paired())
     expected = whole.run(on_save=lambda run: save_run(tmp_path / "whole", run, workspace))
-    workspace, first = start(folder, arm)
+    workspace, first = start(folder, arm, task=Paired())
     with pytest.raises(StopError):
         first.run(on_save=stopping(workspace, tmp_path / "run", epoch))
     torch.manual_seed(99)
-    workspace, second = start(folder, arm)
+    workspace, second = start(folder, arm, task=Paired())
     restore_run(tmp_path / "run", second)
     assert second.state.epoch == epoch
     result = second.run(on_save=lambda run: save_run(tmp_path / "run", run, workspace))
@@ -97,6 +103,13 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(folder: Path, tmp_path: Pa
         left, right = (open_checkpoint(tmp_path / run / name).tensors for run in ("run", "whole"))
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left), name
+    figures = read_figures(tmp_path / "run")
+    assert figures == read_figures(tmp_path / "whole")
+    for model, validation in (("original", expected.history[0]["validation"]), ("clean", expected.validation)):
+        both = torch.tensor([figures.pairs[model]["vector"][name] for name in ("computed", "label")])
+        assert float((both[0] - both[1]).square().mean()) == pytest.approx(validation["mse"], rel=1e-3)
+    assert figures.flow is not None
+    assert figures.flow.boxes == ("inputs", "first", "second", "outputs")
 
 
 def test_a_task_that_stops_in_the_middle_of_an_epoch(folder: Path, tmp_path: Path) -> None:
