@@ -96,7 +96,7 @@ def _checked_file(
     converted = to_onnx(model, stripped.task, sample, opset, kept)
     graph = converted.graph
     names = _name_outputs(graph, list(wanted.values()))
-    name_sizes(graph)
+    name_sizes(graph, sample.titles())
     inputs, axes = [value.name for value in graph.inputs], axes_of_graph(graph)
     digest = signature_hash(signature(converted, names_in_evaluation(model)))
     about = _facts(stripped, sample, inputs, dict(zip(kept, names, strict=True)))

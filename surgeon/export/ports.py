@@ -14,11 +14,15 @@ MADE_UP_SIZE = 3
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
-def name_sizes(graph: Any) -> None:
-    """Call each free size of an ONNX graph after the first input axis that has it, as ``positions_0``; in place."""
+def name_sizes(graph: Any, titles: Mapping[tuple[str, int], str]) -> None:
+    """Give the free sizes of an ONNX graph their names, in place.
+
+    Args:
+        titles: as :meth:`surgeon.export.sample.Sample.titles` gives them.
+    """
     import onnx_ir
 
-    names = _names((value.name, value.shape or ()) for value in graph.inputs)
+    names = _names(((value.name, value.shape or ()) for value in graph.inputs), titles)
     made = [value for node in graph.all_nodes() for value in node.outputs]
     for value in [*graph.inputs, *made]:
         if value.shape is not None:
@@ -33,13 +37,13 @@ def axes_of_graph(graph: Any) -> dict[str, str]:
     }
 
 
-def axes_of_program(program: Any) -> dict[str, str]:
-    """Return the same for a ``torch.export`` program that takes and returns dicts of tensors."""
+def axes_of_program(program: Any, titles: Mapping[tuple[str, int], str]) -> dict[str, str]:
+    """Return the same for a ``torch.export`` program that takes and returns dicts of tensors; ``titles`` as above."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     signature = program.graph_signature
     given = dict(zip(inputs_of(program), (values[name] for name in signature.user_inputs), strict=True))
     returned = program.call_spec.out_spec.unflatten([values[name] for name in signature.user_outputs])
-    names = _names((name, value.shape) for name, value in given.items())
+    names = _names(((name, value.shape) for name, value in given.items()), titles)
     return {
         name: _words(str(value.dtype).removeprefix("torch."), [str(_named(size, names)) for size in value.shape])
         for name, value in [*given.items(), *returned.items()]
@@ -53,13 +57,13 @@ def made_up(axes: str) -> tuple[str, tuple[int, ...]]:
     return kind, tuple(int(size) if size.isdigit() else MADE_UP_SIZE for size in listed)
 
 
-def _names(inputs: Iterable[tuple[str, Sequence[Any]]]) -> dict[str, str]:
+def _names(inputs: Iterable[tuple[str, Sequence[Any]]], titles: Mapping[tuple[str, int], str]) -> dict[str, str]:
     """Return the name of every symbol that is itself the size of some axis."""
     names: dict[str, str] = {}
     for name, sizes in inputs:
         for axis, size in enumerate(sizes):
             if not isinstance(size, int) and _SYMBOL.fullmatch(str(size)):
-                names.setdefault(str(size), f"{name}_{axis}")
+                names.setdefault(str(size), titles.get((name, axis), f"{name}_{axis}"))
     return names
 
 

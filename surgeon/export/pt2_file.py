@@ -52,7 +52,7 @@ def export_pt2(path: Path, stripped: Stripped, *, announce: Callable[[str], None
 def _checked_file(path: Path, stripped: Stripped, sample: Sample, announce: Callable[[str], None]) -> dict[str, Any]:
     """Export a model, write the archive and check it."""
     program = to_program(stripped.model, stripped.task, sample)
-    inputs, axes = inputs_of(program), axes_of_program(program)
+    inputs, axes = inputs_of(program), axes_of_program(program, sample.titles())
     save_program(program, path)
     written = read_archive(path)
     differing = differing_tensors(written, stripped.model)

@@ -80,6 +80,19 @@ class Sample:
         told = "of one size in all batches of the task, while the model itself runs at others"
         return f"{told}: {', '.join(axes)}" if axes else ""
 
+    def titles(self) -> dict[tuple[str, int], str]:
+        """Return names of free axes, by tensor and axis: ``positions_0``, that of the first one of always equal size.
+
+        An axis that has one size in all batches here has a name of its own: nothing tells what it goes with.
+        """
+        batches = [tensors_in(batch) for batch in (self.batch, *self.others)]
+        first, found = dict[tuple[int, ...], str](), dict[tuple[str, int], str]()
+        for index, (name, axes) in enumerate(zip(self.names, self.dynamic, strict=True)):
+            for axis in axes:
+                sizes, title = tuple(tensors[index].shape[axis] for tensors in batches), f"{name}_{axis}"
+                found[name, axis] = first.setdefault(sizes, title) if len(set(sizes)) > 1 else title
+        return found
+
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """Return the example batch with other tensors, in the order of ``tensors_in``."""
         return _with_tensors(self.batch, tensors)

@@ -56,6 +56,7 @@ def test_kinds_of_atoms_are_sliced_only_where_the_task_says_that_first_axes_coun
     batch = {"kinds": torch.zeros(8, 5, dtype=torch.int64), "positions": torch.zeros(8, 5, 3)}
     found = sample(Given([batch], {"kinds": [0], "positions": [0]}))
     assert [shapes(each)[0] for each in (found.batch, *found.others)] == [(7, 5), (3, 5), (5, 5), (11, 5)]
+    assert found.titles() == {("kinds", 0): "kinds_0", ("positions", 0): "kinds_0"}
     with pytest.raises(TaskError):  # as edges, they could point at rows
         sample(Given([batch]))
 
@@ -63,6 +64,7 @@ def test_kinds_of_atoms_are_sliced_only_where_the_task_says_that_first_axes_coun
 def test_clouds_of_several_sizes_are_sliced_and_keep_both_axes() -> None:
     found = sample(Given([{"points": torch.zeros(8, 3, count)} for count in (10, 12)]))
     assert found.dynamic == ((0, 2),)
+    assert found.titles() == {("points", 0): "points_0", ("points", 2): "points_2"}
     assert {tuple(batch["points"].shape) for batch in found.others} == {
         (3, 3, 10),
         (5, 3, 10),
