@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -17,6 +18,14 @@ def finetune_command(folder: Path, workspace: Workspace) -> str:
     """Return the command that trains a folder that was just made of an opened checkpoint."""
     module = workspace.found.factory is None and workspace.checkpoint.module is not None
     return _command("finetune", folder, workspace.options, trust_pickle=module)
+
+
+def trial_command(workspace: Workspace) -> str:
+    """Return the command that tries, part by part, the task of an opened checkpoint."""
+    options = dataclasses.replace(workspace.options, probes={}, original=None)
+    known = options.task is not None and Path(options.task).is_file()
+    flags = ["--task", str(options.task), *_arguments("--task-args", options.task_arguments)] if known else []
+    return _command("init", Path(workspace.name), options, *flags, trust_pickle=options.trust_pickle)
 
 
 def strip_command(folder: Path, workspace: Workspace) -> str:

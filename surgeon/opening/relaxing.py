@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.budget import with_blocks, with_fitting_rank, with_rank, within_budget
 from surgeon.editing.insert import relax
@@ -20,14 +23,16 @@ from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import Penalty, RecordedGraph, write_relaxed
 from surgeon.opening.adjusting import adjusted
 from surgeon.opening.description import original_graph, relaxed_config
-from surgeon.opening.evaluation import evaluate, evaluate_probes, in_words, rehearse
-from surgeon.opening.next_command import finetune_command
+from surgeon.opening.evaluation import evaluate, evaluate_probes, fitted, in_words, rehearse
+from surgeon.opening.next_command import finetune_command, trial_command
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import plan_for, read_plan
+from surgeon.opening.task_calls import task_batches, task_forward, task_loss
 from surgeon.opening.workspace import Workspace
-from surgeon.plan import Plan, StripMode
+from surgeon.plan import Plan, StripMode, Task
 from surgeon.support.imports import one_line
+from surgeon.support.modes import in_evaluation_mode
 from surgeon.support.stages import Stages
 
 PENALTY: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
@@ -90,7 +95,8 @@ class Relaxed:
         relaxation: handle on the branches, in the network that was opened.
         parameters: of the network itself.
         seconds: that opening and relaxing took.
-        next: the command that goes on with the folder; empty without one.
+        next: the command that goes on with the folder, or tries the task where that fails; empty without a folder.
+        fails: whether the task does, so that the model cannot be trained on it.
         before: metrics of the model on the validation split, before any training.
         probes: by the names of the probes, its metrics on their test splits.
         told: what was found before the branches were inserted, in sentences.
@@ -101,6 +107,7 @@ class Relaxed:
     parameters: int
     seconds: Mapping[str, float]
     next: str = ""
+    fails: bool = False
     before: Mapping[str, float] = field(default_factory=dict)
     probes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     told: tuple[str, ...] = ()
@@ -154,7 +161,8 @@ def relax_checkpoint(
         stages = Stages(workspace.options.stage)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
         stages("wrote the folder")
-    return dataclasses.replace(relaxed, folder=Path(target), next=finetune_command(Path(target), workspace))
+    goes_on = trial_command(workspace) if relaxed.fails else finetune_command(Path(target), workspace)
+    return dataclasses.replace(relaxed, folder=Path(target), next=goes_on)
 
 
 def _early_graph(workspace: Workspace) -> RecordedGraph | None:
@@ -168,7 +176,7 @@ def _early_graph(workspace: Workspace) -> RecordedGraph | None:
 def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: float) -> Relaxed:
     if workspace.task is not None:
         rehearse(workspace.model, workspace.task.task)
-    before, words = _before(workspace)
+    before, words, fails = _before(workspace)
     probes = evaluate_probes(workspace.model, workspace.probes)
     on_probes = [f"before, on {name}: {in_words(workspace.probes[name].task, probes[name])}" for name in probes]
     opened = time.perf_counter()
@@ -183,21 +191,30 @@ def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: 
     )
     seconds = {"open": opened - started, "relax": time.perf_counter() - opened}
     told = tuple(filter(None, (said, words, *on_probes)))
-    return Relaxed(None, relaxation, own, seconds, before=before, probes=probes, told=told)
+    return Relaxed(None, relaxation, own, seconds, fails=fails, before=before, probes=probes, told=told)
 
 
-def _before(workspace: Workspace) -> tuple[Mapping[str, float], str]:
-    """Evaluate the model as it was opened, which shows wrong weights at once; what is in the way is said."""
+def _before(workspace: Workspace) -> tuple[Mapping[str, float], str, bool]:
+    """Evaluate the model as it was opened, which shows wrong weights at once; say what is in the way, and if it is."""
     if workspace.task is None:
-        return {}, ""
+        return {}, "", False
     task = workspace.task.task
     try:
         metrics = evaluate(workspace.model, task, "validation")
+        _try_loss(workspace.model, task)
     except SurgeonError as error:
-        return {}, f"before: no metrics, {error}"
+        return {}, f"before: no metrics, {error}", True
     except Exception as error:  # of the user's code; a model can be relaxed all the same
-        return {}, f"before: no metrics, the task fails on the validation split with {one_line(error)}"
-    return metrics, f"before: {in_words(task, metrics)}"
+        told = f"the task fails on the validation split with {one_line(error)}: correct it before training"
+        return {}, f"before: no metrics, {told}", True
+    return metrics, f"before: {in_words(task, metrics)}", False
+
+
+def _try_loss(model: nn.Module, task: Task) -> None:
+    """Compute the loss of one batch, which metrics need not do."""
+    batch = fitted(next(iter(task_batches(task, "validation", 0))), model)
+    with torch.random.fork_rng(devices=[]), in_evaluation_mode(model):
+        task_loss(task, task_forward(task, model, batch), batch)
 
 
 def wanted_plan(workspace: Workspace, settings: RelaxSettings) -> Plan:

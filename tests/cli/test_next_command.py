@@ -40,3 +40,14 @@ def test_the_next_command_works_as_printed(surgeon: Surgeon, what: str) -> None:
         ("export", True) if what == "pickled module" else ("strip", False)
     )
     assert ("--trust-pickle" in train, "--trust-pickle" in strip) == (what == "pickled module",) * 2
+
+
+def test_where_the_task_fails_the_next_command_tries_it(surgeon: Surgeon) -> None:
+    text = Path("task.py").read_text()
+    Path("task.py").write_text(
+        text.replace("def loss(self, outputs: Tensor", "def loss(self, outputs: Tensor, more: Tensor")
+    )
+    told = surgeon("relax", "net.pt", "--task", "task.py").out
+    assert "the task fails on the validation split with TypeError" in told
+    assert following(told) == ["init", "net.pt", "--task", "task.py"]
+    assert "TypeError" in surgeon(*following(told), code=1).out

@@ -65,7 +65,12 @@ def test_another_architecture(clean: Surgeon) -> None:
 def test_what_was_not_checked_is_said(clean: Surgeon) -> None:
     Path("task.py").rename("data.py")
     told = clean("verify", "net-clean", "--against", "net.pt").out
-    assert "give --task or --model" in told
+    sentence = (
+        "not looked at, which `surgeon verify net-clean --against net.pt --task FILE` does: recorded module classes"
+    )
+    assert sentence in told
+    assert "give --task or --model" not in told
+    assert "give --task or --model" in clean("verify", "net-clean", "--against", "net.pt", "--verbose").out
     assert "everything that was checked holds; 11 not checked" in told
     assert "not checked" not in clean(*VERIFY, "--task", "data.py", "--strict").out.splitlines()[-1]
     strict = clean("verify", "net-clean", "--against", "net.pt", "--strict", code=1).err
@@ -74,7 +79,7 @@ def test_what_was_not_checked_is_said(clean: Surgeon) -> None:
 
 def test_a_folder_alone(clean: Surgeon) -> None:
     told = clean("verify", "net-clean").out
-    assert "give --against" in told
+    assert "which `surgeon verify net-clean --against net.pt --task FILE` does: original checkpoint, " in told
     assert "everything that was checked holds; " in told
     assert "the certificate says 'same function'" in told
     measured = clean("verify", "net-clean", "--task", "task.py", "--group", "O3", "--json").data

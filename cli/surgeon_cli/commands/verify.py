@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +25,8 @@ from surgeon_cli.options import (
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from surgeon.proof.verdict import Verification
+    from surgeon.opening.options import OpenOptions
+    from surgeon.proof.verdict import Finding, Verification
 
 CleanArgument = Annotated[
     Path, typer.Argument(metavar="CLEAN", help="Folder written by `surgeon strip`, or hf:// path.")
@@ -74,7 +76,7 @@ def verify(
     if json_output:
         print_json(_data(path, against, verification))
     else:
-        _show(verification, verbose or not verification.holds)
+        _show(verification, verbose or not verification.holds, _whole(path, against, options, verification))
     if not verification.holds:
         count = len(verification.differences)
         said = "its certificate says" if against is None else f"its certificate and {shown(against)!r} say"
@@ -97,16 +99,25 @@ def _data(path: Path, against: Path | None, verification: Verification) -> dict[
     return {"folder": shown(path), "against": None if against is None else shown(against), **data, "recorded": recorded}
 
 
-def _show(verification: Verification, verbose: bool) -> None:
+def _whole(path: Path, against: Path | None, options: OpenOptions, verification: Verification) -> str:
+    """Return the command that looks at everything."""
+    original = shown(against) if against else PurePath(verification.recorded["details"]["original"]["file"]).name
+    return shlex.join(["surgeon", "verify", shown(path), "--against", original, "--task", options.task or "FILE"])
+
+
+def _show(verification: Verification, verbose: bool, whole: str) -> None:
     from surgeon.proof.words import ERRORS, PROBED, error_rows, error_words, probe_rows
 
     told = {"holds": "yes", "differs": "NO"}
+    left = [] if verbose else [entry for entry in verification.findings if _is_for_want_of_files(entry)]
     rows = [
         (entry.name, told.get(entry.outcome, entry.outcome), entry.note)
         for entry in verification.findings
-        if verbose or entry.outcome in ("differs", "not checked", "not recorded")
+        if verbose or (entry.outcome in ("differs", "not checked", "not recorded") and entry not in left)
     ]
     print_table("verification", [("what", "holds", "how, or what is missing"), *rows])
+    if left:
+        say(f"not looked at, which `{whole}` does: {', '.join(entry.name for entry in left)}")
     counts = Counter(entry.outcome for entry in verification.findings)
     say("findings: " + ", ".join(f"{count} {_OUTCOMES.get(outcome, outcome)}" for outcome, count in counts.items()))
     recorded, now = verification.recorded, verification.to_data()["equivariance"]
@@ -128,6 +139,11 @@ def _show(verification: Verification, verbose: bool) -> None:
         say(f"note: {note}")
     for difference in verification.differences:
         say(f"difference: {difference}")
+
+
+def _is_for_want_of_files(entry: Finding) -> bool:
+    missing = entry.note.split("; ") if entry.outcome == "not checked" else [""]
+    return all(each.startswith(("give --against", "give --task")) for each in missing)
 
 
 def _told(value: float | None) -> str:
