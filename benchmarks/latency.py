@@ -2,8 +2,8 @@
 
 Each network has random weights, is exported with all the checks of ``surgeon export --onnx``, and is then run on one
 batch, eager and in ONNX Runtime in turn, one thread each, on the CPU. Besides the time that passes, the processor time
-is taken, which a busy machine changes less. Networks are added to the record one by one; those of other libraries need
-their own environment::
+is taken, which a busy machine changes less. Networks are added one by one to the record and the table of docs/export.md
+(those of other libraries need their own environment)::
 
     python benchmarks/latency.py
     .venv-mace/bin/python benchmarks/latency.py mace
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.export.checks import session_of
 from surgeon.export.onnx_file import export_onnx
 from surgeon.export.outputs import Selection
-from surgeon.export.sample import sample_of
+from surgeon.export.sample import sample_for
 from surgeon.export.stripped import Stripped
 from surgeon.opening.task_calls import task_batches, task_forward
 from surgeon.opening.tasks import load_task
@@ -43,6 +44,8 @@ from surgeon.support.trees import tensors_in, to_dtype
 from surgeon.support.versions import machine, versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
+PAGE = ROOT / "docs" / "export.md"
+BEGIN, END = "<!-- latency: by benchmarks/latency.py -->", "<!-- end of latency -->"
 WARM_UP = 5
 BIG = 1_000_000
 """Bytes of tensors from which on the size of a file is judged."""
@@ -160,16 +163,16 @@ def measure(name: str, repeats: int, folder: Path) -> dict[str, Any]:
     model, path = network.model.train(), folder / f"{name}.onnx"  # some models cannot be copied in eval mode
     original, double, group = copy.deepcopy(model), copy.deepcopy(model).double(), parse_group(network.group)
     start = time.perf_counter()
+    stripped = Stripped(model.eval(), original.eval(), double.eval(), network.task, group)
     record = export_onnx(
         path,
-        Stripped(model.eval(), original.eval(), double.eval(), network.task, group),
+        stripped,
         selection=network.selection,
         announce=lambda text: print(f"{name}: {text}", file=sys.stderr),
     )
     seconds = time.perf_counter() - start
     batch = to_dtype(next(iter(task_batches(network.task, "test", 0))), torch.float32)
-    names = sample_of(network.task, torch.float32).names
-    inputs = dict(zip(names, tensors_in(batch), strict=True))
+    inputs = dict(zip(sample_for(stripped).names, tensors_in(batch), strict=True))
     return {
         "network": (NETWORKS[name].__doc__ or "").strip().rstrip("."),
         "batch": {key: list(tensor.shape) for key, tensor in inputs.items() if key in record["inputs"]},
@@ -226,6 +229,35 @@ def _quartiles(values: list[float]) -> dict[str, float]:
     return {"lower": round(low, 3), "median": round(middle, 3), "upper": round(high, 3)}
 
 
+def table(record: Mapping[str, Any]) -> str:
+    """Return the record as lines of Markdown; times are those of the processor."""
+    rows = [_row(record[name]) for name in NETWORKS if name in record]
+    head = ["network", "batch", "parameters", "eager, ms", "ONNX Runtime, ms", "ratio"]
+    head += ["file, MB", "file to its tensors", "measured"]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    times = [entry[f"{name}_processor_ms"] for name in ("eager", "onnxruntime")]
+    name, shape = next(iter(entry["batch"].items()))
+    return [
+        entry["network"],
+        f"{name} {' × '.join(map(str, shape))}",
+        f"{entry['parameters']:,}",
+        *(f"{each['median']:.3g} ({each['lower']:.3g}–{each['upper']:.3g})" for each in times),
+        f"{entry['eager_to_onnxruntime_processor']['median']:.1f}",
+        f"{entry['file_bytes'] / 1e6:.3g}",
+        f"{entry['file_to_tensors']:.2f}",
+        entry["date"],
+    ]
+
+
+def page(text: str, record: Mapping[str, Any]) -> str:
+    """Return a page with the table of a record between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table(record)}\n{END}{rest.partition(END)[2]}"
+
+
 def main() -> None:
     """Measure the named networks and add them to the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -244,6 +276,7 @@ def main() -> None:
             found = measure(name, options.repeats, Path(folder))
         load.append(os.getloadavg()[0])
         entry = {
+            "date": f"{datetime.date.today():%-d %B %Y}",
             "command": f"python benchmarks/latency.py {name} --repeats {options.repeats}",
             "machine": {
                 **machine(),
@@ -253,7 +286,9 @@ def main() -> None:
             **found,
         }
         record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps({**record, name: entry}, indent=2) + "\n")
+        record[name] = entry
+        RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+        PAGE.write_text(page(PAGE.read_text("utf-8"), record), encoding="utf-8")
         print(json.dumps({name: entry}, indent=2), flush=True)
         if found["tensor_bytes"] > BIG and found["file_to_tensors"] > 1.3:
             sys.exit(

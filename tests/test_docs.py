@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import surgeon
 from surgeon import errors
@@ -84,6 +90,34 @@ def test_the_site_has_every_page_and_name() -> None:
     assert len(navigation) == len(set(navigation))
     listed = set(re.findall(r"\w+", (ROOT / "docs" / "hooks.py").read_text("utf-8")))
     assert set(surgeon.__all__) - listed == set()
+
+
+@pytest.mark.parametrize("name", ["first_command", "latency"])
+def test_a_generated_table_is_that_of_its_record(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module(name)
+    text, record = benchmark.PAGE.read_text("utf-8"), json.loads(benchmark.RESULTS.read_text("utf-8"))
+    assert benchmark.page(text, record) == text
+    assert benchmark.page(text.replace(benchmark.table(record), "old"), record) == text
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/potential/README.md"])
+def test_the_comparison_on_a_page_is_that_of_its_record(page: str) -> None:
+    record = json.loads((ROOT / "examples" / "potential" / "sweep.json").read_text("utf-8"))
+    shown = re.findall(r"^\| (?:AdamW|SOAP).*?(\|.*) \|$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    assert [row.replace("*", "") for row in shown] == [_compared(record, row) for row in record["rows"]]
+
+
+def _compared(record: Any, row: Any) -> str:
+    """Return rate, error, difference and energies of an arm as a page shows them."""
+    energies = [run["test"]["energy_mae"] for run in record["runs"] if run["arm"] == row["arm"]]
+    percent = 100 / record["rows"][0]["mean"]
+    share = f"{percent * row['difference']:+.1f} ± {percent * row['half_width']:.1f} % " if row["difference"] else ""
+    errors = f"{row['mean']:.1f} ± {row['spread']:.1f}"
+    return (
+        f"| {row['learning_rate']:g} | {errors} | {share}| {statistics.mean(energies):.2f} ± "
+        f"{statistics.stdev(energies):.2f}"
+    )
 
 
 def undated(text: str) -> list[str]:
