@@ -49,7 +49,7 @@ help:  ## list the targets
 demo: $(VENV)/.stamp  ## relax, fine-tune and strip a small network, and show what it gains
 	$(IN_VENV) examples/demo.py $(ARGS)
 
-demo-short: $(VENV)/.stamp  ## the same in two minutes, to see that everything works
+demo-short: $(VENV)/.stamp  ## the same with less training, to see that everything works
 	$(IN_VENV) examples/demo.py --short $(ARGS)
 
 gallery: $(VENV)/.stamp  ## take the pictures of docs/gallery.md anew
@@ -72,10 +72,10 @@ $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
 	$(ONE_THREAD) .venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
 
-fuzz: $(VENV)/.stamp  ## read hostile files, addresses and options, 21,000 of them
+fuzz: $(VENV)/.stamp  ## read hostile files, addresses and options
 	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.fuzz $(ARGS)
 
-faults: $(VENV)/.stamp  ## let every call by which a command writes fail once, 1,100 times
+faults: $(VENV)/.stamp  ## let every call by which a command writes fail once
 	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.faults --jobs $(JOBS) $(ARGS)
 
 mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a test notices each; goes on where it was

@@ -24,7 +24,7 @@ from tests.integrations.loops import network
 from tests.test_docs import PAGES, ROOT
 
 FRAGMENTS = {
-    "README.md: plan = surgeon.find": "a loop, run by tests/integrations/test_examples.py",
+    "README.md: import surgeon": "a loop, run by tests/integrations/test_examples.py",
     "docs/training.md: import surgeon": "a loop, run by tests/integrations/test_examples.py",
     "docs/training.md: from surgeon.integrations.lightning": "needs Lightning and a module of one's own",
     "docs/training.md: from surgeon.integrations.settings": "needs transformers and a data set",
