@@ -120,6 +120,16 @@ def _compared(record: Any, row: Any) -> str:
     )
 
 
+def test_the_costs_of_a_step_are_those_of_their_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "overhead.json").read_text("utf-8"))["cpu"]["time"]
+    variants = ("branch", "branch merged", "naive rows", "exact", "default", "low rank")
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    assert re.findall(r"^\| .* \| (\d+) ms \| (.*) \|$", page, re.MULTILINE) == [
+        (f"{row['plain_ms']:.0f}", " | ".join(f"{row['ratios'][name]['median']:.2f}" for name in variants))
+        for row in record.values()
+    ]
+
+
 def undated(text: str) -> list[str]:
     """Return the sections of a page that name a record of measurements and no day."""
     sections = [part for part in re.split(r"\n(?=#)", text) if re.search(r"benchmarks/results/\w+\.json", part)]

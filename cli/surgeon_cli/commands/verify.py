@@ -25,7 +25,6 @@ from surgeon_cli.options import (
 from surgeon_cli.screen import ERROR_TITLE, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from surgeon.opening.options import OpenOptions
     from surgeon.proof.verdict import Finding, Verification
 
 CleanArgument = Annotated[
@@ -76,7 +75,9 @@ def verify(
     if json_output:
         print_json(_data(path, against, verification))
     else:
-        _show(verification, verbose or not verification.holds, _whole(path, against, options, verification))
+        original = against or PurePath(verification.recorded["details"]["original"]["file"]).name
+        everything = ["surgeon", "verify", str(path), "--against", str(original), "--task", options.task or "FILE"]
+        _show(verification, verbose or not verification.holds, shlex.join(everything))
     if not verification.holds:
         count = len(verification.differences)
         said = "its certificate says" if against is None else f"its certificate and {shown(against)!r} say"
@@ -97,12 +98,6 @@ def _data(path: Path, against: Path | None, verification: Verification) -> dict[
     data = verification.to_data()
     recorded = {key: verification.recorded[key] for key in ("equivariance", "metrics")}
     return {"folder": shown(path), "against": None if against is None else shown(against), **data, "recorded": recorded}
-
-
-def _whole(path: Path, against: Path | None, options: OpenOptions, verification: Verification) -> str:
-    """Return the command that looks at everything."""
-    original = shown(against) if against else PurePath(verification.recorded["details"]["original"]["file"]).name
-    return shlex.join(["surgeon", "verify", shown(path), "--against", original, "--task", options.task or "FILE"])
 
 
 def _show(verification: Verification, verbose: bool, whole: str) -> None:
