@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.budget import with_blocks, with_fitting_rank, with_rank, within_budget
 from surgeon.editing.insert import relax
@@ -23,16 +20,14 @@ from surgeon.files.outputs import writing_alone
 from surgeon.files.relaxed import Penalty, RecordedGraph, write_relaxed
 from surgeon.opening.adjusting import adjusted
 from surgeon.opening.description import original_graph, relaxed_config
-from surgeon.opening.evaluation import evaluate, evaluate_probes, fitted, in_words, rehearse
+from surgeon.opening.evaluation import evaluate, evaluate_probes, in_words, rehearse
 from surgeon.opening.next_command import finetune_command, trial_command
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.planning import plan_for, read_plan
-from surgeon.opening.task_calls import task_batches, task_forward, task_loss
 from surgeon.opening.workspace import Workspace
-from surgeon.plan import Plan, StripMode, Task
+from surgeon.plan import Plan, StripMode
 from surgeon.support.imports import one_line
-from surgeon.support.modes import in_evaluation_mode
 from surgeon.support.stages import Stages
 
 PENALTY: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
@@ -201,20 +196,12 @@ def _before(workspace: Workspace) -> tuple[Mapping[str, float], str, bool]:
     task = workspace.task.task
     try:
         metrics = evaluate(workspace.model, task, "validation")
-        _try_loss(workspace.model, task)
     except SurgeonError as error:
         return {}, f"before: no metrics, {error}", True
     except Exception as error:  # of the user's code; a model can be relaxed all the same
         told = f"the task fails on the validation split with {one_line(error)}: correct it before training"
         return {}, f"before: no metrics, {told}", True
     return metrics, f"before: {in_words(task, metrics)}", False
-
-
-def _try_loss(model: nn.Module, task: Task) -> None:
-    """Compute the loss of one batch, which metrics need not do."""
-    batch = fitted(next(iter(task_batches(task, "validation", 0))), model)
-    with torch.random.fork_rng(devices=[]), in_evaluation_mode(model):
-        task_loss(task, task_forward(task, model, batch), batch)
 
 
 def wanted_plan(workspace: Workspace, settings: RelaxSettings) -> Plan:
