@@ -1,4 +1,4 @@
-"""``make faults``: every call by which a command writes fails once, or its process is killed there.
+"""``make faults``: every call by which a command writes fails once, or its process is killed or meets another there.
 
 After each fault: the user's files are as they were; what was to be written is absent, as before, or complete; one
 sentence says what went wrong; whatever reads the place says what it is or refuses it; and the same command, given
@@ -24,60 +24,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.campaigns.fuzz import complaint, versions
-from tests.campaigns.injection import KILLED_AFTER, SIGNALS, Ended, Injector, forked, settle
-from tests.campaigns.work import QUICK, begin, here, surgeon
+from tests.campaigns.injection import MEETING, SIGNALS, Ended, Injector, forked, loopback, settle
+from tests.campaigns.work import begin, here, surgeon
+from tests.campaigns.writers import COMMANDS, FOREIGN, TRAIN, Command
 from tests.cli.sweeps import optimised_once
+from tests.hub.client import OWNER_TOKEN, USERS, point_client_at
+from tests.hub.server import Hub
+from tests.hub.store import Store
 
 RECORD = Path(__file__).parent / "records" / "faults.json"
 ERRNOS = (errno.ENOSPC, errno.EACCES, errno.EIO, errno.EINTR)
-FAULTS: tuple[int | str, ...] = (*ERRNOS, *SIGNALS, KILLED_AFTER)
-TRAIN = ("--epochs", "1")
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command, and what it writes.
-
-    Attributes:
-        given: its words.
-        needs: what of the furnished folder it finds.
-        target: what it writes.
-        share: weight in the campaign.
-        old: whether another folder of the user's stands there, which it is told to replace.
-        readers: commands that are then given the target.
-        goes_on: whether what is left half-way is a run, which the same command goes on with.
-    """
-
-    given: tuple[str, ...]
-    needs: tuple[str, ...]
-    target: str
-    share: int
-    old: bool = False
-    readers: tuple[tuple[str, ...], ...] = ()
-    goes_on: bool = False
-
-
-OPENED = (("inspect",), ("measure", *QUICK), ("strip", "-o", "read", *QUICK))
-VERIFIED = (("verify",), ("report", "-o", "read.html"))
-RELAXED, RUN, INTO = ("net-relaxed",), ("net-run",), ("-o", "new")
-TRAINING = ("finetune", "net-relaxed", *TRAIN, "-o")
-COMMANDS = {
-    "relax": Command(("relax", "net.pt", *INTO), (), "new", 4, readers=OPENED),
-    "relax --force": Command(("relax", "net.pt", "-o", "old", "--force"), (), "old", 4, True, OPENED),
-    "finetune": Command((*TRAINING, "new"), RELAXED, "new", 4, False, OPENED, True),
-    "resume": Command((*TRAINING, "half"), (*RELAXED, "half"), "half", 4, False, OPENED, True),
-    "strip": Command(("strip", "net-run", *INTO, *QUICK), RUN, "new", 3, readers=VERIFIED),
-    "strip --force": Command(("strip", "net-run", "-o", "old", "--force", *QUICK), RUN, "old", 3, True, VERIFIED),
-    "export": Command(("export", "net-run", "--container", *INTO, *QUICK), RUN, "new", 3, readers=VERIFIED),
-    "compare": Command(
-        (*TRAINING, "new.json", "--compare", "plain,drop", "--seeds", "1"),
-        *(RELAXED, "new.json", 2, False, (("report", "-o", "read.html"),), True),
-    ),
-}
+FAULTS: tuple[int | str, ...] = (*ERRNOS, *SIGNALS, MEETING)
 SAVED = (".surgeon-complete",)
 """A save that is complete, and is put in its place by whoever comes next."""
-FOREIGN = ("notes.txt", "net-relaxed/notes.txt", "net-run/notes.txt", "half/notes.txt", "old/sub/precious.txt")
 
 
 @dataclass
@@ -112,6 +74,12 @@ def content_of(path: Path) -> dict[str, str]:
     return found
 
 
+def places_of(command: Command) -> tuple[str, ...]:
+    """Return what a command writes: of a comparison also its finished runs, and the weights that it keeps."""
+    stem, end = os.path.splitext(command.target)
+    return (command.target, f"{stem}.runs", stem) if end == ".json" else (command.target,)
+
+
 def timeless(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: timeless(part) for key, part in data.items() if key not in ("seconds", "sha256", "files")}
@@ -127,32 +95,25 @@ class Campaign:
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.work, self.kept, self.seed = folder / "work", folder / "kept", seed
+        self.work, self.kept, self.seed, self.hubs = folder / "work", folder / "kept", seed, dict[str, Store]()
 
-    def furnish(self) -> None:
-        """Make what the commands find, run each once so that all is imported, and keep that."""
+    def furnish(self, names: Sequence[str]) -> None:
+        """Make what some of the commands find, run once what imports more than others, and keep that."""
         self.work.mkdir()
         optimised_once()
         with here(self.work):
             begin(self.work)
             for command in (("relax", "net.pt"), ("finetune", "net-relaxed", *TRAIN)):
                 self._once(*command)
-            self._once(*COMMANDS["export"].given)
-            shutil.rmtree("new")
-            shutil.copytree("net-relaxed", "half")
-            shutil.rmtree("half")
+            for name in {"strip", *names} & {"strip", "export --container", "export --pt2", "export --onnx"}:
+                self._once(*COMMANDS[name].given)
+                shutil.rmtree("new")
+            if {"push", "pull", "pull --force"} & {*names}:
+                self._fill_hub()
         settle()
         with here(self.work):
-            half = Injector(str(self.work), 0)
-            count = len(forked(self.work, (*TRAINING, "half"), half).calls)
-            shutil.rmtree("half")
-            forked(
-                self.work,
-                (*TRAINING, "half"),
-                Injector(str(self.work), count // 2, "SIGKILL before"),
-            )
-            if not Path("half").is_dir():
-                sys.exit("expected a run that was killed half-way to be there")
+            for name in {"resume", "compare again"} & {*names}:
+                self._half_way(COMMANDS[name])
         for name in FOREIGN:
             (self.work / name).parent.mkdir(exist_ok=True, parents=True)
             (self.work / name).write_text("mine")
@@ -163,6 +124,28 @@ class Campaign:
         if code:
             sys.exit(f"{' '.join(command)}: {err}")
 
+    def _fill_hub(self) -> None:
+        """Upload a run, and bring it back, so that the client is imported."""
+        hub = Hub(dict(USERS))
+        with pytest.MonkeyPatch.context() as patch, point_client_at(hub, self.work / "hf-home", OWNER_TOKEN, patch):
+            self._once(*COMMANDS["push"].given)
+            self._once(*COMMANDS["pull"].given)
+        hub.close()
+        for name in ("new", "hf-home"):
+            shutil.rmtree(name)
+        self.hubs = {"run": hub.store, "empty": Store()}
+
+    def _half_way(self, command: Command) -> None:
+        """Kill a training after half of its calls."""
+        before = {path.name for path in self.work.iterdir()}
+        count = len(forked(self.work, command.given, Injector(str(self.work)))[0].calls)
+        for name in {path.name for path in self.work.iterdir()} - before:
+            shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
+        forked(self.work, command.given, Injector(str(self.work), count // 2, "SIGKILL before"))
+        missing = [name for name in command.needs if not Path(name).is_dir()]
+        if missing:
+            sys.exit(f"expected {missing[0]}, of a training that was killed half-way, to be there")
+
     def fresh(self, command: Command) -> dict[str, str]:
         """Put the folder back, and return the hashes of the user's files, which no command may change."""
         shutil.rmtree(self.work, ignore_errors=True)
@@ -171,15 +154,15 @@ class Campaign:
         for name in sorted(wanted):
             place = self.kept / name
             shutil.copytree(place, self.work / name) if place.is_dir() else shutil.copy2(place, self.work / name)
-        for lock in self.kept.glob(".half*"):
-            if "half" in command.needs:
+        for lock in self.kept.glob(".*.surgeon-*"):
+            if any(lock.name.startswith(f".{name}.") for name in (*command.needs, command.target)):
                 shutil.copy2(lock, self.work / lock.name)
         return {name: digest for name, digest in files_in(self.work).items() if self.users(command, name)}
 
     @staticmethod
     def users(command: Command, name: str) -> bool:
         """Tell whether a file is not the command's to change: all but the target, and foreign ones in a run."""
-        inside = name.split("/")[0] == command.target or name.startswith(f".{command.target}")
+        inside = name.split("/")[0] in places_of(command) or name.startswith(f".{Path(command.target).stem}.")
         return not inside or (not command.old and name.endswith("notes.txt"))
 
     def attack(self, name: str, count: int) -> Outcome:
@@ -187,38 +170,81 @@ class Campaign:
         command, outcome, draw = COMMANDS[name], Outcome(), random.Random(f"{self.seed} {name}")
         with here(self.work.parent, self.work.parent / "home"):
             self.fresh(command)
-            calm = forked(self.work, command.given, Injector(str(self.work)))
-            if calm.code:
-                sys.exit(f"{name}: {calm.out}")
-            expected = self.content(command)
+            with loopback(self.hubs.get(command.hub)) as self.endpoint:
+                calm = self.run(command.given, Injector(str(self.work), workers=command.workers))
+                if calm.code:
+                    sys.exit(f"{name}: {calm.out}")
+                self.fetch(command)
+                expected = self.content(command)
             points = [(at, fault) for at in range(1, len(calm.calls) + 1) for fault in FAULTS]
             for at, fault in draw.sample(points, min(count, len(points))):
                 where = f"{name}, {_word(fault)} at call {at} ({calm.calls[at - 1]})"
-                outcome.points += 1
                 before = self.fresh(command)
-                usual = (*SAVED, *self.hidden())
-                old = content_of(self.work / command.target) if command.old else {}
-                ended = forked(self.work, command.given, Injector(str(self.work), at, fault))
-                wrong = [*self.sayings(ended, fault), *self.place(command, before, old, expected, outcome)]
-                if isinstance(fault, int) and not calm.calls[at - 1].startswith(("unlink", "rmdir")):
-                    wrong += [f"left {left}" for left in self.hidden() if left not in usual][:1]
-                wrong += self.readings(command, draw) if outcome.points % 3 == 0 else []
-                wrong += self.again(command, before, expected, old)
-                outcome.faults += [f"{where}: {each}" for each in wrong]
+                with loopback(self.hubs.get(command.hub)) as self.endpoint:
+                    wrong = self.point(command, before, expected, (at, fault, calm.calls[at - 1]), draw, outcome)
+                    outcome.faults += [f"{where}: {each}" for each in wrong]
         return outcome
 
+    def run(self, words: Sequence[str], injector: Injector | None = None) -> Ended:
+        return forked(self.work, words, injector, self.endpoint)[0]
+
+    def point(
+        self,
+        command: Command,
+        before: dict[str, str],
+        expected: dict[str, str],
+        strike: tuple[int, int | str, str],
+        draw: random.Random,
+        outcome: Outcome,
+    ) -> list[str]:
+        """Strike once, and return what is wrong then."""
+        at, fault, call = strike
+        usual = (*SAVED, *self.hidden())
+        old = content_of(self.work / command.target) if command.old else {}
+        outcome.points += 1
+        meets = self.other(command, draw) if fault == MEETING else ()
+        ended = forked(
+            self.work, command.given, Injector(str(self.work), at, fault, command.workers), self.endpoint, meets
+        )
+        wrong = [each for one in ended for each in self.sayings(one, fault)]
+        self.tidy()
+        self.fetch(command)
+        wrong += self.place(command, before, old, expected, outcome)
+        # where a worker fails, the others are killed
+        if isinstance(fault, int) and not (command.workers or call.startswith(("unlink", "rmdir"))):
+            wrong += [f"left {left}" for left in self.hidden() if left not in usual][:1]
+        if fault == MEETING and all(one.code for one in ended):
+            wrong.append(f"neither of two processes came to an end: {ended[0].out[-200:]!a}, {ended[1].out[-200:]!a}")
+        wrong += self.readings(command, draw) if outcome.points % 3 == 0 else []
+        return [*wrong, *self.again(command, before, expected)]
+
+    def other(self, command: Command, draw: random.Random) -> tuple[str, ...]:
+        """Return what another process does meanwhile: the same, or it reads what is being written."""
+        reader, *more = draw.choice((("",), *command.readers))
+        return (reader, command.target, *more) if reader else command.given
+
     def content(self, command: Command) -> dict[str, str]:
-        runs = self.work / f"{Path(command.target).stem}.runs"
-        return {**content_of(self.work / command.target), **(content_of(runs) if runs.exists() else {})}
+        places = [self.work / name for name in places_of(command)]
+        return {name: digest for place in places if place.exists() for name, digest in content_of(place).items()}
+
+    def fetch(self, command: Command) -> None:
+        """Bring what was written on the Hub to the target, if anything is there."""
+        if command.fetched:
+            shutil.rmtree(self.work / command.target, ignore_errors=True)
+            self.run(command.fetched)
 
     def hidden(self) -> list[str]:
         return [path.name for path in self.work.rglob(".*") if "surgeon" in path.name]
+
+    def tidy(self) -> None:
+        for left in (self.work / "read", self.work / "read.html"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def sayings(self, ended: Ended, fault: int | str) -> Iterator[str]:
         """Find fault with how a command ended."""
         if "Traceback" in ended.out:
             yield f"a traceback: {ended.out[-300:]!a}"
-        elif fault in ("SIGKILL before", KILLED_AFTER, "SIGTERM") and ended.code < 0:
+        elif ended.code < 0 and str(fault).startswith(("SIGKILL", "SIGTERM")):
             return
         elif ended.code == 2:
             wrong = [complaint(line) for line in ended.errors] if len(ended.errors) == 1 else ["not one sentence"]
@@ -260,21 +286,19 @@ class Campaign:
         if not command.readers or not (self.work / command.target).exists():
             return
         reader, *more = draw.choice(command.readers)
-        ended = forked(self.work, (reader, command.target, *more), Injector(str(self.work)))
+        ended = self.run((reader, command.target, *more))
         if ended.code not in (0, 1, 2) or "Traceback" in ended.out or "unexpected " in ended.out:
             yield f"{reader} afterwards: exit code {ended.code}: {ended.out[-300:]!a}"
-        for left in (self.work / "read", self.work / "read.html"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        self.tidy()
 
-    def again(
-        self, command: Command, before: dict[str, str], expected: dict[str, str], old: dict[str, str]
-    ) -> Iterator[str]:
+    def again(self, command: Command, before: dict[str, str], expected: dict[str, str]) -> Iterator[str]:
         """Give the same command again: it has to come to what it comes to without a fault."""
-        ended = forked(self.work, command.given, Injector(str(self.work)))
+        ended = self.run(command.given)
         there = ended.code == 2 and "exists already" in ended.out
         if ended.code and not there:
             yield f"again: exit code {ended.code}: {ended.out[-300:]!a}"
             return
+        self.fetch(command)
         found = self.content(command)
         if found != expected:
             different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
@@ -293,7 +317,7 @@ def _word(fault: int | str) -> str:
 
 def run(points: int, seed: int, jobs: int, only: str = "") -> dict[str, Any]:
     """Run the campaign in so many processes, and return the record."""
-    begun, names = time.monotonic(), [name for name in COMMANDS if only in name]
+    begun, names = time.monotonic(), [name for name in COMMANDS if not only or name in only.split(",")]
     shares = sum(COMMANDS[name].share for name in names)
     with tempfile.TemporaryDirectory() as folder:
         parts = [names[job::jobs] for job in range(jobs)]
@@ -325,7 +349,7 @@ def _started(folder: Path, job: int, names: Sequence[str], points: int, shares: 
         place = folder / str(job)
         place.mkdir()
         campaign = Campaign(place, seed)
-        campaign.furnish()
+        campaign.furnish(names)
         found = {}
         for name in names:
             outcome = campaign.attack(name, max(1, points * COMMANDS[name].share // shares))
@@ -347,7 +371,7 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=1100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", default="", help="commands whose name holds this")
+    parser.add_argument("--only", default="", help="commands, with commas between them")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}, from which the page is made")
     given = parser.parse_args()
     record = run(given.points, given.seed, given.jobs, given.only)
