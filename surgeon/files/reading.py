@@ -22,7 +22,7 @@ from surgeon.errors import CheckpointError, TrustError
 from surgeon.files.checkpoint import Checkpoint, Container, KeepsFiles
 from surgeon.files.open_file import OpenFile
 from surgeon.files.scalars import stand_ins
-from surgeon.files.tensors import forms, open_safetensors
+from surgeon.files.tensors import forms, open_safetensors, unusable
 from surgeon.registry import installed_adapters
 from surgeon.support.imports import close_names, importable, one_line, unchanged_environment
 from surgeon.support.modes import each_with
@@ -63,12 +63,23 @@ def open_checkpoint(
             raise CheckpointError(
                 f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file"
             )
+        _refuse_unusable(checkpoint)
         checkpoint = replace(checkpoint, sha256=source.sha256())
     except CheckpointError:
         source.require_unchanged()  # one that is being written to looks damaged
         raise
     source.require_unchanged(by_name=bool(checkpoint.library))
     return checkpoint
+
+
+def _refuse_unusable(checkpoint: Checkpoint) -> None:
+    """Refuse at once what could not be written in the end."""
+    for name, tensor in forms(checkpoint.tensors).items() if checkpoint.container != "safetensors" else ():
+        if what := unusable(tensor):
+            raise CheckpointError(
+                f"expected dense tensors of usual numbers in {str(checkpoint.path)!r}, but {name!r} is {what}: save a "
+                "state_dict in which it is dense, or left out where the model does without it"
+            )
 
 
 def _read(source: OpenFile, trust_pickle: bool, entry: str | None) -> Checkpoint:

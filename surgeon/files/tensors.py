@@ -187,10 +187,10 @@ def write_tensors(
 
     with atomic_file(path, force=force) as temporary:
         for name, tensor in tensors.items():
-            if tensor.layout != torch.strided or tensor.is_quantized:
+            if what := unusable(tensor):
                 raise WriteError(
-                    f"could not write {str(path)!r}: expected dense tensors, got {name!r} with layout {tensor.layout} "
-                    f"and dtype {tensor.dtype}: convert it first"
+                    f"could not write {str(path)!r}: expected dense tensors, got {name!r}, which is {what}: convert it "
+                    "first"
                 )
         try:
             save_file(independent_tensors(tensors), temporary, dict(metadata) if metadata else None)
@@ -200,6 +200,23 @@ def write_tensors(
             raise OSError(number, os.strerror(number) if code else str(error)) from error
         except (KeyError, TypeError, ValueError) as error:
             raise WriteError(f"could not write {str(path)!r} as safetensors: {one_line(error)}") from error
+
+
+def unusable(tensor: Tensor) -> str:
+    """Say why a tensor of a checkpoint cannot be read, compared and written bit by bit; nothing if it can."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        return "quantized" if tensor.is_quantized else f"of the layout {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    return "" if tensor.dtype in _DTYPES.values() else f"of the dtype {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def finite(tensor: Tensor) -> Tensor:
+    """Return which values are finite; torch itself cannot say so of floating numbers of 8 bits."""
+    small = tensor.is_floating_point() and tensor.element_size() == 1
+    return torch.isfinite(tensor.float() if small else tensor)
 
 
 def same_bytes(left: Tensor, right: Tensor) -> bool:

@@ -8,14 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.relaxed import RelaxedConfig
-from surgeon.files.tensors import renamed
+from surgeon.files.tensors import finite, renamed
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.remote.fetch import open_anywhere
 
@@ -96,7 +95,7 @@ def refuse_nonfinite(
             checkpoint = open_original(config.base, without_pickle, origin)
             names = {prefix + key: key for key in checkpoint.tensors for prefix in ("", checkpoint.prefix)}
             known = renamed(checkpoint.tensors, names)
-        found += [name for name in suspect if name not in known or _is_finite(known[name])]
+        found += [name for name in suspect if name not in known or finite(known[name]).all()]
     if found:
         raise CheckpointError(
             f"expected finite weights in {origin}, but {found[0]} holds NaN or infinity, which that of the base does "
@@ -105,9 +104,4 @@ def refuse_nonfinite(
 
 
 def _nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, value in tensors.items() if not _is_finite(value)]
-
-
-def _is_finite(value: Tensor) -> bool:
-    values = value.float() if value.is_floating_point() and value.element_size() == 1 else value  # 8 bits, of any kind
-    return bool(torch.isfinite(values).all())
+    return [name for name, value in tensors.items() if not finite(value).all()]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.editing.branch import branches_of
-from surgeon.files.tensors import same_bytes
+from surgeon.files.tensors import finite, same_bytes
 from surgeon.plan import GRAPH_CHECK
 from surgeon.proof.verdict import ModelVerdict, compared
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
@@ -214,7 +214,7 @@ def _floating(model: nn.Module) -> dict[str, Tensor]:
 
 def newly_non_finite(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Name the tensors that hold NaN or infinity in places where the original's did not; one is read at a time."""
-    return _newly(before, after, lambda tensor: ~torch.isfinite(tensor), "holds NaN or infinity")
+    return _newly(before, after, lambda tensor: ~finite(tensor), "holds NaN or infinity")
 
 
 def impossible_statistics(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:

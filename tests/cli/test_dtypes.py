@@ -1,17 +1,24 @@
-"""Checkpoints of every floating dtype, and networks that compute in float32 inside, go the whole way."""
+"""Checkpoints of every dtype and layout, and networks that compute in float32 inside: the whole way, or refused."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from surgeon import StripSettings, relax_checkpoint, strip_folder, verify_clean
+from surgeon.errors import CheckpointError, TrustError
+from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import read_relaxed
+from surgeon.files.tensors import same_bytes
 from surgeon.opening.open import open_path
+from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import load_task
+from surgeon.proof.amounts import MeasureSettings
 from tests.commands import QUICK, Surgeon
 
 ASKING = """
@@ -52,6 +59,34 @@ class AskingTask(TinyTask):
 def make_task(asks=""):
     return AskingTask(asks)
 """
+HOLDING = """
+
+class Holding(Net):
+    def __init__(self):
+        super().__init__()
+        for name in "float16 bfloat16 float64 float8_e4m3fn float8_e5m2 complex64 int8 int64 uint16 bool".split():
+            self.register_buffer(f"as_{name}", torch.arange(6).reshape(2, 3).to(getattr(torch, name)))
+        self.register_buffer("transposed", torch.arange(6.0).reshape(2, 3).T)
+        self.register_buffer("whole", torch.arange(6.0))
+        self.register_buffer("part", self.whole[2:4])
+        self.register_buffer("empty", torch.zeros(0, 3))
+        self.register_buffer("scalar", torch.tensor(2.5))
+        self.frozen = torch.nn.Parameter(torch.tensor([float("nan"), -0.0]), requires_grad=False)
+        self.tied = o3.Linear("2x1o", "1x1o")
+        self.tied.weight = self.second.weight
+
+
+class HoldingTask(TinyTask):
+    def __init__(self):
+        super().__init__(1)
+
+    def model(self):
+        return Holding()
+
+
+def make_task():
+    return HoldingTask()
+"""
 
 
 def asking(asks: str, dtype: torch.dtype = torch.float32) -> list[str]:
@@ -77,6 +112,46 @@ def whole_way(surgeon: Surgeon, options: list[str], onnx: bool = True) -> dict[s
     assert {key: value.dtype for key, value in after.items()} == {key: value.dtype for key, value in before.items()}
     assert any(not torch.equal(after[key], before[key]) for key in before)
     return certificate
+
+
+@pytest.mark.parametrize("wrappers", ["", "_orig_mod.module."])
+def test_tensors_of_every_kind_are_bit_equal_after_the_whole_way(work: Path, wrappers: str) -> None:
+    Path("holding.py").write_text(Path("task.py").read_text() + HOLDING)
+    options = OpenOptions(task="holding.py")
+    before = load_task("holding.py").task.model().state_dict()  # type: ignore[attr-defined]
+    torch.save({wrappers + key: value for key, value in before.items()}, "net.pt")
+    relax_checkpoint("net.pt", "relaxed", options=options)
+    strip_folder("relaxed", "clean", StripSettings(measure=MeasureSettings(1, 1)), options=options)
+    verification = verify_clean("clean", "net.pt", options, "O3")
+    assert verification.holds, verification.differences
+    after = load_file("clean/model.safetensors")
+    assert after.keys() == before.keys()
+    assert [key for key, value in before.items() if not same_bytes(value, after[key])] == []
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that some of these are experimental or deprecated
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.eye(2).to_sparse(), "is of the layout sparse_coo"),
+        (lambda: torch.eye(2).to_sparse_csr(), "is of the layout sparse_csr"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "is nested"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantized"),
+        (lambda: torch.ones(3, device="meta"), "is on the meta device, without values"),
+        (lambda: torch.ones(3, dtype=torch.complex32), "is of the dtype complex32"),
+        (lambda: torch.ones(3, dtype=torch.complex128), "is of the dtype complex128"),
+        (lambda: torch.nn.LazyLinear(3).weight, "names torch.nn.parameter.UninitializedParameter"),
+    ],
+    ids=["coo", "csr", "nested", "quantized", "meta", "complex32", "complex128", "lazy"],
+)
+def test_tensors_that_could_not_be_written_are_refused_by_name_when_they_are_read(
+    tmp_path: Path, make: Callable[[], torch.Tensor], words: str
+) -> None:
+    torch.save({"weight": torch.ones(2), "odd": make()}, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "net.pt")
+    assert words in str(caught.value)
+    assert "'odd'" in str(caught.value) or isinstance(caught.value, TrustError)
 
 
 @pytest.mark.parametrize("asks", ["float", "table", pytest.param("softmax", marks=pytest.mark.slow)])
