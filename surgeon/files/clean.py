@@ -28,7 +28,10 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE, CERTIFICATE_FILE, WORDS_FILE = "model.safetensors", "certificate.json", "CERTIFICATE.md"
 CARD_FILE, STATEMENT_SUFFIX = "README.md", ".model.json"
 STATEMENT_FILE = f"{WEIGHTS_FILE}{STATEMENT_SUFFIX}"
-CLEAN = (WEIGHTS_FILE, STATEMENT_FILE, CERTIFICATE_FILE, WORDS_FILE, "config.json", "model.onnx", "model.onnx.data")
+ATTESTATION_FILE, SIGNATURE_FILE = "certificate.intoto.json", "model.sig"
+HASHING = (CERTIFICATE_FILE, ATTESTATION_FILE, SIGNATURE_FILE)
+"""Files that hold the hashes of the others."""
+CLEAN = (WEIGHTS_FILE, STATEMENT_FILE, *HASHING, WORDS_FILE, "config.json", "model.onnx", "model.onnx.data")
 
 Number = float | None
 """JSON has null for a number that is not finite."""
@@ -206,10 +209,10 @@ def check_weights(folder: Path) -> dict[str, Any]:
 def hashes_of(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file in a folder, by relative name with slashes.
 
-    ``certificate.json``, which holds them, and the model card, to which anybody may add, are left out.
+    Files that hold them, and the model card, to which anybody may add, are left out.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: sha256_of_file(folder / name) for name in names if name not in (CERTIFICATE_FILE, CARD_FILE)}
+    return {name: sha256_of_file(folder / name) for name in names if name not in (*HASHING, CARD_FILE)}
 
 
 def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ from surgeon.errors import CheckFailedError
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import (
+    ATTESTATION_FILE,
     CARD_FILE,
     CERTIFICATE_FILE,
     FORMAT_VERSION,
@@ -29,6 +30,7 @@ from surgeon.opening.loading import named_as, with_computed
 from surgeon.opening.models import is_registered
 from surgeon.plan import Certificate
 from surgeon.proof.architecture import classes_of
+from surgeon.proof.attestation import attested
 from surgeon.proof.usage import clean_card
 from surgeon.proof.words import certificate_text
 from surgeon.support.attributes import tensor_sha256
@@ -89,7 +91,7 @@ def _completed(certificate: Certificate, original: Checkpoint, extras: Mapping[s
 def _write_certificate(
     folder: Path, model: nn.Module, tensors: Mapping[str, Tensor], certificate: Certificate, original: Checkpoint
 ) -> None:
-    """Write the certificate as JSON and in words, with the hashes of all files that are there already."""
+    """Write the certificate as JSON, in words and for in-toto, with the hashes of all files that are there already."""
     data = {
         "format_version": FORMAT_VERSION,
         **certificate.to_data(),
@@ -103,4 +105,6 @@ def _write_certificate(
     compatible = json_compatible(data)
     write_text(folder / CARD_FILE, clean_card(compatible))
     write_text(folder / WORDS_FILE, certificate_text(compatible))
-    write_json(folder / CERTIFICATE_FILE, sealed({**compatible, "files": hashes_of(folder)}))
+    data = sealed({**compatible, "files": hashes_of(folder)})
+    write_json(folder / CERTIFICATE_FILE, data)
+    write_json(folder / ATTESTATION_FILE, attested(data, folder))

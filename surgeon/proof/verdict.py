@@ -102,10 +102,12 @@ class Verification(ModelVerdict):
 
     Attributes:
         notes: what the user should know and what is no difference.
+        signing: the folder's digest in OpenSSF Model Signing, and which commands sign it and check that.
     """
 
     recorded: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    signing: str = ""
 
     def __repr__(self) -> str:
         counts = Counter(finding.outcome for finding in self.findings)

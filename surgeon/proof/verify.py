@@ -14,6 +14,7 @@ from surgeon.opening.clean import open_clean
 from surgeon.opening.options import OpenOptions
 from surgeon.plan import EQUIVARIANCE_CHECK, GRAPH_CHECK, grade_of
 from surgeon.proof.architecture import CONSTANTS_CHECK, FORM_CHECKS
+from surgeon.proof.attestation import compare_attestation, signing_words
 from surgeon.proof.certify_again import RECOMPUTED, certify_again
 from surgeon.proof.equivariance import less_equivariant
 from surgeon.proof.exports import export_findings
@@ -80,6 +81,7 @@ def verify_clean(
         *compare_fields(fields_of(recorded), again.found, again.why, against=str(against), split=split),
         _conclusions(recorded),
         _words(clean),
+        compare_attestation(recorded, clean.path),
         *_unlisted(recorded),
         *again.findings,
         *formats,
@@ -88,7 +90,7 @@ def verify_clean(
     added = sorted(clean.hashes.keys() - recorded["files"].keys())
     notes = tuple(f"the certificate does not know the file {name}" for name in added)
     figures = {name: getattr(again.verdict, name) for name in ("buffers_written", "equivariance", "metrics", "details")}
-    return Verification(tuple(findings), **figures, recorded=recorded, notes=notes)
+    return Verification(tuple(findings), **figures, recorded=recorded, notes=notes, signing=signing_words(clean.path))
 
 
 def _conclusions(recorded: Mapping[str, Any]) -> Finding:

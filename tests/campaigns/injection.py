@@ -40,7 +40,7 @@ SIGNALS = {
 }
 MEETING = "another process"
 """At the call, another command runs in the same folder from its start to its end."""
-TIMEOUT = 120
+TIMEOUT = 300
 READY, DONE = "ready", "done"
 
 

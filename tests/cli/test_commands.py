@@ -34,7 +34,7 @@ def test_from_checkpoint_to_checkpoint_with_default_names(surgeon: Surgeon) -> N
     told = surgeon(*TRAIN).out
     assert "wrote net-run/; next: surgeon export net-run --container" in told
     told = surgeon("strip", "net-run").out
-    written = "CERTIFICATE.md, README.md, certificate.json, model.safetensors"
+    written = "CERTIFICATE.md, README.md, certificate.intoto.json, certificate.json, model.safetensors"
     assert "the recorded graph is the original's, the function that of clean evaluation\n" in told
     assert f"wrote net-clean/: {written}" in told
     assert (

@@ -141,7 +141,8 @@ def test_a_token_that_may_only_read(
 
 def test_clean_weights(logged_in: Hub, made: Path, tmp_path: Path, surgeon: Surgeon) -> None:
     pushed = push_to_hub(made / "clean", REPO)
-    assert {"certificate.json", "CERTIFICATE.md", "model.safetensors", "README.md"} == set(files_on(logged_in))
+    certified = {"certificate.json", "certificate.intoto.json", "CERTIFICATE.md"}
+    assert certified | {"model.safetensors", "README.md"} == set(files_on(logged_in))
     pulled = pull(f"hf://{REPO}", tmp_path / "pulled")
     assert pulled.path.revision == pushed.commit
     found = files_of(tmp_path / "pulled")

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from surgeon.errors import CheckFailedError, CheckpointError
 from surgeon.export.reopening import container_extra
-from surgeon.files.clean import WORDS_FILE, canonical_digest, sealed
+from surgeon.files.clean import ATTESTATION_FILE, WORDS_FILE, canonical_digest, sealed
 from surgeon.files.content import sha256_of_file
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.trust import remember_task
 from surgeon.proof.amounts import MeasureSettings
+from surgeon.proof.attestation import attested
 from surgeon.proof.clean_folder import write_clean
 from surgeon.proof.records import SOURCE_CHECK
 from surgeon.proof.strip_and_certify import strip_and_certify
@@ -120,7 +121,7 @@ def test_a_flipped_bit_in_the_header(work: Path, place: str) -> None:
 
 
 def edit(work: Path, change: Callable[[dict[str, Any]], None], forged: bool) -> None:
-    """Change the certificate; a forger writes its words anew and renews both hashes."""
+    """Change the certificate; a forger writes its words and its statement anew and renews both hashes."""
     path = work / "clean" / "certificate.json"
     data = json.loads(path.read_text())
     change(data)
@@ -129,6 +130,8 @@ def edit(work: Path, change: Callable[[dict[str, Any]], None], forged: bool) -> 
         (work / "clean" / WORDS_FILE).write_text(certificate_text(data))
         data["files"][WORDS_FILE] = sha256_of_file(work / "clean" / WORDS_FILE)
     path.write_text(json.dumps(sealed(data) if forged else data))
+    if forged:
+        (work / "clean" / ATTESTATION_FILE).write_text(json.dumps(attested(data, work / "clean")))
 
 
 def metric(data: dict[str, Any]) -> None:

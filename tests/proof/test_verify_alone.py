@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from surgeon.files.clean import sealed
+from surgeon.files.clean import ATTESTATION_FILE, sealed
 from surgeon.opening.options import OpenOptions
+from surgeon.proof.attestation import attested
 from surgeon.proof.verdict import Verification
 from surgeon.proof.verify import ONLY_RECORDED, verify_clean
 from tests.proof.test_verify import (
@@ -77,11 +78,12 @@ def test_nan_in_a_folder_alone_is_left_to_the_original(work: Path) -> None:
 def test_a_changed_figure_is_found_in_the_folder_alone_by_the_words(
     work: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    """The seal is renewed with the figure, and CERTIFICATE.md still says the other one."""
+    """The seal and the statement are renewed with the figure, and CERTIFICATE.md still says the other one."""
     path = work / "clean" / "certificate.json"
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(sealed(data)))
+    (work / "clean" / ATTESTATION_FILE).write_text(json.dumps(attested(data, work / "clean")))
     verification = alone(work, task=False)
     name = "CERTIFICATE.md says what certificate.json says"
     assert [finding.name for finding in verification.findings if finding.outcome == "differs"] == [name]

@@ -130,7 +130,7 @@ def _show(verification: Verification, verbose: bool, whole: str) -> None:
     print_table("metrics", [("model", "metric", "recorded", "now"), *figures])
     probes = verification.details.get("probes", {})
     print_table("on other data, now", [PROBED, *probe_rows({name: each["metrics"] for name, each in probes.items()})])
-    for note in verification.notes:
+    for note in (*verification.notes, verification.signing):
         say(f"note: {note}")
     for difference in verification.differences:
         say(f"difference: {difference}")
