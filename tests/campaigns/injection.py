@@ -221,9 +221,8 @@ def _child(
             no_pauses(patch)
         if number:
             _await(notes / READY)
-        if injector is not None and injector.workers:
-            warnings.filterwarnings("ignore", message=".*fork")
-            context.set_start_method("fork", force=True)  # so that workers are forked with the injector in them
+        warnings.filterwarnings("ignore", message=".*fork")
+        context.set_start_method("fork", force=True)  # so that workers have imported everything, and the injector
         (injector or Injector(str(folder), -1)).install(notes)
         try:
             main(list(command))
