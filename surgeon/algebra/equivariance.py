@@ -111,26 +111,37 @@ class Symmetry:
         """
         tested = [element.g for element in self.group.test_elements(generator, RANDOM)]
         identity = torch.eye(self.group.dimension, dtype=torch.float64)
-        still, twice = relative_difference(self.moved(identity, inputs), inputs), 0.0
+        still = relative_difference(self.moved(identity, inputs), inputs)
         # Squares too: elements that are rounded, to quarter turns say, often add up with another one.
-        for g, h in [*zip(tested, [*tested[1:], tested[0]], strict=True), *zip(tested, tested, strict=True)]:
-            error = relative_difference(self.moved(g, self.moved(h, inputs)), self.moved(g @ h, inputs))
-            twice = largest(twice, error)
+        pairs = [*zip(tested, [*tested[1:], tested[0]], strict=True), *zip(tested, tested, strict=True)]
+        twice = self._twice(inputs, pairs, lambda g, h: g @ h)
         if not still <= ACTION_TOLERANCE or twice > ACTION_TOLERANCE:
+            reversed_order = twice > ACTION_TOLERANCE >= self._twice(inputs, pairs, lambda g, h: h @ g)
             what = (
                 f"acting by h and then by g differs from acting by gh by {twice:.1e}"
                 if still <= ACTION_TOLERANCE
                 else f"the identity changes the batch by {still:.1e}"
             )
             raise TaskError(
-                f"expected act to be an action of {self.group.name}, but {what} (relative): correct act(g, batch); for "
-                "row vectors it is x @ g.T"
+                f"expected act to be an action of {self.group.name}, but {what} (relative)"
+                f"{': it is acting by hg, and would be one with g^-1 or g^T in place of g' if reversed_order else ''}: "
+                "correct act(g, batch); for row vectors it is x @ g.T"
             )
         if not any(relative_difference(self.moved(g, inputs), inputs) > ACTION_TOLERANCE for g in tested):
             raise TaskError(
                 f"expected act to move the sample batch, but no element of {self.group.name} changes it: correct "
                 "act(g, batch), or give batches that are not invariant"
             )
+
+    def _twice(
+        self, inputs: tuple[Any, ...], pairs: Sequence[tuple[Tensor, Tensor]], product: Callable[..., Tensor]
+    ) -> float:
+        """Return how far acting by h and then by g is from acting by a product of the two."""
+        worst = 0.0
+        for g, h in pairs:
+            error = relative_difference(self.moved(g, self.moved(h, inputs)), self.moved(product(g, h), inputs))
+            worst = largest(worst, error)
+        return worst
 
 
 def relative_difference(left: Any, right: Any) -> float:

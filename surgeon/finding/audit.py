@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from surgeon.plan import AuditEntry, Coverage, Site, Skipped
+from surgeon.recording.candidates import meetings_of
 from surgeon.recording.provenance import used_parameters
 
 if TYPE_CHECKING:
@@ -70,12 +71,7 @@ class _Auditor:
         entry = next((self.skipped[place] for place in places if place in self.skipped), None)
         if entry is not None:
             return entry.coverage, entry.reason
-        ops = {
-            node: meeting
-            for candidate in holders
-            for node, meeting in zip(candidate.nodes, candidate.meetings, strict=True)
-            if any(name in part.meta["parameters"] for part in node.all_input_nodes)
-        }
+        ops = meetings_of(self.evidence.candidates, name)
         meetings = set(ops.values())
         if not meetings:
             return "supplied", "it meets no activation: the run makes constants of it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from surgeon.algebra.equivariance import Symmetry
 from surgeon.finding.inference.hypotheses import Verdict, infer_type, residual_of
 from surgeon.finding.inference.probe import Elements, TensorProbe, recorded_runs
 from surgeon.finding.measurement import OUTPUT_TOLERANCE
+from surgeon.finding.windows import uneven
 from surgeon.recording.record import Recording
 
 
@@ -26,6 +28,7 @@ class Break:
         call_index: the how manieth call of the owner, from 0.
         error: relative deviation from its input's representation if the shapes agree, else from the best that fits.
         inputs: the tensors that it is made of, in words, with how they transform.
+        windows: how the op lies unevenly on a grid, and what sizes would be exact; empty if it does not.
     """
 
     owner: str
@@ -34,6 +37,7 @@ class Break:
     shape: tuple[int, ...]
     error: float
     inputs: tuple[str, ...]
+    windows: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Breaks:
         return [
             *said,
             f"equivariance first fails at {first.op} {place} {call}",
+            *([f"  {first.windows}"] if first.windows else []),
             *(f"  made of {words}" for words in first.inputs),
         ]
 
@@ -127,7 +132,7 @@ class _BreakSearch:
 
     def outputs(self) -> list[fx.Node]:
         """Return the nodes of the model's output tensors."""
-        return list(self.nodes[-1].all_input_nodes)
+        return list(self.nodes[-1].meta["sources"])
 
     def first(self) -> Break | None:
         """Walk back from the outputs through tensors that fail; the first whose inputs all hold is the culprit."""
@@ -141,7 +146,7 @@ class _BreakSearch:
             if node in seen or self._holds(node):
                 continue
             seen.add(node)
-            inputs = [part for part in node.all_input_nodes if part.meta["activation"]]
+            inputs = [part for part in node.meta["sources"] if part.meta["activation"]]
             failing = [part for part in inputs if not self._holds(part)]
             stack += failing
             if not failing and node.op == "call_function":
@@ -185,7 +190,7 @@ class _BreakSearch:
             return True
         probe = self._probe(node)
         if probe is None:  # an op that returns several tensors: its parts are judged
-            return all(self._holds(part) for part in node.all_input_nodes)
+            return all(self._holds(part) for part in node.meta["sources"])
         return all(torch.equal(value, probe.base) for value in probe.values)
 
     def _verdict(self, node: fx.Node) -> Verdict:
@@ -197,7 +202,7 @@ class _BreakSearch:
     def _describe(self, node: fx.Node) -> Break:
         probe, error = self._probe(node), self._verdict(node).residual
         words = []
-        for part in node.all_input_nodes:
+        for part in node.meta["sources"]:
             if not part.meta["activation"]:
                 continue
             verdict = self._verdict(part)
@@ -207,4 +212,6 @@ class _BreakSearch:
             if verdict.type is not None and probe is not None and part.meta["shape"] == node.meta["shape"]:
                 error = residual_of(verdict.type, probe)
         shape = tuple(node.meta["shape"] or ())
-        return Break(node.meta["owner"], str(node.target), node.meta["call_index"], shape, error, tuple(words))
+        made_by = next(iter(node.all_input_nodes), node) if node.target is operator.getitem else node
+        owner, op, call = node.meta["owner"], str(made_by.target), node.meta["call_index"]
+        return Break(owner, op, call, shape, error, tuple(words), uneven(made_by))

@@ -19,14 +19,14 @@ from surgeon.finding.claims import NOT_CHECKED, check_claims
 from surgeon.finding.fold import with_fold
 from surgeon.finding.forms import row_representations
 from surgeon.finding.found import Found
-from surgeon.finding.influence import without_effect
+from surgeon.finding.influence import unmoved, without_effect
 from surgeon.finding.measured_ops import Silent, measure_module, same_action
 from surgeon.finding.measured_raw_ops import measure_raw
 from surgeon.finding.measurement import IN_RANDOM_FRAME, Measurement
 from surgeon.finding.ops import Op
 from surgeon.finding.weight_usage import WeightUsage
 from surgeon.plan import Site, Skipped
-from surgeon.recording.candidates import Candidate, reaches_output
+from surgeon.recording.candidates import Candidate, meetings_of, reaches_output
 from surgeon.recording.kernels import kernels_of
 from surgeon.recording.record import Recording
 from surgeon.registry import Refusal
@@ -357,6 +357,19 @@ def _discretisation(site: Site, evidence: Evidence) -> list[str]:
     ]
 
 
+def _name_unmoved(result: Combined, evidence: Evidence, measurement: Measurement, unfelt: Sequence[str]) -> None:
+    """Say what became of the output when weights changed that meet zeros and constants only."""
+    met = {name: meetings_of(evidence.candidates, name).items() for name in unfelt}
+    mixing = ("contraction", "convolution", "other")
+    idle = [n for n, ops in met.items() if all(op.meta["silent"] or meeting not in mixing for op, meeting in ops)]
+    same = unmoved(measurement, idle)
+    reason = (
+        "perturbed, it leaves every output as it is, to the bit, as measured and under an element of each component"
+    )
+    result.skipped = [entry for entry in result.skipped if entry.name not in same]
+    result.skipped += [Skipped(name, reason, "no effect") for name in same]
+
+
 def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Measurement | None) -> None:
     reached = reaches_output(evidence.recording)
     silent = [
@@ -368,7 +381,10 @@ def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Meas
     if measurement is not None:
         ops = [claim for claim in result.claims if isinstance(claim, Found)]
         claims = [found.site() for found in ops]
-        more, weights = without_effect(measurement, [*(site for site in result.sites if site not in silent), *claims])
+        asked = [*(site for site in result.sites if site not in silent), *claims]
+        more, unfelt = without_effect(measurement, asked)
+        weights = [n for n in unfelt if any(not site.name or n.startswith(f"{site.name}.") for site in asked)]
+        _name_unmoved(result, evidence, measurement, [name for name in unfelt if name not in weights])
         silent += [site for site in more if site in result.sites]
         idle = _drop_idle_claims(result, [f for f, site in zip(ops, claims, strict=True) if site in more])
         weights = [name for name in weights if name.rpartition(".")[0] not in idle]

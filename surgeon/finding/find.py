@@ -18,9 +18,10 @@ from surgeon.finding.annotated_ops import LABELLED, annotated_site, collect_prop
 from surgeon.finding.audit import audit_parameters, with_parents
 from surgeon.finding.combine import Evidence, combine
 from surgeon.finding.measurement import Measurement, double_twin, measure_model
-from surgeon.finding.own_symmetry import Complaint, judged, symmetry_complaint
+from surgeon.finding.own_symmetry import Complaint, as_another_element, judged, symmetry_complaint, unseen
 from surgeon.finding.refusal import refusal
 from surgeon.finding.weight_usage import WeightUsage
+from surgeon.finding.windows import uneven_windows
 from surgeon.plan import CHILD, AuditEntry, Plan, Site, Skipped
 from surgeon.recording.calls import captured_calls
 from surgeon.recording.candidates import Candidate, find_candidates
@@ -165,8 +166,13 @@ def _combined(
         with in_evaluation_mode(model), torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
             complaint = symmetry_complaint(model, symmetry, inputs, measurement, proposals)
     refuse(complaint)
+    if complaint is not None and measurement is not None:
+        hints = [as_another_element(measurement), *(uneven_windows(recording) if group.finite else [])]
+        complaint = dataclasses.replace(complaint, words="; ".join([complaint.words, *filter(None, hints)]))
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
+    hidden = unseen(measurement.symmetry, measurement.inputs) if measurement is not None else ""
+    notes = (*notes, hidden) if hidden else notes
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)

@@ -14,7 +14,7 @@ from surgeon.finding.ops import random_like
 from surgeon.plan import Site
 from surgeon.recording.record import unchanged
 from surgeon.support.modes import default_dtype, set_training
-from surgeon.support.trees import Place, tensor_at, tensors_in, with_tensor
+from surgeon.support.trees import Place, equal, map_tensors, tensor_at, tensors_in, with_tensor
 
 
 def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
@@ -28,7 +28,7 @@ def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[lis
         measurement: gives the float64 twin and its inputs.
 
     Returns:
-        These sites; and the qualified names of all trainable parameters of the sites' modules without influence.
+        These sites; and the qualified names of all trainable parameters without influence.
     """
     twin = measurement.twin
     # Models that differentiate in their forward keep the graph of it in training mode only.
@@ -48,16 +48,14 @@ def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[lis
 def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
     twin, symmetry = measurement.twin, measurement.symmetry
     probes: list[list[Tensor]] = [[] for _ in sites]
-    weights: dict[str, Tensor] = {}
+    weights = {name: value for name, value in twin.named_parameters() if value.requires_grad}
     with ExitStack() as stack:
         for site, found in zip(sites, probes, strict=True):
             module = twin.get_submodule(site.name)
-            own = {name: value for name, value in module.named_parameters() if value.requires_grad}
-            weights |= {f"{site.name}.{name}".lstrip("."): value for name, value in own.items()}
             if site.node is None:
                 stack.callback(module.register_forward_hook(_adder(site.path_out, found)).remove)
             else:
-                found += [own[name] for name in site.parameters]
+                found += [module.get_parameter(name) for name in site.parameters]
         outputs = symmetry.run(twin, measurement.inputs)
     generator = torch.Generator().manual_seed(0)
     leaves = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
@@ -69,6 +67,29 @@ def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site]
     felt = {id(t) for t, gradient in zip(flat, gradients, strict=True) if gradient is not None and gradient.any()}
     silent = [site for site, found in zip(sites, probes, strict=True) if not any(id(t) in felt for t in found)]
     return silent, [name for name, value in weights.items() if id(value) not in felt]
+
+
+def unmoved(measurement: Measurement, weights: Sequence[str]) -> list[str]:
+    """Return which weights can be perturbed, all at once, without any output changing by a bit.
+
+    A model is run as it is and under one element of each component; where that changes something, with half of the
+    weights each.
+
+    Args:
+        weights: qualified names.
+    """
+    if not weights:
+        return []
+    twin, symmetry, own = measurement.twin, measurement.symmetry, measurement.own
+    with default_dtype(torch.float64), perturbed(twin, only=weights), unchanged(twin):
+        judges, elements = own.elements.judges, own.elements.all()
+        last = {judge.component: number - len(judges) for number, judge in enumerate(judges)}
+        chosen = [(None, own.outputs[0]), *((elements[n], own.outputs[n]) for n in last.values())]
+        runs = ((map_tensors(Tensor.detach, symmetry.run(twin, measurement.inputs, g)), y) for g, y in chosen)
+        if all(equal(output, before) for output, before in runs):
+            return list(weights)
+    half = len(weights) // 2
+    return [*unmoved(measurement, weights[:half]), *unmoved(measurement, weights[half:])] if half else []
 
 
 def _adder(path: Place, into: list[Tensor]) -> Any:

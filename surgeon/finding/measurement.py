@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +39,7 @@ PERTURBATION = 0.2
 
 
 @contextmanager
-def perturbed(model: nn.Module, seed: int = 0, inside: str = "") -> Iterator[None]:
+def perturbed(model: nn.Module, seed: int = 0, inside: str = "", only: Collection[str] = ()) -> Iterator[None]:
     """Change trainable weights at random while the context is open, in place.
 
     What holds for one set of weights only, such as an orthogonal initialisation, is no property of the architecture.
@@ -47,9 +47,11 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "") -> Iterator[Non
     Args:
         seed: with the parameter's name it decides the change.
         inside: qualified name of the module whose parameters are changed; default all.
+        only: names of those that are changed, within this module; default all.
     """
     part = model.get_submodule(inside)
-    named = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
+    named = {name: parameter for name, parameter in trained.items() if not only or name in only}
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
     mode = part.training
     try:

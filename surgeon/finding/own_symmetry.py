@@ -5,7 +5,7 @@ Networks that are equivariant only approximately, by design, are judged by the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ from surgeon.algebra.equivariance import Symmetry, equivariance_error
 from surgeon.algebra.groups.core import OTHER_ELEMENTS, Group
 from surgeon.algebra.groups.named import rotations_of
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.finding.measurement import Measurement
+from surgeon.errors import TaskError
+from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement
 from surgeon.registry import Proposal
 from surgeon.support.copies import copied
+from surgeon.support.trees import tensors_in
 
 NOT_A_SYMMETRY = 0.02
 """Relative error above which a group is not the model's symmetry; approximate non-linearities stay below."""
@@ -137,6 +139,66 @@ def judged(
         )
         return Complaint(words, component, error, reference, holds)
     return None
+
+
+def as_another_element(measurement: Measurement) -> str:
+    """Say with which element in place of g ``act_output`` would fit the model; empty if with none of those tried."""
+    own, symmetry = measurement.own, measurement.symmetry
+    judges, act_output = own.elements.judges, symmetry.act_output
+    orthogonal = all(torch.allclose(g @ g.mT, torch.eye(len(g), dtype=g.dtype)) for _, _, g in judges)
+    tried: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+        ("g^-1, which is g^T," if orthogonal else "g^-1", torch.linalg.inv),
+        ("g^T", lambda g: g.mT),
+        ("the transposed of g^-1", lambda g: torch.linalg.inv(g).mT),
+    )
+    for words, change in tried if act_output is not None else ():
+        elements = [element._replace(g=change(element.g)) for element in judges]
+        try:
+            errors = symmetry.errors(own.outputs[0], zip(elements, own.outputs[-len(judges) :], strict=True))
+        except TaskError:  # of motions, the transposed is none
+            continue
+        if max(errors.values()) <= OUTPUT_TOLERANCE:
+            return f"it would be a symmetry if act_output took {words} in place of g; for row vectors it is y @ g.T"
+    return ""
+
+
+def unseen(symmetry: Symmetry, inputs: tuple[Any, ...]) -> str:
+    """Say which elements move no vector of a sample batch, so that no run can tell whether they are symmetries.
+
+    Args:
+        inputs: of one sample call, float64; vectors are what ``act`` turns as such, of a group with translations their
+            differences from the mean.
+    """
+    group, found = symmetry.group, list[Tensor]()
+    if group.name not in ("O2", "SO3", "O3", "SE3", "E3"):
+        return ""
+    elements = [element.g for element in group.test_elements(torch.Generator().manual_seed(0), 2)]
+    runs = [tensors_in(symmetry.moved(g, inputs)) for g in elements]
+    moves = group.dimension > group.vector_dimension
+    for index, given in enumerate(tensors_in(inputs)):
+        fitting = [axis for axis in range(-given.ndim, 0) if given.shape[axis] == group.vector_dimension]
+        for axis in fitting if given.is_floating_point() else ():
+            x, *images = (_vectors(tensor, axis, moves) for tensor in (given, *(run[index] for run in runs)))
+            expected, size = (x @ group.linear(g).mT for g in elements), float(x.abs().max())
+            if all(torch.allclose(*pair, atol=1e-6 * size) for pair in zip(expected, images, strict=True)):
+                found.append(x)
+                break
+    rank = int(torch.linalg.matrix_rank(torch.cat(found), rtol=1e-6)) if found else group.vector_dimension
+    missing = group.vector_dimension - rank
+    if missing < (1 if len(group.elements) else 2):
+        return ""
+    place, still = ("a line", "rotations about it") if missing == 2 else ("a plane", "the reflection through it")
+    if group.vector_dimension == 2:
+        place, still = "a line", "the reflection through it"
+    return (
+        f"all vectors of the sample batch lie on {place}, so that {still} cannot be told from doing nothing: what "
+        "breaks that symmetry, or has no other, is not seen; give samples that do not"
+    )
+
+
+def _vectors(x: Tensor, axis: int, centred: bool) -> Tensor:
+    rows = x.double().movedim(axis, -1).reshape(-1, x.shape[axis])
+    return rows - rows.mean(dim=0) if centred else rows
 
 
 def _component_names(group: Group) -> set[str]:

@@ -74,7 +74,7 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
     for node in recording.graph.nodes:
         if node.op != "call_function" or node.meta["backward"] or node.meta["parameters"]:
             continue
-        inputs = [argument for argument in node.all_input_nodes if argument.meta["shape"] is not None]
+        inputs = [argument for argument in node.meta["sources"] if argument.meta["shape"] is not None]
         parameters = {name: None for part in inputs for name in sorted(part.meta["parameters"]) if name in trainable}
         if not parameters:
             continue
@@ -88,6 +88,17 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
     return {
         module: Candidate(module, tuple(names), tuple(nodes), tuple(meetings))
         for module, (names, nodes, meetings) in found.items()
+    }
+
+
+def meetings_of(candidates: Mapping[str, Candidate], parameter: str) -> dict[fx.Node, Meeting]:
+    """Return the ops in which a parameter, or what is made of it, meets an activation, and what these do with both."""
+    return {
+        node: meeting
+        for candidate in candidates.values()
+        if parameter in candidate.parameters
+        for node, meeting in zip(candidate.nodes, candidate.meetings, strict=True)
+        if any(parameter in part.meta["parameters"] for part in node.meta["sources"])
     }
 
 
@@ -116,6 +127,6 @@ def reaches_output(recording: Recording) -> set[fx.Node]:
     """Return the nodes from which a path leads to the output."""
     reached: set[fx.Node] = set()
     for node in reversed(recording.graph.nodes):
-        if node.op == "output" or any(user in reached for user in node.users):
-            reached.add(node)
+        if node.op == "output" or node in reached:
+            reached |= {node, *node.meta["sources"]}
     return reached

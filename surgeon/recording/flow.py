@@ -79,7 +79,7 @@ def data_flow(recording: Recording, boxed: Iterable[str]) -> Flow:
     edges: dict[tuple[str, str], None] = {}
     sources: dict[fx.Node, frozenset[str]] = {}
     for node in recording.graph.nodes:
-        before = frozenset[str]().union(*(sources.get(part, frozenset()) for part in node.all_input_nodes))
+        before = frozenset[str]().union(*(sources.get(part, frozenset()) for part in node.meta["sources"]))
         if node.op == "output":
             edges |= {(source, OUTPUT): None for source in before}
         elif node.op == "placeholder":

@@ -14,7 +14,7 @@ def used_parameters(recording: Recording) -> dict[str, set[str]]:
     for node in recording.graph.nodes:
         if node.op != "call_function" or node.meta["backward"]:
             continue
-        for argument in node.all_input_nodes:
+        for argument in node.meta["sources"]:
             for parameter in argument.meta["parameters"]:
                 users.setdefault(parameter, set()).add(node.meta["owner"])
     return users

@@ -35,7 +35,8 @@ class Recording:
             ``dtype`` (None for non-tensors), ``backward`` (True if autograd ran the op inside the forward), and
             ``activation`` (True if the value depends on an input, or on a tensor of unknown origin), ``parameters``
             (qualified names of the parameters that the value is made of, perhaps with constants, if no activation is),
-            and ``silent`` (True if parameters meet activations in the op, all of which are 0).
+            ``silent`` (True if parameters meet activations in the op, all of which are 0), and ``sources`` (the nodes
+            that it is made of: its arguments, and what was written since into the memory of these through views).
         values: the tensors that the model holds or makes of these alone, such as kernels, by reference: one that was
             written in place later holds the later values. Or copies of all tensors, if these were asked for.
         calls: qualified module name to number of calls.
@@ -52,6 +53,17 @@ class Recording:
     outputs: Any
 
 
+_ATEN = torch.ops.aten
+_OF_SHAPES = {
+    *(_ATEN.zeros_like, _ATEN.ones_like, _ATEN.full_like, _ATEN.empty_like),
+    *(_ATEN.new_zeros, _ATEN.new_ones, _ATEN.new_full, _ATEN.new_empty, _ATEN.new_empty_strided),
+}
+"""What these return depends on the shape of a tensor, not on its values."""
+
+_UNDEFINED = {*(_ATEN.empty, _ATEN.empty_strided), *(_ATEN.empty_like, _ATEN.new_empty, _ATEN.new_empty_strided)}
+"""These return whatever there was in memory."""
+
+
 class _Recorder(DispatchMode):
     """Append one fx node per dispatched op; tensors are followed by identity as long as they live."""
 
@@ -66,6 +78,8 @@ class _Recorder(DispatchMode):
         self.nodes: dict[int, fx.Node] = {}
         self.living: dict[int, weakref.ref[Tensor]] = {}
         self.values: dict[fx.Node, Tensor] = {}
+        self.order: dict[fx.Node, int] = {}
+        self.writes: dict[int, list[fx.Node]] = {}
         self.constants = 0
         self.named_state: dict[int, str] = {}
         self.named_storage: dict[int, str] = {}
@@ -98,18 +112,20 @@ class _Recorder(DispatchMode):
             "parameters": parameters,
             "activation": activation,
             "silent": False,
+            "sources": (),
             "backward": torch._C._current_graph_task_id() != -1,
         }
 
     def _bind(self, tensor: Tensor, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
         node.meta = self._meta(parameters, activation, tuple(tensor.shape), tensor.dtype)
+        self.order.setdefault(node, len(self.order))
         key = id(tensor)
         self.nodes[key] = node
         self.living[key] = weakref.ref(tensor, lambda _: self._release(key))  # another tensor may get its identity
         if self.copies:
             with without_recording():
                 self.values[node] = tensor.detach().clone()
-        elif node.op == "get_attr" or not activation:
+        elif node.op == "get_attr" or not (activation or any(part.meta["activation"] for part in node.all_input_nodes)):
             self.values[node] = tensor
 
     def _release(self, key: int) -> None:
@@ -133,21 +149,48 @@ class _Recorder(DispatchMode):
         kwargs = kwargs or {}
         node_args = tuple(_with_nodes(arg, self.node_of) for arg in args)
         node_kwargs = {key: _with_nodes(value, self.node_of) for key, value in kwargs.items()}
+        sources = tuple(dict.fromkeys(part for t in tensors_in((args, kwargs)) for part in self.sources_of(t)))
         result = func(*args, **kwargs)
+        if self.copies and getattr(func, "overloadpacket", None) in _UNDEFINED:
+            with without_recording():
+                result.zero_()  # the same in every run
         # Given to create_node, the arguments would be searched for symbolic numbers, which takes longer than the rest.
         node = self.graph.create_node("call_function", func)
         node.args, node.kwargs = node_args, node_kwargs
-        used = node.all_input_nodes
-        activation = any(argument.meta["activation"] for argument in used)
-        flowing = frozenset[str]().union(*(argument.meta["parameters"] for argument in used))
+        self.order[node] = len(self.order)
+        used = () if getattr(func, "overloadpacket", None) in _OF_SHAPES else sources
+        activation = any(source.meta["activation"] for source in used)
+        flowing = frozenset[str]().union(*(source.meta["parameters"] for source in used))
         silent = activation and bool(flowing) and self._all_zero(args, kwargs)
         self._bind_result(result, node, frozenset() if activation else flowing, activation)
-        node.meta["silent"] = silent
+        node.meta |= {"silent": silent, "sources": used}
+        self._note_writes(func, node, args, kwargs, result)
         return result
+
+    def sources_of(self, tensor: Tensor) -> tuple[fx.Node, ...]:
+        """Return a tensor's node, and those that have written into its memory since, through other tensors."""
+        node = self.node_of(tensor)
+        later = self.writes.get(_memory(tensor), ()) if self.writes else ()
+        return node, *(write for write in later if self.order[write] > self.order[node])
+
+    def _note_writes(self, func: Any, node: fx.Node, args: Any, kwargs: Any, result: Any) -> None:
+        """Keep which ops have written into some memory; what is new there has nothing to do with them."""
+        schema = getattr(func, "_schema", None)
+        if schema is None:
+            return
+        if self.writes and not any(each.alias_info for each in schema.returns):
+            for tensor in tensors_in(result):
+                self.writes.pop(_memory(tensor), None)
+        if schema.is_mutable:
+            given = {**dict(zip((each.name for each in schema.arguments), args, strict=False)), **kwargs}
+            names = [each.name for each in schema.arguments if each.alias_info and each.alias_info.is_write]
+            for tensor in tensors_in([given.get(name) for name in names]):
+                self.writes.setdefault(_memory(tensor), []).append(node)
 
     def _all_zero(self, *arguments: Any) -> bool:
         """Tell whether all activations among the arguments of an op are 0."""
-        active = [tensor for tensor in tensors_in(arguments) if self.nodes[id(tensor)].meta["activation"]]
+        sources = ((tensor, self.sources_of(tensor)) for tensor in tensors_in(arguments))
+        active = [tensor for tensor, made_of in sources if any(source.meta["activation"] for source in made_of)]
         with without_recording():
             return not any(tensor.layout != torch.strided or bool(tensor.any()) for tensor in active)
 
@@ -160,6 +203,7 @@ class _Recorder(DispatchMode):
                 if isinstance(part, Tensor):
                     getter = self.graph.create_node("call_function", operator.getitem, (node, index))
                     self._bind(part, getter, parameters, activation)
+                getter.meta["sources"] = (node,)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Global forward pre-hook: push the module that starts to run."""
@@ -175,6 +219,11 @@ class _Recorder(DispatchMode):
         call = self.stack.pop()
         if id(module) in self.names:
             self.results[call] = tuple(self.nodes[id(t)] for t in tensors_in(output) if id(t) in self.nodes)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Return where a tensor's numbers are; 0 if there are none, or not in one piece."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.numel() else 0
 
 
 def without_recording() -> Any:
@@ -293,8 +342,9 @@ def record(
         recorder.add_inputs(given)
         with _watching_modules(recorder), as_written(model), recorder:
             outputs = forward(model, *given) if forward else model(*given)
-    nodes = tuple(recorder.node_of(tensor) for tensor in tensors_in(outputs))
-    recorder.graph.output(nodes)
+    returned = tensors_in(outputs)
+    sources = tuple(source for tensor in returned for source in recorder.sources_of(tensor))
+    recorder.graph.output(tuple(recorder.node_of(tensor) for tensor in returned)).meta["sources"] = sources
     detached = map_tensors(Tensor.detach, outputs)
     return Recording(recorder.graph, recorder.values, dict(recorder.calls), recorder.results, _aliases(model), detached)
 

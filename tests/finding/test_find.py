@@ -23,15 +23,16 @@ HIDDEN = "2x0e+2x1o"
 
 
 class Honest(nn.Module):
-    """A good layer, then the one under test."""
+    """A good layer, and the one under test after it."""
 
     def __init__(self, second: nn.Module) -> None:
         super().__init__()
         self.good = o3.Linear(HIDDEN, HIDDEN)
         self.suspect = second
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.suspect(self.good(x))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.good(x)
+        return h, self.suspect(h)
 
 
 class Scrambled(o3.Linear):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import NotASymmetryError
-from surgeon.finding.own_symmetry import judged
+from surgeon.finding.own_symmetry import judged, unseen
 from tests.nets import o3
 
 pytestmark = pytest.mark.e3nn
@@ -100,3 +101,56 @@ def test_less_is_rounding_in_float64() -> None:
     assert judged(parse_group("O3"), errors, torch.float32) is None
     assert judged(parse_group("O3"), errors, torch.float64) is not None
     assert judged(parse_group("O3"), {**errors, "identity": 2e-6}, torch.float64) is None
+
+
+@pytest.mark.parametrize(
+    ("group", "shape", "words"),
+    [
+        ("SO3", (1.0, 2.0, 3.0), "line, so that rotations about it"),
+        ("O3", (1.0, 2.0, 3.0), "line, so that rotations about it"),
+        ("E3", (1.0, 2.0, 3.0), "line, so that rotations about it"),
+        ("O3", (1.0, 1.0, 0.0), "plane, so that the reflection through it"),
+        ("SO3", (1.0, 1.0, 0.0), ""),
+        ("O3", (1.0, 1.0, 1.0), ""),
+        ("O2", (1.0, 2.0), "line, so that the reflection through it"),
+    ],
+)
+def test_what_no_sample_shows_is_said(group: str, shape: tuple[float, ...], words: str) -> None:
+    symmetry = Symmetry(parse_group(group), lambda g, x: x @ g[: len(shape), : len(shape)].T)
+    x = torch.randn(9, len(shape), dtype=torch.float64) * torch.tensor(shape)
+    if shape[:2] == (1.0, 2.0):  # a line; of motions, one that does not meet the origin
+        x = x[:, :1] * torch.tensor(shape, dtype=torch.float64) + (torch.ones(len(shape)) if group == "E3" else 0)
+    assert words in unseen(symmetry, (x,)) if words else not unseen(symmetry, (x,))
+
+
+class Lorentz(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(2, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.mT).mT
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "words"),
+    [
+        ("SO3", lambda g: g.T, "took g^-1, which is g^T, in place of g"),
+        ("SO13", torch.linalg.inv, "took g^-1 in place of g"),
+        ("SO13", lambda g: g.T, "took g^T in place of g"),
+        ("SO13", lambda g: torch.linalg.inv(g).T, "took the transposed of g^-1 in place of g"),
+    ],
+)
+def test_an_action_of_another_element_is_recognised(group: str, change: Callable[[Tensor], Tensor], words: str) -> None:
+    chosen = parse_group(group)
+    x = torch.randn(9, 2, chosen.dimension, dtype=torch.float64)
+    with pytest.raises(NotASymmetryError) as caught:
+        surgeon.find(
+            Lorentz().double().eval(),
+            chosen,
+            x,
+            act=lambda g, x: x @ g.T,
+            act_output=lambda g, y: y @ change(g).T,
+            adapters={},
+        )
+    assert words in str(caught.value)

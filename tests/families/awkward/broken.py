@@ -68,6 +68,26 @@ class Softmax(nn.Module):
         return x * torch.softmax(scores, dim=-1 if self.over_components else 1)
 
 
+class Filled(nn.Module):
+    """A result that is filled in place, as every gate of e3nn does it, through slices or through views of views."""
+
+    def __init__(self, bug: bool, views: bool = False) -> None:
+        super().__init__()
+        self.views, self.gate, self.rest = views, Gated(), nn.ReLU() if bug else Gated()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        if self.views:
+            by_channel = out.view(x.shape).transpose(0, 1)
+            by_channel.narrow(0, 0, 2).copy_(self.gate(x[:, :2]).transpose(0, 1))
+            by_channel[2:][:1].copy_(self.gate(x[:, 2:3]).transpose(0, 1))
+            by_channel[3:].copy_(self.rest(x[:, 3:]).transpose(0, 1))
+        else:
+            out[:, :2] = self.gate(x[:, :2])
+            out[:, 2:] = self.rest(x[:, 2:])
+        return out
+
+
 class Cross(nn.Module):
     """A cross product is no vector under reflections; that of a cross product with a vector is one."""
 
@@ -136,6 +156,11 @@ def _vectors(name: str, owner: str, trap: str, wrong: type[nn.Module], right: ty
     )
 
 
+class Views(Filled):
+    def __init__(self, bug: bool) -> None:
+        super().__init__(bug, views=True)
+
+
 def _cloud(absolute: bool, trap: str) -> Case:
     return Case(
         "absolute positions",
@@ -163,6 +188,8 @@ BROKEN = (
     _vectors("ReLU on components", "between", "a pointwise function of vectors", nn.ReLU, Gated),
     _vectors("bias on vectors", "between.linear", "a bias in a layer of vectors", Shifted, Shifted, True),
     _vectors("softmax over components", "between", "the wrong axis", Softmax, Softmax, True),
+    _vectors("filled in slices", "between.rest", "memory that is written through slices", Filled, Filled, True),
+    _vectors("filled in views of views", "between.rest", "memory that is written through views", Views, Views, True),
     _vectors("forgotten parity", "between", "a pseudovector added to a vector", Cross, Cross, False),
     Broken(_cloud(True, "a translation changes features"), "embed", _cloud(False, "repaired")),
     Broken(_image(2, "windows that leave out an edge"), "shrink", _image(3, "repaired")),

@@ -158,7 +158,13 @@ CASES = (
         inputs=lambda: (vectors()[:1].expand(7, -1, -1).clone(),),
         error="all rows of each of its tensors are equal",
     ),
-    Case("no action", "act that is no action", lambda: Trunk(Mix()), act=lambda g, x: x @ g, error="action of SO3"),
+    Case(
+        "no action",
+        "act that is no action",
+        lambda: Trunk(Mix()),
+        act=lambda g, x: x @ g,
+        error="acting by hg, and .* g^-1 or g^T",
+    ),
     Case(
         "act does nothing",
         "act that changes nothing",

@@ -1,4 +1,4 @@
-"""Features that are 0, or all alike, on every batch: what reads them tells how they transform."""
+"""Features that are 0, or all alike, on every batch, and weights that meet constants of the forward only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from surgeon.support.e3nn_compat import import_e3nn
-from tests.families.awkward.case import Case
+from tests.families.awkward.case import CHANNELS, Case, Mix
 from tests.families.awkward.layouts import turn_image
 from tests.families.awkward.symmetries import GroupConvolution, clouds
 
@@ -109,6 +109,24 @@ class FlatNetwork(nn.Module):
         return self.conv(self.lift(x).relu()).unflatten(1, (2, 4)).tanh().mean((2, 3, 4))
 
 
+class MeetsConstants(nn.Module):
+    """States made in the forward: zeros that weights map to zeros, ones that they make a bias of."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        self.mix = Mix() if mixes else nn.Identity()
+        self.hidden, self.bias = (nn.Linear(CHANNELS, CHANNELS, bias=False) for _ in range(2))
+        self.back, self.scale = Mix(), nn.Parameter(torch.randn(CHANNELS))
+        self.steps = nn.Parameter(torch.randn(CHANNELS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mix(x)
+        state, vectors = torch.zeros(len(x), CHANNELS), torch.zeros_like(x)
+        h = h + self.back(vectors) + self.scale[:, None] * vectors
+        shift = self.bias(torch.ones_like(x[..., 0])).tanh() + self.hidden(state)
+        return h * (h.square().sum(-1) + shift)[..., None] * (100 * self.steps).round()[:, None]
+
+
 def _cloud(name: str, trap: str, build: Callable[[], nn.Module], sites: set[str], **more: Any) -> Case:
     return Case(
         name,
@@ -159,5 +177,23 @@ CASES = (
         group="C4",
         inputs=lambda: (clouds(2, 1, 7, 7),),
         act=turn_image,
+    ),
+    Case(
+        "constants of the forward",
+        "weights that meet zeros and ones only",
+        lambda: MeetsConstants(mixes=True),
+        {"mix.x"},
+        act_output=lambda g, y: y @ g.T,
+        audit={"bias.weight": "not linear", "steps": "not linear"},
+        reason=dict.fromkeys(
+            ("hidden.weight", "back.weight", "scale"), "perturbed, it leaves every output as it is, to the bit"
+        ),
+    ),
+    Case(
+        "nothing but constants",
+        "no weight meets a feature",
+        lambda: MeetsConstants(mixes=False),
+        act_output=lambda g, y: y @ g.T,
+        error="nothing to relax .*perturbed, it leaves every output as it is",
     ),
 )
