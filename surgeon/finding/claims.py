@@ -28,6 +28,7 @@ from surgeon.finding.inference.probe import TensorProbe
 from surgeon.finding.measured_ops import Silent
 from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement, perturbed
 from surgeon.finding.ops import Op, Structure, probe_structure, random_like
+from surgeon.plan import Site
 from surgeon.recording.record import unchanged
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
@@ -44,7 +45,7 @@ Claim = Found | Silent
 
 
 def check_claims(
-    measurement: Measurement, claims: Sequence[Claim], known: Sequence[TensorType] = ()
+    measurement: Measurement, claims: Sequence[Claim], sites: Sequence[Site] = ()
 ) -> list[Found | Refusal | None]:
     """Tell which results that look invariant may be replaced by any invariants without breaking the model.
 
@@ -56,7 +57,7 @@ def check_claims(
 
     Args:
         claims: ops between invariants, and those whose result is partly 0.
-        known: types of other tensors of the model, any of which the rest of the model may take a result for.
+        sites: of the model, as whose features and results the rest of the model may take a result.
 
     Returns:
         For each claim, in order, None if any invariants would do; else the op with the representation that the rest of
@@ -69,6 +70,7 @@ def check_claims(
     limit, free = max(OUTPUT_TOLERANCE, WORSE * before), [_free(found) for found in claims]
     if all(free) and _error(measurement, [each for own in free for each in own]) <= limit:
         return [None] * len(claims)
+    known = _types_of(sites)
     typed = [_typed(measurement, found, known) for found in claims]
     additions = [each for own in (*free, *typed) for each in own]
     slopes = _slopes(measurement, additions)
@@ -109,6 +111,17 @@ def _typed(measurement: Measurement, claim: Claim, known: Sequence[TensorType]) 
         *(kind for kind in known if _fits(kind, result)),
     ]
     return [_Addition(op, kind) for kind in kinds]
+
+
+def _types_of(sites: Sequence[Site]) -> list[TensorType]:
+    """Return how the features and results of some sites transform."""
+    found: dict[TensorType, None] = {}
+    for site in sites:
+        frame = () if site.convolution is None else site.convolution.frame
+        grid = tuple(range(-len(frame), 0))
+        ends = ((site.rho_in, site.axes_in), (site.rho_out, site.axes_out))
+        found |= dict.fromkeys(TensorType(rho, axes, grid, frame) for rho, axes in ends if not rho.is_trivial)
+    return list(found)
 
 
 def _fits(kind: TensorType, result: TensorProbe) -> bool:

@@ -13,7 +13,6 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.penalty import Commutator
 from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
-from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED
 from surgeon.finding.claims import NOT_CHECKED, check_claims
 from surgeon.finding.fold import with_fold
@@ -222,7 +221,7 @@ def _judge_raw(
 
 def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement) -> None:
     """Call ops invariant only where any invariants would do in place of their results; the others go by their use."""
-    answers = check_claims(measurement, result.claims, _types_known(result.sites))
+    answers = check_claims(measurement, result.claims, result.sites)
     for claim, answer in zip(result.claims, answers, strict=True):
         op = claim.op
         names, said = _names(op), claim.reason if isinstance(claim, Silent) else INVARIANT
@@ -243,17 +242,6 @@ def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement
             result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
         elif answer is not NOT_CHECKED and isinstance(claim, Found):
             result.notes.append(f"{claim.site().key}: {answer.reason}")
-
-
-def _types_known(sites: Sequence[Site]) -> list[TensorType]:
-    """Return how the features and results of some sites transform."""
-    found: dict[TensorType, None] = {}
-    for site in sites:
-        frame = () if site.convolution is None else site.convolution.frame
-        grid = tuple(range(-len(frame), 0))
-        ends = ((site.rho_in, site.axes_in), (site.rho_out, site.axes_out))
-        found |= dict.fromkeys(TensorType(rho, axes, grid, frame) for rho, axes in ends if not rho.is_trivial)
-    return list(found)
 
 
 def _names(op: Op) -> list[str]:
