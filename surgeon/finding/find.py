@@ -171,6 +171,9 @@ def _combined(
         complaint = dataclasses.replace(complaint, words="; ".join([complaint.words, *filter(None, hints)]))
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
+    if measurement is not None and measurement.errors and not measurement.trusted:
+        errors = ", ".join(f"{error:.1e} under {component}" for component, error in measurement.errors.items())
+        notes = (*notes, f"the model's own output deviates from equivariance by {errors}")
     hidden = unseen(measurement.symmetry, measurement.inputs) if measurement is not None else ""
     notes = (*notes, hidden) if hidden else notes
     usage = WeightUsage(model, recording)

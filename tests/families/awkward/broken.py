@@ -88,6 +88,18 @@ class Filled(nn.Module):
         return out
 
 
+class Sampled(nn.Module):
+    """A function of the values along a few directions, as grids and truncated series have them: equivariant nearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        directions = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("directions", directions / directions.norm(dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.directions.T).tanh() @ self.directions / 13
+
+
 class Cross(nn.Module):
     """A cross product is no vector under reflections; that of a cross product with a vector is one."""
 
@@ -190,6 +202,7 @@ BROKEN = (
     _vectors("softmax over components", "between", "the wrong axis", Softmax, Softmax, True),
     _vectors("filled in slices", "between.rest", "memory that is written through slices", Filled, Filled, True),
     _vectors("filled in views of views", "between.rest", "memory that is written through views", Views, Views, True),
+    _vectors("sampled activation", "between", "a function of values along a few directions", Sampled, Gated),
     _vectors("forgotten parity", "between", "a pseudovector added to a vector", Cross, Cross, False),
     Broken(_cloud(True, "a translation changes features"), "embed", _cloud(False, "repaired")),
     Broken(_image(2, "windows that leave out an edge"), "shrink", _image(3, "repaired")),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import surgeon
-from surgeon.errors import SurgeonError
+from surgeon.errors import NotASymmetryError
 from surgeon.finding.breaks import Breaks, find_breaks
 from surgeon.support.modes import default_dtype
 from tests.families.awkward.broken import BROKEN, Broken
@@ -46,6 +46,8 @@ def test_without_the_bug_there_is_none(broken: Broken) -> None:
 
 @EACH
 def test_nothing_is_relaxed_in_a_broken_network(broken: Broken) -> None:
-    with pytest.raises(SurgeonError, match="to be a symmetry"):
+    with pytest.raises(NotASymmetryError, match="to be a symmetry") as caught:
         find(broken.case, build(broken.case))
+    (note,) = (note for note in caught.value.plan.notes if "own output deviates" in note)
+    assert all(f" under {component}" in note for component in search(broken.case).output_error)
     assert isinstance(find(broken.repaired, build(broken.repaired)), surgeon.Plan)

@@ -14,6 +14,7 @@ from surgeon.plan import Plan
 from surgeon.support.modes import default_dtype
 from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward import (
+    cartesian,
     forwards,
     frames,
     layouts,
@@ -40,6 +41,7 @@ THEMES = (
     multivectors,
     negatives,
     zeros,
+    cartesian,
 )
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
