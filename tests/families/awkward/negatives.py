@@ -163,7 +163,7 @@ CASES = (
         "act that is no action",
         lambda: Trunk(Mix()),
         act=lambda g, x: x @ g,
-        error="acting by hg, and .* g^-1 or g^T",
+        error="acting by hg, and would be one with",
     ),
     Case(
         "act does nothing",
