@@ -50,15 +50,15 @@ class Particles(TinyTask):
         return model(**graph_of(batch["positions"], batch["velocities"], batch["charges"], (1, 1), "integral"))
 
 
-@pytest.mark.parametrize("task", [TinyTask(1), Particles(1)], ids=["e3nn", "SEGNN"])
-def test_the_whole_way_on_another_device(task: TinyTask) -> None:
+@pytest.mark.parametrize(("task", "dense"), [(TinyTask(1), True), (Particles(1), False)], ids=["e3nn", "SEGNN"])
+def test_the_whole_way_on_another_device(task: TinyTask, dense: bool) -> None:
     torch.manual_seed(0)
     net, batch = task.model(), next(iter(task.batches("train", 0)))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with elsewhere(net) as put:
         moved = put(batch)
         plan = surgeon.find(net, "O3", moved, forward=task.forward)
-        relaxation = surgeon.relax(net, plan, mode="fold", init_scale=0.5)
+        relaxation = surgeon.relax(net, plan, dense=dense, mode="fold", init_scale=0.5)
         assert {parameter.device for parameter in net.parameters()} == {DEVICE}
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
         relaxation.set_progress(0.5)
