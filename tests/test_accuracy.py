@@ -60,17 +60,17 @@ FINAL = [
 
 
 def test_the_page_says_what_the_lines_give(report: Any, tmp_path: Path) -> None:
-    page = report.PAGE.read_text(encoding="utf-8")
-    assert report.with_text(page, report.text()) == page
+    pages = [path.read_text(encoding="utf-8") for path in report.PAGES]
+    assert [report.written_anew(page) for page in pages] == pages
     for path in report.RESULTS.glob("*.jsonl"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert report.with_text(page, report.text(tmp_path)) == page
+    assert [report.written_anew(page, tmp_path) for page in pages] == pages
     changed = [json.loads(each) for each in path.read_text(encoding="utf-8").splitlines()]
     run = next(each["outcome"] for each in reversed(changed) if "outcome" in each)
     run["test"] = {name: 1.1 * value for name, value in run["test"].items()}
     run["validation"]["force_mae"] = 0.1
     (tmp_path / path.name).write_text("".join(json.dumps(each) + "\n" for each in changed), encoding="utf-8")
-    assert report.with_text(page, report.text(tmp_path)) != page
+    assert all(report.written_anew(page, tmp_path) != page for page in pages)
 
 
 def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp_path: Path) -> None:

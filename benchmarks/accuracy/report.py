@@ -1,4 +1,4 @@
-"""Write the tables of ``docs/accuracy.md`` from the lines of finished runs, or check that they say what the lines give.
+"""Write the tables of ``docs/accuracy.md`` and the one of ``README.md`` from the lines of finished runs, or check them.
 
 python benchmarks/accuracy/report.py
 python benchmarks/accuracy/report.py --check
@@ -18,12 +18,21 @@ from lines import RESULTS, Lines, read_lines
 
 from surgeon.training.outcomes import ArmRun, Outcome, Point
 from surgeon.training.statistics import Estimate
+from surgeon_adapters.atoms.task import AtomisticTask
+from surgeon_adapters.mace.task import MaceTask
+from surgeon_adapters.sevennet.task import SevenNetTask
 
-PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
-BEGIN, END = "<!-- table A: from the lines, by benchmarks/accuracy/report.py -->", "<!-- end of table A -->"
+PAGES = tuple(Path(__file__).parents[2] / name for name in ("docs/accuracy.md", "README.md"))
+MARKS = (
+    ("<!-- table A: from the lines, by benchmarks/accuracy/report.py -->", "<!-- end of table A -->"),
+    ("<!-- table A in short: from the lines, by benchmarks/accuracy/report.py -->", "<!-- end of table A in short -->"),
+)
 METRIC, OTHER = "force_mae", "energy_mae"
 FRESH = 6
 """The first seed of a confirmation."""
+SOAP, MUON = "plain@soap", "plain@muon"
+NAMES = {"mace": "small MACE", "sevennet": "7net-0"}
+TASKS: Mapping[str, type[AtomisticTask]] = {"mace": MaceTask, "sevennet": SevenNetTask}
 TITLES = {"mace": "MACE, 3,808 weights, trained on two other molecules", "sevennet": "7net-0, as published"}
 
 
@@ -151,8 +160,48 @@ def groups(path: Path) -> list[list[Lines]]:
     return [[Lines(path, context) for context in each] for each in longest_first]
 
 
+def in_short(results: Path = RESULTS) -> str:
+    """Return a row for each model and molecule, clipped as its task prefers: the longest runs that are there."""
+    heading = [
+        "model, 100 frames of",
+        "steps",
+        "AdamW, tuned: meV/Å",
+        "SOAP, tuned",
+        "`surgeon finetune` as it is",
+        "Muon, tuned",
+    ]
+    rows: dict[str, list[str]] = {}
+    for path in sorted(results.glob("table_a.*.jsonl")):
+        for lines, *_ in groups(path):
+            best = chosen(lines)
+            adamw = tuned_adamw(best)
+            reference = tested(lines, adamw, best[adamw][0], False)
+            if not reference:
+                continue
+            steps = next(iter(reference.values())).steps
+            preferred, clip = TASKS[lines.context["library"]].preferred, lines.context["settings"].get("clip")
+            name = f"{NAMES[lines.context['library']]}, {lines.context['molecule']}"
+            if clip != preferred.get("clip") or steps < int(rows.get(name, ["", "0"])[1]):
+                continue
+            rates = [(SOAP, best[SOAP][0]), (SOAP, preferred["learning_rate"]), (MUON, best[MUON][0])]
+            cells = [difference(lines, arm, rate, reference) for arm, rate in rates]
+            error = statistics.fmean(run.test[METRIC] for run in reference.values())
+            rows[name] = [name, str(steps), f"{error:.1f}", *cells]
+    grid = [heading, ["---"] * len(heading), *(rows[name] for name in sorted(rows))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in grid)
+
+
+def difference(lines: Lines, arm: str, rate: float, reference: Mapping[int, ArmRun]) -> str:
+    """Return the difference from tuned AdamW, in bold where it is told from 0."""
+    found = against(tested(lines, arm, rate, False), reference)
+    if found is None or len(found.values) == 1:
+        return ""
+    words = f"{found.mean:+.1f} ± {found.half_width:.1f} %"
+    return f"**{words}**" if found.high < 0 or found.low > 0 else words
+
+
 def text(results: Path = RESULTS) -> str:
-    """Return everything between the markers."""
+    """Return everything between the markers of the page."""
     parts = []
     for path in sorted(results.glob("table_a.*.jsonl")):
         for first, *others in groups(path):
@@ -177,21 +226,25 @@ def text(results: Path = RESULTS) -> str:
     return "\n".join(parts).rstrip()
 
 
-def with_text(page: str, between: str) -> str:
-    """Return the page with another text between the markers."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{between}\n\n{END}{rest.partition(END)[2]}"
+def written_anew(page: str, results: Path = RESULTS) -> str:
+    """Return a page with what the lines give between the marks that it has."""
+    for (begin, end), make in zip(MARKS, (text, in_short), strict=True):
+        before, mark, rest = page.partition(begin)
+        if mark:
+            page = f"{before}{begin}\n\n{make(results)}\n\n{end}{rest.partition(end)[2]}"
+    return page
 
 
 def main() -> int:
     """Write, or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page says something else")
-    page = PAGE.read_text(encoding="utf-8")
-    wanted = with_text(page, text())
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page says something else")
+    pages = {path: path.read_text(encoding="utf-8") for path in PAGES}
+    wanted = {path: written_anew(page) for path, page in pages.items()}
     if parser.parse_args().check:
-        return int(page != wanted)
-    PAGE.write_text(wanted, encoding="utf-8")
+        return int(pages != wanted)
+    for path, page in wanted.items():
+        path.write_text(page, encoding="utf-8")
     return 0
 
 
