@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,7 +73,7 @@ def with_fold(
         return not_foldable(site, str(error))
     generator = torch.Generator().manual_seed(0)
     tried = calls or () if site.fold_while else (calls or ())[:1]
-    complaint = next(filter(None, (fold_complaint(op, site, call, own, generator) for call in tried)), "")
+    complaint = next(filter(None, _complaints(op, site, tried, own, generator)), "")
     if complaint:
         return not_foldable(site, complaint)
     return dataclasses.replace(site, fold_note=_coverage(own, site, _most(site, op)))
@@ -221,13 +221,28 @@ def fold_complaint(
     A caller may pass the weights, or another argument may be no longer what it was. The largest entry counts, so that
     one row out of many is seen.
     """
-    try:
-        with torch.no_grad():
-            residual, limit = _fold_residual(copied(op), site, call, fold_map, generator)
-    except Exception as error:  # the op is foreign code
-        return f"it could not be run with changed weights ({first_line(error)})"
-    much = f"changed weights do not act as they do alone, relative deviation {residual:.1e}"
-    return "" if residual <= limit else much
+    return next(_complaints(op, site, [call], fold_map, generator))
+
+
+def _complaints(
+    op: nn.Module, site: Site, calls: Sequence[Mapping[str, Any]], fold_map: FoldMap, generator: torch.Generator
+) -> Iterator[str]:
+    """Yield the complaint about each call, empty for none."""
+    twin: nn.Module | None = None
+    for call in calls:
+        try:
+            twin = twin or copied(op)
+            before = [weight.detach().clone() for weight in twin.parameters()]
+            with torch.no_grad():
+                residual, limit = _fold_residual(twin, site, call, fold_map, generator)
+                for weight, value in zip(twin.parameters(), before, strict=True):
+                    weight.copy_(value)
+            renew(twin)
+        except Exception as error:  # the op is foreign code
+            yield f"it could not be run with changed weights ({first_line(error)})"
+            return
+        much = f"changed weights do not act as they do alone, relative deviation {residual:.1e}"
+        yield "" if residual <= limit else much
 
 
 def _fold_residual(

@@ -107,13 +107,22 @@ def _ordered(search: Callable[..., Any], layer: Any, example: tuple[Tensor, ...]
 
 
 def _moment(compute: Callable[..., Tensor], function: Any, n: int, dtype: Any = None, device: Any = None) -> Tensor:
-    """Return the n-th moment of an activation; only that of a function of torch, which has no state, is kept."""
-    if not str(getattr(function, "__module__", "")).startswith("torch") or isinstance(function, nn.Module):
+    """Return the n-th moment of an activation; only that of torch's own without a state is kept."""
+    name = _name(function)
+    if name is None:
         return compute(function, n, dtype, device)
-    key = (compute, function, n, dtype or torch.get_default_dtype(), device)
+    key = (compute, name, n, dtype or torch.get_default_dtype(), device)
     if key not in _MOMENTS:
         _MOMENTS[key] = compute(function, n, dtype, device)
     return _MOMENTS[key].clone()
+
+
+def _name(function: Any) -> Any:
+    """Return what two activations of torch share only if they do the same; None for all others, and random ones."""
+    if isinstance(function, nn.Module):
+        known = type(function).__module__ == "torch.nn.modules.activation" and not isinstance(function, nn.RReLU)
+        return repr(function) if known and not function.state_dict() else None
+    return function if str(getattr(function, "__module__", "")).startswith("torch") else None
 
 
 _KEPT = (

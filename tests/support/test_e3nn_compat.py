@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -95,11 +96,12 @@ def test_the_moment_of_an_activation_of_torch_is_computed_once(monkeypatch: pyte
         return own(function, *arguments, **named)
 
     monkeypatch.setattr(normalising, "moment", moment)
-    functions = (torch.tanh, nn.functional.silu, halved)
+    own_state = (halved, nn.PReLU(init=0.4, dtype=torch.float64))
+    functions = (torch.tanh, nn.functional.silu, nn.ELU(0.5), nn.ELU(2.0), *own_state)
     with results_kept():
         first = [normalising.normalize2mom(function).cst for function in functions]
-        again = [normalising.normalize2mom(function).cst for function in functions]
-    assert asked == [*functions, halved]
+        again = [normalising.normalize2mom(copy.deepcopy(function)).cst for function in functions]
+    assert [str(function) for function in asked] == [str(function) for function in (*functions, *own_state)]
     assert normalising.moment is moment
     assert first == again == [normalising.normalize2mom(function).cst for function in functions]
     assert len(set(first)) == len(functions)
