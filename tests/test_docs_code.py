@@ -68,7 +68,10 @@ ELSEWHERE = {
     "--fsdp_version": "accelerate",
     "--nproc_per_node": "torchrun",
     "--num_processes": "accelerate",
+    "--private_key": "model_signing",
+    "--public_key": "model_signing",
     "--record": "make fuzz, make faults",
+    "--signature": "model_signing",
     "--target": "nequip-compile",
     "--use_fsdp": "accelerate",
 }

@@ -39,6 +39,7 @@ from surgeon.proof.records import (
     SOURCE_CHECK,
     Field,
     compare_probe,
+    same_class,
     stored_changes,
     what_is_missing,
 )
@@ -169,7 +170,11 @@ def _certify_models(again: CertifiedAgain, opened: OpenedClean, workspace: Works
     """Certify the result against the original; add it to what was found."""
     details, models, found = opened.clean.certificate["details"], opened.models, again.found
     measured = details.get("measurement") or {}
-    found["recorded module classes"] = classes_of(models["stripped"])
+    classes = classes_of(models["stripped"])
+    again.why |= _built_by_others(opened, workspace, classes)
+    if "model" in again.why:
+        return
+    found["recorded module classes"] = classes
     try:
         metrics = metrics_of(workspace, models, measured.get("split") or "test")
     except TaskError as error:
@@ -190,6 +195,18 @@ def _certify_models(again: CertifiedAgain, opened: OpenedClean, workspace: Works
         result = models["stripped"]
         base, exact = models.get("original", result), workspace.double_or_own(result)
         again.stripped = Stripped(result, base, exact, workspace.task.task, group)
+
+
+def _built_by_others(opened: OpenedClean, workspace: Workspace, classes: Mapping[str, str]) -> dict[str, str]:
+    """Return why nothing is said of a network that was only recognised by its keys, if another class was certified."""
+    recorded = opened.clean.certificate["architecture"]["classes"].get("")
+    named = workspace.task is not None or opened.options.factory is not None or opened.options.build is not None
+    if named or same_class((), str(recorded), classes[""]):
+        return {}
+    why = (
+        f"class {recorded} was certified, while these keys are known as those of {classes['']}: {GIVE_TASK} or --model"
+    )
+    return {"model": why, "task": why}
 
 
 def _find_graphs(again: CertifiedAgain, workspace: Workspace, recorded: Mapping[str, Any], original: nn.Module) -> None:

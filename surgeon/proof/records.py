@@ -127,7 +127,7 @@ def _shown(values: Mapping[Place, Any], place: Place) -> str:
     return text if len(text) <= 120 else text[:120] + "..."
 
 
-def _same_class(_: Place, left: str, right: str) -> bool:
+def same_class(_: Place, left: str, right: str) -> bool:
     """Compare two classes; one of a task file has no module name of its own, and ``--model`` can name another."""
     own = [name.removeprefix("task") for name in (left, right) if name.startswith("task.")]
     return left == right or any(left.endswith(name) and right.endswith(name) for name in own)
@@ -165,9 +165,7 @@ FIELDS: Mapping[str, Field] = {
         note="sha256 of each",
     ),
     "recorded counts": Field("recorded {0}: {recorded}, found {found}", ("weights",), partly=True),
-    "recorded module classes": Field(
-        "module {0}: recorded class is {recorded}, found {found}", ("model",), _same_class
-    ),
+    "recorded module classes": Field("module {0}: recorded class is {recorded}, found {found}", ("model",), same_class),
     "recorded changes of buffers": Field(
         "buffer {0}: recorded change is {recorded}, found {found}",
         ("original", "task"),

@@ -207,7 +207,7 @@ def measured_plan(name: str, pooling: str) -> Plan:
     return surgeon.find(network(name, pooling), "SO3", batch, forward=task.forward, adapters={}, **actions)
 
 
-@pytest.mark.parametrize(("name", "pooling"), zip(NETWORKS, POOLINGS, strict=True))
+@pytest.mark.parametrize(("name", "pooling"), list(zip(NETWORKS, POOLINGS, strict=True)))
 def test_annotation_and_measurement_agree_and_the_plan_is_sound(name: str, pooling: str) -> None:
     task, model = small_task(network=name), network(name, pooling)
     batch = next(iter(task.batches("train", 0)))

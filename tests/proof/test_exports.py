@@ -21,11 +21,12 @@ from surgeon.export.onnx_file import ONNX_FILE, export_onnx
 from surgeon.export.pt2_file import PT2_FILE, export_pt2
 from surgeon.export.reopening import container_extra
 from surgeon.export.stripped import Stripped, stripped_beside_original
-from surgeon.files.clean import WORDS_FILE, hashes_of, sealed
+from surgeon.files.clean import ATTESTATION_FILE, WORDS_FILE, hashes_of, sealed
 from surgeon.opening.open import open_path
 from surgeon.opening.trust import remember_task
 from surgeon.proof import exports
 from surgeon.proof.amounts import MeasureSettings
+from surgeon.proof.attestation import attested
 from surgeon.proof.clean_folder import write_clean
 from surgeon.proof.strip_and_certify import strip_and_certify
 from surgeon.proof.verdict import Verification
@@ -92,7 +93,9 @@ def resealed(work: Path, change: Callable[[dict[str, Any]], None] = lambda data:
     words = work / "clean" / WORDS_FILE
     words.unlink()
     words.write_text(certificate_text({**data, "files": hashes_of(work / "clean")}))
-    path.write_text(json.dumps(sealed({**data, "files": hashes_of(work / "clean")})))
+    data = sealed({**data, "files": hashes_of(work / "clean")})
+    path.write_text(json.dumps(data))
+    (work / "clean" / ATTESTATION_FILE).write_text(json.dumps(attested(data, work / "clean")))
 
 
 def verified(work: Path) -> Verification:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from surgeon.files.clean import ATTESTATION_FILE, sealed
+from surgeon.opening import clean
+from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.workspace import Workspace
 from surgeon.proof.attestation import attested
 from surgeon.proof.verdict import Verification
 from surgeon.proof.verify import ONLY_RECORDED, verify_clean
@@ -28,6 +32,7 @@ from tests.proof.test_verify import (
     verified,
     work,
 )
+from tests.tiny import Net
 
 __all__ = ["exported", "work"]
 
@@ -56,6 +61,27 @@ def test_a_folder_alone_is_checked_as_far_as_it_goes(work: Path) -> None:
     held = ("recorded module classes", "recorded equivariance", "metrics", "container net.pt: outputs of its model")
     assert {found[name] for name in held} == {"holds"}
     assert found["as equivariant as the original"] == found["recorded graph"] == "not checked"
+
+
+def test_a_network_that_is_known_by_its_keys_alone_may_be_of_another_class(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an adapter would recognise the weights of a network that a task builds by a class of its own."""
+
+    def known(path: Path, options: OpenOptions) -> Workspace:
+        return open_path(path, dataclasses.replace(options, build=Net))
+
+    def others(data: dict[str, Any]) -> None:
+        data["architecture"]["classes"][""] = "elsewhere.Net"
+
+    monkeypatch.setattr(clean, "open_path", known)
+    assert outcomes(alone(work, task=False))["recorded module classes"] == "holds"
+    edit(work, others, forged=True)
+    told = alone(work, task=False)
+    assert told.holds
+    found = {finding.name: finding.note for finding in told.findings if finding.outcome == "not checked"}
+    assert "class elsewhere.Net was certified" in found["recorded module classes"]
+    assert outcomes(alone(work))["recorded module classes"] == "differs"
 
 
 @pytest.mark.parametrize(
