@@ -63,7 +63,7 @@ def _names(inputs: Iterable[tuple[str, Sequence[Any]]], titles: Mapping[tuple[st
     for name, sizes in inputs:
         for axis, size in enumerate(sizes):
             if not isinstance(size, int) and _SYMBOL.fullmatch(str(size)):
-                names.setdefault(str(size), titles.get((name, axis), f"{name}_{axis}"))
+                names.setdefault(str(size), titles[name, axis])
     return names
 
 
