@@ -83,7 +83,7 @@ def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp
     # -20 % and -10 %; Student's t for 1 degree of freedom, from a printed table: 12.706 * 7.071 / sqrt(2)
     assert cells["plain@soap"][4] == "-15.0 ± 63.5 %, p = 0.205"
     assert cells["plain@soap, fresh seeds"][2:5] == ["1", "20.0", "-20.0 %"]
-    assert cells["plain@soap, by default"][1:5] == ["0.01", "1", "24.0", "-20.0 %"]
+    assert cells["plain@soap at 0.01"][1:5] == ["0.01", "1", "24.0", "-20.0 %"]
     assert cells["plain@soap, 80 steps"][4] == "-5.0 %"
     assert cells["plain@soap, 80 steps"][6].startswith("90 % of its time")
     assert "plain@adamw+beta2=0.9" not in cells

@@ -18,9 +18,8 @@ from lines import RESULTS, Lines, read_lines
 
 from surgeon.training.outcomes import ArmRun, Outcome, Point
 from surgeon.training.statistics import Estimate
-from surgeon_adapters.atoms.task import AtomisticTask
-from surgeon_adapters.mace.task import MaceTask
-from surgeon_adapters.sevennet.task import SevenNetTask
+from surgeon_adapters.mace.task import CLIP, RATE_OF_SMALL
+from surgeon_adapters.sevennet.task import RATE
 
 PAGES = tuple(Path(__file__).parents[2] / name for name in ("docs/accuracy.md", "README.md"))
 MARKS = (
@@ -32,7 +31,8 @@ FRESH = 6
 """The first seed of a confirmation."""
 SOAP, MUON = "plain@soap", "plain@muon"
 NAMES = {"mace": "small MACE", "sevennet": "7net-0"}
-TASKS: Mapping[str, type[AtomisticTask]] = {"mace": MaceTask, "sevennet": SevenNetTask}
+DEFAULTS = {"mace": (RATE_OF_SMALL, CLIP), "sevennet": (RATE, None)}
+"""Learning rate and largest norm of gradients that ``surgeon finetune`` takes by itself."""
 TITLES = {"mace": "MACE, 3,808 weights, trained on two other molecules", "sevennet": "7net-0, as published"}
 
 
@@ -115,7 +115,7 @@ def table(lines: Lines, others: Sequence[Lines]) -> list[str]:
     costs = {arm: f"{1e3 * seconds:.0f} ms" for arm, seconds in lines.step_seconds.items()}
     finalists = [(arm, best[arm][0], "") for arm in [adamw, *(arm for arm in best if "@adamw" not in arm)]]
     further = dict.fromkeys((p.arm, p.learning_rate) for p in lines if p.test and p.learning_rate != best[p.arm][0])
-    finalists += [(arm, rate, ", by default") for arm, rate in further]
+    finalists += [(arm, rate, f" at {rate:g}") for arm, rate in further]
     rows: list[list[str]] = []
     for fresh in (False, True):
         reference = tested(lines, adamw, best[adamw][0], fresh)
@@ -179,11 +179,11 @@ def in_short(results: Path = RESULTS) -> str:
             if not reference:
                 continue
             steps = next(iter(reference.values())).steps
-            preferred, clip = TASKS[lines.context["library"]].preferred, lines.context["settings"].get("clip")
+            default, clip = DEFAULTS[lines.context["library"]]
             name = f"{NAMES[lines.context['library']]}, {lines.context['molecule']}"
-            if clip != preferred.get("clip") or steps < int(rows.get(name, ["", "0"])[1]):
+            if lines.context["settings"].get("clip") != clip or steps < int(rows.get(name, ["", "0"])[1]):
                 continue
-            rates = [(SOAP, best[SOAP][0]), (SOAP, preferred["learning_rate"]), (MUON, best[MUON][0])]
+            rates = [(SOAP, best[SOAP][0]), (SOAP, default), (MUON, best[MUON][0])]
             cells = [difference(lines, arm, rate, reference) for arm, rate in rates]
             error = statistics.fmean(run.test[METRIC] for run in reference.values())
             rows[name] = [name, str(steps), f"{error:.1f}", *cells]

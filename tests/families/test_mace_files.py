@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
@@ -44,6 +45,9 @@ def training_checkpoint(folder: Path) -> Path:
     module: Any = reopened(saved(folder / "base.model", small()))
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2, amsgrad=True)
     task = MaceTask(crystal(folder), batch_size=2, fraction=0.2).for_model(module)
+    assert task.preferred == {"optimizer": "soap", "learning_rate": 9e-2, "clip": 10.0}
+    large = dataclasses.replace(task.potential_of(module), weights=1_000_000)
+    assert dataclasses.replace(task, potential=large).preferred["learning_rate"] == 3e-2
     batch = next(iter(task.batches("train", 0)))
     task.loss(task.forward(module, batch), batch).backward()
     optimizer.step()

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -91,11 +90,13 @@ class AtomisticTask(ABC):
     energy_label: ClassVar[str] = "energy"
     """Name of the energies in a batch."""
 
-    preferred: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """What a training without branches begins with, see docs/accuracy.md."""
-
     primary_direction = "min"
     output_names = ("energy", "forces", "stress")
+
+    @property
+    def preferred(self) -> Mapping[str, Any]:
+        """What a training without branches begins with, see docs/accuracy.md."""
+        return {}
 
     @abstractmethod
     def potential_of(self, model: nn.Module) -> Potential:

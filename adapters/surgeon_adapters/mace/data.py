@@ -40,11 +40,13 @@ class Head(Potential):
         cutoff: radius of the neighbour list, in angstrom.
         names: of all heads.
         name: of the head in use.
+        weights: of the whole model, all that are trained.
     """
 
     cutoff: float
     names: tuple[str, ...]
     name: str
+    weights: int
 
     kind = MaceFrames
     lacking_labels = True
@@ -99,7 +101,8 @@ def head_of(model: nn.Module, name: str | None) -> Head:
         raise TaskError(f"expected a head among {', '.join(names)}, got {chosen!r}: correct `head` in --task-args")
     numbers = tuple(int(number) for number in potential.atomic_numbers)
     energies = _energies(potential, numbers, len(names), names.index(chosen))
-    return Head(energies, next(model.parameters()).dtype, float(potential.r_max), names, chosen)
+    weights = sum(weight.numel() for weight in model.parameters())
+    return Head(energies, next(model.parameters()).dtype, float(potential.r_max), names, chosen, weights)
 
 
 def _energies(potential: Any, numbers: tuple[int, ...], heads: int, head: int) -> Energies:

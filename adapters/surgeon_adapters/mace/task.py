@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -14,6 +13,11 @@ from surgeon.errors import TaskError
 from surgeon_adapters.atoms.task import AtomisticTask, ByAttribute
 from surgeon_adapters.mace.data import INPUTS, Head, head_of
 from surgeon_adapters.mace.models import import_mace
+
+SMALL, RATE_OF_SMALL, RATE_OF_LARGE = 100_000, 9e-2, 3e-2
+"""Weights of a potential that counts as small, and what SOAP begins with there and elsewhere."""
+CLIP = 10.0
+"""Largest norm of gradients, as in MACE's own training."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,12 @@ class MaceTask(AtomisticTask):
     library = "mace"
     positions = "positions"
     vectors = ("shifts", "cell")
-    preferred = MappingProxyType({"optimizer": "soap", "learning_rate": 3e-2, "clip": 10.0})
+
+    @property
+    def preferred(self) -> Mapping[str, Any]:
+        """SOAP at the rate that sweeps chose: for small potentials on MACE, for large ones on 7net-0."""
+        small = isinstance(self.potential, Head) and self.potential.weights <= SMALL
+        return {"optimizer": "soap", "learning_rate": RATE_OF_SMALL if small else RATE_OF_LARGE, "clip": CLIP}
 
     def for_model(self, model: nn.Module) -> Self:
         """Read the files for a model.
