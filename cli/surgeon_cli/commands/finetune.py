@@ -75,6 +75,8 @@ def finetune(
 
     Examples:
 
+        surgeon finetune mace.model --task mace:frames.xyz --trust-pickle --epochs 30
+
         surgeon finetune segnn-relaxed --epochs 20 --lr 1e-3
 
         surgeon finetune segnn.safetensors --auto --budget 10x --epochs 30
