@@ -246,8 +246,8 @@ def _check_sizes(branches: Mapping[str, Tensor], plan: Plan, where: str) -> None
     for site in plan.sites:
         if stored[site.name, site.slot] != site.extra_parameters:
             raise CheckpointError(
-                f"expected {site.extra_parameters:,} parameters of the branch {site.key} in {where}, as its plan says, "
-                f"got {stored[site.name, site.slot]:,}: the folder was made with another plan"
+                f"expected as many parameters of the branch {site.key} in {where} as its plan says, got "
+                f"{stored[site.name, site.slot]:,}: the folder was made with another plan"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,6 +22,8 @@ Precision = Literal["no", "bf16", "fp16"]
 
 MATRIX_OPTIMIZERS = ("soap", "muon")
 """Those that treat weights as matrices."""
+
+_LARGEST = sys.float_info.max
 
 RECALIBRATION_BATCHES = 20
 """Training batches from which statistics are taken anew for clean evaluation."""
@@ -61,13 +63,13 @@ class SessionSettings:
     def _require_positive(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and not 0 < value <= _LARGEST:
                 raise UsageError(f"expected a positive finite {name}, got {value}")
 
     def _require_not_negative(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if value is not None and not 0 <= value <= _LARGEST:
                 raise UsageError(f"expected a finite {name} of at least 0, got {value}")
 
     def _require_choice(self, **choices: tuple[str, ...]) -> None:

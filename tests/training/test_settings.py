@@ -28,6 +28,7 @@ BAD = [
     ("patience", 0, "patience of at least 1"),
     ("ema", 1.0, "between 0 and 1 for ema"),
     ("warmup", -1, "warmup of at least 0"),
+    ("warmup", 10**400, "finite warmup"),
     ("optimizer", "lion", "optimizer among adamw, adam, sgd, soap, muon"),
     ("beta2", 1.0, "beta2 from 0 to below 1"),
     ("normalisation", "row", "normalisation among entry, block"),
