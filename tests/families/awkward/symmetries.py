@@ -86,9 +86,9 @@ class GroupConvolution(nn.Module):
 
 
 class GroupNetwork(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, lift: nn.Module | None = None) -> None:
         super().__init__()
-        self.lift, self.conv = Lift(), GroupConvolution()
+        self.lift, self.conv = lift or Lift(), GroupConvolution()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.lift(x).relu()).unflatten(1, (2, 4)).tanh().mean((2, 3, 4))

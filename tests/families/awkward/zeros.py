@@ -12,7 +12,7 @@ from torch.nn import functional
 from surgeon.support.e3nn_compat import import_e3nn
 from tests.families.awkward.case import CHANNELS, Case, Mix
 from tests.families.awkward.layouts import turn_image
-from tests.families.awkward.symmetries import GroupConvolution, clouds
+from tests.families.awkward.symmetries import GroupNetwork, clouds
 
 HIDDEN = "4x0e+4x1o"
 
@@ -100,15 +100,6 @@ class FlatLift(nn.Module):
         return functional.conv2d(x, self.weight.repeat_interleave(4, 0))
 
 
-class FlatNetwork(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lift, self.conv = FlatLift(), GroupConvolution()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.lift(x).relu()).unflatten(1, (2, 4)).tanh().mean((2, 3, 4))
-
-
 class MeetsConstants(nn.Module):
     """States made in the forward: zeros that weights map to zeros, ones that they make a bias of."""
 
@@ -172,7 +163,7 @@ CASES = (
     Case(
         "channels that are equal",
         "stacks of four in which only invariants are not 0",
-        FlatNetwork,
+        lambda: GroupNetwork(FlatLift()),
         {"lift.x", "conv.x"},
         group="C4",
         inputs=lambda: (clouds(2, 1, 7, 7),),
