@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -14,6 +15,7 @@ from surgeon.support.plain import read_plain
 from surgeon.support.versions import machine, versions
 from surgeon.training.comparison import Comparison, outcome_of
 from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
+from surgeon.training.progress import Progress, StepEvent
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,6 +38,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
+class StepClock(Progress):
+    """Measures what the steps of a run take in seconds of this process, without the evaluations between epochs."""
+
+    def __init__(self) -> None:
+        self._epoch, self._last = -1, 0.0
+        self._seconds: list[float] = []
+
+    def step(self, event: StepEvent) -> None:
+        """Take up a step; that before the first one of an epoch is not known."""
+        now = time.process_time()
+        if event.epoch == self._epoch:
+            self._seconds.append(now - self._last)
+        self._epoch, self._last = event.epoch, now
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the steps; None if every epoch has one step only."""
+        return statistics.fmean(self._seconds) if self._seconds else None
+
+
 class Lines(MutableMapping[Point, Outcome]):
     """The runs in a file of JSON lines that belong to one comparison; a new one is appended as soon as it is there.
 
@@ -47,6 +69,7 @@ class Lines(MutableMapping[Point, Outcome]):
     def __init__(self, path: Path, context: Mapping[str, Any]) -> None:
         self.path, self.context = path, json.loads(json.dumps(context))
         self.cpu_seconds: dict[Point, float] = {}
+        self.step_times: dict[Point, float] = {}
         self.step_seconds: dict[str, float] = {}
         self._runs: dict[Point, Outcome] = {}
         for line in read_lines(path):
@@ -57,10 +80,13 @@ class Lines(MutableMapping[Point, Outcome]):
                 point = Point(**line["point"])
                 self._runs[point] = read_plain(line["outcome"], kind, "a finished run", ValueError)
                 self.cpu_seconds[point] = line["cpu_seconds"]
+                if line.get("seconds_per_step") is not None:
+                    self.step_times[point] = line["seconds_per_step"]
 
     def __setitem__(self, point: Point, outcome: Outcome) -> None:
         found = {"point": dataclasses.asdict(point), "outcome": dataclasses.asdict(outcome)}
-        self._append({**found, "cpu_seconds": self.cpu_seconds.get(point)})
+        times = {"cpu_seconds": self.cpu_seconds.get(point), "seconds_per_step": self.step_times.get(point)}
+        self._append({**found, **times})
         self._runs[point] = outcome
 
     def keep_step_seconds(self, seconds: Mapping[str, float]) -> None:
@@ -91,9 +117,11 @@ class Lines(MutableMapping[Point, Outcome]):
 
         def execute(points: Sequence[Point]) -> Iterator[tuple[Point, Outcome]]:
             for point in points:
-                began = time.process_time()
-                _, outcome = outcome_of(comparison, point)
+                began, clock = time.process_time(), StepClock()
+                _, outcome = outcome_of(comparison, point, clock)
                 self.cpu_seconds[point] = time.process_time() - began
+                if clock.mean is not None:
+                    self.step_times[point] = clock.mean
                 words = outcome.message if isinstance(outcome, Failure) else (outcome.test or outcome.validation)
                 print(f"{point}: {words}, {self.cpu_seconds[point]:.1f} s", flush=True)
                 yield point, outcome

@@ -102,9 +102,8 @@ def updates_of(arm: Arm, model: nn.Module, plan: Plan, settings: FinetuneSetting
     return WeightUpdates(model, plan, settings.low_rank if arm.low_rank else None, settings.seed)
 
 
-OWN_SETTINGS: Mapping[str, type] = MappingProxyType(
-    {"beta2": float, "clip": float, "ema": float, "weight_decay": float, "warmup": int}
-)
+_NUMBERS = ("beta2", "clip", "ema", "weight_decay", "branch_factor", "penalty_weight")
+OWN_SETTINGS: Mapping[str, type] = MappingProxyType({**dict.fromkeys(_NUMBERS, float), "warmup": int})
 """What a contender may have of its own besides its optimiser."""
 
 CONTENDER = "ARM[@OPTIMIZER[+NAME=VALUE ...]]"

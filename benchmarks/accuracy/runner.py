@@ -1,0 +1,130 @@
+"""One protocol for all tables: a sweep for every arm, final runs at equal steps, fresh ones, and runs of equal time.
+
+For every arm one grid of learning rates is tried on validation data with seed 0, and extended while the best lies at an
+edge. AdamW is tried with three values of beta2, and the best of them is what others are compared with, on test data and
+with seeds of their own. Arms with branches are then tried with that AdamW and with the better of the other optimisers.
+Whatever costs more per step than tuned AdamW and is better at equal steps is also run with as many steps as take its
+time. A confirmation repeats what won once, with fresh seeds and, where data are generated, fresh data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from findings import FRESH, Measure, against, chosen, tested, tuned, tuned_adamw
+from lines import Lines
+
+from surgeon.plan import Split
+from surgeon.training.comparison import Comparison, run_arms
+from surgeon.training.sweep import sweep
+
+ADAMW = tuple(f"plain@adamw+beta2={beta2}" for beta2 in (0.9, 0.95, 0.999))
+SEEDS, FRESH_SEEDS = tuple(range(1, FRESH)), tuple(range(FRESH, 11))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared.
+
+    Attributes:
+        measure: the metric that decides.
+        grid: learning rates that every arm is tried with first.
+        others: plain training by other optimisers.
+        branches: arms with branches or updates, as ``drop`` or ``drop+branch_factor=1``; each gets its optimisers here.
+        default: an arm and its rate that are run whatever the sweep says; None for none.
+    """
+
+    measure: Measure
+    grid: Sequence[float]
+    others: Sequence[str]
+    branches: Sequence[str] = ()
+    default: tuple[str, float] | None = None
+
+    def with_branches(self, best: Mapping[str, tuple[float, float]]) -> list[str]:
+        """Return the arms with branches, trained by tuned AdamW and by the better of the other optimisers."""
+        optimizers = [tuned_adamw(best, self.measure), tuned(best, self.measure, self.others)]
+        return [_trained_by(branch, plain) for branch in self.branches for plain in optimizers]
+
+
+def _trained_by(branch: str, plain: str) -> str:
+    """Return the name of an arm: ``drop+branch_factor=1`` and ``plain@soap`` give ``drop@soap+branch_factor=1``."""
+    arm, plus, own = branch.partition("+")
+    return f"{arm}@{plain.partition('@')[2]}{plus}{own}"
+
+
+class InLargeBatches:
+    """A task whose validation and test data come in batches of another size, which is faster and changes no metric."""
+
+    def __init__(self, task: Any, size: int) -> None:
+        self._task, self._large = task, dataclasses.replace(task, batch_size=size)
+
+    def batches(self, split: Split, seed: int) -> Any:
+        """Return the batches of a split."""
+        return (self._task if split == "train" else self._large).batches(split, seed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+def shared_settings(comparison: Comparison) -> dict[str, Any]:
+    """Return the settings that all runs share, for the context of the lines."""
+    settings = comparison.settings.to_data()
+    return {name: value for name, value in settings.items() if name not in ("seed", "learning_rate")}
+
+
+def run_protocol(comparison: Comparison, lines: Lines, protocol: Protocol, fresh: Comparison | None = None) -> None:
+    """Run what is missing.
+
+    Args:
+        lines: those of the comparison; its context has :func:`shared_settings` under "settings".
+        fresh: what a confirmation runs: the same comparison, or one on fresh data; None for no confirmation.
+    """
+    measure, execute = protocol.measure, lines.execute(comparison)
+    sweep(comparison, [*ADAMW, *protocol.others], protocol.grid, (0,), execute, lines)
+    arms = protocol.with_branches(chosen(lines, measure))
+    if arms:
+        sweep(comparison, arms, protocol.grid, (0,), execute, lines)
+    best = chosen(lines, measure)
+    adamw = tuned_adamw(best, measure)
+    arms = [*protocol.others, *arms]
+    rates = {arm: best[arm][0] for arm in (adamw, *arms)}
+    print(f"best rates {json.dumps(rates)}", flush=True)
+    run_arms(comparison, list(rates), SEEDS, rates, execute, lines)
+    reference = tested(lines, adamw, rates[adamw], False)
+    found = {arm: against(tested(lines, arm, rates[arm], False), reference, measure) for arm in arms}
+    gained = [arm for arm in arms if measure.gain(found[arm])]
+    if protocol.default is not None:
+        arm, rate = protocol.default
+        run_arms(comparison, [arm], SEEDS, {arm: rate}, execute, lines)
+        if fresh is not None and arm in gained:
+            run_arms(fresh, [arm], FRESH_SEEDS, {arm: rate}, lines.execute(fresh), lines)
+    if fresh is not None and gained:
+        run_arms(fresh, [adamw, *gained], FRESH_SEEDS, rates, lines.execute(fresh), lines)
+    if not lines.step_seconds:
+        lines.keep_step_seconds({arm: _step_seconds(lines, arm) for arm in rates})
+    promising = [arm for arm in arms if measure.better(statistics.fmean(found[arm].values), 0.0)]
+    run_equal_time(comparison, lines, promising, rates, adamw)
+
+
+def _step_seconds(lines: Lines, arm: str) -> float:
+    """Return what a step of an arm took in its final runs, the median over them."""
+    return statistics.median(seconds for point, seconds in lines.step_times.items() if point.test and point.arm == arm)
+
+
+def run_equal_time(
+    comparison: Comparison, lines: Lines, arms: Sequence[str], rates: Mapping[str, float], reference: str
+) -> None:
+    """Run arms whose steps take longer than those of the reference for as many whole epochs as take its time."""
+    whole = comparison.settings.epochs
+    for arm in arms:
+        epochs = int(whole * min(1.0, lines.step_seconds[reference] / lines.step_seconds[arm]))
+        if epochs < whole:
+            shorter = dataclasses.replace(comparison, settings=dataclasses.replace(comparison.settings, epochs=epochs))
+            context = {**lines.context, "settings": {**lines.context["settings"], "epochs": epochs}}
+            fewer = Lines(lines.path, context)
+            run_arms(shorter, [arm], SEEDS, rates, fewer.execute(shorter), fewer)
