@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ class Measure:
         words: what it is, with its unit.
         other: another one that is shown beside it.
         other_words: what that is.
+        data: what one of the splits consists of, in the plural.
         factor: both are multiplied by it.
         accuracy: large is good, and differences are in points instead of percent.
     """
@@ -31,8 +31,14 @@ class Measure:
     words: str
     other: str
     other_words: str
+    data: str
     factor: float = 1.0
     accuracy: bool = False
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """Both metrics."""
+        return self.metric, self.other
 
     @property
     def unit(self) -> str:
@@ -111,8 +117,3 @@ def verdict(arm: str, first: Estimate | None, fresh: Estimate | None, measure: M
     if measure.gain(fresh):
         return f"{arm} is better with the first seeds, and fresh ones confirm it."
     return f"{arm} is better with the first seeds, which fresh ones do not confirm: no gain is claimed."
-
-
-def mean(values: Mapping[int, ArmRun], metric: str) -> float:
-    """Return the mean of a test metric over seeds."""
-    return statistics.fmean(run.test[metric] for run in values.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from findings import Measure
 
-FORCES = Measure("force_mae", "forces, meV/Å", "energy_mae", "energies, meV/atom")
-POSITIONS = Measure("mse", "squared error · 10³", "mae", "absolute error · 10³", factor=1e3)
-CLASSES = Measure("accuracy", "accuracy, %", "cross_entropy", "cross-entropy, 0.01 nats", factor=1e2, accuracy=True)
+FORCES = Measure("force_mae", "forces, meV/Å", "energy_mae", "energies, meV/atom", "frames")
+POSITIONS = Measure("mse", "squared error · 10³", "mae", "absolute error · 10³", "trajectories", factor=1e3)
+CLASSES = Measure(
+    "accuracy", "accuracy, %", "cross_entropy", "cross-entropy, 0.01 nats", "clouds", factor=1e2, accuracy=True
+)

@@ -7,157 +7,115 @@ python benchmarks/accuracy/report.py --check
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import time_to_target
+from findings import Measure, against, chosen, tested, tuned_adamw
 from lines import RESULTS, Lines, read_lines
+from measures import CLASSES, FORCES, POSITIONS
+from tables import Runs, grid_of, groups, in_words, table
 
-from surgeon.training.outcomes import ArmRun, Outcome, Point
-from surgeon.training.statistics import Estimate
+from surgeon.training.outcomes import ArmRun
 from surgeon_adapters.mace.task import CLIP, RATE_OF_SMALL
 from surgeon_adapters.sevennet.task import RATE
 
 PAGES = tuple(Path(__file__).parents[2] / name for name in ("docs/accuracy.md", "README.md"))
-MARKS = (
-    ("<!-- table A: from the lines, by benchmarks/accuracy/report.py -->", "<!-- end of table A -->"),
-    ("<!-- table A in short: from the lines, by benchmarks/accuracy/report.py -->", "<!-- end of table A in short -->"),
-)
-METRIC, OTHER = "force_mae", "energy_mae"
-FRESH = 6
-"""The first seed of a confirmation."""
 SOAP, MUON = "plain@soap", "plain@muon"
 NAMES = {"mace": "small MACE", "sevennet": "7net-0"}
 DEFAULTS = {"mace": (RATE_OF_SMALL, CLIP), "sevennet": (RATE, None)}
 """Learning rate and largest norm of gradients that ``surgeon finetune`` takes by itself."""
-TITLES = {"mace": "MACE, 3,808 weights, trained on two other molecules", "sevennet": "7net-0, as published"}
+MODELS = {"mace": "MACE, 3,808 weights, trained on two other molecules", "sevennet": "7net-0, as published"}
 
 
-def chosen(runs: Mapping[Point, Outcome]) -> dict[str, tuple[float, float]]:
-    """Return for every arm its best learning rate on validation frames, and the error there."""
-    best: dict[str, tuple[float, float]] = {}
-    for point, run in runs.items():
-        if point.test or not isinstance(run, ArmRun):
-            continue
-        value = run.validation[METRIC]
-        if math.isfinite(value) and value < best.get(point.arm, (0.0, math.inf))[1]:
-            best[point.arm] = point.learning_rate, value
-    return best
+@dataclass(frozen=True)
+class Kind:
+    """One of the tables.
 
-
-def tuned_adamw(best: Mapping[str, tuple[float, float]]) -> str:
-    """Return the arm with the value of beta2 that is best on validation frames."""
-    return min((arm for arm in best if "@adamw" in arm), key=lambda arm: best[arm][1])
-
-
-def tested(runs: Mapping[Point, Outcome], arm: str, rate: float, fresh: bool) -> dict[int, ArmRun]:
-    """Return the final runs of an arm at a rate by seed: those of the confirmation, or the others."""
-    mine = {point: run for point, run in runs.items() if (point.arm, point.learning_rate) == (arm, rate)}
-    found = {point.seed: run for point, run in mine.items() if point.test and (point.seed >= FRESH) == fresh}
-    return {seed: run for seed, run in sorted(found.items()) if isinstance(run, ArmRun)}
-
-
-def against(mine: Mapping[int, ArmRun], theirs: Mapping[int, ArmRun]) -> Estimate | None:
-    """Estimate the difference of the errors in percent, paired by seed; None without a common seed."""
-    both = [seed for seed in mine if seed in theirs]
-    return Estimate.of([100 * (mine[s].test[METRIC] / theirs[s].test[METRIC] - 1) for s in both]) if both else None
-
-
-def probability(values: Sequence[float]) -> str:
-    """Return p of Student's t test of no difference, two-sided."""
-    from scipy.stats import ttest_1samp
-
-    p = float(ttest_1samp(values, 0.0).pvalue)
-    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
-
-
-def row(name: str, rate: float, own: Mapping[int, ArmRun], adamw: Mapping[int, ArmRun], step: str) -> list[str]:
-    """Return a row of the table."""
-    forces, energies = ([run.test[metric] for run in own.values()] for metric in (METRIC, OTHER))
-    spread = f" ± {statistics.stdev(forces):.1f}" if len(forces) > 1 else ""
-    difference = against(own, adamw) if own is not adamw else None
-    words = "" if difference is None else f"{difference.mean:+.1f} %"
-    if difference is not None and len(difference.values) > 1:
-        words = f"{difference.mean:+.1f} ± {difference.half_width:.1f} %, {probability(difference.values)}"
-    figures = [f"{statistics.fmean(forces):.1f}{spread}", words, f"{statistics.fmean(energies):.1f}", step]
-    return [name, f"{rate:g}", str(len(own)), *figures]
-
-
-def verdict(arm: str, first: Estimate | None, fresh: Estimate | None) -> str:
-    """Say in words what an arm shows against tuned AdamW; a gain is claimed only if fresh seeds show it again."""
-    if first is None or not (first.high < 0 or first.low > 0):
-        return f"{arm} cannot be told from tuned AdamW."
-    if first.low > 0:
-        return f"{arm} is worse than tuned AdamW."
-    if fresh is None:
-        return f"{arm} is better with the first seeds; without fresh ones no gain is claimed."
-    if fresh.high < 0:
-        return f"{arm} is better with the first seeds, and fresh ones confirm it."
-    return f"{arm} is better with the first seeds, which fresh ones do not confirm: no gain is claimed."
-
-
-def table(lines: Lines, others: Sequence[Lines]) -> list[str]:
-    """Return the table of one model and molecule.
-
-    Args:
-        lines: the runs with the full number of steps.
-        others: those with fewer, of equal time.
+    Attributes:
+        name: of its files, and in its marks.
+        measure: what decides.
+        title: of a comparison, given its context; the number of steps follows.
+        data: a sentence about its data.
     """
-    best = chosen(lines)
-    tries = [point for point in lines if not point.test]
-    counted = {arm: sum(point.arm == arm for point in tries) for arm in best}
-    said = f"{len(tries)} combinations of learning rate and β₂ were tried on validation frames, each with one seed: "
-    said += "; ".join(f"{arm} {counted[arm]}, best {value:.1f} at {rate:g}" for arm, (rate, value) in best.items())
-    adamw = tuned_adamw(best)
-    costs = {arm: f"{1e3 * seconds:.0f} ms" for arm, seconds in lines.step_seconds.items()}
-    finalists = [(arm, best[arm][0], "") for arm in [adamw, *(arm for arm in best if "@adamw" not in arm)]]
-    further = dict.fromkeys((p.arm, p.learning_rate) for p in lines if p.test and p.learning_rate != best[p.arm][0])
-    finalists += [(arm, rate, f" at {rate:g}") for arm, rate in further]
-    rows: list[list[str]] = []
-    for fresh in (False, True):
-        reference = tested(lines, adamw, best[adamw][0], fresh)
-        for arm, rate, how in finalists:
-            own = reference if arm == adamw else tested(lines, arm, rate, fresh)
-            if own:
-                name = f"{arm}{how}{', fresh seeds' if fresh else ''}"
-                rows.append(row(name, rate, own, reference, costs.get(arm, "")))
-    whole = max(run.steps for run in lines.values() if isinstance(run, ArmRun))
-    reference, fresh_reference = (tested(lines, adamw, best[adamw][0], fresh) for fresh in (False, True))
-    for fewer in others:
-        for arm in dict.fromkeys(point.arm for point in fewer):
-            own = tested(fewer, arm, best[arm][0], False)
-            steps = next(iter(own.values())).steps
-            share = steps * lines.step_seconds[arm] / (whole * lines.step_seconds[adamw])
-            name, time = f"{arm}, {steps} steps", f"{100 * share:.0f} % of its time"
-            rows.append(row(name, best[arm][0], own, reference, time))
-    if not rows:
-        return [f"{said}.", "", "The runs on test frames are not finished."]
-    heading = ["arm", "rate", "seeds", "forces, meV/Å", "against tuned AdamW", "energies, meV/atom", "a step"]
-    grid = [heading, ["---"] * len(heading), *rows]
-    verdicts = [
-        verdict(
-            f"{arm}{how}",
-            against(tested(lines, arm, rate, False), reference),
-            against(tested(lines, arm, rate, True), fresh_reference),
-        )
-        for arm, rate, how in finalists
-        if arm != adamw
-    ]
-    return [*("| " + " | ".join(cells) + " |" for cells in grid), "", " ".join(verdicts), "", f"{said}."]
+
+    name: str
+    measure: Measure
+    title: Callable[[Mapping[str, Any]], str]
+    data: Callable[[Mapping[str, Any]], str]
 
 
-def groups(path: Path) -> list[list[Lines]]:
-    """Return the comparisons in a file, those that differ by the number of epochs alone together, longest first."""
-    contexts = {json.dumps(line["context"], sort_keys=True): line["context"] for line in read_lines(path)}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for context in contexts.values():
-        same = {**context, "settings": {**context["settings"], "epochs": None}}
-        found.setdefault(json.dumps(same, sort_keys=True), []).append(context)
-    longest_first = [sorted(each, key=lambda context: -context["settings"]["epochs"]) for each in found.values()]
-    return [[Lines(path, context) for context in each] for each in longest_first]
+def _frames(context: Mapping[str, Any]) -> str:
+    clip = context["settings"].get("clip")
+    clipped = f"; gradients clipped at {clip:g}" if clip else ""
+    return f"100 training frames in batches of {context['batch']}, 50 validation and 1,000 test frames{clipped}."
+
+
+def _particles(context: Mapping[str, Any]) -> str:
+    start = "the shipped checkpoint, fine-tuned" if context["start"] == "shipped" else "from scratch"
+    return f"SEGNN of {context['layers']} layers with {context['hidden']}, {start}, {context['samples']} trajectories"
+
+
+def _trajectories(context: Mapping[str, Any]) -> str:
+    held_out = context["held_out"]
+    return (
+        f"Interaction strength {1 if context['start'] == 'scratch' else 2}; batches of {context['batch']}, "
+        f"{held_out['validation']:,} validation and {held_out['test']:,} test trajectories."
+    )
+
+
+def _network(context: Mapping[str, Any]) -> str:
+    network = {"pointnet": "VN-PointNet", "dgcnn": "VN-DGCNN"}[context["network"]]
+    data = "ModelNet40" if "files" in context else f"{len(context['shapes'])} shapes of {context['points']} points"
+    return f"{network} of width {context['base']} on {data}"
+
+
+def _clouds(context: Mapping[str, Any]) -> str:
+    if "files" in context:
+        return f"Files {' and '.join(context['files'])}, {context['points']} points, batches of {context['batch']}."
+    return (
+        f"{', '.join(context['shapes'])}; {context['count']:,} training clouds in batches of {context['batch']}, "
+        f"{context['validation']:,} validation and {context['test']:,} test clouds."
+    )
+
+
+KINDS = (
+    Kind("table A", FORCES, lambda c: f"{MODELS[c['library']]} → rMD17 {c['molecule']}", _frames),
+    Kind("table B", POSITIONS, _particles, _trajectories),
+    Kind("table C", CLASSES, _network, _clouds),
+)
+
+
+def comparisons(kind: Kind, results: Path) -> Iterator[tuple[str, str, list[Lines]]]:
+    """Yield title, size, and lines of all comparisons of a table, those with most steps first."""
+    name = kind.name.replace(" ", "_").lower()
+    for path in sorted(results.glob(f"{name}.*.jsonl")):
+        for found in groups(path):
+            steps = max(run.steps for run in found[0].values() if isinstance(run, ArmRun))
+            yield f"{kind.title(found[0].context)}, {steps} steps", path.suffixes[0][1:], found
+
+
+def text(kind: Kind, results: Path = RESULTS) -> str:
+    """Return everything between the markers of a table."""
+    parts = []
+    for title, _, (first, *others) in comparisons(kind, results):
+        mine = [line for line in read_lines(first.path) if line["context"] == first.context]
+        made = ", ".join(dict.fromkeys(f"`{line['commit']}`" for line in mine))
+        machine, torch = mine[-1]["machine"], mine[-1]["versions"]["torch"]
+        parts += [
+            f"### {title}",
+            "",
+            kind.data(first.context),
+            "",
+            *table(first, others, kind.measure),
+            "",
+            f"Commit {made}; {machine['cores']} cores, {machine['threads']} thread; torch {torch}.",
+            "",
+        ]
+    return "\n".join(parts).rstrip() or "Not run yet."
 
 
 def in_short(results: Path = RESULTS) -> str:
@@ -172,66 +130,81 @@ def in_short(results: Path = RESULTS) -> str:
         "Muon, tuned",
     ]
     rows: dict[str, list[str]] = {}
-    for path in sorted(results.glob("table_a.*.jsonl")):
-        for lines, *_ in groups(path):
-            best = chosen(lines)
-            adamw = tuned_adamw(best)
-            reference = tested(lines, adamw, best[adamw][0], False)
-            if not reference:
-                continue
-            steps = next(iter(reference.values())).steps
-            default, clip = DEFAULTS[lines.context["library"]]
-            name = f"{NAMES[lines.context['library']]}, {lines.context['molecule']}"
-            if lines.context["settings"].get("clip") != clip or steps < int(rows.get(name, ["", "0"])[1]):
-                continue
-            rates = [(SOAP, best[SOAP][0]), (SOAP, default), (MUON, best[MUON][0])]
-            cells = [difference(tested(lines, arm, rate, False), reference) for arm, rate in rates]
-            again = (tested(lines, arm, best[arm][0], True) for arm in (SOAP, adamw))
-            cells.insert(1, difference(*again))
-            error = statistics.fmean(run.test[METRIC] for run in reference.values())
-            rows[name] = [name, str(steps), f"{error:.1f}", *cells]
-    grid = [heading, ["---"] * len(heading), *(rows[name] for name in sorted(rows))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in grid)
+    for _, _, (lines, *_) in comparisons(KINDS[0], results):
+        best = chosen(lines, FORCES)
+        adamw = tuned_adamw(best, FORCES)
+        reference = tested(lines, adamw, best[adamw][0], False)
+        if not reference:
+            continue
+        steps = next(iter(reference.values())).steps
+        default, clip = DEFAULTS[lines.context["library"]]
+        name = f"{NAMES[lines.context['library']]}, {lines.context['molecule']}"
+        if lines.context["settings"].get("clip") != clip or steps < int(rows.get(name, ["", "0"])[1]):
+            continue
+        rates = [(SOAP, best[SOAP][0]), (SOAP, default), (MUON, best[MUON][0])]
+        cells = [difference(tested(lines, arm, rate, False), reference, FORCES) for arm, rate in rates]
+        again = (tested(lines, arm, best[arm][0], True) for arm in (SOAP, adamw))
+        cells.insert(1, difference(*again, FORCES))
+        error = statistics.fmean(run.test[FORCES.metric] for run in reference.values())
+        rows[name] = [name, str(steps), f"{error:.1f}", *cells]
+    return "\n".join(grid_of([heading, *(rows[name] for name in sorted(rows))]))
 
 
-def difference(mine: Mapping[int, ArmRun], reference: Mapping[int, ArmRun]) -> str:
+def difference(mine: Runs, reference: Runs, measure: Measure) -> str:
     """Return the difference from tuned AdamW, in bold where it is told from 0; nothing where it was not run."""
-    found = against(mine, reference)
+    found = against(mine, reference, measure)
     if found is None or len(found.values) == 1:
         return ""
-    words = f"{found.mean:+.1f} ± {found.half_width:.1f} %"
-    return f"**{words}**" if found.high < 0 or found.low > 0 else words
+    words = f"{in_words(found, measure)} {measure.unit}"
+    return f"**{words}**" if measure.gain(found) or measure.loss(found) else words
 
 
-def text(results: Path = RESULTS) -> str:
-    """Return everything between the markers of the page."""
-    parts = []
-    for path in sorted(results.glob("table_a.*.jsonl")):
-        for first, *others in groups(path):
-            context, everything = first.context, read_lines(path)
-            steps = max(run.steps for run in first.values() if isinstance(run, ArmRun))
-            mine = [line for line in everything if line["context"] == context]
-            made = ", ".join(dict.fromkeys(f"`{line['commit']}`" for line in mine))
-            machine, torch = mine[-1]["machine"], mine[-1]["versions"]["torch"]
-            frames = "50 validation and 1,000 test frames"
-            clip = context["settings"].get("clip")
-            clipped = f"; gradients clipped at {clip:g}" if clip else ""
-            parts += [
-                f"### {TITLES[context['library']]} → rMD17 {context['molecule']}, {steps} steps",
-                "",
-                f"100 training frames in batches of {context['batch']}, {frames}{clipped}.",
-                "",
-                *table(first, others),
-                "",
-                f"Commit {made}; {machine['cores']} cores, {machine['threads']} thread; torch {torch}.",
-                "",
-            ]
-    return "\n".join(parts).rstrip()
+def sizes(results: Path = RESULTS) -> str:
+    """Return the errors of table B by size of model and data: tuned AdamW, and every other arm's difference from it."""
+    kind, arms = KINDS[1], ("plain@soap", "plain@muon", "drop", "fold", "lowrank")
+    rows = [["", "AdamW, tuned: " + kind.measure.words, *(f"{arm} with AdamW" for arm in arms)]]
+    rows[0][2:4] = ["SOAP", "Muon"]
+    for title, _, (lines, *_) in comparisons(kind, results):
+        best = chosen(lines, kind.measure)
+        adamw = tuned_adamw(best, kind.measure)
+        reference = tested(lines, adamw, best[adamw][0], False)
+        if not reference:
+            continue
+        names = [arm if "@" in arm else adamw.replace("plain", arm) for arm in arms]
+        own = [tested(lines, name, best[name][0], False) if name in best else {} for name in names]
+        error = statistics.fmean(kind.measure.factor * run.test[kind.measure.metric] for run in reference.values())
+        rows.append([title, f"{error:.1f}", *(difference(each, reference, kind.measure) for each in own)])
+    return "\n".join(grid_of(rows)) if len(rows) > 1 else "Not run yet."
+
+
+def times(results: Path = RESULTS) -> str:
+    """Return table F."""
+    found = [
+        (f"{kind.name[-1]}: {title} ({size})", lines, kind.measure)
+        for kind in KINDS
+        for title, size, (lines, *_) in comparisons(kind, results)
+    ]
+    return "\n".join(time_to_target.table(found))
+
+
+PARTS: Mapping[str, Callable[[Path], str]] = {
+    **{kind.name: (lambda results, kind=kind: text(kind, results)) for kind in KINDS},
+    "table A in short": in_short,
+    "table B by size": sizes,
+    "table F": times,
+}
+"""What is written between the marks of each name."""
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return what stands before and after what is written."""
+    return f"<!-- {name}: from the lines, by benchmarks/accuracy/report.py -->", f"<!-- end of {name} -->"
 
 
 def written_anew(page: str, results: Path = RESULTS) -> str:
     """Return a page with what the lines give between the marks that it has."""
-    for (begin, end), make in zip(MARKS, (text, in_short), strict=True):
+    for name, make in PARTS.items():
+        begin, end = marks(name)
         before, mark, rest = page.partition(begin)
         if mark:
             page = f"{before}{begin}\n\n{make(results)}\n\n{end}{rest.partition(end)[2]}"

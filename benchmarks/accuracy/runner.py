@@ -2,7 +2,7 @@
 
 For every arm one grid of learning rates is tried on validation data with seed 0, and extended while the best lies at an
 edge. AdamW is tried with three values of beta2, and the best of them is what others are compared with, on test data and
-with seeds of their own. Arms with branches are then tried with that AdamW and with the better of the other optimisers.
+with seeds of their own. Arms with branches are then tried with that AdamW and with the optimiser that is best of all.
 Whatever costs more per step than tuned AdamW and is better at equal steps is also run with as many steps as take its
 time. A confirmation repeats what won once, with fresh seeds and, where data are generated, fresh data.
 """
@@ -36,6 +36,7 @@ class Protocol:
         grid: learning rates that every arm is tried with first.
         others: plain training by other optimisers.
         branches: arms with branches or updates, as ``drop`` or ``drop+branch_factor=1``; each gets its optimisers here.
+        by_both: train these by the better of the other optimisers even where tuned AdamW is the best of all.
         default: an arm and its rate that are run whatever the sweep says; None for none.
     """
 
@@ -43,11 +44,14 @@ class Protocol:
     grid: Sequence[float]
     others: Sequence[str]
     branches: Sequence[str] = ()
+    by_both: bool = False
     default: tuple[str, float] | None = None
 
     def with_branches(self, best: Mapping[str, tuple[float, float]]) -> list[str]:
-        """Return the arms with branches, trained by tuned AdamW and by the better of the other optimisers."""
-        optimizers = [tuned_adamw(best, self.measure), tuned(best, self.measure, self.others)]
+        """Return the arms with branches, trained by tuned AdamW and by the best optimiser."""
+        adamw, other = tuned_adamw(best, self.measure), tuned(best, self.measure, self.others)
+        wins = tuned(best, self.measure, [adamw, other]) == other
+        optimizers = [adamw, other] if wins or self.by_both else [adamw]
         return [_trained_by(branch, plain) for branch in self.branches for plain in optimizers]
 
 

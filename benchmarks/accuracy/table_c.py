@@ -132,7 +132,7 @@ def run_cells(size: str, files: Sequence[Path], confirm: bool) -> None:
         comparison = comparison_on(cell, 0, files)
         data = {"files": [path.name for path in files]} if files else {}
         context = {**asdict(cell), **data, "settings": shared_settings(comparison)}
-        protocol = Protocol(CLASSES, GRID, ("plain@soap",), BRANCHES[size])
+        protocol = Protocol(CLASSES, GRID, ("plain@soap",), BRANCHES[size], by_both=True)
         lines = Lines(RESULTS / f"table_c.{size}.jsonl", context)
         run_protocol(comparison, lines, protocol, comparison_on(cell, 1, files) if confirm else None)
 
