@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from surgeon.training.arms import Contender
+from surgeon.training.settings import FinetuneSettings
+
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "accuracy"
 
 
@@ -18,6 +21,11 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
     monkeypatch.delitem(sys.modules, "lines", raising=False)
     return importlib.import_module("report")
+
+
+@pytest.fixture
+def runner(report: Any) -> Any:
+    return importlib.import_module("runner")
 
 
 def line(arm: str, rate: float, seed: int, error: float, epochs: int = 5, test: bool = True) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def test_the_page_says_what_the_lines_give(report: Any, tmp_path: Path) -> None:
 
 
 def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp_path: Path) -> None:
-    told = report.text(written(tmp_path, [*SWEEP, *FINAL]))
+    told = report.text(report.KINDS[0], written(tmp_path, [*SWEEP, *FINAL]))
     assert "6 combinations" in told
     cells = {row.split(" | ")[0].removeprefix("| "): row.split(" | ") for row in told.splitlines() if row[:1] == "|"}
     assert cells["plain@adamw+beta2=0.999"][1:5] == ["0.01", "2", "25.0 ± 7.1", ""]
@@ -87,24 +95,74 @@ def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp
     assert cells["plain@soap, 80 steps"][4] == "-5.0 %"
     assert cells["plain@soap, 80 steps"][6].startswith("90 % of its time")
     assert "plain@adamw+beta2=0.9" not in cells
-    assert report.chosen({}) == {}
+    assert report.chosen({}, report.FORCES) == {}
 
 
-def test_a_gain_is_claimed_only_if_fresh_seeds_show_it_again(report: Any) -> None:
+@pytest.mark.parametrize("sign", [1, -1], ids=["error", "accuracy"])
+def test_a_gain_is_claimed_only_if_fresh_seeds_show_it_again(report: Any, sign: int) -> None:
+    findings = importlib.import_module("findings")
+    measure = report.FORCES if sign == 1 else report.CLASSES
     better, worse, unclear = ((-6.0, -5.0, -5.5), (5.0, 6.0, 5.5), (-6.0, 5.0, 0.1))
-    estimates = {name: report.Estimate.of(values) for name, values in zip("bwu", (better, worse, unclear), strict=True)}
+    estimates = {
+        name: findings.Estimate.of([sign * value for value in values])
+        for name, values in zip("bwu", (better, worse, unclear), strict=True)
+    }
     said = {
-        pair: report.verdict("soap", *(estimates.get(name) for name in pair))
+        pair: findings.verdict("soap", *(estimates.get(name) for name in pair), measure)
         for pair in ("bb", "bu", "bw", "b-", "w-", "u-")
     }
     assert "fresh ones confirm it" in said["bb"]
     assert all("no gain is claimed" in said[pair] for pair in ("bu", "bw", "b-"))
     assert "is worse" in said["w-"]
     assert "cannot be told" in said["u-"]
+    assert measure.difference(0.6, 0.5) == pytest.approx(20.0 if sign == 1 else 10.0)
+
+
+@pytest.mark.parametrize(("soap", "both", "by_soap"), [(20.0, False, True), (30.0, False, False), (30.0, True, True)])
+def test_branches_are_trained_by_tuned_adamw_and_by_the_best_optimiser(
+    runner: Any, report: Any, soap: float, both: bool, by_soap: bool
+) -> None:
+    best = {"plain@adamw+beta2=0.9": (0.1, 26.0), "plain@adamw+beta2=0.95": (0.1, 25.0)}
+    best |= {"plain@soap": (0.1, soap), "plain@muon": (0.1, 40.0)}
+    branches = ("drop", "drop+branch_factor=1")
+    protocol = runner.Protocol(report.FORCES, (0.1,), ("plain@soap", "plain@muon"), branches, both)
+    arms = protocol.with_branches(best)
+    assert set(arms) == {
+        *("drop@adamw+beta2=0.95", "drop@adamw+beta2=0.95+branch_factor=1"),
+        *(("drop@soap", "drop@soap+branch_factor=1") if by_soap else ()),
+    }
+    assert {Contender.parse(arm).settings(FinetuneSettings()).branch_factor for arm in arms} == {0.1, 1.0}
+
+
+def test_steps_are_timed_without_what_lies_between_epochs(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, seconds = importlib.import_module("lines"), iter((0.0, 1.0, 3.0, 10.0, 13.0))
+    monkeypatch.setattr(lines.time, "process_time", lambda: next(seconds))
+    clock = lines.StepClock()
+    assert clock.mean is None
+    for step, epoch in enumerate((1, 1, 1, 2, 2), 1):
+        clock.step(lines.StepEvent(step, 5, epoch, None, 0.0, None, {}, {}))
+    assert clock.mean == 2.0  # of 1, 2 and 3 s, not the 7 in which it was evaluated
+
+
+def test_a_target_is_reached_at_the_first_evaluation_as_good_as_the_last_of_adamw(report: Any) -> None:
+    found = importlib.import_module("time_to_target")
+
+    def runs(*curves: tuple[float, ...]) -> dict[int, Any]:
+        empty = {"validation": {}, "test": {}, "best_epoch": 1, "steps": 30, "seconds": 1.0, "sites": ()}
+        steps = (0, 10, 20, 30)
+        return {
+            seed: report.ArmRun("plain", seed, 0.1, **empty, curve=tuple(zip(steps, curve, strict=True)))
+            for seed, curve in enumerate(curves)
+        }
+
+    adamw, mine = runs((9.0, 8.0, 4.0, 5.0), (9.0, 8.0, 7.0, 6.0)), runs((9.0, 5.0, 6.0, 3.0), (9.0, 8.0, 7.0, 6.5))
+    assert found.steps_to_target(mine, adamw, report.FORCES) == [(10.0, 20.0), (float("inf"), 30.0)]
+    assert found.steps_to_target(mine, adamw, report.CLASSES) == [(0.0, 0.0), (0.0, 0.0)]
 
 
 def test_a_table_without_final_runs_says_so(report: Any, tmp_path: Path) -> None:
-    assert "not finished" in report.text(written(tmp_path, SWEEP))
+    assert "not finished" in report.text(report.KINDS[0], written(tmp_path, SWEEP))
+    assert report.text(report.KINDS[1], tmp_path) == "Not run yet."
 
 
 def test_the_rates_on_the_page_of_settings_are_those_of_the_sweeps() -> None:

@@ -9,12 +9,12 @@ forces in eV/Angstrom under REF_forces. The energies of isolated atoms are fitte
 from __future__ import annotations
 
 import argparse
-import gzip
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from rmd17 import unpacked
 
 from surgeon.opening.evaluation import evaluate
 from surgeon_adapters.mace.models import build
@@ -22,20 +22,6 @@ from surgeon_adapters.mace.task import MaceTask
 
 SYMBOLS = {"H": 1, "C": 6, "O": 8}
 EPOCHS, LEARNING_RATE, BATCH = 30, 1e-2, 5
-
-
-def unpacked(folder: Path, molecule: str, split: str) -> str:
-    """Return the text of the frames of one split.
-
-    Raises:
-        SystemExit: if there is no such file.
-    """
-    plain, packed = (folder / f"{molecule}_{split}.xyz{ending}" for ending in ("", ".gz"))
-    if plain.is_file():
-        return plain.read_text(encoding="utf-8")
-    if packed.is_file():
-        return gzip.decompress(packed.read_bytes()).decode()
-    raise SystemExit(f"expected {plain.name} or {packed.name} in '{folder}', found neither: name the folder of rMD17")
 
 
 def fitted_energies(text: str) -> list[float]:

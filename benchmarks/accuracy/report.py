@@ -16,7 +16,7 @@ from typing import Any
 import time_to_target
 from findings import Measure, against, chosen, tested, tuned_adamw
 from lines import RESULTS, Lines, read_lines
-from measures import CLASSES, FORCES, POSITIONS
+from measures import CLASSES, FIELDS, FORCES, MOLECULES, POSITIONS
 from tables import Runs, grid_of, groups, in_words, table
 
 from surgeon.training.outcomes import ArmRun
@@ -75,33 +75,49 @@ def _network(context: Mapping[str, Any]) -> str:
 
 def _clouds(context: Mapping[str, Any]) -> str:
     if "files" in context:
-        return f"Files {' and '.join(context['files'])}, {context['points']} points, batches of {context['batch']}."
+        return f"{' and '.join(context['files'])}, {context['points']} points, batches of {context['batch']}."
     return (
         f"{', '.join(context['shapes'])}; {context['count']:,} training clouds in batches of {context['batch']}, "
         f"{context['validation']:,} validation and {context['test']:,} test clouds."
     )
 
 
+def _molecule(context: Mapping[str, Any]) -> str:
+    return f"Equiformer, {'as published' if context['published'] else 'small'}, on rMD17 {context['molecule']}"
+
+
+def _smoke(context: Mapping[str, Any]) -> str:
+    layers, data = context["layers"], context["data"] or "the shipped fields"
+    return f"Approximately equivariant convolutions, {layers} layers, {context['variant']}, on {data}"
+
+
+def _windows(context: Mapping[str, Any]) -> str:
+    frames = f"{context['steps']} frames from {context['inputs']}"
+    return f"{frames}; batches of {context['batch']}; the test domain is experiment {context['held_out']}."
+
+
 KINDS = (
     Kind("table A", FORCES, lambda c: f"{MODELS[c['library']]} → rMD17 {c['molecule']}", _frames),
     Kind("table B", POSITIONS, _particles, _trajectories),
     Kind("table C", CLASSES, _network, _clouds),
+    Kind("table D", MOLECULES, _molecule, _frames),
+    Kind("table E", FIELDS, _smoke, _windows),
 )
 
 
-def comparisons(kind: Kind, results: Path) -> Iterator[tuple[str, str, list[Lines]]]:
-    """Yield title, size, and lines of all comparisons of a table, those with most steps first."""
+def comparisons(kind: Kind, results: Path) -> Iterator[tuple[str, list[Lines]]]:
+    """Yield title and lines of all comparisons of a table, those with most steps first."""
     name = kind.name.replace(" ", "_").lower()
     for path in sorted(results.glob(f"{name}.*.jsonl")):
         for found in groups(path):
             steps = max(run.steps for run in found[0].values() if isinstance(run, ArmRun))
-            yield f"{kind.title(found[0].context)}, {steps} steps", path.suffixes[0][1:], found
+            yield f"{kind.title(found[0].context)}, {steps} steps", found
 
 
 def text(kind: Kind, results: Path = RESULTS) -> str:
     """Return everything between the markers of a table."""
     parts = []
-    for title, _, (first, *others) in comparisons(kind, results):
+    for title, (first, *others) in comparisons(kind, results):
         mine = [line for line in read_lines(first.path) if line["context"] == first.context]
         made = ", ".join(dict.fromkeys(f"`{line['commit']}`" for line in mine))
         machine, torch = mine[-1]["machine"], mine[-1]["versions"]["torch"]
@@ -130,7 +146,7 @@ def in_short(results: Path = RESULTS) -> str:
         "Muon, tuned",
     ]
     rows: dict[str, list[str]] = {}
-    for _, _, (lines, *_) in comparisons(KINDS[0], results):
+    for _, (lines, *_) in comparisons(KINDS[0], results):
         best = chosen(lines, FORCES)
         adamw = tuned_adamw(best, FORCES)
         reference = tested(lines, adamw, best[adamw][0], False)
@@ -164,7 +180,7 @@ def sizes(results: Path = RESULTS) -> str:
     kind, arms = KINDS[1], ("plain@soap", "plain@muon", "drop", "fold", "lowrank")
     rows = [["", "AdamW, tuned: " + kind.measure.words, *(f"{arm} with AdamW" for arm in arms)]]
     rows[0][2:4] = ["SOAP", "Muon"]
-    for title, _, (lines, *_) in comparisons(kind, results):
+    for title, (lines, *_) in comparisons(kind, results):
         best = chosen(lines, kind.measure)
         adamw = tuned_adamw(best, kind.measure)
         reference = tested(lines, adamw, best[adamw][0], False)
@@ -180,11 +196,11 @@ def sizes(results: Path = RESULTS) -> str:
 def times(results: Path = RESULTS) -> str:
     """Return table F."""
     found = [
-        (f"{kind.name[-1]}: {title} ({size})", lines, kind.measure)
-        for kind in KINDS
-        for title, size, (lines, *_) in comparisons(kind, results)
+        (kind.name, title, lines, kind.measure)
+        for kind in KINDS[:3]
+        for title, (lines, *_) in comparisons(kind, results)
     ]
-    return "\n".join(time_to_target.table(found))
+    return "\n".join(time_to_target.table(found)).strip()
 
 
 PARTS: Mapping[str, Callable[[Path], str]] = {

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gzip
 import os
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from lines import RESULTS, Lines
 from measures import FORCES
+from rmd17 import write_frames
 from runner import ADAMW, InLargeBatches, Protocol, run_protocol, shared_settings
 
 from surgeon.opening.options import OpenOptions
@@ -35,22 +35,6 @@ EPOCHS = {"small": 5, "medium": 10, "paper": 50}
 """Passes over the 100 training frames, of 20 steps each."""
 GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (1e-3, 3e-3, 9e-3)}
 """Learning rates that every arm is tried with first, by library."""
-
-
-def unpacked(folder: Path, molecule: str, target: Path) -> dict[str, Path]:
-    """Write the frames of a molecule as they are, and return one path for every split.
-
-    Raises:
-        SystemExit: if a file is missing.
-    """
-    paths = {}
-    for split in ("train", "valid", "test"):
-        plain, packed = (folder / f"{molecule}_{split}.xyz{ending}" for ending in ("", ".gz"))
-        if not (plain.is_file() or packed.is_file()):
-            raise SystemExit(f"expected {plain.name} or {packed.name} in '{folder}', found neither: name the folder")
-        paths[split] = target / plain.name
-        paths[split].write_bytes(plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes()))
-    return paths
 
 
 def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], epochs: int) -> tuple[Comparison, str]:
@@ -73,7 +57,7 @@ def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], ep
 def run_table(library: str, checkpoint: str, data: Path, molecule: str, size: str, confirm: bool) -> None:
     """Run what is missing for one model and one molecule."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = unpacked(data, molecule, Path(folder))
+        paths = write_frames(data, molecule, Path(folder))
         comparison, sha256 = comparison_from(library, checkpoint, paths, EPOCHS[size])
         context = {"library": library, "sha256": sha256, "molecule": molecule, "batch": BATCH}
         context["settings"] = shared_settings(comparison)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from findings import Measure, tested
@@ -50,16 +51,17 @@ def rows_of(title: str, lines: Lines, measure: Measure) -> list[list[str]]:
     return rows
 
 
-def table(comparisons: Sequence[tuple[str, Lines, Measure]]) -> list[str]:
-    """Return the table, and for which comparisons it cannot be told.
+def table(comparisons: Sequence[tuple[str, str, Lines, Measure]]) -> list[str]:
+    """Return the table, and for how many comparisons it cannot be told.
 
     Args:
-        comparisons: title, runs with the full number of steps, and measure of each.
+        comparisons: name of the table, title, runs with the full number of steps, and measure of each.
     """
-    found = [(title, rows_of(title, lines, measure)) for title, lines, measure in comparisons]
-    rows = [row for _, each in found for row in each]
-    without = [title for title, each in found if not each]
-    said = (
-        f"Their lines hold fewer than {ENOUGH} evaluations during a training, or no final runs: {'; '.join(without)}."
-    )
-    return [*(grid_of([HEADING, *rows]) if rows else []), *(["", said] if without else [])]
+    rows, without = [HEADING], Counter[str]()
+    for name, title, lines, measure in comparisons:
+        found = rows_of(title, lines, measure)
+        rows += found
+        without[name] += not found
+    few = f"whose lines hold fewer than {ENOUGH} evaluations during a training, or no final runs"
+    said = [f"Left out of {name}: {count} comparisons, {few}." for name, count in without.items() if count]
+    return [*(grid_of(rows) if len(rows) > 1 else []), "", *said]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CODE = ("surgeon", "adapters", "cli")
+CODE = ("surgeon", "adapters", "cli", "benchmarks")
 
 
 @dataclass(frozen=True)
