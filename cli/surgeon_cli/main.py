@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(args=given, prog_name="surgeon", standalone_mode=False)
         if code == INTERRUPTED:
             code = _report(_INTERRUPTION, 2, debug=False)
+        _leave_processes()
     except SurgeonError as error:
         code = _report(f"{error} [{error.code}]", error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
@@ -81,6 +82,13 @@ def _wait_asleep() -> None:
     """
     if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def _leave_processes() -> None:
+    """Close torch's process group, if one is open: a thread of it that outlives the interpreter aborts the process."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _report_usage(error: Any, debug: bool) -> int:

@@ -14,6 +14,7 @@ from surgeon.algebra.equivariance import Symmetry
 from surgeon.finding.inference.hypotheses import Verdict, infer_type, residual_of
 from surgeon.finding.inference.probe import Elements, TensorProbe, recorded_runs
 from surgeon.finding.measurement import OUTPUT_TOLERANCE
+from surgeon.finding.sampling import samples_features
 from surgeon.finding.windows import uneven
 from surgeon.recording.record import Recording
 
@@ -29,6 +30,7 @@ class Break:
         error: relative deviation from its input's representation if the shapes agree, else from the best that fits.
         inputs: the tensors that it is made of, in words, with how they transform.
         windows: how the op lies unevenly on a grid, and what sizes would be exact; empty if it does not.
+        sampled: that the op samples its features, in words; empty if it does not.
     """
 
     owner: str
@@ -38,6 +40,7 @@ class Break:
     error: float
     inputs: tuple[str, ...]
     windows: str = ""
+    sampled: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Breaks:
         return [
             *said,
             f"equivariance first fails at {first.op} {place} {call}",
-            *([f"  {first.windows}"] if first.windows else []),
+            *(f"  {words}" for words in (first.windows, first.sampled) if words),
             *(f"  made of {words}" for words in first.inputs),
         ]
 
@@ -214,4 +217,4 @@ class _BreakSearch:
         shape = tuple(node.meta["shape"] or ())
         made_by = next(iter(node.all_input_nodes), node) if node.target is operator.getitem else node
         owner, op, call = node.meta["owner"], str(made_by.target), node.meta["call_index"]
-        return Break(owner, op, call, shape, error, tuple(words), uneven(made_by))
+        return Break(owner, op, call, shape, error, tuple(words), uneven(made_by), samples_features(made_by))

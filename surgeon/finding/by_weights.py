@@ -58,7 +58,7 @@ def type_by_weights(measurement: Measurement, op: Op, structure: Structure, type
     if verdict.type is None:
         return f"{verdict.reason} of its input"
     real = probe.tensor(op.module, lambda arguments, _: op.read_in(measurement.twin, arguments))
-    fits = residual_of(verdict.type, real, features) <= TOLERANCE
+    fits = residual_of(verdict.type, real, features) <= measurement.tolerance
     return verdict.type if fits else f"its features do not transform as {verdict.type}, for which its weights are made"
 
 

@@ -18,6 +18,7 @@ from surgeon.finding.annotated_ops import LABELLED, annotated_site, collect_prop
 from surgeon.finding.audit import audit_parameters, with_parents
 from surgeon.finding.combine import Evidence, combine
 from surgeon.finding.measurement import Measurement, double_twin, measure_model
+from surgeon.finding.nearly import nearly_by_design
 from surgeon.finding.own_symmetry import Complaint, as_another_element, judged, symmetry_complaint, unseen
 from surgeon.finding.refusal import refusal
 from surgeon.finding.weight_usage import WeightUsage
@@ -161,6 +162,7 @@ def _combined(
     measurement, unmeasured = _runs_under_group(model, symmetry, inputs, recording, candidates, modules, twin, judge)
     if measurement is not None:
         stage(f"ran it under {len(measurement.changed.elements.all()) - 1} elements of {group.name}")
+    measurement = measurement and nearly_by_design(measurement)
     complaint = None
     if symmetry is not None:
         with in_evaluation_mode(model), torch.enable_grad(), unchanged(model):  # buffers of this mode, so inside
@@ -171,11 +173,11 @@ def _combined(
         complaint = dataclasses.replace(complaint, words="; ".join([complaint.words, *filter(None, hints)]))
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
-    if measurement is not None and measurement.errors and not measurement.trusted:
+    if measurement is not None and measurement.errors and not measurement.exact:
         errors = ", ".join(f"{error:.1e} under {component}" for component, error in measurement.errors.items())
-        notes = (*notes, f"the model's own output deviates from equivariance by {errors}")
+        notes = (*notes, f"the model's own output deviates from equivariance by {errors}", measurement.sampled)
     hidden = unseen(measurement.symmetry, measurement.inputs) if measurement is not None else ""
-    notes = (*notes, hidden) if hidden else notes
+    notes = tuple(filter(None, (*notes, hidden)))
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)

@@ -231,7 +231,7 @@ def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tupl
     context = perturbed(measurement.twin, inside=name) if op.node is not None else nullcontext()
     with context:
         tensors = [changed.tensor(name, read, call) for call in range(len(changed.first[name]))]
-    verdict = infer_type(tensors[0], apart=mixed)
+    verdict = infer_type(tensors[0], measurement.tolerance, mixed)
     if verdict.type is None:
         return verdict
     tensors += [measurement.own.tensor(name, read, call) for call in range(len(tensors))]
@@ -240,7 +240,7 @@ def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tupl
         if tensor.base.ndim < deepest:
             return Verdict(None, float("inf"), "its shape is not the same in all calls")
         residual = residual_of(verdict.type, tensor, mixed)
-        if not residual <= TOLERANCE:
+        if not residual <= measurement.tolerance:
             where = "in another call" if index < len(tensors) // 2 else "with other weights"
             reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"
             return Verdict(None, residual, reason, refuted=verdict.type)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
+from surgeon.finding.inference.hypotheses import TOLERANCE
 from surgeon.finding.inference.probe import HELD, Elements, Probe
 from surgeon.finding.inference.rows import FewRows, few_rows
 from surgeon.finding.ops import call_forward, random_like
@@ -33,6 +34,12 @@ ROUNDING = 1e-9
 OTHER_SEED = 7_919_104_729
 
 IN_RANDOM_FRAME = Refusal("its features are in a frame chosen at random in the forward", "bypassed")
+
+SAMPLED, MOST_SAMPLED = 50.0, 0.1
+"""How many times the error of its output features inside a model that samples them may deviate, and how far at most.
+
+It only decides what is tried: an op is accepted if it is equivariant on random features to rounding.
+"""
 
 PERTURBATION = 0.2
 """Size of the random change of the weights, relative to their root mean square."""
@@ -107,6 +114,7 @@ class Measurement:
             or with perturbed ones if its own make the same of every sample; empty if it is unknown.
         drawn: names of the modules that are given or return something else when the model draws other random numbers;
             None if it draws none.
+        sampled: the op by which the model is equivariant only nearly, by design, in words; empty if there is none.
     """
 
     twin: nn.Module
@@ -116,6 +124,7 @@ class Measurement:
     changed: Probe
     errors: Mapping[str, float]
     drawn: frozenset[str] | None = None
+    sampled: str = ""
     _few: dict[str, FewRows] = field(default_factory=dict)
 
     def few(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -136,9 +145,19 @@ class Measurement:
         return all_rows_equal(self.own.outputs[0]) and all_rows_equal(self.changed.outputs[0])
 
     @property
-    def trusted(self) -> bool:
-        """True if the model's own output transforms as it should, so that unannotated sites are accepted."""
+    def exact(self) -> bool:
+        """True if the model's own output transforms as it should."""
         return bool(self.errors) and max(self.errors.values()) <= OUTPUT_TOLERANCE
+
+    @property
+    def trusted(self) -> bool:
+        """True if it does so exactly, or nearly by design: then sites without an annotation are accepted."""
+        return self.exact or bool(self.sampled)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative deviation of features from their type; behind ops that sample, that of the samples."""
+        return min(MOST_SAMPLED, SAMPLED * max(self.errors.values())) if self.sampled else TOLERANCE
 
 
 def measure_model(

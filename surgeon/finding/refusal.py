@@ -22,7 +22,7 @@ def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> Su
         plan: a plan without sites.
         measurement: runs under the group; None if there are none.
     """
-    if measurement is not None:
+    if measurement is not None and not measurement.trusted:
         errors, group = measurement.errors, measurement.symmetry.group
         complaint = judged(group, errors, torch.float64, limit=OUTPUT_TOLERANCE)
         if complaint is not None:

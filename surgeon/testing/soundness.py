@@ -25,7 +25,7 @@ THETA = 0.1
 BROKEN = 1e-6
 """Smallest relative equivariance error that counts as broken in float64, where rounding makes about 1e-15."""
 
-TIMES = 1000
+TIMES = 10
 """How many times the original's own error it has to be."""
 
 

@@ -114,6 +114,17 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     )
 
 
+def test_a_command_closes_the_group_of_its_processes(tmp_path: Path, surgeon: Surgeon) -> None:
+    group = torch.distributed
+    group.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        assert surgeon("--version").code == 0
+        assert not group.is_initialized()  # else its threads may abort the process at exit
+    finally:
+        if group.is_initialized():
+            group.destroy_process_group()
+
+
 @pytest.mark.parametrize("order", ["torch", "numpy", "python"])
 def test_processes_share_out_an_order_from_the_global_generators(tmp_path: Path, order: str) -> None:
     done = forked(tmp_path, order, program="tests.training.shuffled", count=2, environment=CPU)

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import groupby
+from itertools import groupby, product
 from operator import add
 from typing import Literal
 
@@ -20,8 +20,8 @@ from surgeon.algebra.representations.core import Representation
 from surgeon.finding.inference.probe import STEP, TensorProbe
 from surgeon.finding.inference.relations import respects_brackets, respects_relations
 
-LABEL_TOLERANCE = 1e-2
-"""Relative; a label only decides what is tried, the random elements judge it."""
+LABEL_TOLERANCE, NOISY_LABEL = 1e-2, 0.3
+"""Relative; a label only decides what is tried, the random elements judge it. The second is that of noisy features."""
 
 FIT_TOLERANCE = 1e-6
 LARGEST_FITTED = 64
@@ -39,17 +39,19 @@ class AxisRows:
     Attributes:
         base: shape (rows, n).
         moved: shape (n_elements, rows, n), in the order of the probe's elements.
+        tolerance: largest relative deviation of a representation that explains them.
     """
 
     probe: TensorProbe
     base: Tensor
     moved: Tensor
+    tolerance: float = FIT_TOLERANCE
 
     @classmethod
-    def along(cls, probe: TensorProbe, axis: int) -> AxisRows:
+    def along(cls, probe: TensorProbe, axis: int, tolerance: float = FIT_TOLERANCE) -> AxisRows:
         """Bring ``axis`` to the end."""
         flat = torch.stack([value.movedim(axis, -1).reshape(-1, value.shape[axis]) for value in probe.values])
-        return cls(probe, flat[0], flat)
+        return cls(probe, flat[0], flat, tolerance)
 
     @property
     def group(self) -> Group:
@@ -63,12 +65,12 @@ class AxisRows:
 
     def slice(self, index: Tensor) -> AxisRows:
         """Keep some coordinates."""
-        return AxisRows(self.probe, self.base[:, index], self.moved[:, :, index])
+        return AxisRows(self.probe, self.base[:, index], self.moved[:, :, index], self.tolerance)
 
 
-def axis_representations(probe: TensorProbe, axis: int) -> Iterator[Representation]:
+def axis_representations(probe: TensorProbe, axis: int, tolerance: float = FIT_TOLERANCE) -> Iterator[Representation]:
     """Yield the representations along an axis that explain the values, from the simplest on."""
-    rows = AxisRows.along(probe, axis)
+    rows = AxisRows.along(probe, axis, tolerance)
     yield from _finite(rows) if rows.group.finite else _continuous(rows)
 
 
@@ -131,7 +133,8 @@ def _degrees(rows: AxisRows) -> list[int] | None:
         else (casimir.clamp(min=0).sqrt())
     )
     rounded = raw.round()
-    pure = (rest <= LABEL_TOLERANCE * (1 + casimir)) & ((raw - rounded).abs() <= LABEL_TOLERANCE)
+    tolerance = max(LABEL_TOLERANCE, min(NOISY_LABEL, rows.tolerance / FIT_TOLERANCE * LABEL_TOLERANCE))
+    pure = (rest <= tolerance * (1 + casimir)) & ((raw - rounded).abs() <= tolerance)
     if not bool(pure.all()):
         return None
     return [int(value) for value in rounded.tolist()]
@@ -205,9 +208,9 @@ def _fit_block(
 ) -> Representation | None:
     """Fit one small matrix per element to a run that is read in one layout; None if that does not explain it."""
     blocks = _blocks(rows.moved, copies, size, layout)
-    named = _named(rows.group, degree, signs, copies, layout)
-    if named is not None and _explains(named, rows):
-        return named
+    for named in _named(rows.group, degree, signs, copies, layout):
+        if _explains(named, rows):
+            return named
     fitted = [regress(blocks[0], moved) for moved in blocks[1:]]
     if any(matrix is None for matrix in fitted):
         return None
@@ -226,17 +229,21 @@ def _explains(rho: Representation, rows: AxisRows) -> bool:
     elements = torch.cat([rows.probe.elements.components, rows.probe.elements.checks])
     expected = rho.action(elements).apply(rows.base)
     moved = rows.moved[start:]
-    return bool((expected - moved).norm() <= FIT_TOLERANCE * moved.norm())
+    return bool((expected - moved).norm() <= rows.tolerance * moved.norm())
 
 
-def _named(group: Group, degree: int, signs: tuple[int, ...], copies: int, layout: Layout) -> Representation | None:
+def _named(group: Group, degree: int, signs: tuple[int, ...], copies: int, layout: Layout) -> Iterator[Representation]:
     if group.name in THREE_DIMENSIONAL:
         parity = "o" if (signs[0] < 0 if signs else degree % 2) else "e"
-        return irreps(group, f"{copies}x{degree}{parity}", layout)
-    if group.name in PLANAR and degree != 1:
-        return None
-    names, sizes = ("c v", {"c": copies}) if layout == "mul_ir" else ("v c", {"c": copies})
-    return axes(group, names, sizes)
+        yield irreps(group, f"{copies}x{degree}{parity}", layout)
+    elif group.name in PLANAR and degree != 1:  # (cos m phi, sin m phi), in either order, and turned by a quarter
+        for frequency, sign in product((degree, -degree), (1.0, -1.0)[: 1 + len(group.elements)]):
+            turn, mirror = [[0.0, -frequency], [frequency, 0.0]], [[sign, 0.0], [0.0, -sign]]
+            images = {"algebra": [turn], "elements": [mirror] * len(group.elements)}
+            yield matrices(group, images, copies, layout)
+    else:
+        names, sizes = ("c v", {"c": copies}) if layout == "mul_ir" else ("v c", {"c": copies})
+        yield axes(group, names, sizes)
 
 
 def regress(base: Tensor, moved: Tensor) -> Tensor | None:

@@ -101,7 +101,7 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[in
         return Verdict(None, float("inf"), complaint)
     best, silent = float("inf"), silent_axes(torch.stack(probe.values).abs().amax(0))
     for sample in _samples(probe, apart):
-        for candidate in hypotheses(sample):
+        for candidate in hypotheses(sample, tolerance):
             if sample is not probe and -probe.base.ndim in (*candidate.axes, *candidate.grid):
                 continue  # of rows, which are fewer here
             residual = residual_of(candidate, sample, apart)
@@ -137,7 +137,7 @@ def _unusable(probe: TensorProbe) -> str:
     return ""
 
 
-def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
+def hypotheses(probe: TensorProbe, tolerance: float = TOLERANCE) -> Iterator[TensorType]:
     """Yield candidate types of a tensor, simplest first."""
     group = probe.elements.group
     yield from _one_dimensional(group, probe)
@@ -146,7 +146,7 @@ def hypotheses(probe: TensorProbe) -> Iterator[TensorType]:
     for kind in tensors:
         yield from _pseudo_tensor(kind, probe)
     for axis in _axes_by_preference(probe.base):
-        yield from (TensorType(rho, (axis,)) for rho in axis_representations(probe, axis))
+        yield from (TensorType(rho, (axis,)) for rho in axis_representations(probe, axis, tolerance))
     for axis in _axes_by_preference(probe.base):
         whole = whole_axis_representation(probe, axis)
         if whole is not None:

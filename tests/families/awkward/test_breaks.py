@@ -35,6 +35,7 @@ def test_the_break_is_found(broken: Broken) -> None:
     assert max(found.output_error.values()) > 1e-3
     assert found.first is not None
     assert found.first.owner == broken.owner, found.first
+    assert bool(found.first.sampled) == (broken.case.name == "sampled activation")
 
 
 @EACH

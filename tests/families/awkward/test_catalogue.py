@@ -22,6 +22,7 @@ from tests.families.awkward import (
     negatives,
     operations,
     pseudotensors,
+    sampled,
     structures,
     symmetries,
     weights,
@@ -42,6 +43,7 @@ THEMES = (
     negatives,
     zeros,
     cartesian,
+    sampled,
 )
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
