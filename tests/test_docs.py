@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,34 +100,17 @@ def test_a_generated_table_is_that_of_its_record(name: str, monkeypatch: pytest.
     assert benchmark.page(text.replace(benchmark.table(record), "old"), record) == text
 
 
-def test_the_comparison_on_a_page_is_that_of_its_record() -> None:
-    record = json.loads((ROOT / "examples" / "potential" / "sweep.json").read_text("utf-8"))
-    shown = re.findall(
-        r"^\| (?:AdamW|SOAP).*?(\|.*) \|$", (ROOT / "examples/potential/README.md").read_text("utf-8"), re.MULTILINE
-    )
-    assert [row.replace("*", "") for row in shown] == [_compared(record, row) for row in record["rows"]]
+def test_what_pages_say_of_records_is_written_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pages = importlib.import_module("pages")
+    marked = pages.marked()
+    assert {part for text in marked.values() for _, part, _ in pages.PART.findall(text)} == set(pages.PARTS)
+    assert {path.name for path, text in marked.items() if pages.written_anew(text) != text} == set()
 
+    def other(path: Path) -> Any:
+        return json.loads(re.sub(r"(?<=: )(\d+)(?=\.\d)", r"1\1", path.read_text("utf-8")))
 
-def _compared(record: Any, row: Any) -> str:
-    """Return rate, error, difference and energies of an arm as a page shows them."""
-    energies = [run["test"]["energy_mae"] for run in record["runs"] if run["arm"] == row["arm"]]
-    percent = 100 / record["rows"][0]["mean"]
-    share = f"{percent * row['difference']:+.1f} ± {percent * row['half_width']:.1f} % " if row["difference"] else ""
-    errors = f"{row['mean']:.1f} ± {row['spread']:.1f}"
-    return (
-        f"| {row['learning_rate']:g} | {errors} | {share}| {statistics.mean(energies):.2f} ± "
-        f"{statistics.stdev(energies):.2f}"
-    )
-
-
-def test_the_costs_of_a_step_are_those_of_their_record() -> None:
-    record = json.loads((ROOT / "benchmarks" / "results" / "overhead.json").read_text("utf-8"))["cpu"]["time"]
-    variants = ("branch", "branch merged", "naive rows", "exact", "default", "low rank")
-    page = (ROOT / "docs" / "training.md").read_text("utf-8")
-    assert re.findall(r"^\| .* \| (\d+) ms \| (.*) \|$", page, re.MULTILINE) == [
-        (f"{row['plain_ms']:.0f}", " | ".join(f"{row['ratios'][name]['median']:.2f}" for name in variants))
-        for row in record.values()
-    ]
+    assert [path.name for path, text in marked.items() if pages.written_anew(text, other) == text] == []
 
 
 def undated(text: str) -> list[str]:
