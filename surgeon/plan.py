@@ -31,7 +31,7 @@ StripMode = Literal["drop", "fold"]
 Split = Literal["train", "validation", "test"]
 
 PLAN_FORMAT_VERSION = 2
-NOTES_SHOWN = 8
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -235,21 +235,21 @@ class Plan:
         return f"Plan({self.group}, {len(self.sites)} sites, {len(self.skipped)} modules left alone)"
 
     def summary(self) -> str:
-        """Return a few lines: the group, the sites by kind, what they add, the coverage by class, the first notes."""
-        kinds, added = Counter(site.kind for site in self.sites), sum(site.extra_parameters for site in self.sites)
+        """Return a screen: the group, sites by kind, what they add, the first ones, coverage by class, first notes."""
+        kinds, new = Counter(site.kind for site in self.sites), sum(site.extra_parameters for site in self.sites)
         told = [f"{count} {kind}" for kind, count in kinds.most_common()] or ["nothing to relax"]
         sizes: Counter[str] = Counter()
         for entry in self.audit:
             sizes[entry.coverage] += entry.size
         shares = [f"{100 * size / max(sizes.total(), 1):.1f} % {name}" for name, size in sizes.most_common()]
-        sites = f"{len(self.sites)} sites under {self.group}, {', '.join(told)}"
         lines = [
-            f"{sites}, that add {added:,} parameters: {self.forms}",
+            f"{len(self.sites)} sites under {self.group}, {', '.join(told)}, that add {new:,} parameters: {self.forms}",
             f"of all parameters: {', '.join(shares)}" if shares else "no model was run: nothing is verified",
-            *(f"- {textwrap.shorten(note, 200, placeholder='...')}" for note in self.notes[:NOTES_SHOWN]),
         ]
-        more = len(self.notes) - NOTES_SHOWN
-        return "\n".join([*lines, f"- and {more} more notes"] if more > 0 else lines)
+        for what, found in {"sites": self.sites, "notes": self.notes}.items():
+            lines += [f"- {textwrap.shorten(str(each), 200, placeholder='...')}" for each in found[:SHOWN]]
+            lines += [f"- and {len(found) - SHOWN} more {what}"] if len(found) > SHOWN else []
+        return "\n".join(lines)
 
     __str__ = summary
 

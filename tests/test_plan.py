@@ -232,7 +232,8 @@ def test_a_plan_and_a_site_are_told_on_one_screen() -> None:
     assert str(told) == told.summary()
     assert lines[0] == "3 sites under C4, 2 linear, 1 convolution, that add 612 parameters: 3 sites dense"
     assert lines[1] == "of all parameters: 75.0 % site, 25.0 % not linear"
-    assert (lines[2], lines[-1], len(lines)) == ("- a note", "- and 23 more notes", 11)
+    assert lines[2:5] == [f"- {site}" for site in told.sites]
+    assert (lines[5], lines[-1], len(lines)) == ("- a note", "- and 23 more notes", 14)
     assert max(map(len, lines)) <= 202
     assert "nothing is verified" in dataclasses.replace(plan(), audit=()).summary()
 

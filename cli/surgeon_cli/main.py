@@ -58,6 +58,7 @@ def options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error is one sentence on standard error and a non-zero exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    sys.argv = ["surgeon", *given]  # which records name, however this was called
     _wait_asleep()
     debug = "--debug" in given[:1]
     try:

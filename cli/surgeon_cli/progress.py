@@ -120,5 +120,6 @@ def training_bar(quiet: bool) -> Iterator[TrainingBar | None]:
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )
-        with TwoLines(*columns, console=console, transient=True, expand=True) as bars:
+        shared = sys.stdout.isatty()  # else what is printed goes where the user has sent it
+        with TwoLines(*columns, console=console, transient=True, expand=True, redirect_stdout=shared) as bars:
             yield TrainingBar(bars)

@@ -46,9 +46,11 @@ def say(text: str) -> None:
     """Print a sentence, without markup; a terminal's lines end between words, but not inside a command."""
     screen = console()
     sentence, mark, command = text.partition("; next: ") if screen.is_terminal else (text, "", "")
-    screen.print(sentence, soft_wrap=not screen.is_terminal)
-    if mark:
-        screen.print(mark.removeprefix("; ") + command, soft_wrap=True)
+    with screen.capture() as told:
+        screen.print(sentence, soft_wrap=not screen.is_terminal)
+        if mark:
+            screen.print(mark.removeprefix("; ") + command, soft_wrap=True)
+    print(told.get(), end="")  # above a live bar, which would wipe out what a console writes by itself
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -128,6 +128,6 @@ def _conflicts(names: Iterable[str]) -> Iterator[str]:
 def _devices() -> Iterator[str]:
     import torch
 
-    yield f"CPU: {os.cpu_count()} cores, torch takes {torch.get_num_threads()} threads"
+    yield f"CPU: {os.cpu_count()} cores, threads of torch: {torch.get_num_threads()}"
     for number in range(torch.cuda.device_count()):
         yield f"GPU {number}: {torch.cuda.get_device_name(number)}"

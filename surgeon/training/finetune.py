@@ -188,12 +188,15 @@ def _probed(
 
 
 def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> Callable[[Finetuner], None]:
-    """Return what saves a run; the first save is of the model before its training, whose metrics are told."""
+    """Return what saves a run, and tells every evaluation; the first is of the model before its training."""
 
     def save(run: Finetuner) -> None:
         save_run(target, run, workspace, force)
-        if run.state.step == 0:
-            told.say(f"before: {in_words(run.task, run.state.history[0]['validation'])}")
+        state = run.state
+        if not state.epoch_step:
+            when = f"epoch {state.epoch}" if state.step else "before"
+            best = ", the best so far" if state.step and state.best_epoch == state.epoch else ""
+            told.say(f"{when}: {in_words(run.task, state.history[-1]['validation'])}{best}")
 
     return save
 

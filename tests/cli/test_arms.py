@@ -46,7 +46,11 @@ def test_from_a_bare_checkpoint_to_a_certificate(surgeon: Surgeon, arm: str) -> 
     assert (config.arm, bool(config.plan.sites)) == (arm, arm in WITH_BRANCHES)
     certificate = surgeon("strip", "run", "-o", "clean", "--metrics", "validation", "--json").data["certificate"]
     assert certificate["grade"] == "same function"
-    best = read_record(Path("run")).state.best_validation
+    state = read_record(Path("run")).state
+    evaluations = [line for line in shown.err.splitlines() if line.startswith("epoch ")]
+    assert len(evaluations) == state.epoch
+    assert evaluations[state.best_epoch - 1].endswith(", the best so far")
+    best = state.best_validation
     assert certificate["metrics"]["stripped"]["mse"] == pytest.approx(best["mse"], rel=1e-5)
     assert best["mse"] < 0.999 * certificate["metrics"]["original"]["mse"]
     assert certificate["checks"]["module classes"]

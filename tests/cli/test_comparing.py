@@ -107,8 +107,10 @@ def test_weights_are_never_kept_in_a_folder_that_is_of_no_comparison(surgeon: Su
 def test_the_seed_shifts_the_seeds(surgeon: Surgeon) -> None:
     surgeon.once("relax", "net.pt")
     command = ("finetune", "net-relaxed", "--epochs", "1", "--compare", "plain")
-    both = surgeon(*command, "--seeds", "2", "--seed", "5", "--json").data["runs"]
+    record = surgeon(*command, "--seeds", "2", "--seed", "5", "--json").data
+    both = record["runs"]
     assert [run["seed"] for run in both] == [5, 6]
+    assert record["command"] == ["surgeon", *command, "--seeds", "2", "--seed", "5", "--json"]
     (shifted,) = surgeon(*command, "--seeds", "1", "--seed", "6", "-o", "one.json", "--json").data["runs"]
     assert shifted["test"] == both[1]["test"] != both[0]["test"]
 
