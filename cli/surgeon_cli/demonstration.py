@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from surgeon.errors import ExistsError, UsageError
+from surgeon_cli.screen import say
 
 FILES = ("segnn_nbody.safetensors", "task.py", "segnn.py", "simulate.py")
 """Of examples/nbody, which a wheel has as ``surgeon_cli/nbody``."""
@@ -118,6 +119,4 @@ def run_demo(folder: Path, short: bool) -> None:
     relax_and_train(clock, ".", ".", samples, ["--epochs", str(epochs), *every])
     with clock.stage("3. Strip the branches, prove it, and compute again what was proved"):
         strip_and_verify(".", ".", samples)
-    print(
-        f"\nDone. Everything is in {folder}/: the weights in clean/, and task.py, a complete task file to start from."
-    )
+    say(f"\nDone. Everything is in {folder}/: the weights in clean/, and task.py, a complete task file to start from.")

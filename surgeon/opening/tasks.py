@@ -225,9 +225,10 @@ def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> tuple[Task, str]:
     """Return the task in a file, and the SHA-256 of the bytes that were run."""
     if not path.is_file():
         names = sorted(other.name for other in path.parent.glob("*.py"))
+        beside = close_names(path.name, names) if names else "no Python file"
         raise TaskError(
-            f"there is no task file {str(path)!r}: its folder holds {close_names(path.name, names)}; "
-            "give a Python file or `module:attribute`"
+            f"there is no task file {str(path)!r}: its folder holds {beside}; `surgeon init CKPT` writes a first one; "
+            "or give a Python file or `module:attribute`"
         )
     try:
         content = path.read_bytes()

@@ -121,7 +121,7 @@ def test_data_for_no_adapter_names_those_with_a_task() -> None:
 
 def test_a_missing_file_names_the_near_ones(tmp_path: Path) -> None:
     write(tmp_path, "", "task.py")
-    with pytest.raises(TaskError, match="its folder holds task.py"):
+    with pytest.raises(TaskError, match="its folder holds task.py; `surgeon init CKPT` writes a first one"):
         load_task(tmp_path / "taks.py")
     with pytest.raises(TaskError, match="there is no task file"):
         load_task("nothing_here")

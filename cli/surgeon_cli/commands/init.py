@@ -53,7 +53,7 @@ def init(
         if done.family:
             trusted = " --trust-pickle" if opening.trust_pickle else ""
             say(
-                "its family has a ready task, which is enough, so nothing was written; next, with a file of your data: "
+                "its family has a ready task, which is enough with a file of your data, so nothing was written; next: "
                 f"surgeon finetune {shlex.quote(shown(path))}{trusted} --task {done.family}:DATAFILE --arm plain"
             )
         print_table("the task", [("what", "works", "what was seen, or is missing"), *map(_row, done.steps)])
