@@ -73,9 +73,10 @@ def test_the_lines_of_the_documents_run(document: str) -> None:
 
     def task_loss(net: Any, batch: Any) -> torch.Tensor:
         thetas.append([float(branch.theta[0]) for branch in branches_of(model).values()])
-        return net(*batch).square().mean()
+        loss: torch.Tensor = net(*batch).square().mean()
+        return loss
 
-    names = {
+    names: dict[str, Any] = {
         "surgeon": surgeon,
         "model": model,
         "sample_inputs": data[0][:2],
