@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ COMPARE = (*TRAIN[:-2], "--compare", "plain,lowrank,fold", "--seeds", "2")
 def test_a_comparison_keeps_the_best_seed_of_every_arm(surgeon: Surgeon) -> None:
     told = surgeon(*COMPARE)
     record = json.loads(Path("net-compare.json").read_text())
-    best = {}
+    best: dict[str, Any] = {}
     for run in record["runs"]:
         if run["arm"] not in best or run["validation"]["mse"] < best[run["arm"]]["validation"]["mse"]:
             best[run["arm"]] = run
