@@ -257,7 +257,7 @@ class Plan:
         """Return the plan as JSON-compatible data."""
         data = dataclasses.asdict(self)
         for site, entry in zip(self.sites, data["sites"], strict=True):
-            entry |= {"rho_in": site.rho_in.to_data(), "rho_out": site.rho_out.to_data()}
+            entry |= {"rho_in": site.rho_in.named_data(), "rho_out": site.rho_out.named_data()}
         return data
 
     def to_json(self) -> str:

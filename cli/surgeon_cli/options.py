@@ -29,8 +29,8 @@ trust_option = functools.partial(typer.Option, rich_help_panel="Trust")
 _GROUP = typer.Option(
     "--group",
     "-g",
-    help="Symmetry group: SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, OCTAH, SCALE<n>, or your "
-    "module:function.",
+    help="Symmetry group: SO2, O2, SO3, O3, SE3, E3, SO13, O13, U1, SU2, SU3, C<n>, D<n>, OCTA, OCTAH, ICOSA, ICOSAH, "
+    "P4, P4M, S<n>, Z<n>, SCALE<n>, or your module:function.",
 )
 GroupOption = Annotated[str, _GROUP]
 OptionalGroupOption = Annotated[str | None, _GROUP]

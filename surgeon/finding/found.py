@@ -85,7 +85,8 @@ def found_between(
     arguments = measurement.few(op.module, measurement.own.first[op.module][0][0])
     twin = measurement.twin
     shaped: tuple[TensorType, TensorType, Convolution | None] | str
-    if kernels and not all(end.is_invariant and not end.grid for end in (type_in, type_out)):
+    moves = any(not end.is_invariant or end.grid for end in (type_in, type_out))
+    if kernels and moves and not _translated(kernels, (type_in, type_out)):
         shaped = _convolution_types(measurement, op, kernels, (type_in, type_out))
     else:
         x = op.read_in(twin, arguments)
@@ -102,6 +103,12 @@ def found_between(
             "not equivariant",
         )
     return Found(op, *shaped, residual)
+
+
+def _translated(kernels: Sequence[Kernel], ends: tuple[TensorType, TensorType]) -> bool:
+    """Tell whether the group acts on an axis along which kernels move: translations, which any kernel commutes with."""
+    axes = {axis for kernel in kernels for axis in range(-len(kernel.size), 0)}
+    return all(not end.grid and end.axes and axes.issuperset(end.axes) for end in ends)
 
 
 def _linear_types(

@@ -41,18 +41,10 @@ BUILDERS: dict[str, Callable[[], Representation]] = {
     "C4 regular": lambda: regular(parse_group("C4"), 2),
     "D6 regular, elements first": lambda: regular(parse_group("D6"), 2, "ir_mul") + trivial(parse_group("D6"), 1),
     "D3 vectors": lambda: axes(parse_group("D3"), "v c", {"c": 2}),
-    "SU2": lambda: axes(su2(), "c v", {"c": 2}),
+    "SU2": lambda: axes(parse_group("SU2"), "c v", {"c": 2}),
     "SL2 rank two": lambda: axes(sl2(), "v w", {}),
 }
 LIE_CASES = [name for name in BUILDERS if not name.startswith(("C", "D"))]
-
-
-def su2() -> Group:
-    """SU(2) on C^2 = R^4, from the Pauli matrices."""
-    pauli = [[[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]]
-    half = torch.tensor(pauli, dtype=torch.complex128) * -0.5j
-    real = torch.cat([torch.cat([half.real, -half.imag], dim=2), torch.cat([half.imag, half.real], dim=2)], dim=1)
-    return group_from_generators("SU2", real, compact=True)
 
 
 def sl2() -> Group:

@@ -1,8 +1,7 @@
-"""The groups that have a name: rotations, motions, Lorentz transformations, cyclic and dihedral groups, scales."""
+"""The groups that have a name: rotations, motions, Lorentz transformations, unitary and finite groups, scales."""
 
 from __future__ import annotations
 
-import math
 import re
 from functools import lru_cache
 from itertools import combinations
@@ -11,9 +10,15 @@ import torch
 from torch import Tensor
 
 from surgeon.algebra.groups.core import Group
+from surgeon.algebra.groups.finite import diagonals, finite_group, no_generators
 from surgeon.errors import GroupError
 
-CHOICES = "SO2, O2, SO3, O3, SE3, E3, SO13, O13, C<n>, D<n>, OCTA, OCTAH, SCALE<n>"
+CHOICES = (
+    "SO2, O2, SO3, O3, SE3, E3, SO13 or Lorentz, O13, U1, SU2, SU3, C<n>, D<n>, OCTA, OCTAH, ICOSA, ICOSAH, "
+    "P4, P4M, S<n>, Z<n>, SCALE<n>"
+)
+ALSO_CALLED = {"LORENTZ": "SO13", "U1": "SO2", "P4": "C4", "P4M": "D4", "P4MM": "D4"}
+"""The wallpaper groups by their point groups, which act; translations commute with every convolution anyway."""
 
 
 @lru_cache(maxsize=64)
@@ -24,17 +29,20 @@ def named_group(name: str) -> Group | None:
         The group, or None if no group has this name.
 
     Raises:
-        GroupError: if the name is that of a cyclic or dihedral group of order 0, or of scales by a factor below 2.
+        GroupError: if the name is that of a finite group of a size that there is not, or of scales by a factor below 2.
     """
     key = re.sub(r"[\s()\[\],_]", "", name).upper()
+    key = ALSO_CALLED.get(key, key)
     scales = re.fullmatch(r"SCALE(\d+)", key)
     if scales:
         return _scales(int(scales[1]))
-    finite = re.fullmatch(r"([CD])(\d+)", key)
-    if finite:
-        return _planar_group(finite[1], int(finite[2]))
+    finite = finite_group(key)
+    if finite is not None:
+        return finite
+    unitary = re.fullmatch(r"SU([23])", key)
+    if unitary:
+        return _special_unitary(int(unitary[1]))
     builders = {"SO2": _so2, "O2": _o2, "SO3": _so3, "O3": _o3, "SE3": _se3, "E3": _e3, "SO13": _so13, "O13": _o13}
-    builders |= {"OCTA": _octahedral, "OCTAH": _full_octahedral}
     return builders[key]() if key in builders else None
 
 
@@ -45,75 +53,46 @@ def rotations_of(name: str) -> str | None:
         >>> rotations_of("O3"), rotations_of("D6"), rotations_of("SO3")
         ('SO3', 'C6', None)
     """
-    named = {"O2": "SO2", "O3": "SO3", "E3": "SE3", "O13": "SO13", "OCTAH": "OCTA"}
+    named = {"O2": "SO2", "O3": "SO3", "E3": "SE3", "O13": "SO13", "OCTAH": "OCTA", "ICOSAH": "ICOSA"}
     return re.sub(r"^D(\d+)$", r"C\1", name) if re.fullmatch(r"D\d+", name) else named.get(name)
 
 
 def _so2() -> Group:
-    return Group("SO2", _rotation_algebra(2), _none(2), ("identity",), False, False, True, rotations=True)
+    return Group("SO2", _rotation_algebra(2), no_generators(2), ("identity",), False, False, True, rotations=True)
 
 
 def _o2() -> Group:
     names = ("identity", "reflection")
-    return Group("O2", _rotation_algebra(2), _diagonals((1, -1)), names, False, False, True, rotations=True)
+    return Group("O2", _rotation_algebra(2), diagonals((1, -1)), names, False, False, True, rotations=True)
 
 
 def _so3() -> Group:
-    return Group("SO3", _rotation_algebra(3), _none(3), ("identity",), False, False, True, rotations=True)
+    return Group("SO3", _rotation_algebra(3), no_generators(3), ("identity",), False, False, True, rotations=True)
 
 
 def _o3() -> Group:
     names = ("identity", "inversion")
-    return Group("O3", _rotation_algebra(3), _diagonals((-1, -1, -1)), names, False, False, True, rotations=True)
+    return Group("O3", _rotation_algebra(3), diagonals((-1, -1, -1)), names, False, False, True, rotations=True)
 
 
 def _se3() -> Group:
-    return Group("SE3", _motion_algebra(), _none(4), ("identity",), False, True, False, rotations=True)
+    return Group("SE3", _motion_algebra(), no_generators(4), ("identity",), False, True, False, rotations=True)
 
 
 def _e3() -> Group:
     names = ("identity", "inversion")
-    return Group("E3", _motion_algebra(), _diagonals((-1, -1, -1, 1)), names, False, True, False, rotations=True)
+    return Group("E3", _motion_algebra(), diagonals((-1, -1, -1, 1)), names, False, True, False, rotations=True)
 
 
 def _so13() -> Group:
     """Build the proper orthochronous Lorentz group, coordinates (t, x, y, z)."""
-    return Group("SO13", _lorentz_algebra(), _none(4), ("identity",), False, False, False)
+    return Group("SO13", _lorentz_algebra(), no_generators(4), ("identity",), False, False, False)
 
 
 def _o13() -> Group:
     names = ("identity", "parity", "time reversal", "parity and time reversal")
-    elements = _diagonals((1, -1, -1, -1), (-1, 1, 1, 1), (-1, -1, -1, -1))
+    elements = diagonals((1, -1, -1, -1), (-1, 1, 1, 1), (-1, -1, -1, -1))
     return Group("O13", _lorentz_algebra(), elements, names, False, False, False)
-
-
-def _planar_group(family: str, order: int) -> Group:
-    name = f"{family}{order}"
-    if order == 0:
-        raise GroupError(f"expected {family}<n> with n at least 1, got {name}: write for example {family}4")
-    c, s = math.cos(2 * math.pi / order), math.sin(2 * math.pi / order)
-    rotation = torch.tensor([[[c, -s], [s, c]]], dtype=torch.float64)
-    if family == "C":
-        return _finite(name, rotation, "rotation")
-    return _finite(name, torch.cat([rotation, _diagonals((1, -1))]), "rotation", "reflection")
-
-
-def _octahedral() -> Group:
-    """Build the 24 rotations of a cube, which map a cubic grid to itself, from quarter turns about x and z."""
-    quarters = torch.linalg.matrix_exp(torch.pi / 2 * _rotation_algebra(3)[[0, 2]]).round()
-    return _finite("OCTA", quarters, "quarter turn about x", "quarter turn about z")
-
-
-def _full_octahedral() -> Group:
-    """Build all 48 symmetries of a cube: its rotations, and each followed by the inversion."""
-    rotations = _octahedral()
-    elements = torch.cat([rotations.elements, _diagonals((-1, -1, -1))])
-    return _finite("OCTAH", elements, *rotations.generator_names, "inversion")
-
-
-def _finite(name: str, generators: Tensor, *names: str) -> Group:
-    none = _none(generators.shape[-1])
-    return Group(name, none, generators, ("all elements",), True, False, True, generator_names=names)
 
 
 def _scales(factor: int) -> Group:
@@ -123,15 +102,9 @@ def _scales(factor: int) -> Group:
             f"expected SCALE<n> with a factor n of at least 2, got SCALE{factor}: write for example SCALE2"
         )
     shrinking = torch.full((1, 1, 1), 1 / factor, dtype=torch.float64)
-    return Group(f"SCALE{factor}", _none(1), shrinking, ("identity", f"shrunk by {factor}"), False, False, False)
-
-
-def _none(size: int) -> Tensor:
-    return torch.zeros(0, size, size, dtype=torch.float64)
-
-
-def _diagonals(*entries: tuple[int, ...]) -> Tensor:
-    return torch.diag_embed(torch.tensor(entries, dtype=torch.float64))
+    return Group(
+        f"SCALE{factor}", no_generators(1), shrinking, ("identity", f"shrunk by {factor}"), False, False, False
+    )
 
 
 def _rotation_algebra(size: int) -> Tensor:
@@ -158,3 +131,17 @@ def _lorentz_algebra() -> Tensor:
     for axis in range(3):
         algebra[3 + axis, 0, 1 + axis] = algebra[3 + axis, 1 + axis, 0] = 1.0
     return algebra
+
+
+def _special_unitary(size: int) -> Group:
+    """Build SU(n) on complex numbers as pairs (re, im), as ``torch.view_as_real`` has them: 2n x 2n matrices."""
+    units = torch.eye(size, dtype=torch.complex128)
+    pairs = [(units[i].outer(units[j]), units[j].outer(units[i])) for i, j in combinations(range(size), 2)]
+    hermitian = [matrix for a, b in pairs for matrix in (a + b, 1j * (b - a))]
+    for k in range(1, size):  # the traceless diagonals
+        entries = torch.cat([torch.ones(k), torch.tensor([-float(k)]), torch.zeros(size - k - 1)])
+        hermitian.append(torch.diag(entries * (2 / (k * (k + 1))) ** 0.5).to(torch.complex128))
+    algebra = [-0.5j * matrix for matrix in hermitian]
+    one, imaginary = torch.eye(2).double(), torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    real = torch.stack([torch.kron(a.real, one) + torch.kron(a.imag, imaginary) for a in algebra])
+    return Group(f"SU{size}", real, no_generators(2 * size), ("identity",), False, False, True)

@@ -19,9 +19,10 @@ def parse_group(name: str | Group) -> Group:
     """Return the group with this name; a group is returned as it is.
 
     Args:
-        name: SO2, O2, SO3, O3, SE3, E3, SO13 (the component of the identity), O13, C<n> or D<n>; case, brackets, commas
-            and blanks are ignored. Or ``module:function``: the function is imported and called, and returns a
-            :class:`Group` or a tuple ``(algebra, elements)`` of array-likes, either of which may be None.
+        name: SO2, O2, SO3, O3, SE3, E3, SO13 (the component of the identity), O13, C<n>, or another of those that
+            docs/any_model.md lists; case, brackets, commas and blanks are ignored. Or ``module:function``: the function
+            is imported and called, and returns a :class:`Group` or a tuple ``(algebra, elements)`` of array-likes,
+            either of which may be None.
 
     Returns:
         The group. One from ``module:function`` is named so, unless the function returned a built-in one.

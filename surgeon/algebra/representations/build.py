@@ -202,6 +202,10 @@ def on_grid(rho: Representation, sizes: Sequence[int], frame: Sequence[Sequence[
     return Representation(rho.group, merged(blocks), encoded({"grid": points, "frame": axes_, "of": rho.to_data()}))
 
 
+def _without_names(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "called"}
+
+
 def _copies_of(start: int, copies: int, size: int, factor: Factor | None, layout: Layout) -> Block:
     shape = (copies, size) if layout == "mul_ir" else (size, copies)
     axis = 1 if layout == "mul_ir" else 0
@@ -240,6 +244,10 @@ class _OfCode(Representation):
     def __init__(self, group_name: str, spec: str) -> None:
         self.group_name, self.spec = group_name, spec
 
+    def named_data(self) -> dict[str, Any]:
+        """As it is: names would take the group's code."""
+        return self.to_data()
+
     @cached_property
     def group(self) -> Group:  # type: ignore[override]
         return parse_group(self.group_name)
@@ -260,7 +268,7 @@ def representation_from(group: Group | str, data: Mapping[str, Any]) -> Represen
         GroupError: if the description is malformed or the group has no such representation.
     """
     if isinstance(group, str) and ":" in group and isinstance(data, Mapping):
-        return _OfCode(group, encoded(data))
+        return _OfCode(group, json.dumps(json.loads(encoded(data), object_hook=_without_names), sort_keys=True))
     group = parse_group(group)
     match data if isinstance(data, Mapping) else {}:
         case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:
@@ -271,7 +279,7 @@ def representation_from(group: Group | str, data: Mapping[str, Any]) -> Represen
             return regular(group, copies, rest.get("layout", "mul_ir"))
         case {"trivial": int(dimension), **rest} if not rest:
             return trivial(group, dimension)
-        case {"matrices": dict(images), "copies": int(copies), **rest} if rest.keys() <= {"layout"}:
+        case {"matrices": dict(images), "copies": int(copies), **rest} if rest.keys() <= {"layout", "called"}:
             return matrices(group, images, copies, rest.get("layout", "mul_ir"))
         case {"copies": int(copies), "of": dict(inner), **rest} if not rest:
             return repeated(representation_from(group, inner), copies)

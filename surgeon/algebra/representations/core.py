@@ -12,6 +12,7 @@ from torch import Tensor
 
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.factors import Factor, check_orthogonal
+from surgeon.algebra.representations.names import known_name
 from surgeon.algebra.representations.operator import BlockOperator, OperatorBlock
 from surgeon.errors import GroupError
 
@@ -157,6 +158,10 @@ class Representation:
         data: dict[str, Any] = json.loads(self.spec)
         return data
 
+    def named_data(self) -> dict[str, Any]:
+        """Return :meth:`to_data` with the name of each term that is given by matrices, where it has one."""
+        return _named(self.group, self.to_data())
+
     def __add__(self, other: Representation) -> Representation:
         """Direct sum: the features of ``other`` follow those of ``self``."""
         if self.group_name != other.group_name:
@@ -184,7 +189,7 @@ class Representation:
 
     def __repr__(self) -> str:
         """The description in words, for example "16x0e+8x1o (mul_ir)"."""
-        return _words(self.to_data())
+        return _words(self.named_data())
 
     @property
     def _factors(self) -> list[Factor]:
@@ -231,6 +236,15 @@ def encoded(data: Mapping[str, Any]) -> str:
     return json.dumps(data, sort_keys=True)
 
 
+def _named(group: Group, data: dict[str, Any]) -> dict[str, Any]:
+    if "matrices" in data:
+        name = known_name(group, json.dumps(data["matrices"], sort_keys=True))
+        return {**data, "called": name} if name else data
+    if "of" in data:
+        return {**data, "of": _named(group, data["of"])}
+    return {**data, "sum": [_named(group, term) for term in data["sum"]]} if "sum" in data else data
+
+
 def _words(data: Mapping[str, Any]) -> str:
     if "irreps" in data:
         return f"{data['irreps']} ({data['layout']})"
@@ -244,7 +258,7 @@ def _words(data: Mapping[str, Any]) -> str:
         return f"{data['trivial']} x trivial"
     if "matrices" in data:
         images = data["matrices"]["algebra"] or data["matrices"]["elements"]
-        return f"{data['copies']} x {len(images[0])}-dimensional ({data['layout']})"
+        return f"{data['copies']} x {data.get('called') or f'{len(images[0])}-dimensional'} ({data['layout']})"
     if "of" in data:
         times = f"x {data['copies']}" if "copies" in data else f"on a {' x '.join(map(str, data['grid']))} grid"
         inner = _words(data["of"])

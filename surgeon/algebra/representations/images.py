@@ -50,7 +50,8 @@ def check_images(group: Group, images: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _tensors(data: str) -> tuple[Tensor, Tensor]:
+def image_tensors(data: str) -> tuple[Tensor, Tensor]:
+    """Return the images of the Lie algebra's generators, (a, f, f), and of the elements, (n, f, f)."""
     parsed = json.loads(data)
     algebra, elements = (torch.tensor(parsed[key], dtype=torch.float64) for key in ("algebra", "elements"))
     return algebra, elements
@@ -58,13 +59,13 @@ def _tensors(data: str) -> tuple[Tensor, Tensor]:
 
 def image_size(data: str) -> int:
     """Return the dimension f of the representation."""
-    algebra, elements = _tensors(data)
+    algebra, elements = image_tensors(data)
     return int((algebra if len(algebra) else elements).shape[-1])
 
 
 def images_of_algebra(group: Group, data: str, linear: Tensor) -> Tensor | None:
     """Return drho(A) for Lie-algebra elements with linear parts (n, d, d); shape (n, f, f), None for a finite group."""
-    algebra = _tensors(data)[0]
+    algebra = image_tensors(data)[0]
     if not len(algebra):
         return None
     return torch.einsum("na,aij->nij", _coordinates(group.feature_algebra, linear), algebra)
@@ -104,7 +105,7 @@ def _finite_image(group: Group, data: str, g: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _finite_table(group: Group, data: str) -> tuple[Tensor, Tensor]:
     """All elements (linear parts) and their images, by walking through the group generator by generator."""
-    generators, images = group.feature_elements, _tensors(data)[1]
+    generators, images = group.feature_elements, image_tensors(data)[1]
     elements = group.linear(group.all_elements())
     found: dict[int, Tensor] = {0: torch.eye(images.shape[-1], dtype=torch.float64)}
     frontier = [0]
@@ -120,7 +121,7 @@ def _finite_table(group: Group, data: str) -> tuple[Tensor, Tensor]:
 
 
 def _lie_image(group: Group, data: str, g: Tensor) -> Tensor:
-    algebra, images = _tensors(data)
+    algebra, images = image_tensors(data)
     eye = torch.eye(image_size(data), dtype=torch.float64)
     identity = torch.eye(g.shape[-1], dtype=torch.float64)
     components = [(identity, eye), *zip(group.feature_elements, images, strict=True)]
@@ -134,7 +135,7 @@ def _lie_image(group: Group, data: str, g: Tensor) -> Tensor:
 
 def _power_image(group: Group, data: str, g: Tensor) -> Tensor:
     """Return rho(e)^n for ``g = e^n``; where a range of scales is cut off, rho(e) has no inverse."""
-    element, image = group.feature_elements[0], _tensors(data)[1][0]
+    element, image = group.feature_elements[0], image_tensors(data)[1][0]
     power = round(math.log(float(g)) / math.log(float(element))) if float(g) > 0 else -1
     if power < 0 or abs(float(element) ** power - float(g)) > SAME_ELEMENT:
         raise GroupError(

@@ -17,6 +17,7 @@ from tests.families.awkward import (
     cartesian,
     forwards,
     frames,
+    groups,
     layouts,
     multivectors,
     negatives,
@@ -44,6 +45,7 @@ THEMES = (
     zeros,
     cartesian,
     sampled,
+    groups,
 )
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
