@@ -29,7 +29,7 @@ from surgeon.editing.rewrite import check_places, install, uninstall
 from surgeon.errors import PlanError, SurgeryError, UsageError
 from surgeon.finding.fold import fold_map_at
 from surgeon.finding.forms import block_mask, form_of
-from surgeon.finding.weight_usage import tied_modules
+from surgeon.finding.weight_usage import Ties
 from surgeon.plan import CHILD, Plan, Site, StripMode
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
 from surgeon.support.modules import named_module
@@ -200,7 +200,8 @@ def _fold_map(
 
 
 def _require_untied(model: nn.Module, site: Site, parameters: Iterable[str]) -> None:
-    tied = set().union(*(tied_modules(model, site.name, parameter) for parameter in parameters))
+    ties = Ties(model)
+    tied = set().union(*(ties.of(site.name, parameter) for parameter in parameters))
     if tied:
         raise PlanError(
             f"expected {site.name!r} to fold into weights of its own, but they are tied to {', '.join(sorted(tied))}, "

@@ -11,8 +11,8 @@ from torch import nn
 from surgeon.algebra.groups.core import Group
 from surgeon.errors import first_line
 from surgeon.finding.annotation_check import SiteCheck
-from surgeon.finding.fold import not_foldable, with_fold
-from surgeon.finding.weight_usage import WeightUsage, tied_modules
+from surgeon.finding.fold import Known, not_foldable, with_fold
+from surgeon.finding.weight_usage import Ties, WeightUsage
 from surgeon.plan import Site, Skipped
 from surgeon.recording.record import Recording
 from surgeon.registry import Adapter, Proposal, Refusal, proposal_for, resolved, speaks_of
@@ -57,10 +57,21 @@ def collect_proposals(
     return proposals, skipped, notes
 
 
-def annotated_site(
-    name: str, model: nn.Module, proposal: tuple[str, Proposal], calls: Sequence[Mapping[str, Any]]
+def annotated_sites(model: nn.Module, proposals: Proposals) -> list[Site]:
+    """Return the sites that proposals describe, of which nothing was run."""
+    ties, folds = Ties(model), Known()
+    return [_annotated_site(name, model, ties, proposal, [], folds) for name, proposal in proposals.items()]
+
+
+def _annotated_site(
+    name: str,
+    model: nn.Module,
+    ties: Ties,
+    proposal: tuple[str, Proposal],
+    calls: Sequence[Mapping[str, Any]],
+    folds: Known,
 ) -> Site:
-    """Return the site that a proposal describes, not verified yet."""
+    """Return the site that a proposal describes, not verified yet; ``folds`` are known, and more are added."""
     adapter_name, proposed = proposal[0], _resolved(proposal[1], calls)
     assert not callable(proposed.axes_in)
     assert not callable(proposed.axes_out)
@@ -80,7 +91,7 @@ def annotated_site(
     )
     if proposed.symmetrised is not None:
         return not_foldable(site, "it is equivariant only approximately, and would be changed in that, too")
-    return with_fold(site, model.get_submodule(name), calls, tied_modules(model, name), proposed.wrap)
+    return with_fold(site, model.get_submodule(name), calls, ties.of(name), proposed.wrap, folds)
 
 
 def _resolved(proposal: Proposal, calls: Sequence[Mapping[str, Any]]) -> Proposal:
@@ -109,7 +120,7 @@ def verify_all(
     """
     check = SiteCheck(group)
     usage = WeightUsage(model, recording)
-    sites, notes = [], []
+    sites, notes, folds = [], [], Known()
     for name, (adapter_name, unresolved) in proposals.items():
         count = recording.calls.get(name, 0)
         refusal = usage.refusal(name)
@@ -121,7 +132,7 @@ def verify_all(
         if refusal is not None:
             skipped.append(Skipped(name, refusal.reason, refusal.coverage))
             continue
-        site = annotated_site(name, model, (adapter_name, proposal), calls[name])
+        site = _annotated_site(name, model, usage.ties, (adapter_name, proposal), calls[name], folds)
         sites.append(dataclasses.replace(site, verified=True, residual=residual, calls=count))
         if proposal.symmetrised is not None:
             own = check.own_deviation(model.get_submodule(name), proposal, calls[name][0])

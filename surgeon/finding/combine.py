@@ -15,7 +15,7 @@ from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED
 from surgeon.finding.claims import NOT_CHECKED, check_claims
-from surgeon.finding.fold import with_fold
+from surgeon.finding.fold import Known, with_fold
 from surgeon.finding.forms import row_representations
 from surgeon.finding.found import Found
 from surgeon.finding.influence import unmoved, without_effect
@@ -61,7 +61,7 @@ class Combined:
     """The sites that remain, what is skipped, and what the user should know.
 
     ``partly_invariant`` says of the modules of which some argument is mapped from invariants to invariants what is
-    known of that; ``claims`` are all ops, measured, of which that is said.
+    known of that; ``claims`` are all ops, measured, of which that is said; ``folds`` are those of the sites so far.
     """
 
     sites: list[Site] = field(default_factory=list)
@@ -69,6 +69,7 @@ class Combined:
     notes: list[str] = field(default_factory=list)
     partly_invariant: dict[str, str] = field(default_factory=dict)
     claims: list[Found | Silent] = field(default_factory=list)
+    folds: Known = field(default_factory=dict)
 
 
 def combine(
@@ -161,18 +162,20 @@ def _judge(
     else:
         _replace_refusal(result, name)
         count = evidence.recording.calls.get(name, 0)
-        sites = [_site(each, measurement, evidence, count) for each in found if not each.invariant]
+        sites = [_site(result, each, measurement, evidence, count) for each in found if not each.invariant]
         if len(sites) < len(found):
             result.partly_invariant[name] = INVARIANT
             result.claims += [each for each in found if each.invariant]
         result.sites += sites
 
 
-def _site(found: Found, measurement: Measurement, evidence: Evidence, count: int | None) -> Site:
+def _site(result: Combined, found: Found, measurement: Measurement, evidence: Evidence, count: int | None) -> Site:
     """Return a measured site, with what is needed to fold it."""
     site, name = dataclasses.replace(found.site(), calls=count), found.op.module
     calls = [arguments for arguments, _ in measurement.own.first[name]]
-    return with_fold(site, measurement.twin.get_submodule(name), calls, evidence.usage.tied_to(name))
+    return with_fold(
+        site, measurement.twin.get_submodule(name), calls, evidence.usage.ties.of(name), known=result.folds
+    )
 
 
 def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
@@ -211,7 +214,7 @@ def _judge_raw(
         elif not measurement.trusted:
             _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "unexplained"))
         else:
-            result.sites.append(_site(each, measurement, evidence, evidence.recording.calls.get(name, 1)))
+            result.sites.append(_site(result, each, measurement, evidence, evidence.recording.calls.get(name, 1)))
     result.claims += list({id(why): why for _, why in refusals if isinstance(why, Silent)}.values())
     for parameter, why in refusals:
         _skip(result, f"{name}.{parameter}".lstrip("."), why)
@@ -234,7 +237,7 @@ def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement
             result.partly_invariant[op.module] = answer.reason
         result.skipped = [entry for entry in result.skipped if entry not in claimed]
         if isinstance(answer, Found):
-            site = _site(answer, measurement, evidence, evidence.recording.calls.get(op.module, 0))
+            site = _site(result, answer, measurement, evidence, evidence.recording.calls.get(op.module, 0))
             result.sites.append(site)
             what = "0, in part," if isinstance(claim, Silent) else "invariant"
             result.notes.append(f"{site.key}: its features are {what} on the sample batch; typed by their use")
@@ -311,7 +314,7 @@ def _compare(result: Combined, evidence: Evidence, site: Site, found: list[Found
         result.skipped.append(Skipped(site.name, INVARIANT, "invariant"))
         result.claims.append(same)
         return
-    result.sites[position] = _site(same, measurement, evidence, site.calls)
+    result.sites[position] = _site(result, same, measurement, evidence, site.calls)
 
 
 def _in_order(rho: Representation, wanted: tuple[int, ...], order: tuple[int, ...]) -> Representation | None:

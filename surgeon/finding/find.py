@@ -14,7 +14,7 @@ from surgeon.algebra.equivariance import Symmetry, call
 from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import GroupError, NotASymmetryError, PlanError
-from surgeon.finding.annotated_ops import LABELLED, annotated_site, collect_proposals, verify_all
+from surgeon.finding.annotated_ops import LABELLED, annotated_sites, collect_proposals, verify_all
 from surgeon.finding.audit import audit_parameters, with_parents
 from surgeon.finding.combine import Evidence, combine
 from surgeon.finding.measurement import Measurement, double_twin, measure_model
@@ -84,8 +84,7 @@ def find(
     _check(model, group, adapters, measures=symmetry is not None)
     proposals, skipped, failures = collect_proposals(model, group, adapters)
     if not inputs and not forward:
-        sites = [annotated_site(name, model, proposal, []) for name, proposal in proposals.items()]
-        return _plan(model, group, sites, skipped, set(proposals), (UNVERIFIED, *failures))
+        return _plan(model, group, annotated_sites(model, proposals), skipped, set(proposals), (UNVERIFIED, *failures))
     with in_training_mode(model), unchanged(model):
         recording, given = _recorded(model, proposals, inputs, counted, further)
         annotated, notes = verify_all(model, group, proposals, recording, given, skipped)

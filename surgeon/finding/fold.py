@@ -7,8 +7,9 @@ of the weights, the shape of the features, and a few rows of what else the op is
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,10 @@ MOST_FOLDED = 4 * 10**9
 """The same up to which an op is folded at all."""
 
 
+Known = dict[Hashable, FoldMap]
+"""Fold maps that reach all intertwiners, by what their ops look like."""
+
+
 def not_foldable(site: Site, why: str) -> Site:
     """Return a site that cannot be folded, with the reason."""
     return dataclasses.replace(site, fold=None, fold_while="", fold_note=f"not foldable: {why}")
@@ -57,6 +62,7 @@ def with_fold(
     calls: Sequence[Mapping[str, Any]] | None,
     tied: Collection[str],
     wrap: Wrap | None = None,
+    known: Known | None = None,
 ) -> Site:
     """Return a site with what is needed to fold it, or why it cannot be folded.
 
@@ -64,19 +70,32 @@ def with_fold(
         calls: arguments by name of each recorded call; None without a recorded run.
         tied: modules outside the op that own its weights as well.
         wrap: for features inside an object, how to make that.
+        known: fold maps of other ops of the model, tried out before one is found anew; what is found is added.
     """
     if tied:
         return not_foldable(site, f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too")
-    try:
-        own, site = _found(site, op, calls, wrap)
-    except NotFoldableError as error:
-        return not_foldable(site, str(error))
-    generator = torch.Generator().manual_seed(0)
-    tried = calls or () if site.fold_while else (calls or ())[:1]
-    complaint = next(filter(None, _complaints(op, site, tried, own, generator)), "")
-    if complaint:
-        return not_foldable(site, complaint)
-    return dataclasses.replace(site, fold_note=_coverage(own, site, _most(site, op)))
+    known = {} if known is None else known
+    before, complaint = list(known.values()), ""
+    for tried in (known, Known()):
+        try:
+            own, found = _found(site, op, calls, wrap, tried)
+        except NotFoldableError as error:
+            return not_foldable(site, str(error))
+        chosen = calls or () if found.fold_while else (calls or ())[:1]
+        complaints = _complaints(op, found, chosen, own, torch.Generator().manual_seed(0))
+        complaint = next(filter(None, complaints), "")
+        if not complaint:
+            return dataclasses.replace(found, fold_note=_coverage(own, found, _most(found, op)))
+        if not any(own is each for each in before):
+            break
+    return not_foldable(site, complaint)
+
+
+def _looks(site: Site, op: nn.Module) -> Hashable:
+    """Return what two ops have in common whose weights may reach the same intertwiners."""
+    weights = tuple((name, weight.shape, weight.requires_grad) for name, weight in op.named_parameters())
+    ends = (site.rho_in, site.axes_in, site.path_in, site.rho_out, site.axes_out, site.path_out)
+    return type(op), weights, site.argument, site.node, site.parameters, ends, json.dumps(site.fold)
 
 
 def fold_map_at(op: nn.Module, site: Site, wrap: Wrap | None = None) -> FoldMap:
@@ -109,9 +128,12 @@ def _names(fold: Any) -> str:
 
 
 def _found(
-    site: Site, op: nn.Module, calls: Sequence[Mapping[str, Any]] | None, wrap: Wrap | None
+    site: Site, op: nn.Module, calls: Sequence[Mapping[str, Any]] | None, wrap: Wrap | None, known: Known
 ) -> tuple[FoldMap, Site]:
-    """Try the constants of what else the op is given, and then its rows themselves; keep what folds more."""
+    """Try the constants of what else the op is given, and then its rows themselves; keep what folds more.
+
+    What reaches all intertwiners is all there is, so that the next op that looks alike can be tried out with it.
+    """
     own = dict(op.named_parameters())
     names = [name for name, weight in own.items() if weight.requires_grad and weight.is_floating_point()]
     names = [name for name in names if site.node is None or name in site.parameters]
@@ -120,13 +142,15 @@ def _found(
     best: tuple[FoldMap, Site] | None = None
     for call, holds_while in sample_calls(site, op, calls, wrap is not None):
         fold = {"parameters": names, **call}
-        most = _most(dataclasses.replace(site, fold=fold), op)
-        found = _fold_map(op, site, fold, wrap, most)
+        trial = dataclasses.replace(site, fold=fold)
+        most, looks = _most(trial, op), _looks(trial, op)
+        found = known.get(looks) or _fold_map(op, site, fold, wrap, most)
         if found.rank and (best is None or found.rank > best[0].rank):
             if most is None:
                 fold["parameters"] = [name for name in names if found.changes(name)]
             best = found, dataclasses.replace(site, fold=fold, fold_while=holds_while)
             if not _coverage(found, site, most):
+                known[looks] = found
                 break
     if best is None:
         also = " and does the same in every row of what else it is given" if calls and len(calls[0]) > 1 else ""

@@ -204,8 +204,9 @@ def _deviation(
     scale = float((result - offset).norm())
     if not scale:
         return None
-    worst, judges = 0.0, probe.elements.judges
-    for (_, _, g), moved in zip(judges, calls[-len(judges) :], strict=True):
-        turned = op.run(twin, measurement.few(op.module, moved[0][0]), type_in.act(g, x))
-        worst = largest(worst, float((turned - type_out.act(g, result)).norm()) / scale)
+    worst, elements = 0.0, torch.stack([element.g for element in probe.elements.judges])
+    ends = (type_in.act(elements, x), type_out.act(elements, result))
+    for moved, *pair in zip(calls[-len(elements) :], *ends, strict=True):
+        turned = op.run(twin, measurement.few(op.module, moved[0][0]), pair[0])
+        worst = largest(worst, float((turned - pair[1]).norm()) / scale)
     return worst

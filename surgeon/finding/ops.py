@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import first_line
 from surgeon.registry import Refusal
+from surgeon.support.modules import forward_signature
 from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
 
 LINEARITY = 1e-8
@@ -25,7 +26,7 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 def call_forward(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
     """Call a module's forward, without hooks, with arguments by name as ``inspect.signature(...).bind`` gives them."""
-    bound = inspect.BoundArguments(inspect.signature(module.forward), dict(arguments))
+    bound = inspect.BoundArguments(forward_signature(module), dict(arguments))
     return module.forward(*bound.args, **bound.kwargs)
 
 
@@ -71,7 +72,7 @@ class Op:
     @contextmanager
     def _changing(self, model: nn.Module, change: Change) -> Iterator[None]:
         module = model.get_submodule(self.module)
-        signature = inspect.signature(module.forward)
+        signature = forward_signature(module)
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             x = self.read_in(model, signature.bind(*args, **kwargs).arguments)
@@ -120,7 +121,7 @@ def linear_pairs(
     module = model.get_submodule(name)
     skipped = {
         key
-        for key, parameter in inspect.signature(module.forward).parameters.items()
+        for key, parameter in forward_signature(module).parameters.items()
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     found = []

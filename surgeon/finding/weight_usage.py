@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgeon.plan import Coverage, Site
@@ -13,22 +14,48 @@ from surgeon.recording.record import Recording
 from surgeon.registry import Refusal
 
 
-def tied_modules(model: nn.Module, name: str, parameter: str | None = None) -> set[str]:
-    """Return the modules outside ``name`` that own one of its parameters too: a tie needs no run to be seen.
+class Ties:
+    """Which modules of a model own the same parameters, or memory of them: a tie needs no run to be seen."""
 
-    Args:
-        name: of a module in it; its further names do not count.
-        parameter: qualified relative to the module; default all of its parameters.
-    """
-    op = model.get_submodule(name)
-    inside = set(op.modules())
-    wanted = op.parameters() if parameter is None else [op.get_parameter(parameter)]
-    own = list(wanted)
-    return {
-        other
-        for other, module in model.named_modules()
-        if module not in inside and any(_same(one, each) for each in module.parameters(recurse=False) for one in own)
-    }
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._owners: dict[int, list[str]] = {}
+        parameters: dict[int, nn.Parameter] = {}
+        for name, module in model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                self._owners.setdefault(id(parameter), []).append(name)
+                parameters[id(parameter)] = parameter
+        self._near = _near(parameters.values())
+
+    def of(self, name: str, parameter: str | None = None) -> set[str]:
+        """Return the modules outside ``name`` that own one of its parameters too.
+
+        Args:
+            name: of a module in it; its further names do not count.
+            parameter: qualified relative to the module; default all of its parameters.
+        """
+        op = self._model.get_submodule(name)
+        wanted = op.parameters() if parameter is None else [op.get_parameter(parameter)]
+        alike = {id(other) for one in wanted for other in self._near.get(id(one), (one,)) if _same(one, other)}
+        owners = {owner for key in alike for owner in self._owners[key]}
+        inside = set(op.modules())
+        return {owner for owner in owners if self._model.get_submodule(owner) not in inside}
+
+
+def _near(parameters: Iterable[nn.Parameter]) -> dict[int, list[nn.Parameter]]:
+    """Return, by identity, for each parameter those whose memory runs into each other's; of the rest nothing."""
+    real = [parameter for parameter in parameters if not parameter.is_meta and parameter.numel()]
+    runs: list[list[nn.Parameter]] = []
+    device, reached = torch.device("meta"), 0
+    for parameter in sorted(real, key=lambda each: (str(each.device), *_extent(each))):
+        start, end = _extent(parameter)
+        if parameter.device == device and start < reached:
+            runs[-1].append(parameter)
+        else:
+            runs.append([parameter])
+            device, reached = parameter.device, 0
+        reached = max(reached, end)
+    return {id(each): run for run in runs if len(run) > 1 for each in run}
 
 
 def _same(one: nn.Parameter, other: nn.Parameter) -> bool:
@@ -52,19 +79,15 @@ class WeightUsage:
     """Ownership and use of a model's parameters, by qualified module names."""
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
-        self._model = model
+        self._model, self.ties = model, Ties(model)
         self._recording = recording
         self.bypassed = bypassed_parameters(recording)
         self._used = used_parameters(recording)
         self._first_names = {id(parameter): name for name, parameter in model.named_parameters()}
 
-    def tied_to(self, name: str) -> set[str]:
-        """Return the modules outside ``name`` that own one of its parameters too."""
-        return tied_modules(self._model, name)
-
     def refusal(self, name: str) -> Refusal | None:
         """Return why a branch at ``name`` would not act where its weights act; None if it would."""
-        tied = {name, *self.tied_to(name)}
+        tied = {name, *self.ties.of(name)}
         found = set().union(*(self.bypassed.get(owner, set()) for owner in tied))
         outside = {user for user in found if not any(runs_inside(self._recording, user, owner) for owner in tied)}
         if outside:

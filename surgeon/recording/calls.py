@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.support.modules import forward_signature
 from surgeon.support.trees import map_tensors
 
 Calls = list[tuple[Mapping[str, Any], Any]]
@@ -34,7 +34,7 @@ def captured_calls(
 
 
 def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> list[Any]:
-    signature = inspect.signature(module.forward)
+    signature = forward_signature(module)
     pending: list[Mapping[str, Any]] = []
 
     def snapshot(tensor: Tensor) -> Tensor:

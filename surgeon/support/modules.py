@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import lru_cache
+from types import FunctionType, MethodType
+
 from torch import nn
 
 from surgeon.errors import PlanError
@@ -20,3 +24,16 @@ def named_module(model: nn.Module, name: str) -> nn.Module:
             f"expected a submodule {name!r} in {type(model).__name__}, but there is none: "
             "the plan was made for another model, make a new one with `surgeon inspect`"
         ) from error
+
+
+def forward_signature(module: nn.Module) -> inspect.Signature:
+    """Return the signature of a module's forward, bound to it; that of a class is looked at once."""
+    own = getattr(type(module), "forward", None)
+    if "forward" in vars(module) or not isinstance(own, FunctionType):
+        return inspect.signature(module.forward)
+    return _bound_signature(own)
+
+
+@lru_cache(maxsize=256)
+def _bound_signature(function: FunctionType) -> inspect.Signature:
+    return inspect.signature(MethodType(function, object()))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from surgeon.finding.weight_usage import WeightUsage
+from surgeon.finding.weight_usage import Ties, WeightUsage
 from surgeon.plan import Coverage
 from surgeon.recording.record import record
 from surgeon.registry import Refusal
@@ -46,6 +46,16 @@ def test_complaints(how: str) -> None:
 
 
 def test_ties_are_seen_from_both_sides_and_not_from_above() -> None:
-    tied = usage("tied")
-    assert (tied.tied_to("first"), tied.tied_to("second"), tied.tied_to("")) == ({"second"}, {"first"}, set())
-    assert usage("own").tied_to("first") == set()
+    tied = Ties(Model("tied"))
+    assert (tied.of("first"), tied.of("second"), tied.of("")) == ({"second"}, {"first"}, set())
+    assert Ties(Model("own")).of("first") == set()
+
+
+def test_memory_is_shared_with_all_that_it_runs_into() -> None:
+    """One parameter holds two others, which do not touch."""
+    memory, model = torch.randn(4, 4), nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(4))
+    parts = (memory, memory[1:2], memory[3:], torch.randn(4, 4))
+    for module, part in zip(model, parts, strict=True):
+        module.weight = nn.Parameter(part)
+    ties = Ties(model)
+    assert [ties.of(str(number)) for number in range(4)] == [{"1", "2"}, {"0"}, {"0"}, set()]

@@ -103,6 +103,8 @@ class BlockOperator:
 
     def to(self, like: Tensor) -> BlockOperator:
         """Return the same operators in the dtype and on the device of ``like``."""
+        if self._like.dtype == like.dtype and self._like.device == like.device:
+            return self
         cast = {id(m): m.to(like) for block in self.blocks for _, m in block.factors}
         blocks = tuple(
             OperatorBlock(block.start, block.shape, tuple((axis, cast[id(m)]) for axis, m in block.factors))

@@ -44,14 +44,14 @@ class TensorType:
         return self.rho.is_trivial
 
     def act(self, g: Tensor, x: Tensor) -> Tensor:
-        """Return g x for one element.
+        """Return g x for one element, or for each of several.
 
         Args:
-            g: shape (k, k), in the defining representation.
+            g: shape (k, k) or (n, k, k), in the defining representation.
             x: shape (...), with the axes of this type.
 
         Returns:
-            The shape and dtype of ``x``.
+            Shape (...) or (n, ...), dtype of ``x``.
 
         Raises:
             ShapeError: if the axes do not have the representation's dimension.
@@ -63,8 +63,10 @@ class TensorType:
                 f"expected {self.rho.dimension} entries along the axes {list(self.axes)} for {self.rho}, got shape "
                 f"{tuple(x.shape)}: choose other axes"
             )
-        acted = _operator(self.rho.group, self.rho, _key(g)).to(x).apply(moved)[0]
-        return self._move_grid(g, self.off_rows(acted, x))
+        acted = self.off_rows(_operator(self.rho.group, self.rho, _key(g)).to(x).apply(moved), x)
+        if g.ndim == 2:
+            return self._move_grid(g, acted[0])
+        return torch.stack([self._move_grid(*each) for each in zip(g, acted, strict=True)]) if self.grid else acted
 
     def on_rows(self, x: Tensor) -> Tensor:
         """Move the axes to the end and flatten them: shape (rows..., d)."""
@@ -160,14 +162,15 @@ class TensorType:
         return f"{self.rho}{where}{moved}"
 
 
-Key = tuple[tuple[float, ...], ...]
+Key = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 def _key(g: Tensor) -> Key:
-    return tuple(tuple(row) for row in g.detach().to("cpu", torch.float64).tolist())
+    return tuple(g.shape), tuple(g.detach().to("cpu", torch.float64).flatten().tolist())
 
 
 @lru_cache(maxsize=1024)
 def _operator(group: Group, rho: Representation, g: Key) -> BlockOperator:
     """Return rho(g); measuring a model asks for the same few elements again and again."""
-    return rho.action(torch.tensor(g, dtype=torch.float64))
+    shape, entries = g
+    return rho.action(torch.tensor(entries, dtype=torch.float64).reshape(shape))

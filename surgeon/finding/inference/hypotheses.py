@@ -30,6 +30,9 @@ TOLERANCE = 1e-6
 SMALLEST = 1e-9
 """Features count as at least of this size, relative to the largest of their tensor: what is below is rounding."""
 
+AT_ONCE = 2**20
+"""Entries up to which a tensor is compared under several elements at once."""
+
 MOST_VECTOR_AXES = 3
 
 
@@ -65,24 +68,26 @@ def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...
     """
     further = tuple(axis for axis in apart if axis not in (*candidate.axes, *candidate.grid))
     typed = candidate.with_copies(further, probe.base)
-    worst = 0.0
-    for g, moved in probe.checks():
+    elements, values = zip(*probe.checks(), strict=True)
+    count, worst = max(1, AT_ONCE // max(1, probe.base.numel())), 0.0
+    for start in range(0, len(elements), count):
+        g, moved = (torch.stack(each[start : start + count]) for each in (elements, values))
         differences, scales = (_norms_of_copies(typed, x) for x in (candidate.act(g, probe.base) - moved, moved))
-        scales = scales.clamp(min=SMALLEST * float(scales.max()))
+        scales = torch.maximum(scales, SMALLEST * scales.amax(dim=1, keepdim=True))
         ratios = torch.where(differences == 0, differences, differences / scales)
         worst = largest(worst, float(ratios.max()))
     return worst
 
 
 def _norms_of_copies(typed: TensorType, x: Tensor) -> Tensor:
-    """Return the norm of every copy of every block, over all rows: shape (copies,)."""
-    squares = typed.on_rows(x).square().reshape(-1, typed.rho.dimension).sum(dim=0)
+    """Return the norm of every copy of every block, over all rows of each of n tensors: shape (n, copies)."""
+    squares = typed.on_rows(x).square().reshape(len(x), -1, typed.rho.dimension).sum(dim=1)
     parts = []
     for block in typed.rho.blocks:
-        part = squares[block.start : block.start + block.size].reshape(block.shape)
-        transforming = [axis for axis, _ in block.factors]
-        parts.append((part.sum(dim=transforming) if transforming else part).flatten())
-    return torch.cat(parts).sqrt()
+        part = squares[:, block.start : block.start + block.size].reshape(-1, *block.shape)
+        transforming = [1 + axis for axis, _ in block.factors]
+        parts.append((part.sum(dim=transforming) if transforming else part).reshape(len(x), -1))
+    return torch.cat(parts, dim=1).sqrt()
 
 
 def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[int, ...] = ()) -> Verdict:
@@ -96,10 +101,10 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[in
     Returns:
         The verdict; the first hypothesis that holds, in the order of :func:`hypotheses`.
     """
-    complaint = _unusable(probe)
-    if complaint:
-        return Verdict(None, float("inf"), complaint)
-    best, silent = float("inf"), silent_axes(torch.stack(probe.values).abs().amax(0))
+    sizes = _sizes(probe)
+    if isinstance(sizes, str):
+        return Verdict(None, float("inf"), sizes)
+    best, silent = float("inf"), silent_axes(sizes)
     for sample in _samples(probe, apart):
         for candidate in hypotheses(sample, tolerance):
             if sample is not probe and -probe.base.ndim in (*candidate.axes, *candidate.grid):
@@ -124,17 +129,17 @@ def _samples(probe: TensorProbe, apart: tuple[int, ...]) -> list[TensorProbe]:
     return [TensorProbe(probe.elements, tuple(value[chosen] for value in probe.values)), probe]
 
 
-def _unusable(probe: TensorProbe) -> str:
+def _sizes(probe: TensorProbe) -> Tensor | str:
+    """Return the largest absolute value of each entry in all runs, or why nothing can be said of a tensor."""
     base = probe.base
     if not base.is_floating_point() or not base.numel():
         return f"{base.dtype} of shape {tuple(base.shape)} holds no features"
     if any(value.shape != base.shape for value in probe.values):
         return "its shape depends on the group element"
-    if not all(bool(torch.isfinite(value).all()) for value in probe.values):
+    sizes = torch.stack(probe.values).abs().amax(0)
+    if not bool(torch.isfinite(sizes).all()):
         return "it holds numbers that are not finite"
-    if not any(bool(value.any()) for value in probe.values):
-        return "it is 0 on the sample batch, so that nothing can be measured"
-    return ""
+    return sizes if bool(sizes.any()) else "it is 0 on the sample batch, so that nothing can be measured"
 
 
 def hypotheses(probe: TensorProbe, tolerance: float = TOLERANCE) -> Iterator[TensorType]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -72,7 +73,7 @@ class Elements:
         identity = torch.eye(self.group.dimension, dtype=torch.float64)
         return [identity, *self.small.flatten(0, 1), *self.components, *self.checks]
 
-    @property
+    @cached_property
     def judges(self) -> list[GroupElement]:
         """The last of ``all()``: those by which everything is judged, all generators of a finite group included."""
         matrices = [*self.components, *self.checks]
@@ -150,9 +151,9 @@ class Probe:
         kept = KeptSums(model, symmetry, inputs, recording, silent) if recording is not None and silent else None
         if kept is not None:
             self._runs([], [None], kept.run)
-        away = set(modules) - _that_fit(self.first, held // len(elements.all()))
+        self._away = set(modules) - _that_fit(self.first, held // len(elements.all()))
         run = self._run if kept is None else kept.run
-        outputs, self._calls = self._runs(modules, elements.all()[1:], run, away)
+        outputs, self._calls = self._runs(modules, elements.all()[1:], run, self._away)
         self.outputs = [output, *outputs]
         self.recording = None if kept is None else kept.recording
         values = {} if kept is None else kept.values or {}
@@ -160,10 +161,12 @@ class Probe:
 
     def calls(self, name: str) -> list[Calls]:
         """Return the calls of a module, one list for each element of ``elements.all()``."""
-        return [self.first[name], *(map_tensors(self._shelf.get, calls) for calls in self._calls[name])]
+        further = self._calls[name]
+        return [self.first[name], *(map_tensors(self._shelf.get, further) if name in self._away else further)]
 
     def release(self, but: Collection[str] = ()) -> None:
         """Hold no calls any more, but those of some modules, which are put away."""
+        self._away |= set(but)
         self._calls = {name: map_tensors(self._shelf.put, self._calls[name]) for name in but}
         give_back()
 
@@ -190,13 +193,15 @@ class Probe:
         outputs, found = [], dict[str, list[Calls]]({name: [] for name in names})
         modules = {name: self._model.get_submodule(name) for name in names}
         put_away = dict.fromkeys(away, self._shelf.put)
-        with default_dtype(torch.float64), torch.enable_grad(), self._weights():
+        capturing = captured_calls(modules, put_away)
+        with default_dtype(torch.float64), torch.enable_grad(), self._weights(), capturing as calls:
             for g in elements:
-                with captured_calls(modules, put_away) as calls, torch.random.fork_rng(devices=[]):
+                with torch.random.fork_rng(devices=[]):
                     outputs.append(map_tensors(Tensor.detach, run(g)))
                 give_back()
                 for name in names:
-                    found[name].append(calls[name])
+                    found[name].append(calls[name].copy())
+                    calls[name].clear()
         return outputs, found
 
 

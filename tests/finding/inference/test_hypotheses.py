@@ -11,6 +11,7 @@ from torch import Tensor
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.algebra.representations.build import axes, irreps, trivial
 from surgeon.algebra.representations.tensors import TensorType
+from surgeon.finding.inference import hypotheses as hypotheses_module
 from surgeon.finding.inference.axis import scalars
 from surgeon.finding.inference.hypotheses import (
     TOLERANCE,
@@ -132,7 +133,9 @@ def test_a_subgroup_is_not_the_group() -> None:
 # How it is judged
 
 
-def test_every_element_judges_the_generators_too() -> None:
+@pytest.mark.parametrize("at_once", [1, 2**20])
+def test_every_element_judges_the_generators_too(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypotheses_module, "AT_ONCE", at_once)
     kind = vectors(D3, -1)
     elements = elements_of("D3")
     for spoiled in range(1, len(elements.all())):
