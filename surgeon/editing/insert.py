@@ -32,7 +32,7 @@ from surgeon.finding.forms import block_mask, form_of
 from surgeon.finding.weight_usage import Ties
 from surgeon.plan import CHILD, Plan, Site, StripMode
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
-from surgeon.support.modules import named_module
+from surgeon.support.modules import named_module, require_network
 
 
 def relax(
@@ -75,8 +75,8 @@ def relax(
     """
     if mode not in ("drop", "fold"):
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
-    if not isinstance(plan, Plan):
-        raise PlanError(f"expected a Plan, got {type(plan).__name__}: use surgeon.find, or Plan.from_json of a file")
+    require_network(model)
+    require_plan(plan)
     if not dense:
         plan = with_fitting_rank(plan, sum(parameter.numel() for parameter in model.parameters()))
     schedule, penalty = schedule_of(schedule), PenaltySettings(penalty_form, penalty_rows, penalty_every)
@@ -95,6 +95,16 @@ def relax(
         raise SurgeryError(
             f"inserting a branch failed ({error}); all branches were taken out again and the model is as it was"
         ) from error
+
+
+def require_plan(given: object) -> None:
+    """Refuse what is no plan, such as the name of a group.
+
+    Raises:
+        PlanError: if it is none.
+    """
+    if not isinstance(given, Plan):
+        raise PlanError(f"expected a Plan, got {type(given).__name__}: use surgeon.find, or Plan.from_json of a file")
 
 
 def _insert(model: nn.Module, plan: Plan, branches: Mapping[str, Branch], done: list[nn.Module]) -> None:

@@ -13,6 +13,7 @@ from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import SurgeryError, UsageError
 from surgeon.plan import EXACT_WHILE, SiteRecord, StripMode
 from surgeon.support.modes import renew
+from surgeon.support.modules import require_network
 from surgeon.support.sharding import sharded_like, whole
 
 
@@ -37,6 +38,7 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
     if mode not in ("drop", "fold", None):
         raise UsageError(f"expected mode 'drop' or 'fold', got {mode!r}")
     model = relaxed.model if isinstance(relaxed, Relaxation) else relaxed
+    require_network(model)
     branches = branches_of(model)
     if not branches and isinstance(relaxed, Relaxation) and not relaxed.plan.sites:  # it never had any
         return ()

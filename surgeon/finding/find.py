@@ -29,6 +29,7 @@ from surgeon.recording.candidates import Candidate, find_candidates
 from surgeon.recording.record import Recording, record, unchanged
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
 from surgeon.support.modes import in_evaluation_mode, in_training_mode
+from surgeon.support.modules import require_network
 from surgeon.support.trees import fresh_copy, map_tensors
 
 CONSTANT = "the model's output is the same for every sample of the batch: whether it transforms cannot be seen"
@@ -185,7 +186,8 @@ def _combined(
 
 
 def _check(model: nn.Module, group: Group, adapters: Mapping[str, Adapter], measures: bool) -> None:
-    """Refuse a model that has branches, and a group that nothing can be said of."""
+    """Refuse what is no model or one that has branches, and a group that nothing can be said of."""
+    require_network(model)
     if any(CHILD in name.split(".") for name, _ in model.named_modules()):
         raise PlanError("expected a model without branches, but it has some already: strip it first")
     if not measures and not any(speaks_of(adapter, group) for adapter in adapters.values()):

@@ -12,11 +12,11 @@ from torch.nn.utils import parametrize
 
 from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.matrix_blocks import MatrixBlock, blocks_of_map
-from surgeon.editing.insert import fold_map_of
+from surgeon.editing.insert import fold_map_of, require_plan
 from surgeon.errors import PlanError, SurgeonError, first_line
 from surgeon.plan import Plan, Site
 from surgeon.registry import Adapter, installed_adapters
-from surgeon.support.modules import named_module
+from surgeon.support.modules import named_module, require_network
 from surgeon.support.sharding import is_sharded
 
 
@@ -71,6 +71,9 @@ def find_blocks(
     Raises:
         PlanError: if the plan does not fit the model.
     """
+    require_network(model)
+    if plan is not None:
+        require_plan(plan)
     adapters = installed_adapters() if adapters is None else adapters
     said = _said(model, adapters.values())
     measured = _Measured(model, plan, adapters, folds or {})

@@ -1,4 +1,4 @@
-"""Modules of a network by their names."""
+"""Networks and their modules: what is one, and which has a name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from types import FunctionType, MethodType
 
 from torch import nn
 
-from surgeon.errors import PlanError
+from surgeon.errors import PlanError, UsageError
+
+
+def require_network(given: object) -> None:
+    """Refuse what is no network, such as a path or a network's parameters.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    if not isinstance(given, nn.Module):
+        raise UsageError(
+            f"expected a network (torch.nn.Module), got {type(given).__name__}: give the module itself; that of a "
+            "checkpoint or a folder is surgeon.open_path(PATH).model"
+        )
 
 
 def named_module(model: nn.Module, name: str) -> nn.Module:

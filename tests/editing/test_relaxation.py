@@ -16,7 +16,7 @@ from surgeon.algebra.penalty import EPSILON
 from surgeon.algebra.schedule import Schedule
 from surgeon.editing.branch import branches_of
 from surgeon.editing.relaxation import PenaltySettings
-from surgeon.errors import PlanError, UsageError
+from surgeon.errors import SurgeonError, UsageError
 from tests import nets
 from tests.formulas import commutator_penalty, commutator_penalty_rows, norm_penalty, norm_penalty_rows
 
@@ -228,8 +228,30 @@ def test_a_schedule_by_its_name_also_later_and_what_is_none() -> None:
     with pytest.raises(UsageError, match=r"a surgeon.Schedule or the name of one \(triangle, .*got function"):
         relaxation.schedule = lambda progress: 1.0
     surgeon.strip(net)
-    with pytest.raises(PlanError, match="expected a Plan, got str: use surgeon.find, or Plan.from_json"):
-        surgeon.relax(net, "plan.json", dense=True)  # type: ignore[arg-type]
+
+
+def test_what_is_no_network_plan_or_group_is_named() -> None:
+    _, net, _, inputs = nets.relaxed("linears")
+    surgeon.strip(net)
+    calls: Any = (surgeon.find, surgeon.relax, surgeon.strip, surgeon.optim.soap)
+    find, relax, strip, soap = calls
+    refused = {
+        "expected a Plan, got str: use surgeon.find, or Plan.from_json": (
+            lambda: relax(net, "plan.json", dense=True),
+            lambda: soap(net, "O3"),
+        ),
+        r"expected a network \(torch.nn.Module\), got \w+: give the module": (
+            lambda: find("net.pt", "O3", *inputs),
+            lambda: relax("net.pt", None),
+            lambda: strip("net-run"),
+            lambda: soap(net.parameters()),
+        ),
+        "expected a group or its name, got Tensor: choose": (lambda: find(net, inputs[0], "O3"),),
+    }
+    for words, misuses in refused.items():
+        for misuse in misuses:
+            with pytest.raises(SurgeonError, match=words):
+                misuse()
 
 
 def test_the_defect_term_pulls_towards_an_intertwiner() -> None:

@@ -36,6 +36,8 @@ def parse_group(name: str | Group) -> Group:
     """
     if isinstance(name, Group):
         return name
+    if not isinstance(name, str):
+        raise GroupError(f"expected a group or its name, got {type(name).__name__}: choose one of {CHOICES}")
     if ":" in name:
         return _group_from_function(name)
     group = named_group(name)
