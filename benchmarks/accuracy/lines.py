@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 import subprocess
@@ -31,11 +32,15 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> Sequence[Mapping[str, Any]]:
     """Return all lines of a file; none if it is not there yet."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else ()
+
+
+@functools.lru_cache(16)
+def _parsed(text: str) -> Sequence[Mapping[str, Any]]:
+    """Return what the lines hold; kept, because every comparison in a file looks for its own among all."""
+    return tuple(json.loads(line) for line in text.splitlines() if line)
 
 
 class StepClock(Progress):
