@@ -95,6 +95,8 @@ def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp
     assert cells["plain@soap, 80 steps"][4] == "-5.0 %"
     assert cells["plain@soap, 80 steps"][6].startswith("90 % of its time")
     assert "plain@adamw+beta2=0.9" not in cells
+    assert "Not finished" not in told
+    assert "Not finished" in report.text(report.KINDS[0], written(tmp_path, [*SWEEP, *FINAL[:7]]))
     assert report.chosen({}, report.FORCES) == {}
 
 

@@ -113,4 +113,6 @@ def table(lines: Lines, others: Sequence[Lines], measure: Measure) -> list[str]:
         first, again = (against(*pair, measure) for pair in pairs)
         if first is not None:
             verdicts.append(verdict(f"{arm}{how}", first, again, measure))
-    return [*grid_of([heading, *rows, *equal_time(lines, others, measure)]), "", " ".join(verdicts), "", said]
+    grid = grid_of([heading, *rows, *equal_time(lines, others, measure)])
+    rest = "Not finished: the same command goes on with the seeds that are missing here, and with runs of equal time."
+    return [*grid, "", " ".join(verdicts), "", said, *([] if lines.step_seconds else ["", rest])]
