@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import get_args
 
@@ -27,7 +27,8 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
     the ops' inputs stand below them; "branch" has the entries of W or of its factors, and whether W folds.
     """
     table = Table(title=f"{len(plan.sites)} relaxable ops under {plan.group}", title_justify="left", show_lines=True)
-    alike = _alike(plan.sites)
+    several = Counter(site.name for site in plan.sites)
+    alike = _alike(plan.sites, several)
     for heading in ("op", "representations in -> out", "branch"):
         table.add_column(heading)
     total = _own(model) or 1
@@ -36,20 +37,21 @@ def plan_table(plan: Plan, model: nn.Module) -> Table:
         share = 100 * sum(_own_parameters(model, site) for site in sites) / total
         kind = f"{count} x {first.kind}" if count > 1 else first.kind
         table.add_row(
-            f"{names}\n{kind}, {share:.1f} %",
+            f"{names}\n{kind}, {share:.1f} %{' together' if several[first.name] > 1 and not first.parameters else ''}",
             f"{arrow(first).replace('+', ' + ')}\n{_evidence(sites)}",
             f"{f'{count} x ' if count > 1 else ''}{_adds(first)}\nfold: {_fold(first)}",
         )
     return table
 
 
-def _alike(sites: Sequence[Site]) -> list[tuple[str, list[Site]]]:
+def _alike(sites: Sequence[Site], several: Mapping[str, int]) -> list[tuple[str, list[Site]]]:
     """Put sites together that differ by the first number in their name alone: ``layers.0-2.linear``."""
+    names = {site.key: _name(site, several[site.name] > 1) for site in sites}
     groups: dict[tuple[str, ...], list[Site]] = {}
     for site in sites:
         shown = (site.kind, arrow(site), _adds(site), site.source, str(site.verified), _fold(site))
-        groups.setdefault((re.sub(r"\d+", "#", _name(site), count=1), *shown), []).append(site)
-    return [(_together([_name(site) for site in members]), members) for members in groups.values()]
+        groups.setdefault((re.sub(r"\d+", "#", names[site.key], count=1), *shown), []).append(site)
+    return [(_together([names[site.key] for site in members]), members) for members in groups.values()]
 
 
 def _together(names: Sequence[str]) -> str:
@@ -67,9 +69,9 @@ def _together(names: Sequence[str]) -> str:
     return re.sub(r"\d+", words, names[0], count=1)
 
 
-def _name(site: Site) -> str:
+def _name(site: Site, one_of_several: bool) -> str:
     name = site.name or "(the model)"
-    return f"{name}: {site.slot}" if site.path_in or site.node else name
+    return f"{name}: {site.slot}" if site.path_in or site.node or one_of_several else name
 
 
 def _adds(site: Site) -> str:
