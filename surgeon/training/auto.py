@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,7 +61,7 @@ def finetune_auto(
     Successive halving (Jamieson and Talwalkar, https://arxiv.org/abs/1502.07943): all settings are trained for some
     epochs with the schedule of the whole training, a third goes on where it was, and so on until two are left, which
     are trained to the end. The default without branches is one of them unless arms are named, so that the best one is
-    not worse on validation data. In the first round an arm whose best rate lies at an edge gets further ones. The run
+    not worse on validation data. After the first round an arm whose best rate lies at an edge gets one more. The run
     folder is that of an ordinary run. After a kill the same call goes on and comes to the same result.
 
     Args:
@@ -130,13 +131,12 @@ class _Search:
         self.training = training = settings.shared(getattr(task, "preferred", {}))
         self.tried = settings.tried(relaxation.mode if relaxation.plan.sites and not bare else None, training)
         self.kept = None if settings.arms else 0
-        arms = [arm for arm, _ in self.tried]
-        self.most = len(arms) + sum(arms.count(arm) > 1 for arm in set(arms))
+        most = len(self.tried) + sum(count > 1 for count in Counter(arm for arm, _ in self.tried).values())
         self.metric, self.direction = primary_metric(task)
         self.epoch = count_steps(task, Sharing(training.accumulate), epoch_seed(training.seed, 1))
         whole = training.epochs * self.epoch
         trainings = settings.budget / whole if isinstance(settings.budget, int) else settings.budget
-        within = (self.most, training.epochs, training.evaluate_every)
+        within = (most, training.epochs, training.evaluate_every)
         self.rounds = rounds_within(trainings * training.epochs, *within)
         asked = {"settings": self.tried, "budget": settings.budget, "seed": training.seed}
         self.identity: Mapping[str, Any] = json_compatible({**identity_of(workspace, training), "search": asked})
@@ -172,8 +172,8 @@ class _Search:
         for number, (epoch, going) in enumerate(self.rounds.items(), start=1):
             title = f"round {number} of {len(self.rounds)}: setting"
             self._round(title, epoch)
-            while number == 1 and (further := self._further(epoch)):
-                add(self.study, further)
+            if number == 1:
+                add(self.study, self._further(epoch))
                 self._round(title, epoch)
             for trial in halve(self.study, epoch, going, self.kept):
                 remove_entry(self._folder(trial))
@@ -188,15 +188,14 @@ class _Search:
         return found, done
 
     def _further(self, epoch: int) -> list[Setting]:
-        """Return the next rate for each arm whose best one so far lies at an edge, as far as the budget has room."""
-        trials = self.study.get_trials(deepcopy=False)
+        """Return the next rate for each arm whose best one lies at an edge, once: half a schedule favours small ones."""
         tried: dict[str, dict[float, float]] = {}
-        for trial in trials:
+        for trial in self.study.get_trials(deepcopy=False):
             arm, rate = setting_of(trial)
             tried.setdefault(arm, {})[rate] = trial.intermediate_values[epoch]
+        first = Counter(arm for arm, _ in self.tried)
         beyond = {arm: rate_beyond(best_rate(values, self.direction), values) for arm, values in tried.items()}
-        wanted = [(arm, rate) for arm, rate in beyond.items() if rate]
-        return wanted[: self.most - len(trials)]
+        return [(arm, rate) for arm, rate in beyond.items() if rate and len(tried[arm]) == first[arm]]
 
     def _tell(self) -> None:
         epochs, begun = self.training.epochs, any(trial.intermediate_values for trial in running(self.study))

@@ -14,7 +14,7 @@ from surgeon.training.arms import WITHOUT_BRANCHES, Contender, require_single
 from surgeon.training.settings import FinetuneSettings
 
 MULTIPLES = (1 / 3, 1.0, 3.0)
-"""Of an optimiser's usual learning rate, tried first; more lie beyond an edge."""
+"""Of an optimiser's usual learning rate; one more is tried beyond an edge."""
 
 BESIDE_ADAMW = MappingProxyType({"soap": 3.0, "muon": 3.0})
 """Usual learning rate of an optimiser, AdamW's = 1: what the sweeps of docs/accuracy.md chose for potentials."""
