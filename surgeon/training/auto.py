@@ -188,7 +188,7 @@ class _Search:
         return found, done
 
     def _further(self, epoch: int) -> list[Setting]:
-        """Return the next rate for each arm whose best one lies at an edge: once, half a schedule favours small ones."""
+        """Return the next rate for each arm whose best one lies at an edge; once, half a schedule favours low ones."""
         tried: dict[str, dict[float, float]] = {}
         for trial in self.study.get_trials(deepcopy=False):
             arm, rate = setting_of(trial)
