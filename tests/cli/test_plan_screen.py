@@ -117,7 +117,25 @@ def test_parameters_of_an_audit_keep_their_names_whole() -> None:
     assert "100.0 %" in told
     assert "not linear" in told
     assert f"layers.0-11.{LONG}" in told
-    assert "see --json" not in told
+    assert "more" not in told
+
+
+def rows(entries: list[AuditEntry], verbose: bool) -> list[str]:
+    table = audit_table(entries, verbose)
+    return [str(cell) for cell in list(table.columns[3].cells)]
+
+
+def test_reasons_that_differ_by_numbers_share_a_row_unless_all_are_wanted() -> None:
+    reasons = [*(f"no type (residual {size})" for size in ("3.0e-01", "2.5e+00", "1.0e-03")), *["frozen"] * 6]
+    entries = [AuditEntry(name, 1, "unexplained", why) for name, why in zip("abcdefghi", reasons, strict=True)]
+    assert rows(entries, verbose=False) == [
+        "no type (residual 1.0e-03 to 2.5e+00):\na, b, c",
+        "frozen:\nd, e, f, g and 2 more, see inspect --verbose",
+    ]
+    assert rows(entries, verbose=True) == [
+        *(f"{reason}:\n{name}" for name, reason in zip("abc", reasons, strict=False)),
+        "frozen:\nd, e, f, g, h, i",
+    ]
 
 
 @pytest.mark.parametrize(
