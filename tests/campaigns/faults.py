@@ -31,6 +31,7 @@ from tests.campaigns.injection import (
     CLOCK,
     ERRNOS,
     MEETING,
+    PUSHED,
     RIVAL,
     SIGNALS,
     SOURCE,
@@ -129,7 +130,7 @@ class Attack:
                 for fault in faults:
                     if not (call.startswith(TRAINED) and isinstance(fault, int)):
                         yield Point(at, fault, call, rank)
-                if command.hub == "pushed" and call.startswith("send"):
+                if command.hub == PUSHED and call.startswith("send"):
                     yield Point(at, SOURCE, call)
         if command.processes > 1:
             return
@@ -233,7 +234,7 @@ class Attack:
         lost = [name for name in before if now.get(name) != before[name]]
         if lost:
             yield f"the user's {lost[0]} was changed or lost"
-        if EXECUTED in now:
+        if EXECUTED in now and not (point.first and "--task" in command.given):  # what is there at first is given
             yield "code was run that nobody allowed"
         if not target.exists():
             outcome.absent += 1

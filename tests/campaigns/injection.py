@@ -32,6 +32,8 @@ CLOCK, SOURCE = "clock in 1970", "source changed"
 """From the call on it is 1970; at the call somebody pushes another model to the Hub."""
 CHANGES = ("swapped", "overwritten", "cut off")
 """At a call that reads a file, another one takes its place, or is written into it, or its end is lost."""
+PUSHED = "pushed"
+"""The folder of repositories as somebody else would push them, beside the other versions of files."""
 TIMEOUT = 300
 READY, DONE = "ready", "done"
 TRAINED = ("step", "stepped")
@@ -151,10 +153,8 @@ class Injector:
     def _push_another(self) -> None:
         from huggingface_hub import HfApi
 
-        from tests.campaigns.writers import PUSHED
-
-        for folder, repo in PUSHED.items():
-            HfApi().upload_folder(repo_id=repo, folder_path=other_version(self.folder, folder))
+        for folder in other_version(self.folder, PUSHED).glob("*/*"):
+            HfApi().upload_folder(repo_id="/".join(folder.parts[-2:]), folder_path=folder)
 
     def _change(self, name: str) -> None:
         """Do to a file what another program would do."""

@@ -16,15 +16,17 @@ import pytest
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.tensors import write_tensors
 from tests.campaigns.children import Place, settle
-from tests.campaigns.injection import Injector, other_version
+from tests.campaigns.injection import PUSHED, Injector, other_version
 from tests.campaigns.work import QUICK, begin, here, surgeon
-from tests.campaigns.writers import COMMANDS, FOREIGN, PUSHED, TRAIN, Command
+from tests.campaigns.writers import BASE, COMMANDS, FOREIGN, REPO, TRAIN, Command
 from tests.cli.sweeps import optimised_once
 from tests.hub.client import OWNER_TOKEN, USERS, point_client_at
 from tests.hub.server import Hub
 from tests.hub.store import Store
 
 BEFORE = (("relax", "net.pt"), ("finetune", "net-relaxed", *TRAIN), ("strip", "net-run", *QUICK))
+TIMELY = ("seconds", "sha256", "files", "revision")
+"""What a record says of when it was made, and what follows from that."""
 EXECUTED = "executed"
 """A file that a task writes which nobody has allowed to run."""
 
@@ -85,12 +87,17 @@ class Stage:
             hub = Hub(dict(USERS))
             self.hubs[name] = hub.store
             with pytest.MonkeyPatch.context() as patch, point_client_at(hub, self.work / "hf-home", OWNER_TOKEN, patch):
-                _once("push", str(source / "net-run"), PUSHED["net-run"])
+                _once("push", str(source / "net-run"), REPO)
                 _once(*COMMANDS["pull"].given)
-            hub.store.put(PUSHED["base"], {"net.safetensors": (source / "base/net.safetensors").read_bytes()})
+            hub.store.put(BASE, {"net.safetensors": (source / "base/net.safetensors").read_bytes()})
             hub.close()
             for left in ("new", "hf-home"):
                 shutil.rmtree(left)
+        for name, repo in self.hubs["other"].repos.items():
+            for path, blob in repo.head.files.items():
+                place = other_version(self.work, PUSHED) / name / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(blob.data)
 
     def _half_way(self, command: Command) -> None:
         """Kill a training after half of its calls."""
@@ -183,5 +190,5 @@ def content_of(path: Path) -> dict[str, str]:
 
 def _timeless(data: Any) -> Any:
     if isinstance(data, dict):
-        return {key: _timeless(part) for key, part in data.items() if key not in ("seconds", "sha256", "files")}
+        return {key: _timeless(part) for key, part in data.items() if key not in TIMELY}
     return [_timeless(part) for part in data] if isinstance(data, list) else data

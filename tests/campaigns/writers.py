@@ -41,8 +41,6 @@ class Command:
 TRAIN = ("--epochs", "1")
 RELAXED, RUN, INTO, OLD = ("net-relaxed",), ("net-run",), ("-o", "new"), ("-o", "old", "--force")
 REPO, BASE = "alice/net", "alice/base"
-PUSHED = {"net-run": REPO, "base": BASE}
-"""What is on the Hub, and in which repository."""
 PULL = ("pull", f"hf://{REPO}")
 TRAINING = ("finetune", "net-relaxed", *TRAIN, "-o")
 TWO = ("finetune", "net-relaxed", "--epochs", "2", "--task-args", '{"batches": 4}', "--task", "task.py", "-o")
