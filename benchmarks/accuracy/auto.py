@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lines import RESULTS, commit
-from table_a import BATCH, unpacked
+from rmd17 import write_frames
+from table_a import BATCH
 
 import surgeon
 from surgeon.opening.evaluation import evaluate
@@ -56,7 +57,7 @@ def main() -> None:
     library, _, checkpoint = given.model.partition("=")
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as name:
-            paths = unpacked(given.folder, given.molecule, Path(name))
+            paths = write_frames(given.folder, given.molecule, Path(name))
             splits = {"validation": str(paths["valid"]), "test": str(paths["test"])}
             arguments = {**splits, "batch_size": BATCH, "reference": "estimate"}
             options = surgeon.OpenOptions(f"{library}:{paths['train']}", arguments, trust_pickle=True)
