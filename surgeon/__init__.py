@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from surgeon.proof.verify import verify_clean as verify_clean
     from surgeon.report.watch import watch_report as watch_report
     from surgeon.report.write import write_report as write_report
-    from surgeon.training.auto import AutoSettings as AutoSettings
     from surgeon.training.auto import finetune_auto as finetune_auto
     from surgeon.training.compare import CompareSettings as CompareSettings
     from surgeon.training.compare import compare as compare
     from surgeon.training.finetune import finetune as finetune
+    from surgeon.training.search import AutoSettings as AutoSettings
     from surgeon.training.session import TrainingSession as TrainingSession
     from surgeon.training.settings import FinetuneSettings as FinetuneSettings
 
@@ -83,9 +83,10 @@ _PUBLIC = {
     "surgeon.proof.verify": ("verify_clean",),
     "surgeon.report.watch": ("watch_report",),
     "surgeon.report.write": ("write_report",),
-    "surgeon.training.auto": ("AutoSettings", "finetune_auto"),
+    "surgeon.training.auto": ("finetune_auto",),
     "surgeon.training.compare": ("CompareSettings", "compare"),
     "surgeon.training.finetune": ("finetune",),
+    "surgeon.training.search": ("AutoSettings",),
     "surgeon.training.session": ("TrainingSession",),
     "surgeon.training.settings": ("FinetuneSettings",),
 }

@@ -175,14 +175,14 @@ class AuditEntry:
     """What the audit says of one parameter.
 
     Attributes:
-        parameter: its first qualified name.
-        coverage: exactly one class.
+        moves: whether it acts on features, or makes some, that the group changes; None if that was not measured.
     """
 
     parameter: str
     size: int
     coverage: Coverage
     reason: str
+    moves: bool | None = None
 
 
 @dataclass(frozen=True, repr=False)

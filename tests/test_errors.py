@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 
 from surgeon.errors import CheckpointError, WriteError, printable
 from surgeon.files.card import markdown_table
+from surgeon_cli.main import main
 from surgeon_cli.screen import print_table, say
 
 HOSTILE = "\x1b[31mred\x07\u202egnp\u2028\ud800\x9b\r\n\tend"
@@ -55,3 +57,17 @@ def test_no_html_and_no_further_cells_in_markdown() -> None:
 
 def test_lines_of_a_text_stay() -> None:
     assert printable("a\nb") == "a\nb"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_error_ends_its_lines_between_words_of_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with pytest.raises(SystemExit):
+        main(["inspect", "gone.pt", "--nothing"])
+    told = capsys.readouterr().err
+    assert "No such option" in told
+    assert {"--nothing:", "--help`"} <= set(told.split())
+    assert (max(map(len, told.splitlines())) <= 24) == terminal

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from typing import Annotated, Any
 
@@ -116,7 +118,11 @@ def _report_unexpected(error: Exception, debug: bool) -> int:
 def _report(text: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {sentence(text)}", file=sys.stderr)
+    told = f"error: {sentence(text)}"
+    if sys.stderr.isatty():  # which would break lines inside words
+        room = shutil.get_terminal_size().columns
+        told = textwrap.fill(told, room, break_long_words=False, break_on_hyphens=False)
+    print(told, file=sys.stderr)
     return code
 
 

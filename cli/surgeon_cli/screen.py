@@ -114,8 +114,8 @@ def fit(table: Table, width: int) -> None:
     room = width - 3 * len(texts) - 1
     if sum(most) <= room:
         return
-    if sum(least) > room:  # even words have to break: those of the widest columns
-        largest = next(size for size in range(max(least), 0, -1) if sum(min(size, each) for each in least) <= room)
+    if sum(least) > room:  # even words have to break: those of the widest columns, which leave room for the others
+        largest = next(size for size in range(room // 2, 0, -1) if sum(min(size, each) for each in least) <= room)
         least = [min(largest, each) for each in least]
     spare, wanted = room - sum(least), sum(most) - sum(least) or 1
     for column, low, high in zip(table.columns, least, most, strict=True):
@@ -125,7 +125,9 @@ def fit(table: Table, width: int) -> None:
 def sweep_table(sweep: Mapping[str, Any]) -> Table:
     """Return the record of a learning-rate sweep: validation metric per arm and rate, the best marked."""
     seeds, grid = len(sweep["seeds"]), sorted({run["learning_rate"] for run in sweep["runs"]})
-    title = f"learning rates: validation {sweep['metric']}, same grid and budget, {seeds} seeds"
+    title = (
+        f"learning rates: validation {sweep['metric']}, same grid and budget, {seeds} seed{'' if seeds == 1 else 's'}"
+    )
     table = Table(title=title, title_justify="left")
     for heading in ("arm", *(f"{rate:g}" for rate in grid)):
         table.add_column(heading, overflow="fold")

@@ -19,8 +19,8 @@ from surgeon.training.settings import PRESETS, Decay, FinetuneSettings, Normalis
 from surgeon.training.weighting import PenaltyScale
 
 if TYPE_CHECKING:
-    from surgeon.training.auto import AutoSettings
     from surgeon.training.compare import CompareSettings
+    from surgeon.training.search import AutoSettings
 
 searching_option = functools.partial(typer.Option, rich_help_panel="Search")
 comparing_option = functools.partial(typer.Option, rich_help_panel="Comparison")

@@ -57,6 +57,12 @@ class _Copy(nn.Module):
         return weight + self.copy
 
 
+def copied_weights(model: nn.Module) -> dict[int, Tensor]:
+    """Return the weights that have a second copy, by the id of that."""
+    lists = [each for each in model.modules() if isinstance(each, parametrize.ParametrizationList)]
+    return {id(update.copy): each.original for each in lists for update in each if isinstance(update, _Copy)}
+
+
 def _copied(model: nn.Module, site: Site) -> dict[str, nn.Module]:
     """Return a second copy of each weight that a plan names for a site, by name."""
     op, fold = named_module(model, site.name), site.fold or {}

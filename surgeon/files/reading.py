@@ -65,8 +65,8 @@ def open_checkpoint(
             )
         _refuse_unusable(checkpoint)
         checkpoint = replace(checkpoint, sha256=source.sha256())
-    except CheckpointError:
-        source.require_unchanged()  # one that is being written to looks damaged
+    except Exception:
+        source.require_unchanged(by_name=True)  # one that is being written to looks damaged, in any library's words
         raise
     source.require_unchanged(by_name=bool(checkpoint.library))
     return checkpoint

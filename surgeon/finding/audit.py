@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -20,6 +20,8 @@ _BY_MEETING: Mapping[str, str] = {
     "product": "it only scales an activation",
     "normalisation": "it scales and shifts what a normalisation leaves",
 }
+
+_MAY_ACT = ("not linear", "not equivariant", "bypassed", "excluded", "unexplained")
 
 _MULTIPLYING = frozenset(("product", "contraction", "convolution"))
 
@@ -48,7 +50,18 @@ class _Auditor:
     def entry(self, name: str, parameter: nn.Parameter) -> AuditEntry:
         """Classify one parameter."""
         coverage, reason = self._classify(name, parameter)
-        return AuditEntry(name, parameter.numel(), coverage, reason)
+        return AuditEntry(name, parameter.numel(), coverage, reason, self._moves(name, coverage))
+
+    def _moves(self, name: str, coverage: Coverage) -> bool | None:
+        """Tell whether a parameter is multiplied with, or makes, what the group changes; what is only added is not."""
+        if coverage == "site" or coverage not in _MAY_ACT:
+            return coverage == "site"
+        ops = meetings_of(self.evidence.candidates, name)
+        if ops and set(ops.values()) <= {"shift", "lookup"}:
+            return False
+        holders = [c.module for c in self.evidence.candidates.values() if name in c.parameters]
+        known = [self.evidence.moved[module] for module in holders if module in self.evidence.moved]
+        return any(known) if known else None
 
     def _classify(self, name: str, parameter: nn.Parameter) -> tuple[Coverage, str]:
         if not parameter.requires_grad:
@@ -82,6 +95,20 @@ class _Auditor:
         if self.evidence.unmeasured:
             return "unexplained", f"no adapter knows its op, and it was not {self.evidence.unmeasured}"
         return "unexplained", f"its ops ({', '.join(sorted(meetings))}) are no linear map that is known"
+
+
+def acting(audit: Iterable[AuditEntry]) -> tuple[int, int, int]:
+    """Count the weights that act on features which the group changes.
+
+    Returns:
+        All of them; those that belong to no site; and of how many more this was not measured.
+    """
+    found, entries = [0, 0, 0], list(audit)
+    for entry in entries:
+        found[0] += entry.size * bool(entry.moves)
+        found[1] += entry.size * (bool(entry.moves) and entry.coverage != "site")
+        found[2] += entry.size * (entry.moves is None)
+    return found[0], found[1], found[2]
 
 
 def with_parents(name: str) -> list[str]:

@@ -21,7 +21,7 @@ from surgeon.finding.found import Found
 from surgeon.finding.influence import unmoved, without_effect
 from surgeon.finding.measured_ops import Silent, measure_module, same_action
 from surgeon.finding.measured_raw_ops import measure_raw
-from surgeon.finding.measurement import IN_RANDOM_FRAME, Measurement
+from surgeon.finding.measurement import IN_RANDOM_FRAME, Measurement, moved
 from surgeon.finding.ops import Op
 from surgeon.finding.weight_usage import WeightUsage
 from surgeon.plan import Site, Skipped
@@ -45,6 +45,7 @@ class Evidence:
         usage: who uses which weights.
         proposed: modules of which an annotation says that they are equivariant and linear.
         unmeasured: why the model was not run under the group, in words; empty if it was.
+        moved: of modules without a branch, whether what they are given or make changes under the group.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Evidence:
     usage: WeightUsage
     proposed: frozenset[str] = frozenset()
     unmeasured: str = ""
+    moved: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,6 +72,7 @@ class Combined:
     partly_invariant: dict[str, str] = field(default_factory=dict)
     claims: list[Found | Silent] = field(default_factory=list)
     folds: Known = field(default_factory=dict)
+    moved: dict[str, bool] = field(default_factory=dict)
 
 
 def combine(
@@ -91,6 +94,7 @@ def combine(
         known = [*by_name, *(entry.name for entry in skipped if entry.reason == LABELLED)]
         for name, candidate in _modules_to_measure(evidence, known):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
+        result.moved = moved(measurement, {site.name for site in result.sites if site.node is None})
         claimed = {claim.op.module for claim in result.claims}
         for probe in (measurement.own, measurement.changed):
             probe.release(claimed)

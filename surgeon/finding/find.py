@@ -181,6 +181,7 @@ def _combined(
     usage = WeightUsage(model, recording)
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)
+    evidence = dataclasses.replace(evidence, moved=combined.moved)
     notes = (*notes, *combined.notes)
     return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement, complaint)
 

@@ -29,6 +29,7 @@ from surgeon.finding.unit_features import Wrap, matrices_of, tried_copies
 from surgeon.plan import Site
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, renew, set_training
+from surgeon.support.modules import own_weight
 from surgeon.support.trees import tensor_at, with_tensor
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -203,7 +204,7 @@ def _fold_map(
         twin = copied(op).to("cpu", torch.float64).requires_grad_(False)
     except Exception as error:
         raise NotFoldableError(f"it cannot be copied ({first_line(error)})") from error
-    weights = [twin.get_parameter(name) for name in names]
+    weights = [own_weight(twin, name) for name in names]
     sizes = [weight.numel() for weight in weights]
     problem = "its linear map is not linear in its weights, or too many of them meet in each entry"
     for training in (True, False):

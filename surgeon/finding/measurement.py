@@ -223,10 +223,20 @@ def other_random_numbers() -> Iterator[None]:
         yield
 
 
-def differ(one: Any, other: Any) -> bool:
-    """Tell whether two nests of tensors differ by more than rounding in float64."""
+def moved(measurement: Measurement, but: Collection[str]) -> dict[str, bool]:
+    """Tell of modules, of all whose calls are held but some, whether what they are given or make is changed by g."""
+    first = measurement.own.first
+    return {
+        name: any(differ(calls, first[name], OUTPUT_TOLERANCE) for calls in measurement.own.calls(name)[1:])
+        for name in first
+        if name not in but
+    }
+
+
+def differ(one: Any, other: Any, limit: float = ROUNDING) -> bool:
+    """Tell whether two nests of tensors differ by more than rounding in float64, or a relative limit."""
     try:
-        return relative_difference(one, other) > ROUNDING
+        return relative_difference(one, other) > limit
     except TaskError:  # in number or shape
         return True
 

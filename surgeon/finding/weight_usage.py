@@ -12,6 +12,7 @@ from surgeon.plan import Coverage, Site
 from surgeon.recording.provenance import bypassed_parameters, runs_inside, used_parameters
 from surgeon.recording.record import Recording
 from surgeon.registry import Refusal
+from surgeon.support.modules import own_weight
 
 
 class Ties:
@@ -35,7 +36,7 @@ class Ties:
             parameter: qualified relative to the module; default all of its parameters.
         """
         op = self._model.get_submodule(name)
-        wanted = op.parameters() if parameter is None else [op.get_parameter(parameter)]
+        wanted = op.parameters() if parameter is None else [own_weight(op, parameter)]
         alike = {id(other) for one in wanted for other in self._near.get(id(one), (one,)) if _same(one, other)}
         owners = {owner for key in alike for owner in self._owners[key]}
         inside = set(op.modules())

@@ -386,7 +386,7 @@ def _from_neighbour(checkpoint: Checkpoint, options: OpenOptions, original: Call
     path, what = folder / "task.py", "the task file beside the checkpoint,"
     if checkpoint.origin is not None or in_cache or not path.is_file():
         return None
-    check_task(path, what, allowed=options.trust_task, ask=options.ask)
+    sha256 = check_task(path, what, allowed=options.trust_task, ask=options.ask)
     if options.announce is not None:
         options.announce(str(path))
-    return _from_task(load_task(path), "task file beside the checkpoint,", original)
+    return _from_task(load_task(path, sha256=sha256), "task file beside the checkpoint,", original)

@@ -71,7 +71,7 @@ def named_task(spec: str, arguments: Mapping[str, Any] | None = None) -> LoadedT
     """Return a task that the user names, whose file is remembered as given by hand; errors as for :func:`load_task`."""
     task = load_task(spec, arguments)
     if task.path is not None:
-        remember_task(task.path)
+        remember_task(task.path, task.sha256)
     return task
 
 
@@ -105,14 +105,14 @@ def task_of_folder(
             f"{str(folder)!r} names the task {spec!r}, which is code: give it again as `--task {spec}`, or import it "
             "with `--trust-remote-code` if you trust it"
         )
-    unchanged = not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
+    checked, unchanged = None, not is_file or sha256_of_file(spec) == recorded  # a changed file is not even run
     if not is_adapters_task(spec) and (unchanged or options.accept_changed_task):
         if is_file:
             accepted = options.trust_task or not unchanged
-            check_task(Path(spec), f"the task file of {str(folder)!r},", allowed=accepted, ask=options.ask)
+            checked = check_task(Path(spec), f"the task file of {str(folder)!r},", allowed=accepted, ask=options.ask)
         if options.announce:
             options.announce(spec)
-    task = load_task(spec, config.task["args"]) if unchanged or options.accept_changed_task else None
+    task = load_task(spec, config.task["args"], checked) if unchanged or options.accept_changed_task else None
     if task is None or (task.sha256 != recorded and not options.accept_changed_task):
         raise TaskError(
             f"expected the task file {spec!r} as it was when the model was relaxed, but it has changed: "
@@ -121,7 +121,7 @@ def task_of_folder(
     return task
 
 
-def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> LoadedTask:
+def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None, sha256: str | None = None) -> LoadedTask:
     """Load a task from a Python file, from ``module:attribute``, or an adapter's own from ``adapter:datafile``.
 
     A file defines ``task`` (an object) or ``make_task(**arguments)``; its folder is importable meanwhile. An attribute
@@ -130,6 +130,7 @@ def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> L
     Args:
         spec: the file, ``module:attribute``, or ``adapter:datafile`` if an installed adapter of that name has a task.
         arguments: what to call ``make_task`` with, JSON-compatible.
+        sha256: of the file as it was when it was allowed; another one is not run.
 
     Raises:
         TaskError: if it is missing, fails, defines no task, or the task lacks ``batches`` or ``loss``.
@@ -141,8 +142,8 @@ def load_task(spec: str | Path, arguments: Mapping[str, Any] | None = None) -> L
         return offered
     if isinstance(spec, Path) or text.endswith(".py") or ":" not in text or Path(text).is_file():
         path = Path(text).absolute()
-        task, sha256 = _task_of_file(path, given)
-        return LoadedTask(task, path, sha256, given, text)
+        task, run = _task_of_file(path, given, sha256)
+        return LoadedTask(task, path, run, given, text)
     name, _, rest = text.partition(":")
     if rest and not rest.isidentifier():  # a file of data
         ready = [each for each, adapter in installed_adapters().items() if has_task(adapter)]
@@ -221,7 +222,7 @@ def _refuse_arguments(arguments: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> tuple[Task, str]:
+def _task_of_file(path: Path, arguments: Mapping[str, Any], allowed: str | None) -> tuple[Task, str]:
     """Return the task in a file, and the SHA-256 of the bytes that were run."""
     if not path.is_file():
         names = sorted(other.name for other in path.parent.glob("*.py"))
@@ -234,6 +235,9 @@ def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> tuple[Task, str]:
         content = path.read_bytes()
     except OSError as error:
         raise TaskError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != (allowed or sha256):
+        raise TaskError(f"{str(path)!r} has changed since it was checked, and was not run: give the command again")
     with importable(path.parent):
         module = _import_file(path, content)
         maker = getattr(module, "make_task", None)
@@ -248,7 +252,7 @@ def _task_of_file(path: Path, arguments: Mapping[str, Any]) -> tuple[Task, str]:
                 f"expected {str(path)!r} to define `task` or `make_task`, found {', '.join(names[:10]) or 'nothing'}: "
                 "add one of the two"
             )
-    return _checked(task, str(path)), hashlib.sha256(content).hexdigest()
+    return _checked(task, str(path)), sha256
 
 
 class _SourceLoader(SourceFileLoader):

@@ -24,30 +24,36 @@ def state_folder() -> Path:
     return Path(own) if own else (Path(state) if state else Path.home() / ".local" / "state") / "equisurgeon"
 
 
-def remember_task(path: Path) -> None:
+def remember_task(path: Path, sha256: str | None = None) -> None:
     """Remember that the user gave a task file by hand: these bytes at this place.
 
     The place counts, too, since a task imports what lies beside it. A machine where nothing can be written forgets.
+
+    Args:
+        sha256: hash of the bytes; default is of those that are there now.
     """
-    entry = _entry(path)
+    entry = _entry(path, sha256 or sha256_of_file(path))
     with suppress(OSError, WriteError):
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(entry, f"{_place(path)}\n", force=True)
 
 
-def is_remembered(path: Path) -> bool:
-    """Tell whether the user gave this file, as it is now and where it is now, by hand."""
-    entry = _entry(path)
+def is_remembered(path: Path, sha256: str | None = None) -> bool:
+    """Tell whether the user gave this file, where it is now and with these bytes (else those of now), by hand."""
+    entry = _entry(path, sha256 or sha256_of_file(path))
     return entry.is_file() and not writable_by_others(entry)
 
 
-def check_task(path: Path, what: str, *, allowed: bool = False, ask: Ask | None = None) -> None:
+def check_task(path: Path, what: str, *, allowed: bool = False, ask: Ask | None = None) -> str:
     """Refuse to run a task file that was found and not given, unless the user has given it before.
 
     Args:
         what: where it was found, in words.
         allowed: the user says that it may run; it is remembered.
         ask: how to ask the user, if that is possible.
+
+    Returns:
+        Its SHA-256: what has another one when it is run was not checked.
 
     Raises:
         TrustError: if others may write the file, or nobody has allowed it.
@@ -58,14 +64,16 @@ def check_task(path: Path, what: str, *, allowed: bool = False, ask: Ask | None 
             f"{what} {str(path)!r} is code that somebody else could have written, since {others}: take away their "
             f"permission, or check it and give it as `--task {path}`"
         )
-    if is_remembered(path):
-        return
+    sha256 = sha256_of_file(path)
+    if is_remembered(path, sha256):
+        return sha256
     if not (allowed or (ask is not None and ask(f"{what} {path} is code that was never given here. Run it?"))):
         raise TrustError(
             f"{what} {str(path)!r} is code that was never given on this machine: check it and give it as "
             f"`--task {path}`, which is remembered, or add `--trust-task`"
         )
-    remember_task(path)
+    remember_task(path, sha256)
+    return sha256
 
 
 def refuse_named_code(group: str, allowed: bool, where: str, how: str) -> None:
@@ -140,6 +148,6 @@ def _place(path: Path) -> Path:
     return path.absolute().parent.resolve() / path.name
 
 
-def _entry(path: Path) -> Path:
-    known = f"{_place(path)}\n{sha256_of_file(path)}"
+def _entry(path: Path, sha256: str) -> Path:
+    known = f"{_place(path)}\n{sha256}"
     return state_folder() / "tasks" / hashlib.sha256(known.encode()).hexdigest()

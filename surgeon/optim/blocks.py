@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
 from surgeon.algebra.folding import FoldMap
 from surgeon.algebra.matrix_blocks import MatrixBlock, blocks_of_map
 from surgeon.editing.insert import fold_map_of, require_plan
+from surgeon.editing.weight_updates import copied_weights
 from surgeon.errors import PlanError, SurgeonError, first_line
 from surgeon.plan import Plan, Site
 from surgeon.registry import Adapter, installed_adapters
-from surgeon.support.modules import named_module, require_network
+from surgeon.support.modules import named_module, own_weight, require_network
 from surgeon.support.sharding import is_sharded
 
 
@@ -57,7 +58,8 @@ def find_blocks(
     """Find the matrices inside every trainable weight of a model; nothing is changed.
 
     What an adapter says of a layer comes first; a weight with two axes, and a kernel of torch's convolutions, is one
-    matrix; for what remains the ops of the plan are run with other weights, which shows what each number does.
+    matrix; for what remains the ops of the plan are run with other weights, which shows what each number does. A second
+    copy of a weight has the matrices of that weight.
 
     Args:
         model: the network, relaxed or not.
@@ -77,10 +79,11 @@ def find_blocks(
     adapters = installed_adapters() if adapters is None else adapters
     said = _said(model, adapters.values())
     measured = _Measured(model, plan, adapters, folds or {})
-    found = []
+    copies, found = copied_weights(model), []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            blocks, why = said.get(id(parameter)) or measured.blocks(name, parameter)
+            weight = copies.get(id(parameter), parameter)
+            blocks, why = said.get(id(weight)) or measured.blocks(weight)
             found.append(WeightBlocks(name, parameter, *_usable(parameter, tuple(blocks), why)))
     return found
 
@@ -100,18 +103,20 @@ Known = tuple[Sequence[MatrixBlock], str]
 def _said(model: nn.Module, adapters: Iterable[Adapter]) -> dict[int, Known]:
     """Return what adapters and torch itself say, by the id of the parameter."""
     adapters, known = list(adapters), dict[int, Known]()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            known[id(parameter)] = ([MatrixBlock.whole(parameter.shape)], "a weight with two axes")
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.ndim == 2:
-                known[id(parameter)] = ([MatrixBlock.whole(parameter.shape)], "a weight with two axes")
-            elif isinstance(module, _ConvNd) and parameter.ndim > 2:
-                known[id(parameter)] = ([MatrixBlock.whole(parameter.shape)], "a kernel: its first axis x all others")
+        if isinstance(module, _ConvNd):
+            kernel = own_weight(module, "weight")
+            known[id(kernel)] = ([MatrixBlock.whole(kernel.shape)], "a kernel: its first axis x all others")
     for module in model.modules():
         answers = ((adapter.name, adapter.blocks(module)) for adapter in adapters)
         name, answer = next(((name, answer) for name, answer in answers if answer is not None), ("", {}))
         for own, blocks in answer.items():
             words = blocks if isinstance(blocks, str) else f"said by the adapter {name}"
-            known[id(_parameter(module, own))] = ([] if isinstance(blocks, str) else blocks, words)
+            with suppress(AttributeError):  # a layer of no weights has a buffer of their name
+                known[id(own_weight(module, own))] = ([] if isinstance(blocks, str) else blocks, words)
     return known
 
 
@@ -133,7 +138,7 @@ class _Measured:
             for name in [] if site.fold is None else site.fold["parameters"]:
                 self._sites.setdefault(id(_of_plan(op, site, name)), site)
 
-    def blocks(self, name: str, parameter: nn.Parameter) -> Known:
+    def blocks(self, parameter: Tensor) -> Known:
         """Return the blocks of a parameter, or why there are none."""
         if parameter.ndim < 2 and id(parameter) not in self._sites:
             return [], "one axis, and no matrix that is known"
@@ -166,22 +171,9 @@ class _Measured:
         return {id(_of_plan(op, site, name)): blocks for name, blocks in found.items()}
 
 
-def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
-    """Return a parameter of a module itself, below its parametrization if it has one; None if there is none."""
-    if parametrize.is_parametrized(module, name):
-        lists: Any = module.parametrizations
-        original: nn.Parameter = lists[name].original
-        return original
-    return module._parameters.get(name)
-
-
 def _of_plan(op: nn.Module, site: Site, name: str) -> nn.Parameter:
-    owner, _, own = name.rpartition(".")
     try:
-        parameter = _parameter(op.get_submodule(owner), own)
-        if parameter is None:
-            raise AttributeError(name)
-        return parameter
+        return own_weight(op, name)
     except AttributeError as error:
         raise PlanError(
             f"expected a parameter {name!r} of {site.name!r}, which the plan folds into, but there is none: the plan "

@@ -7,7 +7,7 @@ the columns of Q_L and Q_R.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from surgeon.optim.adam import BETAS, Batch, Groups, MatrixOptimizer, Moving, ba
 EVERY, LARGEST = 10, 512
 
 SIDES = ("left", "right")
+MEANS = ("exp_avg", "exp_avg_sq")
+"""Slots of gradients and of their squares, both expressed in the bases."""
 
 
 class Soap(MatrixOptimizer):
@@ -52,23 +54,17 @@ class Soap(MatrixOptimizer):
         super().__init__(params, lr, betas, eps, weight_decay, {"every": every, "largest": largest})
 
     def _step_group(self, moving: Sequence[Moving], group: Mapping[str, Any]) -> None:
-        torch._foreach_lerp_(
-            [each.state["exp_avg"] for each in moving], [each.gradient for each in moving], 1 - group["betas"][0]
-        )
         for each in moving:
             _start(each, group["largest"])
         found = [_Bases(batch, group) for batch in _with_bases(moving)]
-        turned = {id(each): 0 for each in moving}
+        turned = {id(each): each.gradient.clone() if each.blocks else each.gradient for each in moving}
         for bases in found:
-            for each, number in bases.batch.members:
-                turned[id(each)] += each.blocks[number].size
-        for each in moving:  # numbers beside its blocks; those in blocks are replaced, and their squares put back
-            if turned[id(each)] < each.gradient.numel():
-                each.update = each.adam(each.gradient, each.state["exp_avg"], group)
-            else:
-                each.update = torch.empty_like(each.gradient)
+            bases.batch.put(bases.turn_gradients(), lambda each: turned[id(each)])
+        for each in moving:
+            gradient, mean = turned[id(each)], each.state["exp_avg"]
+            each.update = each.adam(gradient, mean.lerp_(gradient, 1 - group["betas"][0]), group)
         for bases in found:
-            bases.step()
+            bases.batch.put(bases.turned(bases.batch.take(_update), back=True), _update)
         for bases in found:
             due = [(each, number) for each, number in bases.batch.members if each.step % group["every"] == 0]
             if due:
@@ -127,36 +123,21 @@ def _stacked(batch: Batch, slot: Any, side: str) -> Tensor | None:
 
 
 class _Bases:
-    """The bases of the blocks of a batch, and their mean squares as they were before this step."""
+    """The bases of the blocks of a batch."""
 
     def __init__(self, batch: Batch, group: Mapping[str, Any]) -> None:
         self.batch, self.group = batch, group
         self.left, self.right = (_stacked(batch, _basis_slot, side) for side in SIDES)
-        for each, _ in batch.members:
-            if "exp_avg_sq" not in each.state:
-                each.state["exp_avg_sq"] = torch.zeros_like(each.gradient)
-        self.squares = batch.take(lambda each: each.state["exp_avg_sq"])
 
-    def step(self) -> None:
-        """Take the gradients into the covariances, and set the updates: those of Adam in the bases."""
-        first, second = self.group["betas"]
-        gradients, means = (self.batch.take(of) for of in (_gradient, _mean))
+    def turn_gradients(self) -> Tensor:
+        """Take the gradients into the covariances, and return them expressed in the bases."""
+        gradients = self.batch.take(lambda each: each.gradient)
         for side in SIDES:
-            slots = [(each.state.get(_slot(side, number))) for each, number in self.batch.members]
+            slots = [each.state.get(_slot(side, number)) for each, number in self.batch.members]
             kept = [slot for slot in slots if slot is not None]
             if kept:
-                torch._foreach_lerp_(kept, list(_covariance(side, gradients)), 1 - second)
-        gradients, means = self.turned(torch.stack([gradients, means]))
-        squares = self.squares.mul_(second).addcmul_(gradients, gradients, value=1 - second)
-        deviations = (squares / self._rest(second)).sqrt_().add_(self.group["eps"])
-        updates = self.turned(means / self._rest(first) / deviations, back=True)
-        self.batch.put(squares, lambda each: each.state["exp_avg_sq"])
-        self.batch.put(updates, lambda each: each.update)
-
-    def _rest(self, decay: float) -> float | Tensor:
-        """Return the weight that a mean has taken up so far, 1 - decay^step, of every block."""
-        rests = [1 - decay**each.step for each, _ in self.batch.members]
-        return rests[0] if len(set(rests)) == 1 else self.squares.new_tensor(rests)[:, None, None]
+                torch._foreach_lerp_(kept, list(_covariance(side, gradients)), 1 - self.group["betas"][1])
+        return self.turned(gradients)
 
     def turned(self, matrices: Tensor, back: bool = False) -> Tensor:
         """Return matrices of shape (..., blocks, rows, columns) expressed in the bases; or back in their own."""
@@ -167,26 +148,28 @@ class _Bases:
         return matrices
 
 
-def _gradient(each: Moving) -> Tensor:
-    return each.gradient
+def _update(each: Moving) -> Tensor:
+    return each.update
 
 
-def _mean(each: Moving) -> Tensor:
-    mean: Tensor = each.state["exp_avg"]
-    return mean
+def _in_state(slot: str) -> Callable[[Moving], Tensor]:
+    return lambda each: each.state[slot]
 
 
 def _refresh(batch: Batch) -> None:
     """Bring the bases nearer to the eigenvectors by a step of orthogonal iteration; squares stay with their columns."""
-    squares = batch.take(lambda each: each.state["exp_avg_sq"])
+    means, squares = (batch.take(_in_state(slot)) for slot in MEANS)
     for axis, other, side in zip((-2, -1), (-1, -2), SIDES, strict=True):
         covariances, bases = _stacked(batch, _slot, side), _stacked(batch, _basis_slot, side)
         if covariances is None or bases is None:
             continue
         moved = covariances @ bases
         order = (bases * moved).sum(-2).argsort(dim=-1, descending=True, stable=True)
-        moved = moved.gather(-1, order.unsqueeze(-2).expand_as(moved))
+        fresh = torch.linalg.qr(moved.gather(-1, order.unsqueeze(-2).expand_as(moved))).Q
+        change = fresh.mT @ bases
+        means = change @ means if side == "left" else means @ change.mT
         squares = squares.gather(axis, order.unsqueeze(other).expand_as(squares))
-        for (each, number), basis in zip(batch.members, torch.linalg.qr(moved).Q, strict=True):
+        for (each, number), basis in zip(batch.members, fresh, strict=True):
             each.state[_basis_slot(side, number)].copy_(basis)
-    batch.put(squares, lambda each: each.state["exp_avg_sq"])
+    for matrices, slot in zip((means, squares), MEANS, strict=True):
+        batch.put(matrices, _in_state(slot))

@@ -62,9 +62,10 @@ def compare_attestation(certificate: Mapping[str, Any], folder: Path) -> Finding
 
 
 def signing_words(folder: Path) -> str:
-    """Say under which digest model_signing knows a clean folder, and which commands sign it and check that.
+    """Say whether a clean folder is signed, which commands sign it and check that, and its digest in model_signing.
 
-    ``README.md`` is left out, since anybody may add to it and an upload writes it anew.
+    What stands before the first colon is enough for a glance. ``README.md`` is left out, since anybody may add to it
+    and an upload writes it anew.
     """
     place, signature = (shlex.quote(str(path)) for path in (folder, folder / SIGNATURE_FILE))
     ignored = f"--ignore-paths {shlex.quote(str(folder / CARD_FILE))}"
@@ -76,7 +77,7 @@ def signing_words(folder: Path) -> str:
     else:
         signed = f"it is not signed: {sign} does that, and {check} checks it"
     digest = manifest_digest(folder)
-    return f"OpenSSF Model Signing knows these files, {CARD_FILE} left out, as sha256:{digest}; {signed}"
+    return f"{signed}; OpenSSF Model Signing knows these files, {CARD_FILE} left out, as sha256:{digest}"
 
 
 def manifest_digest(folder: Path) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from functools import lru_cache
 from types import FunctionType, MethodType
+from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from surgeon.errors import PlanError, UsageError
 
@@ -50,3 +52,18 @@ def forward_signature(module: nn.Module) -> inspect.Signature:
 @lru_cache(maxsize=256)
 def _bound_signature(function: FunctionType) -> inspect.Signature:
     return inspect.signature(MethodType(function, object()))
+
+
+def own_weight(module: nn.Module, name: str) -> nn.Parameter:
+    """Return a parameter of a module or of one inside it, below its parametrization if it has one.
+
+    Raises:
+        AttributeError: if there is none.
+    """
+    owner, _, own = name.rpartition(".")
+    holder = module.get_submodule(owner)
+    if not parametrize.is_parametrized(holder, own):
+        return holder.get_parameter(own)
+    lists: Any = holder.parametrizations
+    original: nn.Parameter = lists[own].original
+    return original

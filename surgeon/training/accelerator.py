@@ -200,7 +200,7 @@ def _require_trackers(trackers: Sequence[str]) -> None:
 
 @contextmanager
 def with_advice(precision: str, where: str) -> Iterator[None]:
-    """Turn an exhausted memory, or a network that mixed precision breaks, into a sentence that says what helps."""
+    """Turn an exhausted memory, a lost process or a network that mixed precision breaks into a sentence that helps."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -211,6 +211,11 @@ def with_advice(precision: str, where: str) -> Iterator[None]:
                 f"expected enough memory for {where}, but it ran out ({one_line(error)}): make the batches smaller and "
                 "give `--accumulate` in return, relax fewer sites (`--include`, `--max-extra-params`), or give the "
                 "branches a rank"
+            ) from error
+        if _another_has_ended(error):
+            raise TrainingError(
+                f"expected all processes to go on until the training ends, but another one has ended "
+                f"({one_line(error)}): see what it said; what was saved is whole, give the same command again to go on"
             ) from error
         if "Tensor and DTensor" in str(error):
             raise TrainingError(
@@ -229,6 +234,12 @@ def with_advice(precision: str, where: str) -> Iterator[None]:
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "allocate mem" in text
+
+
+def _another_has_ended(error: BaseException) -> bool:
+    """Tell whether an error is that of a collective operation whose other side is gone; of gloo it has no class."""
+    known = getattr(torch.distributed, "DistError", ())  # missing where torch is built without
+    return isinstance(error, known) or "gloo/transport" in str(error)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,111 +21,24 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
-from surgeon.training.arms import WITHOUT_BRANCHES, Contender, require_single
+from surgeon.training.arms import WITHOUT_BRANCHES, Contender
 from surgeon.training.batches import Sharing, count_steps, epoch_seed
 from surgeon.training.compare import identity_of
 from surgeon.training.finetune import Finetuned, finetune
-from surgeon.training.halving import books, enter, halve, rounds_within, running, setting_of
+from surgeon.training.halving import add, books, enter, halve, rounds_within, running, setting_of
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 from surgeon.training.progress import Progress, StepEvent
+from surgeon.training.search import AutoSettings, SearchRecord, Setting
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.starting import open_for_comparison
 from surgeon.training.store import differences
+from surgeon.training.sweep import best_rate, rate_beyond
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
 SEARCH_FILE = "search.json"
-
-MULTIPLES = (0.3, 1.0, 3.0, 10.0)
-"""Of the learning rate, tried by default."""
-
-
-@dataclass(frozen=True)
-class AutoSettings:
-    """What is tried, and how much of it.
-
-    Attributes:
-        training: what all runs share; of it the learning rate only decides which rates are tried by default.
-        arms: such as ``plain@soap``, as :class:`surgeon.training.arms.Contender` reads them; None for ordinary
-            fine-tuning by AdamW with two decays, SOAP and Muon, and in a relaxed folder its own arm as well.
-        rates: learning rates, the same for every arm; None for 0.3, 1, 3 and 10 times that of the training.
-        budget: of all runs together, the best setting's whole training included: a float counts whole trainings, an
-            int optimiser steps.
-
-    Raises:
-        UsageError: if an arm is unknown or a value unusable.
-    """
-
-    training: FinetuneSettings = field(default_factory=FinetuneSettings)
-    arms: Sequence[str] | None = None
-    rates: Sequence[float] | None = None
-    budget: int | float = 10.0
-
-    def __post_init__(self) -> None:
-        for name in self.arms or ():
-            require_single(Contender.parse(name).arm)
-            Contender.parse(name).settings(self.training)
-        if not (math.isfinite(self.budget) and self.budget > 0):
-            raise UsageError(f"expected a positive budget, got {self.budget}")
-        if self.training.patience is not None:
-            raise UsageError("expected no --patience in a search, whose runs are compared at equal steps: leave it out")
-
-    def tried(self, relaxed_mode: str | None) -> list[tuple[str, float]]:
-        """Return every setting: arm and learning rate.
-
-        Args:
-            relaxed_mode: strip mode of the relaxed folder that is trained; None for a checkpoint.
-        """
-        own = () if relaxed_mode is None else (f"{relaxed_mode}@adamw", f"{relaxed_mode}@soap")
-        arms = self.arms or (*WITHOUT_BRANCHES, *own)
-        rates = self.rates or [float(f"{self.training.chosen_rate * each:.3g}") for each in MULTIPLES]
-        return [(arm, rate) for arm in dict.fromkeys(arms) for rate in dict.fromkeys(rates)]
-
-
-@dataclass(frozen=True)
-class SearchRecord:
-    """What a search has found, as ``search.json`` keeps it.
-
-    Attributes:
-        metric: of the validation split, by which settings were compared.
-        rows: every setting: ``arm``, ``learning_rate``, ``epochs`` and ``steps`` that it was trained for, ``value`` of
-            the metric then (its best since training began; NaN if it diverged), ``outcome`` in a word, ``message``.
-        rounds: epoch at which each round ended to the number of settings that went on.
-        steps: optimiser steps of all runs together.
-        steps_of_all: those that training every setting to the end would have taken.
-        seconds: of all runs together, opening included; without what a killed process had begun.
-        seconds_of_all: what training every setting to the end would have taken at their paces.
-        identity: what the search was of.
-    """
-
-    metric: str
-    rows: Sequence[Mapping[str, Any]]
-    rounds: Mapping[str, int]
-    steps: int
-    steps_of_all: int
-    seconds: float
-    seconds_of_all: float
-    identity: Mapping[str, Any]
-
-    @property
-    def best(self) -> Mapping[str, Any]:
-        """The setting that was trained to the end."""
-        return next(row for row in self.rows if row["outcome"] == "best")
-
-    def sentences(self) -> list[str]:
-        """Say in words what was chosen and what that cost."""
-        best, rates = self.best, sorted({row["learning_rate"] for row in self.rows})
-        said = [
-            f"chosen: {best['arm']} at learning rate {best['learning_rate']:g}, of {len(self.rows)} settings",
-            f"all runs together took {self.steps} steps in {self.seconds:.1f} s; every setting to the end would have "
-            f"taken {self.steps_of_all} steps, about {self.seconds_of_all:.0f} s",
-        ]
-        if len(rates) > 1 and best["learning_rate"] in (rates[0], rates[-1]):
-            side = "smaller" if best["learning_rate"] == rates[0] else "larger"
-            said.append(f"warning: no {side} learning rate was tried, so a better one may lie beyond: widen --lr-grid")
-        return said
 
 
 def search_beside(target: Path) -> Path:
@@ -146,7 +59,9 @@ def finetune_auto(
     """Find the best of several settings on validation data within a budget, and train it to the end.
 
     Successive halving (Jamieson and Talwalkar, https://arxiv.org/abs/1502.07943): all settings are trained for some
-    epochs with the schedule of the whole training, a third goes on where it was, and so on until one is left. Its run
+    epochs with the schedule of the whole training, a third goes on where it was, and so on until two are left, which
+    are trained to the end. The default without branches is one of them unless arms are named, so that the best one is
+    not worse on validation data. After the first round an arm whose best rate lies at an edge gets one more. The run
     folder is that of an ordinary run. After a kill the same call goes on and comes to the same result.
 
     Args:
@@ -212,13 +127,16 @@ class _Search:
         relaxation, files = workspace.require_relaxed()
         bare = files.folder == workspace.checkpoint.path
         self.plan = relaxation.plan.to_json() if bare and relaxation.plan.sites else None
-        self.tried = settings.tried(relaxation.mode if relaxation.plan.sites and not bare else None)
-        task, training = workspace.require_task().task, settings.training
+        task = workspace.require_task().task
+        self.training = training = settings.shared(getattr(task, "preferred", {}))
+        self.tried = settings.tried(relaxation.mode if relaxation.plan.sites and not bare else None, training)
+        self.kept = None if settings.arms else 0
+        most = len(self.tried) + sum(count > 1 for count in Counter(arm for arm, _ in self.tried).values())
         self.metric, self.direction = primary_metric(task)
         self.epoch = count_steps(task, Sharing(training.accumulate), epoch_seed(training.seed, 1))
         whole = training.epochs * self.epoch
         trainings = settings.budget / whole if isinstance(settings.budget, int) else settings.budget
-        within = (len(self.tried), training.epochs, training.evaluate_every)
+        within = (most, training.epochs, training.evaluate_every)
         self.rounds = rounds_within(trainings * training.epochs, *within)
         asked = {"settings": self.tried, "budget": settings.budget, "seed": training.seed}
         self.identity: Mapping[str, Any] = json_compatible({**identity_of(workspace, training), "search": asked})
@@ -252,8 +170,12 @@ class _Search:
             self.relaxing = dataclasses.replace(self.relaxing, plan=self.place / "plan.json")
         self._tell()
         for number, (epoch, going) in enumerate(self.rounds.items(), start=1):
-            self._round(f"round {number} of {len(self.rounds)}: setting", epoch)
-            for trial in halve(self.study, epoch, going):
+            title = f"round {number} of {len(self.rounds)}: setting"
+            self._round(title, epoch)
+            if number == 1:
+                add(self.study, self._further(epoch))
+                self._round(title, epoch)
+            for trial in halve(self.study, epoch, going, self.kept):
                 remove_entry(self._folder(trial))
         left = running(self.study)
         if not left:
@@ -265,8 +187,18 @@ class _Search:
         seal_folder(self.target)
         return found, done
 
+    def _further(self, epoch: int) -> list[Setting]:
+        """Return the next rate for each arm whose best one lies at an edge; once, half a schedule favours low ones."""
+        tried: dict[str, dict[float, float]] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            arm, rate = setting_of(trial)
+            tried.setdefault(arm, {})[rate] = trial.intermediate_values[epoch]
+        first = Counter(arm for arm, _ in self.tried)
+        beyond = {arm: rate_beyond(best_rate(values, self.direction), values) for arm, values in tried.items()}
+        return [(arm, rate) for arm, rate in beyond.items() if rate and len(tried[arm]) == first[arm]]
+
     def _tell(self) -> None:
-        epochs, begun = self.settings.training.epochs, any(trial.intermediate_values for trial in running(self.study))
+        epochs, begun = self.training.epochs, any(trial.intermediate_values for trial in running(self.study))
         halvings = "".join(f", {going} from epoch {epoch}" for epoch, going in self.rounds.items() if epoch < epochs)
         self.progress.say(
             f"{'going on with' if begun else 'searching'} {len(self.tried)} settings{halvings}, of {epochs} epochs each"
@@ -287,7 +219,7 @@ class _Search:
             self.progress.begin(title, self.metric, len(todo))
         for trial in todo:
             (arm, rate), began = setting_of(trial), time.perf_counter()
-            point = Point(arm, self.settings.training.seed, rate, test=False)
+            point = Point(arm, self.training.seed, rate, test=False)
             self.progress.start(point)
             try:
                 done = self._train(self._folder(trial), arm, rate, epoch, _Steps(self.progress))
@@ -322,7 +254,7 @@ class _Search:
         return finetune(self.path, folder, settings, arm=Contender.parse(arm).arm.name, until=until, **given)
 
     def _settings(self, arm: str) -> FinetuneSettings:
-        return Contender.parse(arm).settings(self.settings.training)
+        return Contender.parse(arm).settings(self.training)
 
     def _finish(self, best: FrozenTrial) -> Finetuned:
         """Train the best setting to the end, in the place where its folder is to be."""
@@ -333,7 +265,7 @@ class _Search:
             os.rename(folder, self.target)
         done = self._train(self.target, arm, rate, None, self.progress)
         epochs, seconds = (
-            self.settings.training.epochs,
+            self.training.epochs,
             best.user_attrs.get("seconds", 0.0) + time.perf_counter() - began,
         )
         if epochs not in best.intermediate_values:
@@ -341,7 +273,7 @@ class _Search:
         return done
 
     def _found(self, done: Finetuned) -> SearchRecord:
-        epochs = self.settings.training.epochs
+        epochs = self.training.epochs
         each, rows, seconds = done.result.steps // epochs, [], []
         for trial in self.study.get_trials(deepcopy=False):
             (arm, rate), reached = setting_of(trial), max(trial.intermediate_values)
@@ -352,7 +284,8 @@ class _Search:
             seconds.append(trial.user_attrs["seconds"])
         paces = sum(spent * epochs / row["epochs"] for spent, row in zip(seconds, rows, strict=True))
         cost = (sum(row["steps"] for row in rows), len(rows) * epochs * each, sum(seconds), paces)
-        return SearchRecord(self.metric, rows, {str(k): v for k, v in self.rounds.items()}, *cost, self.identity)
+        rounds = {str(epoch): going for epoch, going in self.rounds.items()}
+        return SearchRecord(self.metric, rows, rounds, self.kept, *cost, self.identity)
 
 
 class _Steps(Progress):

@@ -169,7 +169,7 @@ def _why(run: Finetuner) -> str:
     """Say what chose optimiser and rate, if the task did."""
     preferred = getattr(run.task, "preferred", {})
     same = all(getattr(run.settings, name, None) == value for name, value in preferred.items())
-    return ", as its task prefers; --auto tries others" if preferred and same else ""
+    return ", as its task prefers" if preferred and same else ""
 
 
 def _probed(

@@ -25,10 +25,10 @@ def rounds_within(budget: float, settings: int, epochs: int, every: int = 1) -> 
     """Return the rounds of a successive halving: the epoch at which each ends, and how many settings then go on.
 
     The first round is as long as the budget allows, and the others are spaced geometrically from it to the whole
-    training, which one setting finishes.
+    training, which two settings finish.
 
     Args:
-        budget: epochs of all runs together, the best setting's whole training included.
+        budget: epochs of all runs together, the whole trainings of the last two included.
         settings: how many are tried.
         every: epochs between evaluations, at which alone a round can end.
 
@@ -36,18 +36,20 @@ def rounds_within(budget: float, settings: int, epochs: int, every: int = 1) -> 
         UsageError: if the budget is too small for the shortest rounds.
 
     Example:
-        >>> rounds_within(30, 9, 10)
-        {2: 3, 4: 1}
+        >>> rounds_within(40, 9, 10)
+        {2: 3, 4: 2, 10: 1}
         >>> rounds_within(60, 9, 10)
-        {5: 3, 7: 1}
+        {4: 3, 7: 2, 10: 1}
     """
     going = [settings]
-    while going[-1] > 1:
-        going.append(math.ceil(going[-1] / FACTOR))
+    while going[-1] > 2:
+        going.append(max(2, math.ceil(going[-1] / FACTOR)))
+    if settings > 1:
+        going.append(1)
     found: dict[int, int] | None = None
     for first in range(every, epochs + every, every):
         first = min(first, epochs)
-        ratios = ((first / epochs) ** (1 - k / (len(going) - 1)) for k in range(len(going) - 1))
+        ratios = ((first / epochs) ** (left / max(1, len(going) - 2)) for left in reversed(range(len(going) - 1)))
         ends = [min(epochs, max(1, round(epochs * ratio / every)) * every) for ratio in ratios]
         cost = _cost(going, [*ends, epochs])
         if cost > budget and found is None:
@@ -82,19 +84,13 @@ def books(folder: Path, direction: Literal["min", "max"], settings: Sequence[tup
     """
     try:
         import optuna
-        from optuna.distributions import CategoricalDistribution
         from optuna.storages.journal import JournalFileBackend
-        from optuna.trial import TrialState, create_trial
     except ImportError as error:
         raise UsageError(
             "expected optuna for --auto, it is not installed: run `pip install 'equisurgeon[auto]'`"
         ) from error
     log, verbosity = folder / LOG_FILE, optuna.logging.get_verbosity()
     _mend(log)
-    choices: dict[str, Any] = {
-        "arm": CategoricalDistribution(list(dict.fromkeys(arm for arm, _ in settings))),
-        "learning_rate": CategoricalDistribution(list(dict.fromkeys(rate for _, rate in settings))),
-    }
     optuna.logging.set_verbosity(logging.WARNING)
     try:
         study = optuna.create_study(
@@ -104,9 +100,7 @@ def books(folder: Path, direction: Literal["min", "max"], settings: Sequence[tup
             direction="minimize" if direction == "min" else "maximize",
             load_if_exists=True,
         )
-        for arm, rate in settings[len(study.get_trials(deepcopy=False)) :]:
-            params = {"arm": arm, "learning_rate": rate}
-            study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=choices))
+        add(study, settings[len(study.get_trials(deepcopy=False)) :])
         yield study
     finally:
         optuna.logging.set_verbosity(verbosity)
@@ -121,6 +115,14 @@ def _mend(log: Path) -> None:
     log.with_name(f"{log.name}.lock").unlink(missing_ok=True)
 
 
+def add(study: Study, settings: Sequence[tuple[str, float]]) -> None:
+    """Add one running trial for every setting, arm and learning rate."""
+    from optuna.trial import TrialState, create_trial
+
+    for arm, rate in settings:
+        study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={"arm": arm, "learning_rate": rate}))
+
+
 def enter(study: Study, trial: FrozenTrial, epoch: int, value: float, **known: float | int | str) -> None:
     """Enter what a trial has reached at the end of a round; NaN if it diverged."""
     from optuna.trial import Trial
@@ -131,7 +133,7 @@ def enter(study: Study, trial: FrozenTrial, epoch: int, value: float, **known: f
     entered.report(value, epoch)
 
 
-def halve(study: Study, epoch: int, going: int) -> list[FrozenTrial]:
+def halve(study: Study, epoch: int, going: int, keep: int | None = None) -> list[FrozenTrial]:
     """Drop all trials but the best at the end of a round, and return those that were dropped by this call.
 
     Not optuna's own pruner of this name: it judges a trial by those that came before, so that the first one is never
@@ -139,6 +141,7 @@ def halve(study: Study, epoch: int, going: int) -> list[FrozenTrial]:
 
     Args:
         study: in which all that run have reached the epoch.
+        keep: number of a trial that is among those that go on, unless it diverged or only one does.
     """
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
@@ -146,8 +149,10 @@ def halve(study: Study, epoch: int, going: int) -> list[FrozenTrial]:
     there = running(study)
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
     finite = [trial for trial in there if not math.isnan(trial.intermediate_values[epoch])]
-    best = sorted(finite, key=lambda trial: (sign * trial.intermediate_values[epoch], trial.number))[:going]
-    kept, dropped = {trial.number for trial in best}, []
+    best = sorted(finite, key=lambda trial: (sign * trial.intermediate_values[epoch], trial.number))
+    if going > 1:
+        best.sort(key=lambda trial: trial.number != keep)
+    kept, dropped = {trial.number for trial in best[:going]}, []
     for trial in there:
         if trial.number not in kept:
             diverged = math.isnan(trial.intermediate_values[epoch])
@@ -166,5 +171,5 @@ def running(study: Study) -> list[FrozenTrial]:
 
 def setting_of(trial: FrozenTrial) -> tuple[str, float]:
     """Return arm and learning rate of a trial."""
-    params: Mapping[str, Any] = trial.params
-    return params["arm"], params["learning_rate"]
+    named: Mapping[str, Any] = trial.user_attrs
+    return named["arm"], named["learning_rate"]

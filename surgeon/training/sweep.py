@@ -64,7 +64,7 @@ def sweep(
     while True:
         values = {name: _by_rate(name, found, seeds, metric) for name in arms}
         best = {name: _best(name, values[name], direction, found) for name in arms}
-        beyond = {name: _beyond(best[name], values[name]) for name in arms if len(further[name]) < FURTHER}
+        beyond = {name: rate_beyond(best[name], values[name]) for name in arms if len(further[name]) < FURTHER}
         wanted = [Point(name, seed, rate, test=False) for name, rate in beyond.items() if rate for seed in seeds]
         if not wanted:
             break
@@ -98,16 +98,22 @@ def _by_rate(name: str, found: Mapping[Point, Outcome], seeds: Sequence[int], me
 
 
 def _best(name: str, values: Mapping[float, Sequence[float]], direction: str, found: Mapping[Point, Outcome]) -> float:
-    best, best_value = math.nan, math.nan
-    for rate, each in values.items():
-        if is_better(statistics.fmean(each), best_value, direction):
-            best, best_value = rate, statistics.fmean(each)
+    best = best_rate({rate: statistics.fmean(each) for rate, each in values.items()}, direction)
     if math.isnan(best):
         _raise_untrainable(name, list(values), [found[point] for point in found if point.arm == name])
     return best
 
 
-def _beyond(best: float, tried: Iterable[float]) -> float | None:
+def best_rate(values: Mapping[float, float], direction: str) -> float:
+    """Return the learning rate that reached the best value; NaN if none is finite."""
+    best = math.nan
+    for rate, value in values.items():
+        if is_better(value, values.get(best, math.nan), direction):
+            best = rate
+    return best
+
+
+def rate_beyond(best: float, tried: Iterable[float]) -> float | None:
     """Return the next rate beyond the best one if that lies at an edge; at most ten times as far."""
     rates = sorted(tried)
     if len(rates) < 2 or best not in (rates[0], rates[-1]):

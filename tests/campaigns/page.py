@@ -20,12 +20,20 @@ What is promised, and what the campaigns look for:
 
 - A command that fails says so in one printable sentence of fewer than 700 characters; there is no traceback, and no
   control character from a file reaches the screen or a Markdown file.
-- What it was to write is absent, as it was before, or complete. The user's files stay as they are, and so do other
-  files in the same folders.
+- What it was to write is absent, as it was before, or complete, and never a mixture. The user's files stay as they are,
+  and so do other files in the same folders.
 - The same command, given again, comes to the content that it comes to without a fault, and leaves nothing hidden.
 - No hostile file starts a process, connects anywhere, or writes outside its folder; where a file holds a checksum or
   the hash of another one, a change is noticed.
 """
+
+FAULTS = """A fault strikes at one call by which a command writes (open, mkdir, fsync, replace, rename, link, unlink,
+chmod, rmdir, the savers of torch and safetensors), asks the Hub, or takes an optimiser step; of two processes that
+train together it strikes one, and the other goes down with it. The call fails with ENOSPC, EACCES, EIO or EINTR; the
+process gets SIGKILL, SIGTERM or SIGINT before or after it; *another process* does the same there or reads what is being
+written, and *a rival* writes other content to the same place; the *clock* says 1970 from then on; on the Hub the
+*source* is *changed*. And at a call that reads a file of the user's (weights, task, folder), another file takes its
+place (*swapped*), is written into it (*overwritten*), or its end is lost (*cut off*)."""
 
 
 def fuzz_part(record: Mapping[str, Any]) -> str:
@@ -50,19 +58,19 @@ def fuzz_part(record: Mapping[str, Any]) -> str:
 
 def faults_part(record: Mapping[str, Any]) -> str:
     """Return the section on failing systems."""
-    names = ("points", "absent", "before", "complete", "unfinished")
+    names = ("points", "absent", "before", "complete", "other", "unfinished")
     rows = [(f"`{name}`", *(counts[key] for key in names)) for name, counts in record["commands"].items()]
     return "\n\n".join(
         [
             "## Failing systems",
             f"**{record['points']:,} faults** (seed {record['seed']}, {_seconds(record['CPU seconds'])} of one core, "
-            f"{_versions(record)}): {_count(record['faults'], 'broken promise')}. Calls by which a command writes "
-            "(open, mkdir, fsync, replace, rename, link, unlink, chmod, rmdir, and the savers of torch and "
-            "safetensors) fail with ENOSPC, EACCES, EIO or EINTR, or the process gets SIGKILL before or after one, "
-            "SIGTERM or SIGINT. "
-            "*Absent*, *before*, *complete* and *unfinished* say what stood in the place afterwards; an unfinished run "
-            "or comparison goes on with the same command.",
-            _table(("command", "faults", "absent", "before", "complete", "unfinished"), rows),
+            f"{_versions(record)}): {_count(record['faults'], 'broken promise')}.",
+            FAULTS,
+            _table(("fault", "times"), record["kinds"].items()),
+            "What stood in the place afterwards; *other* is complete, too, but what the rival, the other file or the "
+            "other source gives, and an *unfinished* run or comparison goes on with the same command. All that reads a "
+            "folder (`inspect`, `measure`, `strip`, `verify`, `report`) was then given it, and said what it is.",
+            _table(("command", "faults", *names[1:]), rows),
         ]
     )
 

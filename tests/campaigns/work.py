@@ -62,11 +62,11 @@ def here(folder: Path, home: Path | None = None) -> Iterator[Path]:
             os.environ["SURGEON_HOME"] = usual
 
 
-def begin(folder: Path) -> None:
-    """Write the user's files into the current folder: a checkpoint and its task."""
+def begin(folder: Path, seed: int = 0) -> None:
+    """Write the user's files into the current folder: a checkpoint of random weights and its task."""
     shutil.copy(tiny.__file__, folder / "task.py")
     remember_task(folder / "task.py")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.save(tiny.Net().state_dict(), folder / "net.pt")
 
 

@@ -32,11 +32,11 @@ def assert_equal_tensors(left: str, right: str) -> None:
     assert all(torch.equal(one[key], other[key]) for key in one), left
 
 
-@pytest.mark.parametrize("arm", ["plain", "lrbump", "lowrank", "overparam", *WITH_BRANCHES])
+@pytest.mark.parametrize("arm", ["plain", "lrbump", "lowrank", "overparam@soap", *WITH_BRANCHES])
 def test_from_a_bare_checkpoint_to_a_certificate(surgeon: Surgeon, arm: str) -> None:
     before = files_in(surgeon.path)
     shown = surgeon(*TRAIN, "--arm", arm)
-    told = shown.out
+    told, arm = shown.out, arm.partition("@")[0]
     lines = [line for line in shown.err.splitlines() if line.startswith("  epoch 2, ")]
     assert lines
     for word in ("theta", "penalty", "mse clean", "relaxed"):
@@ -80,7 +80,7 @@ def test_a_run_that_was_never_relaxed_is_exported(surgeon: Surgeon) -> None:
     assert "everything that was checked holds" in surgeon("verify", "files", "--against", "net.pt", *TASK).out
 
 
-@pytest.mark.parametrize("arm", ["plain", "lowrank", "overparam", "fold"])
+@pytest.mark.parametrize("arm", ["plain", "lowrank@muon", "overparam@soap", "fold"])
 def test_a_run_from_a_bare_checkpoint_goes_on(surgeon: Surgeon, arm: str) -> None:
     replay = {"plain": ("--replay", "perturb", "--replay-share", "0.5"), "fold": ("--replay", "other.py")}.get(arm, ())
     Path("other.py").write_text(Path("task.py").read_text())

@@ -22,6 +22,7 @@ def test_every_parameter_is_accounted_for(surgeon: Surgeon) -> None:
     told = surgeon("inspect", "net.pt", *TASK).out
     assert f"all {len(plan['audit'])} parameter tensors" in told
     assert "they belong to the ops above" in told
+    assert "equivariant weights without a site: 0.0 % of the" in told
 
 
 def test_a_plan_is_written_edited_and_applied(surgeon: Surgeon) -> None:

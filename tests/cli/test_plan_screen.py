@@ -66,6 +66,16 @@ def test_ops_that_differ_by_a_number_alone_share_a_row() -> None:
     assert [cell.splitlines()[0] for cell in cells(other, net, "op")] == ["layers.0,2", "layers.4-5"]
 
 
+def test_sites_of_one_module_are_told_apart() -> None:
+    net = Net()
+    plan = plan_of(net)
+    first = plan.sites[0]
+    both = dataclasses.replace(plan, sites=(first, dataclasses.replace(first, argument="other")))
+    told = [cell.splitlines() for cell in cells(both, net, "op")]
+    assert [names for names, _ in told] == [f"{first.name}: {first.slot}", f"{first.name}: other"]
+    assert all(share.endswith(" % together") for _, share in told)
+
+
 LONG = "message_block.linear_up.weight"
 
 
@@ -96,6 +106,8 @@ def test_columns_give_way_down_to_their_longest_word() -> None:
     narrow = drawn(wide, 40)
     assert LONG not in narrow
     assert narrow.count("16x1o") == 3  # only the longest words are broken
+    wide.add_row(LONG * 3, "", "")
+    assert drawn(wide, 80).count("\n") < 18  # and they leave room
 
 
 def test_parameters_of_an_audit_keep_their_names_whole() -> None:
@@ -105,7 +117,25 @@ def test_parameters_of_an_audit_keep_their_names_whole() -> None:
     assert "100.0 %" in told
     assert "not linear" in told
     assert f"layers.0-11.{LONG}" in told
-    assert "see --json" not in told
+    assert "more" not in told
+
+
+def rows(entries: list[AuditEntry], verbose: bool) -> list[str]:
+    table = audit_table(entries, verbose)
+    return [str(cell) for cell in list(table.columns[3].cells)]
+
+
+def test_reasons_that_differ_by_numbers_share_a_row_unless_all_are_wanted() -> None:
+    reasons = [*(f"no type (residual {size})" for size in ("3.0e-01", "2.5e+00", "1.0e-03")), *["frozen"] * 6]
+    entries = [AuditEntry(name, 1, "unexplained", why) for name, why in zip("abcdefghi", reasons, strict=True)]
+    assert rows(entries, verbose=False) == [
+        "no type (residual 1.0e-03 to 2.5e+00):\na, b, c",
+        "frozen:\nd, e, f, g and 2 more, see inspect --verbose",
+    ]
+    assert rows(entries, verbose=True) == [
+        *(f"{reason}:\n{name}" for name, reason in zip("abc", reasons, strict=False)),
+        "frozen:\nd, e, f, g, h, i",
+    ]
 
 
 @pytest.mark.parametrize(

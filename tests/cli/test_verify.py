@@ -24,9 +24,13 @@ def clean(surgeon: Surgeon) -> Surgeon:
 
 
 def test_an_untouched_folder(clean: Surgeon) -> None:
-    assert "original, recorded" not in clean(*VERIFY).out
+    told = clean(*VERIFY).out
+    assert "original, recorded" not in told
+    assert "note: it is not signed (--verbose says how)\n" in told
+    assert "model_signing" not in told
     told = clean(*VERIFY, "--verbose").out
     assert f"running the task file {clean.path / 'task.py'}" in told
+    assert "model_signing sign key" in told
     for words in ("original, recorded", "stripped, now", "everything that was checked holds", "┃ recorded ┃ now"):
         assert words in told
     assert "difference" not in told
@@ -40,6 +44,7 @@ def test_a_damaged_folder(clean: Surgeon) -> None:
     assert "difference: CERTIFICATE.md: expected '# Certificate', found 'other'" in result.out
     assert " NO " in result.out
     assert "everything" not in result.out
+    assert "signed" not in result.out
     assert result.err.startswith("error: 'net-clean' is not what its certificate and 'net.pt' say, 2 differences: ")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
 import warnings
@@ -21,6 +22,7 @@ from surgeon.errors import CheckpointError, TaskError
 from surgeon.export.container import write_container
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.optim import Soap
 from surgeon.proof.first_task import init_task, try_task
 from surgeon_adapters.sevennet.adapter import adapter
 from surgeon_adapters.sevennet.models import import_sevenn
@@ -217,3 +219,26 @@ def test_from_an_old_file_to_a_new_one(tmp_path: Path, monkeypatch: pytest.Monke
     model = open_path(clean / "model.safetensors", OpenOptions()).model
     assert relative_difference(predicted(clean / "old.pth"), predicted(model)) < TOLERANCE
     assert relative_difference(predicted(clean / "old.pth"), predicted(tmp_path / "old.pth")) > 10 * TOLERANCE
+
+
+def test_its_own_trainer_takes_our_optimiser_with_the_matrices() -> None:
+    path = ROOT / "examples" / "molecules" / "sevenn_train.py"
+    spec = importlib.util.spec_from_file_location("sevenn_train_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    model, kept = open_path(CURRENT).model, dict(script.optim_dict)
+    config = {"optimizer": "soap", "optim_param": {"lr": 0.02}, "loss": "mse", "force_loss_weight": 0.1}
+    config["scheduler_param"] = {"gamma": 0.9}
+    try:
+        script.optim_dict["soap"] = Soap
+        trainer = script.trainer_of(model, {**config, "is_train_stress": False, "device": "cpu"})
+    finally:
+        script.optim_dict.clear()
+        script.optim_dict.update(kept)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trainer.optimizer.step()
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.02
+    assert any("basis" in key for state in trainer.optimizer.state.values() for key in state)

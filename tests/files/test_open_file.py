@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,18 @@ def test_a_file_that_changes_while_it_is_opened(
 ) -> None:
     path = write(tmp_path / name, 1.0)
     meanwhile(monkeypatch, lambda: change(path))
+    with pytest.raises(CheckpointError, match="has changed while it was read"):
+        open_checkpoint(path)
+
+
+def test_a_library_that_fails_on_a_file_which_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "net.pt", 1.0)
+
+    def opened(*given: object) -> None:
+        os.truncate(path, 5000)
+        raise zipfile.BadZipFile("File is not a zip file")
+
+    monkeypatch.setattr(reading, "_open_by_library", opened)
     with pytest.raises(CheckpointError, match="has changed while it was read"):
         open_checkpoint(path)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset, SequentialSampler
 
+from surgeon import optim
 from surgeon.editing.branch import branches_of
 from surgeon.editing.strip import strip
 from surgeon.errors import CheckpointError, SurgeonError, TrainingError, UsageError
@@ -262,6 +263,19 @@ def test_sharded_training_is_refused(name: str, tmp_path: Path, monkeypatch: pyt
     ):
         trainer(tmp_path, {})
     trainer(tmp_path, None)
+
+
+def test_soap_in_a_plain_trainer_goes_on_to_the_bit(tmp_path: Path) -> None:
+    def trained(name: str, **resuming: str) -> dict[str, Tensor]:
+        model, options = WithLoss(), arguments(tmp_path / name, num_train_epochs=2, save_strategy="epoch")
+        given = {"model": model, "args": options, "train_dataset": Samples(48)}
+        Plain(**given, optimizers=(optim.soap(model, lr=RATE), None)).train(**resuming)
+        return model.state_dict()
+
+    before, whole = WithLoss().state_dict(), trained("whole")
+    again = trained("again", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+    assert not all(torch.equal(before[name], value) for name, value in whole.items())
 
 
 def test_an_optimiser_made_before(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from surgeon.errors import TrustError
+from surgeon.errors import TaskError, TrustError
 from surgeon.files.seals import seal_folder
 from surgeon.integrations.settings import RelaxationSettings, plan_of_step
 from surgeon.opening import trust
@@ -161,6 +161,18 @@ def test_what_others_may_write_runs_only_if_it_is_given(surgeon: Surgeon, place:
     assert not ran(surgeon.path)
     surgeon("inspect", "net.pt", "--task", "task.py")
     assert ran(surgeon.path)
+
+
+def test_a_task_that_changes_after_it_was_checked_does_not_run(work: Path) -> None:
+    remember_task(work / "task.py")
+
+    def change(_: str) -> None:
+        with (work / "task.py").open("a") as file:
+            file.write("\n")
+
+    with pytest.raises(TaskError, match="has changed since it was checked, and was not run"):
+        open_path(work / "net.pt", OpenOptions(announce=change))
+    assert not ran(work)
 
 
 def test_a_group_counts_unless_it_is_the_users_own(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

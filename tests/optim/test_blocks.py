@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon import optim
 from surgeon.algebra.matrix_blocks import MatrixBlock
+from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.optim.blocks import blocks_in_words
 from surgeon.support.e3nn_compat import import_e3nn
 from surgeon_adapters.e3nn_layers.adapter import E3nnAdapter
@@ -146,6 +147,17 @@ def test_an_unknown_network_by_differentiation() -> None:
     relaxed = by_name(net, plan)
     assert relaxed["first.theta"].blocks == (block,)
     assert any("_relaxation" in name for name in relaxed)
+
+
+@pytest.mark.parametrize("adapters", [None, {"e3nn": Silent()}], ids=["said", "measured"])
+def test_a_second_copy_has_the_blocks_of_its_weight(adapters: Any) -> None:
+    net, inputs = nets.build("linears")
+    plan = surgeon.find(net, "O3", *inputs)
+    before = by_name(net, plan, adapters=adapters)["first.weight"].blocks
+    WeightUpdates(net, plan, rank=None)
+    found = by_name(net, plan, adapters=adapters)
+    assert before
+    assert all(found[f"first.parametrizations.weight.{name}"].blocks == before for name in ("original", "0.copy"))
 
 
 def test_reasons_are_given() -> None:

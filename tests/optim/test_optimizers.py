@@ -129,7 +129,7 @@ def test_a_resumed_optimizer_goes_on_to_the_bit(kind: str, dtype: torch.dtype) -
         assert {value.dtype for value in floating} == {torch.float32}
 
 
-def test_squares_stay_with_their_direction_when_the_basis_is_reordered() -> None:
+def test_means_and_squares_stay_with_their_direction_when_the_basis_is_reordered() -> None:
     """The second direction overtakes the first: with squares left behind the update would be off by their ratio."""
     weight = nn.Linear(2, 2, bias=False, dtype=torch.float64)
     optimizer = optim.soap(weight, lr=0.0, every=4)
@@ -138,6 +138,9 @@ def test_squares_stay_with_their_direction_when_the_basis_is_reordered() -> None
         optimizer.step()
     state = optimizer.state[weight.weight]
     assert torch.equal(state["left_basis_0"].abs().round(), torch.eye(2, dtype=torch.float64).flip(0))
+    left, right = state["left_basis_0"], state["right_basis_0"]
+    mean = torch.tensor([3.0, 1.0]) * 0.1 * (0.9**3 + 0.9**2) + torch.tensor([0.1, 30.0]) * 0.1 * (0.9 + 1)
+    torch.testing.assert_close(left @ state["exp_avg"] @ right.mT, torch.diag(mean.double()))
     diagonal = state["exp_avg_sq"].diagonal()
     assert diagonal[0] > 10 * diagonal[1] > 0
     before = state["exp_avg_sq"].clone()

@@ -376,15 +376,27 @@ def test_sites_can_have_a_share_of_theta(make: Make) -> None:
 # Faults
 
 
-def test_memory_that_runs_out_says_what_helps(make: Make, task: TinyTask) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "but it ran out .*--accumulate"),
+        (
+            torch.distributed.DistNetworkError("reset by peer"),
+            r"another one has ended .*reset by peer\).*same command",
+        ),
+        (RuntimeError("[/a/gloo/transport/tcp/pair.cc:5] closed"), r"another one has ended .*same command again"),
+    ],
+    ids=["memory", "another process", "another process, by gloo"],
+)
+def test_what_ends_a_step_says_what_helps(make: Make, task: TinyTask, error: Exception, words: str) -> None:
     net, relaxation = make("drop")
 
-    def exhausted(outputs: Tensor, batch: Any) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    def failing(outputs: Tensor, batch: Any) -> Tensor:
+        raise error
 
-    task.loss = exhausted  # type: ignore[method-assign]
+    task.loss = failing  # type: ignore[method-assign]
     task.metrics = lambda outputs, batch: {"mse": (1.0, 1.0), "loss": (1.0, 1.0)}  # type: ignore[method-assign, assignment]
-    with pytest.raises(TrainingError, match="memory for a training step, but it ran out .*--accumulate"):
+    with pytest.raises(TrainingError, match=words):
         train(net, task, FinetuneSettings(epochs=1), arm_named("drop"), relaxation)
 
 

@@ -16,15 +16,16 @@ import surgeon
 from surgeon.errors import ExistsError, InterruptedTrainingError, TrainingError, UsageError
 from surgeon.training import auto
 from surgeon.training.arms import WITHOUT_BRANCHES
-from surgeon.training.auto import SEARCH_FILE, AutoSettings, SearchRecord, finetune_auto, search_beside
+from surgeon.training.auto import SEARCH_FILE, finetune_auto, search_beside
 from surgeon.training.halving import LOG_FILE, rounds_within
+from surgeon.training.search import AutoSettings, SearchRecord
 from tests.commands import Surgeon, files_in
 from tests.processes import forked
 
 pytest.importorskip("optuna")
 
 OPTIONS = surgeon.OpenOptions(task="task.py")
-SETTINGS = AutoSettings(surgeon.FinetuneSettings(epochs=4), ("plain@adamw", "plain@sgd"), (1e-2, 1e30), budget=2.4)
+SETTINGS = AutoSettings(surgeon.FinetuneSettings(epochs=4), ("plain@adamw", "plain@sgd"), (1e-2, 1e30), budget=3.4)
 TARGET = Path("net-run")
 
 
@@ -41,7 +42,7 @@ def table(found: SearchRecord) -> list[str]:
 @pytest.mark.parametrize("settings", [1, 2, 3, 7, 24])
 def test_rounds_use_the_budget_and_never_more(settings: int, every: int) -> None:
     lengths = []
-    for trainings in range(5, 30, 4):
+    for trainings in range(6, 31, 4):
         rounds = rounds_within(trainings * 30, settings, 30, every)
         ends, going = [0, *rounds, 30], [settings, *rounds.values()]
         cost = sum(count * (end - start) for count, start, end in zip(going, ends, ends[1:], strict=False))
@@ -54,20 +55,23 @@ def test_rounds_use_the_budget_and_never_more(settings: int, every: int) -> None
 
 
 def test_a_budget_that_is_too_small_is_refused_with_what_would_do() -> None:
-    with pytest.raises(UsageError, match=r"expected a budget of at least 2\.2 whole .* got 1\.5"):
+    with pytest.raises(UsageError, match=r"expected a budget of at least 2\.9 whole .* got 1\.5"):
         rounds_within(15, 9, 10)
-    assert rounds_within(22, 9, 10)
+    assert rounds_within(29, 9, 10)
 
 
 def test_the_best_goes_on_where_it_was_and_ends_as_an_ordinary_run(work: Path) -> None:
     found, done = search()
     diverged = [(row["arm"], row["learning_rate"]) for row in found.rows if row["outcome"] == "diverged"]
     assert diverged == [("plain@adamw", 1e30), ("plain@sgd", 1e30)]
-    assert found.rounds == {"1": 2, "2": 1}
+    further = [(row["arm"], row["learning_rate"]) for row in found.rows[4:]]
+    assert further == [("plain@adamw", 1e-3), ("plain@sgd", 1e-3)]
+    assert found.rounds == {"1": 2, "4": 1}
+    assert sorted(row["epochs"] for row in found.rows) == [1, 1, 1, 1, 4, 4]
     assert found.best["arm"] == "plain@adamw"
     assert found.best["learning_rate"] == 1e-2
-    assert found.steps == sum(row["epochs"] * 3 for row in found.rows) <= 2.4 * 12
-    assert found.steps_of_all == 4 * 12
+    assert found.steps == sum(row["epochs"] * 3 for row in found.rows) <= 3.4 * 12
+    assert found.steps_of_all == 6 * 12
     assert not search_beside(TARGET).exists()
     whole = dataclasses.replace(SETTINGS.training, learning_rate=1e-2, optimizer="soap")
     other = surgeon.finetune("net.pt", "other", whole, arm="plain@adamw", options=OPTIONS)
@@ -146,11 +150,11 @@ def test_a_finished_search_is_not_repeated_and_another_is_refused(work: Path, mo
     assert table(again) == table(first)
     assert done.result.steps == 12
     assert files_in(TARGET) == written
-    with pytest.raises(UsageError, match=r"differs in search\.budget \(2\.4 there, 2\.45 here\)"):
-        search(dataclasses.replace(SETTINGS, budget=2.45))
+    with pytest.raises(UsageError, match=r"differs in search\.budget \(3\.4 there, 3\.45 here\)"):
+        search(dataclasses.replace(SETTINGS, budget=3.45))
     search_beside(TARGET).mkdir()
-    found, _ = search(dataclasses.replace(SETTINGS, budget=2.45), force=True)
-    assert found.identity["search"]["budget"] == 2.45
+    found, _ = search(dataclasses.replace(SETTINGS, budget=3.45), force=True)
+    assert found.identity["search"]["budget"] == 3.45
 
 
 def test_what_is_in_the_place_stays(work: Path) -> None:
@@ -186,20 +190,38 @@ def test_branches_are_found_once_and_a_relaxed_folder_tries_its_own_arm(
     found, done = search(arms)
     assert len(calls) == 1
     assert done.arm.name == found.best["arm"].partition("@")[0]
-    assert AutoSettings().tried("fold")[-4:] == [("fold@soap", rate) for rate in (3e-4, 1e-3, 3e-3, 1e-2)]
-    assert {arm for arm, _ in AutoSettings().tried(None)} == set(WITHOUT_BRANCHES)
+    settings = AutoSettings()
+    shared = settings.shared({})
+    assert settings.tried("fold", shared)[-3:] == [("fold@soap", rate) for rate in (1e-3, 3e-3, 9e-3)]
+    assert {arm for arm, _ in settings.tried(None, shared)} == set(WITHOUT_BRANCHES)
 
 
-def test_the_command_shows_what_was_tried_and_what_it_cost(surgeon_command: Surgeon) -> None:
-    command = ("finetune", "net.pt", "--task", "task.py", "--auto", "--among", "plain@soap,plain@sgd")
-    command = (*command, "--lr-grid", "1e-3,1e-2")
-    shown = surgeon_command(*command, "--epochs", "3", "--budget", "2.5x")
-    assert "plain@soap" in shown.out
+def test_each_optimiser_begins_at_rates_of_its_own_around_what_the_task_prefers() -> None:
+    settings = AutoSettings(surgeon.FinetuneSettings(beta2=0.9))
+    shared = settings.shared({"optimizer": "soap", "learning_rate": 0.09, "clip": 10.0})
+    assert (shared.clip, shared.warmup, shared.beta2) == (10.0, 10, 0.9)
+    first, *others = settings.tried(None, shared)
+    assert first == ("plain@soap", 0.09)
+    rates = {arm: sorted(rate for name, rate in [first, *others] if name == arm) for arm in WITHOUT_BRANCHES}
+    matrices, adamw = [0.03, 0.09, 0.27], [0.01, 0.03, 0.09]
+    assert rates == dict(zip(WITHOUT_BRANCHES, (adamw, adamw, matrices, matrices), strict=True))
+    assert AutoSettings(rates=(1.0,)).tried(None, shared)[:2] == [first, ("plain@adamw", 1.0)]
+    assert first not in AutoSettings(arms=("plain@muon",)).tried(None, shared)
+
+
+def test_the_command_shows_what_was_tried_and_trains_the_default_to_the_end(surgeon_command: Surgeon) -> None:
+    with Path("task.py").open("a") as file:
+        file.write("\nTask = type(make_task())\nTask.preferred = {'optimizer': 'adamw', 'learning_rate': 1e-7}\n")
+    command = ("finetune", "net.pt", "--task", "task.py", "--auto", "--lr-grid", "1e-2", "--epochs", "4")
+    shown = surgeon_command(*command, "--budget", "3.4x")
     assert "dropped" in shown.out
-    assert "48 steps" not in shown.out
-    assert "every setting to the end would have taken 36 steps" in shown.out
-    assert "warning: in the first round, of 3 steps, the learning rates of plain@soap are still rising" in shown.err
-    assert "widen --lr-grid" in shown.out
+    assert "every setting to the end would have taken 72 steps" in shown.out
+    rising = "warning: in the first round, of 3 steps, the learning rates of plain@soap, plain@muon are still rising"
+    assert rising in shown.err
+    found = SearchRecord(**json.loads((TARGET / SEARCH_FILE).read_text()))
+    assert [row["epochs"] for row in found.rows if row["learning_rate"] == 1e-7] == [4]
+    assert f"{found.rows[0]['value']:.5g} by plain@adamw at 1e-07, the default without branches" in shown.out
+    assert ("widen --lr-grid" in shown.out) == (found.best["arm"] == "plain@adamw")  # the others have one rate each
     for wrong in (("--arm", "plain"), ("--save-every", "2"), ("--jobs", "2"), ("--budget", "many")):
         surgeon_command(*command, *wrong, "-o", "x", code=2)
     surgeon_command("finetune", "net.pt", "--task", "task.py", "--arm", "plain", "--budget", "3x", code=2)

@@ -17,7 +17,6 @@ from surgeon.editing.branch import branches_of
 from surgeon.errors import TaskError, TrainingError, UsageError
 from surgeon.opening.evaluation import evaluate
 from surgeon.training.arms import ARMS
-from surgeon.training.auto import AutoSettings
 from surgeon.training.compare import CompareSettings
 from surgeon.training.comparison import (
     SECOND_SEED,
@@ -29,6 +28,7 @@ from surgeon.training.comparison import (
 )
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 from surgeon.training.progress import Progress
+from surgeon.training.search import AutoSettings
 from surgeon.training.settings import FinetuneSettings
 from surgeon.training.starting import start_from
 from surgeon.training.statistics import edges_of_sweep, require_equal_budgets, summarise_runs

@@ -32,9 +32,9 @@ from surgeon_cli.screen import comparison_table, other_metrics_table, print_json
 from surgeon_cli.training_options import Comparing, Keeping, Rare, Searching, Training, chosen_settings
 
 if TYPE_CHECKING:
-    from surgeon.training.auto import SearchRecord
     from surgeon.training.finetune import Finetuned
     from surgeon.training.record import ComparisonRecord
+    from surgeon.training.search import SearchRecord
 
 
 ArmOption = Annotated[

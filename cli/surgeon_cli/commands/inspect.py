@@ -77,7 +77,7 @@ def inspect(
     if showing.find_breaks:
         _show_breaks(surgeon.inspect_breaks(path, group or DEFAULT_GROUP, options=options), showing, force, json_output)
         return
-    with showing_refusals(json_output):
+    with showing_refusals(json_output, verbose):
         found = surgeon.inspect(path, group, options=options)
     if json_output:
         model = {"model": type(found.workspace.model).__name__, "found_by": found.workspace.found.source}
@@ -87,7 +87,7 @@ def inspect(
         print_json({**report, "equivariance_error": symmetry, "plan": found.plan.to_data(), "matrices": matrices})
     else:
         _describe(found.workspace, found.parameters)
-        show_plan(found.branches, found.workspace.model, found.parameters)
+        show_plan(found.branches, found.workspace.model, found.parameters, verbose)
         show_matrices(found.weights, verbose)
         for component, error in found.errors.items():
             numbers = f"at most {error.maximum:.1e} (under {error.worst}), median {error.median:.1e}"

@@ -90,6 +90,8 @@ def verify(
     if strict and not verification.complete:
         raise CheckFailedError(f"everything that was checked holds, but {left}: give what is missing, or no `--strict`")
     if not json_output:
+        at_a_glance, _, _ = verification.signing.partition(": ")
+        say(f"note: {verification.signing if verbose else f'{at_a_glance} (--verbose says how)'}")
         grade = verification.recorded["grade"]
         say("everything that was checked holds" + (f"; {left}" if left else "") + f"; the certificate says {grade!r}")
 
@@ -130,7 +132,7 @@ def _show(verification: Verification, verbose: bool, whole: str) -> None:
     print_table("metrics", [("model", "metric", "recorded", "now"), *figures])
     probes = verification.details.get("probes", {})
     print_table("on other data, now", [PROBED, *probe_rows({name: each["metrics"] for name, each in probes.items()})])
-    for note in (*verification.notes, verification.signing):
+    for note in verification.notes:
         say(f"note: {note}")
     for difference in verification.differences:
         say(f"difference: {difference}")

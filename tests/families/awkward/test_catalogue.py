@@ -10,6 +10,7 @@ from torch import nn
 
 import surgeon
 from surgeon.errors import SurgeonError
+from surgeon.finding.audit import acting
 from surgeon.plan import Plan
 from surgeon.support.modes import default_dtype
 from surgeon.testing.soundness import Model, check_plan
@@ -89,6 +90,22 @@ def test_relaxed(case: Case) -> None:
 def test_refused(case: Case) -> None:
     with pytest.raises(SurgeonError, match=case.error):
         find(case, build(case))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("only scales", (20, 4, 0)),
+        ("TorchScript", (16, 0, 16)),
+        ("substituted weight", (32, 16, 0)),
+        ("constants of the forward", (20, 4, 0)),
+        ("supplied", (16, 0, 0)),
+    ],
+)
+def test_equivariant_weights_without_a_site_are_counted(name: str, counts: tuple[int, int, int]) -> None:
+    """Those of all sites included; what is only added to an invariant is none, nor is what makes invariants."""
+    case = next(case for case in CASES if case.name == name)
+    assert acting(find(case, build(case)).audit) == counts
 
 
 @pytest.mark.parametrize("training", [False, True])

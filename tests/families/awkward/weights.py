@@ -72,14 +72,27 @@ class Supplied(nn.Module):
         return torch.bmm(matrices, self.mix(x))
 
 
-class OnlyScales(nn.Module):
-    def __init__(self) -> None:
+class Factor(nn.Module):
+    """One factor per entry."""
+
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.mix = Mix()
-        self.scale = nn.Parameter(torch.rand(CHANNELS, 1))
+        self.factor = nn.Parameter(torch.rand(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.mix(x)
+        return self.factor * x
+
+
+class OnlyScales(nn.Module):
+    """Scales vectors, and squares of their lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.scale, self.squares = Mix(), Factor(CHANNELS, 1), Factor(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.scale(self.mix(x))
+        return h * self.squares(h.square().sum(-1)).tanh()[..., None]
 
 
 class Embedded(nn.Module):
@@ -218,7 +231,7 @@ CASES = (
         "a factor per channel is no mixing map",
         lambda: Trunk(OnlyScales()),
         {"middle.mix.x"},
-        audit={"middle.scale": "not linear"},
+        audit={"middle.scale.factor": "not linear", "middle.squares.factor": "not linear"},
     ),
     Case(
         "embedding",
