@@ -209,7 +209,7 @@ class _Adder:
     def _draw_weight(self, x: Tensor, result: Tensor, form: LinearForm) -> None:
         d_out, d_in = (math.prod(t.shape[a] for a in axes) for t, axes in ((result, form.axes_out), (x, form.axes_in)))
         scale = _size(result) / (_size(x) * math.sqrt(d_in))
-        self.drawn.append(scale * random_like(result.new_empty(d_out, d_in), self.generator))
+        self.drawn.append(random_like(result.new_empty(d_out, d_in), self.generator).mul_(scale))
 
 
 def _size(x: Tensor) -> float:
