@@ -112,6 +112,10 @@ class Widened(Tensor):
         """Return where these numbers are."""
         return self._held.stored.untyped_storage()
 
+    def element_size(self) -> int:
+        """Return how many bytes each of them takes there."""
+        return self._held.stored.element_size()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         held = memo.setdefault(id(self._held), self._shared())
         copied: Tensor = type(self)(held, self._way)
