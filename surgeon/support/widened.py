@@ -103,6 +103,14 @@ class Widened(Tensor):
         """Return its numbers in float64; those that are held so are not copied."""
         return _along(self._way, self._held.numbers).double()
 
+    def numpy(self, *, force: bool = False) -> Any:
+        """Return its numbers as an array, to be read."""
+        return self.numbers().detach().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """Return its numbers as a nest of lists."""
+        return self.numbers().tolist()
+
     def data_ptr(self) -> int:
         """Return where the numbers begin that it is read from; of a copy, where those of its source do."""
         stored = self._held.stored

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgeon.finding.weight_usage import tied_modules
+from surgeon.finding.weight_usage import Ties
 from surgeon.support.modes import default_dtype
 from surgeon.support.widened import LARGE, Widened, in_double, set_values, values_of, weights_held_as
 
@@ -39,7 +39,7 @@ def test_a_network_computes_and_differentiates_as_a_cast_one_and_holds_nothing()
     x = torch.randn(3, 2, WIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     own, twin = networks()
     cast = copy.deepcopy(own).double()
-    assert not tied_modules(twin, "0")
+    assert not Ties(twin).of("0")
     for weight, source in zip(twin.parameters(), own.parameters(), strict=True):
         assert weight.dtype == torch.float64
         assert isinstance(weight, Widened) == (source.numel() >= LARGE)
@@ -72,6 +72,7 @@ def test_a_network_computes_and_differentiates_as_a_cast_one_and_holds_nothing()
 )
 def test_what_is_written_is_as_in_any_tensor_and_the_source_keeps_its_numbers(held: Tensor, change: object) -> None:
     before, cast, weight = held.clone(), held.to(torch.float64, copy=True), in_double(held)
+    assert weight[0].tolist() == weight.detach().numpy()[0].tolist() == cast[0].tolist()
     views = [(each[1:].T, each.clone(), copy.deepcopy(each)) for each in (cast, weight)]
     assert callable(change)
     with torch.no_grad():
