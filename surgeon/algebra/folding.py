@@ -141,10 +141,10 @@ class FoldMap:
             Parameter to change, in its shape and the dtype of ``weight``; computed in float64, differentiable.
         """
         self._move_to(weight.device)
-        flat, sizes = weight.double().flatten(), [math.prod(shape) for shape in self.parameters.values()]
-        change = flat.new_zeros(sum(sizes))
+        flat, sizes = weight.flatten(), [math.prod(shape) for shape in self.parameters.values()]
+        change = flat.new_zeros(sum(sizes), dtype=torch.float64)
         for part in self.parts:
-            found = _times(part.solve, _at(flat, part.entries))
+            found = _times(part.solve, _at(flat, part.entries).double())
             change = change.index_copy(0, part.weights.flatten(), found.flatten())
         pieces = zip(self.parameters.items(), torch.split(change.to(weight), sizes), strict=True)
         return {name: piece.reshape(shape) for (name, shape), piece in pieces}

@@ -48,9 +48,9 @@ def branch_contents(relaxation: Relaxation) -> list[BranchContent]:
         branch = relaxation.branches[site.key]
         rho_out, rho_in = row_representations(site)
         weight = branch.matrix.double().cpu()
-        mask = torch.ones_like(weight) if branch.mask is None else branch.mask.double().cpu().expand(branch.shape)
+        mask = torch.ones(()) if branch.mask is None else branch.mask.cpu()
         try:
-            found.append(_content(site.key, weight, mask.reshape(weight.shape), rho_out, rho_in))
+            found.append(_content(site.key, weight, mask.expand(branch.shape).flatten(1), rho_out, rho_in))
         except GroupError:  # no sum of irreps
             continue
     most = max(1, VALUES // max(1, sum(len(each.spectrum) for each in found)))
@@ -62,8 +62,8 @@ def branch_contents(relaxation: Relaxation) -> list[BranchContent]:
 
 def _content(key: str, weight: Tensor, mask: Tensor, rho_out: Representation, rho_in: Representation) -> BranchContent:
     rows_of, columns_of = copy_indices(rho_out), copy_indices(rho_in)
-    square = float(weight.square().sum())
-    share = float(average(weight, rho_out, rho_in).square().sum()) / square if square else None
+    norm = float(torch.linalg.vector_norm(weight))
+    share = (float(torch.linalg.vector_norm(average(weight, rho_out, rho_in))) / norm) ** 2 if norm else None
     pairs = [(rows[:, :1], columns_of[label][:, 0]) for label, rows in rows_of.items() if label in columns_of]
     intertwiners = sum(float(mask[pair].sum()) for pair in pairs)
     spectrum: dict[str, list[float]] = {}
@@ -73,7 +73,7 @@ def _content(key: str, weight: Tensor, mask: Tensor, rho_out: Representation, rh
             if min(block.shape) <= LARGEST and block.any():
                 spectrum[f"{label_in} -> {label_out}"] = [_short(v) for v in torch.linalg.svdvals(block).tolist()]
     own = None if share is None else _short(share)
-    return BranchContent(key, _short(square**0.5), own, _short(intertwiners / float(mask.sum())), spectrum)
+    return BranchContent(key, _short(norm), own, _short(intertwiners / float(mask.sum())), spectrum)
 
 
 def _short(value: float) -> float:

@@ -37,6 +37,9 @@ from surgeon.support.trees import map_tensors, tensors_in
 WORSE = 10.0
 """Factor by which the model's equivariance error may grow before a claim counts as refuted."""
 
+RANK = 8
+"""Of the random maps that are tried: all of them are held at once, and full ones would be as large as the weights."""
+
 NOT_CHECKED = Refusal(UNCHECKED.format("on the sample batch"), "invariant")
 
 
@@ -198,7 +201,7 @@ class _Adder:
         if form is not None:
             if not self.drawn:
                 self._draw_weight(x, result, form)
-            return result + self.size * form.add(torch.zeros_like(result), (self.drawn[0],), x)
+            return result + self.size * form.add(torch.zeros_like(result), self.drawn, x)
         if self.call == len(self.drawn):
             shape = [1 if axis - result.ndim in kind.grid else n for axis, n in enumerate(result.shape)]
             self.drawn.append(_size(result) * random_like(result.new_empty(shape), self.generator))
@@ -208,8 +211,9 @@ class _Adder:
 
     def _draw_weight(self, x: Tensor, result: Tensor, form: LinearForm) -> None:
         d_out, d_in = (math.prod(t.shape[a] for a in axes) for t, axes in ((result, form.axes_out), (x, form.axes_in)))
-        scale = _size(result) / (_size(x) * math.sqrt(d_in))
-        self.drawn.append(scale * random_like(result.new_empty(d_out, d_in), self.generator))
+        rank, scale = min(RANK, d_in, d_out), _size(result) / (_size(x) * math.sqrt(d_in))
+        self.drawn.append(scale * random_like(result.new_empty(rank, d_in), self.generator))
+        self.drawn.append(random_like(result.new_empty(d_out, rank), self.generator) / math.sqrt(rank))
 
 
 def _size(x: Tensor) -> float:

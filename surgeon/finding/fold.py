@@ -277,12 +277,12 @@ def _fold_residual(
         return _raw_residual(twin, site, call, fold_map, generator)
     real = tensor_at(call[site.argument], site.path_in)
     x = torch.randn(real.shape, generator=generator).to(real)
-    weight = torch.randn(fold_map.shape, generator=generator).to(x)
+    weight = fold_map.project(torch.randn(fold_map.shape, generator=generator).to(x))
     arguments = {**call, site.argument: with_tensor(call[site.argument], site.path_in, x)}
     before = tensor_at(call_forward(twin, arguments), site.path_out)
     _change(twin, fold_map, weight)
     after = tensor_at(call_forward(twin, arguments), site.path_out)
-    expected = form_of(site).add(torch.zeros_like(before), (fold_map.project(weight).to(x),), x)
+    expected = form_of(site).add(torch.zeros_like(before), (weight,), x)
     if not expected.numel():
         return 0.0, 0.0
     scale = float(expected.abs().max()) + float(before.abs().max()) + torch.finfo(x.dtype).tiny

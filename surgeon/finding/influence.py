@@ -63,8 +63,20 @@ def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site]
     if not flat or not leaves:
         return [], []
     total = torch.stack([(leaf * random_like(leaf.detach(), generator)).sum() for leaf in leaves]).sum()
-    gradients = torch.autograd.grad(total, flat, allow_unused=True)
-    felt = {id(t) for t, gradient in zip(flat, gradients, strict=True) if gradient is not None and gradient.any()}
+    felt: set[int] = set()
+
+    def look(tensor: Tensor) -> None:
+        """Keep whether a gradient is 0, and not the gradient: together they are as large as the network."""
+        if tensor.grad is not None and tensor.grad.any():
+            felt.add(id(tensor))
+        tensor.grad = None
+
+    handles = [tensor.register_post_accumulate_grad_hook(look) for tensor in flat]  # type: ignore[no-untyped-call]
+    try:
+        torch.autograd.backward(total, inputs=flat)
+    finally:
+        for handle in handles:
+            handle.remove()
     silent = [site for site, found in zip(sites, probes, strict=True) if not any(id(t) in felt for t in found)]
     return silent, [name for name, value in weights.items() if id(value) not in felt]
 

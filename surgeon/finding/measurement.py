@@ -24,6 +24,7 @@ from surgeon.registry import Refusal
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, set_training
 from surgeon.support.trees import map_tensors, tensors_in, to_dtype
+from surgeon.support.widened import set_values, values_of
 
 OUTPUT_TOLERANCE = 1e-5
 """Largest relative equivariance error of a float64 model whose measured sites are accepted without an annotation."""
@@ -59,7 +60,7 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "", only: Collectio
     part = model.get_submodule(inside)
     trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
     named = {name: parameter for name, parameter in trained.items() if not only or name in only}
-    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    before = {name: values_of(parameter) for name, parameter in named.items()}
     mode = part.training
     try:
         with torch.no_grad():
@@ -68,14 +69,14 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "", only: Collectio
                 if parameter.is_floating_point() and parameter.numel():
                     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
                     scale = float(parameter.square().mean().sqrt()) or 1.0
-                    parameter.add_(PERTURBATION * scale * random_like(parameter, generator))
+                    set_values(parameter, parameter + PERTURBATION * scale * random_like(parameter, generator))
             set_training(part, mode)
         yield
     finally:
         with torch.no_grad():
             set_training(part, True)
             for name, parameter in named.items():
-                parameter.copy_(before[name])
+                set_values(parameter, before[name])
             set_training(part, mode)
 
 

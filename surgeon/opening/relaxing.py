@@ -28,6 +28,7 @@ from surgeon.opening.planning import plan_for, read_plan
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Plan, StripMode
 from surgeon.support.imports import one_line
+from surgeon.support.memory import large_ones_apart
 from surgeon.support.stages import Stages
 
 PENALTY: Penalty = {"lambda": 0.01, "form": "gram", "scale": "relative"}
@@ -113,6 +114,7 @@ class Relaxed:
         return self.relaxation.plan
 
 
+@large_ones_apart()
 def relax_checkpoint(
     path: str | Path,
     target: str | Path | None,

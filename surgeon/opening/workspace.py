@@ -35,6 +35,7 @@ from surgeon.recording.flow import Flow
 from surgeon.support.copies import copied
 from surgeon.support.modes import default_dtype, model_dtype, set_training
 from surgeon.support.trees import to_dtype
+from surgeon.support.widened import in_double, weights_held_as
 
 
 @dataclass
@@ -235,14 +236,13 @@ class Workspace:
         construction would keep their rounding if it were cast. That takes longer than running it, so it is done once.
         """
         base, branches = (
-            {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in part.items()}
-            for part in split_state(model.state_dict())
+            {key: in_double(tensor) for key, tensor in part.items()} for part in split_state(model.state_dict())
         )
         own = branches_of(model)
         if self.twin is not None and not own:
             for _, op, _ in branched_ops(self.twin):
                 detach(op)
-        with default_dtype(torch.float64):
+        with default_dtype(torch.float64), weights_held_as(model_dtype(model)):
             if self.twin is not None and branches_of(self.twin).keys() == own.keys():
                 set_training(self.twin, True)  # what a library keeps of the weights in eval mode is renewed
                 load_into(self.twin, {**base, **branches}, str(self.path))

@@ -30,6 +30,7 @@ from surgeon.plan import Plan
 from surgeon.proof.amounts import MeasureSettings
 from surgeon.proof.equivariance import at_full_relaxation, both_precisions, task_equivariance
 from surgeon.recording.picture import model_picture
+from surgeon.support.memory import large_ones_apart
 from surgeon.support.modes import default_dtype, model_dtype
 from surgeon.support.stages import Announce, silent, timed
 from surgeon.support.trees import to_dtype
@@ -71,6 +72,7 @@ class Inspection:
         return model_picture(recorded_flow(model, task, self.plan), self.plan)
 
 
+@large_ones_apart()
 def inspect(path: str | Path, group: str | Group | None = None, *, options: OpenOptions | None = None) -> Inspection:
     """Find out what is in a checkpoint, which ops are relaxable, and why the others are not; nothing is changed.
 
@@ -142,6 +144,7 @@ class MeasuredErrors:
         return dataclasses.asdict(self)
 
 
+@large_ones_apart()
 def measure(
     path: str | Path,
     settings: MeasureSettings | None = None,

@@ -29,6 +29,7 @@ from surgeon.proof.amounts import RECALIBRATION_BATCHES, MeasureSettings
 from surgeon.proof.clean_folder import write_clean
 from surgeon.proof.strip_and_certify import strip_and_certify
 from surgeon.support.imports import one_line
+from surgeon.support.memory import large_ones_apart
 from surgeon.support.stages import Announce, Stage, silent, timed
 
 FORMATS, WRITING = "preparing further formats", "writing the clean folder"
@@ -77,6 +78,7 @@ class CleanFolder:
     trained_for: StripMode
 
 
+@large_ones_apart()
 def strip_folder(
     path: str | Path,
     target: str | Path,

@@ -22,6 +22,7 @@ from surgeon.proof.records import compare_fields, fields_of
 from surgeon.proof.verdict import Finding, Verification, compared, unchecked, unrecorded
 from surgeon.proof.words import certificate_text
 from surgeon.support.imports import one_line
+from surgeon.support.memory import large_ones_apart
 from surgeon.support.stages import Announce, silent, timed
 from surgeon.support.versions import package_versions
 
@@ -43,6 +44,7 @@ ONLY_RECORDED = {
 """Figures of the relaxed model, and of stripping it: they do not follow from a clean folder."""
 
 
+@large_ones_apart()
 def verify_clean(
     folder: str | Path,
     against: str | Path | None = None,

@@ -125,7 +125,7 @@ class _Recorder(DispatchMode):
         if self.copies:
             with without_recording():
                 self.values[node] = tensor.detach().clone()
-        elif node.op == "get_attr" or not (activation or any(part.meta["activation"] for part in node.all_input_nodes)):
+        elif node.op == "get_attr":
             self.values[node] = tensor
 
     def _release(self, key: int) -> None:
@@ -150,6 +150,8 @@ class _Recorder(DispatchMode):
         node_args = tuple(_with_nodes(arg, self.node_of) for arg in args)
         node_kwargs = {key: _with_nodes(value, self.node_of) for key, value in kwargs.items()}
         sources = tuple(dict.fromkeys(part for t in tensors_in((args, kwargs)) for part in self.sources_of(t)))
+        if func is _ATEN.convolution.default:
+            self.values.setdefault(self.node_of(args[1]), args[1])  # its kernel may be computed of weights
         result = func(*args, **kwargs)
         if self.copies and getattr(func, "overloadpacket", None) in _UNDEFINED:
             with without_recording():

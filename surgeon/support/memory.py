@@ -1,9 +1,24 @@
-"""The memory of this process."""
+"""The memory of this process, where its C library is glibc."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_MMAP_THRESHOLD = -3
+"""glibc's number of the size from which on an allocation is memory of its own, which is returned when it is freed."""
+
+_OWN, _USUAL = 2**18, 2**25
+"""Bytes: what is asked for, and what glibc goes to by itself as soon as anything of that size was freed."""
+
+
+def _call(name: str, *arguments: int) -> None:
+    function: Callable[..., Any] | None = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
 
 
 def give_back() -> None:
@@ -11,7 +26,17 @@ def give_back() -> None:
 
     A few small tensors kept of each of many runs would otherwise leave holes as large as the runs themselves.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    _call("malloc_trim", 0)
+
+
+@contextmanager
+def large_ones_apart() -> Iterator[None]:
+    """Let large tensors have memory of their own, so that what follows a freed one leaves no hole of its size.
+
+    Every allocation of such a tensor then takes fresh pages, as training should not have to.
+    """
+    _call("mallopt", _MMAP_THRESHOLD, _OWN)
+    try:
+        yield
+    finally:
+        _call("mallopt", _MMAP_THRESHOLD, _USUAL)

@@ -24,6 +24,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.trust import remember_task
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import StripMode
+from surgeon.support import widened
 from surgeon.support.modes import model_dtype
 from surgeon.support.trees import to_dtype
 from tests.commands import Surgeon
@@ -192,10 +193,19 @@ def test_containers(work: Path, content: str) -> None:
     assert torch.equal(run(workspace.original()[0]), run(net))
 
 
+@pytest.fixture(params=[widened.LARGE, 1], ids=["small", "large"])
+def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Let weights of so many numbers be large, which a twin reads where they are."""
+    monkeypatch.setattr(widened, "LARGE", request.param)
+    return bool(request.param == 1)
+
+
 @pytest.mark.parametrize("relaxed", [False, True])
-def test_the_double_twin_computes_the_same_in_float64(work: Path, relaxed: bool) -> None:
+def test_the_double_twin_computes_the_same_in_float64(work: Path, relaxed: bool, large: bool) -> None:
     workspace = open_path(make_relaxed(work) if relaxed else work / "net.pt")
     twin = workspace.double(workspace.model)
+    places = dict(workspace.model.named_parameters())
+    assert all((weight.data_ptr() == places[name].data_ptr()) == large for name, weight in twin.named_parameters())
     own, double = run(workspace.model), run(twin)
     assert double.dtype == torch.float64
     assert torch.allclose(own.double(), double, rtol=1e-4, atol=1e-5)
@@ -204,7 +214,7 @@ def test_the_double_twin_computes_the_same_in_float64(work: Path, relaxed: bool)
 
 
 @pytest.mark.parametrize("relaxed", [False, True])
-def test_the_twin_is_built_once_and_follows(work: Path, relaxed: bool) -> None:
+def test_the_twin_is_built_once_and_follows(work: Path, relaxed: bool, large: bool) -> None:
     path = make_relaxed(work) if relaxed else work / "net.pt"
     workspace = open_path(path)
     twin = workspace.double(workspace.model)
