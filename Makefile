@@ -1,6 +1,6 @@
 # Everything here sets itself up: a machine with make and Python >= 3.11 is enough, and after the first call no network
 # is needed. Options: PYTHON=/path/to/python chooses the interpreter, ARGS="..." is passed on to pytest or the demo, JOBS
-# is the number of processes that share the tests.
+# is the number of processes that share the tests, LOCKED=1 lets pip compare hashes of all that it installs but torch.
 
 PYTHONS := python3.11 python3.12 python3.13 python3 python3.14 python
 VENV := .venv
@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short gallery docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable fuzz faults mutants lint format types setup clean clean-all
+.PHONY: help demo demo-short gallery docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable fuzz faults hostile mutants lint format types setup lock clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -78,6 +78,9 @@ fuzz: $(VENV)/.stamp  ## read hostile files, addresses and options
 faults: $(VENV)/.stamp  ## let every call by which a command writes fail once
 	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.faults --jobs $(JOBS) $(ARGS)
 
+hostile: $(VENV)/.stamp  ## read the files in DIR, a collection of hostile ones, under every name that surgeon reads
+	@$(IN_VENV) -m tests.campaigns.hostile "$(DIR)" $(ARGS)
+
 mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a test notices each; goes on where it was
 	@$(IN_VENV) -m tests.mutants.run --jobs $(JOBS) $(ARGS)
 
@@ -102,6 +105,12 @@ types: $(VENV)/.stamp  ## check the types of the three packages
 
 setup: $(VENV)/.stamp  ## only set up the environment, in .venv
 
+lock: $(VENV)/.stamp  ## write requirements-locked.txt anew, with the hashes of what pip chooses here
+	@mkdir -p build
+	@$(IN_VENV) -m pip install --quiet --dry-run --ignore-installed --no-build-isolation --report build/lock.json \
+		-c constraints.txt torch hatchling editables ".[$(EXTRAS)]"
+	@$(IN_VENV) .ci/lock build/lock.json > requirements-locked.txt
+
 # Torch comes first and by its pinned version, so that nothing else pulls another build of it; the build backend is
 # installed beside it, so that a later call builds without a network.
 $(VENV)/.stamp: pyproject.toml constraints.txt
@@ -116,6 +125,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 		exit 1; \
 	fi
 	@echo "installing torch, then everything else, into $(VENV) (minutes the first time, seconds later)"
+	@[ -z "$(LOCKED)" ] || $(IN_VENV) -m pip install --quiet --no-deps --require-hashes -r requirements-locked.txt
 	@$(IN_VENV) -m pip install --quiet -c constraints.txt torch hatchling editables
 	@$(IN_VENV) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	@pwd -P > $(VENV)/.stamp

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -57,6 +58,8 @@ HEAVY = (
     "scipy",
     "typer",
 )
+COME_WITH = {"numpy": "scipy", "markupsafe": "jinja2", "onnx_ir": "onnxscript", "yaml": "nequip", "mace": "mace_torch"}
+"""What is imported comes with something else that is named in pyproject.toml, or as part of it."""
 FILE_LINES, FUNCTION_LINES = 500, 60
 
 
@@ -300,7 +303,24 @@ def test_the_face_of_the_command_line_loads_no_torch() -> None:
     number, *loaded = in_fresh_interpreter(COMMANDS).split()
     assert int(number) > 10
     assert "surgeon_cli.training_options" in loaded
-    assert "torch" not in loaded
+    assert {"torch", "numpy", "scipy"}.isdisjoint(loaded)
+
+
+def roots(package: str) -> set[str]:
+    """What a package imports of others, however late."""
+    names = {name.split(".")[0] for module, source in sources(package).items() for _, name in imports(source, module)}
+    return names - {*sys.stdlib_module_names, *PACKAGES, ""}
+
+
+def test_what_is_installed_by_default_is_what_is_imported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {
+        extra: {re.split(r"[^\w-]", need)[0].replace("-", "_") for need in needs}
+        for extra, needs in {"": project["dependencies"], **project["optional-dependencies"]}.items()
+    }
+    found = {COME_WITH.get(root, root) for package in PACKAGES for root in roots(package)}
+    assert named[""] - found == set()
+    assert found - set.union(*(needs for extra, needs in named.items() if extra != "dev")) == set()
 
 
 def test_the_loaded_modules_are_seen() -> None:
