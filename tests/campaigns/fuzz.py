@@ -55,21 +55,32 @@ class Outcome:
 
 
 class Watch:
-    """Counts what no reader may do: start a process, connect, or write outside a folder."""
+    """Counts what no reader may do: start a process, connect, or write outside a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.seen, self.on = str(folder.resolve()), list[str](), False
+    Args:
+        folder: where files may be written.
+        stops: also raise, so that it does not come about, and take any name that a pickle looks up for such a try.
+    """
+
+    def __init__(self, folder: Path, stops: bool = False) -> None:
+        self.folder, self.stops, self.seen, self.on = str(folder.resolve()), stops, list[str](), False
+        self.forbidden = FORBIDDEN | ({"pickle.find_class"} if stops else set())
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.on:
-            return
-        if event in FORBIDDEN:
-            self.seen.append(f"{event} {str(arguments)[:100]}")
-        elif event == "open" and isinstance(arguments[0], str) and isinstance(arguments[1], str):
-            place = Path(arguments[0])
-            if set(arguments[1]) & set("wax+") and not str(place.absolute()).startswith(self.folder):
-                self.seen.append(f"writes {arguments[0][:100]!r}")
+        found = self._found(event, arguments) if self.on else ""
+        if found:
+            self.seen.append(found)
+            if self.stops:
+                raise PermissionError(found)
+
+    def _found(self, event: str, arguments: tuple[Any, ...]) -> str:
+        if event in self.forbidden:
+            return f"{event} {str(arguments)[:100]}"
+        if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[1], str):
+            inside = str(Path(arguments[0]).absolute()).startswith(self.folder)
+            return f"writes {arguments[0][:100]!r}" if set(arguments[1]) & set("wax+") and not inside else ""
+        return ""
 
 
 def judged(outcome: Outcome, call: Callable[[], Any], before: str | None, checked: bool, name: str) -> None:

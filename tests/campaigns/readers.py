@@ -157,8 +157,8 @@ def energies() -> Any:
     return read_energies(Path("energies.json"), atoms, torch.ones(2))
 
 
-def clouds() -> Any:
-    return vars(read_clouds(Path("clouds.h5"), 8, torch.float32))
+def clouds(path: Path = Path("clouds.h5")) -> Any:
+    return vars(read_clouds(path, 8, torch.float32))
 
 
 def resealed(folder: str) -> Callable[[], Any]:
