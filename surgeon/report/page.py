@@ -151,12 +151,15 @@ def cell_text(cell: Any) -> str:
 
 
 def with_code(text: Any) -> Markup:
-    """Escape a text, and set what stands between backticks as code."""
+    """Escape a text, and set what stands between backticks as code, whose lines end between words alone."""
     from markupsafe import Markup, escape
 
+    def code(part: str) -> Markup:
+        words = (Markup("<span>{}</span>").format(word) for word in part.split(" "))
+        return Markup("<code>{}</code>").format(Markup(" ").join(words))
+
     parts = re.split("`([^`]*)`", cell_text(text))
-    marked = (Markup("<code>{}</code>").format(part) if odd % 2 else escape(part) for odd, part in enumerate(parts))
-    return Markup("").join(marked)
+    return Markup("").join(code(part) if odd % 2 else escape(part) for odd, part in enumerate(parts))
 
 
 def csv_link(rows: Rows) -> str:

@@ -17,7 +17,7 @@ from surgeon.errors import CheckpointError, ExistsError, SurgeonError, UsageErro
 from surgeon.files.clean import sealed
 from surgeon.files.seals import seal_folder
 from surgeon.report.graph import GRAPH
-from surgeon.report.page import NO_BREAK
+from surgeon.report.page import NO_BREAK, with_code
 from surgeon.report.pairs import PAIRS
 from surgeon.report.run import THETA, VALIDATION
 from surgeon.report.use import SHARE, SINGLE, SPECTRUM, USE, spectrum_part, use_part
@@ -392,3 +392,8 @@ def test_the_template_is_part_of_the_wheel() -> None:
     root = Path(__file__).parents[2]
     included = {file.distribution_path for file in wheel.WheelBuilder(str(root)).recurse_included_files()}
     assert "surgeon/report/page.html" in included
+
+
+def test_lines_of_a_command_end_between_words() -> None:
+    told = "say <code><span>a</span> <span>--x</span> <span>&lt;b&gt;</span></code>"
+    assert with_code("say `a --x <b>`") == told
