@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short gallery docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable fuzz faults hostile mutants lint format types setup lock clean clean-all
+.PHONY: help demo demo-short gallery docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable test-e3nn-suite false-sites fuzz faults hostile mutants lint format types setup lock clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -72,6 +72,9 @@ $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
 	$(ONE_THREAD) .venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
 
+false-sites: $(VENV)/.stamp  ## inspect models that are refused under 20 seeds each (minutes)
+	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.false_sites $(ARGS)
+
 fuzz: $(VENV)/.stamp  ## read hostile files, addresses and options
 	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.fuzz $(ARGS)
 
@@ -83,6 +86,9 @@ hostile: $(VENV)/.stamp  ## read the files in DIR, a collection of hostile ones,
 
 mutants: $(VENV)/.stamp  ## put faults into the code one by one, and see that a test notices each; goes on where it was
 	@$(IN_VENV) -m tests.mutants.run --jobs $(JOBS) $(ARGS)
+
+test-e3nn-suite: $(VENV)/.stamp  ## run e3nn's own tests, E3NN=folder of its sources, with every layer relaxed at 0 and stripped
+	@$(ONE_THREAD) $(IN_VENV) -m tests.campaigns.e3nn_suite "$(E3NN)" $(ARGS)
 
 # The slice is for continuous integration, and does without the other versions.
 test-portable: $(VENV)/.stamp $(if $(filter --slice,$(ARGS)),,.venv-oldest/.stamp)  ## run the tests as other processors, thread counts, seeds and versions would (an hour)

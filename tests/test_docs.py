@@ -122,3 +122,13 @@ def undated(text: str) -> list[str]:
 def test_figures_of_a_record_say_when_they_were_measured() -> None:
     assert {page.name: undated(page.read_text()) for page in PAGES if undated(page.read_text())} == {}
     assert undated("# A\n`benchmarks/results/a.json`, 1 May 2026\n# B\n`benchmarks/results/b.json`\n") == ["# B"]
+
+
+def test_tests_that_pages_name_exist() -> None:
+    named = [
+        (page.name, *match)
+        for page in PAGES
+        for match in re.findall(r"(tests/[\w/]+\.py)::(test_\w+)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 15
+    assert not [(page, name) for page, file, name in named if f"def {name}(" not in (ROOT / file).read_text()]

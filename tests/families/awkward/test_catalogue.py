@@ -118,18 +118,6 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
     assert module.training == training
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case.twin], ids=lambda case: case.name)
-def test_no_weights_and_no_perturbation_make_a_twin_a_site(case: Case) -> None:
-    inputs = case.inputs()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        found = surgeon.find(
-            case.build().eval(), case.group, *inputs, act=case.act, act_output=case.act_output, adapters={}
-        )
-        assert {site.key for site in found.sites} == case.sites, seed
-
-
 def test_names_are_distinct_and_the_catalogue_is_long() -> None:
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names) >= 25
