@@ -7,7 +7,9 @@ cases run in one process and follow from one seed; whoever fails is kept and can
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import platform
 import random
 import shutil
@@ -232,7 +234,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds whose name holds this")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}, from which the page is made")
+    parser.add_argument("--guided", metavar="KIND", help="attack this kind by atheris, guided by coverage, instead")
+    parser.add_argument("--seconds", type=int, default=60, help="of the guided attack")
     given = parser.parse_args()
+    if given.guided:
+        if importlib.util.find_spec("atheris") is None:
+            sys.exit(
+                "expected the package atheris for an attack guided by coverage, but it is missing: pip install atheris"
+            )
+        os.execv(sys.executable, [sys.executable, "-m", "tests.campaigns.guided", given.guided, str(given.seconds)])
     record = run(given.cases, given.seed, only=given.only)
     for kind, counts in record["kinds"].items():
         print(f"{kind}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
