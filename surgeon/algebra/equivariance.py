@@ -14,7 +14,7 @@ from torch import Tensor
 
 from surgeon.algebra.groups.core import Group, GroupElement
 from surgeon.errors import TaskError, first_line
-from surgeon.support.trees import fresh_copy, map_tensors, tensors_in
+from surgeon.support.trees import as_pairs, fresh_copy, map_tensors, tensors_in
 
 ACTION_TOLERANCE = 1e-6
 """Relative deviation of what the user calls an action from one; user code may round to float32."""
@@ -175,7 +175,7 @@ def _ratio(left: Tensor, right: Tensor) -> float:
 
 
 def _floating(tree: Any) -> list[Tensor]:
-    return [tensor.detach() for tensor in tensors_in(tree) if tensor.is_floating_point()]
+    return [leaf.detach() for leaf in map(as_pairs, tensors_in(tree)) if leaf.is_floating_point()]
 
 
 def largest(first: float, second: float) -> float:

@@ -14,7 +14,7 @@ beforehand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ class FoldMap:
         parameters: names of the op's parameters that are changed, and their shapes.
         parts: J, by parts.
         holds_while: what is taken for constant of the op's other arguments, in words; empty for nothing.
+        pairs: names of the complex ones; the last axis of their shapes is that of real and imaginary parts.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class FoldMap:
         parameters: Mapping[str, Sequence[int]],
         parts: Sequence[Parts],
         holds_while: str = "",
+        pairs: Collection[str] = (),
     ) -> None:
+        self.pairs = frozenset(pairs)
         self.shape, self.holds_while = tuple(shape), holds_while
         self.parameters = {name: tuple(size) for name, size in parameters.items()}
         self.parts = list(parts)
@@ -147,7 +150,8 @@ class FoldMap:
             found = _times(part.solve, _at(flat, part.entries).double())
             change = change.index_copy(0, part.weights.flatten(), found.flatten())
         pieces = zip(self.parameters.items(), torch.split(change.to(weight), sizes), strict=True)
-        return {name: piece.reshape(shape) for (name, shape), piece in pieces}
+        changes = {name: piece.reshape(shape) for (name, shape), piece in pieces}
+        return {name: torch.view_as_complex(each) if name in self.pairs else each for name, each in changes.items()}
 
     def map_change(self, changes: Mapping[str, Tensor]) -> Tensor:
         """Return what changes of the op's parameters do to its linear map; the converse of :meth:`weight_change`.
@@ -158,7 +162,8 @@ class FoldMap:
         Returns:
             Shaped as W, float64.
         """
-        change = torch.cat([changes[name].double().flatten() for name in self.parameters])
+        real = [torch.view_as_real(changes[n]) if n in self.pairs else changes[n] for n in self.parameters]
+        change = torch.cat([each.double().flatten() for each in real])
         self._move_to(change.device)
         result = change.new_zeros(math.prod(self.shape))
         for part in self.parts:

@@ -33,6 +33,7 @@ from surgeon.finding.weight_usage import Ties
 from surgeon.plan import CHILD, Plan, Site, StripMode
 from surgeon.registry import Adapter, Proposal, adapter_named, installed_adapters, proposal_for
 from surgeon.support.modules import named_module, require_network
+from surgeon.support.trees import plain_place
 
 
 def relax(
@@ -166,7 +167,8 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
             f"expected W at {site.key!r} to have the shape {dimensions} of its representations, "
             f"got {site.shape}: correct the plan"
         )
-    own = next((parameter for parameter in op.parameters() if parameter.is_floating_point()), None)
+    real = (parameter.real if parameter.is_complex() else parameter for parameter in op.parameters())
+    own = next((parameter for parameter in real if parameter.is_floating_point()), None)
     if own is None:
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
     fold_map = _fold_map(model, site, group, mode, adapters)
@@ -252,7 +254,7 @@ def attach(op: nn.Module, site: Site, branch: Branch) -> None:
     if not any(child.targets.values()):
         op.register_forward_hook(child.add_to_output, with_kwargs=True)
     position = argument_position(op, site.argument)
-    child.add(site.slot, branch, Target(position, site.argument, site.path_in, site.path_out))
+    child.add(site.slot, branch, Target(position, site.argument, *map(plain_place, (site.path_in, site.path_out))))
     child.train(op.training)
 
 

@@ -42,7 +42,7 @@ def merge(relaxation: Relaxation) -> None:
     """
     for _, op, child in branched_ops(relaxation.model):
         (_, branch), *others = child.items()
-        if not others and type(op) is nn.Linear and op.bias is None and _fits(branch):
+        if not others and type(op) is nn.Linear and op.bias is None and op.weight.is_floating_point() and _fits(branch):
             op.__dict__["forward"] = _MergedForward(op, branch)
             branch.merged = True
 

@@ -15,6 +15,7 @@ from surgeon.plan import EXACT_WHILE, SiteRecord, StripMode
 from surgeon.support.modes import renew
 from surgeon.support.modules import require_network
 from surgeon.support.sharding import sharded_like, whole
+from surgeon.support.trees import in_dtype
 
 
 def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tuple[SiteRecord, ...]:
@@ -89,7 +90,9 @@ def refold(relaxed: nn.Module | Relaxation) -> None:
             for key, change in own.weight_change(theta * part).items():
                 parameter = op.get_parameter(key)
                 after[key] = parameter + sharded_like(change, parameter)
-                moved[key] = whole(after[key].double() - parameter.double())  # where the parameter's dtype rounds
+                moved[key] = whole(
+                    in_dtype(after[key], torch.float64) - in_dtype(parameter, torch.float64)
+                )  # where the parameter's dtype rounds
             branch.subtract((own.map_change(moved) / theta.double()).to(part))
             _write(op, after)
 
@@ -109,7 +112,7 @@ def _folded_parameters(child: Branches, op: nn.Module, mode: StripMode | None) -
             continue
         for key, change in branch.fold_map.weight_change(_folded(branch)).items():
             parameter = op.get_parameter(key)
-            sums[key] = sums.get(key, parameter.double()) + change.to(parameter.device)
+            sums[key] = sums.get(key, in_dtype(parameter, torch.float64)) + change.to(parameter.device)
     return {key: value.to(op.get_parameter(key).dtype) for key, value in sums.items()}
 
 
@@ -127,7 +130,10 @@ def _record(
     own = None if mode == "drop" else branch.fold_map
     if own is None:
         return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")
-    moved = {key: after[key].double() - op.get_parameter(key).double() for key in own.parameters}
+    moved = {
+        key: in_dtype(after[key], torch.float64) - in_dtype(op.get_parameter(key), torch.float64)
+        for key in own.parameters
+    }
     lost = effective - own.map_change(moved).to(effective)
     note = f"folded, {EXACT_WHILE} {own.holds_while}" if own.holds_while else "folded"
     return SiteRecord(name, slot, norm, float(_folded(branch).norm()), float(lost.norm()), note)

@@ -32,7 +32,7 @@ from surgeon.plan import Site
 from surgeon.recording.record import unchanged
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
-from surgeon.support.trees import map_tensors, tensors_in
+from surgeon.support.trees import as_pairs, map_tensors, tensors_in
 
 WORSE = 10.0
 """Factor by which the model's equivariance error may grow before a claim counts as refuted."""
@@ -275,7 +275,8 @@ def _slopes(measurement: Measurement, additions: Sequence[_Addition]) -> list[fl
             runs = _runs(measurement, adders)
             first = next(runs)
             for element, moved in zip(_judges(measurement), runs, strict=True):
-                pairs = zip(tensors_in(moved), tensors_in(symmetry.expected(element.g, first)), strict=True)
+                ends = (map(as_pairs, tensors_in(end)) for end in (moved, symmetry.expected(element.g, first)))
+                pairs = zip(*ends, strict=True)
                 felt = [(one, other) for one, other in pairs if one.is_floating_point() and one.requires_grad]
                 size = torch.stack([one.detach().square().sum() for one, _ in felt]).sum().sqrt()
                 terms = [((one - other) * random_like(one.detach(), generator)).sum() for one, other in felt]

@@ -27,10 +27,10 @@ from surgeon.finding.raw_ops import raw_op_at
 from surgeon.finding.sample_calls import NotFoldableError, sample_calls
 from surgeon.finding.unit_features import Wrap, matrices_of, tried_copies
 from surgeon.plan import Site
-from surgeon.support.copies import copied
+from surgeon.support.copies import cast_to_double, copied
 from surgeon.support.modes import default_dtype, renew, set_training
 from surgeon.support.modules import own_weight
-from surgeon.support.trees import tensor_at, with_tensor
+from surgeon.support.trees import as_pairs, tensor_at, with_tensor
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative deviation that an op of a dtype may show.
@@ -136,7 +136,7 @@ def _found(
     What reaches all intertwiners is all there is, so that the next op that looks alike can be tried out with it.
     """
     own = dict(op.named_parameters())
-    names = [name for name, weight in own.items() if weight.requires_grad and weight.is_floating_point()]
+    names = [name for name, weight in own.items() if weight.requires_grad and as_pairs(weight).is_floating_point()]
     names = [name for name in names if site.node is None or name in site.parameters]
     if not names:
         raise NotFoldableError("its weights are frozen")
@@ -201,10 +201,11 @@ def _fold_map(
     """Run an op with other weights, in training mode (in eval mode some libraries keep what they make of them)."""
     names = list(fold["parameters"])
     try:
-        twin = copied(op).to("cpu", torch.float64).requires_grad_(False)
+        twin = cast_to_double(copied(op).cpu()).requires_grad_(False)
     except Exception as error:
         raise NotFoldableError(f"it cannot be copied ({first_line(error)})") from error
-    weights = [own_weight(twin, name) for name in names]
+    own = {name: own_weight(twin, name) for name in names}
+    weights = [as_pairs(weight) for weight in own.values()]
     sizes = [weight.numel() for weight in weights]
     problem = "its linear map is not linear in its weights, or too many of them meet in each entry"
     for training in (True, False):
@@ -224,7 +225,9 @@ def _fold_map(
             continue
         if jacobian is not None:
             shapes = {name: weight.shape for name, weight in zip(names, weights, strict=True)}
-            return FoldMap(site.shape, shapes, folding_parts(jacobian, shape[0], matrices.entries), site.fold_while)
+            pairs = {name for name, weight in own.items() if weight.is_complex()}
+            parts = folding_parts(jacobian, shape[0], matrices.entries)
+            return FoldMap(site.shape, shapes, parts, site.fold_while, pairs)
     raise NotFoldableError(problem)
 
 
@@ -300,7 +303,7 @@ def _raw_residual(
 ) -> tuple[float, float]:
     """Compare the whole forward with changed weights with one in which the op's result alone is changed."""
     inside, raw = inside_forward(op, site.node or ""), raw_op_at(site.node or "", site.parameters)
-    like = op.get_parameter(next(iter(fold_map.parameters)))
+    like = as_pairs(op.get_parameter(next(iter(fold_map.parameters))))
     weight = torch.randn(fold_map.shape, generator=generator).to(like)
     produced = fold_map.project(weight)
     with inside.changing(raw, lambda x, y: form_of(site).add(y, (produced,), x)):

@@ -15,6 +15,7 @@ from surgeon.algebra.representations.build import on_grid
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import PlanError, ShapeError
 from surgeon.plan import Convolution, Site
+from surgeon.support.trees import as_numbers, as_pairs
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -88,6 +89,8 @@ def _spread(view: Tensor, axes: int, count: int, offset: float) -> Tensor:
 class LinearForm:
     """A matrix W (d_out, d_in) on the flattened axes ``axes_in``, applied to every row of the other axes.
 
+    The last axis of complex tensors is that of their real and imaginary parts.
+
     Attributes:
         axes_in: negative positions of the input's feature axes, in the order in which they are flattened.
         axes_out: the same for the output.
@@ -102,6 +105,9 @@ class LinearForm:
         Raises:
             ShapeError: if the axes of the input or of the output do not have the dimensions of W.
         """
+        if output.is_complex():
+            return as_numbers(self.add(as_pairs(output), weights, x))
+        x = as_pairs(x)
         self._check(output, weights, x)
         trailing = -1 - self.axes_in[-1]
         if trailing and trailing == -1 - self.axes_out[-1] and _adjacent(self.axes_in) and _adjacent(self.axes_out):
@@ -128,11 +134,11 @@ class LinearForm:
 
     def view(self, x: Tensor) -> tuple[Tensor, int]:
         """Return ``x`` with its feature axes last."""
-        return _axes_last(x, self.axes_in)
+        return _axes_last(as_pairs(x), self.axes_in)
 
     def view_out(self, output: Tensor) -> tuple[Tensor, int]:
         """Return what the op returned with its feature axes last."""
-        return _axes_last(output, self.axes_out)
+        return _axes_last(as_pairs(output), self.axes_out)
 
     def _check(self, output: Tensor, weights: Sequence[Tensor], x: Tensor) -> None:
         d_out, d_in = weights[-1].shape[0], weights[0].shape[1]

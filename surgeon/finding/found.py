@@ -18,6 +18,7 @@ from surgeon.finding.ops import Op, Structure, random_like
 from surgeon.plan import Convolution, Site
 from surgeon.recording.kernels import Kernel
 from surgeon.registry import Refusal
+from surgeon.support.trees import plain_place
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def found_between(
     type_in, type_out = ends
     if isinstance(type_in, str):
         return Refusal(type_in, "unexplained")
+    if kernels and plain_place(op.path_in) != op.path_in:
+        return Refusal("a convolution of complex numbers, which takes no branch", "unexplained")
     arguments = measurement.few(op.module, measurement.own.first[op.module][0][0])
     twin = measurement.twin
     shaped: tuple[TensorType, TensorType, Convolution | None] | str

@@ -14,7 +14,7 @@ from surgeon.finding.ops import random_like
 from surgeon.plan import Site
 from surgeon.recording.record import unchanged
 from surgeon.support.modes import default_dtype, set_training
-from surgeon.support.trees import Place, equal, map_tensors, tensor_at, tensors_in, with_tensor
+from surgeon.support.trees import Place, as_pairs, equal, map_tensors, tensor_at, tensors_in, with_tensor
 
 
 def without_effect(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site], list[str]]:
@@ -58,7 +58,7 @@ def _unfelt(measurement: Measurement, sites: Sequence[Site]) -> tuple[list[Site]
                 found += [module.get_parameter(name) for name in site.parameters]
         outputs = symmetry.run(twin, measurement.inputs)
     generator = torch.Generator().manual_seed(0)
-    leaves = [leaf for leaf in tensors_in(outputs) if leaf.is_floating_point() and leaf.requires_grad]
+    leaves = [leaf for leaf in map(as_pairs, tensors_in(outputs)) if leaf.is_floating_point() and leaf.requires_grad]
     flat = list({id(t): t for t in (*(t for found in probes for t in found), *weights.values())}.values())
     if not flat or not leaves:
         return [], []

@@ -23,7 +23,7 @@ from surgeon.plan import Coverage
 from surgeon.recording.kernels import Kernel
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
-from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
+from surgeon.support.trees import Place, real_leaves, tensor_at, with_tensor
 
 COLUMNS = 64
 """Of the matrices of two representations, so many are compared at a time."""
@@ -92,7 +92,7 @@ def _features(measurement: Measurement, name: str, pairs: list[Pair]) -> list[Pa
     influenced = {
         (argument, path)
         for argument, value in own.items()
-        for path, tensor in tensor_leaves(value).items()
+        for path, tensor in real_leaves(value).items()
         if not torch.equal(tensor, tensor_at(changed[argument], path))
     }
     features = [pair for pair in pairs if (pair[0], pair[1]) in influenced]
@@ -217,7 +217,7 @@ def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
 def _from_sums(measurement: Measurement, op: Op, mixed: tuple[int, ...]) -> Verdict | None:
     """Find the type of a result from what it is added to."""
     calls = measurement.changed.first[op.module]
-    probe, index = measurement.changed, list(tensor_leaves(calls[0][1])).index(op.path_out)
+    probe, index = measurement.changed, list(real_leaves(calls[0][1])).index(op.path_out)
     return None if probe.recording is None else type_by_use(probe.recording, probe.sums, op.module, index, mixed)
 
 

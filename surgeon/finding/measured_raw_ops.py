@@ -21,6 +21,7 @@ from surgeon.recording.kernels import Kernel, kernel_of
 from surgeon.recording.record import record
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
+from surgeon.support.trees import REAL_PAIRS, as_numbers, as_pairs
 
 
 def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[tuple[str, Refusal]] | Refusal]:
@@ -71,8 +72,9 @@ def _argument(raw: RawOp, taken: list[Op]) -> str:
 def _measure_one(
     measurement: Measurement, name: str, inside: InsideForward, raw: RawOp, argument: str
 ) -> Found | Refusal:
-    op = _OpInside(name, argument, node=raw.place, parameters=raw.parameters, raw=raw, inside=inside)
     arguments = measurement.own.first[name][0][0]
+    place = (REAL_PAIRS,) if inside.operand(raw, arguments).is_complex() else ()
+    op = _OpInside(name, argument, place, node=raw.place, parameters=raw.parameters, raw=raw, inside=inside)
     twin = measurement.twin
     with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
         real = op.read_in(twin, arguments)
@@ -98,15 +100,15 @@ class _OpInside(Op):
 
     def run(self, model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
         """Return the result with the features replaced by x."""
-        return self.inside.run(self.raw, arguments, x)
+        return as_pairs(self.inside.run(self.raw, arguments, as_numbers(x) if self.path_in else x))
 
     def read_in(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
         """Return the features that the op received in a call of its module."""
-        return self.inside.operand(self.raw, arguments)
+        return as_pairs(self.inside.operand(self.raw, arguments))
 
     def read_out(self, model: nn.Module, arguments: Mapping[str, Any], result: Any) -> Tensor:
         """Return what the op made of them."""
-        return self.inside.result(self.raw, arguments)
+        return as_pairs(self.inside.result(self.raw, arguments))
 
     def changing(self, model: nn.Module, change: Change) -> AbstractContextManager[None]:
         """Let the module go on with changed results while the context is open."""

@@ -21,9 +21,9 @@ from surgeon.finding.precision import run_in_double
 from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, computed_bytes, plain_tensors
 from surgeon.registry import Refusal
-from surgeon.support.copies import copied
+from surgeon.support.copies import cast_to_double, copied
 from surgeon.support.modes import default_dtype, set_training
-from surgeon.support.trees import map_tensors, tensors_in, to_dtype
+from surgeon.support.trees import as_numbers, as_pairs, map_tensors, tensors_in, to_dtype
 from surgeon.support.widened import set_values, values_of
 
 OUTPUT_TOLERANCE = 1e-5
@@ -66,10 +66,12 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "", only: Collectio
         with torch.no_grad():
             set_training(part, True)  # so that going back to eval rebuilds what a library caches there
             for name, parameter in named.items():
-                if parameter.is_floating_point() and parameter.numel():
+                real = as_pairs(parameter)
+                if real.is_floating_point() and real.numel():
                     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-                    scale = float(parameter.square().mean().sqrt()) or 1.0
-                    set_values(parameter, parameter + PERTURBATION * scale * random_like(parameter, generator))
+                    scale = float(real.square().mean().sqrt()) or 1.0
+                    change = PERTURBATION * scale * random_like(real, generator)
+                    set_values(parameter, parameter + (as_numbers(change) if parameter.is_complex() else change))
             set_training(part, mode)
         yield
     finally:
@@ -91,7 +93,7 @@ def double_twin(model: nn.Module) -> nn.Module:
     memo = {id(t): t.detach().clone() for value in held for t in plain_tensors(value) if t.grad_fn is not None}
     try:
         with torch.no_grad():
-            twin = copied(model, memo).double()
+            twin = cast_to_double(copied(model, memo))
             set_training(twin, True)
             set_training(twin, False)
             return twin
@@ -271,7 +273,6 @@ def _require_deterministic(first: Any, second: Any) -> None:
 
 def all_rows_equal(inputs: Any) -> bool:
     """Tell whether every floating tensor with several rows has equal rows, which shows nothing of a model."""
-    tensors = [
-        tensor for tensor in tensors_in(inputs) if tensor.is_floating_point() and tensor.ndim and len(tensor) > 1
-    ]
+    real = (leaf for leaf in map(as_pairs, tensors_in(inputs)) if leaf.is_floating_point())
+    tensors = [tensor for tensor in real if tensor.ndim and len(tensor) > 1]
     return bool(tensors) and all(bool((tensor == tensor[:1]).all()) for tensor in tensors)

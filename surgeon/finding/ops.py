@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from surgeon.errors import first_line
 from surgeon.registry import Refusal
 from surgeon.support.modules import forward_signature
-from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
+from surgeon.support.trees import Place, real_leaves, tensor_at, with_tensor
 
 LINEARITY = 1e-8
 """Largest relative deviation from additivity in float64."""
@@ -130,8 +130,8 @@ def linear_pairs(
         if argument in skipped:
             complaint = Refusal(f"its features come in as *{argument}, which a branch cannot address", "unexplained")
             continue
-        for path, real in tensor_leaves(value).items():
-            if not real.is_floating_point() or not real.ndim or not real.numel():
+        for path, real in real_leaves(value).items():
+            if not real.ndim or not real.numel():
                 continue
             try:
                 paths_out, why = _linear_in(module, arguments, argument, path, real, generator)
@@ -155,11 +155,7 @@ def _linear_in(
 ) -> tuple[list[Place], Refusal]:
     def run(x: Tensor) -> dict[Place, Tensor]:
         given = {**arguments, argument: with_tensor(arguments[argument], path, x)}
-        return {
-            key: leaf.detach()
-            for key, leaf in tensor_leaves(call_forward(module, given)).items()
-            if leaf.is_floating_point()
-        }
+        return {key: leaf.detach() for key, leaf in real_leaves(call_forward(module, given)).items()}
 
     x, y = random_like(real, generator), random_like(real, generator)
     at_x, at_y, both, zero = run(x), run(y), run(x + y), run(torch.zeros_like(x))

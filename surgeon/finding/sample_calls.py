@@ -15,7 +15,7 @@ from surgeon.finding.raw_ops import raw_op_at
 from surgeon.finding.watched_ops import is_watched
 from surgeon.finding.weight_usage import further_arguments, is_nothing
 from surgeon.plan import Site
-from surgeon.support.trees import Place, tensor_at, tensor_leaves, with_tensor
+from surgeon.support.trees import Place, as_pairs, plain_place, tensor_at, tensor_leaves, with_tensor
 
 CONSTANT_TO = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Relative spread up to which a number that an op is given counts as constant."""
@@ -56,10 +56,11 @@ def sample_calls(
             raise NotFoldableError("not known without a sample batch: what else it is given decides")
         return [({"shape": [1, site.shape[1]]}, "")]
     if site.node is not None:
-        features = inside_forward(op, site.node).operand(raw_op_at(site.node, site.parameters), calls[0])
+        features = as_pairs(inside_forward(op, site.node).operand(raw_op_at(site.node, site.parameters), calls[0]))
         held = {"call": _encoded(calls[0])} if is_watched(site.node) else {}
         return [({"shape": _one_row(site, features), **held}, "")]
-    holds_while = further_arguments(dataclasses.replace(site, path_in=()) if wrapped else site, calls)
+    place = () if wrapped else plain_place(site.path_in)
+    holds_while = further_arguments(dataclasses.replace(site, path_in=place), calls)
     if site.convolution is not None:
         if holds_while:
             raise NotFoldableError("it is a convolution that is given more than its features")
@@ -98,8 +99,9 @@ def _one_row(site: Site, features: Tensor) -> list[int]:
 def _without_features(site: Site, call: Mapping[str, Any], wrapped: bool) -> dict[str, Any]:
     """Return the arguments of a call, with a single 0 in place of its features; those that are nothing are left out."""
     further = {name: value for name, value in call.items() if name != site.argument and not is_nothing(value)}
-    if site.path_in and not wrapped:
-        further[site.argument] = with_tensor(call[site.argument], site.path_in, torch.zeros(()))
+    place = plain_place(site.path_in)
+    if place and not wrapped:
+        further[site.argument] = with_tensor(call[site.argument], place, torch.zeros(()))
     return further
 
 

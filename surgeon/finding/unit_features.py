@@ -24,7 +24,7 @@ from surgeon.finding.ops import call_forward
 from surgeon.finding.raw_ops import raw_op_at
 from surgeon.finding.sample_calls import decoded_call
 from surgeon.plan import Site
-from surgeon.support.trees import map_tensors, tensor_at, tensors_in, with_tensor
+from surgeon.support.trees import as_numbers, as_pairs, map_tensors, plain_place, tensor_at, tensors_in, with_tensor
 
 Wrap = Callable[[Tensor], Any]
 """Makes of features the argument of an op that takes them inside an object."""
@@ -87,7 +87,9 @@ def _call_of(
     if site.node is not None:
         called = None if held is None else decoded_call(held)
         apart = inside_forward(op, site.node).apart(raw_op_at(site.node, site.parameters), called)
-        return lambda x, given: apart(x)
+        if plain_place(site.path_in) != site.path_in:
+            return lambda x, given: as_pairs(apart(as_numbers(x)))
+        return lambda x, given: as_pairs(apart(x))
 
     def call(x: Tensor, given: Mapping[str, Any]) -> Tensor:
         argument = wrap(x) if wrap is not None else with_tensor(given.get(site.argument), site.path_in, x)

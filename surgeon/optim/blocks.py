@@ -104,11 +104,13 @@ def _said(model: nn.Module, adapters: Iterable[Adapter]) -> dict[int, Known]:
     """Return what adapters and torch itself say, by the id of the parameter."""
     adapters, known = list(adapters), dict[int, Known]()
     for parameter in model.parameters():
-        if parameter.ndim == 2:
+        if parameter.is_complex():
+            known[id(parameter)] = [], "its numbers are complex"
+        elif parameter.ndim == 2:
             known[id(parameter)] = ([MatrixBlock.whole(parameter.shape)], "a weight with two axes")
     for module in model.modules():
-        if isinstance(module, _ConvNd):
-            kernel = own_weight(module, "weight")
+        kernel = own_weight(module, "weight") if isinstance(module, _ConvNd) else None
+        if kernel is not None and kernel.is_floating_point():
             known[id(kernel)] = ([MatrixBlock.whole(kernel.shape)], "a kernel: its first axis x all others")
     for module in model.modules():
         answers = ((adapter.name, adapter.blocks(module)) for adapter in adapters)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.support.trees import map_tensors, tensors_in
+from surgeon.support.trees import as_numbers, as_pairs, map_tensors, tensors_in
 
 LEVEL = 1e-3
 """What is less probable than this is not called chance."""
@@ -42,7 +42,7 @@ class RowErrors:
             moved: outputs; the first axis of every floating tensor counts its rows.
             expected: what they should be, of the same shapes.
         """
-        pairs = list(zip(tensors_in(moved), tensors_in(expected), strict=True))
+        pairs = list(zip(*(map(as_pairs, tensors_in(each)) for each in (moved, expected)), strict=True))
         pairs = [(one, other) for one, other in pairs if other.is_floating_point() and other.numel()]
         if pairs and (batch, 0) not in self._errors:
             self.samples += min(_as_rows(tensor).shape[0] for _, tensor in pairs)
@@ -126,6 +126,8 @@ def rounded_anew(batch: Any, dtype: torch.dtype, generator: torch.Generator) -> 
     """Return a batch whose floating entries are changed by about one rounding of ``dtype``, at random."""
 
     def changed(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return as_numbers(changed(as_pairs(tensor)))
         if not tensor.is_floating_point():
             return tensor
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)

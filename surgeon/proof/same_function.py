@@ -15,6 +15,7 @@ from torch import nn
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.proof.equivariance import AS_EQUIVARIANT
 from surgeon.proof.rounding import LEVEL, RowErrors, can_exclude_chance, chance_of, rounded_anew
+from surgeon.support.trees import in_dtype
 
 SAME_FUNCTION = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Largest relative deviation from clean evaluation, by the dtype of what was rounded; a fold rounds weights."""
@@ -31,7 +32,7 @@ def other_weights(model: nn.Module, exact: nn.Module) -> str:
         exact: the twin, stripped in the same way.
     """
     for name, parameter in model.named_parameters():
-        expected, found = exact.get_parameter(name).detach(), parameter.detach().to(torch.float64)
+        expected, found = exact.get_parameter(name).detach(), in_dtype(parameter.detach(), torch.float64)
         if not parameter.numel():
             continue
         change, scale = float((found - expected).abs().max()), float(expected.abs().max())

@@ -41,7 +41,7 @@ _aten = torch.ops.aten
 _SUMS = {_aten.add, _aten.addmm, _aten.baddbmm}
 _VIEWS = {
     *(_aten.view, _aten._unsafe_view, _aten.clone, _aten.permute, _aten.transpose, _aten.t, _aten.expand),
-    *(_aten.squeeze, _aten.unsqueeze, _aten.alias),
+    *(_aten.squeeze, _aten.unsqueeze, _aten.alias, _aten.view_as_real, _aten.view_as_complex),
 }
 _PASS_ON = _SUMS | _VIEWS
 

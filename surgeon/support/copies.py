@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+
+from surgeon.support.trees import in_dtype
 
 COPIED = (Tensor, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
 """What a copy has of its own even then: bound methods are hooks, which lead back to the module that they belong to."""
@@ -29,6 +32,12 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     except Exception:  # of what refuses
         result = deep_copied(model, memo)
     return _with_the_keys_of(model, result)
+
+
+def cast_to_double(model: nn.Module) -> nn.Module:
+    """Give a model float64 numbers, and complex ones of two such; in place."""
+    convert: Callable[..., nn.Module] = model._apply  # Module.to would also make complex tensors real
+    return convert(lambda tensor: in_dtype(tensor, torch.float64))
 
 
 def traced_again(model: nn.Module) -> nn.Module:

@@ -96,8 +96,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the model's floating parameters, that of the first one."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    """Return the dtype of the model's first floating parameter, or of real and imaginary parts if that is complex."""
+    real = (p.real if p.is_complex() else p for p in model.parameters())
+    return next((p.dtype for p in real if p.is_floating_point()), torch.float32)
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from surgeon.errors import ShapeError
 Place = tuple[str | int, ...]
 """The way to a tensor inside nested data: keys, indices and attribute names."""
 
+REAL_PAIRS = "re_im"
+"""Ends the way to a complex tensor that is taken for one of real numbers, with an axis of two, (re, im), at its end."""
+
 TensorFunction = Callable[[Tensor], Tensor]
 
 _LEAVES = (str, bytes, type, enum.Enum, nn.Module, types.ModuleType, types.FunctionType, types.MethodType)
@@ -132,9 +135,26 @@ def to_device(tree: Any, device: torch.device | str) -> Any:
     return _Mapper(lambda tensor: tensor.to(device), lambda item: item.to(device)).map(tree)
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a floating tensor in ``dtype``, a complex one in that of two such numbers if there is one; else itself."""
+    if tensor.is_complex() and dtype in (torch.float32, torch.float64):
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
 def to_dtype(tree: Any, dtype: torch.dtype) -> Any:
-    """Return ``tree`` with every floating tensor in ``dtype``; indices, masks and complex tensors are kept."""
-    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, tree)
+    """Return ``tree`` with every floating or complex tensor in ``dtype``; indices and masks are kept."""
+    return map_tensors(lambda tensor: in_dtype(tensor, dtype), tree)
+
+
+def as_pairs(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as real numbers with an axis (re, im) at its end, any other as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def as_numbers(pairs: Tensor) -> Tensor:
+    """Return the complex tensor of which these are real and imaginary parts."""
+    return torch.view_as_complex(pairs.contiguous())
 
 
 def _path_key(key: Any) -> Any:
@@ -201,12 +221,26 @@ def _collect(tree: Any, path: Place, into: dict[Place, Tensor], above: frozenset
                 _collect(child, (*path, key), into, above | {id(tree)})
 
 
+def real_leaves(tree: Any) -> dict[Place, Tensor]:
+    """Return the floating tensors of ``tree`` by their paths, complex ones as pairs of real numbers."""
+    leaves = tensor_leaves(tree).items()
+    pairs = {(*path, REAL_PAIRS) if leaf.is_complex() else path: as_pairs(leaf) for path, leaf in leaves}
+    return {path: leaf for path, leaf in pairs.items() if leaf.is_floating_point()}
+
+
+def plain_place(path: Place) -> Place:
+    """Return the way to a tensor, whatever it is taken for."""
+    return path[:-1] if path[-1:] == (REAL_PAIRS,) else path
+
+
 def tensor_at(tree: Any, path: Place) -> Tensor:
     """Return the tensor at ``path``.
 
     Raises:
         ShapeError: if there is none.
     """
+    if plain_place(path) != path:
+        return as_pairs(tensor_at(tree, plain_place(path)))
     for depth, key in enumerate(path):
         tree = _child(tree, key, path[:depth])
     if not isinstance(tree, Tensor):
@@ -232,6 +266,8 @@ def with_tensor(tree: Any, path: Place, tensor: Tensor) -> Any:
     Raises:
         ShapeError: if ``tree`` has nothing at ``path``.
     """
+    if plain_place(path) != path:
+        return _replaced(tree, plain_place(path), 0, as_numbers(tensor))
     return _replaced(tree, path, 0, tensor)
 
 

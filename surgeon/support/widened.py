@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._pytree import tree_map_only
 
+from surgeon.support.trees import in_dtype
+
 LARGE = 2**16
 """Numbers of a weight from which on widening takes longer than dispatching it: smaller ones are copied."""
 
@@ -187,6 +189,8 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Itera
 
 def in_double(tensor: Tensor) -> Tensor:
     """Return a tensor in float64 if it is of a floating dtype; a large one is read from it and must not change."""
+    if tensor.is_complex():
+        return in_dtype(tensor, torch.float64)
     if not tensor.is_floating_point() or isinstance(tensor, Widened):
         return tensor
     return Widened(_Held(tensor.detach())) if tensor.numel() >= LARGE else tensor.double()

@@ -19,7 +19,7 @@ from surgeon.plan import CHILD, Plan
 from surgeon.recording.compare import compare_graphs, erase_branches, forward_part
 from surgeon.recording.record import Recording, record, unchanged
 from surgeon.support.modes import in_evaluation_mode, in_training_mode
-from surgeon.support.trees import map_tensors, tensors_in
+from surgeon.support.trees import as_pairs, map_tensors, tensors_in
 
 THETA = 0.1
 BROKEN = 1e-6
@@ -151,7 +151,7 @@ def _check_gradients(model: Model, relaxation: Relaxation) -> None:
     for branch in relaxation.branches.values():
         branch.zero_grad()
     with in_training_mode(model.module), unchanged(model.module):
-        outputs = [leaf for leaf in tensors_in(model.run()) if leaf.requires_grad]
+        outputs = [as_pairs(leaf) for leaf in tensors_in(model.run()) if leaf.requires_grad]
         if not outputs:
             raise CheckFailedError("expected outputs with gradients in training mode, got none")
         torch.stack([leaf.square().sum() for leaf in outputs]).sum().backward()  # type: ignore[no-untyped-call]

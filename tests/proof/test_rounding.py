@@ -94,9 +94,17 @@ def test_too_few_rows_exclude_nothing(samples: int, enough: bool) -> None:
 
 
 def test_another_rounding_of_a_batch() -> None:
-    batch = {"x": torch.ones(100), "kinds": torch.arange(3)}
+    batch = {"x": torch.ones(100), "z": torch.ones(100, dtype=torch.cfloat), "kinds": torch.arange(3)}
     generator = torch.Generator().manual_seed(0)
     changed = rounded_anew(batch, torch.float32, generator)
     assert torch.equal(changed["kinds"], batch["kinds"])
-    assert changed["x"].dtype == torch.float32
-    assert 0 < float((changed["x"] - 1).abs().max()) < 1e-6
+    for name in ("x", "z"):
+        assert changed[name].dtype == batch[name].dtype
+        assert 0 < float((changed[name] - 1).abs().max()) < 1e-6
+
+
+def test_rows_of_complex_outputs_count() -> None:
+    found, outputs = RowErrors(), torch.ones(5, 2, dtype=torch.cfloat)
+    found.add(0, outputs * (1 + 0.1j), outputs)
+    assert found.samples == 5
+    torch.testing.assert_close(found.by_output()[0], torch.full((5,), 0.1, dtype=torch.float64))

@@ -191,10 +191,10 @@ def test_an_object_that_refers_to_itself_does_not_hang() -> None:
     assert equal(tree, tree)
 
 
-def test_dtype_changes_floating_tensors_only() -> None:
+def test_dtype_changes_floating_and_complex_tensors_only() -> None:
     tree = {"x": torch.ones(2), "i": torch.ones(2, dtype=torch.long), "c": torch.ones(2, dtype=torch.cfloat)}
     result = to_dtype(tree, torch.float64)
-    assert [tensor.dtype for tensor in result.values()] == [torch.float64, torch.long, torch.complex64]
+    assert [tensor.dtype for tensor in result.values()] == [torch.float64, torch.long, torch.complex128]
 
 
 @pytest.mark.parametrize("make", [*CONTAINERS, OnlyTo])

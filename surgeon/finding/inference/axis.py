@@ -236,14 +236,15 @@ def _named(group: Group, degree: int, signs: tuple[int, ...], copies: int, layou
     if group.name in THREE_DIMENSIONAL:
         parity = "o" if (signs[0] < 0 if signs else degree % 2) else "e"
         yield irreps(group, f"{copies}x{degree}{parity}", layout)
-    elif group.name in PLANAR and degree != 1:  # (cos m phi, sin m phi), in either order, and turned by a quarter
+        return
+    if group.name not in PLANAR or degree == 1:
+        names, sizes = ("c v", {"c": copies}) if layout == "mul_ir" else ("v c", {"c": copies})
+        yield axes(group, names, sizes)
+    if group.name in PLANAR:  # (cos m phi, sin m phi), in either order, and turned by a quarter
         for frequency, sign in product((degree, -degree), (1.0, -1.0)[: 1 + len(group.elements)]):
             turn, mirror = [[0.0, -frequency], [frequency, 0.0]], [[sign, 0.0], [0.0, -sign]]
             images = {"algebra": [turn], "elements": [mirror] * len(group.elements)}
             yield matrices(group, images, copies, layout)
-    else:
-        names, sizes = ("c v", {"c": copies}) if layout == "mul_ir" else ("v c", {"c": copies})
-        yield axes(group, names, sizes)
 
 
 def regress(base: Tensor, moved: Tensor) -> Tensor | None:

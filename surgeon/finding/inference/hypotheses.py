@@ -190,6 +190,10 @@ def vector_types(group: Group, base: Tensor) -> Iterator[TensorType]:
             yield TensorType(axes(group, names, {}), tuple(sorted(chosen)))
             if count == 1 and group.name in ("O3", "E3"):
                 yield TensorType(irreps(group, "1x1e"), chosen)
+    for pair in combinations(range(-base.ndim, 0), 2):  # complex vectors: components, and real and imaginary parts
+        first, last = (base.shape[axis] for axis in pair)
+        if last == 2 and pair[1] == -1 and first * last == group.vector_dimension:
+            yield TensorType(axes(group, "v", {}), pair)
 
 
 def _pseudo_tensor(kind: TensorType, probe: TensorProbe) -> Iterator[TensorType]:

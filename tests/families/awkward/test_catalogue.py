@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import surgeon
+from surgeon.algebra.equivariance import relative_difference
+from surgeon.editing.insert import relax
+from surgeon.editing.strip import strip
 from surgeon.errors import SurgeonError
 from surgeon.finding.audit import acting
 from surgeon.plan import Plan
@@ -22,6 +25,7 @@ from tests.families.awkward import (
     layouts,
     multivectors,
     negatives,
+    numbers,
     operations,
     pseudotensors,
     sampled,
@@ -47,6 +51,7 @@ THEMES = (
     cartesian,
     sampled,
     groups,
+    numbers,
 )
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
@@ -116,6 +121,18 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
     check_plan(Model(module, case.inputs(), case.symmetry), find(case, module))
     assert list(module.state_dict()) == keys
     assert module.training == training
+
+
+@pytest.mark.parametrize("name", ["phases", "complex inside", "ring", "corners", "samples on a circle"])
+def test_what_can_be_folded_is_folded_without_loss(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    module, inputs = build(case), case.inputs()
+    relaxation = relax(module, find(case, module), dense=True, mode="fold", init_scale=1.0)
+    relaxation.set_theta(0.0, 0.3)
+    expected = module(*inputs)
+    records = strip(module, "fold")
+    assert all(record.folded > 0.01 and record.lost <= 1e-12 * record.norm for record in records)
+    assert relative_difference(module(*inputs), expected) <= 1e-12
 
 
 def test_names_are_distinct_and_the_catalogue_is_long() -> None:

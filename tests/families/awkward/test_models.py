@@ -12,7 +12,7 @@ from surgeon.algebra.equivariance import equivariance_error
 from surgeon.recording.provenance import used_parameters
 from surgeon.recording.record import record
 from surgeon.support.modes import default_dtype
-from surgeon.support.trees import equal, map_tensors, tensors_in
+from surgeon.support.trees import as_pairs, equal, map_tensors, tensors_in
 from tests.families.awkward.broken import BROKEN
 from tests.families.awkward.case import Case
 from tests.families.awkward.sampled import NEARLY
@@ -64,7 +64,7 @@ def test_not_equivariant(case: Case) -> None:
 def parameters_with_gradient(model: nn.Module, outputs: object) -> set[str]:
     """Autograd's account of what the outputs were made of, which does not know of the recorder."""
     named = dict(model.named_parameters())
-    leaves = [leaf for leaf in tensors_in(outputs) if leaf.requires_grad]
+    leaves = [as_pairs(leaf) for leaf in tensors_in(outputs) if leaf.requires_grad]
     total = torch.stack([leaf.sum() for leaf in leaves]).sum()
     gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {key for key, gradient in zip(named, gradients, strict=True) if gradient is not None}
