@@ -29,6 +29,14 @@ class Phases(nn.Module):
         return z @ self.weight.T
 
 
+class Biased(Phases):
+    """A bias of the first layer that is 0 before it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.bias = nn.Parameter(torch.zeros(CHANNELS, dtype=DOUBLE))
+
+
 class Conjugated(Phases):
     """A forward that cannot be traced, with real ends; what is conjugated turns the other way."""
 
@@ -103,6 +111,16 @@ CASES = (
         group="U1",
         inputs=lambda: (random(7, CHANNELS, 2),),
         act_output=lambda g, y: y @ g.T,
+    ),
+    Case(
+        "complex bias",
+        "symmetric before it is trained",
+        Biased,
+        group="U1",
+        inputs=lambda: (numbers(7, CHANNELS),),
+        act=turned,
+        act_output=turned,
+        error="how its output transforms is not known",
     ),
     Case(
         "complex kernels",
