@@ -14,20 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import time_to_target
-from findings import Measure, against, chosen, tested, tuned_adamw
+from defaults import CLIPS, DEFAULTS, MUON, SOAP
+from findings import Measure, against, chosen, tested, tuned, tuned_adamw
 from lines import RESULTS, Lines, read_lines
 from measures import CLASSES, FIELDS, FORCES, MOLECULES, POSITIONS
 from tables import Runs, grid_of, groups, in_words, table
 
 from surgeon.training.outcomes import ArmRun
-from surgeon_adapters.mace.task import CLIP, RATE_OF_SMALL
-from surgeon_adapters.sevennet.task import RATE
 
 PAGES = tuple(Path(__file__).parents[2] / name for name in ("docs/accuracy.md", "README.md"))
-SOAP, MUON = "plain@soap", "plain@muon"
 NAMES = {"mace": "small MACE", "sevennet": "7net-0"}
-DEFAULTS = {"mace": (RATE_OF_SMALL, CLIP), "sevennet": (RATE, None)}
-"""Learning rate and largest norm of gradients that ``surgeon finetune`` takes by itself."""
 MODELS = {"mace": "MACE, 3,808 weights, trained on two other molecules", "sevennet": "7net-0, as published"}
 
 
@@ -153,13 +149,14 @@ def in_short(results: Path = RESULTS) -> str:
         if not reference:
             continue
         steps = next(iter(reference.values())).steps
-        default, clip = DEFAULTS[lines.context["library"]]
-        name = f"{NAMES[lines.context['library']]}, {lines.context['molecule']}"
-        if lines.context["settings"].get("clip") != clip or steps < int(rows.get(name, ["", "0"])[1]):
+        library = lines.context["library"]
+        name = f"{NAMES[library]}, {lines.context['molecule']}"
+        if lines.context["settings"].get("clip") != CLIPS[library] or steps < int(rows.get(name, ["", "0"])[1]):
             continue
-        rates = [(SOAP, best[SOAP][0]), (SOAP, default), (MUON, best[MUON][0])]
+        soap = tuned(best, FORCES, [arm for arm in best if arm.startswith(SOAP)])
+        rates = [(soap, best[soap][0]), DEFAULTS[library], (MUON, best[MUON][0])]
         cells = [difference(tested(lines, arm, rate, False), reference, FORCES) for arm, rate in rates]
-        again = (tested(lines, arm, best[arm][0], True) for arm in (SOAP, adamw))
+        again = (tested(lines, arm, best[arm][0], True) for arm in (soap, adamw))
         cells.insert(1, difference(*again, FORCES))
         error = statistics.fmean(run.test[FORCES.metric] for run in reference.values())
         rows[name] = [name, str(steps), f"{error:.1f}", *cells]

@@ -1,8 +1,8 @@
 """One protocol for all tables: a sweep for every arm, final runs at equal steps, fresh ones, and runs of equal time.
 
 For every arm one grid of learning rates is tried on validation data with seed 0, and extended while the best lies at an
-edge. AdamW is tried with three values of beta2, and the best of them is what others are compared with, on test data and
-with seeds of their own. Arms with branches are then tried with that AdamW and with the optimiser that is best of all.
+edge. AdamW is tried with three values of beta2, and lower ones while the lowest is the best; the best of them is what
+others are compared with, on test data and with seeds of their own. Arms with branches are then tried with that AdamW and with the optimiser that is best of all.
 Whatever costs more per step than tuned AdamW and is better at equal steps is also run with as many steps as take its
 time. A confirmation repeats what won once, with fresh seeds and, where data are generated, fresh data.
 """
@@ -12,18 +12,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from findings import FRESH, Measure, against, chosen, tested, tuned, tuned_adamw
 from lines import Lines
+from step_cost import step_seconds
 
 from surgeon.plan import Split
+from surgeon.training.arms import ARMS, Contender
 from surgeon.training.comparison import Comparison, run_arms
 from surgeon.training.sweep import sweep
 
-ADAMW = tuple(f"plain@adamw+beta2={beta2}" for beta2 in (0.9, 0.95, 0.999))
+LOWEST = 0.9
+
+
+def _adamw(beta2: float) -> str:
+    return f"plain@adamw+beta2={beta2}"
+
+
+ADAMW = tuple(_adamw(beta2) for beta2 in (LOWEST, 0.95, 0.999))
 SEEDS, FRESH_SEEDS = tuple(range(1, FRESH)), tuple(range(FRESH, 11))
 
 
@@ -90,6 +99,10 @@ def run_protocol(comparison: Comparison, lines: Lines, protocol: Protocol, fresh
     """
     measure, execute = protocol.measure, lines.execute(comparison)
     sweep(comparison, [*ADAMW, *protocol.others], protocol.grid, (0,), execute, lines)
+    lower = LOWEST
+    while tuned_adamw(chosen(lines, measure), measure) == _adamw(lower) and lower > 0:
+        lower = round(lower - 0.1, 1)
+        sweep(comparison, [_adamw(lower)], protocol.grid, (0,), execute, lines)
     arms = protocol.with_branches(chosen(lines, measure))
     if arms:
         sweep(comparison, arms, protocol.grid, (0,), execute, lines)
@@ -109,15 +122,24 @@ def run_protocol(comparison: Comparison, lines: Lines, protocol: Protocol, fresh
             run_arms(fresh, [arm], FRESH_SEEDS, {arm: rate}, lines.execute(fresh), lines)
     if fresh is not None and gained:
         run_arms(fresh, [adamw, *gained], FRESH_SEEDS, rates, lines.execute(fresh), lines)
-    if not lines.step_seconds:
-        lines.keep_step_seconds({arm: _step_seconds(lines, arm) for arm in rates})
+    if lines.step_seconds.keys() < rates.keys():
+        lines.keep_step_seconds(_costs(comparison, lines, rates, adamw) | lines.step_seconds)
     promising = [arm for arm in arms if measure.better(statistics.fmean(found[arm].values), 0.0)]
     run_equal_time(comparison, lines, promising, rates, adamw)
 
 
-def _step_seconds(lines: Lines, arm: str) -> float:
-    """Return what a step of an arm took in its final runs, the median over them."""
-    return statistics.median(seconds for point, seconds in lines.step_times.items() if point.test and point.arm == arm)
+def _costs(comparison: Comparison, lines: Lines, arms: Collection[str], reference: str) -> dict[str, float]:
+    """Return what a step of each arm takes, in seconds of the processor.
+
+    Arms without branches are timed in turn, in units of what the reference is known to take, if it is; with branches it
+    is the median over the final runs.
+    """
+    if any(Contender.parse(arm).arm is not ARMS["plain"] for arm in arms):
+        finals = [(point.arm, seconds) for point, seconds in lines.step_times.items() if point.test]
+        return {arm: statistics.median(seconds for name, seconds in finals if name == arm) for arm in arms}
+    found = step_seconds(comparison, arms)
+    unit = lines.step_seconds.get(reference, found[reference]) / found[reference]
+    return {arm: unit * seconds for arm, seconds in found.items()}
 
 
 def run_equal_time(

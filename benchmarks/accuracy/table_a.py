@@ -4,7 +4,7 @@
 
 ``RMD17`` holds ``MOLECULE_{train,valid,test}.xyz[.gz]`` with REF_energy in eV and REF_forces in eV/Angstrom. Each run
 is written to ``results/table_a.SIZE.jsonl`` when it is finished; the same command goes on. How arms are compared says
-``runner.py``; here SOAP is also run at the rate that ``surgeon finetune`` takes by itself. ``--confirm`` repeats what
+``runner.py``; here SOAP is also run as ``surgeon finetune`` takes it by itself. ``--confirm`` repeats what
 won once, with fresh seeds, after the lines were committed. ``report.py`` beside this file writes the table.
 """
 
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from defaults import CLIPS, DEFAULTS, MUON, SOAP
 from lines import RESULTS, Lines
 from measures import FORCES
 from rmd17 import write_frames
@@ -28,7 +29,7 @@ from surgeon.training.settings import FinetuneSettings
 from surgeon.training.spread import comparison_of
 from surgeon.training.starting import open_for_comparison
 
-OTHERS = ("plain@soap", "plain@muon")
+OTHERS = {library: tuple(dict.fromkeys((SOAP, arm, MUON))) for library, (arm, _) in DEFAULTS.items()}
 BATCH, EVALUATED = 5, 50
 """Frames in a batch of training, and of evaluation."""
 EPOCHS = {"small": 5, "medium": 10, "paper": 50}
@@ -46,9 +47,8 @@ def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], ep
         "reference": "estimate",
     }
     options = OpenOptions(task=f"{library}:{paths['train']}", task_arguments=arguments, trust_pickle=True)
-    workspace = open_for_comparison(checkpoint, [*ADAMW, *OTHERS], options)
-    preferred = workspace.require_task().task.preferred
-    settings = FinetuneSettings(epochs=epochs, warmup=10, evaluate_every=5, clip=preferred.get("clip"))
+    workspace = open_for_comparison(checkpoint, [*ADAMW, *OTHERS[library]], options)
+    settings = FinetuneSettings(epochs=epochs, warmup=10, evaluate_every=5, clip=CLIPS[library])
     comparison = comparison_of(workspace, settings)
     comparison = dataclasses.replace(comparison, task=InLargeBatches(comparison.task, EVALUATED), judge=None)
     return comparison, str(workspace.require_relaxed()[1].config.base["sha256"])
@@ -61,9 +61,7 @@ def run_table(library: str, checkpoint: str, data: Path, molecule: str, size: st
         comparison, sha256 = comparison_from(library, checkpoint, paths, EPOCHS[size])
         context = {"library": library, "sha256": sha256, "molecule": molecule, "batch": BATCH}
         context["settings"] = shared_settings(comparison)
-        preferred = comparison.task.preferred
-        default = f"plain@{preferred['optimizer']}", preferred["learning_rate"]
-        protocol = Protocol(FORCES, GRID[library], OTHERS, default=default)
+        protocol = Protocol(FORCES, GRID[library], OTHERS[library], default=DEFAULTS[library])
         print(f"{library}, {molecule}", flush=True)
         lines = Lines(RESULTS / f"table_a.{size}.jsonl", context)
         run_protocol(comparison, lines, protocol, comparison if confirm else None)

@@ -16,7 +16,7 @@ _VOIGT = torch.tensor([[0, 3, 5], [3, 1, 4], [5, 4, 2]])
 """Where sevenn keeps the entries of a stress: xx, yy, zz, xy, yz, zx."""
 
 
-RATE = 3e-2
+RATE, BETA2 = 2.7e-2, 0.9
 """What SOAP begins with."""
 
 
@@ -38,8 +38,8 @@ class SevenNetTask(AtomisticTask):
 
     @property
     def preferred(self) -> Mapping[str, Any]:
-        """SOAP at the rate that sweeps chose for 7net-0."""
-        return {"optimizer": "soap", "learning_rate": RATE}
+        """SOAP with the rate and beta2 that sweeps chose for 7net-0."""
+        return {"optimizer": "soap", "learning_rate": RATE, "beta2": BETA2}
 
     def potential_of(self, model: nn.Module) -> SevenNetPotential:
         """Read a model."""
