@@ -2,9 +2,10 @@
 
 For every arm one grid of learning rates is tried on validation data with seed 0, and extended while the best lies at an
 edge. AdamW is tried with three values of beta2, and lower ones while the lowest is the best; the best of them is what
-others are compared with, on test data and with seeds of their own. Arms with branches are then tried with that AdamW and with the optimiser that is best of all.
-Whatever costs more per step than tuned AdamW and is better at equal steps is also run with as many steps as take its
-time. A confirmation repeats what won once, with fresh seeds and, where data are generated, fresh data.
+others are compared with, on test data and with seeds of their own. Arms with branches are then tried with that AdamW
+and with the optimiser that is best of all. Whatever costs more per step than tuned AdamW and is better at equal steps
+is also run with as many steps as take its time. A confirmation repeats what won once, with fresh seeds and, where data
+are generated, fresh data.
 """
 
 from __future__ import annotations
