@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_MMAP_THRESHOLD = -3
-"""glibc's number of the size from which on an allocation is memory of its own, which is returned when it is freed."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of how much it keeps of what is freed, and of the size from which on an allocation is memory of its
+own, which is returned when it is freed."""
 
 _OWN, _USUAL = 2**18, 2**25
-"""Bytes: what is asked for, and what glibc goes to by itself as soon as anything of that size was freed."""
+"""Bytes: the size that is asked for, and that to which glibc goes by itself where tensors are freed, of which it then
+keeps twice as much."""
 
 
 def _call(name: str, *arguments: int) -> None:
@@ -40,3 +42,4 @@ def large_ones_apart() -> Iterator[None]:
         yield
     finally:
         _call("mallopt", _MMAP_THRESHOLD, _USUAL)
+        _call("mallopt", _TRIM_THRESHOLD, 2 * _USUAL)
