@@ -14,7 +14,8 @@ INTRODUCTION = """# Reliability
 
 What happens when a disk is full, a process is killed, or a file comes from a stranger is tried by campaigns with seeds.
 This page is made of their records: `make fuzz ARGS=--record`, `make faults ARGS=--record`, and
-`python -m tests.campaigns.page`. A slice of both runs with the tests.
+`python -m tests.campaigns.page`. A slice of both runs with the tests. `make hostile DIR=folder` reads a collection of
+hostile files that you have, each under every name that is read.
 
 What is promised, and what the campaigns look for:
 
