@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from surgeon.errors import HubError, UsageError
 from surgeon.files.address import HubPath, check_repo, check_revision, is_commit, is_hub_path
@@ -26,6 +27,9 @@ from surgeon.opening.remote.client import (
     list_files,
 )
 from surgeon.opening.remote.fetch import download, git_hash
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,12 @@ def push_to_hub(folder: str | Path, repo: str, options: PushOptions | None = Non
     if options.revision is not None and not branch_exists:
         with hub_errors(f"create the branch {options.revision} of {target.repo}"):
             api().create_branch(target.repo, branch=options.revision, exist_ok=True)
-    pushed = _commit(pushed, files, target, remote, options)
+    operations = _operations(files, {upload.name for upload in uploads if upload.changed})
+    content_of(folder, options.with_training_state)  # what has changed since it was checked is not uploaded
+    if operations or remote is None:
+        pushed = _commit(pushed, operations, target, remote, options)
+    else:
+        pushed = replace(pushed, commit=remote.commit)
     if options.tag is not None and pushed.commit is not None:
         _tag(target, options.tag, pushed.commit)
     return pushed
@@ -198,19 +207,27 @@ def _same(value: Path | bytes, size: int, there: HubFile) -> bool:
     return there.sha256 == (hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else sha256_of_file(value))
 
 
-def _commit(
-    pushed: Pushed, files: Mapping[str, Path | bytes], target: HubPath, remote: Listing | None, options: PushOptions
-) -> Pushed:
+def _operations(files: Mapping[str, Path | bytes], changed: Collection[str]) -> list[CommitOperationAdd]:
+    """Return what is committed: texts as they are now, other files by their hash of now, which the Hub compares."""
     from huggingface_hub import CommitOperationAdd
 
-    changed = [upload.name for upload in pushed.files if upload.changed]
-    if remote is not None and not changed:
-        return replace(pushed, commit=remote.commit)
-    operations = [
+    held = {name: files[name] for name in files if name in changed}
+    for name, value in held.items():
+        if isinstance(value, Path) and value.suffix in (".json", ".jsonl", ".md"):
+            held[name] = value.read_bytes()
+    return [
         CommitOperationAdd(name, io.BytesIO(value) if isinstance(value, bytes) else str(value))
-        for name, value in files.items()
-        if name in changed
+        for name, value in held.items()
     ]
+
+
+def _commit(
+    pushed: Pushed,
+    operations: Sequence[CommitOperationAdd],
+    target: HubPath,
+    remote: Listing | None,
+    options: PushOptions,
+) -> Pushed:
     with hub_errors(f"push to {target}"):
         done = api().create_commit(
             target.repo,

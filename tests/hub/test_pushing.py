@@ -6,11 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from surgeon.errors import CheckpointError, HubError, UsageError
 from surgeon.files.atomic import _BACKUP, _host
+from surgeon.hub import pushing
 from surgeon.hub.content import content_of
 from surgeon.hub.pulling import pull
 from surgeon.hub.pushing import PushOptions, push_to_hub
@@ -70,6 +72,21 @@ def test_nothing_is_uploaded_twice(logged_in: Hub, made: Path) -> None:
     assert [upload.name for upload in third.files if upload.changed] == [
         *("training_state/state.json", "training_state/state.safetensors"),
     ]
+
+
+def test_a_folder_that_changes_after_it_was_checked_is_not_uploaded(
+    logged_in: Hub, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, usual = Path(shutil.copytree(made / "run", tmp_path / "run")), pushing.card_text
+
+    def changing(*given: Any) -> str:
+        shutil.copyfile(folder / "model.safetensors", folder / "relaxation.safetensors")
+        return usual(*given)
+
+    monkeypatch.setattr(pushing, "card_text", changing)
+    with pytest.raises(CheckpointError, match="relaxation.safetensors"):
+        push_to_hub(folder, REPO)
+    assert files_on(logged_in) == {}
 
 
 def test_branch_and_tag(logged_in: Hub, made: Path) -> None:
