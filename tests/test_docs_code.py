@@ -63,9 +63,11 @@ SHOWN = {
 ELSEWHERE = {
     "--help": "every command",
     "--debug": "before the command",
+    "--disable-pip": "pip-audit",
     "--foundation_model": "mace_run_train",
     "--fsdp_auto_wrap_policy": "accelerate",
     "--fsdp_version": "accelerate",
+    "--guided": "make fuzz",
     "--nproc_per_node": "torchrun",
     "--num_processes": "accelerate",
     "--private_key": "model_signing",
