@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ class Layers:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._relaxed: list[weakref.ref[nn.Module]] = []
+        self._relaxed: list[nn.Module] = []
 
     def built(self, layer: nn.Module) -> None:
         """Relax a new layer at θ = 0, if it has weights of its own that more than invariants meet."""
@@ -49,7 +48,7 @@ class Layers:
             return
         surgeon.relax(layer, plan, dense=True, init_scale=1.0).set_theta(0.0)
         self.counts["relaxed"] += 1
-        self._relaxed.append(weakref.ref(layer))
+        self._relaxed.append(layer)  # held, so that it is stripped though its test has let it go
 
     def strip(self, model: Any) -> None:
         """Strip every relaxed layer in a module; a copy of one is one."""
@@ -59,8 +58,8 @@ class Layers:
 
     def strip_all(self) -> None:
         """Strip what still is relaxed."""
-        for reference in self._relaxed:
-            self.strip(reference())
+        for layer in self._relaxed:
+            self.strip(layer)
         self._relaxed.clear()
 
     def _strip(self, layer: nn.Module) -> None:
