@@ -1,4 +1,4 @@
-"""Links between the pages lead somewhere, and public names are listed."""
+"""Links between the pages lead somewhere, public names are listed, and every mutant finds its code and its tests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import surgeon
 from surgeon import errors
 from surgeon.errors import SurgeonError
+from tests.mutants.catalogue import Mutant, read_mutants
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -132,3 +133,13 @@ def test_tests_that_pages_name_exist() -> None:
     ]
     assert len(named) > 15
     assert not [(page, name) for page, file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+
+
+def test_every_mutant_can_be_tried() -> None:
+    """No mutant may name this test or its whole file: it fails wherever a fault has been put in."""
+    assert [words for mutant in read_mutants() if (words := mutant.complaint())] == []
+    own = (f"{Path(__file__).relative_to(ROOT)}::{test_every_mutant_can_be_tried.__name__}",)
+    assert Mutant("", "surgeon/plan.py", "class Plan:", "", own).complaint() is None
+    assert "does 0 times" in (Mutant("", "surgeon/plan.py", "class Plane:", "", own).complaint() or "")
+    for gone in ("tests/gone.py", "tests/gone.py::test_it", f"{own[0]}_twice[1]"):
+        assert f"there is no {gone}" in (Mutant("", "surgeon/plan.py", "class Plan:", "", (gone,)).complaint() or "")

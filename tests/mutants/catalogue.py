@@ -35,12 +35,20 @@ class Mutant:
         return (ROOT / self.file).read_text(encoding="utf-8").replace(self.old, self.new)
 
     def complaint(self) -> str | None:
-        """Say why this cannot be tried: its text is gone or ambiguous, or a test file is missing."""
+        """Say why this cannot be tried: its text is gone or ambiguous, or a test is missing."""
         found = (ROOT / self.file).read_text(encoding="utf-8").count(self.old) if (ROOT / self.file).exists() else 0
         if not self.file.startswith(CODE) or found != 1 or self.old == self.new:
             return f"{self.name}: its old text has to occur once in {self.file}, and does {found} times"
-        missing = [test for test in self.tests if not (ROOT / test.split("::")[0]).exists()]
+        missing = [test for test in self.tests if not _exists(test)]
         return f"{self.name}: there is no {missing[0]}" if missing else None
+
+
+def _exists(test: str) -> bool:
+    """Tell whether there is a test file or folder, and in it the function of an id."""
+    path, _, name = test.partition("::")
+    if not name or not (ROOT / path).is_file():
+        return not name and (ROOT / path).exists()
+    return f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
 def read_mutants() -> list[Mutant]:
