@@ -60,7 +60,7 @@ def options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error is one sentence on standard error and a non-zero exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    sys.argv = ["surgeon", *given]  # which records name, however this was called
+    before, sys.argv = sys.argv, ["surgeon", *given]  # which records name, however this was called
     _wait_asleep()
     debug = "--debug" in given[:1]
     try:
@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = _report(_INTERRUPTION, 2, debug)
     except Exception as error:
         code = _report_usage(error, debug) if hasattr(error, "format_message") else _report_unexpected(error, debug)
+    finally:
+        sys.argv = before
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -39,7 +39,7 @@ def rounds_within(budget: float, settings: int, epochs: int, every: int = 1) -> 
         >>> rounds_within(40, 9, 10)
         {2: 3, 4: 2, 10: 1}
         >>> rounds_within(60, 9, 10)
-        {4: 3, 7: 2, 10: 1}
+        {5: 3, 7: 2, 10: 1}
     """
     going = [settings]
     while going[-1] > 2:

@@ -11,16 +11,16 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["surgeon", "surgeon_adapters"]):
-    from tests.campaigns import fuzz
-    from tests.campaigns.readers import READERS, digest
 from tests.campaigns.work import furnish, here
 
 
 def main() -> None:
     """Attack the reader that is named; libFuzzer ends the process."""
+    import atheris  # an option, and it has to see what is imported
+
+    with atheris.instrument_imports(include=["surgeon", "surgeon_adapters"]):
+        from tests.campaigns import fuzz
+        from tests.campaigns.readers import READERS, digest
     name, seconds = sys.argv[1:]
     reader, found_in = next((each for each in READERS if each.name == name), None), Path.cwd()
     if reader is None or not reader.available:

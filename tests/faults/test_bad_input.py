@@ -156,7 +156,7 @@ CASES = [
     Case("unknown entry", "relax net.pt --entry q", saved(lambda: {"a": {"x": torch.ones(1)}}), "weights under 'q'"),
     Case("nothing says how", "relax net.pt", removed("task.py"), "nothing says how to build the model"),
     # group, sites
-    Case("unknown group", "relax net.pt --group SU2", nothing, "SU2.*SO3|SO3.*SU2"),
+    Case("unknown group", "relax net.pt --group SU9", nothing, "SU9.*SO3|SO3.*SU9"),
     Case("unsupported group", "relax net.pt --group D4", nothing, "the action on the sample batch fails"),
     Case("not the symmetry", f"relax net.pt {args(trouble='not symmetric')}", nothing, "to be a symmetry", 1),
     Case("not the symmetry, inspect", f"inspect net.pt {args(trouble='not symmetric')}", nothing, "a symmetry", 1),
