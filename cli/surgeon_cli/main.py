@@ -105,7 +105,7 @@ def _report_usage(error: Any, debug: bool) -> int:
 
 
 def _report_unexpected(error: Exception, debug: bool) -> int:
-    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
         name = os.fsdecode(error.filename)
         return _report(f"could not use {name!r}: {error.strerror}: check the path [{UsageError.code}]", 2, debug)
     text = str(error).strip().splitlines() or ["no message"]

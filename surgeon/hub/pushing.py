@@ -31,6 +31,10 @@ from surgeon.opening.remote.fetch import download, git_hash
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
+TEXTS = (".json", ".jsonl", ".md")
+COMPARED_ABOVE = 10_000_000
+"""Bytes up to which the Hub takes a file without comparing its hash."""
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -208,12 +212,12 @@ def _same(value: Path | bytes, size: int, there: HubFile) -> bool:
 
 
 def _operations(files: Mapping[str, Path | bytes], changed: Collection[str]) -> list[CommitOperationAdd]:
-    """Return what is committed: texts as they are now, other files by their hash of now, which the Hub compares."""
+    """Return what is committed: small files and texts as they are now, others by their hash, which the Hub compares."""
     from huggingface_hub import CommitOperationAdd
 
     held = {name: files[name] for name in files if name in changed}
     for name, value in held.items():
-        if isinstance(value, Path) and value.suffix in (".json", ".jsonl", ".md"):
+        if isinstance(value, Path) and (value.suffix in TEXTS or value.stat().st_size <= COMPARED_ABOVE):
             held[name] = value.read_bytes()
     return [
         CommitOperationAdd(name, io.BytesIO(value) if isinstance(value, bytes) else str(value))

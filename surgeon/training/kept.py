@@ -11,7 +11,7 @@ from torch import nn
 
 from surgeon.editing.relaxation import Relaxation
 from surgeon.editing.weight_updates import WeightUpdates
-from surgeon.files.atomic import remove_entry
+from surgeon.files.atomic import remove_entry, translated
 from surgeon.files.relaxed import is_relaxed_folder, write_relaxed
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import is_better
@@ -52,8 +52,10 @@ def write_run(
         arm=contender.arm.name,
     )
     state = added.merged_state() if isinstance(added, WeightUpdates) else None
-    (folder / contender.name).mkdir(parents=True, exist_ok=True)
-    write_relaxed(folder / contender.name / str(seed), model, config, files.base_metadata, force=True, state=state)
+    place = folder / contender.name
+    with translated(place, place):
+        place.mkdir(parents=True, exist_ok=True)
+    write_relaxed(place / str(seed), model, config, files.base_metadata, force=True, state=state)
 
 
 def settle(folder: Path, runs: Iterable[ArmRun], keep: Keep, metric: str, direction: str) -> dict[str, list[int]]:

@@ -89,6 +89,21 @@ def test_a_folder_that_changes_after_it_was_checked_is_not_uploaded(
     assert files_on(logged_in) == {}
 
 
+def test_a_small_file_that_changes_while_it_is_uploaded_goes_as_it_was_checked(
+    logged_in: Hub, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, usual = Path(shutil.copytree(made / "run", tmp_path / "run")), pushing._commit
+
+    def changing(*given: Any) -> Any:
+        shutil.copyfile(folder / "relaxation.safetensors", folder / "model.safetensors")
+        return usual(*given)
+
+    push_to_hub(made / "run", "alice/whole")
+    monkeypatch.setattr(pushing, "_commit", changing)
+    push_to_hub(folder, REPO)
+    assert files_on(logged_in)["model.safetensors"] == files_on(logged_in, "alice/whole")["model.safetensors"]
+
+
 def test_branch_and_tag(logged_in: Hub, made: Path) -> None:
     push_to_hub(made / "relaxed", REPO)
     trained = push_to_hub(made / "run", REPO, PushOptions(revision="trained", tag="v1"))
