@@ -74,16 +74,24 @@ def test_nothing_is_uploaded_twice(logged_in: Hub, made: Path) -> None:
     ]
 
 
+def changed_before(step: str, name: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of a run, one of whose two files of weights gets the content of the other just before a step."""
+    folder, usual = Path(shutil.copytree(source, source.parent / "changing")), getattr(pushing, step)
+    (other,) = {"model.safetensors", "relaxation.safetensors"} - {name}
+
+    def changing(*given: Any) -> Any:
+        shutil.copyfile(folder / other, folder / name)
+        return usual(*given)
+
+    monkeypatch.setattr(pushing, step, changing)
+    return folder
+
+
 def test_a_folder_that_changes_after_it_was_checked_is_not_uploaded(
     logged_in: Hub, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, usual = Path(shutil.copytree(made / "run", tmp_path / "run")), pushing.card_text
-
-    def changing(*given: Any) -> str:
-        shutil.copyfile(folder / "model.safetensors", folder / "relaxation.safetensors")
-        return usual(*given)
-
-    monkeypatch.setattr(pushing, "card_text", changing)
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    folder = changed_before("card_text", "relaxation.safetensors", run, monkeypatch)
     with pytest.raises(CheckpointError, match="relaxation.safetensors"):
         push_to_hub(folder, REPO)
     assert files_on(logged_in) == {}
@@ -92,15 +100,9 @@ def test_a_folder_that_changes_after_it_was_checked_is_not_uploaded(
 def test_a_small_file_that_changes_while_it_is_uploaded_goes_as_it_was_checked(
     logged_in: Hub, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, usual = Path(shutil.copytree(made / "run", tmp_path / "run")), pushing._commit
-
-    def changing(*given: Any) -> Any:
-        shutil.copyfile(folder / "relaxation.safetensors", folder / "model.safetensors")
-        return usual(*given)
-
-    push_to_hub(made / "run", "alice/whole")
-    monkeypatch.setattr(pushing, "_commit", changing)
-    push_to_hub(folder, REPO)
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    push_to_hub(run, "alice/whole")
+    push_to_hub(changed_before("_commit", "model.safetensors", run, monkeypatch), REPO)
     assert files_on(logged_in)["model.safetensors"] == files_on(logged_in, "alice/whole")["model.safetensors"]
 
 
