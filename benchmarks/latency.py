@@ -163,7 +163,8 @@ def measure(name: str, repeats: int, folder: Path) -> dict[str, Any]:
     model, path = network.model.train(), folder / f"{name}.onnx"  # some models cannot be copied in eval mode
     original, double, group = copy.deepcopy(model), copy.deepcopy(model).double(), parse_group(network.group)
     start = time.perf_counter()
-    stripped = Stripped(model.eval(), original.eval(), double.eval(), network.task, group)
+    with torch.no_grad():  # filters that eval() expands can be copied then
+        stripped = Stripped(model.eval(), original.eval(), double.eval(), network.task, group)
     record = export_onnx(
         path,
         stripped,
