@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from surgeon.algebra.equivariance import relative_difference
 from surgeon.training.arms import Contender
 from surgeon.training.settings import FinetuneSettings
 
@@ -160,6 +162,65 @@ def test_a_target_is_reached_at_the_first_evaluation_as_good_as_the_last_of_adam
     adamw, mine = runs((9.0, 8.0, 4.0, 5.0), (9.0, 8.0, 7.0, 6.0)), runs((9.0, 5.0, 6.0, 3.0), (9.0, 8.0, 7.0, 6.5))
     assert found.steps_to_target(mine, adamw, report.FORCES) == [(10.0, 20.0), (float("inf"), 30.0)]
     assert found.steps_to_target(mine, adamw, report.CLASSES) == [(0.0, 0.0), (0.0, 0.0)]
+
+
+def test_other_networks_stand_beside_the_one_of_a_comparison(report: Any, tmp_path: Path) -> None:
+    beside = {report.BESIDE: {"network": "convolutions", "weights": [1234, 56]}}
+    context = {"variant": "scale", "data": "", "layers": 3, "steps": 1, "inputs": 2, "batch": 8, "held_out": "2_2"}
+    lines = []
+    for errors, more in (((0.2, 0.3), {}), ((0.1, 0.24), beside)):
+        for seed, error in enumerate((0.5, *errors)):
+            run = line("plain@adamw+beta2=0.9", 1e-2, seed, error, test=seed > 0)
+            run["context"] = {**context, **more, "settings": {"epochs": 5}}
+            metrics = {"rmse": error, "domain rmse": 2 * error}
+            run["outcome"] |= {"validation": metrics, "test": metrics if seed else {}}
+            lines.append(run)
+    (tmp_path / "table_e.small.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    told = report.networks(report.KINDS[4], tmp_path).splitlines()
+    assert told[0].startswith("Approximately equivariant convolutions, 3 layers, scale")
+    assert told[4] == "| as above, plain@adamw+beta2=0.9 | 0.01 | 2 | 250.0 ± 70.7 |  | 500.0 | 56 |"
+    # -50 % and -20 %; 12.706 * 21.213 / sqrt(2)
+    assert told[5].startswith("| convolutions, plain@adamw+beta2=0.9 | 0.01 | 2 | 170.0 ± 99.0 | -35.0 ± 190.6 %, p = ")
+    assert "convolutions" not in report.text(report.KINDS[4], tmp_path).partition("\n")[2]
+    assert report.networks(report.KINDS[2], tmp_path) == "Not run yet."
+
+
+def test_networks_of_fields_have_the_symmetry_that_they_are_named_after(report: Any) -> None:
+    fields = importlib.import_module("smoke_networks")
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 9, 9)
+
+    def turned(fields: torch.Tensor) -> torch.Tensor:
+        found = torch.rot90(fields, -1, (-2, -1)).unflatten(1, (-1, 2))
+        return torch.stack([-found[:, :, 1], found[:, :, 0]], 2).flatten(1, 2)
+
+    def error(network: Any) -> float:
+        return relative_difference(network(turned(x)), turned(network(x)))
+
+    exact, free = fields.equivariant("rotation", 2, 2, 2), fields.Convolutions("rotation", 2, 2, 2)
+    between = fields.ResidualPathways("rotation", 2, 2, 2, strength=0.5)
+    assert error(exact) < 1e-5 < 0.1 < error(free)
+    assert sum(weight.requires_grad for weight in exact.parameters()) == 3  # two banks of filters and a bias
+    (0 * between(x)).sum().backward()
+    assert all(torch.equal(weight.grad, 0.5 * weight) for weight in between.free.parameters())
+    for weight in between.free.parameters():
+        torch.nn.init.zeros_(weight)
+    assert error(between) < 1e-5
+
+
+def test_networks_of_clouds_see_them_turned(report: Any) -> None:
+    clouds = importlib.import_module("cloud_networks")
+    torch.manual_seed(0)
+    points, rotation = torch.randn(3, 3, 24), torch.linalg.qr(torch.randn(3, 3)).Q
+    network = clouds.Canonical(clouds.PointNet(4, 3)).eval()
+    rotation = rotation * torch.det(rotation)
+    torch.testing.assert_close(network(rotation @ points), network(points), atol=1e-5, rtol=0)
+    assert not torch.allclose(network.network(rotation @ points), network.network(points), atol=1e-3)
+    tuned = clouds.EquiTuned(lambda seen: seen)
+    one, two = tuned(points), tuned(points)
+    assert not torch.allclose(one, two, atol=1e-2)
+    assert torch.equal(tuned.eval()(points), tuned(points))
+    assert not torch.allclose(tuned(points), points, atol=1e-2)
 
 
 def test_a_table_without_final_runs_says_so(report: Any, tmp_path: Path) -> None:

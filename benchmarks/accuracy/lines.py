@@ -19,6 +19,8 @@ from surgeon.training.outcomes import ArmRun, Execute, Failure, Outcome, Point
 from surgeon.training.progress import Progress, StepEvent
 
 RESULTS = Path(__file__).parent / "results"
+BESIDE = "beside"
+"""Key in a context of another network than the rest of it is about: its name, and the numbers of weights of both."""
 
 
 def commit() -> str:

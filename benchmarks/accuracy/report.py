@@ -16,9 +16,9 @@ from typing import Any
 import time_to_target
 from defaults import CLIPS, DEFAULTS, MUON, SOAP
 from findings import Measure, against, chosen, tested, tuned, tuned_adamw
-from lines import RESULTS, Lines, read_lines
+from lines import BESIDE, RESULTS, Lines, read_lines
 from measures import CLASSES, FIELDS, FORCES, MOLECULES, POSITIONS
-from tables import Runs, grid_of, groups, in_words, table
+from tables import Runs, grid_of, groups, in_words, networks_table, table
 
 from surgeon.training.outcomes import ArmRun
 
@@ -101,11 +101,13 @@ KINDS = (
 )
 
 
-def comparisons(kind: Kind, results: Path) -> Iterator[tuple[str, list[Lines]]]:
-    """Yield title and lines of all comparisons of a table, those with most steps first."""
+def comparisons(kind: Kind, results: Path, beside: bool = False) -> Iterator[tuple[str, list[Lines]]]:
+    """Yield title and lines of all comparisons of a table, those with most steps first; or of the networks beside."""
     name = kind.name.replace(" ", "_").lower()
     for path in sorted(results.glob(f"{name}.*.jsonl")):
         for found in groups(path):
+            if (BESIDE in found[0].context) != beside:
+                continue
             steps = max(run.steps for run in found[0].values() if isinstance(run, ArmRun))
             yield f"{kind.title(found[0].context)}, {steps} steps", found
 
@@ -190,6 +192,22 @@ def sizes(results: Path = RESULTS) -> str:
     return "\n".join(grid_of(rows)) if len(rows) > 1 else "Not run yet."
 
 
+def networks(kind: Kind, results: Path = RESULTS) -> str:
+    """Return, for every comparison that has some, the errors of other networks beside its own."""
+    others: dict[str, list[Lines]] = {}
+    for _, (lines, *_) in comparisons(kind, results, beside=True):
+        others.setdefault(_without_beside(lines), []).append(lines)
+    parts: list[str] = []
+    for title, (lines, *_) in comparisons(kind, results):
+        found = others.get(_without_beside(lines))
+        parts += [f"{title}:", "", *networks_table(lines, found, kind.measure), ""] if found else []
+    return "\n".join(parts).rstrip() or "Not run yet."
+
+
+def _without_beside(lines: Lines) -> str:
+    return str({name: value for name, value in lines.context.items() if name != BESIDE})
+
+
 def times(results: Path = RESULTS) -> str:
     """Return table F."""
     found = [
@@ -204,6 +222,9 @@ PARTS: Mapping[str, Callable[[Path], str]] = {
     **{kind.name: (lambda results, kind=kind: text(kind, results)) for kind in KINDS},
     "table A in short": in_short,
     "table B by size": sizes,
+    **{
+        f"{kind.name} by network": (lambda results, kind=kind: networks(kind, results)) for kind in (KINDS[2], KINDS[4])
+    },
     "table F": times,
 }
 """What is written between the marks of each name."""

@@ -13,15 +13,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from findings import FRESH, Measure, against, chosen, tested, tuned, tuned_adamw
-from lines import Lines
+from lines import BESIDE, Lines
 from step_cost import step_seconds
+from torch import nn
 
-from surgeon.plan import Split
+from surgeon.plan import Plan, Split
 from surgeon.training.arms import ARMS, Contender
 from surgeon.training.comparison import Comparison, run_arms
 from surgeon.training.sweep import sweep
@@ -59,6 +60,8 @@ class Protocol:
 
     def with_branches(self, best: Mapping[str, tuple[float, float]]) -> list[str]:
         """Return the arms with branches, trained by tuned AdamW and by the best optimiser."""
+        if not self.branches:
+            return []
         adamw, other = tuned_adamw(best, self.measure), tuned(best, self.measure, self.others)
         wins = tuned(best, self.measure, [adamw, other]) == other
         optimizers = [adamw, other] if wins or self.by_both else [adamw]
@@ -155,3 +158,26 @@ def run_equal_time(
             context = {**lines.context, "settings": {**lines.context["settings"], "epochs": epochs}}
             fewer = Lines(lines.path, context)
             run_arms(shorter, [arm], SEEDS, rates, fewer.execute(shorter), fewer)
+
+
+def run_beside(
+    comparison: Comparison, lines: Lines, protocol: Protocol, networks: Mapping[str, Callable[[], nn.Module]]
+) -> None:
+    """Run other networks with the same sweep of AdamW and the same seeds, each in lines of its own.
+
+    Args:
+        comparison, lines, protocol: of the network that they stand beside; ``comparison`` may have another task.
+        networks: how to build each, by what it is called.
+    """
+    plain = dataclasses.replace(protocol, others=(), branches=(), default=None)
+    for name, make in networks.items():
+        print(name, flush=True)
+        weights = [_trained(network) for network in (make(), comparison.make_model())]
+        context = {**lines.context, BESIDE: {"network": name, "weights": weights}}
+        own = dataclasses.replace(comparison, make_model=make, plan=Plan(comparison.plan.group, ()))
+        run_protocol(own, Lines(lines.path, context), plain)
+
+
+def _trained(network: nn.Module) -> int:
+    """Return how many weights are trained."""
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

@@ -6,23 +6,27 @@
 Clouds are generated, with few enough points that plain training is right in 60 to 80 % of all cases; ``--files`` takes
 ModelNet40 as it is commonly distributed, in HDF5. Branches lie on all layers that map vectors. Each run is written to
 ``results/table_c.SIZE.jsonl`` when it is finished; the same command goes on. ``--confirm`` repeats what won once, with
-fresh seeds on fresh clouds (of files: the same ones), after the lines were committed. How arms are compared says
-``runner.py``.
+fresh seeds on fresh clouds (of files: the same ones), after the lines were committed. Beside generated clouds, turned
+at random, stand networks that are made invariant from outside, each with the same sweep of AdamW. How arms are compared
+says ``runner.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from cloud_networks import BESIDE
 from lines import RESULTS, Lines
 from measures import CLASSES
-from runner import InLargeBatches, Protocol, run_protocol, shared_settings
+from runner import InLargeBatches, Protocol, run_beside, run_protocol, shared_settings
 from torch import nn
 
 import surgeon
@@ -91,16 +95,22 @@ BRANCHES = {
 }
 
 
-def clouds(cell: Cell, split: Split, seed: int) -> Clouds:
+def clouds(cell: Cell, split: Split, seed: int, rotate: bool) -> Clouds:
     """Generate the clouds of a split, as many of each shape."""
     names = list(SHAPES)
     counts: dict[Split, int] = {"train": cell.count, "validation": cell.validation, "test": cell.test}
     everything = counts[split] * len(names) // len(cell.shapes)
-    made = sample_clouds(everything, cell.points, NOISE, False, (seed, list(counts).index(split)))
+    made = sample_clouds(everything, cell.points, NOISE, rotate, (seed, list(counts).index(split)))
     wanted = torch.tensor([names.index(name) for name in cell.shapes])
     matches = made.labels[:, None] == wanted
     rows = matches.any(1)
     return Clouds(made.points[rows].float(), matches[rows].int().argmax(1))
+
+
+def task_on(cell: Cell, seed: int, rotate: bool) -> Classes:
+    """Return the task on clouds of a seed; turned at random, each in its way, if ``rotate``."""
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    return Classes({split: clouds(cell, split, seed, rotate) for split in splits}, cell.batch, "none", 0.0, None)
 
 
 def comparison_on(cell: Cell, seed: int, files: Sequence[Path]) -> Comparison:
@@ -114,8 +124,7 @@ def comparison_on(cell: Cell, seed: int, files: Sequence[Path]) -> Comparison:
         read = PointCloudTask(files[0], test=str(files[1].absolute()), points=cell.points, batch_size=cell.batch)
         task = read.for_model(make_model())
     else:
-        splits: tuple[Split, ...] = ("train", "validation", "test")
-        task = Classes({split: clouds(cell, split, seed) for split in splits}, cell.batch, "none", 0.0, None)
+        task = task_on(cell, seed, False)
     batch = {name: values[:8] for name, values in next(iter(task.batches("train", 0))).items()}
     acts = {"act": task.act, "act_output": task.act_output}
     plan = surgeon.find(
@@ -135,6 +144,10 @@ def run_cells(size: str, files: Sequence[Path], confirm: bool) -> None:
         protocol = Protocol(CLASSES, GRID, ("plain@soap",), BRANCHES[size], by_both=True)
         lines = Lines(RESULTS / f"table_c.{size}.jsonl", context)
         run_protocol(comparison, lines, protocol, comparison_on(cell, 1, files) if confirm else None)
+        if not files:
+            turned = dataclasses.replace(comparison, task=InLargeBatches(task_on(cell, 0, True), EVALUATED))
+            shape = (len(cell.shapes), cell.base)
+            run_beside(turned, lines, protocol, {name: partial(make, *shape) for name, make in BESIDE.items()})
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
     SIZE=small python benchmarks/accuracy/table_d.py RMD17 ethanol
 
 ``RMD17`` is the folder of table A: 100 training frames. Branches lie on the feed-forward parts, where the paper puts
-them. Each run is written to ``results/table_d.SIZE.jsonl`` when it is finished; the same command goes on. How arms are
-compared says ``runner.py``.
+them. Each run is written to ``results/table_d.SIZE.jsonl`` when it is finished; the same command goes on. ``--confirm``
+repeats what won once, with fresh seeds, after the lines were committed. How arms are compared says ``runner.py``.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with the frames")
     parser.add_argument("molecules", nargs="+")
+    parser.add_argument("--confirm", action="store_true", help="run fresh seeds, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     name = os.environ.get("SIZE", "small")
@@ -104,7 +105,8 @@ def main() -> None:
         comparison = comparison_on(options.folder, molecule, size)
         context = {"molecule": molecule, **asdict(size), "settings": shared_settings(comparison)}
         lines = Lines(RESULTS / f"table_d.{name}.jsonl", context)
-        run_protocol(comparison, lines, Protocol(MOLECULES, GRID, ("plain@soap",), ("drop",)))
+        protocol = Protocol(MOLECULES, GRID, ("plain@soap",), ("drop",))
+        run_protocol(comparison, lines, protocol, comparison if options.confirm else None)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
     SIZE=paper python benchmarks/accuracy/table_e.py --data rotation=Data/Rotation --data scale=Data/Scale
 
 The test "future" is later times of the same experiments, "domain" all times of one that was held out. The shipped
-fields are a form of the published ones, on 25 x 25 cells; ``--data`` takes folders of those. Each run is written to
-``results/table_e.SIZE.jsonl`` when it is finished; the same command goes on. How arms are compared says ``runner.py``.
+fields are a form of the published ones, on 25 x 25 cells; ``--data`` takes folders of those. Other networks, each with
+the same sweep of AdamW, stand beside them. Each run is written to ``results/table_e.SIZE.jsonl`` when it is finished;
+the same command goes on. ``--confirm`` repeats what won once, with fresh seeds, after the lines were committed. How
+arms are compared says ``runner.py``.
 """
 
 from __future__ import annotations
@@ -15,25 +17,24 @@ import dataclasses
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from lines import RESULTS, Lines
 from measures import FIELDS
-from runner import Protocol, run_protocol, shared_settings
+from runner import Protocol, run_beside, run_protocol, shared_settings
+from smoke_networks import BESIDE, RELAXED, approximate
 from torch import nn
 
 import surgeon
 from surgeon.opening.task_calls import task_forward
 from surgeon.training.comparison import Comparison
 from surgeon.training.settings import FinetuneSettings
-from surgeon_adapters.zoo.relaxed_convolutions.rotation import RelaxedRotationNet
-from surgeon_adapters.zoo.relaxed_convolutions.scale import RelaxedScaleNet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "smoke"))
 from task import make_task  # noqa: E402
 
-NETWORKS = {"rotation": RelaxedRotationNet, "scale": RelaxedScaleNet}
 GROUPS = {"rotation": "C4", "scale": "SCALE2"}
 
 
@@ -69,7 +70,7 @@ def comparison_on(variant: str, size: Size, data: str, held_out: str) -> Compari
     task = make_task(variant, data, "", size.inputs, size.steps, (held_out,), batch_size=size.batch)
 
     def make_model() -> nn.Module:
-        return NETWORKS[variant](size.inputs, hidden=size.hidden, layers=size.layers)  # random: of the run's seed
+        return approximate(variant, size.inputs, size.hidden, size.layers)  # random: of the run's seed
 
     batch = next(iter(task.batches("validation", 0)))
     acts = {"act": task.act, "act_output": task.act_output}
@@ -80,13 +81,16 @@ def comparison_on(variant: str, size: Size, data: str, held_out: str) -> Compari
     return Comparison(make_model, plan, task, settings, probes={"domain": dataclasses.replace(task, test="domain")})
 
 
-def run_variant(variant: str, size: str, data: str, held_out: str) -> None:
-    """Run what is missing of one comparison."""
+def run_variant(variant: str, size: str, data: str, held_out: str, confirm: bool) -> None:
+    """Run what is missing of one comparison, and of the networks beside it."""
     print(variant, flush=True)
-    comparison = comparison_on(variant, SIZES[size], data, held_out)
-    context = {"variant": variant, "data": Path(data).name, "held_out": held_out, **asdict(SIZES[size])}
+    comparison, own = comparison_on(variant, SIZES[size], data, held_out), SIZES[size]
+    context = {"variant": variant, "data": Path(data).name, "held_out": held_out, **asdict(own)}
     lines = Lines(RESULTS / f"table_e.{size}.jsonl", {**context, "settings": shared_settings(comparison)})
-    run_protocol(comparison, lines, Protocol(FIELDS, GRID, ("plain@soap",), ("drop",)))
+    protocol = Protocol(FIELDS, GRID, ("plain@soap",), ("drop",))
+    run_protocol(comparison, lines, protocol, comparison if confirm else None)
+    shape = (variant, own.inputs, own.hidden, own.layers)
+    run_beside(comparison, lines, protocol, {name: partial(make, *shape) for name, make in BESIDE.items()})
 
 
 def main() -> None:
@@ -94,11 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", default=[], metavar="VARIANT=FOLDER", help="published fields")
     parser.add_argument("--held-out", default="2_2", help="experiment of the test domain")
+    parser.add_argument("--confirm", action="store_true", help="run fresh seeds, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folders = dict(given.split("=", 1) for given in options.data)
-    for variant in NETWORKS:
-        run_variant(variant, os.environ.get("SIZE", "small"), folders.get(variant, ""), options.held_out)
+    folders, size = dict(given.split("=", 1) for given in options.data), os.environ.get("SIZE", "small")
+    for variant in RELAXED:
+        run_variant(variant, size, folders.get(variant, ""), options.held_out, options.confirm)
 
 
 if __name__ == "__main__":

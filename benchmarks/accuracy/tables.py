@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from findings import Measure, against, chosen, probability, tested, tuned_adamw, verdict
-from lines import Lines, read_lines
+from lines import BESIDE, Lines, read_lines
 
 from surgeon.training.outcomes import ArmRun
 from surgeon.training.statistics import Estimate
@@ -116,3 +116,19 @@ def table(lines: Lines, others: Sequence[Lines], measure: Measure) -> list[str]:
     grid = grid_of([heading, *rows, *equal_time(lines, others, measure)])
     rest = "Not finished: the same command goes on with the seeds that are missing here, and with runs of equal time."
     return [*grid, "", " ".join(verdicts), "", said, *([] if lines.step_seconds else ["", rest])]
+
+
+def networks_table(first: Lines, others: Sequence[Lines], measure: Measure) -> list[str]:
+    """Return the table of a comparison's network and of others, each trained by its tuned AdamW."""
+    heading = ["network", "rate", "seeds", measure.words, "against the first", measure.other_words, "trained weights"]
+    weights = others[0].context[BESIDE]["weights"][1]
+    named = [("as above", weights, first)]
+    named += [(each.context[BESIDE]["network"], each.context[BESIDE]["weights"][0], each) for each in others]
+    rows, reference = [heading], None
+    for name, weights, lines in named:
+        (arm, rate, _), *_ = finalists(lines, measure)
+        own = tested(lines, arm, rate, False)
+        reference = reference or own
+        if own:
+            rows.append(row(f"{name}, {arm}", rate, own, reference, f"{weights:,}", measure))
+    return grid_of(rows)
