@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from defaults import CLIPS, DEFAULTS, MUON, SOAP
@@ -30,15 +30,24 @@ from surgeon.training.spread import comparison_of
 from surgeon.training.starting import open_for_comparison
 
 OTHERS = {library: tuple(dict.fromkeys((SOAP, arm, MUON))) for library, (arm, _) in DEFAULTS.items()}
+DEFAULT_ONLY = ("large",)
+"""Sizes at which what ``surgeon finetune`` takes by itself is all that is compared with AdamW."""
 BATCH, EVALUATED = 5, 50
 """Frames in a batch of training, and of evaluation."""
-EPOCHS = {"small": 5, "medium": 10, "paper": 50}
+EPOCHS = {"small": 5, "medium": 10, "large": 20, "paper": 50}
 """Passes over the 100 training frames, of 20 steps each."""
-GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (1e-3, 3e-3, 9e-3)}
+GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (3e-3, 9e-3, 2.7e-2)}
 """Learning rates that every arm is tried with first, by library."""
 
 
-def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], epochs: int) -> tuple[Comparison, str]:
+def others(library: str, size: str) -> tuple[str, ...]:
+    """Return the arms that are compared with AdamW."""
+    return (DEFAULTS[library][0],) if size in DEFAULT_ONLY else OTHERS[library]
+
+
+def comparison_from(
+    library: str, checkpoint: str, paths: Mapping[str, Path], arms: Sequence[str], epochs: int
+) -> tuple[Comparison, str]:
     """Open a checkpoint as ``surgeon finetune --compare`` does; return the comparison and the hash of its file."""
     arguments = {
         "validation": str(paths["valid"]),
@@ -47,7 +56,7 @@ def comparison_from(library: str, checkpoint: str, paths: Mapping[str, Path], ep
         "reference": "estimate",
     }
     options = OpenOptions(task=f"{library}:{paths['train']}", task_arguments=arguments, trust_pickle=True)
-    workspace = open_for_comparison(checkpoint, [*ADAMW, *OTHERS[library]], options)
+    workspace = open_for_comparison(checkpoint, [*ADAMW, *arms], options)
     settings = FinetuneSettings(epochs=epochs, warmup=10, evaluate_every=5, clip=CLIPS[library])
     comparison = comparison_of(workspace, settings)
     comparison = dataclasses.replace(comparison, task=InLargeBatches(comparison.task, EVALUATED), judge=None)
@@ -58,10 +67,11 @@ def run_table(library: str, checkpoint: str, data: Path, molecule: str, size: st
     """Run what is missing for one model and one molecule."""
     with tempfile.TemporaryDirectory() as folder:
         paths = write_frames(data, molecule, Path(folder))
-        comparison, sha256 = comparison_from(library, checkpoint, paths, EPOCHS[size])
+        arms = others(library, size)
+        comparison, sha256 = comparison_from(library, checkpoint, paths, arms, EPOCHS[size])
         context = {"library": library, "sha256": sha256, "molecule": molecule, "batch": BATCH}
         context["settings"] = shared_settings(comparison)
-        protocol = Protocol(FORCES, GRID[library], OTHERS[library], default=DEFAULTS[library])
+        protocol = Protocol(FORCES, GRID[library], arms, default=DEFAULTS[library])
         print(f"{library}, {molecule}", flush=True)
         lines = Lines(RESULTS / f"table_a.{size}.jsonl", context)
         run_protocol(comparison, lines, protocol, comparison if confirm else None)
