@@ -106,14 +106,26 @@ def probability(values: Sequence[float]) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
+def found_of(first: Estimate | None, fresh: Estimate | None, measure: Measure) -> str:
+    """Return what the first seeds and fresh ones show: a key of ``WORDS``."""
+    if measure.loss(first):
+        return "worse"
+    if not measure.gain(first):
+        return "untold"
+    if fresh is None:
+        return "unconfirmed"
+    return "confirmed" if measure.gain(fresh) else "refuted"
+
+
+WORDS = {
+    "worse": "is worse than tuned AdamW",
+    "untold": "cannot be told from tuned AdamW",
+    "unconfirmed": "is better with the first seeds; without fresh ones no gain is claimed",
+    "confirmed": "is better with the first seeds, and fresh ones confirm it",
+    "refuted": "is better with the first seeds, which fresh ones do not confirm: no gain is claimed",
+}
+
+
 def verdict(arm: str, first: Estimate | None, fresh: Estimate | None, measure: Measure) -> str:
     """Say in words what an arm shows against tuned AdamW; a gain is claimed only if fresh seeds show it again."""
-    if measure.loss(first):
-        return f"{arm} is worse than tuned AdamW."
-    if not measure.gain(first):
-        return f"{arm} cannot be told from tuned AdamW."
-    if fresh is None:
-        return f"{arm} is better with the first seeds; without fresh ones no gain is claimed."
-    if measure.gain(fresh):
-        return f"{arm} is better with the first seeds, and fresh ones confirm it."
-    return f"{arm} is better with the first seeds, which fresh ones do not confirm: no gain is claimed."
+    return f"{arm} {WORDS[found_of(first, fresh, measure)]}."

@@ -1,4 +1,4 @@
-"""Write the tables of ``docs/accuracy.md`` and the one of ``README.md`` from the lines of finished runs, or check them.
+"""Write the tables of ``docs/accuracy.md``, ``docs/theory.md`` and ``README.md`` from the lines of runs, or check them.
 
 python benchmarks/accuracy/report.py
 python benchmarks/accuracy/report.py --check
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import time_to_target
+import verdicts
 from defaults import CLIPS, DEFAULTS, MUON, SOAP
 from findings import Measure, against, chosen, tested, tuned, tuned_adamw
 from lines import BESIDE, RESULTS, Lines, read_lines
@@ -22,7 +23,7 @@ from tables import Runs, grid_of, groups, in_words, networks_table, table
 
 from surgeon.training.outcomes import ArmRun
 
-PAGES = tuple(Path(__file__).parents[2] / name for name in ("docs/accuracy.md", "README.md"))
+PAGES = tuple(Path(__file__).parents[2] / name for name in ("docs/accuracy.md", "README.md", "docs/theory.md"))
 NAMES = {"mace": "small MACE", "sevennet": "7net-0"}
 MODELS = {"mace": "MACE, 3,808 weights, trained on two other molecules", "sevennet": "7net-0, as published"}
 
@@ -218,6 +219,12 @@ def times(results: Path = RESULTS) -> str:
     return "\n".join(time_to_target.table(found)).strip()
 
 
+def together(results: Path = RESULTS) -> str:
+    """Return what all comparisons show of every arm."""
+    found = [(kind.name, lines, kind.measure) for kind in KINDS for _, (lines, *_) in comparisons(kind, results)]
+    return "\n".join(verdicts.table(found))
+
+
 PARTS: Mapping[str, Callable[[Path], str]] = {
     **{kind.name: (lambda results, kind=kind: text(kind, results)) for kind in KINDS},
     "table A in short": in_short,
@@ -226,6 +233,7 @@ PARTS: Mapping[str, Callable[[Path], str]] = {
         f"{kind.name} by network": (lambda results, kind=kind: networks(kind, results)) for kind in (KINDS[2], KINDS[4])
     },
     "table F": times,
+    "all tables": together,
 }
 """What is written between the marks of each name."""
 
