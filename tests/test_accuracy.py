@@ -103,6 +103,11 @@ def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp
     assert "Not finished" not in told
     assert "Not finished" in report.text(report.KINDS[0], written(tmp_path, [*SWEEP, *FINAL[:7]]))
     assert report.chosen({}, report.FORCES) == {}
+    again = [line("plain@soap", rate, 11, error, test=False) for rate, error in ((1e-2, 24.0), (3e-2, 30.0))]
+    lines = report.Lines(written(tmp_path, [*SWEEP, *again]) / "table_a.small.jsonl", SWEEP[0]["context"])
+    assert report.chosen(lines, report.FORCES)["plain@soap"] == (1e-2, 24.0)  # 24 and 24, not 20 and 30
+    assert "6 combinations" in report.text(report.KINDS[0], tmp_path)
+    assert "2 seeds" in report.text(report.KINDS[0], tmp_path)
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["error", "accuracy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,14 +64,17 @@ class Measure:
 
 
 def chosen(runs: Mapping[Point, Outcome], measure: Measure) -> dict[str, tuple[float, float]]:
-    """Return for every arm its best learning rate on validation data, and the metric there."""
-    best: dict[str, tuple[float, float]] = {}
+    """Return for every arm its best learning rate on validation data, and the metric there: the mean over seeds."""
+    tries: dict[tuple[str, float], list[float]] = {}
     for point, run in runs.items():
-        if point.test or not isinstance(run, ArmRun):
-            continue
-        value = run.validation[measure.metric]
-        if math.isfinite(value) and (point.arm not in best or measure.better(value, best[point.arm][1])):
-            best[point.arm] = point.learning_rate, value
+        if not point.test:
+            value = run.validation[measure.metric] if isinstance(run, ArmRun) else math.nan
+            tries.setdefault((point.arm, point.learning_rate), []).append(value)
+    best: dict[str, tuple[float, float]] = {}
+    for (arm, rate), values in tries.items():
+        value = statistics.fmean(values)
+        if math.isfinite(value) and (arm not in best or measure.better(value, best[arm][1])):
+            best[arm] = rate, value
     return best
 
 

@@ -1,11 +1,11 @@
 """One protocol for all tables: a sweep for every arm, final runs at equal steps, fresh ones, and runs of equal time.
 
-For every arm one grid of learning rates is tried on validation data with seed 0, and extended while the best lies at an
-edge. AdamW is tried with three values of beta2, and lower ones while the lowest is the best; the best of them is what
-others are compared with, on test data and with seeds of their own. Arms with branches are then tried with that AdamW
-and with the optimiser that is best of all. Whatever costs more per step than tuned AdamW and is better at equal steps
-is also run with as many steps as take its time. A confirmation repeats what won once, with fresh seeds and, where data
-are generated, fresh data.
+For every arm one grid of learning rates is tried on validation data, with one seed or several, and extended while the
+best lies at an edge. AdamW is tried with three values of beta2, and lower ones while the lowest is the best; the best
+of them is what others are compared with, on test data and with seeds of their own. Arms with branches are then tried
+with that AdamW and with the optimiser that is best of all. Whatever costs more per step than tuned AdamW and is better
+at equal steps is also run with as many steps as take its time. A confirmation repeats what won once, with fresh seeds
+and, where data are generated, fresh data.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Protocol:
         branches: arms with branches or updates, as ``drop`` or ``drop+branch_factor=1``; each gets its optimisers here.
         by_both: train these by the better of the other optimisers even where tuned AdamW is the best of all.
         default: an arm and its rate that are run whatever the sweep says; None for none.
+        sweep_seeds: seeds of the sweep; the mean over them decides.
     """
 
     measure: Measure
@@ -57,6 +58,7 @@ class Protocol:
     branches: Sequence[str] = ()
     by_both: bool = False
     default: tuple[str, float] | None = None
+    sweep_seeds: Sequence[int] = (0,)
 
     def with_branches(self, best: Mapping[str, tuple[float, float]]) -> list[str]:
         """Return the arms with branches, trained by tuned AdamW and by the best optimiser."""
@@ -102,14 +104,15 @@ def run_protocol(comparison: Comparison, lines: Lines, protocol: Protocol, fresh
         fresh: what a confirmation runs: the same comparison, or one on fresh data; None for no confirmation.
     """
     measure, execute = protocol.measure, lines.execute(comparison)
-    sweep(comparison, [*ADAMW, *protocol.others], protocol.grid, (0,), execute, lines)
+    tries = (protocol.grid, protocol.sweep_seeds, execute, lines)
+    sweep(comparison, [*ADAMW, *protocol.others], *tries)
     lower = LOWEST
     while tuned_adamw(chosen(lines, measure), measure) == _adamw(lower) and lower > 0:
         lower = round(lower - 0.1, 1)
-        sweep(comparison, [_adamw(lower)], protocol.grid, (0,), execute, lines)
+        sweep(comparison, [_adamw(lower)], *tries)
     arms = protocol.with_branches(chosen(lines, measure))
     if arms:
-        sweep(comparison, arms, protocol.grid, (0,), execute, lines)
+        sweep(comparison, arms, *tries)
     best = chosen(lines, measure)
     adamw = tuned_adamw(best, measure)
     arms = [*protocol.others, *arms]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,16 @@ def row(name: str, rate: float, own: Runs, reference: Runs, step: str, measure: 
 def tried(lines: Lines, measure: Measure) -> str:
     """Say how many combinations were tried on validation data, and what came out."""
     best, tries = chosen(lines, measure), [point for point in lines if not point.test]
-    counted = {arm: sum(point.arm == arm for point in tries) for arm in best}
+    combinations = {(point.arm, point.learning_rate) for point in tries}
+    counted = {arm: sum(name == arm for name, _ in combinations) for arm in best}
+    seeds = max(Counter((point.arm, point.learning_rate) for point in tries).values())
     each = (
         f"{arm} {counted[arm]}, best {measure.factor * value:.1f} at {rate:g}" for arm, (rate, value) in best.items()
     )
-    said = f"{len(tries)} combinations of learning rate and β₂ were tried on validation {measure.data}, each with one"
-    return f"{said} seed: {'; '.join(each)}."
+    said = (
+        f"{len(combinations)} combinations of learning rate and β₂ were tried on validation {measure.data}, each with"
+    )
+    return f"{said} {'one seed' if seeds == 1 else f'{seeds} seeds'}: {'; '.join(each)}."
 
 
 def equal_time(lines: Lines, others: Sequence[Lines], measure: Measure) -> list[list[str]]:
