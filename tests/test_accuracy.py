@@ -100,6 +100,11 @@ def test_others_are_compared_with_the_best_adamw_paired_by_seed(report: Any, tmp
     (_, (lines, *_)), *_ = report.comparisons(report.KINDS[0], tmp_path)
     assert report.verdicts.found_in(lines, report.FORCES) == {"plain@soap": "untold"}
     assert "| potentials, fine-tuned (table A) | `plain@soap` | 1 |  |  |  | 1 |  |" in report.together(tmp_path)
+    drop = [line("drop@soap", 3e-2, seed, error, test=seed > 0) for seed, error in ((0, 21.0), (1, 17.0), (2, 28.5))]
+    (_, (lines, *_)), *_ = report.comparisons(report.KINDS[0], written(tmp_path, [*SWEEP, *FINAL, *drop]))
+    assert report.verdicts.found_in(lines, report.FORCES) == {"plain@soap": "untold", "drop@soap": "worse"}
+    # +6.25 % and +5.56 %; 12.706 * 0.491 / sqrt(2)
+    assert "Beside plain@soap, drop@soap is at +5.9 ± 4.4 %." in report.text(report.KINDS[0], tmp_path)
     assert "Not finished" not in told
     assert "Not finished" in report.text(report.KINDS[0], written(tmp_path, [*SWEEP, *FINAL[:7]]))
     assert report.chosen({}, report.FORCES) == {}

@@ -89,6 +89,12 @@ def tuned_adamw(best: Mapping[str, tuple[float, float]], measure: Measure) -> st
     return tuned(best, measure, [arm for arm in best if arm.startswith("plain@adamw")])
 
 
+def plain_of(arm: str) -> str:
+    """Return plain training by the same optimiser: ``plain@soap`` of ``drop@soap+branch_factor=1``."""
+    optimizer, *settings = arm.partition("@")[2].split("+")
+    return "+".join([f"plain@{optimizer}", *(each for each in settings if each.startswith("beta2="))])
+
+
 def tested(runs: Mapping[Point, Outcome], arm: str, rate: float, fresh: bool) -> dict[int, ArmRun]:
     """Return the final runs of an arm at a rate by seed: those of the confirmation, or the others."""
     mine = {point: run for point, run in runs.items() if (point.arm, point.learning_rate) == (arm, rate)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from findings import Measure, against, chosen, probability, tested, tuned_adamw, verdict
+from findings import Measure, against, chosen, plain_of, probability, tested, tuned_adamw, verdict
 from lines import BESIDE, Lines, read_lines
 
 from surgeon.training.outcomes import ArmRun
@@ -112,12 +112,17 @@ def table(lines: Lines, others: Sequence[Lines], measure: Measure) -> list[str]:
     if not rows:
         return [said, "", f"The runs on test {measure.data} are not finished."]
     heading = ["arm", "rate", "seeds", measure.words, "against tuned AdamW", measure.other_words, "a step"]
-    verdicts = []
+    verdicts, best = [], chosen(lines, measure)
     for arm, rate, how in arms[1:]:
         pairs = [(tested(lines, arm, rate, fresh), tested(lines, *arms[0][:2], fresh)) for fresh in (False, True)]
         first, again = (against(*pair, measure) for pair in pairs)
         if first is not None:
             verdicts.append(verdict(f"{arm}{how}", first, again, measure))
+        if (plain := plain_of(arm)) not in (arm, arms[0][0]):
+            pair = (tested(lines, arm, rate, False), tested(lines, plain, best[plain][0], False))
+            beside = against(*pair, measure)
+            if beside is not None:
+                verdicts.append(f"Beside {plain}, {arm} is at {in_words(beside, measure)} {measure.unit}.")
     grid = grid_of([heading, *rows, *equal_time(lines, others, measure)])
     rest = "Not finished: the same command goes on with the seeds that are missing here, and with runs of equal time."
     return [*grid, "", " ".join(verdicts), "", said, *([] if lines.step_seconds else ["", rest])]

@@ -1,4 +1,4 @@
-"""What all comparisons together show of every arm: in how many it is better than tuned AdamW, and in how many worse."""
+"""What all comparisons together show of every arm: in how many it is better than plain training, in how many worse."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from findings import Measure, against, chosen, found_of, tested, tuned, tuned_adamw
+from findings import Measure, against, chosen, found_of, plain_of, tested, tuned, tuned_adamw
 from lines import Lines
 from tables import grid_of
 
@@ -27,7 +27,10 @@ SUBJECTS = {
 
 
 def found_in(lines: Lines, measure: Measure) -> dict[str, str]:
-    """Return for every arm, at its best beta2, which of the columns its final runs belong to."""
+    """Return for every arm, at its best beta2, which of the columns its final runs belong to.
+
+    Plain arms stand beside tuned AdamW, arms with branches beside plain training by their own optimiser.
+    """
     best = chosen(lines, measure)
     adamw = tuned_adamw(best, measure)
     arms: dict[str, list[str]] = {}
@@ -37,7 +40,8 @@ def found_in(lines: Lines, measure: Measure) -> dict[str, str]:
     result = {}
     for name, same in arms.items():
         arm = tuned(best, measure, same)
-        pairs = [[tested(lines, each, best[each][0], fresh) for each in (arm, adamw)] for fresh in (False, True)]
+        both = (arm, adamw if plain_of(arm) == arm else plain_of(arm))
+        pairs = [[tested(lines, each, best[each][0], fresh) for each in both] for fresh in (False, True)]
         first, again = (against(*pair, measure) for pair in pairs)
         if first is not None and len(first.values) > 1:
             result[name] = found_of(first, again, measure)
