@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from surgeon.algebra.equivariance import Symmetry
 from surgeon.finding.inference.hypotheses import Verdict, infer_type, residual_of
 from surgeon.finding.inference.probe import Elements, TensorProbe, recorded_runs
 from surgeon.finding.measurement import OUTPUT_TOLERANCE
+from surgeon.finding.resolution import Arguments, at_finer_resolution
 from surgeon.finding.sampling import samples_features
 from surgeon.finding.windows import uneven
 from surgeon.recording.record import Recording
@@ -31,6 +33,7 @@ class Break:
         inputs: the tensors that it is made of, in words, with how they transform.
         windows: how the op lies unevenly on a grid, and what sizes would be exact; empty if it does not.
         sampled: that the op samples its features, in words; empty if it does not.
+        resolution: whether the error falls with the resolution of these samples, in words; empty without any.
     """
 
     owner: str
@@ -41,6 +44,7 @@ class Break:
     inputs: tuple[str, ...]
     windows: str = ""
     sampled: str = ""
+    resolution: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,14 @@ class Breaks:
         return [
             *said,
             f"equivariance first fails at {first.op} {place} {call}",
-            *(f"  {words}" for words in (first.windows, first.sampled) if words),
+            *(f"  {words}" for words in (first.windows, first.sampled, first.resolution) if words),
             *(f"  made of {words}" for words in first.inputs),
         ]
 
 
-def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 0) -> Breaks:
+def find_breaks(
+    model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 0, made: Mapping[str, Arguments] | None = None
+) -> Breaks:
     """Run a model under the group and walk back from its output to the op that breaks the symmetry.
 
     Args:
@@ -106,6 +112,8 @@ def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 
         symmetry: the group with its actions on both ends.
         *inputs: one sample call, float64.
         seed: seed of the group elements.
+        made: what modules were made with, see :class:`surgeon.finding.resolution.Constructions`: an op that samples
+            its features is tried again with finer samples.
 
     Raises:
         TaskError: if the action is none.
@@ -120,6 +128,9 @@ def find_breaks(model: nn.Module, symmetry: Symmetry, *inputs: Any, seed: int = 
     if max(errors.values()) <= OUTPUT_TOLERANCE:
         return Breaks(None, errors)
     first = search.first()
+    if first is not None and first.sampled:
+        words = at_finer_resolution(model, symmetry, inputs, first.owner, made or {})
+        first = dataclasses.replace(first, resolution=words)
     return Breaks(first, errors, tuple(search.judged()))
 
 

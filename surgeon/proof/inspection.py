@@ -17,6 +17,7 @@ from surgeon.algebra.groups.parse import parse_group
 from surgeon.editing.budget import with_fitting_rank
 from surgeon.errors import TaskError, UsageError
 from surgeon.finding.breaks import Breaks, find_breaks
+from surgeon.finding.resolution import constructions
 from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.flow import recorded_flow
 from surgeon.opening.open import open_path
@@ -110,7 +111,8 @@ def inspect_breaks(path: str | Path, group: str | Group = "O3", *, options: Open
     Raises:
         TaskError: if no task says how the group acts.
     """
-    workspace = open_path(path, options)
+    with constructions() as seen:
+        workspace = open_path(path, options)
     task = workspace.require_task()
     if not can_act(task.task):
         raise TaskError(
@@ -119,7 +121,8 @@ def inspect_breaks(path: str | Path, group: str | Group = "O3", *, options: Open
     batch = to_dtype(sample_batches(task, 1)[0], torch.float64)
     twin = workspace.double(workspace.model).eval()
     with default_dtype(torch.float64):
-        return find_breaks(twin, task_symmetry(task.task, parse_group(group)), batch)
+        symmetry = task_symmetry(task.task, parse_group(group))
+        return find_breaks(twin, symmetry, batch, made=seen.of(workspace.model))
 
 
 @dataclass

@@ -16,9 +16,9 @@ DEGREE = 2
 class Circle(nn.Module):
     """Fourier coefficients (n, c, 1 + 2 + 2), mixed frequency by frequency, with an activation at some angles."""
 
-    def __init__(self, samples: int, trained: bool = False) -> None:
+    def __init__(self, samples: int, trained: bool = False, arc: float = 1.0) -> None:
         super().__init__()
-        angles = 2 * math.pi * torch.arange(samples) / samples
+        angles = 2 * math.pi * arc * torch.arange(samples) / samples
         waves = [wave(m * angles) for m in range(1, DEGREE + 1) for wave in (torch.cos, torch.sin)]
         self.register_buffer("table", torch.stack([torch.ones(samples), *waves]))
         self.sizes = nn.Parameter(torch.ones(samples), requires_grad=trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 import surgeon
 from surgeon.errors import NotASymmetryError
 from surgeon.finding.breaks import Breaks, find_breaks
+from surgeon.finding.resolution import constructions
 from surgeon.support.modes import default_dtype
 from tests.families.awkward.broken import BROKEN, Broken
 from tests.families.awkward.case import Case
+from tests.families.awkward.sampled import NEARLY, Circle
 from tests.families.awkward.test_catalogue import build, find
 
 EACH = pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.case.name)
@@ -36,6 +39,28 @@ def test_the_break_is_found(broken: Broken) -> None:
     assert found.first is not None
     assert found.first.owner == broken.owner, found.first
     assert bool(found.first.sampled) == (broken.case.name == "sampled activation")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((6,), r"falls with its resolution: .*, and .* with the model made with samples = 12 in place of 6"),
+        ((12, False, 0.4), "is no matter of resolution"),
+        ((12, True), "was not tried"),  # each sample has a trained weight
+    ],
+    ids=["a circle", "an arc", "with weights of their own"],
+)
+def test_samples_are_made_finer_where_they_can_be(arguments: tuple[int, bool, float], says: str) -> None:
+    symmetry, inputs = NEARLY[0].symmetry, NEARLY[0].inputs()
+    with constructions() as seen:
+        model = Circle(*arguments)
+    made = seen.of(model)
+    torch.nn.init.uniform_(model.sizes, 0.5, 1.5) if arguments[1:] == (True,) else None
+    found = find_breaks(model, symmetry, *inputs, made=made)
+    assert found.first is not None
+    assert re.search(says, found.first.resolution)
+    assert found.first.resolution in found.told()[3]
+    assert "was not tried" in (find_breaks(model, symmetry, *inputs).told()[3])
 
 
 @EACH
