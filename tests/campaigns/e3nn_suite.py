@@ -4,6 +4,8 @@ A layer gets dense branches with random W as soon as it is built, so that a W th
 e3nn asserts of it: normalisation, equivariance, values. It is stripped when its test ends, or before it is handed to
 TorchScript or torch.compile, which take a clean layer only; its state dict has to be what it was but for the branches.
 torch.compile stops at the graph (backend "eager"): what C++ is made of a clean layer is not in question here.
+
+What fails is run once more with e3nn alone: only a test that passes there counts against the branches.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,10 +105,23 @@ def every_layer_relaxed() -> Iterator[Layers]:
         patch.undo()
 
 
-class Plugin:
-    """Strips after each test, and counts."""
+class Failures:
+    """Which tests have failed."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, None] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep a test's name if it, or what it needs, failed."""
+        if report.failed:
+            self.failed[report.nodeid] = None
+
+
+class Plugin(Failures):
+    """Strips after each test."""
 
     def __init__(self, layers: Layers) -> None:
+        super().__init__()
         self.layers = layers
 
     @pytest.hookimpl(wrapper=True)
@@ -141,10 +156,30 @@ def main() -> int:
     given = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder), "-p", "no:cacheprovider", "-q", "-rs"]
     tests = [] if any("_test.py" in each for each in further) else [str(folder / "tests")]
     with every_layer_relaxed() as layers:
-        code = pytest.main([*given, *tests, *further], plugins=[Plugin(layers)])
+        plugin = Plugin(layers)
+        code = pytest.main([*given, *tests, *further], plugins=[plugin])
     told = ", ".join(f"{count} {what}" for what, count in layers.counts.items())
     print(f"e3nn {e3nn.__version__}, torch {torch.__version__}; layers: {told or 'none'}")
-    return int(code)
+    return verdict(int(code), plugin.failed, lambda: failing_alone(folder, given, plugin.failed))
+
+
+def failing_alone(folder: Path, given: Sequence[str], failed: Collection[str]) -> Collection[str]:
+    """Run tests with e3nn as it is; return those that fail."""
+    print(f"running the {len(failed)} that failed with e3nn alone")
+    alone = Failures()
+    pytest.main([*given, *(str(folder / name) for name in failed)], plugins=[alone])
+    return alone.failed
+
+
+def verdict(code: int, failed: Collection[str], alone: Callable[[], Collection[str]]) -> int:
+    """Say which tests fail with e3nn alone, too, and return the exit status: 0 if no other fails."""
+    if code != pytest.ExitCode.TESTS_FAILED:
+        return code
+    theirs = alone()
+    ours = [name for name in failed if name not in theirs]
+    for name in failed:
+        print(f"{'fails with branches only' if name in ours else 'fails with e3nn alone, too'}: {name}")
+    return code if ours else 0
 
 
 if __name__ == "__main__":
