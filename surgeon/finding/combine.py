@@ -297,7 +297,7 @@ def _compare(result: Combined, evidence: Evidence, site: Site, found: list[Found
     same = next((each for each in found if each.op.argument == site.argument), None)
     if same is None:
         return
-    elements = torch.stack([element.g for element in measurement.own.elements.judges])
+    elements = measurement.own.elements.judging_matrices
     measured = same.site()
     pairs = ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
     orders = ((site.axes_in, measured.axes_in), (site.axes_out, measured.axes_out))

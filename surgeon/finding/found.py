@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from surgeon.algebra.equivariance import largest
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.forms import ConvolutionForm
 from surgeon.finding.inference.hypotheses import TOLERANCE
-from surgeon.finding.inference.probe import Probe
 from surgeon.finding.measurement import Measurement, perturbed
 from surgeon.finding.ops import Op, Structure, random_like
 from surgeon.plan import Convolution, Site
@@ -188,28 +188,22 @@ def residual_on_random_features(
 
     All other arguments are those of the runs under each element.
     """
-    own = _deviation(measurement, op, type_in, type_out, measurement.own)
+    calls, elements = measurement.own.calls(op.module), measurement.own.elements.judging_matrices
+    given = [measurement.few(op.module, each[0][0]) for each in (calls[0], *calls[-len(elements) :])]
+    x = random_like(op.read_in(measurement.twin, given[0]), torch.Generator().manual_seed(4))
+    features = [torch.zeros_like(x), x, *type_in.act(elements, x)]
+
+    def deviation() -> float | None:
+        offset, result = (op.run(measurement.twin, given[0], each) for each in features[:2])
+        scale = float((result - offset).norm())
+        if not scale:
+            return None
+        moved = zip(given[1:], features[2:], type_out.act(elements, result), strict=True)
+        errors = [float((op.run(measurement.twin, more, y) - expected).norm()) / scale for more, y, expected in moved]
+        return reduce(largest, errors, 0.0)
+
+    own = deviation()
     with perturbed(measurement.twin, seed=1, inside=op.module):
-        other = _deviation(measurement, op, type_in, type_out, measurement.own)
+        other = deviation()
     # An op with weights 0, as last layers often start, shows nothing with its own.
     return None if other is None else max(other, own or 0.0)
-
-
-def _deviation(
-    measurement: Measurement, op: Op, type_in: TensorType, type_out: TensorType, probe: Probe
-) -> float | None:
-    twin, calls = measurement.twin, probe.calls(op.module)
-    generator = torch.Generator().manual_seed(4)
-    arguments = measurement.few(op.module, calls[0][0][0])
-    x = random_like(op.read_in(twin, arguments), generator)
-    offset = op.run(twin, arguments, torch.zeros_like(x))
-    result = op.run(twin, arguments, x)
-    scale = float((result - offset).norm())
-    if not scale:
-        return None
-    worst, elements = 0.0, torch.stack([element.g for element in probe.elements.judges])
-    ends = (type_in.act(elements, x), type_out.act(elements, result))
-    for moved, *pair in zip(calls[-len(elements) :], *ends, strict=True):
-        turned = op.run(twin, measurement.few(op.module, moved[0][0]), pair[0])
-        worst = largest(worst, float((turned - pair[1]).norm()) / scale)
-    return worst

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import first_line
 from surgeon.registry import Refusal
-from surgeon.support.modules import forward_signature
+from surgeon.support.modules import forward_signature, positions
 from surgeon.support.trees import Place, real_leaves, tensor_at, with_tensor
 
 LINEARITY = 1e-8
@@ -26,6 +26,8 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 def call_forward(module: nn.Module, arguments: Mapping[str, Any]) -> Any:
     """Call a module's forward, without hooks, with arguments by name as ``inspect.signature(...).bind`` gives them."""
+    if positions(module)[: len(arguments)] == tuple(arguments):
+        return module.forward(*arguments.values())
     bound = inspect.BoundArguments(forward_signature(module), dict(arguments))
     return module.forward(*bound.args, **bound.kwargs)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.support.modules import forward_signature
+from surgeon.support.modules import argument_binder
 from surgeon.support.trees import map_tensors
 
 Calls = list[tuple[Mapping[str, Any], Any]]
@@ -26,15 +26,18 @@ def captured_calls(
         put_away: by the names of some, what makes of a tensor that which is collected, in place of a copy.
     """
     calls: dict[str, Calls] = {name: [] for name in modules}
-    with ExitStack() as stack:
+    keep, hooks = put_away or {}, list[Any]()
+    try:
         for name, module in modules.items():
-            for hook in _hooks(module, calls[name], (put_away or {}).get(name, Tensor.clone)):
-                stack.callback(hook.remove)
+            hooks += _hooks(module, calls[name], keep.get(name, Tensor.clone))
         yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> list[Any]:
-    signature = forward_signature(module)
+    bind = argument_binder(module)
     pending: list[Mapping[str, Any]] = []
 
     def snapshot(tensor: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> 
             return keep(tensor.detach())
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending.append(map_tensors(snapshot, signature.bind(*args, **kwargs).arguments))
+        pending.append(map_tensors(snapshot, bind(args, kwargs)))
 
     def after(_: nn.Module, args: Any, result: Any) -> None:
         into.append((pending.pop(), map_tensors(snapshot, result)))

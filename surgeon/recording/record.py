@@ -11,7 +11,7 @@ import math
 import operator
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -147,9 +147,11 @@ class _Recorder(DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        node_args = tuple(_with_nodes(arg, self.node_of) for arg in args)
-        node_kwargs = {key: _with_nodes(value, self.node_of) for key, value in kwargs.items()}
-        sources = tuple(dict.fromkeys(part for t in tensors_in((args, kwargs)) for part in self.sources_of(t)))
+        given = list[Tensor]()
+        node_args = tuple(_with_nodes(arg, self.node_of, given) for arg in args)
+        node_kwargs = {key: _with_nodes(value, self.node_of, given) for key, value in kwargs.items()}
+        made_of = [self.sources_of(tensor) for tensor in given]
+        sources = tuple(dict.fromkeys(source for each in made_of for source in each))
         if func is _ATEN.convolution.default:
             self.values.setdefault(self.node_of(args[1]), args[1])  # its kernel may be computed of weights
         result = func(*args, **kwargs)
@@ -163,7 +165,7 @@ class _Recorder(DispatchMode):
         used = () if getattr(func, "overloadpacket", None) in _OF_SHAPES else sources
         activation = any(source.meta["activation"] for source in used)
         flowing = frozenset[str]().union(*(source.meta["parameters"] for source in used))
-        silent = activation and bool(flowing) and self._all_zero(args, kwargs)
+        silent = activation and bool(flowing) and _all_zero(given, made_of)
         self._bind_result(result, node, frozenset() if activation else flowing, activation)
         node.meta |= {"silent": silent, "sources": used}
         self._note_writes(func, node, args, kwargs, result)
@@ -188,13 +190,6 @@ class _Recorder(DispatchMode):
             names = [each.name for each in schema.arguments if each.alias_info and each.alias_info.is_write]
             for tensor in tensors_in([given.get(name) for name in names]):
                 self.writes.setdefault(_memory(tensor), []).append(node)
-
-    def _all_zero(self, *arguments: Any) -> bool:
-        """Tell whether all activations among the arguments of an op are 0."""
-        sources = ((tensor, self.sources_of(tensor)) for tensor in tensors_in(arguments))
-        active = [tensor for tensor, made_of in sources if any(source.meta["activation"] for source in made_of)]
-        with without_recording():
-            return not any(tensor.layout != torch.strided or bool(tensor.any()) for tensor in active)
 
     def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
         node.meta = self._meta(parameters, activation)
@@ -243,12 +238,21 @@ def plain_tensors(value: Any) -> Iterator[Tensor]:
         yield from (item for item in value.values() if isinstance(item, Tensor))
 
 
-def _with_nodes(value: Any, node_of: Callable[[Tensor], fx.Node]) -> Any:
-    """Replace tensors by nodes inside the lists and tuples that aten arguments are made of."""
+def _all_zero(given: Sequence[Tensor], made_of: Sequence[tuple[fx.Node, ...]]) -> bool:
+    """Tell whether all activations among the arguments of an op are 0."""
+    sources = zip(given, made_of, strict=True)
+    active = [tensor for tensor, nodes in sources if any(node.meta["activation"] for node in nodes)]
+    with without_recording():
+        return not any(tensor.layout != torch.strided or bool(tensor.any()) for tensor in active)
+
+
+def _with_nodes(value: Any, node_of: Callable[[Tensor], fx.Node], given: list[Tensor]) -> Any:
+    """Replace tensors by nodes inside the lists and tuples that aten arguments are made of, and list them."""
     if isinstance(value, Tensor):
+        given.append(value)
         return node_of(value)
     if isinstance(value, (list, tuple)):
-        return type(value)(_with_nodes(part, node_of) for part in value)
+        return type(value)(_with_nodes(part, node_of, given) for part in value)
     return value
 
 

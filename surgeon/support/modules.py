@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from types import FunctionType, MethodType
 from typing import Any
@@ -52,6 +53,29 @@ def forward_signature(module: nn.Module) -> inspect.Signature:
 @lru_cache(maxsize=256)
 def _bound_signature(function: FunctionType) -> inspect.Signature:
     return inspect.signature(MethodType(function, object()))
+
+
+def argument_binder(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
+    """Return what names the arguments of a call of a module's forward; those that come by position alone at once."""
+    signature, places = forward_signature(module), positions(module)
+
+    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if kwargs or len(args) > len(places):
+            return signature.bind(*args, **kwargs).arguments
+        return dict(zip(places, args, strict=False))
+
+    return bind
+
+
+def positions(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the arguments that a module's forward takes by position."""
+    return _positions(forward_signature(module))
+
+
+@lru_cache(maxsize=256)
+def _positions(signature: inspect.Signature) -> tuple[str, ...]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(name for name, each in signature.parameters.items() if each.kind in kinds)
 
 
 def own_weight(module: nn.Module, name: str) -> nn.Parameter:

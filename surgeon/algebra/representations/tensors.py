@@ -131,15 +131,8 @@ class TensorType:
             axes: negative positions of the axes to take in.
             x: a tensor of this type, for the lengths.
         """
-        rho, count = self.rho, math.prod(x.shape[axis] for axis in axes)
-        spec = rho.to_data()
-        if axes and not self.axes and rho.is_trivial and rho.dimension == 1:
-            rho = trivial(rho.group, count)
-        elif axes and "axes" in spec and not spec["sizes"]:
-            rho = vectors(rho.group, f"{spec['axes']} c", {"c": count}, spec.get("signs", ()))
-        elif axes:
-            rho = repeated(rho, count)
-        return TensorType(rho, (*self.axes, *axes), self.grid, self.frame)
+        count = math.prod(x.shape[axis] for axis in axes)
+        return _with_copies(self.rho.group, self, axes, count) if axes else self
 
     def to_data(self) -> dict[str, Any]:
         """Return a description as JSON-compatible data."""
@@ -160,6 +153,19 @@ class TensorType:
         where = "" if self.axes in ((-1,), ()) else f" on axes {', '.join(map(str, self.axes))}"
         moved = f", grid {', '.join(map(str, self.grid))}" if self.grid else ""
         return f"{self.rho}{where}{moved}"
+
+
+@lru_cache(maxsize=1024)
+def _with_copies(group: Group, kind: TensorType, axes: tuple[int, ...], count: int) -> TensorType:
+    """Return a type with ``count`` copies along further axes; most layers of a network ask for the same."""
+    spec = kind.rho.to_data()
+    if not kind.axes and kind.rho.is_trivial and kind.rho.dimension == 1:
+        rho = trivial(group, count)
+    elif "axes" in spec and not spec["sizes"]:
+        rho = vectors(group, f"{spec['axes']} c", {"c": count}, spec.get("signs", ()))
+    else:
+        rho = repeated(kind.rho, count)
+    return TensorType(rho, (*kind.axes, *axes), kind.grid, kind.frame)
 
 
 Key = tuple[tuple[int, ...], tuple[float, ...]]

@@ -68,10 +68,10 @@ def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...
     """
     further = tuple(axis for axis in apart if axis not in (*candidate.axes, *candidate.grid))
     typed = candidate.with_copies(further, probe.base)
-    elements, values = zip(*probe.checks(), strict=True)
+    elements, values = probe.checks()
     count, worst = max(1, AT_ONCE // max(1, probe.base.numel())), 0.0
     for start in range(0, len(elements), count):
-        g, moved = (torch.stack(each[start : start + count]) for each in (elements, values))
+        g, moved = elements[start : start + count], torch.stack(values[start : start + count])
         differences, scales = (_norms_of_copies(typed, x) for x in (candidate.act(g, probe.base) - moved, moved))
         scales = torch.maximum(scales, SMALLEST * scales.amax(dim=1, keepdim=True))
         ratios = torch.where(differences == 0, differences, differences / scales)

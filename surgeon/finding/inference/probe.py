@@ -79,6 +79,11 @@ class Elements:
         matrices = [*self.components, *self.checks]
         return [GroupElement(*names, g) for names, g in zip(self.names, matrices, strict=True)]
 
+    @cached_property
+    def judging_matrices(self) -> Tensor:
+        """Those of the judges; shape (judges, k, k)."""
+        return torch.stack([element.g for element in self.judges])
+
 
 @dataclass(frozen=True)
 class TensorProbe:
@@ -101,10 +106,10 @@ class TensorProbe:
         start = 1 + 2 * len(self.elements.small)
         return list(zip(self.elements.components, self.values[start:], strict=False))
 
-    def checks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the pairs (g, y_g) of the elements that judge."""
-        judges = self.elements.judges
-        return [(element.g, moved) for element, moved in zip(judges, self.values[-len(judges) :], strict=True)]
+    def checks(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the elements g that judge, shape (judges, k, k), and y_g for each."""
+        judges = self.elements.judging_matrices
+        return judges, self.values[-len(judges) :]
 
 
 class Probe:

@@ -56,10 +56,10 @@ def test_every_run_is_read_under_its_own_element(name: str) -> None:
     for (plus, minus), (y_plus, y_minus) in zip(elements.small, pairs, strict=True):
         assert torch.equal(y_plus, x @ plus.T)
         assert torch.equal(y_minus, x @ minus.T)
-    for read in (probe.components(), probe.checks()):
+    for read in (probe.components(), list(zip(*probe.checks(), strict=True))):
         assert all(torch.equal(moved, x @ g.T) for g, moved in read)
     assert [g.tolist() for g, _ in probe.components()] == elements.components.tolist()
-    assert [g.tolist() for g, _ in probe.checks()] == [judge.g.tolist() for judge in elements.judges]
+    assert probe.checks()[0].tolist() == [judge.g.tolist() for judge in elements.judges]
     assert [judge.g.tolist() for judge in elements.judges] == [*elements.components.tolist(), *elements.checks.tolist()]
 
 
