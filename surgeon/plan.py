@@ -291,7 +291,7 @@ class Task(Protocol):
 
     * ``model() -> Module``: builds the architecture.
     * ``load_model(path) -> Module``: opens a checkpoint file with the library's own loader, whose weights count.
-    * ``for_model(model) -> Task``: that for one opened model; ``adjustments``, ``adjustable``: opening/adjusting.py.
+    * ``for_model(model) -> Task``: for one model; ``adjustments``, ``adjustable``, ``remarks``: opening/adjusting.py.
     * ``sample() -> batch``: a small one on which ops are looked for; default the first batch of the validation split.
     * ``perturbed(batch, noise) -> batch``: moves inputs by ``noise(tensor)``, and ``relabelled(batch, outputs) ->
       batch``: takes outputs for labels; for replay, see training/replay.py.

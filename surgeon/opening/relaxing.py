@@ -170,7 +170,7 @@ def _early_graph(workspace: Workspace) -> RecordedGraph | None:
     return None
 
 
-def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: float) -> Relaxed:
+def _relaxed(workspace: Workspace, said: tuple[str, ...], settings: RelaxSettings, started: float) -> Relaxed:
     if workspace.task is not None:
         rehearse(workspace.model, workspace.task.task)
     before, words, fails = _before(workspace)
@@ -187,7 +187,7 @@ def _relaxed(workspace: Workspace, said: str, settings: RelaxSettings, started: 
         init_scale=settings.init_scale,
     )
     seconds = {"open": opened - started, "relax": time.perf_counter() - opened}
-    told = tuple(filter(None, (said, words, *on_probes)))
+    told = tuple(filter(None, (*said, words, *on_probes)))
     return Relaxed(None, relaxation, own, seconds, fails=fails, before=before, probes=probes, told=told)
 
 

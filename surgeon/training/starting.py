@@ -154,7 +154,7 @@ def start_bare(workspace: Workspace, arm: Arm, relaxing: RelaxSettings) -> Start
 def _adjusted(workspace: Workspace) -> tuple[Workspace, tuple[str, ...]]:
     workspace.require_task()
     workspace, said = adjusted(workspace)
-    return workspace, (*(f"note: {note}" for note in workspace.found.notes), *filter(None, (said,)))
+    return workspace, (*(f"note: {note}" for note in workspace.found.notes), *said)
 
 
 def without_branches(workspace: Workspace, model: nn.Module) -> Relaxation:

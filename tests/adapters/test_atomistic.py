@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import TaskError
+from surgeon_adapters.atoms.acting import act_on_atoms, act_on_labels
 from surgeon_adapters.atoms.potential import Frames, Potential
 from surgeon_adapters.atoms.reference import Energies
-from surgeon_adapters.atoms.task import ATOMS, AtomisticTask, act_on_atoms, act_on_labels, few
+from surgeon_adapters.atoms.task import ATOMS, AtomisticTask, few
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames
 
 SIZES = {"many.xyz": 20, "few.xyz": 2, "other.xyz": 5}
@@ -57,7 +58,8 @@ class Potentialless(Potential):
 
 
 def build(read: LabelledFrames, path: Path) -> Numbers:
-    return Numbers(read.frames, [[1]] * len(read.frames), read.labels, read.isolated, torch.float64)
+    keys = [b"%d" % number for number in read.frames]
+    return Numbers(read.frames, [[1]] * len(keys), read.labels, read.isolated, torch.float64, keys, ())
 
 
 def numbers(task: NumbersTask, split: str, seed: int = 0) -> list[int]:

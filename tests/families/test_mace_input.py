@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,25 @@ def test_unusable_data(tmp_path: Path, frames: list[tuple[str, dict[str, Any]]],
     path = write(tmp_path / "data.xyz", [ase.Atoms(symbol, info=info) for symbol, info in frames])
     with pytest.raises(TaskError, match=words):
         MaceTask(path).for_model(small())
+
+
+def test_what_there_is_to_know_of_the_data_is_said(tmp_path: Path) -> None:
+    """Frames in two splits, a label that is not read, and forces in another unit; nothing of sound data."""
+    import ase.io
+
+    model, frames = small(), ase.io.read(DATA, "3:11")
+    task = MaceTask(write(tmp_path / "data.xyz", frames), validation=str(DATA), test=str(DATA)).for_model(model)
+    assert len(task.remarks(model)) == 2
+    forces = task.forward(model, task.frames["train"].batch(range(8)))["forces"].detach().reshape(8, 9, 3).numpy()
+    for atoms, own in zip(frames, forces, strict=True):
+        atoms.arrays["REF_forces"], atoms.info["pbe_energy"] = 23.06 * own, 1.0
+    write(tmp_path / "data.xyz", frames)
+    said = replace(task, frames={}).for_model(model).remarks(model)
+    for words, each in zip(
+        ("not used: pbe_energy", "8 of the 60 val", "8 of the 60 test", "as in kcal"), said, strict=True
+    ):
+        assert words in each
+    assert MaceTask(DATA).for_model(model).remarks(model) == ()
 
 
 def test_other_keys_can_be_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from surgeon_adapters.atoms.frame_checks import frame_key
 from surgeon_adapters.atoms.reference import Energies
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames, require_labels_of_all
 
@@ -26,6 +27,8 @@ class Frames(ABC):
         labels: which of energy, forces and stress the frames have.
         isolated: energies of the file's own isolated atoms in eV, by atomic number.
         dtype: of the batches.
+        keys: equal for frames that hold the same atoms at the same places.
+        remarks: what the user should know of the file, in sentences.
     """
 
     graphs: Sequence[Any] = field(repr=False)
@@ -33,6 +36,8 @@ class Frames(ABC):
     labels: tuple[str, ...]
     isolated: Mapping[int, float]
     dtype: torch.dtype
+    keys: Sequence[bytes] = field(repr=False)
+    remarks: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.graphs)
@@ -40,7 +45,7 @@ class Frames(ABC):
     def chosen(self, indices: Sequence[int]) -> Self:
         """Return some of the frames."""
         graphs, numbers = ([each[index] for index in indices] for each in (self.graphs, self.numbers))
-        return replace(self, graphs=graphs, numbers=numbers)
+        return replace(self, graphs=graphs, numbers=numbers, keys=[self.keys[index] for index in indices])
 
     @abstractmethod
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -88,7 +93,8 @@ def graphs_of(
         require_labels_of_all(path, read)
     read = replace(read, reference=potential.energies.of_elements(offsets))
     graphs = [potential.graph(read, index) for index in range(len(read.frames))]
-    return potential.kind(graphs, read.numbers, read.labels, read.isolated, potential.dtype)
+    keys = [frame_key(frame) for frame in read.frames]
+    return potential.kind(graphs, read.numbers, read.labels, read.isolated, potential.dtype, keys, read.remarks)
 
 
 def labels_of(read: LabelledFrames, index: int) -> dict[str, Tensor]:

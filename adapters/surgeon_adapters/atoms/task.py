@@ -17,8 +17,11 @@ from surgeon.errors import TaskError
 from surgeon.opening.evaluation import fitted
 from surgeon.plan import Split
 from surgeon.support.modes import in_evaluation_mode
+from surgeon_adapters.atoms.acting import act_on_atoms, act_on_labels
+from surgeon_adapters.atoms.frame_checks import split_remarks
 from surgeon_adapters.atoms.potential import Frames, Potential, graphs_of
 from surgeon_adapters.atoms.reference import ESTIMATE, KEEP, WHAT, new_energies, sampled
+from surgeon_adapters.atoms.scales import COMPARED, scale_remarks
 from surgeon_adapters.atoms.xyz_frames import LabelledFrames, read_labelled
 
 MILLI = 1000.0
@@ -150,6 +153,19 @@ class AtomisticTask(ABC):
         counts = counts[chosen][labelled]
         new, why = new_energies(energies, errors[labelled], counts, frames.isolated, self.reference)
         return Adjustments(WHAT, why) if new is None else energies.adjustments(model, new, self.label_offsets, why)
+
+    def remarks(self, model: nn.Module) -> tuple[str, ...]:
+        """Return what the user should know of the data: labels left out, frames in two splits, other units."""
+        told = dict.fromkeys(each for frames in self.frames.values() for each in frames.remarks)
+        shared = split_remarks({split: frames.keys for split, frames in self.frames.items()})
+        frames = self._bound("train")
+        chosen = range(len(frames))[:COMPARED]
+        with in_evaluation_mode(model), torch.no_grad():
+            given = [fitted(batch, model) for batch in FrameBatches(frames, chosen, self.batch_size)]
+            pairs = [self.pairs(self.forward(model, batch), batch) for batch in given]
+        if len({tuple(sorted(frames.numbers[index])) for index in chosen}) > 1:
+            pairs = [{name: pair for name, pair in each.items() if not name.startswith("energy")} for each in pairs]
+        return (*told, *shared, *scale_remarks(pairs))
 
     def _energy_errors(self, model: nn.Module, frames: Frames) -> tuple[Tensor, Tensor]:
         """Return label minus model in eV, float64, and which frames have a label."""
@@ -283,7 +299,7 @@ class AtomisticTask(ABC):
         return batch["num_atoms"].flatten()
 
     def pairs(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return energies per atom, and forces by element, as computed and as labelled; where there are labels."""
+        """Return energies per atom, forces by element and stresses, computed and labelled; where there are labels."""
         assert self.potential is not None
         found: dict[str, tuple[Tensor, Tensor]] = {}
         atoms = self.sizes(batch)
@@ -298,6 +314,9 @@ class AtomisticTask(ABC):
                 chosen = there & (kinds == kind)
                 name = f"force on {self.potential.energies.names[kind]} (eV/A)"
                 found[name] = (outputs["forces"][chosen], batch["forces"][chosen])
+        if "stress" in batch:
+            there = _labelled(batch, "stress", atoms)
+            found["stress (eV/A^3)"] = (outputs["stress"][there], batch["stress"][there])
         return found
 
     @property
@@ -370,31 +389,3 @@ def few(numbers: Sequence[Sequence[int]], most: int) -> list[int]:
             chosen.append(index)
             seen.update(numbers[index])
     return sorted(chosen)
-
-
-def act_on_atoms(
-    g: Tensor, batch: Mapping[str, Tensor], positions: str, vectors: Sequence[str] = ()
-) -> dict[str, Tensor]:
-    """Act on a batch of atoms and its labels.
-
-    Args:
-        g: shape (3, 3), or (4, 4) with a shift, which only the positions take.
-        batch: what turns has the axis of vectors last; everything else stays.
-        vectors: names of what else turns, where it is there, apart from forces and stresses.
-    """
-    matrix = g.to(batch[positions])
-    turned = {key: batch[key] @ matrix[:3, :3].T for key in (positions, *vectors) if key in batch}
-    if len(matrix) == 4:
-        turned[positions] = turned[positions] + matrix[:3, 3]
-    return {**act_on_labels(g, batch), **turned}
-
-
-def act_on_labels(g: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn forces (n, 3) and stresses (b, 3, 3), where they are there; everything else is invariant."""
-    turned = dict(labels)
-    if "forces" in labels:
-        turned["forces"] = labels["forces"] @ g[:3, :3].to(labels["forces"]).T
-    if "stress" in labels:
-        rotation = g[:3, :3].to(labels["stress"])
-        turned["stress"] = rotation @ labels["stress"] @ rotation.T
-    return turned

@@ -9,6 +9,7 @@ from typing import Any
 
 from surgeon.errors import TaskError
 from surgeon.support.imports import close_names, one_line
+from surgeon_adapters.atoms.frame_checks import Found, label_remarks, require_usable
 
 DEFAULT_KEYS = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
 ISOLATED, FREE = "IsolatedAtom", "free_energy"
@@ -26,6 +27,7 @@ class LabelledFrames:
         labels: which of energy, forces and stress some frame has.
         isolated: energies of the file's own isolated atoms in eV, by atomic number; empty if it has none.
         reference: energies per atom that the labels lose, by atomic number.
+        remarks: what the user should know of the labels, in sentences.
     """
 
     frames: Sequence[Any]
@@ -33,6 +35,7 @@ class LabelledFrames:
     labels: tuple[str, ...]
     isolated: Mapping[int, float]
     reference: Mapping[int, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def numbers(self) -> list[list[int]]:
@@ -53,21 +56,27 @@ def read_labelled(path: Path, keys: Mapping[str, str | None], elements: Iterable
         elements: atomic numbers that the model knows.
 
     Raises:
-        TaskError: if it cannot be read, has no labels, or has elements that the model does not know.
+        TaskError: if it cannot be read, has no labels, or unusable ones, or has elements that the model does not know.
     """
     every = read_frames(path)
     require_known_elements(path, every, elements)
-    frames, energies = without_isolated(every, keys)
-    values = [{label: label_of(frame, label, keys) for label in DEFAULT_KEYS} for frame in frames]
+    places = [places_of(frame) for frame in every]
+    found = [{label: label_in(own, label, keys.get(label)) for label in DEFAULT_KEYS} for own in places]
+    require_usable(path, every, found)
+    kept = [index for index, frame in enumerate(every) if frame.info.get("config_type") != ISOLATED]
+    frames = [every[index] for index in kept]
+    values = [{label: each and each[1] for label, each in found[index].items()} for index in kept]
     labels = tuple(label for label in DEFAULT_KEYS if any(value[label] is not None for value in values))
     if "energy" not in labels and "forces" not in labels:
         raise no_labels(path, frames)
-    if "energy" not in labels and any(label_of(frame, FREE, {FREE: FREE}) is not None for frame in frames):
+    if "energy" not in labels and any(places[index][-1].get(FREE) is not None for index in kept):
         raise TaskError(
             f"expected energies in {str(path)!r} under {DEFAULT_KEYS['energy']} or energy, got {FREE} only: if that is "
             f'the energy whose derivatives the forces are, say so as --task-args \'{{"energy_key": "{FREE}"}}\''
         )
-    return LabelledFrames(frames, values, labels, energies)
+    named = [dict(pair for place in places[index] for pair in place.items()) for index in kept]
+    remarks = label_remarks(path, named, [found[index] for index in kept])
+    return LabelledFrames(frames, values, labels, isolated_energies(every, found), remarks=remarks)
 
 
 def require_labels_of_all(path: Path, read: LabelledFrames) -> None:
@@ -112,26 +121,33 @@ def read_frames(path: Path) -> list[Any]:
     return frames
 
 
-def label_of(frame: Any, label: str, keys: Mapping[str, str | None]) -> Any:
-    """Return a label of a frame: under the given name, or under the usual one, or as a result of ASE's reader.
+def places_of(frame: Any) -> list[Mapping[str, Any]]:
+    """Return where a frame may have labels, in the order in which they count; the results of ASE's reader last.
 
     A row of a database of ASE keeps names of the user's own apart.
     """
-    results = {} if frame.calc is None else frame.calc.results
-    name = keys.get(label)
     row = [frame.info.get(part) for part in ("key_value_pairs", "data")]
-    places = [frame.info, frame.arrays, *(part for part in row if isinstance(part, Mapping))]
-    if name is not None:
-        return next((place[name] for place in (*places, results) if name in place), None)
-    return next((place[DEFAULT_KEYS[label]] for place in places if DEFAULT_KEYS[label] in place), results.get(label))
+    results = {} if frame.calc is None else frame.calc.results
+    return [frame.info, frame.arrays, *(part for part in row if isinstance(part, Mapping)), results]
 
 
-def without_isolated(frames: Sequence[Any], keys: Mapping[str, str | None]) -> tuple[list[Any], dict[int, float]]:
-    """Return the frames that are no isolated atoms, and the energies of those by atomic number, in eV."""
-    atoms = [frame for frame in frames if len(frame) == 1 and frame.info.get("config_type") == ISOLATED]
-    found = {int(frame.numbers[0]): label_of(frame, "energy", keys) for frame in atoms}
-    energies = {number: float(value) for number, value in found.items() if value is not None}
-    return [frame for frame in frames if frame.info.get("config_type") != ISOLATED], energies
+def label_in(places: Sequence[Mapping[str, Any]], label: str, name: str | None) -> tuple[str, Any] | None:
+    """Return the name and the value of a label: under the given name, or the usual one, or as a result of ASE's."""
+    chosen = DEFAULT_KEYS[label] if name is None else name
+    value = next((place[chosen] for place in (places[:-1] if name is None else places) if chosen in place), None)
+    if value is None and name is None:
+        chosen, value = label, places[-1].get(label)
+    return None if value is None else (chosen, value)
+
+
+def isolated_energies(frames: Sequence[Any], found: Sequence[Found]) -> dict[int, float]:
+    """Return the energies of the isolated atoms of a file by atomic number, in eV."""
+    atoms = {
+        int(frame.numbers[0]): labels["energy"]
+        for frame, labels in zip(frames, found, strict=True)
+        if len(frame) == 1 and frame.info.get("config_type") == ISOLATED
+    }
+    return {number: float(each[1]) for number, each in atoms.items() if each is not None}
 
 
 def require_known_elements(path: Path, frames: Sequence[Any], known: Iterable[int]) -> None:

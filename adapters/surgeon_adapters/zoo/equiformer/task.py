@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from surgeon.errors import TaskError
 from surgeon.plan import Split
+from surgeon_adapters.atoms.acting import act_on_atoms, act_on_labels
 from surgeon_adapters.atoms.md17 import Sizes, Trajectory, read_md17, split_frames
 from surgeon_adapters.atoms.md17_splits import published_splits
-from surgeon_adapters.atoms.task import act_on_atoms, act_on_labels
 
 
 @dataclass(frozen=True)
