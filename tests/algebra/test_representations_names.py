@@ -20,6 +20,28 @@ def in_another_basis(rho: Representation, seed: int = 0) -> Representation:
     return matrices(group, images, 2)
 
 
+def spin(twice: int) -> torch.Tensor:
+    """Generators of SU(2) on real pairs of spin j, from those of angular momentum; shape (3, 2 (2 j + 1), ...)."""
+    m = twice / 2 - torch.arange(twice + 1, dtype=torch.float64)
+    up = torch.diag(((twice / 2 - m[1:]) * (twice / 2 + m[1:] + 1)).sqrt(), 1).to(torch.complex128)
+    algebra = -0.5j * torch.stack([up + up.mT, -1j * (up - up.mT), 2 * torch.diag(m)])
+    one, imaginary = torch.eye(2).double(), torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    return torch.stack([torch.kron(a.real, one) + torch.kron(a.imag, imaginary) for a in algebra])
+
+
+def by(name: str, algebra: torch.Tensor) -> Representation:
+    """A representation of a connected group by the images of its generators."""
+    return matrices(parse_group(name), {"algebra": algebra.tolist(), "elements": []})
+
+
+def spinors(*signs: int) -> Representation:
+    """Weyl spinors of either chirality: boosts are rotations times +-i."""
+    turns = spin(1)
+    imaginary = torch.block_diag(*[torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)] * 2)
+    parts = [torch.cat([turns, sign * turns @ imaginary]) for sign in signs]
+    return by("SO13", torch.stack([torch.block_diag(*each) for each in zip(*parts, strict=True)]))
+
+
 def forms(name: str, degree: int) -> Representation:
     """Antisymmetric tensors, as the part of all tensors on which a projection is 1."""
     group, names = parse_group(name), "v w u"[: 2 * degree - 1]
@@ -49,6 +71,12 @@ def forms(name: str, degree: int) -> Representation:
             "2 x 4-dimensional",
         ),
         (axes(parse_group("D5"), "v", {}), "2 x frequency 1"),
+        (axes(parse_group("SU2"), "v", {}), "2 x spin 1/2"),
+        (by("SU2", spin(3)), "2 x spin 3/2"),
+        (by("SO3", spin(1)), "2 x spin 1/2"),
+        (by("SU2", spin(4)), "2 x 10-dimensional"),
+        (spinors(1), "2 x Weyl spinor"),
+        (spinors(1, -1), "2 x Dirac spinor"),
     ],
     ids=str,
 )
@@ -70,4 +98,7 @@ def test_what_a_plan_says_of_names_is_not_read() -> None:
     rho = in_another_basis(irreps(parse_group("SO3"), "1x2e"))
     told = {**rho.named_data(), "called": "something else"}
     assert representation_from(rho.group, told) == rho
-    assert representation_from("mine:group", told) == representation_from("mine:group", rho.to_data())
+    of_code = representation_from("mine:group", told)
+    assert of_code == representation_from("mine:group", rho.to_data())
+    assert of_code.named_data() == told  # its code is not imported for that
+    assert str(of_code) == "2 x something else (mul_ir)"

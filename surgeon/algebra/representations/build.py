@@ -241,12 +241,14 @@ def _check_positive(what: str, value: int) -> None:
 class _OfCode(Representation):
     """A representation of a group that a file names as ``module:function``: imported when first asked for."""
 
-    def __init__(self, group_name: str, spec: str) -> None:
-        self.group_name, self.spec = group_name, spec
+    def __init__(self, group_name: str, told: str) -> None:
+        self.group_name, self._told = group_name, told
+        self.spec = json.dumps(json.loads(told, object_hook=_without_names), sort_keys=True)
 
     def named_data(self) -> dict[str, Any]:
-        """As it is: names would take the group's code."""
-        return self.to_data()
+        """With the names that the file tells, before the group is imported, which they would take."""
+        told: dict[str, Any] = json.loads(self._told)
+        return super().named_data() if "group" in vars(self) else told
 
     @cached_property
     def group(self) -> Group:  # type: ignore[override]
@@ -268,7 +270,7 @@ def representation_from(group: Group | str, data: Mapping[str, Any]) -> Represen
         GroupError: if the description is malformed or the group has no such representation.
     """
     if isinstance(group, str) and ":" in group and isinstance(data, Mapping):
-        return _OfCode(group, json.dumps(json.loads(encoded(data), object_hook=_without_names), sort_keys=True))
+        return _OfCode(group, encoded(data))
     group = parse_group(group)
     match data if isinstance(data, Mapping) else {}:
         case {"irreps": str(text), **rest} if rest.keys() <= {"layout"}:

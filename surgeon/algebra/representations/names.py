@@ -38,6 +38,8 @@ def known_name(group: Group, data: str) -> str:
     size = (algebra if len(algebra) else elements).shape[-1]
     if size == 1:
         return _character(group, algebra, elements)
+    if spinor := _spinor(group, algebra):
+        return spinor
     if group.rotations and group.vector_dimension == 3:
         terms = _degrees(algebra, elements)
         terms = f"({terms})" if "+" in terms else terms
@@ -87,6 +89,31 @@ def _frequency(group: Group, algebra: Tensor, elements: Tensor) -> str:
     return f"frequency {round(frequency)}" if abs(frequency - round(frequency)) <= CLOSE and round(frequency) else ""
 
 
+def _spinor(group: Group, algebra: Tensor) -> str:
+    """As real pairs, of groups that are locally SU(2) or the Lorentz group: by the Casimir that is 1 on the adjoint.
+
+    It is j (j + 1) / 2, or the sum of two such, and the groups are told by the signs of their Killing form.
+    """
+    if len(algebra) not in (3, 6):
+        return ""
+    adjoint, _ = _adjoint(group)
+    killing = torch.einsum("aij,bji->ab", adjoint, adjoint)
+    compact, others = (int((sign * torch.linalg.eigvalsh(killing) > CLOSE).sum()) for sign in (-1, 1))
+    if compact + others < len(algebra) or (compact, others) not in ((3, 0), (3, 3)):
+        return ""
+    size = algebra.shape[-1]
+    casimir = torch.einsum("ab,aij,bjk->ik", torch.linalg.inv(killing), algebra, algebra)
+    value = float(casimir.trace()) / size
+    if float((casimir - value * torch.eye(size)).abs().max()) > CLOSE:
+        return ""
+    if others:
+        name = {4: "Weyl spinor", 8: "Dirac spinor"}.get(size, f"{size // 4} Weyl spinors")
+        return name if abs(value - 3 / 8) <= CLOSE else ""
+    twice = (1 + 8 * max(value, 0.0)) ** 0.5 - 1
+    half = round(twice) % 2 == 1 and abs(twice - round(twice)) <= CLOSE
+    return f"spin {round(twice)}/2" if half and size == 2 * round(twice) + 2 else ""
+
+
 def _are_permutations(elements: Tensor) -> bool:
     whole = bool(((elements == 0) | (elements == 1)).all())
     return whole and all(bool((elements.sum(axis) == 1).all()) for axis in (1, 2))
@@ -101,11 +128,16 @@ def _known(group: Group) -> Iterator[tuple[str, Images]]:
         name = {2: "bivector", 3: "trivector"}.get(degree, f"{degree}-vector")
         yield name, (_on_forms(algebra, degree, True), _on_forms(elements, degree, False))
     if len(algebra):
-        basis = algebra.flatten(1).mT
-        inverse = torch.linalg.pinv(basis)
-        brackets = algebra[:, None] @ algebra - algebra @ algebra[:, None]
-        turned = elements[:, None] @ algebra @ torch.linalg.inv(elements)[:, None]
-        yield "adjoint", (inverse @ brackets.flatten(2).mT, inverse @ turned.flatten(2).mT)
+        yield "adjoint", _adjoint(group)
+
+
+def _adjoint(group: Group) -> Images:
+    """The action on the Lie algebra."""
+    algebra, elements = group.feature_algebra, group.feature_elements
+    inverse = torch.linalg.pinv(algebra.flatten(1).mT)
+    brackets = algebra[:, None] @ algebra - algebra @ algebra[:, None]
+    turned = elements[:, None] @ algebra @ torch.linalg.inv(elements)[:, None]
+    return inverse @ brackets.flatten(2).mT, inverse @ turned.flatten(2).mT
 
 
 def _on_forms(matrices: Tensor, degree: int, derivative: bool) -> Tensor:

@@ -23,12 +23,18 @@ from surgeon.finding.inference.probe import TensorProbe
 from surgeon.finding.inference.rows import FEW_ROWS, few_positions
 from surgeon.finding.inference.sums import silent_axes
 from surgeon.finding.inference.whole_axis import whole_axis_representation
+from surgeon.support.trees import as_numbers
 
 TOLERANCE = 1e-6
 """Largest relative deviation of a measured type in float64; constants of the model may have gone through float32."""
 
 SMALLEST = 1e-9
 """Features count as at least of this size, relative to the largest of their tensor: what is below is rounding."""
+
+OWN_PHASES = (
+    "each entry turns by a phase of its own, as Fourier coefficients do under translations, which no branch takes; a "
+    "module that transforms there and back is one op"
+)
 
 AT_ONCE = 2**20
 """Entries up to which a tensor is compared under several elements at once."""
@@ -116,7 +122,21 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[in
                 return Verdict(candidate, residual, silent=silent)
             best = min(best, residual)
     reason = f"no structured representation fits (best relative residual {best:.1e})"
-    return Verdict(None, best, reason, silent)
+    return Verdict(None, best, OWN_PHASES if _turn_by_own_phases(probe, tolerance) else reason, silent)
+
+
+def _turn_by_own_phases(probe: TensorProbe, tolerance: float) -> bool:
+    """Tell of complex numbers in real pairs whether each entry of a row is multiplied by one phase in all rows."""
+    if probe.base.shape[-1] != 2 or probe.base.ndim < 3 or len(probe.base) < 2:
+        return False
+    base, *moved = (as_numbers(value).flatten(1) for value in (probe.base, *probe.checks()[1]))
+    sizes, largest_entry = base.abs().square().sum(0), float(base.abs().max())
+    phases = [torch.where(sizes > 0, (base.conj() * each).sum(0) / sizes, 1) for each in moved]
+    return all(
+        float((each - phase * base).abs().max()) <= tolerance * largest_entry
+        and float((phase.abs() - 1).abs().max()) <= tolerance
+        for each, phase in zip(moved, phases, strict=True)
+    )
 
 
 def _samples(probe: TensorProbe, apart: tuple[int, ...]) -> list[TensorProbe]:

@@ -29,6 +29,7 @@ from tests.families.awkward import (
     operations,
     pseudotensors,
     sampled,
+    spectral,
     structures,
     symmetries,
     weights,
@@ -52,6 +53,7 @@ THEMES = (
     sampled,
     groups,
     numbers,
+    spectral,
 )
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
@@ -123,7 +125,9 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
     assert module.training == training
 
 
-@pytest.mark.parametrize("name", ["phases", "complex inside", "ring", "corners", "samples on a circle"])
+@pytest.mark.parametrize(
+    "name", ["phases", "complex inside", "ring", "corners", "samples on a circle", "spectral layers", "Dirac spinors"]
+)
 def test_what_can_be_folded_is_folded_without_loss(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
     module, inputs = build(case), case.inputs()
