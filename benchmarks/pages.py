@@ -53,6 +53,39 @@ def overhead(record: Any) -> str:
     return _table(["network", "plain step", *VARIANTS.values(), *cheaper.values()], rows)
 
 
+def memory(record: Any) -> str:
+    """Return the peak memory of a step of a large network."""
+    ways = {
+        "allocated": "torch's records of allocations (repeatable)",
+        "resident": "resident size, one process each (varies by about 0.1)",
+    }
+    variants = ["branch", "exact", "default", "low rank"]
+    found = record["cpu"]["memory"]["vn-pointnet-32"]
+    rows = [
+        [title, f"{found[way]['plain_mib']:.0f} MiB", *(f"{found[way]['ratios'][each]:.2f}" for each in variants)]
+        for way, title in ways.items()
+    ]
+    return _table(["measured by", "plain step", *(VARIANTS[each] for each in variants)], rows)
+
+
+def rates(record: Any) -> str:
+    """Return the learning rates that arms were tried at, and the best of each."""
+    sweep = record["sweep"]
+    tried = {arm: [*sweep["grid"], *sweep.get("further", {}).get(arm, ())] for arm in sweep["best"]}
+    rows = [[f"`{arm}`", f"{min(tried[arm]):g} to {max(tried[arm]):g}", f"{sweep['best'][arm]:g}"] for arm in tried]
+    return _table(["arm", "rates", "best"], rows)
+
+
+def pretrained(record: Any) -> str:
+    """Return the errors of the network of charged particles on trajectories like those it was trained on."""
+    names = {"no motion": "no motion", "constant velocity": "constant velocity", "segnn": "the checkpoint"}
+    rows = []
+    for name, title in names.items():
+        found = record["test_mse"][name]
+        rows.append([title, f"{found['mean']:.3g} ± {found['standard_error']:.1g}", f"{found['median']:.3g}"])
+    return _table(["prediction", "mean ± its standard error", "median over trajectories"], rows)
+
+
 def penalty(record: Any) -> str:
     """Return how the default penalty's results differ from the exact one's."""
     rows = [
@@ -141,6 +174,10 @@ def hub(record: Any) -> str:
 RECORDS = ROOT / "benchmarks" / "results"
 PARTS: dict[str, tuple[Path, Callable[[Any], str]]] = {
     "overhead": (RECORDS / "overhead.json", overhead),
+    "memory": (RECORDS / "overhead.json", memory),
+    "rates of ethanol": (ROOT / "examples" / "potential" / "sweep.json", rates),
+    "rates of particles": (ROOT / "examples" / "nbody" / "sweep.json", rates),
+    "pretrained particles": (ROOT / "examples" / "nbody" / "segnn_nbody.json", pretrained),
     "penalty": (RECORDS / "penalty.json", penalty),
     "optimizer cost": (RECORDS / "optimizer_cost.json", optimizer_cost),
     "nbody": (RECORDS / "nbody_finetune.json", nbody),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from surgeon.errors import CheckpointError, WriteError, printable
-from surgeon.files.card import markdown_table
+from surgeon.files.card import harmless, markdown_table
 from surgeon_cli.main import main
 from surgeon_cli.screen import print_table, say
 
@@ -53,6 +53,8 @@ def test_no_html_and_no_further_cells_in_markdown() -> None:
     assert len(table.splitlines()) == 3
     assert row.startswith(r"| &lt;script>a\|b\x1b[31m")
     assert row.isprintable()
+    assert harmless("is `a<b`, not <b>") == "is `a<b`, not &lt;b>"
+    assert harmless(harmless("`a`<b>` <i>`` <u>``")) == r"`a`&lt;b>\` &lt;i>\`\` &lt;u>\`\`"
 
 
 def test_lines_of_a_text_stay() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,9 @@ class _Screen(Console):
 
 
 def console() -> Console:
-    """Return a console on standard output; wide when the output is not a terminal, so that logs do not wrap."""
+    """Return a console on standard output; without a terminal as wide as COLUMNS says, or wide enough for logs."""
     plain = _Screen()
-    return plain if plain.is_terminal else _Screen(width=120)
+    return plain if plain.is_terminal or os.environ.get("COLUMNS", "").isdigit() else _Screen(width=120)
 
 
 def say(text: str) -> None:

@@ -1,9 +1,10 @@
 """Train a small MACE potential on GFN1-xTB labels, to be fine-tuned on GFN2-xTB ones.
 
     python examples/molecules/pretrain.py [FOLDER]
+    python examples/molecules/pretrain.py --shipped [FOLDER]    # the potential beside this file, without training
 
 Writes ``mace_gfn1.model``, a pickled module as MACE's own training writes it, and the same potential without pickle:
-``mace_gfn1.safetensors`` with its settings in ``mace_gfn1.safetensors.model.json``. Takes minutes on one core.
+``mace_gfn1.safetensors`` with its settings in ``mace_gfn1.safetensors.model.json``. Training takes minutes on one core.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from surgeon.opening.evaluation import evaluate
 from surgeon_adapters.atoms.xyz_frames import read_labelled
@@ -85,16 +86,20 @@ def train(model: torch.nn.Module, epochs: int = EPOCHS) -> dict[str, float]:
     return evaluate(model, task, "test")
 
 
-def main(folder: Path) -> None:
-    """Train and write both forms."""
+def main(folder: Path, shipped: bool) -> None:
+    """Train, or take the shipped weights, and write both forms."""
     model = untrained()
-    for name, value in train(model).items():
+    if shipped:
+        model.load_state_dict(load_file(HERE / "mace_gfn1.safetensors"))
+    for name, value in {} if shipped else train(model).items():
         print(f"test {name}: {value:.4g}")
     torch.save(model, folder / "mace_gfn1.model")
-    statement = adapter.describe(model)
+    described = adapter.describe(model) or {}
+    statement = {key: described[key] for key in ("factory", "args")}
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "mace_gfn1.safetensors")
     (folder / "mace_gfn1.safetensors.model.json").write_text(json.dumps(statement, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)
+    folders = [Path(word) for word in sys.argv[1:] if word != "--shipped"]
+    main(*folders or [HERE], shipped="--shipped" in sys.argv)

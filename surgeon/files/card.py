@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -95,6 +96,14 @@ def _cell(value: Any) -> str:
     return harmless(str(value)).replace("|", "\\|").replace("\n", " ")
 
 
+_CODE = re.compile(r"(?<![`\\])(`[^`\n]+`)(?!`)")
+
+
 def harmless(text: str) -> str:
-    """Return a text for Markdown without HTML and without what cannot be seen; names come from files of others."""
-    return printable(text).replace("<", "&lt;")
+    """Return a text for Markdown without HTML and without what cannot be seen; names come from files of others.
+
+    Code between two marks stays as it is, since nothing is HTML there; any other mark is made to begin none.
+    """
+    parts = _CODE.split(printable(text))
+    parts[::2] = (re.sub(r"(?<!\\)`", r"\\`", part).replace("<", "&lt;") for part in parts[::2])
+    return "".join(parts)

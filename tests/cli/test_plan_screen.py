@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.plan import AuditEntry, Plan
 from surgeon_cli.plan_screen import audit_table, plan_table
-from surgeon_cli.screen import fit
+from surgeon_cli.screen import fit, print_table
 from tests.tiny import Net
 from tests.training.conftest import plan_of
 
@@ -158,3 +158,12 @@ def test_a_fold_is_called_exact_only_where_that_was_seen_and_depends_on_nothing(
     site = dataclasses.replace(plan.sites[0], **{"fold_note": "", **changes})
     (told,) = cells(dataclasses.replace(plan, sites=(site,)), net, "branch")
     assert told.splitlines()[1] == f"fold: {words}"
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), ("", 120)])
+def test_a_pipe_is_as_wide_as_it_is_told(
+    columns: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    print_table("title", [["a", "b"], ["word " * 40, "x"]])
+    assert max(map(len, capsys.readouterr().out.splitlines())) == width
