@@ -45,7 +45,7 @@ def card_text(content: Content, repo: str, own: str, compared: str | None = None
     from huggingface_hub import ModelCard
 
     try:
-        before = ModelCard(own if own.lstrip().startswith("---") else f"---\n---\n{own}", ignore_metadata_errors=True)
+        before = ModelCard(own if own.lstrip().startswith("---") else f"---\n\n---\n{own}", ignore_metadata_errors=True)
         data = _merged(before.data, _data(content, repo))
         text = _with_block(before.text, _block(content, repo, compared or ""))
         return f"---\n{data.to_yaml()}\n---\n{text}"

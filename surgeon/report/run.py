@@ -23,7 +23,8 @@ from surgeon.training.arms import ARMS
 from surgeon.training.figures import FIGURES_FILE, read_figures
 from surgeon.training.runs import BRANCHES_FILE, RECORDS_FILE, STEPS_FILE, RunRecord, read_record
 
-THETA, VALIDATION = "θ, loss and penalty over the training", "Validation over the training"
+THETA, LOSS = "θ, loss and penalty over the training", "Loss over the training"
+VALIDATION = "Validation over the training"
 
 
 def run_page(folder: Path) -> Page:
@@ -173,8 +174,9 @@ def _theta(steps: Sequence[Mapping[str, Any]], branched: bool) -> Part:
     def line(label: str, name: str) -> Line:
         return Line(label, [(entry["step"], entry[name]) for entry in steps])
 
-    if not steps:
-        return Part(THETA, ["No step was recorded."])
+    title = THETA if branched else LOSS
+    if len(steps) < 2:
+        return Part(title, [f"Steps that were recorded: {len(steps)}, too few for a figure."])
     panels = [Panel("loss", [line("", "loss")])]
     words = "The task loss"
     if branched:
@@ -187,7 +189,7 @@ def _theta(steps: Sequence[Mapping[str, Any]], branched: bool) -> Part:
         panels = [Panel("θ", thetas), *panels, Panel("penalty", [line("", "penalty")])]
         words += ", the task loss and the penalty"
     words += f" at {len(steps)} of the optimiser steps, from {steps[0]['step']} to {steps[-1]['step']}."
-    return Part(THETA, drawing=curves(THETA, "optimiser step", panels, words))
+    return Part(title, drawing=curves(title, "optimiser step", panels, words))
 
 
 def _validation(evaluated: Sequence[Mapping[str, Any]], judging: Judging, branched: bool) -> Part:

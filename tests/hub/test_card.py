@@ -42,7 +42,8 @@ def test_a_trained_relaxed_model(made: Path) -> None:
 
 
 def test_clean_weights(made: Path) -> None:
-    card = ModelCard(card_text(content_of(made / "clean"), REPO, ""))
+    card = ModelCard(card_text(content_of(made / "clean"), REPO, "My words.\n"))
+    assert card.text.endswith(f"{END}\n\nMy words.\n")
     certificate = json.loads((made / "clean" / "certificate.json").read_text())
     metrics = {entry.metric_type: entry.metric_value for entry in card.data.eval_results}
     assert metrics == certificate["metrics"]["stripped"]

@@ -62,6 +62,9 @@ def test_a_run_is_drawn_and_told_as_it_was_recorded(folder: Path) -> None:
     assert seen.column(THETA, "θ") == [entry["theta"][0] for entry in steps]
     for name, key in (("clean", "validation"), ("relaxed", "validation_relaxed")):
         assert seen.column(VALIDATION, f"mse: {name}") == [entry[key]["mse"] for entry in history]
+    (run / "steps.jsonl").write_text(json.dumps(steps[0]) + "\n")
+    seal_folder(run)
+    assert "Steps that were recorded: 1, too few for a figure." in report(run).text
     state = json.loads((run / "training_state" / "state.json").read_text())
     best = state["state"]["best_validation"]["mse"]
     (row,) = [row for row in seen.table("metric")[1:] if row[0] == "mse"]
