@@ -142,8 +142,9 @@ def _show_run(done: Finetuned, json_output: bool) -> None:
         )
     if done.worse:
         say(
-            f"note: in {done.worse} evaluation{'' if done.worse == 1 else 's'} the relaxed model was worse on validation "
-            "than the same model without its branches; --adaptive-theta, or a smaller --branch-factor, may help"
+            f"note: in {done.worse} evaluation{'' if done.worse == 1 else 's'} the relaxed model was worse on "
+            "validation than the same model without its branches; --adaptive-theta, or a "
+            "smaller --branch-factor, may help"
         )
     print_table("on other data", [PROBED, *probe_rows(done.probes)])
     say(f"wrote {done.folder}/; next: {done.next}")
