@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Relax the equivariance of a pretrained network while it is fine-tuned, and give the architecture back.",
-    epilog="Start with: surgeon inspect CHECKPOINT --group O3 --task task.py",
+    epilog="Start with: surgeon init CHECKPOINT, or, without one, surgeon demo",
 )
 commands.register(app)
 
