@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(IN_VENV) -m pytest $(SHARED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-short gallery docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable test-e3nn-suite false-sites fuzz faults hostile mutants lint format types setup lock clean clean-all
+.PHONY: help demo demo-short gallery pages docs test test-fast test-e3nn044 test-families test-mace test-nequip test-sevennet test-escnn test-pyg test-integrations test-portable test-e3nn-suite false-sites fuzz faults hostile mutants lint format types setup lock clean clean-all
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -67,7 +67,8 @@ test-e3nn044: .venv-e3nn044/.stamp  ## run the quick tests that touch e3nn with 
 test-families: $(FAMILIES:%=test-%)  ## run the tests of the model families of other libraries, each in its own environment
 
 $(FAMILIES:%=test-%): test-%: .venv-%/.stamp
-	$(ONE_THREAD) .venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(wildcard tests/families/test_$*_*.py) $(ARGS)
+	$(ONE_THREAD) .venv-$*/bin/python -m pytest -p no:cacheprovider tests/families/test_$*.py $(wildcard tests/families/test_$*_*.py) \
+		tests/test_tutorials.py::test_what_other_pages_show_is_printed $(ARGS)
 
 test-integrations: .venv-integrations/.stamp  ## run the tests of Lightning, transformers and accelerate, in an environment with them
 	$(ONE_THREAD) .venv-integrations/bin/python -m pytest -p no:cacheprovider tests/integrations $(ARGS)
@@ -93,6 +94,9 @@ test-e3nn-suite: $(VENV)/.stamp  ## run e3nn's own tests, E3NN=folder of its sou
 # The slice is for continuous integration, and does without the other versions.
 test-portable: $(VENV)/.stamp $(if $(filter --slice,$(ARGS)),,.venv-oldest/.stamp)  ## run the tests as other processors, thread counts, seeds and versions would (an hour)
 	$(ONE_THREAD) $(IN_VENV) -m tests.portable $(ARGS) $(if $(filter --slice,$(ARGS)),,$(SHARED))
+
+pages: $(VENV)/.stamp $(FAMILIES:%=.venv-%/.stamp)  ## run what pages show outputs of, and write them anew (half an hour)
+	@$(ONE_THREAD) $(IN_VENV) -m tests.tutorials --fill
 
 docs: .venv-docs/.stamp  ## build the documentation site in build/docs; a dead link or reference is an error
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict

@@ -37,26 +37,10 @@ FRAGMENTS = {
 }
 """Page and beginning of the Python that is compiled and not run here, with the reason."""
 
-_FAMILY = (
-    "what the commands above it printed, with files and a library that the tests do not have; tests/families runs them"
-)
-_DEMO = "what `make demo` printed, shortened; continuous integration runs it"
 SHOWN = {
-    "README.md: the model is not symmetric": "what the commands above it printed, shortened; needs SevenNet",
     "docs/architecture.md: surgeon/": "the tree, which tests/test_import_order.py checks",
-    "docs/demo.md: $ surgeon": _DEMO,
     "docs/export.md: error: Net cannot": "a message; tests/export/test_reasons.py asks for its parts",
-    "docs/families/equiformer.md: training adds": _FAMILY,
-    "docs/families/escnn.md: │": _FAMILY,
     "docs/families/escnn.md: def about_z": "a group of the reader's; the command above it names it",
-    "docs/families/mace.md: branches:": _FAMILY,
-    "docs/families/mace.md: note:": _FAMILY,
-    "docs/families/nequip.md: training adds": _FAMILY,
-    "docs/families/relaxed_convolutions.md: note:": _FAMILY,
-    "docs/families/segnn.md: training adds": _FAMILY,
-    "docs/families/sevennet.md: $ surgeon": _FAMILY,
-    "docs/families/torch_geometric.md: training adds": _FAMILY,
-    "docs/families/vector_neurons.md: training adds": _FAMILY,
 }
 """Page and beginning of blocks that are neither commands alone nor Python, with the reason why nothing runs them."""
 
@@ -172,7 +156,7 @@ def other_blocks(page: Path) -> list[str]:
         lines = [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
         if kind in PARSERS:
             PARSERS[kind](block)
-        elif not kind.startswith(("python", "console")) and not all(line.startswith(SHELL) for line in lines):
+        elif not kind.startswith(("python", "console", "output")) and not all(line.startswith(SHELL) for line in lines):
             found.append(f"{name_of(page)}: {block}")
     return found
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from docs.notebooks import notebook
 from tests.processes import forked
-from tests.tutorials import ANY, BLOCK, ROOT, aligned, steps
+from tests.tutorials import ANY, BLOCK, FENCE, ROOT, aligned, examples, marked, picked, steps
 
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 QUICK = ("debugging.md",)
@@ -29,6 +30,34 @@ ELSEWHERE = ("training_loops.md",)
 def test_the_page_shows_what_its_commands_print(page: object) -> None:
     done = forked(ROOT, str(page), program="tests.tutorials", timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", [page for page, mark in marked().items() if not mark[2]], ids=lambda page: page.stem)
+def test_what_other_pages_show_is_printed(page: Path) -> None:
+    needed = marked()[page][1]
+    if Path(sys.prefix).name != needed:
+        pytest.skip(f"its commands run in {needed}")
+    done = forked(ROOT, str(page), program="tests.tutorials", timeout=1790)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_page_with_output_says_where_it_was_printed() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    output = {page for page in pages if any(fence["kind"] == "output" for fence in FENCE.finditer(page.read_text()))}
+    assert output == marked().keys()
+    assert all(list(examples(page.read_text("utf-8"))) for page in output)
+
+
+def test_lines_of_an_output_are_those_printed_in_their_order() -> None:
+    printed = ["one 1", "two 2 and more", "three", "│ a │  2.5 │"]
+    assert list(picked(["one 7", "two 5 ...", "│ a │ 3 │"], printed)) == ["one 1", "two 2 ...", "│ a │  2.5 │"]
+    for wrong in (["three", "one 1"], ["two 2"], ["three", "three"]):
+        with pytest.raises(LookupError, match=wrong[-1]):
+            list(picked(wrong, printed))
+    ((commands, (block,)),) = examples("```\na\n```\n```\nb \\\n  c\nd\n```\nsays\n```output\nx\n```\n")
+    assert (commands, block["text"]) == (["b    c", "d"], "x\n")
 
 
 def test_a_tutorial_has_at_most_120_lines() -> None:
