@@ -40,6 +40,7 @@ FRAGMENTS = {
 SHOWN = {
     "docs/architecture.md: surgeon/": "the tree, which tests/test_import_order.py checks",
     "docs/export.md: error: Net cannot": "a message; tests/export/test_reasons.py asks for its parts",
+    "docs/tutorials/debugging.md: equivariance first": "a message; tests/families/awkward asks for its parts",
     "docs/families/escnn.md: def about_z": "a group of the reader's; the command above it names it",
 }
 """Page and beginning of blocks that are neither commands alone nor Python, with the reason why nothing runs them."""

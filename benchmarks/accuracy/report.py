@@ -212,9 +212,7 @@ def _without_beside(lines: Lines) -> str:
 def times(results: Path = RESULTS) -> str:
     """Return table F."""
     found = [
-        (kind.name, title, lines, kind.measure)
-        for kind in KINDS
-        for title, (lines, *_) in comparisons(kind, results)
+        (kind.name, title, lines, kind.measure) for kind in KINDS for title, (lines, *_) in comparisons(kind, results)
     ]
     return "\n".join(time_to_target.table(found)).strip()
 
