@@ -99,7 +99,8 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if moving:
                 self._step_group(moving, group)
             for each in moving:
-                each.parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    each.parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 each.parameter.add_(each.update, alpha=-group["lr"])
         return loss
 
@@ -148,8 +149,8 @@ class Moving:
         square: Tensor = self.state["exp_avg_sq"]
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         deviation = (square / (1 - second**self.step)).sqrt_().add_(group["eps"])
-        update: Tensor = mean / (1 - first**self.step) / deviation
-        return update
+        update: Tensor = mean / (1 - first**self.step)
+        return update.div_(deviation)
 
 
 class Batch:
@@ -174,8 +175,8 @@ class Batch:
 
     def put(self, matrices: Tensor, into: Callable[[Moving], Tensor]) -> None:
         """Write matrices into these blocks of one tensor for each parameter."""
-        for (each, number), matrix in zip(self.members, matrices, strict=True):
-            each.blocks[number].of(into(each)).copy_(matrix)
+        places = [each.blocks[number].of(into(each)) for each, number in self.members]
+        torch._foreach_copy_(places, list(matrices))
 
 
 def batches(moving: Iterable[Moving]) -> list[Batch]:

@@ -115,11 +115,22 @@ def _with_bases(moving: Sequence[Moving]) -> list[Batch]:
     return found
 
 
-def _stacked(batch: Batch, slot: Any, side: str) -> Tensor | None:
-    """Return the covariances, or the bases, of a side; None if it has none."""
-    if slot(side, batch.members[0][1]) not in batch.members[0][0].state:
+def _joined(batch: Batch, slot: Callable[[str, int], str], side: str) -> Tensor | None:
+    """Return the covariances, or the bases, of a side as one tensor, whose parts are the state; None if it has none.
+
+    Where they lie apart, as after loading, they are moved together, so that later steps copy nothing.
+    """
+    names = [slot(side, number) for _, number in batch.members]
+    if names[0] not in batch.members[0][0].state:
         return None
-    return torch.stack([each.state[slot(side, number)] for each, number in batch.members])
+    parts: list[Tensor] = [each.state[name] for (each, _), name in zip(batch.members, names, strict=True)]
+    whole, size = parts[0]._base, parts[0].numel()
+    places = [(part._base is whole, part.storage_offset()) for part in parts]
+    if whole is None or whole.shape[0] != len(parts) or places != [(True, size * n) for n in range(len(parts))]:
+        whole = torch.stack(parts)
+        for (each, _), name, part in zip(batch.members, names, whole, strict=True):
+            each.state[name] = part
+    return whole
 
 
 class _Bases:
@@ -127,20 +138,20 @@ class _Bases:
 
     def __init__(self, batch: Batch, group: Mapping[str, Any]) -> None:
         self.batch, self.group = batch, group
-        self.left, self.right = (_stacked(batch, _basis_slot, side) for side in SIDES)
+        self.left, self.right = (_joined(batch, _basis_slot, side) for side in SIDES)
 
     def turn_gradients(self) -> Tensor:
         """Take the gradients into the covariances, and return them expressed in the bases."""
-        gradients = self.batch.take(lambda each: each.gradient)
+        gradients, decay = self.batch.take(lambda each: each.gradient), self.group["betas"][1]
         for side in SIDES:
-            slots = [each.state.get(_slot(side, number)) for each, number in self.batch.members]
-            kept = [slot for slot in slots if slot is not None]
-            if kept:
-                torch._foreach_lerp_(kept, list(_covariance(side, gradients)), 1 - self.group["betas"][1])
+            covariances = _joined(self.batch, _slot, side)
+            if covariances is not None:
+                rows = gradients if side == "left" else gradients.mT
+                covariances.baddbmm_(rows, rows.mT, beta=decay, alpha=1 - decay)
         return self.turned(gradients)
 
     def turned(self, matrices: Tensor, back: bool = False) -> Tensor:
-        """Return matrices of shape (..., blocks, rows, columns) expressed in the bases; or back in their own."""
+        """Return matrices of shape (blocks, rows, columns) expressed in the bases; or back in their own."""
         if self.left is not None:
             matrices = (self.left if back else self.left.mT) @ matrices
         if self.right is not None:
@@ -160,16 +171,14 @@ def _refresh(batch: Batch) -> None:
     """Bring the bases nearer to the eigenvectors by a step of orthogonal iteration; squares stay with their columns."""
     means, squares = (batch.take(_in_state(slot)) for slot in MEANS)
     for axis, other, side in zip((-2, -1), (-1, -2), SIDES, strict=True):
-        covariances, bases = _stacked(batch, _slot, side), _stacked(batch, _basis_slot, side)
+        covariances, bases = _joined(batch, _slot, side), _joined(batch, _basis_slot, side)
         if covariances is None or bases is None:
             continue
         moved = covariances @ bases
         order = (bases * moved).sum(-2).argsort(dim=-1, descending=True, stable=True)
         fresh = torch.linalg.qr(moved.gather(-1, order.unsqueeze(-2).expand_as(moved))).Q
-        change = fresh.mT @ bases
-        means = change @ means if side == "left" else means @ change.mT
+        means = fresh.mT @ (bases @ means) if side == "left" else (means @ bases.mT) @ fresh
         squares = squares.gather(axis, order.unsqueeze(other).expand_as(squares))
-        for (each, number), basis in zip(batch.members, fresh, strict=True):
-            each.state[_basis_slot(side, number)].copy_(basis)
+        bases.copy_(fresh)
     for matrices, slot in zip((means, squares), MEANS, strict=True):
         batch.put(matrices, _in_state(slot))
