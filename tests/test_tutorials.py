@@ -70,6 +70,7 @@ def test_another_line_is_seen_and_another_number_is_not() -> None:
     assert aligned(shown, "loss 0.5\n│ 3 │ y ─┼─\n") is None
     assert aligned(shown, "lost 0.5\n│ 3 │ x ─┼─\n") is None
     assert aligned(["loss 0.5"], "loss 0.5\nmore\n") is None
+    assert aligned(["float64: at most 1e-9"], "float32: at most 1e-9\n") is None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -85,7 +85,7 @@ def run(command: str) -> str:
 
 def masked(line: str) -> str:
     """Return a line without its numbers, what decides among rounding errors, and spaces and rules of their width."""
-    bare = re.sub(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\binf\b|\bnan\b", "#", line)
+    bare = re.sub(r"(?<![a-zA-Z\d])[-+]?\d[\d.,]*(?:e[-+]?\d+)?|\binf\b|\bnan\b", "#", line)  # not those of float64
     bare = re.sub(r"\(under [^)]*\)", "(under #)", bare)
     return re.sub(r"([ ─━])\1*", r"\1", bare).rstrip()
 
