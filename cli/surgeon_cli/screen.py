@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from surgeon.plan import Certificate
 
 ERROR_TITLE = "equivariance error |f(gx) - g f(x)| / |g f(x)|"
-SHORT = 12
+SHORT = 13
 """Columns as wide as this, such as percentages, are not broken for the sake of longer ones."""
 
 BAD = {"NO": "NO", "**NO**": "NO", "worse": "worse"}
