@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from surgeon.algebra.equivariance import Symmetry
-from surgeon.finding.inference.hypotheses import Verdict, infer_type, residual_of
+from surgeon.finding.inference.hypotheses import TOLERANCE, Verdict, infer_type, residual_of
 from surgeon.finding.inference.probe import Elements, TensorProbe, recorded_runs
 from surgeon.finding.measurement import OUTPUT_TOLERANCE
 from surgeon.finding.resolution import Arguments, at_finer_resolution
@@ -70,7 +70,7 @@ class Breaks:
     Attributes:
         first: the first break; None if the output transforms as it should, or if no single op can be named.
         output_error: component name to the largest relative equivariance error of the output.
-        judged: these tensors, in the order of execution; empty if the output transforms.
+        judged: these tensors, in the order of execution; empty if the output transforms to rounding.
     """
 
     first: Break | None
@@ -79,15 +79,20 @@ class Breaks:
 
     @property
     def broken(self) -> bool:
-        """True if the output does not transform as it should."""
-        return not max(self.output_error.values()) <= OUTPUT_TOLERANCE
+        """True if the output does not transform as it should, or if only little of an op that does not reaches it."""
+        return not self._small or (self.first is not None and self.first.error > OUTPUT_TOLERANCE)
+
+    @property
+    def _small(self) -> bool:
+        return max(self.output_error.values()) <= OUTPUT_TOLERANCE
 
     def told(self) -> list[str]:
         """Say where equivariance fails first, or that it does not: one sentence, and what the op is made of."""
         worst = ", ".join(f"{error:.1e} under {component}" for component, error in self.output_error.items())
         if not self.broken:
             return [f"no break: the output transforms as it should (largest relative error {worst})"]
-        said = [f"the output does not transform as it should: largest relative error {worst}"]
+        whole = "what breaks hardly reaches the output" if self._small else "the output does not transform as it should"
+        said = [f"{whole}: largest relative error {worst}"]
         first = self.first
         if first is None:
             return [*said, "no single op can be named: check act and act_output, which may not fit each other"]
@@ -125,7 +130,7 @@ def find_breaks(
     moved = (recording.outputs for recording in recordings[-len(judges) :])
     errors = symmetry.errors(recordings[0].outputs, zip(judges, moved, strict=True))
     search = _BreakSearch(recordings, elements)
-    if max(errors.values()) <= OUTPUT_TOLERANCE:
+    if max(errors.values()) <= TOLERANCE:
         return Breaks(None, errors)
     first = search.first()
     if first is not None and first.sampled:

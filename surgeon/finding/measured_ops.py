@@ -210,7 +210,7 @@ def _fails_as(measurement: Measurement, op: Op, type_in: TensorType, type_out: T
 
 def _is_silent(verdict: Verdict, mixed: tuple[int, ...]) -> bool:
     """Tell whether some feature, not only some row, is 0 in all runs."""
-    features = {*mixed, *(() if verdict.type is None else verdict.type.axes)}
+    features = {*mixed, verdict.filled, *(() if verdict.type is None else verdict.type.axes)}
     return not features.isdisjoint(verdict.silent)
 
 

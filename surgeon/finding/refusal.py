@@ -10,9 +10,13 @@ from torch import nn
 
 from surgeon.errors import NotASymmetryError, NothingToRelaxError, SurgeonError
 from surgeon.finding.annotated_ops import INVARIANT
+from surgeon.finding.inference.hypotheses import TOLERANCE
 from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement
 from surgeon.finding.own_symmetry import judged
 from surgeon.plan import AuditEntry, Plan
+
+_SMALLER = {"O2": "SO2", "O3": "SO3", "SE3": "SO3", "E3": "SO3", "O13": "SO13"}
+"""Groups by those whose reflections, or translations, features may not transform under although the output does."""
 
 
 def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> SurgeonError:
@@ -31,12 +35,12 @@ def refusal(model: nn.Module, plan: Plan, measurement: Measurement | None) -> Su
     listed = "; ".join([f"{count} x {reason}" for reason, count in reasons] + list(plan.notes))
     return NothingToRelaxError(
         f"expected at least one equivariant linear op in {type(model).__name__}, but there is nothing to relax "
-        f"({listed or 'it has no trainable parameters'}): {_verdict(plan, measurement is not None)}",
+        f"({listed or 'it has no trainable parameters'}): {_verdict(plan, measurement)}",
         plan,
     )
 
 
-def _verdict(plan: Plan, measured: bool) -> str:
+def _verdict(plan: Plan, measurement: Measurement | None) -> str:
     """Tell apart what is so by design from what is not known and from a wrong group."""
     trained = [entry for entry in plan.audit if entry.coverage != "frozen"]
     broken, unknown = (_share(trained, coverage) for coverage in ("not equivariant", "unexplained"))
@@ -46,10 +50,9 @@ def _verdict(plan: Plan, measured: bool) -> str:
             "commute with it; choose a smaller group"
         )
     if unknown:
-        advice = "see why in its audit" if measured else "give a task with act and act_output to measure it by"
         return (
             f"this model is not understood, {unknown:.0%} of its parameters are unexplained, so that this says nothing "
-            f"about it; {advice}, or give an adapter"
+            f"about it; {_advice(plan, measurement)}"
         )
     bypassed = _share(trained, "bypassed")
     if bypassed:
@@ -67,6 +70,20 @@ def _verdict(plan: Plan, measured: bool) -> str:
         "as far as could be seen, all linear maps that it trains and uses act on invariants, but that every linear map "
         f"is equivariant there was not checked for {1 - sure:.0%} of their weights: the audit says why"
     )
+
+
+def _advice(plan: Plan, measurement: Measurement | None) -> str:
+    if measurement is None:
+        return "give a task with act and act_output to measure it by, or give an adapter"
+    error = max(measurement.errors.values(), default=0.0)
+    if error > TOLERANCE:
+        return (
+            f"under {plan.group} its own output deviates by {error:.1e}, more than rounding explains: choose a smaller "
+            "group, or look for the place with `surgeon inspect --find-breaks`"
+        )
+    smaller = _SMALLER.get(plan.group)
+    other = f" try {smaller}, under which more features may have a representation," if smaller else ""
+    return f"see why in its audit,{other} or give an adapter"
 
 
 def _share(entries: Sequence[AuditEntry], coverage: str) -> float:

@@ -35,6 +35,7 @@ class Recording:
             ``dtype`` (None for non-tensors), ``backward`` (True if autograd ran the op inside the forward), and
             ``activation`` (True if the value depends on an input, or on a tensor of unknown origin), ``parameters``
             (qualified names of the parameters that the value is made of, perhaps with constants, if no activation is),
+            ``numbers`` (True if it is made of whole numbers of unknown origin alone, such as lists of positions),
             ``silent`` (True if parameters meet activations in the op, all of which are 0), and ``sources`` (the nodes
             that it is made of: its arguments, and what was written since into the memory of these through views).
         values: the tensors that the model holds or makes of these alone, such as kernels, by reference: one that was
@@ -62,6 +63,9 @@ _OF_SHAPES = {
 
 _UNDEFINED = {*(_ATEN.empty, _ATEN.empty_strided), *(_ATEN.empty_like, _ATEN.new_empty, _ATEN.new_empty_strided)}
 """These return whatever there was in memory."""
+
+_PICKS = (_ATEN.index.Tensor, _ATEN.index_select.default, _ATEN.gather.default, _ATEN.take.default)
+"""These return entries of a tensor, by numbers."""
 
 
 class _Recorder(DispatchMode):
@@ -111,6 +115,7 @@ class _Recorder(DispatchMode):
             "dtype": dtype,
             "parameters": parameters,
             "activation": activation,
+            "numbers": False,
             "silent": False,
             "sources": (),
             "backward": torch._C._current_graph_task_id() != -1,
@@ -142,7 +147,9 @@ class _Recorder(DispatchMode):
             parameters = frozenset({name}) & self.parameter_names
             # A constant that a module keeps as a plain attribute is part of the model; others may be inputs.
             unknown = name.startswith("_constant_") and id(tensor) not in self.kept
-            self._bind(tensor, self.graph.create_node("get_attr", name), frozenset(parameters), unknown)
+            node = self.graph.create_node("get_attr", name)
+            self._bind(tensor, node, frozenset(parameters), unknown)
+            node.meta["numbers"] = unknown and not (tensor.is_floating_point() or tensor.is_complex())
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -163,11 +170,13 @@ class _Recorder(DispatchMode):
         node.args, node.kwargs = node_args, node_kwargs
         self.order[node] = len(self.order)
         used = () if getattr(func, "overloadpacket", None) in _OF_SHAPES else sources
-        activation = any(source.meta["activation"] for source in used)
         flowing = frozenset[str]().union(*(source.meta["parameters"] for source in used))
+        numbers = all(source.meta["numbers"] for source in used if source.meta["activation"])
+        picked = numbers and bool(flowing) and func in _PICKS  # kernels are made so, turned by lists of positions
+        activation = not picked and any(source.meta["activation"] for source in used)
         silent = activation and bool(flowing) and _all_zero(given, made_of)
         self._bind_result(result, node, frozenset() if activation else flowing, activation)
-        node.meta |= {"silent": silent, "sources": used}
+        node.meta |= {"numbers": numbers and activation, "silent": silent, "sources": used}
         self._note_writes(func, node, args, kwargs, result)
         return result
 

@@ -84,6 +84,17 @@ def test_the_op_that_breaks_it_is_named_with_its_module(name: str, bug: str) -> 
     assert any("mul" in words and "axes v" in words for words in found.first.inputs)
 
 
+@pytest.mark.parametrize(
+    ("bug", "broken"), [(lambda y: y + 5e-6 * torch.relu(y), True), (lambda y: (8e3 * y).floor() / 8e3, False)]
+)
+def test_of_little_in_the_output_it_counts_what_made_it(bug: Any, broken: bool) -> None:
+    """What rounds is off by little itself; an op that does not transform at all breaks the symmetry."""
+    found = search(Net(bug), "C4")
+    assert 1e-6 < max(found.output_error.values()) < 1e-5
+    assert found.broken == broken
+    assert ("relu" in "".join(found.told())) == broken
+
+
 def test_what_breaks_later_is_not_named() -> None:
     found = search(nn.Sequential(nn.ReLU(), nn.Sigmoid()), "D3")
     assert found.first is not None

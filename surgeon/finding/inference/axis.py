@@ -249,12 +249,23 @@ def _named(group: Group, degree: int, signs: tuple[int, ...], copies: int, layou
 
 def regress(base: Tensor, moved: Tensor) -> Tensor | None:
     """Return M with ``moved = base M^T``; None if the rows leave M open, or if there is none."""
-    size = base.shape[1]
-    if int(torch.linalg.matrix_rank(base, rtol=1e-9)) < size:
-        return None
+    return _solution(base, moved) if _fills(base) else None
+
+
+def _fills(base: Tensor) -> bool:
+    return int(torch.linalg.matrix_rank(base, rtol=1e-9)) == base.shape[1]
+
+
+def _solution(base: Tensor, moved: Tensor) -> Tensor | None:
     matrix: Tensor = torch.linalg.lstsq(base, moved).solution.mT
     good = (base @ matrix.mT - moved).norm() <= FIT_TOLERANCE * moved.norm()
     return matrix if bool(good) else None
+
+
+def _alike(base: Tensor, moved: Tensor) -> Tensor:
+    """Return which columns moved are which columns: the one permutation that rows which leave M open may allow."""
+    near = torch.cdist(moved.mT, base.mT) <= FIT_TOLERANCE * base.norm(dim=0).amax()
+    return near.to(base.dtype)
 
 
 def logarithm(matrix: Tensor) -> Tensor:
@@ -303,7 +314,8 @@ def _copies_of_one_block(rows: AxisRows, copies: int, size: int, layout: Layout)
 
 def _images_of_generators(rows: AxisRows, moved: Tensor) -> list[Tensor] | None:
     """Regress the images of a finite group's generators; None if one is left open, or they multiply otherwise."""
-    images = [regress(moved[0], each) for each in moved[1 : 1 + len(rows.probe.elements.components)]]
+    image = _solution if _fills(moved[0]) else _alike
+    images = [image(moved[0], each) for each in moved[1 : 1 + len(rows.probe.elements.components)]]
     found = [image for image in images if image is not None]
     return found if len(found) == len(images) and respects_relations(rows.group, found) else None
 

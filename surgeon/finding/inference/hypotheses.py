@@ -51,6 +51,7 @@ class Verdict:
         residual: largest relative deviation under the random elements, of ``type`` or else of the best hypothesis.
         reason: why there is no type, in words; empty if there is one.
         silent: axes along which some entries are 0 in all runs; 0 transforms by any representation.
+        filled: if there is no type, the silent axis along which those entries that are not 0 have one.
         refuted: if there is no type, one that holds in some of the runs only.
     """
 
@@ -58,6 +59,7 @@ class Verdict:
     residual: float
     reason: str = ""
     silent: tuple[int, ...] = ()
+    filled: int | None = None
     refuted: TensorType | None = None
 
 
@@ -122,7 +124,18 @@ def infer_type(probe: TensorProbe, tolerance: float = TOLERANCE, apart: tuple[in
                 return Verdict(candidate, residual, silent=silent)
             best = min(best, residual)
     reason = f"no structured representation fits (best relative residual {best:.1e})"
-    return Verdict(None, best, OWN_PHASES if _turn_by_own_phases(probe, tolerance) else reason, silent)
+    filled = (
+        axis for axis in silent if -axis < probe.base.ndim and _fits_where_not_zero(probe, sizes, axis, tolerance)
+    )
+    reason = OWN_PHASES if _turn_by_own_phases(probe, tolerance) else reason
+    return Verdict(None, best, reason, silent, next(filled, None))
+
+
+def _fits_where_not_zero(probe: TensorProbe, sizes: Tensor, axis: int, tolerance: float) -> bool:
+    """Tell whether the entries along an axis that are not 0 in all runs have a type by themselves."""
+    kept = sizes.movedim(axis, 0).flatten(1).any(dim=1).nonzero()[:, 0]
+    values = tuple(value.index_select(axis, kept) for value in probe.values)
+    return infer_type(TensorProbe(probe.elements, values), tolerance).type is not None
 
 
 def _turn_by_own_phases(probe: TensorProbe, tolerance: float) -> bool:

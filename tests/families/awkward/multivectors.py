@@ -52,6 +52,35 @@ class LearntBasis(Multivectors):
         return self.mix(x @ self.basis) @ torch.linalg.inv(self.basis)
 
 
+class Grades(nn.Module):
+    """Mix the channels of multivectors of space (n, c, 1 + 3 + 3 + 1), each grade by weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CHANNELS, CHANNELS, 4) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.repeat_interleave(torch.tensor([1, 3, 3, 1]), dim=-1)
+        return torch.einsum("nci,oci->noi", x, weight)
+
+
+class Graded(nn.Module):
+    """Vectors among multivectors of which all else is 0 before the product; perhaps a grade is spoilt after it."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.wrong = Grades(), Grades(), wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = torch.cat([torch.zeros_like(x[..., :1]), x, torch.zeros_like(x), torch.zeros_like(x[..., :1])], -1)
+        h = self.first(given)
+        a, b = h[..., 1:4], h[..., 1:4].roll(1, 1)
+        scalar, dual = (a * b).sum(-1, keepdim=True) + h[..., :1], torch.linalg.cross(a, b, dim=-1) + h[..., 4:7]
+        triple = (dual * a.roll(2, 1)).sum(-1, keepdim=True) + h[..., 7:]
+        h = self.second(torch.cat([scalar, a, dual.relu() if self.wrong else dual, triple], -1))
+        return h[..., :1] * h[..., 1:4] + h[..., 7:] * h[..., 4:7]
+
+
 def vectors() -> tuple[Tensor]:
     """Enough rows for an axis of sixteen."""
     return (random(12, CHANNELS, 4),)
@@ -78,5 +107,24 @@ CASES = (
         LearntBasis,
         {"vector.x"},
         reason=dict.fromkeys(("mix.weight", "basis"), "does not hold with other weights"),
+    ),
+    Case(
+        "vectors among multivectors",
+        "weights go by grades, of which all but one are 0 at first",
+        Graded,
+        {"first.x", "second.x"},
+        group="O3",
+        inputs=lambda: (random(20, CHANNELS, 3),),
+        act_output=lambda g, y: y @ g.T,
+    ),
+    Case(
+        "vectors among what is none",
+        "the same with a component-wise non-linearity on one grade",
+        lambda: Graded(wrong=True),
+        group="O3",
+        inputs=lambda: (random(20, CHANNELS, 3),),
+        act_output=lambda g, y: y @ g.T,
+        error="to be a symmetry",
+        twin=True,
     ),
 )

@@ -115,6 +115,29 @@ class Dead(nn.Module):
         return self.after(torch.relu(invariants - torch.tensor([0.0, 0.0, 0.0, 1e9])))
 
 
+class Faint(nn.Module):
+    """Dense on coordinates, of which next to nothing reaches the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().sum(-1) + 1e-5 * self.dense(x.relu()).sum(-1)
+
+
+class Paired(nn.Module):
+    """Vectors with a cross product added and taken off: inversion exchanges the two, as the output does not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        cross = torch.linalg.cross(x, x.roll(1, 1), dim=-1)
+        return sum(self.mix(each).square().sum(-1) for each in (x + cross, x - cross))
+
+
 CASES = (
     Case(
         "plain PointNet",
@@ -179,6 +202,20 @@ CASES = (
         group="O3",
         error="to be a symmetry of the model, but under 'inversion' its outputs deviate .*choose SO3",
     ),
+    Case(
+        "hardly broken",
+        "an error of 1e-6, of an op that does not transform at all",
+        Faint,
+        error="its own output deviates by .*e-06, more than rounding explains",
+    ),
+    Case(
+        "exchanged",
+        "features that inversion exchanges, of which the output does not tell",
+        Paired,
+        group="O3",
+        error="try SO3, under which more features may have a representation",
+    ),
+    Case("exchanged by no rotation", "the same network under rotations", Paired, {"mix.x"}),
     Case("right group", "the same network under rotations", lambda: CrossProduct(), {"mix.x"}),
     Case("dead units", "features that are always 0", Dead, {"mix.x"}, audit={"after.weight": "invariant"}),
 )

@@ -94,6 +94,41 @@ class GroupNetwork(nn.Module):
         return self.conv(self.lift(x).relu()).unflatten(1, (2, 4)).tanh().mean((2, 3, 4))
 
 
+def turn_or_mirror(g: Tensor, x: Tensor) -> Tensor:
+    """Mirror images (b, c, h, w) if g does, and turn them by quarters."""
+    return turn_image(g, x.flip(2) if torch.linalg.det(g) < 0 else x)
+
+
+class Picked(nn.Module):
+    """One kernel in the orientations of a square, mirrored ones too, by lists of positions.
+
+    Of images with one channel its results never fill the representation: the kernel's orbit has rank 7 of 8.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 1, 3, 3) / 3), nn.Parameter(torch.randn(3, 1, 1))
+        square = torch.arange(9).view(3, 3)
+        turned = [torch.rot90(side, k, (0, 1)) for side in (square, square.flip(0)) for k in range(4)]
+        self.places = [square.flatten().tolist() for square in turned]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.flatten(2)
+        kernel = torch.stack([flat[:, :, place] for place in self.places], 1).view(-1, *self.weight.shape[1:])
+        return functional.conv2d(x, kernel, padding=1).unflatten(1, (3, 8)) + self.bias[:, None]
+
+
+class PickedNetwork(nn.Module):
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__()
+        self.lift, self.head = Picked(), nn.Linear(3, 2)
+        if wrong:
+            self.lift.places[0] = self.lift.places[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lift(x).tanh().mean((2, 3, 4)))
+
+
 def _basis() -> Tensor:
     """Orthonormal symmetric traceless matrices, shape (5, 3, 3), in no particular order or sign."""
     basis = torch.zeros(5, 3, 3, dtype=torch.float64)
@@ -140,5 +175,24 @@ CASES = (
         group="C4",
         inputs=lambda: (clouds(2, 1, 7, 7),),
         act=turn_image,
+    ),
+    Case(
+        "kernels picked by positions",
+        "the weight is indexed by lists; one channel cannot fill all irreps of its results",
+        PickedNetwork,
+        {"lift.weight"},
+        group="D4",
+        inputs=lambda: (clouds(2, 1, 7, 7),),
+        act=turn_or_mirror,
+    ),
+    Case(
+        "kernels picked by wrong positions",
+        "one orientation stands there twice",
+        lambda: PickedNetwork(wrong=True),
+        group="D4",
+        inputs=lambda: (clouds(2, 1, 7, 7),),
+        act=turn_or_mirror,
+        error="to be a symmetry",
+        twin=True,
     ),
 )
