@@ -14,10 +14,12 @@ from surgeon.opening.tasks import is_adapters_task
 from surgeon.opening.workspace import Workspace
 
 
-def finetune_command(folder: Path, workspace: Workspace) -> str:
-    """Return the command that trains a folder that was just made of an opened checkpoint."""
+def finetune_command(folder: Path, workspace: Workspace, group: str) -> str:
+    """Return the command that trains a folder that was just made of an opened checkpoint, under a group by its name."""
     module = workspace.found.factory is None and workspace.checkpoint.module is not None
-    return _command("finetune", folder, workspace.options, trust_pickle=module)
+    trusted = workspace.options.trust_remote_code or ":" in group  # a group that is code was named by the user
+    options = dataclasses.replace(workspace.options, trust_remote_code=trusted)
+    return _command("finetune", folder, options, trust_pickle=module)
 
 
 def trial_command(workspace: Workspace) -> str:

@@ -158,7 +158,8 @@ def relax_checkpoint(
         stages = Stages(workspace.options.stage)
         write_relaxed(target, workspace.model, config, workspace.checkpoint.metadata, force)
         stages("wrote the folder")
-    goes_on = trial_command(workspace) if relaxed.fails else finetune_command(Path(target), workspace)
+    group = relaxed.plan.group
+    goes_on = trial_command(workspace) if relaxed.fails else finetune_command(Path(target), workspace, group)
     return dataclasses.replace(relaxed, folder=Path(target), next=goes_on)
 
 

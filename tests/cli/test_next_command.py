@@ -31,7 +31,12 @@ def test_the_next_command_works_as_printed(surgeon: Surgeon, what: str) -> None:
     else:
         Path("factories.py").write_text("from tests.tiny import Net\n\n\ndef build(width):\n    return Net(width)\n")
         write_tensors(Path("net.safetensors"), Net(3).state_dict(), {})
+        Path("groups.py").write_text(
+            "from surgeon.algebra.groups.parse import parse_group\n\n\ndef turns():\n"
+            "    return parse_group('SO3').algebra, None\n"
+        )
         flags = ["--model", "factories:build", "--model-args", '{"width": 3}', "--task", "task.py"]
+        flags += ["--group", "groups:turns"]
     train = following(surgeon("relax", name, *flags).out)
     strip = following(surgeon(*train, "--epochs", "1", "-o", "a run").out)
     told = surgeon(*strip, *QUICK, "-o", "clean").out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.custom import group_from_generators
 from surgeon.algebra.groups.named import CHOICES, named_group
 from surgeon.errors import GroupError
+from surgeon.support.imports import importable
 
 
 def parse_group(name: str | Group) -> Group:
@@ -51,11 +53,12 @@ def parse_group(name: str | Group) -> Group:
 def _group_from_function(name: str) -> Group:
     module_name, _, function_name = name.partition(":")
     try:
-        result: Any = getattr(importlib.import_module(module_name), function_name)()
+        with importable(Path.cwd()):
+            result: Any = getattr(importlib.import_module(module_name), function_name)()
     except Exception as error:
         raise GroupError(
             f"expected module:function that returns a group, but {name!r} fails with {type(error).__name__}: {error}; "
-            f"make the module importable (PYTHONPATH), or choose one of {CHOICES}"
+            f"run from the folder that holds the module, or choose one of {CHOICES}"
         ) from error
     if isinstance(result, Group):
         # The name is what a saved plan holds: it must lead back to this group.
