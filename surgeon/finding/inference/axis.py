@@ -264,8 +264,8 @@ def _solution(base: Tensor, moved: Tensor) -> Tensor | None:
 
 def _alike(base: Tensor, moved: Tensor) -> Tensor:
     """Return which columns moved are which columns: the one permutation that rows which leave M open may allow."""
-    apart: Tensor = torch.cdist(moved.mT, base.mT)
-    return (apart <= FIT_TOLERANCE * base.norm(dim=0).amax()).to(base.dtype)
+    near: Tensor = torch.cdist(moved.mT, base.mT) <= FIT_TOLERANCE * base.norm(dim=0).amax()
+    return near.to(base.dtype)
 
 
 def logarithm(matrix: Tensor) -> Tensor:
