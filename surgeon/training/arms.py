@@ -79,7 +79,7 @@ def arm_named(name: str) -> Arm:
         UsageError: if there is none of this name; the message lists them.
     """
     if name not in ARMS:
-        raise UsageError(f"expected an arm among {', '.join(ARMS)}, got {name!r}")
+        raise UsageError(f"expected an arm among {', '.join(ARMS)}, got {name!r}: write {CONTENDER}")
     return ARMS[name]
 
 

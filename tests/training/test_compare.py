@@ -277,7 +277,7 @@ def test_the_first_plain_arm_is_the_reference() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nope@soap", "expected an arm among"),
+        ("nope@soap", r"expected an arm among .*, got .nope.: write ARM\[@OPTIMIZER"),
         ("plain@", "optimizer among adamw"),
         ("plain@adam2", "in the arm 'plain@adam2': expected optimizer among"),
         ("plain@adamw+lr=1", "expected a setting among beta2, clip"),

@@ -12,7 +12,7 @@ from torch import Tensor
 COMPARED = 32
 """Training frames that are looked at, at most."""
 
-ALIKE, FACTOR, FEWEST = 0.8, 2.5, 8
+ALIKE, FACTOR, FEWEST = 0.6, 2.5, 8
 """Correlation from which labels count as the model's but for a factor, the factor that is told, and numbers needed."""
 
 UNITS: Mapping[str, Mapping[str, float]] = MappingProxyType(
