@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -176,6 +177,8 @@ def _encoded(tree: Any) -> Any:
         return {"tensor": tree.detach().cpu().flatten().tolist(), "shape": list(tree.shape), "dtype": dtype}
     if isinstance(tree, Mapping):
         return {"mapping": {str(key): _encoded(value) for key, value in tree.items()}}
+    if names := getattr(tree, "_fields", ()):
+        return {"named": {name: _encoded(value) for name, value in zip(names, tree, strict=True)}}
     if isinstance(tree, list | tuple):
         return {"sequence": [_encoded(value) for value in tree]}
     if tree is None or isinstance(tree, bool | int | float | str):
@@ -198,6 +201,8 @@ def decoded_call(data: Mapping[str, Any]) -> Any:
         return tensor.to(torch.float64 if dtype.is_floating_point else dtype).reshape(data["shape"])
     if "mapping" in data:
         return {key: decoded_call(value) for key, value in data["mapping"].items()}
+    if "named" in data:  # another class of the same fields: a file names none that is imported
+        return namedtuple("Arguments", data["named"])(*map(decoded_call, data["named"].values()))
     if "sequence" in data:
         return tuple(decoded_call(value) for value in data["sequence"])
     return data["value"]

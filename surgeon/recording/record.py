@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -188,27 +189,24 @@ class _Recorder(DispatchMode):
 
     def _note_writes(self, func: Any, node: fx.Node, args: Any, kwargs: Any, result: Any) -> None:
         """Keep which ops have written into some memory; what is new there has nothing to do with them."""
-        schema = getattr(func, "_schema", None)
-        if schema is None:
-            return
-        if self.writes and not any(each.alias_info for each in schema.returns):
+        arguments, written, makes_memory = _signature(func)
+        if self.writes and makes_memory:
             for tensor in tensors_in(result):
                 self.writes.pop(_memory(tensor), None)
-        if schema.is_mutable:
-            given = {**dict(zip((each.name for each in schema.arguments), args, strict=False)), **kwargs}
-            names = [each.name for each in schema.arguments if each.alias_info and each.alias_info.is_write]
-            for tensor in tensors_in([given.get(name) for name in names]):
+        if written:
+            given = {**dict(zip(arguments, args, strict=False)), **kwargs}
+            for tensor in tensors_in([given.get(name) for name in written]):
                 self.writes.setdefault(_memory(tensor), []).append(node)
 
     def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
-        node.meta = self._meta(parameters, activation)
         if isinstance(result, Tensor):
             self._bind(result, node, parameters, activation)
-        elif isinstance(result, (tuple, list)):
-            for index, part in enumerate(result):
-                if isinstance(part, Tensor):
-                    getter = self.graph.create_node("call_function", operator.getitem, (node, index))
-                    self._bind(part, getter, parameters, activation)
+            return
+        node.meta = self._meta(parameters, activation)
+        for index, part in enumerate(result) if isinstance(result, (tuple, list)) else ():
+            if isinstance(part, Tensor):
+                getter = self.graph.create_node("call_function", operator.getitem, (node, index))
+                self._bind(part, getter, parameters, activation)
                 getter.meta["sources"] = (node,)
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -225,6 +223,17 @@ class _Recorder(DispatchMode):
         call = self.stack.pop()
         if id(module) in self.names:
             self.results[call] = tuple(self.nodes[id(t)] for t in tensors_in(output) if id(t) in self.nodes)
+
+
+@lru_cache(maxsize=1024)
+def _signature(op: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """Return an op's arguments by name, those it writes to, and whether its results have memory of their own."""
+    schema = getattr(op, "_schema", None)
+    if schema is None:
+        return (), (), False
+    written = tuple(each.name for each in schema.arguments if each.alias_info and each.alias_info.is_write)
+    own = not any(each.alias_info for each in schema.returns)
+    return tuple(each.name for each in schema.arguments), written, own
 
 
 def _memory(tensor: Tensor) -> int:

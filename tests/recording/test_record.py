@@ -344,3 +344,21 @@ def test_the_bytes_that_a_run_computes_leave_out_weights_and_views() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Unflatten(1, (2, 1)), nn.ReLU())
     assert computed_bytes(record(model, torch.randn(5, 3))) == 2 * 5 * 2 * 4
     assert computed_bytes(record(model.double(), torch.randn(5, 3).double())) == 2 * 5 * 2 * 8
+
+
+class OfWeights(nn.Module):
+    """Scales its input by a derivative of a convolution by its weights alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Conv1d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (change,) = torch.autograd.grad(self.kernel(x).sin().sum(), self.kernel.weight)
+        return x * change.sum()
+
+
+def test_ops_may_return_none_first() -> None:
+    recording = record(OfWeights(), torch.randn(3, 2, 7))
+    (backward,) = (node for node in recording.graph.nodes if "convolution_backward" in str(node.target))
+    assert [part.args for part in backward.users] == [(backward, 1)]

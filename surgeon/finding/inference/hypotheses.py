@@ -80,7 +80,8 @@ def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...
     count, worst = max(1, AT_ONCE // max(1, probe.base.numel())), 0.0
     for start in range(0, len(elements), count):
         g, moved = elements[start : start + count], torch.stack(values[start : start + count])
-        differences, scales = (_norms_of_copies(typed, x) for x in (candidate.act(g, probe.base) - moved, moved))
+        both = torch.cat([candidate.act(g, probe.base) - moved, moved])
+        differences, scales = _norms_of_copies(typed, both).chunk(2)
         scales = torch.maximum(scales, SMALLEST * scales.amax(dim=1, keepdim=True))
         ratios = torch.where(differences == 0, differences, differences / scales)
         worst = largest(worst, float(ratios.max()))

@@ -126,7 +126,17 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["phases", "complex inside", "ring", "corners", "samples on a circle", "spectral layers", "Dirac spinors"]
+    "name",
+    [
+        "phases",
+        "complex inside",
+        "ring",
+        "corners",
+        "samples on a circle",
+        "spectral layers",
+        "Dirac spinors",
+        "structured batch",
+    ],
 )
 def test_what_can_be_folded_is_folded_without_loss(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
