@@ -210,7 +210,7 @@ class _BreakSearch:
         probe = self._probe(node)
         if probe is None:  # an op that returns several tensors: its parts are judged
             return all(self._holds(part) for part in node.meta["sources"])
-        return all(torch.equal(value, probe.base) for value in probe.values)
+        return all(torch.equal(value, probe.base) for value in probe.values) or _are_points(probe)
 
     def _verdict(self, node: fx.Node) -> Verdict:
         if node not in self.verdicts:
@@ -234,3 +234,19 @@ class _BreakSearch:
         made_by = next(iter(node.all_input_nodes), node) if node.target is operator.getitem else node
         owner, op, call = node.meta["owner"], str(made_by.target), node.meta["call_index"]
         return Break(owner, op, call, shape, error, tuple(words), uneven(made_by), samples_features(made_by))
+
+
+def _are_points(probe: TensorProbe) -> bool:
+    """Tell whether a tensor of a group with translations holds points, as its inputs do, along some axis."""
+    group, base = probe.elements.group, probe.base
+    d = group.vector_dimension
+    fitting = [axis for axis in range(-base.ndim, 0) if base.shape[axis] == d]
+    for axis in fitting if group.dimension > d and base.is_floating_point() else ():
+        x = base.movedim(axis, -1)
+        pairs = [
+            (x @ group.linear(g).mT + g[:d, d], moved.movedim(axis, -1))
+            for g, moved in zip(*probe.checks(), strict=True)
+        ]
+        if all((expected - moved).norm() <= TOLERANCE * moved.norm() for expected, moved in pairs):
+            return True
+    return False

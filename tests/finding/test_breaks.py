@@ -112,6 +112,20 @@ def test_of_two_breaks_side_by_side_the_first_to_run_is_named() -> None:
     assert "relu" in found.op
 
 
+def test_points_that_are_picked_are_no_break_and_what_their_origin_matters_to_is() -> None:
+    class Origin(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            there = x[[1, 2, 3, 4, 5, 0]]
+            return x - there + 0.1 * torch.linalg.cross(x, there)
+
+    def act(g: Tensor, x: Tensor) -> Tensor:
+        return x @ g[:3, :3].T + g[:3, 3]
+
+    first = search(Origin(), "SE3", act_output=lambda g, y: y @ g[:3, :3].T, act=act).first
+    assert first is not None
+    assert "cross" in first.op
+
+
 def test_a_bug_that_reaches_no_output_is_none() -> None:
     class Aside(Net):
         def forward(self, x: Tensor) -> Tensor:
