@@ -7,6 +7,8 @@ a multiple of the identity, ``a_vu = (1/d) sum_m W[(v,m),(u,m)]``, and every blo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -92,10 +94,29 @@ def average(weight: Tensor, rho_out: Representation, rho_in: Representation) -> 
             f"expected W of shape {(rho_out.dimension, rho_in.dimension)} for {rho_in} -> {rho_out}, "
             f"got {tuple(weight.shape)}"
         )
-    columns_of = copy_indices(rho_in)
     result = torch.zeros_like(weight)
+    for values, rows, columns in _coefficients(weight, rho_out, rho_in):
+        result = spread_over_copies(values, rows, columns, result)
+    return result
+
+
+def norm_of_average(weight: Tensor, rho_out: Representation, rho_in: Representation) -> float:
+    """Return the Frobenius norm of :func:`average`, in float64 and without a matrix as large as W."""
+    parts = _coefficients(weight, rho_out, rho_in)
+    return math.sqrt(sum(rows.shape[1] * float(values.double().square().sum()) for values, rows, _ in parts))
+
+
+def _coefficients(
+    weight: Tensor, rho_out: Representation, rho_in: Representation
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield by irrep the multiples of the identity of which P(W) is made, and the indices of the copies they join."""
+    columns_of = copy_indices(rho_in)
     for label, rows in copy_indices(rho_out).items():
         if label in columns_of:
             rows, columns = rows.to(weight.device), columns_of[label].to(weight.device)
-            result = spread_over_copies(weight[rows[:, None, :], columns[None, :, :]].mean(-1), rows, columns, result)
-    return result
+            yield weight[rows[:, None, :], columns[None, :, :]].mean(-1), rows, columns
+
+
+def frobenius(weight: Tensor) -> float:
+    """Return the Frobenius norm, taken in float64 of some rows at a time."""
+    return math.sqrt(sum(float(rows.double().square().sum()) for rows in weight.split(256)))

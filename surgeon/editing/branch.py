@@ -110,15 +110,16 @@ class Branch(nn.Module):
             generator: on the CPU.
         """
         with torch.no_grad():
-            self.weight.copy_(self._drawn(self.shape, scale / self.shape[1] ** 0.5, generator))
+            self._draw(self.weight, scale / self.shape[1] ** 0.5, generator)
             if self.mask is not None:
                 self.weight.mul_(self.mask)
 
     @staticmethod
-    def _drawn(shape: tuple[int, ...], deviation: float, generator: torch.Generator) -> Tensor:
-        if not deviation:
-            return torch.zeros(shape)
-        return torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
+    def _draw(weight: Tensor, deviation: float, generator: torch.Generator) -> None:
+        if deviation:
+            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64).mul_(deviation))
+        else:
+            weight.zero_()
 
     @property
     def factors(self) -> tuple[Tensor, ...]:
@@ -243,8 +244,8 @@ class LowRankBranch(Branch):
     def initialise(self, scale: float, generator: torch.Generator) -> None:
         """Draw A with entries of standard deviation ``1 / sqrt(d_in)`` and B with ``scale / sqrt(rank)``."""
         with torch.no_grad():
-            self.weight_a.copy_(self._drawn(tuple(self.weight_a.shape), self.shape[1] ** -0.5, generator))
-            self.weight_b.copy_(self._drawn(tuple(self.weight_b.shape), scale / self.rank**0.5, generator))
+            self._draw(self.weight_a, self.shape[1] ** -0.5, generator)
+            self._draw(self.weight_b, scale / self.rank**0.5, generator)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgeon.algebra.intertwiners import average, copy_indices
+from surgeon.algebra.intertwiners import copy_indices, frobenius, norm_of_average
 from surgeon.algebra.representations.core import Representation
 from surgeon.editing.relaxation import Relaxation
 from surgeon.errors import GroupError
@@ -47,7 +47,7 @@ def branch_contents(relaxation: Relaxation) -> list[BranchContent]:
     for site in relaxation.plan.sites:
         branch = relaxation.branches[site.key]
         rho_out, rho_in = row_representations(site)
-        weight = branch.matrix.double().cpu()
+        weight = branch.matrix.cpu()
         mask = torch.ones(()) if branch.mask is None else branch.mask.cpu()
         try:
             found.append(_content(site.key, weight, mask.expand(branch.shape).flatten(1), rho_out, rho_in))
@@ -62,14 +62,14 @@ def branch_contents(relaxation: Relaxation) -> list[BranchContent]:
 
 def _content(key: str, weight: Tensor, mask: Tensor, rho_out: Representation, rho_in: Representation) -> BranchContent:
     rows_of, columns_of = copy_indices(rho_out), copy_indices(rho_in)
-    norm = float(torch.linalg.vector_norm(weight))
-    share = (float(torch.linalg.vector_norm(average(weight, rho_out, rho_in))) / norm) ** 2 if norm else None
+    norm = frobenius(weight)
+    share = (norm_of_average(weight, rho_out, rho_in) / norm) ** 2 if norm else None
     pairs = [(rows[:, :1], columns_of[label][:, 0]) for label, rows in rows_of.items() if label in columns_of]
     intertwiners = sum(float(mask[pair].sum()) for pair in pairs)
     spectrum: dict[str, list[float]] = {}
     for label_in, columns in columns_of.items():
         for label_out, rows in rows_of.items():
-            block = weight[rows.reshape(-1, 1), columns.reshape(-1)]
+            block = weight[rows.reshape(-1, 1), columns.reshape(-1)].double()
             if min(block.shape) <= LARGEST and block.any():
                 spectrum[f"{label_in} -> {label_out}"] = [_short(v) for v in torch.linalg.svdvals(block).tolist()]
     own = None if share is None else _short(share)

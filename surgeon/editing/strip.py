@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from surgeon.algebra.intertwiners import frobenius
 from surgeon.editing.branch import Branch, Branches, branched_ops, branches_of
 from surgeon.editing.insert import detach
 from surgeon.editing.relaxation import Relaxation
@@ -67,6 +68,8 @@ def strip(relaxed: nn.Module | Relaxation, mode: StripMode | None = None) -> tup
             _write(op, own)
     for _, op, _ in ops:
         detach(op)
+    if isinstance(relaxed, Relaxation):
+        relaxed.branches = {}  # which may be as large as the network
     return tuple(records)
 
 
@@ -125,15 +128,14 @@ def _record(
     name: str, slot: str, branch: Branch, op: nn.Module, after: Mapping[str, Tensor], mode: StripMode
 ) -> SiteRecord:
     """Compare what a branch adds with what the op's parameters, as they will be stored, add instead."""
-    effective = branch.effective_weight(torch.float64)
-    norm = float(branch.masked.double().norm())
-    own = None if mode == "drop" else branch.fold_map
+    own, norm = None if mode == "drop" else branch.fold_map, frobenius(branch.masked)
     if own is None:
-        return SiteRecord(name, slot, norm, 0.0, float(effective.norm()), "dropped")
+        return SiteRecord(name, slot, norm, 0.0, frobenius(branch.effective_weight()), "dropped")
     moved = {
         key: in_dtype(after[key], torch.float64) - in_dtype(op.get_parameter(key), torch.float64)
         for key in own.parameters
     }
+    effective = branch.effective_weight(torch.float64)
     lost = effective - own.map_change(moved).to(effective)
     note = f"folded, {EXACT_WHILE} {own.holds_while}" if own.holds_while else "folded"
     return SiteRecord(name, slot, norm, float(_folded(branch).norm()), float(lost.norm()), note)

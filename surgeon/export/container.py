@@ -90,9 +90,11 @@ def _compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _new_content(checkpoint: Checkpoint, prefixed: Mapping[str, Tensor]) -> Any:
+    assert checkpoint.content is not None
+    content = checkpoint.content()
     if checkpoint.entry is None:
-        return _replaced(checkpoint.content, prefixed)
-    content = copy.copy(checkpoint.content)
+        return _replaced(content, prefixed)
+    content = copy.copy(content)
     content[checkpoint.entry] = _replaced(content[checkpoint.entry], prefixed)
     return content
 

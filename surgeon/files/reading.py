@@ -8,7 +8,6 @@ import io
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import replace
@@ -17,12 +16,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from surgeon.errors import CheckpointError, TrustError
+from surgeon.files.archives import ADVICE, check_archive, has_native_order, refuse_package, stored_in_archive
 from surgeon.files.checkpoint import Checkpoint, Container, KeepsFiles
 from surgeon.files.open_file import OpenFile
 from surgeon.files.scalars import stand_ins
-from surgeon.files.tensors import forms, open_safetensors, unusable
+from surgeon.files.tensors import StoredTensors, forms, open_safetensors, unusable
 from surgeon.registry import installed_adapters
 from surgeon.support.imports import close_names, importable, one_line, unchanged_environment
 from surgeon.support.modes import each_with
@@ -34,7 +35,6 @@ _USUAL_ENTRIES = frozenset(
 )
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 """At the begin of what torch.save wrote before it wrote archives: a number that it pickles first."""
-_ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 
 
 def open_checkpoint(
@@ -74,7 +74,7 @@ def open_checkpoint(
 
 def _refuse_unusable(checkpoint: Checkpoint) -> None:
     """Refuse at once what could not be written in the end."""
-    for name, tensor in forms(checkpoint.tensors).items() if checkpoint.container != "safetensors" else ():
+    for name, tensor in () if isinstance(checkpoint.tensors, StoredTensors) else checkpoint.tensors.items():
         if what := unusable(tensor):
             raise CheckpointError(
                 f"expected dense tensors of usual numbers in {str(checkpoint.path)!r}, but {name!r} is {what}: save a "
@@ -90,11 +90,27 @@ def _read(source: OpenFile, trust_pickle: bool, entry: str | None) -> Checkpoint
         stripped = tensors.renamed({name.removeprefix(prefix): name for name in tensors})
         return Checkpoint(path, stripped, "safetensors", prefix=prefix, metadata=metadata)
     if kind == "zip":
-        _check_zip(source)
+        check_archive(source)
     known = _open_by_library(path, trust_pickle)
     if known is None and kind == "zip":
-        _refuse_package(source)
+        refuse_package(source)
+        known = _open_archive(source, entry)
     return known or _from_content(path, *_read_torch(source, trust_pickle, kind), entry)
+
+
+def _open_archive(source: OpenFile, entry: str | None) -> Checkpoint | None:
+    """Open what torch.save wrote without reading values before they are used; None where all have to be read."""
+    try:
+        if not has_native_order(source):
+            return None
+        with FakeTensorMode():  # in which torch would end the process where it turned numbers round
+            found = _from_content(source.path, _load_plain(source), False, entry)
+        tensors = stored_in_archive(source, found.tensors)
+    except Exception:  # the ordinary way says in words what is wrong with a file
+        return None
+    if tensors is None:
+        return None
+    return replace(found, tensors=tensors, content=functools.partial(_load_plain, source))
 
 
 def _open_by_library(path: Path, trust_pickle: bool) -> Checkpoint | None:
@@ -142,7 +158,7 @@ def _kind_of(source: OpenFile) -> Literal["safetensors", "zip", "pickle"]:
             )
         return "pickle"
     raise CheckpointError(
-        f"expected safetensors or a file written by torch.save, but {str(path)!r} starts with {head[:16]!r}: {_ADVICE}"
+        f"expected safetensors or a file written by torch.save, but {str(path)!r} starts with {head[:16]!r}: {ADVICE}"
     )
 
 
@@ -152,55 +168,6 @@ def _missing(path: Path) -> str:
         return f"there is no checkpoint {str(path)!r}, nor a folder {str(folder)!r}: check the path"
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     return f"there is no checkpoint {str(path)!r}: check the name, its folder holds {close_names(path.name, names)}"
-
-
-def _check_zip(source: OpenFile) -> None:
-    """Compare the checksums, which torch.load does not: it would return flipped bits as weights."""
-    path = source.path
-    try:
-        with source.stream() as stream, zipfile.ZipFile(stream) as archive:
-            names = archive.namelist()
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise CheckpointError(
-                    f"{str(path)!r} is a TorchScript archive, which is code, as models are deployed: give the "
-                    "checkpoint that it was made from, or a state_dict"
-                )
-            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-            if packed:  # a few bytes could become any number of them
-                raise CheckpointError(
-                    f"expected an archive as torch.save writes it, but {packed[0][:80]!r} in {str(path)!r} is "
-                    "compressed: write it again with torch.save"
-                )
-            bad = [name for name in names if not _record_is_sound(archive, name)]
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged directory raises whatever its fields lead to
-        raise CheckpointError(f"could not read {str(path)!r} as an archive ({one_line(error)}): {_ADVICE}") from error
-    if bad and len(bad) < len(names):  # torch can write without checksums: then none of them fits
-        raise CheckpointError(f"the checksum of {bad[0]!r} in {str(path)!r} is wrong: {_ADVICE}")
-
-
-def _refuse_package(source: OpenFile) -> None:
-    """Refuse an archive of torch.package, which holds code, and models whose classes nothing else can name."""
-    with source.stream() as stream, zipfile.ZipFile(stream) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
-    if ".data/extern_modules" in names:
-        pickles = [name for name in names if name.endswith(".pkl")]
-        raise CheckpointError(
-            f"{str(source.path)!r} is an archive of torch.package, which holds code besides "
-            f"{', '.join(pickles[:3]) or 'no model'}, and no adapter knows it: save the model's `state_dict()`, and "
-            "give `--model module:function` with what opens the archive and returns the model"
-        )
-
-
-def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:
-    try:
-        with archive.open(name) as record:
-            while record.read(1 << 20):
-                pass
-    except zipfile.BadZipFile:
-        return False
-    return True
 
 
 def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, bool]:
@@ -216,19 +183,24 @@ def read_torch(path: Path, trust_pickle: bool, kind: str = "zip") -> tuple[Any, 
 def _read_torch(source: OpenFile, trust_pickle: bool, kind: str) -> tuple[Any, bool]:
     path = source.path
     try:
-        with source.stream() as stream, warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
-            warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported below
-            return torch.load(stream, map_location="cpu", weights_only=True, mmap=False), False
+        return _load_plain(source), False
     except Exception as error:
         needed = _refused_code(error, sound=kind == "zip")
         if needed is None:
-            raise CheckpointError(f"could not read {str(path)!r} ({_detail(error)}): {_ADVICE}") from error
+            raise CheckpointError(f"could not read {str(path)!r} ({_detail(error)}): {ADVICE}") from error
         if not trust_pickle:
             raise TrustError(
                 f"{str(path)!r} can only be opened by running code inside it ({needed}): "
                 "for files that you trust, and only for them, allow it with `--trust-pickle`"
             ) from error
     return _read_trusted(source), True
+
+
+def _load_plain(source: OpenFile) -> Any:
+    """Load what holds no code."""
+    with source.stream() as stream, warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
+        warnings.simplefilter("ignore")  # an unusual pickle protocol; what follows from it is reported elsewhere
+        return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
 
 
 def _refused_code(error: Exception, sound: bool) -> str | None:
@@ -314,7 +286,15 @@ def _from_content(path: Path, content: Any, needs_trust: bool, entry: str | None
         used = {chosen} if chosen is not None else {key for key, value in content.items() if isinstance(value, Tensor)}
         extras = {str(key): value for key, value in content.items() if key not in used}
     return Checkpoint(
-        path, tensors, container, chosen, extras, prefix, module=module, needs_trust=needs_trust, content=content
+        path,
+        tensors,
+        container,
+        chosen,
+        extras,
+        prefix,
+        module=module,
+        needs_trust=needs_trust,
+        content=lambda: content,
     )
 
 

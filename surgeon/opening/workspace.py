@@ -152,6 +152,17 @@ class Workspace:
                 )
 
     @functools.cached_property
+    def original_file(self) -> Checkpoint:
+        """The checkpoint that was relaxed.
+
+        Raises:
+            CheckpointError: if it is not where it was, or has changed since.
+        """
+        if self.files is None:
+            return self.checkpoint
+        return as_loaded(open_original(self.files.config.base, self.options, self.origin), self.task)
+
+    @functools.cached_property
     def reference(self) -> tuple[nn.Module, Checkpoint]:
         """The original and its checkpoint, built once for all that only reads or runs it; see :meth:`original`."""
         return self.original()
@@ -164,11 +175,8 @@ class Workspace:
         Raises:
             CheckpointError: if it is not where it was, or has changed since.
         """
-        if self.files is None:
-            checkpoint, model = self.checkpoint, self.found.rebuild()
-        else:
-            checkpoint = as_loaded(open_original(self.files.config.base, self.options, self.origin), self.task)
-            model = self.found.rebuild(checkpoint)
+        checkpoint = self.original_file
+        model = self.found.rebuild() if self.files is None else self.found.rebuild(checkpoint)
         if self.adjustments is not None:
             adjust(model, self.adjustments, str(checkpoint.path))
         return model, checkpoint
@@ -259,7 +267,7 @@ class Workspace:
         twin = self._base_in_double(dataclasses.replace(self.checkpoint, tensors=base, prefix=""))
         if branches:
             assert self.relaxation is not None
-            relax(twin, self.relaxation.plan, dense=True, mode=self.relaxation.mode)
+            relax(twin, self.relaxation.plan, dense=True, mode=self.relaxation.mode, init_scale=0.0)
             load_branches(twin, {key: branches[key] for key, _ in twin.named_parameters() if key in branches})
         return twin
 

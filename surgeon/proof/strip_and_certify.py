@@ -65,8 +65,7 @@ def strip_and_certify(
     relaxation, model, settings = workspace.relaxation, workspace.model, settings or MeasureSettings()
     assert relaxation is not None
     with stage("opening the original"):
-        original, source = workspace.reference
-        compared_source = check_code(workspace, original)
+        source = workspace.original_file  # its network later, so that it is not in memory beside the branches
     with stage("measuring the relaxed model"):
         seen = _check_folds(workspace) if mode == "fold" else None
         group = relaxation.plan.group_object if workspace.task is not None and can_act(workspace.task.task) else None
@@ -75,6 +74,9 @@ def strip_and_certify(
         contents = branch_contents(relaxation)
         theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
         function, change = _compare_function(workspace, before, mode)
+    with stage("comparing with the original"):
+        original, _ = workspace.reference
+        compared_source = check_code(workspace, original)
         recalibration = recalibrate_gathered(workspace, original, recalibration_batches, settings.seed)
     models = {"original": original, "stripped": model}
     details = {

@@ -22,6 +22,8 @@ _ALIASES = (_ATEN.detach.default, _ATEN.alias.default)
 _COPIES = (_ATEN.clone.default, _ATEN._unsafe_view.default)
 """Copies that need not be made before they are read; autograd keeps many of them."""
 
+_FILLS = (_ATEN.uniform_.default, _ATEN.normal_.default, _ATEN.zero_.default)
+
 View = Callable[[Tensor], Tensor]
 
 
@@ -92,6 +94,8 @@ class Widened(Tensor):
             return func(*tree_map_only(cls, cls.numbers, args), **tree_map_only(cls, cls.numbers, kwargs))
         if func is _ATEN.copy_.default and written[0]._takes(args[1]):
             return args[0]
+        if func in _FILLS and written[0]._filled(func, args[1:], kwargs):
+            return args[0]
         for each in written:
             each._held.own()
         own = {id(each): _along(each._way, each._held.stored) for each in written}
@@ -151,6 +155,26 @@ class Widened(Tensor):
             return type(self)(self._held, (*self._way, view))
         parts = (_part(view, number) for number in range(len(found)))
         return [type(self)(self._held, (*self._way, part)) for part in parts]
+
+    def _filled(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Fill a whole tensor with random numbers or zeros, which are made once more when they are read.
+
+        So a network that is built only to be given other weights holds none until then.
+        """
+        generator = kwargs.get("generator") or torch.default_generator
+        if self._way or not self._held.short or generator.device != self.device:
+            return False
+        state = generator.get_state()
+
+        def fill(numbers: Tensor) -> Tensor:
+            again = {} if func is _ATEN.zero_.default else {"generator": torch.Generator().set_state(state)}
+            filled: Tensor = func(torch.empty(numbers.shape, dtype=torch.float64), *args, **again)
+            return filled
+
+        held = _Held(torch.empty((), dtype=torch.float64).expand(self.shape), (fill,), short=self._held.short)
+        vars(self._held).update(vars(held))
+        func(self._held.stored.new_empty(self.shape), *args, **kwargs)  # for whoever draws after it
+        return True
 
     def _takes(self, source: Any) -> bool:
         """Share the numbers of another whole one, if it is that."""
@@ -219,8 +243,8 @@ def weights_held_as(dtype: torch.dtype) -> Iterator[None]:
     def register(module: nn.Module, name: str, parameter: Any) -> Any:
         if type(parameter) is not nn.Parameter or parameter.dtype != torch.float64 or parameter.numel() < LARGE:
             return None
-        held = _Held(parameter.detach().to(dtype), short=dtype)
-        return nn.Parameter(Widened(held), requires_grad=parameter.requires_grad)
+        weight = Widened(_Held(parameter.detach().to(dtype), short=dtype))
+        return nn.Parameter(weight if parameter.any() else weight.zero_(), requires_grad=parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(register)
     try:

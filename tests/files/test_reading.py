@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from surgeon.errors import CheckpointError, TrustError
 from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import keys_hash, open_checkpoint
-from surgeon.files.tensors import write_tensors
+from surgeon.files.tensors import StoredTensors, write_tensors
 
 TENSORS = {"lin.weight": torch.arange(6.0).view(2, 3), "lin.bias": torch.ones(2), "empty": torch.zeros(0, 3)}
 
@@ -46,6 +47,25 @@ def test_a_state_dict_keeps_its_order(tmp_path: Path, suffix: str, zipped: bool)
     assert list(checkpoint.tensors) == list(TENSORS)
     assert same(checkpoint.tensors, TENSORS)
     assert not checkpoint.needs_trust
+
+
+def test_values_of_an_archive_are_read_when_they_are_used(tmp_path: Path) -> None:
+    """Unless one is more than a range of bytes: a transposed view, or numbers in the other order of bytes."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    parts = {"whole": whole, "part": whole[1], "none": whole[:0], "one": torch.tensor(3), "half": whole.half()}
+    opened = open_checkpoint(saved(tmp_path, {"model": parts, "step": torch.ones(2)}))
+    assert isinstance(opened.tensors, StoredTensors)
+    assert same(opened.tensors, parts)
+    assert opened.content is not None
+    assert same(opened.content()["model"], parts)
+    opened = open_checkpoint(saved(tmp_path, {**parts, "turned": whole.T}))
+    assert not isinstance(opened.tensors, StoredTensors)
+    assert same(opened.tensors, {**parts, "turned": whole.T})
+    swapped = {"byteorder": b"big", "data/0": whole.numpy().byteswap().tobytes()}
+    with zipfile.ZipFile(saved(tmp_path, {"a": whole})) as old, zipfile.ZipFile(tmp_path / "big.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, swapped.get(name.partition("/")[2], old.read(name)))
+    assert same(open_checkpoint(tmp_path / "big.pt").tensors, {"a": whole})
 
 
 def test_an_archive_is_never_taken_for_a_header(tmp_path: Path) -> None:

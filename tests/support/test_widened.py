@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -96,3 +97,18 @@ def test_values_are_put_back_without_a_copy_and_given_rounded(held: Tensor) -> N
 def test_a_write_that_changes_the_shape_is_refused(held: Tensor) -> None:
     with pytest.raises(NotImplementedError, match="another model's"):
         in_double(held).t_()
+
+
+def test_random_weights_of_a_twin_are_drawn_again_when_they_are_read() -> None:
+    """As a plain network would draw them, and what is drawn after them, too; until they are read none are held."""
+    found = []
+    for held_as in (weights_held_as(torch.float32), nullcontext()):
+        torch.manual_seed(0)
+        with default_dtype(torch.float64), held_as:
+            layer, zeros = nn.Linear(WIDE, WIDE), nn.ParameterList([torch.zeros(WIDE, WIDE)])
+        found.append([layer.weight, zeros[0], torch.randn(3)])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert [each.untyped_storage().nbytes() for each in found[0][:2]] == [8, 8]
+    with torch.no_grad():
+        expected = found[1][0] * 2
+        assert torch.equal(found[0][0].mul_(2), expected.float().double())
