@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +244,7 @@ def output_stem(path: Path) -> str:
         return HubPath.parse(path).stem
     from surgeon.files.relaxed import is_relaxed_folder
 
-    place = path.resolve()
+    place = Path(os.path.realpath(path))  # also of a link to itself
     if is_relaxed_folder(place) and place.name.isdigit():  # ARM/SEED of a comparison
         return "-".join(place.parts[-3:])
     return place.name if path.is_dir() else path.stem

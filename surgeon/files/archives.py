@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._weights_only_unpickler import Unpickler
 
 from surgeon.errors import CheckpointError
 from surgeon.files.open_file import OpenFile
@@ -66,37 +69,55 @@ def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:
     return True
 
 
-def has_native_order(source: OpenFile) -> bool:
-    """Tell whether numbers lie in an archive as this machine has them; torch turns others round while it loads them."""
-    with source.stream() as stream, zipfile.ZipFile(stream) as archive:
-        orders = {archive.read(name) for name in archive.namelist() if name.endswith("byteorder")}
-    return orders <= {sys.byteorder.encode()}
+def without_values(source: OpenFile) -> Any:
+    """Load an archive that holds no code, with tensors on the meta device whose storages know where their bytes begin.
+
+    Torch itself tells places only as it would have chosen them, which are others in archives that something else wrote.
+
+    Raises:
+        Exception: of any kind, where torch has to read all of it, or refuses to.
+    """
+    with source.stream() as stream:
+        reader: Any = torch._C.PyTorchFileReader(stream)
+        typed: Any = torch.TypedStorage
+        if reader.has_record("byteorder") and reader.get_record("byteorder").decode() != sys.byteorder:
+            raise ValueError("numbers that have to be turned round")
+
+        def storage(saved: tuple[Any, ...]) -> Any:
+            _, kind, key, _, count = saved
+            dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
+            if count * dtype.itemsize > reader.get_record_size(f"data/{key}"):
+                raise ValueError("a storage larger than its record")
+            untyped: Any = torch.UntypedStorage(count * dtype.itemsize, device="meta")
+            untyped.begin = reader.get_record_offset(f"data/{key}")
+            return typed(wrap_storage=untyped, dtype=dtype, _internal=True)
+
+        program = reader.get_record("data.pkl")
+        if b"_rebuild_sparse" in program:
+            raise ValueError("tensors that torch would look at with the next file it loads")
+        unpickler: Any = Unpickler(io.BytesIO(program), encoding="utf-8")
+        unpickler.persistent_load = storage
+        return unpickler.load()
 
 
 def stored_in_archive(source: OpenFile, tensors: Mapping[str, Tensor]) -> StoredTensors | None:
     """Return tensors that are read when they are used.
 
     Args:
-        tensors: as ``torch.load`` gives them under a ``FakeTensorMode``, which says where their bytes begin.
+        tensors: of :func:`without_values`.
 
     Returns:
         The same names; None if one of them is not a plain range of bytes in the file.
     """
-    with source.stream() as stream, zipfile.ZipFile(stream) as archive:
-        sizes = {_begin_of(source, info): info.file_size for info in archive.infolist()}
     entries: dict[str, Entry] = {}
     for name, tensor in tensors.items():
-        storage = tensor.untyped_storage() if not unusable(tensor) else None
-        begin = getattr(storage, "_checkpoint_offset", None)
-        start, end = ((tensor.storage_offset() + more) * tensor.element_size() for more in (0, tensor.numel()))
-        plain = tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
-        if not plain or begin is None or end > sizes.get(begin, 0):
+        if unusable(tensor, on_meta=True):
             return None
-        entries[name] = Entry(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), begin + start)
+        storage, size = tensor.untyped_storage(), tensor.element_size()
+        start, end = ((tensor.storage_offset() + more) * size for more in (0, tensor.numel()))
+        plain = tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+        if not plain or not hasattr(storage, "begin") or end > storage.nbytes():
+            return None
+        form = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # without the attributes of a stranger's
+        entries[name] = Entry(form, storage.begin + start)
     return StoredTensors(source, entries)
-
-
-def _begin_of(source: OpenFile, info: zipfile.ZipInfo) -> int:
-    """Return where the bytes of a record begin: after its own header, whose length the directory does not tell."""
-    lengths = source.read(4, "a record's header", info.header_offset + 26)
-    return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")

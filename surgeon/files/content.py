@@ -11,7 +11,7 @@ from typing import Any
 
 from surgeon.errors import CheckpointError, PlanError
 from surgeon.files.atomic import atomic_file
-from surgeon.support.plain import parse_json
+from surgeon.support.plain import bytes_of, opening_ordinary, parse_json
 
 
 def write_text(path: str | Path, text: str, *, force: bool = False) -> None:
@@ -37,7 +37,7 @@ def read_json(path: str | Path) -> Any:
         PlanError: if the file is missing or holds something else; the message names line and column.
     """
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(bytes_of(Path(path)))
     except OSError as error:
         raise PlanError(
             f"expected a JSON file at {str(path)!r}, but it cannot be read ({error}): check the path"
@@ -67,7 +67,7 @@ def sha256_of_file(path: str | Path) -> str:
         CheckpointError: if the file cannot be read.
     """
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb", opener=opening_ordinary) as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"could not read {str(path)!r}: {error.strerror or error}: check the path") from error

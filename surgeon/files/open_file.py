@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from surgeon.errors import CheckpointError
+from surgeon.support.plain import opening_ordinary
 
 _BUFFER_BYTES = 2**18
 
@@ -25,7 +26,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle = open(path, "rb", buffering=0)  # noqa: SIM115 (it stays open for as long as this object)
+        self._handle = open(path, "rb", buffering=0, opener=opening_ordinary)  # noqa: SIM115 (for as long as this object)
         weakref.finalize(self, self._handle.close)
         self._state = self._found()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import os
 import pickle
 import re
 import warnings
@@ -16,10 +17,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from surgeon.errors import CheckpointError, TrustError
-from surgeon.files.archives import ADVICE, check_archive, has_native_order, refuse_package, stored_in_archive
+from surgeon.files.archives import ADVICE, check_archive, refuse_package, stored_in_archive, without_values
 from surgeon.files.checkpoint import Checkpoint, Container, KeepsFiles
 from surgeon.files.open_file import OpenFile
 from surgeon.files.scalars import stand_ins
@@ -101,16 +101,14 @@ def _read(source: OpenFile, trust_pickle: bool, entry: str | None) -> Checkpoint
 def _open_archive(source: OpenFile, entry: str | None) -> Checkpoint | None:
     """Open what torch.save wrote without reading values before they are used; None where all have to be read."""
     try:
-        if not has_native_order(source):
-            return None
-        with FakeTensorMode():  # in which torch would end the process where it turned numbers round
-            found = _from_content(source.path, _load_plain(source), False, entry)
+        with torch.serialization.safe_globals(stand_ins()):
+            found = _from_content(source.path, without_values(source), False, entry)
         tensors = stored_in_archive(source, found.tensors)
     except Exception:  # the ordinary way says in words what is wrong with a file
         return None
     if tensors is None:
         return None
-    return replace(found, tensors=tensors, content=functools.partial(_load_plain, source))
+    return replace(found, tensors=tensors, content=lambda: _read_torch(source, False, "zip")[0])
 
 
 def _open_by_library(path: Path, trust_pickle: bool) -> Checkpoint | None:
@@ -164,6 +162,8 @@ def _kind_of(source: OpenFile) -> Literal["safetensors", "zip", "pickle"]:
 
 def _missing(path: Path) -> str:
     folder = path.parent
+    if path.is_symlink():
+        return f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there: mend the link, or name the file"
     if not folder.is_dir():
         return f"there is no checkpoint {str(path)!r}, nor a folder {str(folder)!r}: check the path"
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))

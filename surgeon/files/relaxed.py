@@ -23,7 +23,7 @@ from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.seals import check_seal, finish_update, seal_folder
 from surgeon.files.tensors import forms, write_tensors
 from surgeon.plan import CHILD, PLAN_FORMAT_VERSION, Plan, StripMode, representations_of
-from surgeon.support.plain import check_version, parse_json, read_plain
+from surgeon.support.plain import bytes_of, check_version, parse_json, read_plain
 
 FORMAT_VERSION = 1
 
@@ -344,7 +344,7 @@ def read_relaxed(folder: str | Path, sealed: bool = True) -> RelaxedFiles:
 def _read_json(path: Path) -> tuple[Any, str]:
     """Return what a file says, and its SHA-256."""
     try:
-        content = path.read_bytes()
+        content = bytes_of(path)
         data = parse_json(content)
         return data, hashlib.sha256(content).hexdigest()
     except (OSError, ValueError) as error:

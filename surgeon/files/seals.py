@@ -17,7 +17,7 @@ from typing import Any
 from surgeon.errors import CheckpointError
 from surgeon.files.atomic import atomic_folder, put_back, remove_entry, sync_folder, sync_tree, translated
 from surgeon.files.content import sha256_of_file, write_json
-from surgeon.support.plain import parse_json
+from surgeon.support.plain import bytes_of, parse_json
 
 SEAL_FILE = "surgeon_seal.json"
 EDITABLE = "README.md"
@@ -65,7 +65,7 @@ def _hash_of(hashes: Mapping[str, str]) -> str:
 def _read_seal(folder: Path) -> Mapping[str, str]:
     path = folder / SEAL_FILE
     try:
-        data: Any = parse_json(path.read_bytes())
+        data: Any = parse_json(bytes_of(path))
         hashes: Mapping[str, str] = data["files"]
         if data["sha256"] != _hash_of(hashes) or data.keys() != {"files", "sha256"}:
             raise ValueError("its own hash is wrong")

@@ -202,13 +202,17 @@ def write_tensors(
             raise WriteError(f"could not write {str(path)!r} as safetensors: {one_line(error)}") from error
 
 
-def unusable(tensor: Tensor) -> str:
-    """Say why a tensor of a checkpoint cannot be read, compared and written bit by bit; nothing if it can."""
+def unusable(tensor: Tensor, on_meta: bool = False) -> str:
+    """Say why a tensor of a checkpoint cannot be read, compared and written bit by bit; nothing if it can.
+
+    Args:
+        on_meta: its values are elsewhere.
+    """
     if tensor.is_nested:
         return "nested"
     if tensor.is_quantized or tensor.layout != torch.strided:
         return "quantized" if tensor.is_quantized else f"of the layout {str(tensor.layout).removeprefix('torch.')}"
-    if tensor.is_meta:
+    if tensor.is_meta and not on_meta:
         return "on the meta device, without values"
     return "" if tensor.dtype in _DTYPES.values() else f"of the dtype {str(tensor.dtype).removeprefix('torch.')}"
 

@@ -145,7 +145,7 @@ def check_code(workspace: Workspace, original: nn.Module | None = None) -> str:
     if now["sha256"] != known["sha256"]:
         raise CheckpointError(
             f"expected the network that {workspace.name!r} was made from, but on the same batch its code now computes "
-            f"another graph (sha256 {now['sha256'][:12]}, then {known['sha256'][:12]}): restore the model's source, or "
-            "relax again"
+            f"another graph (sha256 {now['sha256'][:12]}, then {known['sha256'][:12]}), if it is not another build of "
+            "this version of surgeon that records it otherwise: restore the model's source, or relax again"
         )
     return "the network's source computes the graph that was recorded when it was relaxed"

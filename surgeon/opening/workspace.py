@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,10 +143,10 @@ class Workspace:
         opened = None if in_place or self.origin is not None else self.path
         base = None if self.files is None or self.files.config.base["repo"] else self.files.config.base["file"]
         task = None if self.task is None else self.task.file
-        place = Path(target).resolve()
+        place = Path(os.path.realpath(target))  # which a link to itself does not stop
         probes = (probe.file for probe in self.probes.values())
         for given in (opened, base, self.options.original, self.options.task, task, *probes):
-            if given is not None and not is_hub_path(given) and Path(given).resolve().is_relative_to(place):
+            if given is not None and not is_hub_path(given) and Path(os.path.realpath(given)).is_relative_to(place):
                 raise UsageError(
                     f"expected an output apart from the input, but {str(given)!r} lies in {str(target)!r}: "
                     "choose another `-o`"

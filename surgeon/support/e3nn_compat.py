@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from surgeon.support.imports import unchanged_environment
 
 _FOUND: dict[Any, fx.Graph] = {}
+MOST_FOUND = 1024
 _MOMENTS: dict[Any, Tensor] = {}
 
 
@@ -102,6 +103,8 @@ def _ordered(search: Callable[..., Any], layer: Any, example: tuple[Tensor, ...]
     if key in _FOUND:
         return fx.GraphModule(layer, copy.deepcopy(_FOUND[key]))
     result = search(layer, example)
+    if len(_FOUND) >= MOST_FOUND:
+        del _FOUND[next(iter(_FOUND))]
     _FOUND[key] = copy.deepcopy(result.graph)
     return result
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from surgeon.algebra.moments import mean_of_each, processes, weighted_mean_of_each
 from surgeon.editing.relaxation import Relaxation
@@ -20,6 +21,15 @@ from surgeon.support.sharding import whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def prepared(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+    """Return model and optimiser as accelerate runs them; buffers are shared after every step, not in every forward."""
+    model, optimizer = accelerator.prepare(model, optimizer)
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            module.broadcast_buffers = False  # which is deprecated as an argument
+    return model, optimizer
 
 
 def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
@@ -43,8 +53,8 @@ def make_accelerator(precision: str, trackers: Sequence[str] = (), folder: Path 
             mixed_precision=precision,
             log_with=list(trackers) or None,
             project_dir=folder,
-            # a model's last layers often have paths that no output needs; buffers are shared after every step instead
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+            # a model's last layers often have paths that no output needs
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         if precision == "fp16" and accelerator.device.type == "cpu":  # some versions would train without loss scaling
             raise ValueError("fp16 needs a GPU")

@@ -19,7 +19,7 @@ from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
-from surgeon.support.plain import parse_json
+from surgeon.support.plain import bytes_of, parse_json
 from surgeon.support.versions import versions
 from surgeon.training.arms import Contender
 from surgeon.training.comparison import Comparison, final_points, one_after_the_other, run_arms
@@ -263,7 +263,7 @@ def read_sweep(path: Path) -> Mapping[str, Any]:
         CheckpointError: if it is missing or has no best learning rates.
     """
     try:
-        data: Mapping[str, Any] = parse_json(path.read_bytes())
+        data: Mapping[str, Any] = parse_json(bytes_of(path))
         data = data.get("sweep") or data
         return {**data, "best": {str(arm): float(rate) for arm, rate in data["best"].items()}}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -35,6 +35,7 @@ from surgeon.training.accelerator import (
     deterministic,
     keep_whole,
     make_accelerator,
+    prepared,
     shards,
     with_advice,
 )
@@ -120,7 +121,7 @@ class Finetuner:
         if self._sharded:
             keep_whole(self.accelerator, [] if added is None else list(added.modules()))
         set_seed(settings.seed, device_specific=True)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = prepared(self.accelerator, model, optimizer)
         self._prepared = {name: vars(model)[name] for name in _PREPARED if name in vars(model)}
         self._learn_theta()
         self._buffers = SharedBuffers(model) if self.sharing.processes > 1 else None

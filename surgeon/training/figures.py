@@ -9,7 +9,7 @@ from pathlib import Path
 from surgeon.errors import CheckpointError
 from surgeon.files.relaxed import RECORDS
 from surgeon.recording.flow import Flow
-from surgeon.support.plain import parse_json, read_plain
+from surgeon.support.plain import bytes_of, parse_json, read_plain
 
 FIGURES_FILE = RECORDS[-1]
 
@@ -45,6 +45,6 @@ def read_figures(folder: Path) -> Figures:
     try:
         if not path.is_file():
             return Figures()
-        return read_plain(parse_json(path.read_bytes()), Figures, "what a run has recorded for figures", ValueError)
+        return read_plain(parse_json(bytes_of(path)), Figures, "what a run has recorded for figures", ValueError)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"could not read {str(path)!r} ({error}): start anew with `--force`") from error

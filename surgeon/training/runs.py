@@ -24,7 +24,7 @@ from surgeon.files.tensors import write_tensors
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import Judging
 from surgeon.opening.workspace import Workspace
-from surgeon.support.plain import parse_json, read_plain
+from surgeon.support.plain import bytes_of, parse_json, read_plain
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
 from surgeon.training.accelerator import gathered, shards
 from surgeon.training.engine import Finetuner
@@ -222,7 +222,7 @@ def read_record(folder: Path) -> RunRecord:
     """
     path = folder / STATE_FOLDER / "state.json"
     try:
-        return read_plain(parse_json(path.read_bytes()), RunRecord, "the state of a run", ValueError)
+        return read_plain(parse_json(bytes_of(path)), RunRecord, "the state of a run", ValueError)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"could not read {str(path)!r} ({error}): start anew with `--force`") from error
 

@@ -249,9 +249,10 @@ class TrainingSession:
         known, now = state["source"], self.source
         if known and now and not not_comparable(known, now) and known["sha256"] != now["sha256"]:
             raise CheckpointError(
-                f"expected the network that this training was started with, but on the same inputs its code now "
-                f"computes another graph (sha256 {now['sha256'][:12]}, then {known['sha256'][:12]}): restore its "
-                "source, or start a new training"
+                "expected the network that this training was started with, but on the same inputs its code now "
+                f"computes another graph (sha256 {now['sha256'][:12]}, then {known['sha256'][:12]}), if it is not "
+                "another build of this version of surgeon that records it otherwise: restore its source, or start a "
+                "new training"
             )
         self.relaxation.load_state_dict(state["relaxation"])
         self.weight.load_state_dict(state["penalty_weight"])

@@ -12,7 +12,7 @@ from typing import Any
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
 from surgeon.files.atomic import atomic_folder, check_writable, remove_entry
 from surgeon.files.content import json_compatible, write_json
-from surgeon.support.plain import parse_json, read_plain
+from surgeon.support.plain import bytes_of, parse_json, read_plain
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 
 IDENTITY_FILE = "comparison.json"
@@ -70,7 +70,7 @@ class RunStore(MutableMapping[Point, Outcome]):
     def _require_same(self) -> None:
         path = self.folder / IDENTITY_FILE
         try:
-            theirs = parse_json(path.read_bytes())
+            theirs = parse_json(bytes_of(path))
             found = list(differences(theirs, self._identity))
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(
@@ -151,7 +151,7 @@ class _Stored:
 
 def _read(path: Path) -> tuple[Point, Outcome]:
     """Read what one run wrote; a ValueError means that the file is damaged, or of a version with other fields."""
-    stored = read_plain(parse_json(path.read_bytes()), _Stored, "a finished run", ValueError)
+    stored = read_plain(parse_json(bytes_of(path)), _Stored, "a finished run", ValueError)
     point, run = stored.point, stored.run
     if path.name != _file_name(point):
         raise ValueError("the file belongs to another run")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import random
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +36,7 @@ from surgeon_adapters.zoo.vector_neurons.data import read_clouds
 from tests.campaigns.mutations import hostile_bytes, hostile_json
 
 FACTORY = "tests.tiny:make_net"
-Kind = Literal["json", "lines", "header", "bytes"]
+Kind = Literal["json", "lines", "header", "bytes", "pickle"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Reader:
 
     Attributes:
         file: name in the campaign's folder.
-        kind: how it is attacked: values of its JSON, one line's or a safetensors header's, or bytes.
+        kind: how it is attacked: values of its JSON, one line's or a safetensors header's, bytes, or those of the
+            pickle in an archive of torch.save, whose checksum is made to fit.
         read: returns the content, of which :func:`digest` is taken.
         checked: whether another content than before is a fault, because a hash or a checksum would have shown it.
         share: weight in the campaign.
@@ -68,6 +71,8 @@ class Reader:
         """Return the file's content, attacked."""
         if self.kind == "bytes":
             return hostile_bytes(content, draw)
+        if self.kind == "pickle":
+            return with_pickle(content, lambda pickle: hostile_bytes(pickle, draw))
         if self.kind == "json":
             return hostile_json(json.loads(content), draw).encode()
         if self.kind == "lines":
@@ -78,6 +83,15 @@ class Reader:
         length = int.from_bytes(content[:8], "little")
         header = hostile_json(json.loads(content[8 : 8 + length]), draw).encode()
         return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def with_pickle(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """Return an archive of torch.save with another pickle in it."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(result, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(old.read(name)) if name.endswith("data.pkl") else old.read(name))
+    return result.getvalue()
 
 
 def digest(content: Any) -> str:
@@ -183,6 +197,7 @@ READERS = (
     Reader("safetensors bytes", "net.safetensors", "bytes", partial(checkpoint, "net.safetensors"), share=2),
     Reader("torch.save bytes", "net.pt", "bytes", partial(checkpoint, "net.pt"), True, 4),
     Reader("nested torch.save bytes", "nested.pt", "bytes", partial(checkpoint, "nested.pt"), True, 2),
+    Reader("pickle of torch.save", "nested.pt", "pickle", partial(checkpoint, "nested.pt"), share=4),
     Reader("legacy torch.save bytes", "legacy.pt", "bytes", partial(checkpoint, "legacy.pt"), share=4),
     Reader("statement in a header", "net.safetensors", "header", partial(statement, "net.safetensors"), share=1),
     Reader("statement beside a file", STATEMENT, "json", partial(statement, "aside.safetensors"), share=2),

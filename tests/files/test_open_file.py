@@ -13,15 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.export.container import write_container
 from surgeon.files import reading
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.content import sha256_of_file
+from surgeon.files.content import read_json, sha256_of_file
 from surgeon.files.open_file import OpenFile
 from surgeon.files.reading import open_checkpoint
+from surgeon.files.relaxed import read_relaxed
 from surgeon.files.tensors import write_tensors
 from surgeon.opening.loading import load_into
+from tests.campaigns.work import surgeon as command
 
 WIDTH = 600  # more than a page of a mapped file
 FORMATS = ["net.safetensors", "net.pt"]
@@ -64,10 +66,11 @@ def survives(work: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("use", [load, look])
-def test_a_file_that_is_cut_off_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None]) -> None:
+def test_a_file_that_is_cut_off_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None], name: str) -> None:
     def work() -> None:
-        checkpoint = open_checkpoint(write(tmp_path / "net.safetensors", 1.0))
+        checkpoint = open_checkpoint(write(tmp_path / name, 1.0))
         os.truncate(checkpoint.path, 1000)
         with pytest.raises(CheckpointError, match=r"expected [\d,]+ bytes of the tensor '\w+', the file ended after"):
             use(checkpoint)
@@ -75,9 +78,10 @@ def test_a_file_that_is_cut_off_after_opening(tmp_path: Path, use: Callable[[Che
     assert survives(work)
 
 
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("use", [load, look])
-def test_a_file_that_is_written_to_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None]) -> None:
-    checkpoint = open_checkpoint(write(tmp_path / "net.safetensors", 1.0))
+def test_a_file_that_is_written_to_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None], name: str) -> None:
+    checkpoint = open_checkpoint(write(tmp_path / name, 1.0))
     with open(checkpoint.path, "r+b") as handle:
         handle.seek(-4, os.SEEK_END)
         handle.write(b"1234")
@@ -85,11 +89,12 @@ def test_a_file_that_is_written_to_after_opening(tmp_path: Path, use: Callable[[
         use(checkpoint)
 
 
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("use", [load, look])
-def test_a_file_that_is_replaced_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None]) -> None:
-    path = write(tmp_path / "net.safetensors", 1.0)
+def test_a_file_that_is_replaced_after_opening(tmp_path: Path, use: Callable[[Checkpoint], None], name: str) -> None:
+    path = write(tmp_path / name, 1.0)
     before, checkpoint = sha256_of_file(path), open_checkpoint(path)
-    write(tmp_path / "new.safetensors", 2.0).replace(path)
+    write(tmp_path / f"new-{name}", 2.0).replace(path)
     use(checkpoint)
     assert checkpoint.sha256 == before != sha256_of_file(path)
 
@@ -139,7 +144,8 @@ def test_a_library_that_fails_on_a_file_which_is_cut_off(tmp_path: Path, monkeyp
 
 
 def test_a_file_that_is_cut_off_while_torch_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, plain = write(tmp_path / "net.pt", 1.0), torch.load
+    path, plain = tmp_path / "net.pt", torch.load
+    torch.save({"weight": torch.ones(WIDTH, WIDTH)}, path, _use_new_zipfile_serialization=False)
 
     def cut(*given: object, **options: object) -> object:
         os.truncate(path, 5000)
@@ -166,7 +172,22 @@ def test_a_package_whose_code_is_run_again_must_be_the_one_that_was_opened(tmp_p
         write_container(opened, {}, tmp_path / "new.pt")
 
 
-def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize(
+    "read",
+    [open_checkpoint, sha256_of_file, read_json, lambda path: read_relaxed(path.parent)],
+    ids=["weights", "hash", "json", "folder"],
+)
+def test_what_would_never_end_is_no_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """A pipe into which nobody writes would let its reader wait for ever."""
+    for name in ("surgeon_config.json", "model.safetensors", "relaxation.safetensors"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(SurgeonError, match="is a pipe or a device"):
+        read(tmp_path / "surgeon_config.json")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Names, shapes and dtypes come from the header, whoever asks for them, and each value is read only when used."""
     asked: list[str] = []
     read = OpenFile.read_into
@@ -175,7 +196,7 @@ def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         asked.append(what)
         read(source, buffer, start, what)
 
-    path = write(tmp_path / "net.safetensors", 1.0)
+    path = write(tmp_path / name, 1.0)
     monkeypatch.setattr(OpenFile, "read_into", counted)
     checkpoint = open_checkpoint(path)
     assert reading.keys_hash(checkpoint.in_file) == reading.keys_hash(nn.Linear(WIDTH, WIDTH).state_dict())
@@ -184,3 +205,17 @@ def test_forms_need_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not any("tensor" in what for what in asked)
     load_into(nn.Linear(WIDTH, WIDTH), checkpoint.tensors, "the file")
     assert sum("tensor" in what for what in asked) == 2 * 2  # copied, then compared
+
+
+def test_a_link_to_nothing_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").symlink_to("gone.pt")
+    with pytest.raises(CheckpointError, match=r"is a link to 'gone\.pt', which is not there"):
+        open_checkpoint(tmp_path / "net.pt")
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    link = tmp_path / "loop"
+    link.symlink_to("loop")
+    for arguments in (("finetune", str(link)), ("strip", str(link))):
+        code, _, err = command(*arguments)
+        assert (code, "unexpected" in err) == (2, False), err

@@ -158,6 +158,7 @@ def test_an_order_that_differs_between_processes_is_refused(tmp_path: Path) -> N
 def test_statistics_that_one_process_gathers_are_kept_in_all(tmp_path: Path) -> None:
     done = forked(tmp_path, program="tests.training.statistics_of_heads", count=2, environment=CPU)
     assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert equal(one["seen"], other["seen"])
     for column, due in enumerate((one["due"], other["due"])):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.editing.adjust import Adjustments, changes_of
 from surgeon.errors import TaskError
-from surgeon.support.plain import parse_json
+from surgeon.support.plain import bytes_of, parse_json
 
 WHAT, KEEP, ESTIMATE = "reference energies", "keep", "estimate"
 THRESHOLD = 0.05
@@ -152,7 +152,7 @@ def read_energies(path: Path, energies: Energies, needed: Tensor) -> Tensor:
     """
     shape = f'{{"{energies.names[0]}": -13.6, ...}}, in eV'
     try:
-        given = parse_json(path.read_bytes())
+        given = parse_json(bytes_of(path))
         values = {str(name): float(value) for name, value in given.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TaskError(
