@@ -90,7 +90,6 @@ def _compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _new_content(checkpoint: Checkpoint, prefixed: Mapping[str, Tensor]) -> Any:
-    assert checkpoint.content is not None
     content = checkpoint.content()
     if checkpoint.entry is None:
         return _replaced(content, prefixed)

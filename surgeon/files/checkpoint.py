@@ -29,7 +29,7 @@ class Checkpoint:
         sha256: of the file's bytes.
         module: the module itself, if the file holds one and was trusted.
         needs_trust: True if the file could only be opened by running the code inside.
-        content: returns the object in the file, from which the container is rebuilt; None for safetensors.
+        content: returns the object in the file, from which the container is rebuilt; nothing for safetensors.
         origin: where it was downloaded from, with repository, commit and file; None for a local file.
         library: name of the adapter that opened the file and writes it again; empty for the usual containers.
         converted: in words, how ``tensors`` differ from those in the file, if a loader of the user's gave them.
@@ -45,7 +45,7 @@ class Checkpoint:
     sha256: str = ""
     module: nn.Module | None = field(default=None, repr=False)
     needs_trust: bool = False
-    content: Callable[[], Any] | None = field(default=None, repr=False)
+    content: Callable[[], Any] = field(default=lambda: None, repr=False)
     origin: HubPath | None = None
     library: str = ""
     converted: str = ""

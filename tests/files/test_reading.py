@@ -56,7 +56,6 @@ def test_values_of_an_archive_are_read_when_they_are_used(tmp_path: Path) -> Non
     opened = open_checkpoint(saved(tmp_path, {"model": parts, "step": torch.ones(2)}))
     assert isinstance(opened.tensors, StoredTensors)
     assert same(opened.tensors, parts)
-    assert opened.content is not None
     assert same(opened.content()["model"], parts)
     opened = open_checkpoint(saved(tmp_path, {**parts, "turned": whole.T}))
     assert not isinstance(opened.tensors, StoredTensors)
