@@ -54,7 +54,7 @@ def strip_and_certify(
         mode: how to strip.
         split: "validation" or "test", for the metrics; None for no metrics.
         recalibration_batches: training batches for the statistics, at most; 0 leaves them as training gathered them.
-        stage: opened and closed around each of the five parts.
+        stage: opened and closed around each of the six parts.
 
     Returns:
         The stripped model and its certificate; the caller has to refuse a certificate that has not ``passed``.
@@ -75,15 +75,13 @@ def strip_and_certify(
         theta, sites = relaxation.theta, tuple(_with_words(record, seen) for record in strip(relaxation, mode))
         function, change = _compare_function(workspace, before, mode)
     with stage("comparing with the original"):
-        original, _ = workspace.reference
-        compared_source = check_code(workspace, original)
-        recalibration = recalibrate_gathered(workspace, original, recalibration_batches, settings.seed)
-    models = {"original": original, "stripped": model}
+        models = {"original": workspace.reference[0], "stripped": model}
+        compared_source = check_code(workspace, models["original"])
+        recalibration = recalibrate_gathered(workspace, models["original"], recalibration_batches, settings.seed)
     details = {
         **_of_folder(workspace, relaxation),
         "theta": list(theta),
         "source": compared_source,
-        "original": {"file": source.path.name, "sha256": source.sha256},
         "measurement": {**dataclasses.asdict(settings), "split": split},
         **_done_besides(workspace, recalibration, contents),
     }
@@ -101,10 +99,11 @@ def strip_and_certify(
 
 
 def _of_folder(workspace: Workspace, relaxation: Relaxation) -> dict[str, Any]:
-    """Return what the folder says of itself, the task of its metrics, and why the network does not run in float64."""
+    """Return what the folder was made from and says of itself, the task of its metrics, and why there is no float64."""
     config = None if workspace.files is None else workspace.files.config
     coarse = workspace.task is not None and not workspace.runs_in_double
     return {
+        "original": {"file": workspace.original_file.path.name, "sha256": workspace.original_file.sha256},
         "group": relaxation.plan.group,
         "arm": None if config is None else config.arm,
         "relaxed_graph": None if config is None else config.graph,
