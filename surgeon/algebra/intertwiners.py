@@ -119,4 +119,4 @@ def _coefficients(
 
 def frobenius(weight: Tensor) -> float:
     """Return the Frobenius norm, taken in float64 of some rows at a time."""
-    return math.sqrt(sum(float(rows.double().square().sum()) for rows in weight.split(256)))
+    return math.sqrt(sum(float(rows.double().square().sum()) for rows in torch.split(weight, 256)))

@@ -79,7 +79,7 @@ def without_values(source: OpenFile) -> Any:
     """
     with source.stream() as stream:
         reader: Any = torch._C.PyTorchFileReader(stream)
-        typed: Any = torch.TypedStorage
+        kinds: Any = torch
         if reader.has_record("byteorder") and reader.get_record("byteorder").decode() != sys.byteorder:
             raise ValueError("numbers that have to be turned round")
 
@@ -88,9 +88,9 @@ def without_values(source: OpenFile) -> Any:
             dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
             if count * dtype.itemsize > reader.get_record_size(f"data/{key}"):
                 raise ValueError("a storage larger than its record")
-            untyped: Any = torch.UntypedStorage(count * dtype.itemsize, device="meta")
+            untyped = kinds.UntypedStorage(count * dtype.itemsize, device="meta")
             untyped.begin = reader.get_record_offset(f"data/{key}")
-            return typed(wrap_storage=untyped, dtype=dtype, _internal=True)
+            return kinds.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
         program = reader.get_record("data.pkl")
         if b"_rebuild_sparse" in program:
