@@ -63,6 +63,8 @@ def table(comparisons: Sequence[tuple[str, str, Lines, Measure]]) -> list[str]:
         rows += found
         without[name] += not found
     few = f"whose lines hold fewer than {ENOUGH} evaluations during a training, or no final runs"
-    counts = {name: "1 comparison" if count == 1 else f"{count} comparisons" for name, count in without.items() if count}
+    counts = {
+        name: "1 comparison" if count == 1 else f"{count} comparisons" for name, count in without.items() if count
+    }
     said = [f"Left out of {name}: {count}, {few}." for name, count in counts.items()]
     return [*(grid_of(rows) if len(rows) > 1 else []), "", *said]
