@@ -154,7 +154,7 @@ def main() -> int:
         return 2
     folder = options.folder
     given = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder), "-p", "no:cacheprovider", "-q", "-rs"]
-    tests = [] if any("_test.py" in each for each in further) else [str(folder / "tests")]
+    tests = [] if any(".py" in each for each in further) else [str(folder / "tests")]
     with every_layer_relaxed() as layers:
         plugin = Plugin(layers)
         code = pytest.main([*given, *tests, *further], plugins=[plugin])
