@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from surgeon.algebra.groups.core import Group
 from surgeon.algebra.representations.core import Representation
 from surgeon.errors import GroupError, ShapeError
 
@@ -36,11 +34,6 @@ def copy_indices(rho: Representation) -> dict[str, Tensor]:
     Raises:
         GroupError: if a block is not a plain sum of copies of one irrep.
     """
-    return dict(_copy_indices(rho.group, rho))
-
-
-@lru_cache(maxsize=256)
-def _copy_indices(group: Group, rho: Representation) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
     for block in rho.blocks:
         index = torch.arange(block.start, block.start + block.size).reshape(block.shape)
