@@ -171,6 +171,19 @@ def hub(record: Any) -> str:
     return _table(["network", *ways, "memory added, in weights"], rows)
 
 
+def file_memory(record: Any) -> str:
+    """Return the largest memory of commands on large files."""
+    rows = []
+    for size in sorted(record["files"], key=int):
+        found = record["files"][size]
+        branches = found["opened_mb"]["relaxed"] - found["opened_mb"]["file"]
+        for name, each in found["commands"].items():
+            opened = f"{found['opened_mb']['file']:,}" + (f" and {branches:,} of branches" if name == "strip" else "")
+            peak, allowed = f"{each['peak_mb']:,}", f"{each['allowed_mb']:,}"
+            rows.append([f"`{name}`", opened, peak, allowed, f"{each['cpu_s']:.1f}"])
+    return _table(["command", "opened, MB", "peak, MB", "bound, MB", "seconds of the processor"], rows)
+
+
 RECORDS = ROOT / "benchmarks" / "results"
 PARTS: dict[str, tuple[Path, Callable[[Any], str]]] = {
     "overhead": (RECORDS / "overhead.json", overhead),
@@ -185,6 +198,7 @@ PARTS: dict[str, tuple[Path, Callable[[Any], str]]] = {
     "gradient of W": (RECORDS / "gradient_of_w.json", gradient_of_w),
     "inspection": (RECORDS / "inspection.json", inspection),
     "hub": (RECORDS / "hub.json", hub),
+    "file memory": (RECORDS / "file_memory.json", file_memory),
 }
 """By the names in the marks: a record, and what a page says of it."""
 
