@@ -367,7 +367,11 @@ def test_bad_input(surgeon: Surgeon, case: Case) -> None:
 
 
 def failing(number: int) -> Callable[..., Any]:
-    def fail(*arguments: object) -> Any:
+    opened = os.open
+
+    def fail(path: Any, flags: Any = None, *rest: Any, **further: Any) -> Any:
+        if flags is not None and os.path.isfile(path) and not isinstance(flags, str | os.PathLike):  # is to be read
+            return opened(path, flags, *rest, **further)
         raise OSError(number, os.strerror(number))
 
     return fail
