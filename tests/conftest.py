@@ -21,6 +21,7 @@ from typing import Any
 # Before torch is imported, and for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.pop("COLUMNS", None)  # what pytest gives its workers is no width that somebody wants
 os.environ["SURGEON_HOME"] = tempfile.mkdtemp(prefix="surgeon-tests-")  # what is remembered, for the tests alone
 
 import hypothesis

@@ -54,6 +54,7 @@ ELSEWHERE = {
     "--fsdp_auto_wrap_policy": "accelerate",
     "--fsdp_version": "accelerate",
     "--guided": "make fuzz",
+    "--megabytes": "benchmarks/file_memory.py",
     "--nproc_per_node": "torchrun",
     "--num_processes": "accelerate",
     "--private_key": "model_signing",

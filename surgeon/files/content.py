@@ -11,7 +11,8 @@ from typing import Any
 
 from surgeon.errors import CheckpointError, PlanError
 from surgeon.files.atomic import atomic_file
-from surgeon.support.plain import bytes_of, opening_ordinary, parse_json
+from surgeon.files.ordinary import bytes_of, opening_ordinary
+from surgeon.support.plain import parse_json
 
 
 def write_text(path: str | Path, text: str, *, force: bool = False) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from surgeon.errors import CheckpointError
-from surgeon.support.plain import opening_ordinary
+from surgeon.files.ordinary import opening_ordinary
 
 _BUFFER_BYTES = 2**18
 

@@ -19,11 +19,12 @@ from surgeon.files.address import check_name, check_repo, is_commit
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.card import model_card
 from surgeon.files.content import write_json, write_text
+from surgeon.files.ordinary import bytes_of
 from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.seals import check_seal, finish_update, seal_folder
 from surgeon.files.tensors import forms, write_tensors
 from surgeon.plan import CHILD, PLAN_FORMAT_VERSION, Plan, StripMode, representations_of
-from surgeon.support.plain import bytes_of, check_version, parse_json, read_plain
+from surgeon.support.plain import check_version, parse_json, read_plain
 
 FORMAT_VERSION = 1
 

@@ -17,7 +17,8 @@ from typing import Any
 from surgeon.errors import CheckpointError
 from surgeon.files.atomic import atomic_folder, put_back, remove_entry, sync_folder, sync_tree, translated
 from surgeon.files.content import sha256_of_file, write_json
-from surgeon.support.plain import bytes_of, parse_json
+from surgeon.files.ordinary import bytes_of
+from surgeon.support.plain import parse_json
 
 SEAL_FILE = "surgeon_seal.json"
 EDITABLE = "README.md"

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -28,26 +24,6 @@ LARGEST_INT = 2**63 - 1
 _DIGITS = 20
 """Of the longest number of 64 bits, its sign included."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def opening_ordinary(path: str, flags: int) -> int:
-    """Open a file for ``open(..., opener=opening_ordinary)``: nothing that lets its reader wait, or never ends.
-
-    Raises:
-        OSError: if it cannot be opened, or is a pipe or a device.
-    """
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # a folder is refused by who opens it
-        return descriptor
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is a pipe or a device, no file", path)
-
-
-def bytes_of(path: Path) -> bytes:
-    """Return the bytes of an ordinary file; errors as in :func:`opening_ordinary`."""
-    with open(path, "rb", opener=opening_ordinary) as handle:
-        return handle.read()
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -13,13 +13,14 @@ from typing import Any, get_args
 from surgeon.errors import CheckpointError, ExistsError, TrainingError, UsageError
 from surgeon.files.atomic import check_writable
 from surgeon.files.content import write_json
+from surgeon.files.ordinary import bytes_of
 from surgeon.files.outputs import writing_alone
 from surgeon.opening.next_command import strip_command
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.relaxing import RelaxSettings
 from surgeon.opening.task_calls import primary_metric
 from surgeon.opening.workspace import Workspace
-from surgeon.support.plain import bytes_of, parse_json
+from surgeon.support.plain import parse_json
 from surgeon.support.versions import versions
 from surgeon.training.arms import Contender
 from surgeon.training.comparison import Comparison, final_points, one_after_the_other, run_arms

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from surgeon.errors import CheckpointError
+from surgeon.files.ordinary import bytes_of
 from surgeon.files.relaxed import RECORDS
 from surgeon.recording.flow import Flow
-from surgeon.support.plain import bytes_of, parse_json, read_plain
+from surgeon.support.plain import parse_json, read_plain
 
 FIGURES_FILE = RECORDS[-1]
 

@@ -17,6 +17,7 @@ from surgeon.editing.weight_updates import WeightUpdates
 from surgeon.errors import CheckpointError, UsageError
 from surgeon.files.atomic import atomic_folder
 from surgeon.files.content import write_json, write_text
+from surgeon.files.ordinary import bytes_of
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.relaxed import RECORDS, STATE_FOLDER, is_relaxed_folder, read_relaxed, write_relaxed
 from surgeon.files.seals import seal_folder, updated_folder
@@ -24,7 +25,7 @@ from surgeon.files.tensors import write_tensors
 from surgeon.opening.description import relaxed_config
 from surgeon.opening.evaluation import Judging
 from surgeon.opening.workspace import Workspace
-from surgeon.support.plain import bytes_of, parse_json, read_plain
+from surgeon.support.plain import parse_json, read_plain
 from surgeon.support.sharding import load_whole_state, sharded_like, whole, whole_state
 from surgeon.training.accelerator import gathered, shards
 from surgeon.training.engine import Finetuner

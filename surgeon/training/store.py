@@ -12,7 +12,8 @@ from typing import Any
 from surgeon.errors import CheckpointError, ExistsError, UsageError, WriteError
 from surgeon.files.atomic import atomic_folder, check_writable, remove_entry
 from surgeon.files.content import json_compatible, write_json
-from surgeon.support.plain import bytes_of, parse_json, read_plain
+from surgeon.files.ordinary import bytes_of
+from surgeon.support.plain import parse_json, read_plain
 from surgeon.training.outcomes import ArmRun, Failure, Outcome, Point
 
 IDENTITY_FILE = "comparison.json"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from surgeon.editing.adjust import Adjustments, changes_of
 from surgeon.errors import TaskError
-from surgeon.support.plain import bytes_of, parse_json
+from surgeon.files.ordinary import bytes_of
+from surgeon.support.plain import parse_json
 
 WHAT, KEEP, ESTIMATE = "reference energies", "keep", "estimate"
 THRESHOLD = 0.05
