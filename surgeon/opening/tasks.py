@@ -347,9 +347,19 @@ def planning_batches(task: LoadedTask, further: int) -> tuple[Any, list[Any]]:
 
     Args:
         further: how many more to return, of the validation split.
+
+    Raises:
+        TaskError: if ``sample()`` fails.
     """
     own = getattr(task.task, "sample", None)
     if not callable(own):
         batch, *rest = sample_batches(task, 1 + further)
         return batch, rest
-    return own(), sample_batches(task, further)
+    try:
+        batch = own()
+    except Exception as error:
+        raise TaskError(
+            f"the task's sample() failed ({one_line(error)}): it is called without arguments and returns one batch, "
+            "correct it, or give the method another name"
+        ) from error
+    return batch, sample_batches(task, further)

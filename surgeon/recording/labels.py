@@ -18,10 +18,13 @@ def representation_in_words(rho: Representation) -> str:
         '8 vectors'
     """
     text = str(rho).replace(" (mul_ir)", "")
-    text = re.sub(r"axes (?:v c|c v) \(c=(\d+)\)", r"\1 vectors", text)
-    text = re.sub(r"axes v w c \(c=(\d+)\)", r"\1 tensors of rank 2", text)
-    text = re.sub(r"(\d+) x trivial", r"\1 scalars", re.sub(r"axes v\b", "1 vector", text))
-    return re.sub(r"\b1 (vector|scalar|tensor)s\b", r"1 \1", text)
+    text = text.replace("pseudo-tensor axes", "pseudo-axes")
+    for axes, kind in (("(?:v c|c v)", "vectors"), ("v w c", "tensors of rank 2")):
+        text = re.sub(rf"(pseudo-)?axes {axes} \(c=(\d+)\)", rf"\2 \1{kind}", text)
+    for axes, kind in (("v", "vectors"), ("v w", "tensors of rank 2")):
+        text = re.sub(rf"(pseudo-)?axes {axes}(?! \w)", rf"1 \1{kind}", text)
+    text = re.sub(r"(\d+) x trivial", r"\1 scalars", text.replace("pseudo-axes", "pseudo-tensor axes"))
+    return re.sub(r"\b1 (pseudo-)?(vector|scalar|tensor)s\b", r"1 \1\2", text)
 
 
 def arrow(site: Site, arrow: str = "->") -> str:

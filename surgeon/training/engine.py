@@ -389,7 +389,7 @@ class Finetuner:
         state.close_epoch(theta, found, self.replay is not None)
         patience = self.settings.patience
         if patience is not None and state.since_best >= patience:
-            state.stopped = f"no better {self.selection.metric} in {patience} evaluations"
+            state.stopped = f"no better {self.selection.metric} in {patience} evaluation{'s' * (patience > 1)}"
         if found is not None and self.accelerator.trackers:
             self.accelerator.log({f"validation/{name}": value for name, value in found.clean.items()}, step=state.step)
         if due and on_save:

@@ -192,6 +192,9 @@ def test_the_task_may_say_on_what_ops_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(text + "    def sample(self): return 7\ntask = Task()\n")
     assert planning_batches(load_task(str(tmp_path / "plain.py")), 1) == (1, [2])
     assert planning_batches(load_task(str(tmp_path / "own.py")), 1) == (7, [1])
+    (tmp_path / "other.py").write_text(text + "    def sample(self, count): return count\ntask = Task()\n")
+    with pytest.raises(TaskError, match=r"sample\(\) failed .*'count'.* without arguments"):
+        planning_batches(load_task(str(tmp_path / "other.py")), 1)
 
 
 @pytest.mark.parametrize("returned", [None, 3])

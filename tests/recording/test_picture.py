@@ -111,6 +111,10 @@ def test_flow_follows_the_data_and_leaves_out_shortcuts() -> None:
         ({"irreps": "2x0e+1x1o", "layout": "mul_ir"}, "2x0e+1x1o"),
         ({"axes": "c v", "sizes": {"c": 1}}, "1 vector"),
         ({"axes": "v w c", "sizes": {"c": 3}}, "3 tensors of rank 2"),
+        ({"axes": "v w c", "sizes": {"c": 3}, "signs": [-1]}, "3 pseudo-tensors of rank 2"),
+        ({"axes": "v w", "sizes": {}, "signs": [-1]}, "1 pseudo-tensor of rank 2"),
+        ({"axes": "v", "sizes": {}, "signs": [-1]}, "1 pseudo-vector"),
+        ({"axes": "v w u", "sizes": {}, "signs": [-1]}, "pseudo-tensor axes v w u"),
         ({"trivial": 5}, "5 scalars"),
     ],
 )
