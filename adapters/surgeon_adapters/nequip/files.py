@@ -99,7 +99,7 @@ def open_file(path: Path, trust_pickle: bool) -> Checkpoint | None:
         extras={key: value for key, value in content.items() if key != "state_dict"},
         metadata=statement_of(found.settings, found.version),
         needs_trust=needs_trust,
-        content=content,
+        content=lambda: content,
         library="nequip",
     )
 
@@ -111,13 +111,14 @@ def write_file(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path
             raise CheckpointError(f"{str(checkpoint.path)!r} has changed since it was opened: give the command again")
         nequip_packages.write_package(checkpoint.path, tensors, path)
         return
-    found = _read(checkpoint.path, checkpoint.content)
-    state = copy.copy(checkpoint.content["state_dict"])
+    content = checkpoint.content()
+    found = _read(checkpoint.path, content)
+    state = copy.copy(content["state_dict"])
     for key, tensor in tensors.items():
         state[found.prefix + key] = tensor.detach().cpu().clone()
     for number, name in enumerate(found.averaged()):
         state[f"{AVERAGE}{number}"] = tensors[name].detach().cpu().clone()
-    save_content({**checkpoint.content, "state_dict": state}, path)
+    save_content({**content, "state_dict": state}, path)
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -52,7 +52,7 @@ def open_file(path: Path, trust_pickle: bool) -> Checkpoint | None:
         extras={key: value for key, value in content.items() if key != WEIGHTS},
         metadata=statement_of(config),
         needs_trust=needs_trust,
-        content=content,
+        content=lambda: content,
         library="sevennet",
     )
 
@@ -62,7 +62,7 @@ def write_file(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], path: Path
 
     Optimiser and schedule stay as they were: they belong to the weights before.
     """
-    content = checkpoint.content
+    content = checkpoint.content()
     config = {**_current(checkpoint.path, content), "version": installed_version()}
     kept = {"use_flash_tp": False, "use_oeq": False}
     new = {key: value.detach().cpu().clone() for key, value in tensors.items()}
