@@ -279,7 +279,7 @@ class Workspace:
         """
         try:
             return self.found.rebuild(casted)
-        except SurgeonError:
+        except (SurgeonError, RuntimeError):  # the latter where such constants meet weights in eval mode
             with default_dtype(torch.float32):
                 twin = copied(self.found.rebuild())
             try:

@@ -59,6 +59,36 @@ class AskingTask(TinyTask):
 def make_task(asks=""):
     return AskingTask(asks)
 """
+EXPANDING = """
+
+class Table(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("numbers", torch.ones(1), persistent=False)
+
+
+TABLE = Table()
+
+
+class Expanding(Net):
+    def __init__(self):
+        super().__init__()
+        self.table = TABLE
+
+    def train(self, mode=True):
+        if not mode:
+            torch.dot(self.table.numbers.expand(len(self.first.weight)), self.first.weight)
+        return super().train(mode)
+
+
+class ExpandingTask(TinyTask):
+    def model(self):
+        return Expanding()
+
+
+def make_task():
+    return ExpandingTask()
+"""
 HOLDING = """
 
 class Holding(Net):
@@ -170,6 +200,15 @@ def test_a_network_that_insists_on_float32_is_judged_in_float32_and_that_is_said
     assert "TypeError: float32 only" in str(stored["why"])
     assert set(certificate["equivariance"]["stripped"]) == {"float32"}  # type: ignore[index]
     assert "TypeError: float32 only" in Path("asks-clean/CERTIFICATE.md").read_text()
+
+
+def test_constants_that_models_share_meet_weights_in_eval_mode_alone(surgeon: Surgeon) -> None:
+    """Such a network is made in float64 without a complaint, as some layers of escnn are; a copy of it is cast."""
+    Path("expanding.py").write_text(Path("task.py").read_text() + EXPANDING)
+    workspace = open_path("net.pt", OpenOptions(task="expanding.py"))
+    twin = workspace.double(workspace.model).eval()
+    assert {tensor.dtype for tensor in (*twin.parameters(), *twin.buffers())} == {torch.float64}
+    assert workspace.model.eval().table.numbers.dtype == torch.float32
 
 
 @pytest.mark.parametrize("asks", ["float", "table", "insists"])
