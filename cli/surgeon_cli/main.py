@@ -18,6 +18,9 @@ from surgeon_cli import commands
 INTERRUPTED = 130
 """What newer versions of typer return after Ctrl-C instead of raising."""
 
+COMPLETE = "_SURGEON_COMPLETE"
+"""What a shell sets that asks for completions; typer then ends the process itself."""
+
 SPINS = "3000"
 """Rounds that a thread of OpenMP waits before it sleeps: as fast as OpenMP's own number where cores are idle."""
 
@@ -69,10 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
             code = _report(_INTERRUPTION, 2, debug=False)
         _leave_processes()
     except SurgeonError as error:
-        code = _report(f"{error} [{error.code}]", error.exit_code, debug)
+        code = _report(f"{_with_notes(error)} [{error.code}]", error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         code = _report(_INTERRUPTION, 2, debug)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if COMPLETE in os.environ:
+            raise
         code = _report_usage(error, debug) if hasattr(error, "format_message") else _report_unexpected(error, debug)
     finally:
         sys.argv = before
@@ -104,16 +109,20 @@ def _report_usage(error: Any, debug: bool) -> int:
     return _report(f"{message}: see `{command} --help` [{UsageError.code}]", 2, debug)
 
 
-def _report_unexpected(error: Exception, debug: bool) -> int:
+def _with_notes(error: BaseException, message: str = "") -> str:
+    """Return a message with what else was noted: where what was done is."""
+    return "; ".join([message or str(error), *getattr(error, "__notes__", [])])
+
+
+def _report_unexpected(error: BaseException, debug: bool) -> int:
     if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
         name = os.fsdecode(error.filename)
         return _report(f"could not use {name!r}: {error.strerror}: check the path [{UsageError.code}]", 2, debug)
-    text = str(error).strip().splitlines() or ["no message"]
+    from surgeon.opening.task_calls import told
+
+    found = told(error)
     return _report(
-        f"unexpected {type(error).__name__}: {text[0]} - in the model, the task, or surgeon itself; "
-        f"`surgeon --debug ...` shows where [{SurgeonError.code}]",
-        2,
-        debug,
+        f"{_with_notes(error, str(found))}; `surgeon --debug ...` shows where [{found.code}]", found.exit_code, debug
     )
 
 

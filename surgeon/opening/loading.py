@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from surgeon.algebra.equivariance import relative_difference
 from surgeon.errors import CheckpointError
 from surgeon.files.checkpoint import Checkpoint
-from surgeon.files.tensors import forms, renamed, same_bytes
+from surgeon.files.tensors import forms, renamed, same_bytes, unusable
 from surgeon.plan import CHILD
 from surgeon.support.modes import drop_computed, in_evaluation_mode
 
@@ -74,6 +74,19 @@ def with_computed(model: nn.Module, original: Checkpoint) -> dict[str, Tensor]:
     left = (original.tensors.keys() | original.in_file.keys()) - state.keys()
     with torch.no_grad(), in_evaluation_mode(model) if left else nullcontext():
         return state | {key: tensor for key, tensor in model.state_dict().items() if key in left}
+
+
+def refuse_unusable(model: nn.Module, source: str) -> None:
+    """Refuse a network as it was built, if tensors of it could not take the values of a file.
+
+    Raises:
+        CheckpointError: if one is sparse, quantized, on the meta device, or of another dtype than files have.
+    """
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and not is_lazy(tensor) and (what := unusable(tensor)):
+            raise CheckpointError(
+                f"{source} built a network whose {name!r} is {what}: build it of dense tensors with values, on the CPU"
+            )
 
 
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -192,9 +205,12 @@ def _check_keys(model: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[st
     if parts:
         trained = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in own]
         same = all(key in tensors and tensors[key].shape == own[key].shape for key in trained)
+        prefix = min(own, default="").removesuffix(min(tensors, default=""))
+        wrapped = bool(prefix) and own.keys() == {prefix + key for key in tensors}
+        advice = BY_LOADER if same and trained and missing else BY_SETTINGS
         raise CheckpointError(
             f"expected the {len(own)} keys of {type(model).__name__}, got {len(tensors)} keys in {where}; "
-            f"{'; '.join(parts)}: {BY_LOADER if same and trained and missing else BY_SETTINGS}"
+            f"{'; '.join(parts)}: {f'return its {prefix[:-1]!r}, the network inside it' if wrapped else advice}"
         )
 
 

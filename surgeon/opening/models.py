@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,8 +17,9 @@ from surgeon.files.address import HubPath
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import STATEMENT_SUFFIX
 from surgeon.files.relaxed import BASE_FILE, RelaxedFiles
+from surgeon.opening.allowance import ENTRY_POINT_GROUP, Allowance, is_registered
 from surgeon.opening.loader import LOADER, as_loaded, own_loader, refuse_converted
-from surgeon.opening.loading import computed_again, load_into
+from surgeon.opening.loading import computed_again, load_into, refuse_unusable
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import is_there, open_original, original_source
 from surgeon.opening.remote.fetch import open_anywhere
@@ -30,12 +30,12 @@ from surgeon.support.copies import copied
 from surgeon.support.e3nn_compat import results_kept
 from surgeon.support.imports import call_with, import_attribute, importable
 from surgeon.support.modes import drop_computed
+from surgeon.support.modules import unwrapped
 from surgeon.support.plain import parse_json
 
 DEPLOYED = "all weights in it are frozen, as in files that are saved for use: they are trained all the same"
 
 STATEMENT_KEY = "surgeon.model"
-ENTRY_POINT_GROUP = "surgeon.models"
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,8 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
             model = way.build()
         if not isinstance(model, nn.Module):
             raise ModelNotFoundError(f"{way.source} built a model before and now returned {type(model).__name__}")
+        model = unwrapped(model)
+        refuse_unusable(model, way.source)
         tensors = _under_names_of(model, weights)
         if way.given and weights is checkpoint:
             refuse_converted(model, tensors, way.source, str(weights.origin or weights.path))
@@ -316,14 +318,22 @@ def _from_module(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | 
         note = why and f"the pickled module is used as it is, with --trust-pickle in every command: {why}"
         # a copy, so that surgery leaves the module of the checkpoint as it was read
         return _Way(lambda: copied(module), f"the module inside {checkpoint.path.name}", note=note)
-    way, built = _from_data(described["factory"], described["args"], "as the module says"), [described.get("built")]
+    way = _from_data(described["factory"], described["args"], "as the module says", checkpoint.tensors)
+    built = [described.get("built")]
     return dataclasses.replace(way, build=lambda: built.pop() if any(built) else way.build())
 
 
-def _from_data(factory: str, arguments: Mapping[str, Any], how: str, folder: Path | None = None) -> _Way:
-    """Import a factory; its arguments are plain data from a file."""
+def _from_data(
+    factory: str, arguments: Mapping[str, Any], how: str, tensors: Mapping[str, Tensor], folder: Path | None = None
+) -> _Way:
+    """Import a factory; its arguments are plain data from a file, which has to be about as large as what it builds."""
     calling = _calling(_imported(factory, CheckpointError, folder), arguments, factory, CheckpointError)
-    return _Way(calling, f"factory {factory}, {how}", {"factory": factory, "args": dict(arguments)})
+
+    def build() -> nn.Module:
+        with Allowance(tensors, factory):
+            return calling()
+
+    return _Way(build, f"factory {factory}, {how}", {"factory": factory, "args": dict(arguments)})
 
 
 def _statement(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]] | None:
@@ -364,12 +374,8 @@ def _from_statement(checkpoint: Checkpoint, trust_remote_code: bool) -> _Way | N
             f"{ENTRY_POINT_GROUP!r}: install its package, or import it with `--trust-remote-code` if you trust it"
         )
     # a registered one without the current folder, where another module of that name could lie
-    return _from_data(factory, data.get("args", {}), f"named in the {where}", None if registered else Path.cwd())
-
-
-def is_registered(factory: str) -> bool:
-    """Tell whether an installed package registers a factory, so that a file may name it."""
-    return factory in {entry.value.replace(" ", "") for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    here = None if registered else Path.cwd()
+    return _from_data(factory, data.get("args", {}), f"named in the {where}", checkpoint.tensors, here)
 
 
 def _from_tensors(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> _Way | None:

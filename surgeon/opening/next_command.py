@@ -7,8 +7,8 @@ import json
 import shlex
 from pathlib import Path
 
+from surgeon.opening.allowance import is_registered
 from surgeon.opening.description import base_of
-from surgeon.opening.models import is_registered
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.tasks import is_adapters_task
 from surgeon.opening.workspace import Workspace

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import chain
+from pathlib import PurePath
+from traceback import walk_tb
 from typing import Any, Literal, get_args
 
 import torch
@@ -63,6 +65,30 @@ def task_metrics(task: Task, outputs: Any, batch: Any) -> dict[str, tuple[float,
     if "loss" not in result:
         result["loss"] = (float(task_loss(task, outputs, batch).detach()), 1.0)
     return result
+
+
+_PARTS = {task_forward.__code__: "forward", task_loss.__code__: "loss", task_metrics.__code__: "metrics"}
+
+
+def told(error: BaseException, stage: str = "") -> SurgeonError:
+    """Return an error as one whose sentence says what failed: a part of the user's task, where the traceback shows it.
+
+    Args:
+        stage: what went on, in words, for errors that may come from anywhere.
+    """
+    if isinstance(error, SurgeonError):
+        return error
+    frames = [*walk_tb(error.__traceback__)]
+    at = max((number for number, (frame, _) in enumerate(frames) if frame.f_code in _PARTS), default=None)
+    if at is None or frames[-1][0].f_globals["__name__"].startswith("surgeon."):
+        what = f"{stage} failed with" if stage else "unexpected"
+        return SurgeonError(f"{what} {one_line(error)} - in the model, the task, or surgeon itself")
+    called, line = frames[at + 1]
+    of_torch = called.f_globals["__name__"].startswith("torch.")
+    place = "" if of_torch else f" (line {line} of {PurePath(called.f_code.co_filename).name})"
+    return TaskError(
+        f"the task's {_PARTS[frames[at][0].f_code]} failed with {one_line(error)}{place}: correct the task"
+    )
 
 
 def _sum_and_count(name: str, value: Any) -> tuple[float, float]:
@@ -154,7 +180,7 @@ def _drawn(batches: Iterable[Any], split: Split, numbers: RandomNumbers) -> Iter
                 return
             number += 1
             yield batch
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, SurgeonError):
             raise
         raise TaskError(

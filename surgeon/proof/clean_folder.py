@@ -26,8 +26,8 @@ from surgeon.files.clean import (
 )
 from surgeon.files.content import json_compatible, write_json, write_text
 from surgeon.files.tensors import write_tensors
+from surgeon.opening.allowance import is_registered
 from surgeon.opening.loading import named_as, with_computed
-from surgeon.opening.models import is_registered
 from surgeon.plan import Certificate
 from surgeon.proof.architecture import classes_of
 from surgeon.proof.attestation import attested

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.errors import SurgeonError
 from surgeon.export.onnx_file import ONNX_FILE, export_onnx
 from surgeon.export.outputs import ALL_OUTPUTS, Selection
 from surgeon.export.pt2_file import PT2_FILE, export_pt2
@@ -23,12 +22,12 @@ from surgeon.files.outputs import writing_alone
 from surgeon.opening.next_command import strip_again
 from surgeon.opening.open import open_path
 from surgeon.opening.options import OpenOptions
+from surgeon.opening.task_calls import told
 from surgeon.opening.workspace import Workspace
 from surgeon.plan import Certificate, Split, StripMode
 from surgeon.proof.amounts import RECALIBRATION_BATCHES, MeasureSettings
 from surgeon.proof.clean_folder import write_clean
 from surgeon.proof.strip_and_certify import strip_and_certify
-from surgeon.support.imports import one_line
 from surgeon.support.memory import large_ones_apart
 from surgeon.support.stages import Announce, Stage, silent, timed
 
@@ -148,12 +147,11 @@ def _kept(announce: Announce, workspace: Workspace, target: Path, mode: StripMod
         if mode == "drop":
             where += ", whose model.safetensors holds them without branches"
         words = f"{where}; next: {_without(name, workspace, target)}"
-        if isinstance(error, SurgeonError):
-            error.args = (f"{error}; {words}",)
+        found = told(error, name)
+        found.args = (f"{found}; {words}",)
+        if found is error:
             raise
-        raise SurgeonError(
-            f"{name} failed with {one_line(error)} - in the model, the task, or surgeon itself; {words}"
-        ) from error
+        raise found from error
 
 
 def _without(name: str, workspace: Workspace, target: Path) -> str:

@@ -27,6 +27,17 @@ def require_network(given: object) -> None:
         )
 
 
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+"""Torch's classes around a network, the last by ``torch.compile``, and where they keep it."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside torch's wrappers, which put their own name in front of its keys."""
+    while (kind := type(model)).__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
+        model = getattr(model, _WRAPPERS[kind.__name__])
+    return model
+
+
 def named_module(model: nn.Module, name: str) -> nn.Module:
     """Return the submodule with this qualified name; the empty string is the model itself.
 

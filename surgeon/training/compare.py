@@ -245,16 +245,18 @@ def _kept_on_failure(target: Path, record: ComparisonRecord) -> Iterator[None]:
     """Say where the finished runs are when a later one fails or is interrupted."""
     try:
         yield
-    except (KeyboardInterrupt, TrainingError) as error:
-        what, kept = str(error) or "interrupted", record.kept
-        if not kept:
-            then = "the same command goes on" if kept.folder.exists() else "nothing was written"
-            raise TrainingError(f"{what}; no run was finished, {then}") from None
-        if record.runs or record.sweep:
+    except (Exception, KeyboardInterrupt) as error:
+        kept, then = record.kept, "the same command goes on"
+        if kept:
+            then = f"{len(kept)} finished runs are kept in {kept.folder}/, {then}"
+        else:
+            then = f"no run was finished, {then if kept.folder.exists() else 'nothing was written'}"
+        if kept and (record.runs or record.sweep):
             write_json(target, record.to_data(), force=True)
-        raise TrainingError(
-            f"{what}; {len(kept)} finished runs are kept in {kept.folder}/, the same command goes on"
-        ) from None
+        if isinstance(error, KeyboardInterrupt | TrainingError):
+            raise TrainingError(f"{str(error) or 'interrupted'}; {then}") from None
+        error.add_note(then)
+        raise
 
 
 def read_sweep(path: Path) -> Mapping[str, Any]:

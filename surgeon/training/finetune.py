@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,8 @@ def finetune(
         if resuming:
             _go_on(target, start, finetuner, told)
         _tell_start(told, start, finetuner, before)
-        try:
+        with _safe(target, finetuner):
             result = finetuner.run(told.step, _saving(target, workspace, force, told), save_every, until)
-        except KeyboardInterrupt:
-            raise _interrupted(target, finetuner.state.epoch) from None
         probed = _probed(target, workspace, finetuner, before)
     told_of = (finetuner.selection.metric, _times_worse(finetuner), result, strip_command(target, workspace))
     return Finetuned(target, start.arm, *told_of, probed)
@@ -201,11 +200,22 @@ def _saving(target: Path, workspace: Workspace, force: bool, told: Progress) -> 
     return save
 
 
-def _interrupted(target: Path, epoch: int) -> InterruptedTrainingError:
-    kept = "nothing was written yet"
-    if has_run(target):
-        kept = f"everything up to epoch {read_record(target).state.epoch} is in {target}/"
-    return InterruptedTrainingError(f"interrupted in epoch {epoch}: {kept}; give the same command again to go on")
+@contextmanager
+def _safe(target: Path, run: Finetuner) -> Iterator[None]:
+    """Say, when a training ends early, what of it was saved."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        saved = has_run(target)
+        kept = f"your run is safe in {target}/ up to epoch {read_record(target).state.epoch}" if saved else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise InterruptedTrainingError(
+                f"interrupted in epoch {run.state.epoch}: {kept or 'nothing was written yet'}; give the same command "
+                "again to go on"
+            ) from None
+        if kept:
+            error.add_note(kept)
+        raise
 
 
 def _started(

@@ -80,7 +80,7 @@ def same(left: Any, right: Any) -> bool:
 
 def register(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     points = EntryPoints([EntryPoint("some", value, "surgeon.models")])
-    monkeypatch.setattr("surgeon.opening.models.entry_points", points.select)
+    monkeypatch.setattr("surgeon.opening.allowance.entry_points", points.select)
 
 
 def test_1_a_factory_of_the_user(here: Path) -> None:
@@ -169,6 +169,35 @@ def test_2_an_unregistered_factory_is_imported_only_with_trust(here: Path, monke
     assert not was_imported(here, "stated_factory_c")
     assert isinstance(find_model(stated, OpenOptions(trust_remote_code=True)).model, nn.Linear)
     assert was_imported(here, "stated_factory_c")
+
+
+def test_2_settings_of_a_network_far_larger_than_the_file_allocate_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    statement = {"factory": factory(here, "stated_factory_e"), "args": {"width": 10**15}}
+    register(monkeypatch, "stated_factory_e:build")
+    with pytest.raises(CheckpointError, match="about the 8 numbers in the file, but stated_factory_e:build makes far"):
+        find_model(checkpoint(here, 3, {"surgeon.model": json.dumps(statement)}))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("torch.nn.DataParallel(torch.nn.Linear(3, 2))", ""),
+        ("torch.compile(torch.nn.Linear(3, 2))", ""),
+        ("torch.nn.Sequential(torch.nn.Linear(3, 2))", "return its '0', the network inside it"),
+        ("torch.nn.Linear(3, 2, device='meta')", "built a network whose 'weight' is on the meta device"),
+    ],
+    ids=["DataParallel", "compiled", "another wrapper", "meta"],
+)
+def test_a_network_in_a_wrapper_or_without_values(here: Path, model: str, words: str) -> None:
+    task_file(here, f"def model(self): return {model}")
+    if words:
+        with pytest.raises(CheckpointError, match=words):
+            find_model(checkpoint(here))
+    else:
+        assert type(find_model(checkpoint(here)).model) is nn.Linear
 
 
 def test_2_a_sidecar_has_the_same_rule(here: Path) -> None:
