@@ -151,6 +151,41 @@ def test_branches_are_trained_by_tuned_adamw_and_by_the_best_optimiser(
     assert {Contender.parse(arm).settings(FinetuneSettings()).branch_factor for arm in arms} == {0.1, 1.0}
 
 
+def test_fewer_frames_are_a_comparison_of_their_own(report: Any, tmp_path: Path) -> None:
+    ten = {
+        "frames": 10,
+        "settings": {"epochs": 5, "clip": report.CLIPS["mace"]},
+    }  # clipped, as the short table wants it
+    mine = [{**each, "context": {**each["context"], **ten}} for each in [*SWEEP, *FINAL]]
+    titles = [title for title, _ in report.comparisons(report.KINDS[0], written(tmp_path, [*SWEEP, *FINAL, *mine]))]
+    assert [" 10 frames, 100 steps" in title for title in titles] == [False, True]
+    assert "10 training frames in batches of 5" in report.text(report.KINDS[0], written(tmp_path, mine))
+    assert "ethanol" not in report.in_short(tmp_path)
+    rmd17, frame = importlib.import_module("rmd17"), "2\nenergy={}\nC 0 0 0\nO 0 0 1\n"
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"co_{split}.xyz").write_text("".join(frame.format(n) for n in range(3)))
+    target = tmp_path / "fewer"
+    target.mkdir()
+    paths = rmd17.write_frames(tmp_path, "co", target, 2)
+    assert paths["train"].read_text() == frame.format(0) + frame.format(1)
+    assert paths["test"].read_text().count("energy") == 3
+    with pytest.raises(SystemExit, match="expected 4 training frames of co, got 3"):
+        rmd17.write_frames(tmp_path, "co", target, 4)
+
+
+def test_old_runs_without_times_do_not_hinder_later_arms(
+    report: Any, runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of the reference took 4 s in its lines and 2 s now, one of soap 3 s now: 6 s."""
+    runs = [*SWEEP, *FINAL[:-1], {**line("drop@soap", 3e-2, 1, 17.0), "seconds_per_step": 7.0}]
+    adamw = "plain@adamw+beta2=0.999"
+    runs += [{**line(adamw, 1e-2, 3, 20.0), "seconds_per_step": 4.0}]
+    lines = report.Lines(written(tmp_path, runs) / "table_a.small.jsonl", SWEEP[0]["context"])
+    monkeypatch.setattr(runner, "step_seconds", lambda comparison, arms: {adamw: 2.0, "plain@soap": 3.0})
+    costs = runner._costs(None, lines, (adamw, "plain@soap", "drop@soap"), adamw)
+    assert costs == {adamw: 4.0, "plain@soap": 6.0, "drop@soap": 7.0}
+
+
 def test_steps_are_timed_without_what_lies_between_epochs(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lines, seconds = importlib.import_module("lines"), iter((0.0, 1.0, 3.0, 10.0, 13.0))
     monkeypatch.setattr(lines.time, "process_time", lambda: next(seconds))

@@ -49,7 +49,13 @@ class Kind:
 def _frames(context: Mapping[str, Any]) -> str:
     clip = context["settings"].get("clip")
     clipped = f"; gradients clipped at {clip:g}" if clip else ""
-    return f"100 training frames in batches of {context['batch']}, 50 validation and 1,000 test frames{clipped}."
+    batches = f"{context.get('frames', 100)} training frames in batches of {context['batch']}"
+    return f"{batches}, 50 validation and 1,000 test frames{clipped}."
+
+
+def _fine_tuned(context: Mapping[str, Any]) -> str:
+    fewer = f", {context['frames']} frames" if "frames" in context else ""
+    return f"{MODELS[context['library']]} → rMD17 {context['molecule']}{fewer}"
 
 
 def _particles(context: Mapping[str, Any]) -> str:
@@ -95,7 +101,7 @@ def _windows(context: Mapping[str, Any]) -> str:
 
 
 KINDS = (
-    Kind("table A", FORCES, lambda c: f"{MODELS[c['library']]} → rMD17 {c['molecule']}", _frames),
+    Kind("table A", FORCES, _fine_tuned, _frames),
     Kind("table B", POSITIONS, _particles, _trajectories),
     Kind("table C", CLASSES, _network, _clouds),
     Kind("table D", MOLECULES, _molecule, _frames),
@@ -155,7 +161,8 @@ def in_short(results: Path = RESULTS) -> str:
         steps = next(iter(reference.values())).steps
         library = lines.context["library"]
         name = f"{NAMES[library]}, {lines.context['molecule']}"
-        if lines.context["settings"].get("clip") != CLIPS[library] or steps < int(rows.get(name, ["", "0"])[1]):
+        others = "frames" in lines.context or lines.context["settings"].get("clip") != CLIPS[library]
+        if others or steps < int(rows.get(name, ["", "0"])[1]):
             continue
         soap = tuned(best, FORCES, [arm for arm in best if arm.startswith(SOAP)])
         shown = ((soap, best[soap][0]), DEFAULTS[library], (MUON, best.get(MUON, (math.nan,))[0]))  # nan: not run

@@ -138,15 +138,20 @@ def run_protocol(comparison: Comparison, lines: Lines, protocol: Protocol, fresh
 def _costs(comparison: Comparison, lines: Lines, arms: Collection[str], reference: str) -> dict[str, float]:
     """Return what a step of each arm takes, in seconds of the processor.
 
-    Arms without branches are timed in turn, in units of what the reference is known to take, if it is; with branches it
-    is the median over the final runs.
+    With branches it is the median over the final runs. Arms without, and those of whose final runs it is not known, are
+    timed in turn, in units of what the reference is known to take, if it is.
     """
+    known: dict[str, float] = {}
     if any(Contender.parse(arm).arm is not ARMS["plain"] for arm in arms):
         finals = [(point.arm, seconds) for point, seconds in lines.step_times.items() if point.test]
-        return {arm: statistics.median(seconds for name, seconds in finals if name == arm) for arm in arms}
-    found = step_seconds(comparison, arms)
-    unit = lines.step_seconds.get(reference, found[reference]) / found[reference]
-    return {arm: unit * seconds for arm, seconds in found.items()}
+        times = {arm: [seconds for name, seconds in finals if name == arm] for arm in arms}
+        known = {arm: statistics.median(own) for arm, own in times.items() if own}
+    rest = [arm for arm in arms if arm not in known]
+    if not rest:
+        return known
+    found = step_seconds(comparison, dict.fromkeys([reference, *rest]))
+    unit = (known | lines.step_seconds).get(reference, found[reference]) / found[reference]
+    return {arm: unit * seconds for arm, seconds in found.items()} | known
 
 
 def run_equal_time(

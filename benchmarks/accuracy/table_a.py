@@ -4,8 +4,9 @@
 
 ``RMD17`` holds ``MOLECULE_{train,valid,test}.xyz[.gz]`` with REF_energy in eV and REF_forces in eV/Angstrom. Each run
 is written to ``results/table_a.SIZE.jsonl`` when it is finished; the same command goes on. How arms are compared says
-``runner.py``; here SOAP is also run as ``surgeon finetune`` takes it by itself. ``--confirm`` repeats what
-won once, with fresh seeds, after the lines were committed. ``report.py`` beside this file writes the table.
+``runner.py``; here SOAP is also run as ``surgeon finetune`` takes it by itself. ``--frames`` trains on fewer of the 100
+frames, in as many steps; ``--branches`` adds arms with branches and updates. ``--confirm`` repeats what won once, with
+fresh seeds, after the lines were committed. ``report.py`` beside this file writes the table.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ DEFAULT_ONLY = ("large",)
 BATCH, EVALUATED = 5, 50
 """Frames in a batch of training, and of evaluation."""
 EPOCHS = {"small": 5, "medium": 10, "large": 20, "paper": 50}
-"""Passes over the 100 training frames, of 20 steps each."""
+"""Passes over 100 training frames, of 20 steps each; over fewer frames, as many more as make the same steps."""
+FRAMES = (10, 50, 100)
+BRANCHES = ("drop", "fold", "lowrank")
 GRID = {"mace": (1e-2, 3e-2, 9e-2), "sevennet": (3e-3, 9e-3, 2.7e-2)}
 """Learning rates that every arm is tried with first, by library."""
 
@@ -46,7 +49,7 @@ def others(library: str, size: str) -> tuple[str, ...]:
 
 
 def comparison_from(
-    library: str, checkpoint: str, paths: Mapping[str, Path], arms: Sequence[str], epochs: int
+    library: str, checkpoint: str, paths: Mapping[str, Path], arms: Sequence[str], size: str, frames: int
 ) -> tuple[Comparison, str]:
     """Open a checkpoint as ``surgeon finetune --compare`` does; return the comparison and the hash of its file."""
     arguments = {
@@ -57,24 +60,30 @@ def comparison_from(
     }
     options = OpenOptions(task=f"{library}:{paths['train']}", task_arguments=arguments, trust_pickle=True)
     workspace = open_for_comparison(checkpoint, [*ADAMW, *arms], options)
-    settings = FinetuneSettings(epochs=epochs, warmup=10, evaluate_every=5, clip=CLIPS[library])
+    passes = max(FRAMES) // frames
+    settings = FinetuneSettings(epochs=EPOCHS[size] * passes, warmup=10, evaluate_every=5 * passes, clip=CLIPS[library])
     comparison = comparison_of(workspace, settings)
     comparison = dataclasses.replace(comparison, task=InLargeBatches(comparison.task, EVALUATED), judge=None)
     return comparison, str(workspace.require_relaxed()[1].config.base["sha256"])
 
 
-def run_table(library: str, checkpoint: str, data: Path, molecule: str, size: str, confirm: bool) -> None:
-    """Run what is missing for one model and one molecule."""
+def run_table(molecule: str, size: str, options: argparse.Namespace) -> None:
+    """Run what is missing for one molecule."""
+    library, _, checkpoint = options.model.partition("=")
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_frames(data, molecule, Path(folder))
+        paths = write_frames(options.folder, molecule, Path(folder), options.frames)
         arms = others(library, size)
-        comparison, sha256 = comparison_from(library, checkpoint, paths, arms, EPOCHS[size])
+        comparison, sha256 = comparison_from(
+            library, checkpoint, paths, [*arms, *options.branches], size, options.frames
+        )
         context = {"library": library, "sha256": sha256, "molecule": molecule, "batch": BATCH}
         context["settings"] = shared_settings(comparison)
-        protocol = Protocol(FORCES, GRID[library], arms, default=DEFAULTS[library])
+        if options.frames != max(FRAMES):
+            context["frames"] = options.frames
+        protocol = Protocol(FORCES, GRID[library], arms, options.branches, default=DEFAULTS[library])
         print(f"{library}, {molecule}", flush=True)
         lines = Lines(RESULTS / f"table_a.{size}.jsonl", context)
-        run_protocol(comparison, lines, protocol, comparison if confirm else None)
+        run_protocol(comparison, lines, protocol, comparison if options.confirm else None)
 
 
 def main() -> None:
@@ -83,11 +92,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with the frames")
     parser.add_argument("molecules", nargs="+")
     parser.add_argument("--model", required=True, metavar="LIBRARY=CHECKPOINT")
+    parser.add_argument("--frames", type=int, choices=FRAMES, default=max(FRAMES), help="to train on, default all 100")
+    parser.add_argument("--branches", nargs="+", choices=BRANCHES, default=(), help="run these arms, too")
     parser.add_argument("--confirm", action="store_true", help="run fresh seeds, too")
     options = parser.parse_args()
-    library, _, checkpoint = options.model.partition("=")
     for molecule in options.molecules:
-        run_table(library, checkpoint, options.folder, molecule, os.environ.get("SIZE", "small"), options.confirm)
+        run_table(molecule, os.environ.get("SIZE", "small"), options)
 
 
 if __name__ == "__main__":
