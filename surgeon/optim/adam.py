@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,20 @@ WARMUP = 10
 """Steps in which the learning rate should rise: the first bases are those of single gradients."""
 
 Groups = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+def require(usable: Callable[[], bool], what: str, *got: object) -> None:
+    """Refuse settings that are out of range, or of a type that has none.
+
+    Raises:
+        UsageError: if they are.
+    """
+    try:
+        fits = usable()
+    except (TypeError, ValueError, RuntimeError):  # the last of tensors
+        fits = False
+    if not fits:
+        raise UsageError(f"expected {what}, got {', '.join(map(repr, got))}: correct that")
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -47,11 +62,12 @@ class MatrixOptimizer(torch.optim.Optimizer):
         weight_decay: float,
         options: Mapping[str, Any],
     ) -> None:
-        if not (lr >= 0 and eps >= 0 and weight_decay >= 0 and all(0 <= beta < 1 for beta in betas)):
-            raise UsageError(
-                f"expected a learning rate, eps and decay of at least 0 and betas from 0 to below 1, got {lr}, {eps}, "
-                f"{weight_decay} and {betas}: correct them"
-            )
+        require(
+            lambda: all(0 <= value < math.inf for value in (lr, eps, weight_decay)),
+            "a finite learning rate, eps and decay of at least 0",
+            *(lr, eps, weight_decay),
+        )
+        require(lambda: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two betas from 0 to below 1", betas)
         self._blocks: dict[Tensor, tuple[MatrixBlock, ...]] | None = None
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, **options}
         super().__init__(params, defaults)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.errors import UsageError
-from surgeon.optim.adam import BETAS, Batch, Groups, MatrixOptimizer, Moving, batches
+from surgeon.optim.adam import BETAS, Batch, Groups, MatrixOptimizer, Moving, batches, require
 
 EVERY, LARGEST = 10, 512
 
@@ -49,8 +48,11 @@ class Soap(MatrixOptimizer):
         every: int = EVERY,
         largest: int = LARGEST,
     ) -> None:
-        if every < 1 or largest < 1:
-            raise UsageError(f"expected every and largest of at least 1, got {every} and {largest}: correct them")
+        require(
+            lambda: all(isinstance(value, int) and value >= 1 for value in (every, largest)),
+            "whole numbers of at least 1 as every and largest",
+            *(every, largest),
+        )
         super().__init__(params, lr, betas, eps, weight_decay, {"every": every, "largest": largest})
 
     def _step_group(self, moving: Sequence[Moving], group: Mapping[str, Any]) -> None:

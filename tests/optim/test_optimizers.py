@@ -269,7 +269,16 @@ def test_correlated_channels_are_no_obstacle_for_soap() -> None:
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"lr": -1.0}, "learning rate"), ({"betas": (0.9, 1.0)}, "betas"), ({"every": 0}, "every and largest")],
+    [
+        ({"lr": -1.0}, "learning rate"),
+        ({"lr": "x"}, "learning rate, eps and decay of at least 0, got 'x'"),
+        ({"lr": float("inf")}, "finite learning rate"),
+        ({"weight_decay": None}, "decay of at least 0"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"betas": 0.9}, "two betas"),
+        ({"every": 0}, "every and largest"),
+        ({"largest": 2.5}, "whole numbers"),
+    ],
 )
 def test_unusable_settings_are_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -30,7 +30,7 @@ CHECKS = 2
 """Random elements per component under which a verdict has to hold, see :meth:`Group.test_elements`."""
 
 
-HELD = 2**28
+HELD = 2**26
 """Bytes of calls that a probe holds at least; see :func:`surgeon.recording.record.computed_bytes` for larger models."""
 
 
