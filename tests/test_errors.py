@@ -11,6 +11,7 @@ import pytest
 from surgeon.errors import CheckpointError, WriteError, printable
 from surgeon.files.card import harmless, markdown_table
 from surgeon_cli.main import main
+from surgeon_cli.progress import TrainingBar
 from surgeon_cli.screen import print_table, say
 
 HOSTILE = "\x1b[31mred\x07\u202egnp\u2028\ud800\x9b\r\n\tend"
@@ -41,18 +42,20 @@ def test_usual_messages_stay_as_they_are() -> None:
 def test_nothing_on_screen_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     say(HOSTILE)
     print_table(HOSTILE, [["name", HOSTILE], [HOSTILE, "[bold]"]])
-    shown = capsys.readouterr().out
+    TrainingBar(None).say(HOSTILE)
+    shown = "".join(capsys.readouterr())
     assert all(letter.isprintable() or letter == "\n" for letter in shown)
-    assert shown.count(r"\x1b") == 4
+    assert shown.count(r"\x1b") == 5
     assert "[bold]" in shown
 
 
 def test_no_html_and_no_further_cells_in_markdown() -> None:
-    table = markdown_table(["name"], [[f"<script>a|b{HOSTILE}"]])
-    row = table.splitlines()[-1]
-    assert len(table.splitlines()) == 3
-    assert row.startswith(r"| &lt;script>a\|b\x1b[31m")
-    assert row.isprintable()
+    name = f"<script>a|b{HOSTILE}"
+    table = markdown_table([name], [[name]]).splitlines()
+    assert len(table) == 3
+    for row in (table[0], table[2]):
+        assert row.startswith(r"| &lt;script>a\|b\x1b[31m")
+        assert row.isprintable()
     assert harmless("is `a<b`, not <b>") == "is `a<b`, not &lt;b>"
     assert harmless(harmless("`a`<b>` <i>`` <u>``")) == r"`a`&lt;b>\` &lt;i>\`\` &lt;u>\`\`"
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from surgeon import __version__
-from surgeon.errors import SurgeonError, UsageError, sentence
+from surgeon.errors import SurgeonError, UsageError, printable, sentence
 from surgeon_cli import commands
 
 INTERRUPTED = 130
@@ -57,7 +57,7 @@ def options(
         from surgeon.training.next_steps import next_steps
 
         steps = next_steps()
-        typer.echo("\n".join([*steps, "surgeon --help lists the commands"]) if steps else context.get_help())
+        typer.echo(printable("\n".join([*steps, "surgeon --help lists the commands"])) if steps else context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from surgeon.errors import printable
 from surgeon.training.progress import Progress, StepEvent
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class TrainingBar(Progress):
         self._title, self._metric, self._total, self._started, self._done, self._begun = "", "", 0, 0, 0, 0.0
 
     def say(self, sentence: str) -> None:
-        """Print a sentence."""
-        print(sentence, file=sys.stderr)
+        """Print a sentence; a metric's name can hold anything."""
+        print(printable(sentence), file=sys.stderr)
 
     def begin(self, title: str, metric: str, runs: int = 0) -> None:
         """Count runs from 1; a sweep is counted by itself."""
@@ -104,7 +105,8 @@ def training_bar(quiet: bool) -> Iterator[TrainingBar | None]:
         """The bar, and below it how it goes on: the first line keeps step and time left at any width."""
 
         def get_renderable(self) -> RenderableType:
-            details = (Text(str(task.fields["details"]), no_wrap=True, overflow="ellipsis") for task in self.tasks)
+            told = (printable(str(task.fields["details"])) for task in self.tasks)
+            details = (Text(words, no_wrap=True, overflow="ellipsis") for words in told)
             return Group(*self.get_renderables(), *details)
 
     console = Console(stderr=True, highlight=False)

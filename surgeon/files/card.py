@@ -87,7 +87,7 @@ def base_rows(group: str, base: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """Return a Markdown table; nothing if it has no rows."""
-    head = list(headings)
+    head = [_cell(heading) for heading in headings]
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
     return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) if lines else ""
 
