@@ -22,7 +22,7 @@ WARMUP = 10
 Groups = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
-def require(usable: Callable[[], bool], what: str, *got: object) -> None:
+def require_settings(usable: Callable[[], bool], what: str, *got: object) -> None:
     """Refuse settings that are out of range, or of a type that has none.
 
     Raises:
@@ -62,12 +62,14 @@ class MatrixOptimizer(torch.optim.Optimizer):
         weight_decay: float,
         options: Mapping[str, Any],
     ) -> None:
-        require(
+        require_settings(
             lambda: all(0 <= value < math.inf for value in (lr, eps, weight_decay)),
             "a finite learning rate, eps and decay of at least 0",
             *(lr, eps, weight_decay),
         )
-        require(lambda: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two betas from 0 to below 1", betas)
+        require_settings(
+            lambda: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two betas from 0 to below 1", betas
+        )
         self._blocks: dict[Tensor, tuple[MatrixBlock, ...]] | None = None
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, **options}
         super().__init__(params, defaults)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.optim.adam import BETAS, Groups, MatrixOptimizer, Moving, batches, require
+from surgeon.optim.adam import BETAS, Groups, MatrixOptimizer, Moving, batches, require_settings
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial of degree 5 that drives singular values towards 1."""
@@ -47,7 +47,7 @@ class Muon(MatrixOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        require(lambda: 0 <= momentum < 1, "a momentum from 0 to below 1", momentum)
+        require_settings(lambda: 0 <= momentum < 1, "a momentum from 0 to below 1", momentum)
         super().__init__(params, lr, betas, eps, weight_decay, {"momentum": momentum})
 
     def _step_group(self, moving: Sequence[Moving], group: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.optim.adam import BETAS, Batch, Groups, MatrixOptimizer, Moving, batches, require
+from surgeon.optim.adam import BETAS, Batch, Groups, MatrixOptimizer, Moving, batches, require_settings
 
 EVERY, LARGEST = 10, 512
 
@@ -48,7 +48,7 @@ class Soap(MatrixOptimizer):
         every: int = EVERY,
         largest: int = LARGEST,
     ) -> None:
-        require(
+        require_settings(
             lambda: all(isinstance(value, int) and value >= 1 for value in (every, largest)),
             "whole numbers of at least 1 as every and largest",
             *(every, largest),
