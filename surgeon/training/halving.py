@@ -53,9 +53,10 @@ def rounds_within(budget: float, settings: int, epochs: int, every: int = 1) -> 
         ends = [min(epochs, max(1, round(epochs * ratio / every)) * every) for ratio in ratios]
         cost = _cost(going, [*ends, epochs])
         if cost > budget and found is None:
+            least = math.ceil(100 * cost / epochs) / 100
             raise UsageError(
-                f"expected a budget of at least {cost / epochs:.3g} whole trainings for {settings} settings, got "
-                f"{budget / epochs:.3g}: raise --budget, or try fewer settings"
+                f"expected a budget of at least {least:g} whole trainings for {settings} settings, got "
+                f"{budget / epochs:.3g}: write --budget {least:g}x, or try fewer settings"
             )
         if cost > budget:
             break

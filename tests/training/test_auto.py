@@ -55,7 +55,7 @@ def test_rounds_use_the_budget_and_never_more(settings: int, every: int) -> None
 
 
 def test_a_budget_that_is_too_small_is_refused_with_what_would_do() -> None:
-    with pytest.raises(UsageError, match=r"expected a budget of at least 2\.9 whole .* got 1\.5"):
+    with pytest.raises(UsageError, match=r"expected a budget of at least 2\.9 whole .* got 1\.5: write --budget 2\.9x"):
         rounds_within(15, 9, 10)
     assert rounds_within(29, 9, 10)
 
