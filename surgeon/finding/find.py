@@ -28,6 +28,7 @@ from surgeon.recording.calls import captured_calls
 from surgeon.recording.candidates import Candidate, find_candidates
 from surgeon.recording.record import Recording, record, unchanged
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
+from surgeon.support.memory import seldom_collected
 from surgeon.support.modes import in_evaluation_mode, in_training_mode
 from surgeon.support.modules import require_network
 from surgeon.support.trees import fresh_copy, map_tensors
@@ -36,6 +37,7 @@ CONSTANT = "the model's output is the same for every sample of the batch: whethe
 UNVERIFIED = "not verified: no sample batch, sites come from the layers' annotations alone"
 
 
+@seldom_collected()
 def find(
     model: nn.Module,
     group: Group | str,

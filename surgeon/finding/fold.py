@@ -86,7 +86,7 @@ def with_fold(
         complaints = _complaints(op, found, chosen, own, torch.Generator().manual_seed(0))
         complaint = next(filter(None, complaints), "")
         if not complaint:
-            return dataclasses.replace(found, fold_note=_coverage(own, found, _most(found, op)))
+            return found
         if not any(own is each for each in before):
             break
     return not_foldable(site, complaint)
@@ -149,8 +149,9 @@ def _found(
         if found.rank and (best is None or found.rank > best[0].rank):
             if most is None:
                 fold["parameters"] = [name for name in names if found.changes(name)]
-            best = found, dataclasses.replace(site, fold=fold, fold_while=holds_while)
-            if not _coverage(found, site, most):
+            note = _coverage(found, site, most)
+            best = found, dataclasses.replace(site, fold=fold, fold_while=holds_while, fold_note=note)
+            if not note:
                 known[looks] = found
                 break
     if best is None:

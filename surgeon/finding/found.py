@@ -193,17 +193,15 @@ def residual_on_random_features(
     x = random_like(op.read_in(measurement.twin, given[0]), torch.Generator().manual_seed(4))
     features = [torch.zeros_like(x), x, *type_in.act(elements, x)]
 
-    def deviation() -> float | None:
-        offset, result = (op.run(measurement.twin, given[0], each) for each in features[:2])
-        scale = float((result - offset).norm())
-        if not scale:
-            return None
-        moved = zip(given[1:], features[2:], type_out.act(elements, result), strict=True)
-        errors = [float((op.run(measurement.twin, more, y) - expected).norm()) / scale for more, y, expected in moved]
-        return reduce(largest, errors, 0.0)
+    def results() -> Tensor:
+        calls = zip((given[0], *given), features, strict=True)
+        return torch.stack([op.run(measurement.twin, arguments, each) for arguments, each in calls])
 
-    own = deviation()
+    own = results()
     with perturbed(measurement.twin, seed=1, inside=op.module):
-        other = deviation()
+        offset, result, *moved = torch.stack([own, results()], dim=1)
+    scales = (result - offset).flatten(1).norm(dim=1).tolist()
+    errors = (torch.stack(moved) - type_out.act(elements, result)).flatten(2).norm(dim=2)
     # An op with weights 0, as last layers often start, shows nothing with its own.
-    return None if other is None else max(other, own or 0.0)
+    ratios = [error / scale for scale, each in zip(scales, errors.T.tolist(), strict=True) if scale for error in each]
+    return reduce(largest, ratios, 0.0) if scales[1] else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -163,8 +163,11 @@ def _types_of_ends(
 ) -> tuple[TensorType, TensorType] | Refusal:
     twin = measurement.twin
     mixed_in, mixed_out = structure.mixed_in, structure.mixed_out
-    verdict_in = _type_under_both(measurement, op, lambda given, result: op.read_in(twin, given), mixed_in)
-    verdict_out = _type_under_both(measurement, op, lambda given, result: op.read_out(twin, given, result), mixed_out)
+    place_in, place_out = (op.argument, op.path_in), (None, op.path_out)
+    verdict_in = _type_under_both(measurement, op, lambda given, result: op.read_in(twin, given), place_in, mixed_in)
+    verdict_out = _type_under_both(
+        measurement, op, lambda given, result: op.read_out(twin, given, result), place_out, mixed_out
+    )
     if _is_silent(verdict_out, mixed_out) and op.node is None:
         verdict_out = _from_sums(measurement, op, mixed_out) or verdict_out
     type_in, type_out = verdict_in.type, verdict_out.type
@@ -221,7 +224,9 @@ def _from_sums(measurement: Measurement, op: Op, mixed: tuple[int, ...]) -> Verd
     return None if probe.recording is None else type_by_use(probe.recording, probe.sums, op.module, index, mixed)
 
 
-def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tuple[int, ...]) -> Verdict:
+def _type_under_both(
+    measurement: Measurement, op: Op, read: Reader, place: Hashable, mixed: tuple[int, ...]
+) -> Verdict:
     """Infer a type from the runs with perturbed weights; it has to hold with the model's own, in every call.
 
     What the op mixes are features, each of which has to transform as the type says, however small it is.
@@ -229,12 +234,13 @@ def _type_under_both(measurement: Measurement, op: Op, read: Reader, mixed: tupl
     name, changed = op.module, measurement.changed
     # What an op inside a forward received is computed anew, with the weights of the runs in question.
     context = perturbed(measurement.twin, inside=name) if op.node is not None else nullcontext()
+    place = place if op.node is None else None
     with context:
-        tensors = [changed.tensor(name, read, call) for call in range(len(changed.first[name]))]
+        tensors = [changed.tensor(name, read, call, place) for call in range(len(changed.first[name]))]
     verdict = infer_type(tensors[0], measurement.tolerance, mixed)
     if verdict.type is None:
         return verdict
-    tensors += [measurement.own.tensor(name, read, call) for call in range(len(tensors))]
+    tensors += [measurement.own.tensor(name, read, call, place) for call in range(len(tensors))]
     deepest = max((-axis for axis in (*verdict.type.axes, *verdict.type.grid, *mixed)), default=0)
     for index, tensor in enumerate(tensors[1:], start=1):
         if tensor.base.ndim < deepest:

@@ -22,7 +22,7 @@ from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, computed_bytes, plain_tensors
 from surgeon.registry import Refusal
 from surgeon.support.copies import cast_to_double, copied
-from surgeon.support.modes import default_dtype, set_training
+from surgeon.support.modes import default_dtype, renew, set_training
 from surgeon.support.trees import as_numbers, as_pairs, map_tensors, tensors_in, to_dtype
 from surgeon.support.widened import set_values, values_of
 
@@ -61,10 +61,8 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "", only: Collectio
     trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
     named = {name: parameter for name, parameter in trained.items() if not only or name in only}
     before = {name: values_of(parameter) for name, parameter in named.items()}
-    mode = part.training
     try:
         with torch.no_grad():
-            set_training(part, True)  # so that going back to eval rebuilds what a library caches there
             for name, parameter in named.items():
                 real = as_pairs(parameter)
                 if real.is_floating_point() and real.numel():
@@ -72,14 +70,13 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "", only: Collectio
                     scale = float(real.square().mean().sqrt()) or 1.0
                     change = PERTURBATION * scale * random_like(real, generator)
                     set_values(parameter, parameter + (as_numbers(change) if parameter.is_complex() else change))
-            set_training(part, mode)
+            renew(part)
         yield
     finally:
         with torch.no_grad():
-            set_training(part, True)
             for name, parameter in named.items():
                 set_values(parameter, before[name])
-            set_training(part, mode)
+            renew(part)
 
 
 def double_twin(model: nn.Module) -> nn.Module:

@@ -40,14 +40,14 @@ def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> 
     bind = argument_binder(module)
     pending: list[Mapping[str, Any]] = []
 
-    def snapshot(tensor: Tensor) -> Tensor:
+    def snapshot(tree: Any) -> Any:
         with torch._C._DisableTorchDispatch():  # a copy is no op of the run
-            return keep(tensor.detach())
+            return map_tensors(lambda tensor: keep(tensor.detach()), tree)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending.append(map_tensors(snapshot, bind(args, kwargs)))
+        pending.append(snapshot(bind(args, kwargs)))
 
     def after(_: nn.Module, args: Any, result: Any) -> None:
-        into.append((pending.pop(), map_tensors(snapshot, result)))
+        into.append((pending.pop(), snapshot(result)))
 
     return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
@@ -65,7 +66,10 @@ def _with_code(model: nn.Module, memo: Mapping[int, Any]) -> nn.Module:
     """
     layers = {id(each): each for each in model.modules() if _pickles_code(each) and id(each) not in memo}
     empty = {key: type(layer).__new__(type(layer)) for key, layer in layers.items()}
-    known = {**memo, **empty}
+    # Torch keeps ten of these in every module, which take copy.deepcopy longer than all the rest.
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    hooks = {id(value): OrderedDict[Any, Any]() for value in attributes if type(value) is OrderedDict and not value}
+    known = {**hooks, **memo, **empty}
     result = copy.deepcopy(model, known)
     for key, layer in layers.items():
         vars(empty[key]).update(copy.deepcopy(vars(layer), known))

@@ -42,10 +42,16 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode  # of modules that keep their parts in a mode of their own choice
 
 
+def rebuilds(module: nn.Module) -> bool:
+    """Tell whether a module, or one inside it, does more than take note when its mode changes."""
+    return any(getattr(part.train, "__func__", None) is not nn.Module.train for part in module.modules())
+
+
 def renew(module: nn.Module) -> None:
     """Let a module rebuild what it keeps of its weights in eval mode, as some libraries do, after these changed."""
-    with modes_kept(module):
-        set_training(module, True)
+    if rebuilds(module):
+        with modes_kept(module):
+            set_training(module, True)
 
 
 @contextmanager
@@ -67,7 +73,7 @@ def drop_computed(model: nn.Module) -> set[str]:
 
     A model that has such (of escnn's layers) is left in training mode, in which it computes with its weights.
     """
-    if all(type(module).train is nn.Module.train for module in model.modules()):
+    if not rebuilds(model):
         return set()
     evaluated = names_in_evaluation(model)
     with in_training_mode(model):

@@ -54,21 +54,37 @@ def named_module(model: nn.Module, name: str) -> nn.Module:
 
 
 def forward_signature(module: nn.Module) -> inspect.Signature:
-    """Return the signature of a module's forward, bound to it; that of a class is looked at once."""
+    """Return the signature of a module's forward, bound to it."""
+    return _forward_of(module)[0]
+
+
+def positions(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the arguments that a module's forward takes by position."""
+    return _forward_of(module)[1]
+
+
+def _forward_of(module: nn.Module) -> tuple[inspect.Signature, tuple[str, ...]]:
+    """Return both; the forward of a class is looked at once."""
     own = getattr(type(module), "forward", None)
     if "forward" in vars(module) or not isinstance(own, FunctionType):
-        return inspect.signature(module.forward)
-    return _bound_signature(own)
+        return _taken_by(module.forward)
+    return _taken_by_class(own)
 
 
 @lru_cache(maxsize=256)
-def _bound_signature(function: FunctionType) -> inspect.Signature:
-    return inspect.signature(MethodType(function, object()))
+def _taken_by_class(forward: FunctionType) -> tuple[inspect.Signature, tuple[str, ...]]:
+    return _taken_by(MethodType(forward, object()))
+
+
+def _taken_by(forward: Callable[..., Any]) -> tuple[inspect.Signature, tuple[str, ...]]:
+    signature = inspect.signature(forward)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return signature, tuple(name for name, each in signature.parameters.items() if each.kind in kinds)
 
 
 def argument_binder(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
     """Return what names the arguments of a call of a module's forward; those that come by position alone at once."""
-    signature, places = forward_signature(module), positions(module)
+    signature, places = _forward_of(module)
 
     def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs or len(args) > len(places):
@@ -76,17 +92,6 @@ def argument_binder(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, A
         return dict(zip(places, args, strict=False))
 
     return bind
-
-
-def positions(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the arguments that a module's forward takes by position."""
-    return _positions(forward_signature(module))
-
-
-@lru_cache(maxsize=256)
-def _positions(signature: inspect.Signature) -> tuple[str, ...]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(name for name, each in signature.parameters.items() if each.kind in kinds)
 
 
 def own_weight(module: nn.Module, name: str) -> nn.Parameter:

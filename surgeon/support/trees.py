@@ -64,7 +64,8 @@ class _Mapper:
         if isinstance(tree, _LEAVES):
             return tree
         if isinstance(tree, Mapping):
-            return _rebuilt(tree, {key: self.map(value) for key, value in tree.items()})
+            mapped = {key: self.map(value) for key, value in tree.items()}
+            return mapped if type(tree) is dict else _rebuilt(tree, mapped)
         if isinstance(tree, list | tuple):
             return _rebuilt(tree, dict(enumerate(map(self.map, tree))))
         if _is_graph_like(tree):

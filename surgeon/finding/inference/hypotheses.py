@@ -7,8 +7,9 @@ dense fit along a wide axis would "succeed" for any injective map of equivariant
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, permutations, product
 
 import torch
@@ -76,15 +77,28 @@ def residual_of(candidate: TensorType, probe: TensorProbe, apart: tuple[int, ...
     """
     further = tuple(axis for axis in apart if axis not in (*candidate.axes, *candidate.grid))
     typed = candidate.with_copies(further, probe.base)
-    elements, values = probe.checks()
-    count, worst = max(1, AT_ONCE // max(1, probe.base.numel())), 0.0
-    for start in range(0, len(elements), count):
-        g, moved = elements[start : start + count], torch.stack(values[start : start + count])
-        both = torch.cat([candidate.act(g, probe.base) - moved, moved])
-        differences, scales = _norms_of_copies(typed, both).chunk(2)
-        scales = torch.maximum(scales, SMALLEST * scales.amax(dim=1, keepdim=True))
-        ratios = torch.where(differences == 0, differences, differences / scales)
-        worst = largest(worst, float(ratios.max()))
+    if probe.alike is None:
+        return _residuals(candidate, typed, [probe])[0]
+    return probe.alike.answer((candidate, apart), probe.number, partial(_residuals, candidate, typed))
+
+
+def _residuals(candidate: TensorType, typed: TensorType, probes: Sequence[TensorProbe]) -> list[float]:
+    """Return the residuals of tensors of one shape; ``typed`` is the candidate on all axes whose entries are apart."""
+    elements, size = probes[0].checks()[0], max(1, probes[0].base.numel())
+    count, worst = max(1, AT_ONCE // size), list[float]()
+    together = max(1, count // len(elements))
+    for first in range(0, len(probes), together):
+        chosen = probes[first : first + together]
+        bases, values = torch.stack([each.base for each in chosen]), [each.checks()[1] for each in chosen]
+        found = [0.0] * len(chosen)
+        for start in range(0, len(elements), count):
+            moved = torch.stack([torch.stack(each[start : start + count]) for each in values], dim=1)
+            both = torch.stack([candidate.act(elements[start : start + count], bases) - moved, moved])
+            differences, scales = _norms_of_copies(typed, both.flatten(0, 2)).reshape(*both.shape[:3], -1)
+            scales = torch.maximum(scales, SMALLEST * scales.amax(dim=2, keepdim=True))
+            ratios = torch.where(differences == 0, differences, differences / scales)
+            found = [*map(largest, found, ratios.amax(dim=(0, 2)).tolist())]
+        worst += found
     return worst
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.core import Group, GroupElement
+from surgeon.finding.inference.alike import Alike, called_alike
 from surgeon.finding.inference.sums import KeptSums, silent_results
 from surgeon.recording.calls import Calls, captured_calls
 from surgeon.recording.record import Recording, record
@@ -91,10 +92,14 @@ class TensorProbe:
 
     Attributes:
         values: one tensor per element of ``elements.all()``.
+        alike: those of other modules that may be judged with it, of which this is one; None if there are none.
+        number: which.
     """
 
     elements: Elements
     values: tuple[Tensor, ...]
+    alike: Alike[TensorProbe] | None = None
+    number: int = 0
 
     @property
     def base(self) -> Tensor:
@@ -150,6 +155,7 @@ class Probe:
         """
         self.elements, self._shelf = elements, Shelf()
         self._model, self._symmetry, self._inputs, self._weights = model, symmetry, inputs, weights
+        self._alike: dict[Hashable, Alike[TensorProbe]] = {}
         (output,), first = self._runs(modules, [None], self._run)
         self.first = {name: calls for name, (calls,) in first.items()}
         silent = [] if recording is None else silent_results(self.first)
@@ -173,11 +179,34 @@ class Probe:
         """Hold no calls any more, but those of some modules, which are put away."""
         self._away |= set(but)
         self._calls = {name: map_tensors(self._shelf.put, self._calls[name]) for name in but}
+        self._alike.clear()
         give_back()
 
-    def tensor(self, name: str, read: Callable[[Mapping[str, Any], Any], Tensor], call: int = 0) -> TensorProbe:
-        """Follow one tensor of one module: ``read(arguments, result)`` picks it out of a call."""
-        return TensorProbe(self.elements, tuple(read(*calls[call]) for calls in self.calls(name)))
+    def tensor(
+        self,
+        name: str,
+        read: Callable[[Mapping[str, Any], Any], Tensor],
+        call: int = 0,
+        place: Hashable = None,
+    ) -> TensorProbe:
+        """Follow one tensor of one module: ``read(arguments, result)`` picks it out of a call.
+
+        Args:
+            place: what ``read`` picks, if it picks the same of every module; those that look alike are judged together.
+        """
+        values = tuple(read(*calls[call]) for calls in self.calls(name))
+        if place is None or name in self._away:
+            return TensorProbe(self.elements, values)
+        names, number = self._kin[name]
+        key = (names[0], call, place)
+        if key not in self._alike:
+            self._alike[key] = Alike(lambda other: self.tensor(names[other], read, call), len(names))
+        return TensorProbe(self.elements, values, self._alike[key], number)
+
+    @cached_property
+    def _kin(self) -> dict[str, tuple[list[str], int]]:
+        """Of the modules whose calls are held, which look alike."""
+        return called_alike({name: self.calls(name) for name in self.first if name not in self._away})
 
     def errors(self) -> dict[str, float]:
         """Return the largest relative equivariance error of the outputs per component; nothing if it is unknown."""

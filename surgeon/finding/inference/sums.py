@@ -35,6 +35,8 @@ def silent_results(calls: Mapping[str, Calls]) -> list[Result]:
 
 def silent_axes(x: Tensor) -> tuple[int, ...]:
     """Return the axes, by negative positions, along which some entries of a tensor are 0; it has entries."""
+    if bool(x.all()):
+        return ()
     profiles = ((axis, x.movedim(axis, 0).reshape(x.shape[axis], -1)) for axis in range(-x.ndim, 0))
     return tuple(axis for axis, profile in profiles if bool((profile == 0).all(1).any()))
 
