@@ -78,7 +78,7 @@ def some_rows_out(form: Form, output: Tensor, count: int, offset: float) -> Tens
 def _spread(view: Tensor, axes: int, count: int, offset: float) -> Tensor:
     total = math.prod(view.shape[:axes])
     if total <= count:
-        return view.reshape(total, -1)
+        return view.reshape(total, math.prod(view.shape[axes:]))
     steps = torch.arange(count, device=view.device, dtype=torch.float64)
     chosen = ((steps * GOLDEN + offset).frac() * total).long().clamp(max=total - 1)
     index = torch.unravel_index(chosen, view.shape[:axes])

@@ -2,7 +2,8 @@
 
 A layer gets dense branches with random W as soon as it is built, so that a W that acts, however little, breaks what
 e3nn asserts of it: normalisation, equivariance, values. It is stripped when its test ends, or before it is handed to
-TorchScript or torch.compile, which take a clean layer only; its state dict has to be what it was but for the branches.
+TorchScript or torch.compile, which take a clean layer only, or the weights of one; its state dict has to be what it was
+but for the branches.
 torch.compile stops at the graph (backend "eager"): what C++ is made of a clean layer is not in question here.
 
 What fails is run once more with e3nn alone: only a test that passes there counts against the branches.
@@ -30,7 +31,10 @@ from surgeon.errors import NothingToRelaxError
 from surgeon.plan import CHILD
 
 LAYERS = (o3.Linear, o3.TensorProduct)
-TAKING = ((torch.jit, "script"), (torch.jit, "trace"), (torch.jit, "trace_module"), (torch, "compile"))
+TAKING = (
+    *((torch.jit, "script"), (torch.jit, "trace"), (torch.jit, "trace_module"), (torch, "compile")),
+    (nn.Module, "load_state_dict"),
+)
 """What is handed a module only after it was stripped."""
 
 
@@ -105,19 +109,21 @@ def every_layer_relaxed() -> Iterator[Layers]:
         patch.undo()
 
 
-class Failures:
-    """Which tests have failed."""
+class Results:
+    """Which tests have failed, and how many passed."""
 
     def __init__(self) -> None:
+        self.passed = 0
         self.failed: dict[str, None] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep a test's name if it, or what it needs, failed."""
+        self.passed += report.passed and report.when == "call"
         if report.failed:
             self.failed[report.nodeid] = None
 
 
-class Plugin(Failures):
+class Plugin(Results):
     """Strips after each test."""
 
     def __init__(self, layers: Layers) -> None:
@@ -160,25 +166,29 @@ def main() -> int:
         code = pytest.main([*given, *tests, *further], plugins=[plugin])
     told = ", ".join(f"{count} {what}" for what, count in layers.counts.items())
     print(f"e3nn {e3nn.__version__}, torch {torch.__version__}; layers: {told or 'none'}")
-    return verdict(int(code), plugin.failed, lambda: failing_alone(folder, given, plugin.failed))
+    return verdict(int(code), plugin, lambda: failing_alone(folder, given, plugin.failed))
 
 
 def failing_alone(folder: Path, given: Sequence[str], failed: Collection[str]) -> Collection[str]:
     """Run tests with e3nn as it is; return those that fail."""
     print(f"running the {len(failed)} that failed with e3nn alone")
-    alone = Failures()
+    alone = Results()
     pytest.main([*given, *(str(folder / name) for name in failed)], plugins=[alone])
     return alone.failed
 
 
-def verdict(code: int, failed: Collection[str], alone: Callable[[], Collection[str]]) -> int:
+def verdict(code: int, results: Results, alone: Callable[[], Collection[str]]) -> int:
     """Say which tests fail with e3nn alone, too, and return the exit status: 0 if no other fails."""
-    if code != pytest.ExitCode.TESTS_FAILED:
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         return code
-    theirs = alone()
-    ours = [name for name in failed if name not in theirs]
-    for name in failed:
+    theirs = alone() if results.failed else ()
+    ours = [name for name in results.failed if name not in theirs]
+    for name in results.failed:
         print(f"{'fails with branches only' if name in ours else 'fails with e3nn alone, too'}: {name}")
+    failing = (
+        f"{len(results.failed)} fail with branches, {len(results.failed) - len(ours)} of these with e3nn alone, too"
+    )
+    print(f"{results.passed} passed, {failing}")
     return code if ours else 0
 
 

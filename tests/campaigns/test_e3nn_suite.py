@@ -10,7 +10,7 @@ from e3nn import o3
 from e3nn.util.test import assert_equivariant
 
 from surgeon.plan import CHILD
-from tests.campaigns.e3nn_suite import complaint, every_layer_relaxed, verdict
+from tests.campaigns.e3nn_suite import Results, complaint, every_layer_relaxed, verdict
 
 pytestmark = pytest.mark.e3nn
 
@@ -28,16 +28,25 @@ def test_every_layer_is_relaxed_and_none_stays_so() -> None:
             compiled = torch.compile(mixing)
         assert CHILD not in mixing._modules
         assert compiled(torch.randn(3, 8)).shape == (3, 7)
+        other = o3.Linear("2x0e + 2x1o", "2x1o + 0e")
+        other.load_state_dict(mixing.state_dict())
     assert CHILD not in product._modules
-    assert layers.counts == {"built": 3, "relaxed": 2, "stripped": 2}
+    assert layers.counts == {"built": 4, "relaxed": 3, "stripped": 3}
     assert CHILD not in o3.Linear("1o", "1o")._modules
 
 
 def test_only_what_passes_with_e3nn_alone_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert verdict(1, ["a", "b"], lambda: ["b", "a"]) == 0
-    assert verdict(1, ["a", "b"], lambda: ["b"]) == 1
-    assert capsys.readouterr().out.splitlines()[2:] == ["fails with branches only: a", "fails with e3nn alone, too: b"]
-    assert verdict(2, [], list) == 2  # interrupted, or nothing could be collected
+    results = Results()
+    assert verdict(0, results, list) == 0
+    results.passed, results.failed = 5, {"a": None, "b": None}
+    assert verdict(1, results, lambda: ["b", "a"]) == 0
+    assert verdict(1, results, lambda: ["b"]) == 1
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "fails with branches only: a",
+        "fails with e3nn alone, too: b",
+        "5 passed, 2 fail with branches, 1 of these with e3nn alone, too",
+    ]
+    assert verdict(2, results, list) == 2  # interrupted, or nothing could be collected
 
 
 def test_sources_that_are_missing_or_others_are_said(tmp_path: Path) -> None:

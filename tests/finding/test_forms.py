@@ -329,6 +329,7 @@ def test_some_rows_are_among_all_rows(name: str) -> None:
 
 
 def test_long_sequences_of_rows_reach_all_of_them_alike() -> None:
+    assert some_rows(LinearForm(), torch.zeros(2, 0, 4), 8, 0.3).shape == (0, 4)
     x, counts = torch.arange(40.0)[:, None], torch.zeros(40)
     for step in range(200):
         counts[some_rows(LinearForm(), x, 8, step * 0.41421356 % 1).long().flatten()] += 1
