@@ -11,7 +11,9 @@ from surgeon.algebra.representations.build import irreps
 from surgeon.algebra.representations.tensors import TensorType
 from surgeon.finding.inference.alike import AT_A_TIME, Alike, called_alike
 from surgeon.finding.inference.hypotheses import residual_of
-from tests.finding.inference.probes import elements_of, probe_of, random
+from surgeon.finding.inference.probe import TensorProbe
+from surgeon.recording.calls import Calls
+from tests.finding.inference.probes import elements_of, random
 
 
 def test_what_a_second_one_is_asked_is_found_out_for_the_next_ones() -> None:
@@ -31,9 +33,11 @@ def test_what_a_second_one_is_asked_is_found_out_for_the_next_ones() -> None:
 
 def test_tensors_are_judged_together_as_each_is_alone() -> None:
     kind, elements = TensorType(irreps(elements_of("SO3").group, "2x1o")), elements_of("SO3")
+    factors = (1.0, 1.1, 2.0)
+    bases = [random(4, 6) for _ in factors]
     probes = [
-        probe_of(elements, x, lambda g, x, factor=factor: factor * kind.act(g, x))
-        for factor, x in ((1.0, random(4, 6)), (1.1, random(4, 6)), (2.0, random(4, 6)))
+        TensorProbe(elements, (x, *(factor * kind.act(g, x) for g in elements.all()[1:])))
+        for factor, x in zip(factors, bases, strict=True)
     ]
     members = Alike(lambda number: probes[number], len(probes))
     together = [dataclasses.replace(each, alike=members, number=number) for number, each in enumerate(probes)]
@@ -43,7 +47,7 @@ def test_tensors_are_judged_together_as_each_is_alone() -> None:
 
 
 def test_modules_are_alike_whose_tensors_have_the_same_shapes_in_all_runs() -> None:
-    def call(rows: int) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def call(rows: int) -> Calls:
         return [({"x": torch.zeros(rows, 3)}, torch.zeros(rows, 2))]
 
     runs = {"a": [call(4), call(4)], "b": [call(4), call(5)], "c": [call(4), call(4)]}
