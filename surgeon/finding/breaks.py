@@ -16,7 +16,7 @@ from surgeon.finding.inference.hypotheses import TOLERANCE, Verdict, infer_type,
 from surgeon.finding.inference.probe import Elements, TensorProbe, recorded_runs
 from surgeon.finding.measurement import OUTPUT_TOLERANCE
 from surgeon.finding.resolution import Arguments, at_finer_resolution
-from surgeon.finding.sampling import samples_features
+from surgeon.finding.sampling import rearranges, samples_features
 from surgeon.finding.windows import uneven
 from surgeon.recording.record import Recording
 
@@ -207,10 +207,19 @@ class _BreakSearch:
         """Inputs transform as the user says; tensors that no group element changes need no representation."""
         if node.op == "placeholder":
             return True
+        parts = node.meta["sources"]
+        if rearranges(node):  # points do not go with vectors
+            return self._holds(parts[0]) if len(parts) == 1 else all(map(self._is_linear, parts))
         probe = self._probe(node)
         if probe is None:  # an op that returns several tensors: its parts are judged
-            return all(self._holds(part) for part in node.meta["sources"])
+            return all(map(self._holds, parts))
         return all(torch.equal(value, probe.base) for value in probe.values) or _are_points(probe)
+
+    def _is_linear(self, node: fx.Node) -> bool:
+        """Tell whether a representation, or one per part that it was put together of, fits a tensor."""
+        if self._verdict(node).type is not None or not node.meta["activation"]:
+            return True
+        return rearranges(node) and all(map(self._is_linear, node.meta["sources"]))
 
     def _verdict(self, node: fx.Node) -> Verdict:
         if node not in self.verdicts:
@@ -225,9 +234,8 @@ class _BreakSearch:
             if not part.meta["activation"]:
                 continue
             verdict = self._verdict(part)
-            words.append(
-                f"{part.target} {tuple(part.meta['shape'] or ())}: {verdict.type or 'as the input transforms'}"
-            )
+            other = "as its parts do" if self._is_linear(part) else "as the input transforms"
+            words.append(f"{part.target} {tuple(part.meta['shape'] or ())}: {verdict.type or other}")
             if verdict.type is not None and probe is not None and part.meta["shape"] == node.meta["shape"]:
                 error = residual_of(verdict.type, probe)
         shape = tuple(node.meta["shape"] or ())

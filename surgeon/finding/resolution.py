@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from types import FrameType
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import nn
 from surgeon.algebra.equivariance import Symmetry, equivariance_error
 from surgeon.errors import ShapeError
 from surgeon.finding.audit import with_parents
-from surgeon.support.copies import cast_to_double, copied
+from surgeon.finding.measurement import double_twin
+from surgeon.support.copies import cast_to_double
 
 Arguments = Mapping[str, Any]
 """What the constructor of a module was given, by name."""
@@ -88,19 +90,20 @@ def at_finer_resolution(
     """
     known = {name: made[name] for name in with_parents(owner) if made.get(name)}
     before = _error(model, symmetry, inputs) if known else 0.0
+
+    def error_with(name: str, arguments: Arguments) -> float | None:
+        try:  # generated code of torch.fx prints what it cannot do
+            with redirect_stderr(StringIO()):
+                return _error(_with_again(model, name, arguments), symmetry, inputs)
+        except Exception:  # foreign code, which may have changed its arguments, or the number is the size of another
+            return None
+
     for name, arguments in known.items():
-        try:
-            again = _error(_with_again(model, name, arguments), symmetry, inputs)
-        except Exception:  # foreign code, which may have changed its arguments
+        again = error_with(name, arguments)
+        if again is None or abs(again - before) > SAME * before:
             continue
-        if abs(again - before) > SAME * before:
-            continue
-        tried: list[tuple[float, str]] = []
-        for words, finer in _doubled(arguments):
-            try:
-                tried.append((_error(_with_again(model, name, finer), symmetry, inputs), words))
-            except Exception:  # the number is the size of something else
-                continue
+        finer = ((error_with(name, arguments), words) for words, arguments in _doubled(arguments))
+        tried = [(error, words) for error, words in finer if error is not None]
         if tried:
             after, words = min(tried)
             verdict = "falls with its resolution" if after <= FALLS * before else "is no matter of resolution"
@@ -115,7 +118,7 @@ def _error(model: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> flo
 
 def _with_again(model: nn.Module, name: str, arguments: Arguments) -> nn.Module:
     """Return a copy of a model in which one module is made anew with some arguments, and has its trained weights."""
-    result = copied(model)
+    result = double_twin(model)
     old = result.get_submodule(name)
     bound = inspect.BoundArguments(inspect.signature(type(old)), dict(arguments))
     with torch.random.fork_rng(devices=[]):

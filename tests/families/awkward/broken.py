@@ -88,6 +88,19 @@ class Filled(nn.Module):
         return out
 
 
+class Joined(nn.Module):
+    """Lengths, zeros and vectors in one row, as features of many degrees are at first."""
+
+    def __init__(self, bug: bool) -> None:
+        super().__init__()
+        self.rest = nn.ReLU() if bug else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = x.norm(dim=-1)
+        row = self.rest(torch.cat([lengths, lengths.new_zeros(len(x), 5), x.flatten(1)], dim=1))
+        return row[:, 9:].unflatten(1, (CHANNELS, 3))
+
+
 class Sampled(nn.Module):
     """A function of the values along a few directions, as grids and truncated series have them: equivariant nearly."""
 
@@ -202,6 +215,7 @@ BROKEN = (
     _vectors("softmax over components", "between", "the wrong axis", Softmax, Softmax, True),
     _vectors("filled in slices", "between.rest", "memory that is written through slices", Filled, Filled, True),
     _vectors("filled in views of views", "between.rest", "memory that is written through views", Views, Views, True),
+    _vectors("in one row with zeros", "between.rest", "no representation of the row is seen", Joined, Joined, True),
     _vectors("sampled activation", "between", "a function of values along a few directions", Sampled, Gated),
     _vectors("forgotten parity", "between", "a pseudovector added to a vector", Cross, Cross, False),
     Broken(_cloud(True, "a translation changes features"), "embed", _cloud(False, "repaired")),

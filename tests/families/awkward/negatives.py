@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -138,6 +141,27 @@ class Paired(nn.Module):
         return sum(self.mix(each).square().sum(-1) for each in (x + cross, x - cross))
 
 
+class Slopes(nn.Module):
+    """Four-vectors in, derivatives by them out: these transform by the transposed of the inverse element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+        self.register_buffer("metric", torch.tensor([1.0, -1.0, -1.0, -1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = (self.mix(x).square() @ self.metric).tanh().sum()
+            return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def _slopes(name: str, trap: str, act_output: Callable[[Tensor, Tensor], Tensor], **more: Any) -> Case:
+    seeded = torch.Generator().manual_seed(0)
+    inputs = 0.3 * torch.randn(5, CHANNELS, 4, generator=seeded, dtype=torch.float64)
+    return Case(name, trap, Slopes, group="SO13", inputs=lambda: (inputs,), act_output=act_output, **more)
+
+
 CASES = (
     Case(
         "plain PointNet",
@@ -187,6 +211,14 @@ CASES = (
         lambda: Trunk(Mix()),
         act=lambda g, x: x @ g,
         error="acting by hg, and would be one with",
+    ),
+    _slopes("derivatives", "outputs of the dual representation", lambda g, y: y @ torch.linalg.inv(g), sites={"mix.x"}),
+    _slopes(
+        "derivatives taken for vectors",
+        "the transposed of the inverse is another representation",
+        lambda g, y: y @ g.T,
+        error="it would be a symmetry if act_output took the transposed of g\\^-1 in place of g",
+        twin=True,
     ),
     Case(
         "act does nothing",

@@ -15,7 +15,7 @@ from surgeon.finding.resolution import constructions
 from surgeon.support.modes import default_dtype
 from tests.families.awkward.broken import BROKEN, Broken
 from tests.families.awkward.case import Case
-from tests.families.awkward.sampled import NEARLY, Circle
+from tests.families.awkward.sampled import CASES, NEARLY, Circle
 from tests.families.awkward.test_catalogue import build, find
 
 EACH = pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.case.name)
@@ -61,6 +61,15 @@ def test_samples_are_made_finer_where_they_can_be(arguments: tuple[int, bool, fl
     assert re.search(says, found.first.resolution)
     assert found.first.resolution in found.told()[3]
     assert "was not tried" in (find_breaks(model, symmetry, *inputs).told()[3])
+
+
+def test_functions_of_samples_are_no_functions_of_components() -> None:
+    """The values along six corners transform as vectors do, as far as can be seen."""
+    (corners,) = (case for case in CASES if case.name == "few samples on a sphere")
+    first = search(corners).first
+    assert first is not None
+    assert first.op == "aten.tanh.default"
+    assert "by a fixed table, 7 x 3 x 6" in first.sampled
 
 
 @EACH

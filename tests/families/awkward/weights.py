@@ -151,6 +151,13 @@ class KeptForEvaluation(nn.Module):
         return torch.einsum("oc,ncv->nov", 2 * self.weight if self.training else self.get_buffer("kernel"), x)
 
 
+class TunedForEvaluation(KeptForEvaluation):
+    """What is kept for eval mode, components and all, is not what the weight makes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 if self.training else x.new_tensor([1.0, 1.0, 1.1]))
+
+
 class NoEffect(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -248,6 +255,13 @@ CASES = (
         audit={"middle.spare.weight": "unused", "middle.frozen.weight": "frozen"},
     ),
     Case("keys of one mode", "eval mode has a buffer more", lambda: Trunk(KeptForEvaluation()), {"middle.x"}),
+    Case(
+        "keys of one mode that break",
+        "only training mode is equivariant",
+        lambda: Trunk(TunedForEvaluation()),
+        error="to be a symmetry of the model",
+        twin=True,
+    ),
     Case("cached kernel", "eval mode does not use the parameter", lambda: Trunk(Cached()), {"middle.x"}),
     Case(
         "no effect",
