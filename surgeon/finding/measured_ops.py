@@ -79,7 +79,9 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
         return chosen
     results = [measure_op(measurement, Op(name, *pair), kernels) for pair in chosen]
     found = [result for result in results if not isinstance(result, Refusal)]
-    return found or next(result for result in results if isinstance(result, Refusal))
+    refusals = (result for result in results if isinstance(result, Refusal))
+    # Where all that is known of some parts is that they are invariant, the others have the word.
+    return next(refusals, found) if all(each.invariant for each in found) else found
 
 
 def _features(measurement: Measurement, name: str, pairs: list[Pair]) -> list[Pair] | Refusal:

@@ -38,7 +38,8 @@ def sample_calls(
     """Return what an op can be given beside unit features, as JSON-compatible data, and what that takes for constant.
 
     Of arguments with one entry per row there are two choices: all one-hot codes, if every row is one; and what was the
-    same in all rows, with random numbers in place of the rest, if so many rows can be held that these span all others.
+    same in all rows, with random numbers in place of the rest, if so many rows can be held that these span all others;
+    else with zeros, of which whoever tries the fold in the calls themselves sees whether they do.
 
     Args:
         calls: arguments by name of each recorded call; None without a recorded run.
@@ -87,7 +88,7 @@ def sample_calls(
             said = holds_while if others else words
             choices.append(({"shape": [count, *shapes[0][1:]], "given": _encoded(tree)}, said))
     if not choices:
-        raise NotFoldableError("what else it is given differs from row to row in more ways than a plan can hold")
+        raise NotFoldableError("what else it is given are whole numbers that differ from row to row")
     return choices
 
 
@@ -122,7 +123,7 @@ def _by_row(site: Site, shapes: Sequence[tuple[int, ...]], further: Sequence[Map
 
 
 def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | None, str]:
-    """Return random rows in which what is constant, and not 0, has its value, and that in words; None if too many."""
+    """Return random rows, or one of zeros, in which what is constant, and not 0, has its value, and that in words."""
     rows, said, varying = {}, [], 1
     kept: dict[Place, tuple[Tensor, Tensor]] = {}
     for place, tensor in values.items():
@@ -135,11 +136,9 @@ def _constants(values: Mapping[Place, Tensor]) -> tuple[dict[Place, Tensor] | No
         kept[place], varying = (mean, constant), varying + int((~constant).sum())
         name = ".".join(map(str, place))
         said += [f"scalar {index} of {name} is {mean[index]:g}" for index in constant.nonzero().flatten()]
-    if varying > MOST_ROWS:
-        return None, ""
-    generator = torch.Generator().manual_seed(0)
+    generator, spanning = torch.Generator().manual_seed(0), varying <= MOST_ROWS
     for place, (mean, constant) in kept.items():
-        random = torch.randn(varying, len(mean), generator=generator, dtype=torch.float64)
+        random = torch.randn(varying if spanning else 1, len(mean), generator=generator, dtype=torch.float64) * spanning
         rows[place] = torch.where(constant, mean, random).reshape(-1, *values[place].shape[1:])
     names = ", ".join(str(place[0]) for place in values)
     many = f"the {len(said)} constant scalars of {names} stay as they were"
@@ -172,6 +171,8 @@ def _encoded(tree: Any) -> Any:
         dtype = str(tree.dtype).removeprefix("torch.")
         if _is_identity(tree):
             return {"identity": len(tree), "shape": list(tree.shape), "dtype": dtype}
+        if tree.numel() and not tree.any():
+            return {"zeros": True, "shape": list(tree.shape), "dtype": dtype}
         if tree.numel() > MOST_NUMBERS:
             raise NotFoldableError(f"it is given a tensor of {tree.numel()} numbers, too many to be kept in a plan")
         return {"tensor": tree.detach().cpu().flatten().tolist(), "shape": list(tree.shape), "dtype": dtype}
@@ -197,8 +198,11 @@ def decoded_call(data: Mapping[str, Any]) -> Any:
     """Return what was encoded, with floating-point numbers in float64."""
     if "shape" in data:
         dtype: torch.dtype = getattr(torch, data["dtype"])
+        dtype = torch.float64 if dtype.is_floating_point else dtype
+        if "zeros" in data:
+            return torch.zeros(data["shape"], dtype=dtype)
         tensor = torch.eye(data["identity"]) if "identity" in data else torch.tensor(data["tensor"])
-        return tensor.to(torch.float64 if dtype.is_floating_point else dtype).reshape(data["shape"])
+        return tensor.to(dtype).reshape(data["shape"])
     if "mapping" in data:
         return {key: decoded_call(value) for key, value in data["mapping"].items()}
     if "named" in data:  # another class of the same fields: a file names none that is imported

@@ -169,4 +169,14 @@ def test_rows_that_differ_in_more_ways_than_can_be_tried_do_not_fold() -> None:
     op = o3.FullyConnectedTensorProduct("2x0e", "40x0e+2x1o", "2x0e+2x1o")
     site = annotated(op, torch.randn(20, 2), y=torch.randn(20, 46))
     assert site.fold is None
-    assert "more ways than a plan can hold" in site.fold_note
+    assert "no change of its weights changes its linear map alone and does the same in every row" in site.fold_note
+
+
+@pytest.mark.e3nn
+def test_what_differs_from_row_to_row_and_does_not_matter_folds() -> None:
+    class Shifted(o3.Linear):  # type: ignore[misc, name-defined]
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return super().forward(x) + y.sum(-1, keepdim=True) * torch.eye(5)[0]
+
+    site = annotated(Shifted("4x0e+3x1o", "2x0e+1x1o"), torch.randn(20, 13), y=torch.randn(20, 200))
+    assert (site.fold_note, site.fold_while) == ("", "")

@@ -204,7 +204,18 @@ def hypotheses(probe: TensorProbe, tolerance: float = TOLERANCE) -> Iterator[Ten
         whole = whole_axis_representation(probe, axis)
         if whole is not None:
             yield TensorType(whole, (axis,))
+    yield from _complex(probe)
     yield from _on_grids(group, probe)
+
+
+def _complex(probe: TensorProbe) -> Iterator[TensorType]:
+    """Components of complex numbers whose real and imaginary parts have an axis of their own, the last."""
+    base = probe.base
+    for axis in _axes_by_preference(base[..., 0]) if base.ndim > 2 and base.shape[-1] == 2 else ():
+        values = tuple(value.movedim(axis - 1, -2).flatten(-2) for value in probe.values)
+        whole = whole_axis_representation(TensorProbe(probe.elements, values), -1)
+        if whole is not None:
+            yield TensorType(whole, (axis - 1, -1))
 
 
 def _axes_by_preference(base: Tensor) -> list[int]:

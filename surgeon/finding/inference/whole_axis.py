@@ -18,8 +18,6 @@ from surgeon.algebra.representations.core import Representation
 from surgeon.finding.inference.axis import (
     FIT_TOLERANCE,
     LARGEST_FITTED,
-    PLANAR,
-    THREE_DIMENSIONAL,
     AxisRows,
     Layout,
     connected,
@@ -50,7 +48,7 @@ def whole_axis_representation(probe: TensorProbe, axis: int) -> Representation |
         if the group is finite or has labelled irreps, for which there are better hypotheses.
     """
     group, width = probe.elements.group, probe.base.shape[axis]
-    if group.finite or group.name in (*THREE_DIMENSIONAL, *PLANAR) or not 1 < width <= LARGEST_FITTED:
+    if group.finite or not 1 < width <= LARGEST_FITTED:
         return None
     if probe.base.numel() < 2 * width * width:
         return None

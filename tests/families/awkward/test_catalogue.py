@@ -18,6 +18,7 @@ from surgeon.plan import Plan
 from surgeon.support.modes import default_dtype
 from surgeon.testing.soundness import Model, check_plan
 from tests.families.awkward import (
+    bases,
     cartesian,
     forwards,
     frames,
@@ -54,6 +55,7 @@ THEMES = (
     groups,
     numbers,
     spectral,
+    bases,
 )
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
@@ -136,6 +138,8 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
         "spectral layers",
         "Dirac spinors",
         "structured batch",
+        "monomials",
+        "complex harmonics",
     ],
 )
 def test_what_can_be_folded_is_folded_without_loss(name: str) -> None:
