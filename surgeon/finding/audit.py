@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import fx, nn
 
 from surgeon.plan import AuditEntry, Coverage, Site, Skipped
-from surgeon.recording.candidates import meetings_of
+from surgeon.recording.candidates import Meeting, meetings_of
 from surgeon.recording.provenance import used_parameters
 
 if TYPE_CHECKING:
@@ -94,7 +94,18 @@ class _Auditor:
             return "not linear", "; ".join(_BY_MEETING[meeting] for meeting in sorted(meetings))
         if self.evidence.unmeasured:
             return "unexplained", f"no adapter knows its op, and it was not {self.evidence.unmeasured}"
-        return "unexplained", f"its ops ({', '.join(sorted(meetings))}) are no linear map that is known"
+        return "unexplained", _not_followed(ops)
+
+
+def _not_followed(ops: Mapping[fx.Node, Meeting]) -> str:
+    """Say of weights with which op, and where, an activation meets them, as far as it is none that could be a site."""
+    nodes = [node for node, meeting in ops.items() if meeting not in _BY_MEETING] or list(ops)
+    met = dict.fromkeys(f"{node.target} in {node.meta['owner'] or 'the forward of the model itself'}" for node in nodes)
+    more = f" and {len(met) - 1} more" if len(met) > 1 else ""
+    return (
+        f"it meets an activation in {next(iter(met))}{more}, of which no linear map of features is known: an adapter "
+        "would have to name it as a site"
+    )
 
 
 def acting(audit: Iterable[AuditEntry]) -> tuple[int, int, int]:

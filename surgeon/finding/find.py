@@ -175,7 +175,7 @@ def _combined(
         complaint = dataclasses.replace(complaint, words="; ".join([complaint.words, *filter(None, hints)]))
     notes = (f"representations were not {unmeasured}",) if unmeasured and symmetry is not None else ()
     notes = (*notes, CONSTANT) if measurement is not None and measurement.constant else notes
-    if measurement is not None and measurement.errors and not measurement.exact:
+    if measurement is not None and measurement.errors and (measurement.sampled or not measurement.exact):
         errors = ", ".join(f"{error:.1e} under {component}" for component, error in measurement.errors.items())
         notes = (*notes, f"the model's own output deviates from equivariance by {errors}", measurement.sampled)
     hidden = unseen(measurement.symmetry, measurement.inputs) if measurement is not None else ""

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from surgeon.finding.breaks import find_breaks
+from surgeon.finding.inference.hypotheses import TOLERANCE
 from surgeon.finding.measurement import Measurement
 from surgeon.finding.own_symmetry import judged
 from surgeon.support.modes import default_dtype
@@ -18,7 +19,7 @@ def nearly_by_design(measurement: Measurement) -> Measurement:
     Other weights, which would make an error of trained ones larger, may not exceed that either.
     """
     group, own = measurement.symmetry.group, measurement.errors
-    if not own or measurement.exact:
+    if not own or max(own.values()) <= TOLERANCE:
         return measurement
     with default_dtype(torch.float64):
         if any(judged(group, errors, torch.float64) for errors in (own, measurement.changed.errors())):

@@ -33,6 +33,21 @@ def test_blocks_of_multiplicity_0_fold_like_none(hidden: str) -> None:
     assert torch.allclose(model(x).detach(), clean, atol=1e-5)
 
 
+def test_a_weight_in_an_op_that_is_not_understood_says_which_and_where() -> None:
+    class Powers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.powers = nn.Linear(4, 4, bias=False), nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mix(x.mT).norm(dim=1) ** self.powers
+
+    plan = surgeon.find(Powers(), "SO3", torch.randn(5, 4, 3), act=lambda g, x: x @ g.T, act_output=lambda g, y: y)
+    (entry,) = (entry for entry in plan.audit if entry.parameter == "powers")
+    assert entry.coverage == "unexplained"
+    assert "it meets an activation in aten.pow.Tensor_Tensor in the forward of the model itself, of" in entry.reason
+
+
 def test_an_adapter_that_fails_at_one_op_costs_that_op_only() -> None:
     real = installed_adapters()["e3nn"]
     model = nn.Sequential(*(o3.Linear("2x0e+2x1o", "2x0e+2x1o") for _ in range(3)))

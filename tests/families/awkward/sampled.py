@@ -94,6 +94,12 @@ NEARLY = (
         12,
         sites={f"{layers}.{m}.x" for layers in ("first", "last") for m in (1, 2)},
     ),
+    _circle(
+        "many samples on a circle",
+        "the error of the output is hardly more than rounding, that of the features is more",
+        17,
+        sites={f"{layers}.{m}.x" for layers in ("first", "last") for m in (1, 2)},
+    ),
     _sphere("samples on a sphere", "so do vectors", icosahedron(), 0.2, sites={"first.x", "last.x"}),
 )
 CASES = (
