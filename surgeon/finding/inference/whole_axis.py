@@ -1,4 +1,4 @@
-"""All of one axis at once, for groups whose irreps are not labelled by a Casimir: multivectors, bivectors, spinors.
+"""All of one axis at once, where no labelled irreps fit: multivectors, bivectors, spinors, monomials of components.
 
 The images of the generators are regressed on one half of the rows, confirmed on the other, checked against the group's
 commutation relations and cut into the blocks that they connect.
@@ -45,7 +45,7 @@ def whole_axis_representation(probe: TensorProbe, axis: int) -> Representation |
 
     Returns:
         A direct sum of blocks, none of which falls apart in the coordinates of the tensor; None if there is none, or
-        if the group is finite or has labelled irreps, for which there are better hypotheses.
+        if the group is finite, for which there are better hypotheses.
     """
     group, width = probe.elements.group, probe.base.shape[axis]
     if group.finite or not 1 < width <= LARGEST_FITTED:
