@@ -55,16 +55,20 @@ class Spin(nn.Module):
 
 
 class Corners(nn.Module):
-    """A function of the values at an icosahedron's corners, which its rotations permute; they are mixed there, too."""
+    """A function of the values at an icosahedron's corners, which its rotations permute; they are mixed there, too.
 
-    def __init__(self) -> None:
+    The steeper it is, the farther it is from a function of the directions that other rotations keep.
+    """
+
+    def __init__(self, steepness: float) -> None:
         super().__init__()
+        self.steepness = steepness
         self.vector, self.corner = Channels(), Channels()
         self.register_buffer("corners", icosahedron())
 
     def forward(self, x: Tensor) -> Tensor:
         corners = self.corners.to(x)
-        return self.corner((self.vector(x) @ corners.T / 4).exp()).square() @ corners
+        return self.corner((self.steepness * self.vector(x) @ corners.T).exp()).square() @ corners
 
 
 def _case(
@@ -73,7 +77,7 @@ def _case(
     return Case(
         name,
         trap,
-        lambda: build(argument) if argument is not None else build(),
+        lambda: build(argument),
         group=group,
         inputs=lambda: (random(*shape),),
         **{"act_output": lambda g, y: y @ g.T, **more},  # type: ignore[arg-type]
@@ -101,6 +105,6 @@ CASES = (
     _case("ring that ends", "no translations", "Z8", Ring, "zeros", (6, 2, 8), error="Z8 to be a symmetry"),
     _case("doublets", "real pairs", "SU2", Spin, 3, (24, CHANNELS, 4), sites={"doublet.x", "triplet.x"}),
     _case("one axis of spin", "a smaller group", "SU2", Spin, 1, (24, CHANNELS, 4), error=NO_SYMMETRY),
-    _case("corners", "permuted by turns", "ICOSA", Corners, None, (24, CHANNELS, 3), sites={"vector.x", "corner.x"}),
-    _case("corners of another", "no cube's", "OCTA", Corners, None, (24, CHANNELS, 3), error="OCTA to be a symmetry"),
+    _case("corners", "permuted by turns", "ICOSA", Corners, 0.25, (24, CHANNELS, 3), sites={"vector.x", "corner.x"}),
+    _case("corners of another", "no cube's", "OCTA", Corners, 2.0, (24, CHANNELS, 3), error="OCTA to be a symmetry"),
 )
