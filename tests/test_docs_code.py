@@ -46,14 +46,16 @@ SHOWN = {
 """Page and beginning of blocks that are neither commands alone nor Python, with the reason why nothing runs them."""
 
 ELSEWHERE = {
-    "--help": "every command",
+    "--branches": "benchmarks/accuracy/table_a.py",
     "--debug": "before the command",
     "--disable-pip": "pip-audit",
-    "--foundation_model": "mace_run_train",
     "--fill": "tests/tutorials.py",
+    "--foundation_model": "mace_run_train",
+    "--frames": "benchmarks/accuracy/table_a.py",
     "--fsdp_auto_wrap_policy": "accelerate",
     "--fsdp_version": "accelerate",
     "--guided": "make fuzz",
+    "--help": "every command",
     "--megabytes": "benchmarks/file_memory.py",
     "--nproc_per_node": "torchrun",
     "--num_processes": "accelerate",
