@@ -20,6 +20,7 @@ from surgeon.algebra.moments import SecondMoment, gram_matrix
 from surgeon.errors import PlanError, SurgeryError
 from surgeon.finding.forms import Form, LinearForm, row_count, rows_of, some_rows
 from surgeon.plan import CHILD, StripMode
+from surgeon.support.transforms import no_transforms, outside
 from surgeon.support.trees import Place, tensor_at, with_tensor
 
 
@@ -172,7 +173,8 @@ class Branch(nn.Module):
     def see(self, x: Tensor) -> None:
         """Record the features of a training forward, if anything is to be recorded."""
         if self._records():
-            self._tap(x.detach())
+            with no_transforms():
+                self._tap(outside(x).detach())
 
     def record(self, tap: Tap | None) -> None:
         """Forget what was recorded, and record this from now on; None for nothing."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from surgeon.algebra.moments import mean_over_processes, processes
 from surgeon.editing.relaxation import Relaxation
 from surgeon.finding.forms import some_rows, some_rows_out
+from surgeon.support.transforms import no_transforms, outside
 
 ROWS, CALLS = 128, 2
 """Rows that are looked at in each call of a branch, and calls."""
@@ -44,9 +45,11 @@ class SiteUse:
         if len(self._seen[key]) == CALLS:
             return
         form = self._relaxation.branches[key].form
-        rows, without = some_rows(form, x.detach(), ROWS, 0.0), some_rows_out(form, output.detach(), ROWS, 0.0)
-        if len(rows) == len(without):  # or else the op's result has been spread over further rows
-            self._seen[key].append((rows.clone(), without.clone()))
+        with no_transforms():
+            rows = some_rows(form, outside(x).detach(), ROWS, 0.0)
+            without = some_rows_out(form, outside(output).detach(), ROWS, 0.0)
+            if len(rows) == len(without):  # or else the op's result has been spread over further rows
+                self._seen[key].append((rows.clone(), without.clone()))
 
     def ratios(self) -> dict[str, list[float | None]]:
         """Return what was seen in all processes, which have to call this together, in the order of the plan.

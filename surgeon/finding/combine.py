@@ -29,6 +29,7 @@ from surgeon.recording.candidates import Candidate, meetings_of, reaches_output
 from surgeon.recording.kernels import kernels_of
 from surgeon.recording.record import Recording
 from surgeon.registry import Refusal
+from surgeon.support.modes import default_dtype
 
 NO_EFFECT = (
     "no gradient of the output reaches it on the sample batch: nothing uses what it computes, it only makes a choice, "
@@ -177,9 +178,10 @@ def _site(result: Combined, found: Found, measurement: Measurement, evidence: Ev
     """Return a measured site, with what is needed to fold it."""
     site, name = dataclasses.replace(found.site(), calls=count), found.op.module
     calls = [arguments for arguments, _ in measurement.own.first[name]]
-    return with_fold(
-        site, measurement.twin.get_submodule(name), calls, evidence.usage.ties.of(name), known=result.folds
-    )
+    with default_dtype(torch.float64):
+        return with_fold(
+            site, measurement.twin.get_submodule(name), calls, evidence.usage.ties.of(name), known=result.folds
+        )
 
 
 def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:

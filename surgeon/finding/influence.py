@@ -14,6 +14,7 @@ from surgeon.finding.ops import random_like
 from surgeon.plan import Site
 from surgeon.recording.record import unchanged
 from surgeon.support.modes import default_dtype, set_training
+from surgeon.support.transforms import no_transforms
 from surgeon.support.trees import Place, as_pairs, equal, map_tensors, tensor_at, tensors_in, with_tensor
 
 
@@ -107,7 +108,8 @@ def unmoved(measurement: Measurement, weights: Sequence[str]) -> list[str]:
 def _adder(path: Place, into: list[Tensor]) -> Any:
     def add(module: nn.Module, args: Any, output: Any) -> Any:
         result = tensor_at(output, path)
-        probe = torch.zeros_like(result, requires_grad=True)
+        with no_transforms():
+            probe = result.new_zeros(result.shape, requires_grad=True)
         into.append(probe)
         return with_tensor(output, path, result + probe)
 

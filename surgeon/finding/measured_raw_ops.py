@@ -39,10 +39,10 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
         return [], Refusal("never called on the sample batch", "unused")
     try:
         inside = choose_inside(measurement.twin.get_submodule(name), calls)
+        with default_dtype(torch.float64), torch.enable_grad():
+            ops = inside.ops(calls[0])
     except NotTraceableError as error:
         return [], Refusal(f"cannot be relaxed here, because {error}", "unexplained")
-    with default_dtype(torch.float64), torch.enable_grad():
-        ops = inside.ops(calls[0])
     found: list[Found] = []
     refusals: list[tuple[str, Refusal]] = []
     added: list[tuple[str, Refusal]] = []  # for the other parameters of an op, biases above all
@@ -72,11 +72,10 @@ def _argument(raw: RawOp, taken: list[Op]) -> str:
 def _measure_one(
     measurement: Measurement, name: str, inside: InsideForward, raw: RawOp, argument: str
 ) -> Found | Refusal:
-    arguments = measurement.own.first[name][0][0]
-    place = (REAL_PAIRS,) if inside.operand(raw, arguments).is_complex() else ()
-    op = _OpInside(name, argument, place, node=raw.place, parameters=raw.parameters, raw=raw, inside=inside)
-    twin = measurement.twin
+    arguments, twin = measurement.own.first[name][0][0], measurement.twin
     with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
+        place = (REAL_PAIRS,) if inside.operand(raw, arguments).is_complex() else ()
+        op = _OpInside(name, argument, place, node=raw.place, parameters=raw.parameters, raw=raw, inside=inside)
         real = op.read_in(twin, arguments)
         deviation = linear_deviation(lambda x: op.run(twin, arguments, x), real, torch.Generator().manual_seed(0))
         if measurement.drawn is not None:

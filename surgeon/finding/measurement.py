@@ -191,6 +191,7 @@ def measure_model(
         symmetry.check(inputs, generator)
         state = torch.get_rng_state()
         outputs = _run_in_double(twin, symmetry, inputs)
+        _require_finite(outputs)
         draws = not torch.equal(state, torch.get_rng_state())
         elements = Elements.draw(symmetry.group, generator)
         held = max(HELD, computed_bytes(recording)) if recording is not None else HELD
@@ -257,6 +258,17 @@ def _run_in_double(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...])
             f"expected a model that runs in float64, which measuring representations needs, but {error}: make it "
             "follow the dtype of its inputs, or leave the action out and rely on annotations"
         ) from error
+
+
+def _require_finite(outputs: Any) -> None:
+    finite = [as_pairs(leaf).isfinite() for leaf in tensors_in(outputs)]
+    everything, bad = sum(each.numel() for each in finite), sum(int((~each).sum()) for each in finite)
+    if bad:
+        raise TaskError(
+            f"expected finite outputs, but {bad} of {everything} numbers that the model returns for the sample batch "
+            "are NaN or infinite, so that nothing can be measured: give a batch on which it is defined, or correct it "
+            "(the norm of a vector of length 0 has no gradient)"
+        )
 
 
 def _require_deterministic(first: Any, second: Any) -> None:

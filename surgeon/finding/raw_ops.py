@@ -351,5 +351,6 @@ class Traced:
 
     def _values(self, call: Mapping[str, Any]) -> dict[fx.Node, Any]:
         keeping, given = _Keeping(self.owner, self.graph), map_tensors(fresh_copy, call)
-        keeping.run(*_flat_inputs(self.owner, self.graph, given), enable_io_processing=False)
+        with torch.enable_grad():  # it may differentiate
+            keeping.run(*_flat_inputs(self.owner, self.graph, given), enable_io_processing=False)
         return keeping.env

@@ -23,6 +23,7 @@ from surgeon.finding.ops import Change
 from surgeon.finding.own_forward import NotTraceableError
 from surgeon.finding.raw_ops import CONTRACTION_METHODS, CONTRACTIONS, RawOp, eager_complaint, multiplied
 from surgeon.recording.record import plain_tensors
+from surgeon.support.transforms import is_mapped, outside
 from surgeon.support.trees import fresh_copy, map_tensors
 
 _FUNCTIONS = CONTRACTIONS | {getattr(Tensor, name) for name in CONTRACTION_METHODS if hasattr(Tensor, name)}
@@ -209,10 +210,13 @@ def watch_complaint(owner: nn.Module, calls: Sequence[Mapping[str, Any]]) -> str
 def ops_met(owner: nn.Module, call: Mapping[str, Any]) -> list[RawOp]:
     """Return the ops that a module's own code runs in a call, those of its children left out.
 
-    Left out, too, are those where gradients are off or transformed by functions, or that are computed once more in the
-    backward pass, when nothing follows the forward.
+    Left out, too, are those where gradients are off, that see one of many rows (under vmap), or that are computed once
+    more in the backward pass, when nothing follows the forward.
+
+    Raises:
+        NotTraceableError: if they all run under vmap.
     """
-    outside, found, inside = _surroundings(), list[RawOp](), [0]
+    around, found, mapped, inside = _surroundings(), list[RawOp](), list[RawOp](), [0]
 
     def enter(*_: Any) -> None:
         inside[0] += 1
@@ -221,8 +225,8 @@ def ops_met(owner: nn.Module, call: Mapping[str, Any]) -> list[RawOp]:
         inside[0] -= 1
 
     def meet(met: Met) -> Tensor:
-        if not inside[0] and _surroundings() == outside:
-            found.extend(met.ops)
+        if not inside[0] and _surroundings() == around:
+            (mapped if is_mapped() else found).extend(met.ops)
         return met.result
 
     hooks = (
@@ -234,12 +238,14 @@ def ops_met(owner: nn.Module, call: Mapping[str, Any]) -> list[RawOp]:
     finally:
         for hook in hooks:
             hook.remove()
+    if mapped and not found:
+        raise NotTraceableError("its forward multiplies by its parameters under vmap, where it sees one row at a time")
     return found
 
 
 def _surroundings() -> tuple[Any, ...]:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # of checkpointing, which runs a part again
-    return torch.is_grad_enabled(), hooks, torch._C._functorch.peek_interpreter_stack() is None
+    return torch.is_grad_enabled(), hooks
 
 
 def _call(owner: nn.Module, call: Mapping[str, Any], meet: Meet) -> Any:
@@ -257,16 +263,17 @@ def met_in(owner: nn.Module, op: RawOp, call: Mapping[str, Any]) -> Met:
 
     def meet(met: Met) -> Tensor:
         if any(each.place == op.place for each in met.ops):
-            copies = {id(tensor): tensor.detach().clone() for tensor in met.operands.values()}
+            copies = {id(tensor): outside(tensor).detach().clone() for tensor in met.operands.values()}
             operands = {index: copies[id(tensor)] for index, tensor in met.operands.items()}
             args, kwargs = met.args, met.kwargs
             for tensor in met.operands.values():
                 args, kwargs = (_replaced(each, tensor, copies[id(tensor)]) for each in (args, kwargs))
-            result = met.result.detach().clone()
+            result = outside(met.result).detach().clone()
             found.append(dataclasses.replace(met, args=args, kwargs=kwargs, operands=operands, result=result))
         return met.result
 
-    _call(owner, map_tensors(fresh_copy, call), meet)
+    with torch.enable_grad():  # it may differentiate
+        _call(owner, map_tensors(fresh_copy, call), meet)
     if not found:
         raise NotTraceableError("whether its forward runs into this op depends on the input")
     return found[0]

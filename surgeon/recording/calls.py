@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.support.modules import argument_binder
+from surgeon.support.transforms import outside
 from surgeon.support.trees import map_tensors
 
 Calls = list[tuple[Mapping[str, Any], Any]]
@@ -42,7 +43,7 @@ def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> 
 
     def snapshot(tree: Any) -> Any:
         with torch._C._DisableTorchDispatch():  # a copy is no op of the run
-            return map_tensors(lambda tensor: keep(tensor.detach()), tree)
+            return map_tensors(lambda tensor: keep(outside(tensor).detach()), tree)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pending.append(snapshot(bind(args, kwargs)))

@@ -61,11 +61,17 @@ def erase_branches(graph: fx.Graph, child: str) -> tuple[fx.Graph, Counter[str]]
     inside = [node for node in inside if not node.meta["backward"]]
     calls = {(node.meta["owner"], node.meta["call_index"]) for node in inside}
     # output + what the branch adds is the last sum of a branch; before and after it the output may be reshaped
-    replaced = {node: node.args[0] for node in inside if getattr(node.target, "overloadpacket", None) in _PASS_ON}
+    replaced = {node: node.args[0] for node in inside if _passes_on(node)}
     dropped = {node for node in inside if node not in replaced}
     dropped |= {node for node in graph.nodes if node.op == "get_attr" and child in str(node.target).split(".")}
     erased = _filtered(graph, lambda node: not node.meta["backward"] and node not in dropped, replaced)
     return erased, Counter(name for name, _ in calls)
+
+
+def _passes_on(node: fx.Node) -> bool:
+    if node.target is _aten.mul.Scalar:  # times 1: so vmap writes the first summand of addmm
+        return bool(node.args[1] == 1)
+    return getattr(node.target, "overloadpacket", None) in _PASS_ON
 
 
 def _filtered(graph: fx.Graph, keep: Callable[[fx.Node], bool], replaced: Mapping[fx.Node, Any]) -> fx.Graph:

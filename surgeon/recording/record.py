@@ -238,7 +238,8 @@ def _signature(op: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
 
 def _memory(tensor: Tensor) -> int:
     """Return where a tensor's numbers are; 0 if there are none, or not in one piece."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.numel() else 0
+    own = tensor.layout is torch.strided and tensor.numel() and not tensor._is_zerotensor()
+    return tensor.untyped_storage().data_ptr() if own else 0
 
 
 def without_recording() -> Any:

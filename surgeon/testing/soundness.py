@@ -19,6 +19,7 @@ from surgeon.plan import CHILD, Plan
 from surgeon.recording.compare import compare_graphs, erase_branches, forward_part
 from surgeon.recording.record import Recording, record, unchanged
 from surgeon.support.modes import in_evaluation_mode, in_training_mode
+from surgeon.support.transforms import outside
 from surgeon.support.trees import as_pairs, map_tensors, tensors_in
 
 THETA = 0.1
@@ -133,7 +134,7 @@ def _scale_to_op(model: Model, branch: Branch) -> None:
     def watch(_: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         nothing = torch.zeros_like(args[1])
         added = branch.form.add(nothing, (branch.weight.detach(),), args[0].detach())
-        norms.append((float(args[1].detach().norm()), float(added.norm())))
+        norms.append((float(outside(args[1]).detach().norm()), float(outside(added).norm())))
 
     hook = branch.register_forward_pre_hook(watch)
     try:

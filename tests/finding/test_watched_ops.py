@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -91,7 +91,8 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
     "scales": (lambda net, x: x * net.b, []),
     "without gradients": (without_gradients, []),
     "checkpointed inside": (lambda net, x: checkpoint(lambda y: y @ net.w, x, use_reentrant=False), []),
-    "mapped": (lambda net, x: vmap(lambda y: y @ net.w)(x), []),
+    "differentiated": (lambda net, x: grad(lambda y: (y @ net.w).square().sum())(x), ["w@0:0"]),
+    "mapped beside another": (lambda net, x: vmap(lambda y: y @ net.layers[0])(x) @ net.w, ["w@0:0"]),
 }
 
 
@@ -106,6 +107,11 @@ def test_contractions_with_parameters_are_met(form: str) -> None:
         met = met_in(net, op, {"x": x})
         assert torch.equal(met.on(op.operand, met.operands[op.operand]), met.result)
         assert not torch.equal(met.on(op.operand, torch.randn(met.operands[op.operand].shape)), met.result)
+
+
+def test_what_sees_one_row_at_a_time_is_a_complaint() -> None:
+    with pytest.raises(NotTraceableError, match="under vmap"):
+        ops_met(Raw(lambda net, x: vmap(lambda y: y @ net.w)(x)), {"x": torch.randn(N, C)})
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,16 @@ class Noisy(nn.Module):
         return self.mix(x + 1e-3 * torch.randn_like(x)).square().sum(-1)
 
 
+class Infinite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(x).square().sum(-1)
+        return y / torch.zeros_like(y)
+
+
 class FixedDtype(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -191,6 +201,7 @@ CASES = (
     Case("invariants only", "nothing transforms", InvariantOnly, error="nothing to relax.*2 x invariant to invariant"),
     Case("bias on vectors", "the layer itself breaks the symmetry", Biased, error="to be a symmetry of the model"),
     Case("noise in eval mode", "not deterministic", Noisy, error="deterministic model, but two runs .* differ by"),
+    Case("infinite", "divides by 0", Infinite, error="but 28 of 28 numbers that the model returns .* are NaN or inf"),
     Case("fixed dtype", "asks for float32 by itself", lambda: FixedDtype().float(), {"mix.x"}, sound=False),
     Case(
         "nearly equivariant",

@@ -22,6 +22,7 @@ from tests.families.awkward import (
     cartesian,
     forwards,
     frames,
+    functions,
     groups,
     layouts,
     multivectors,
@@ -41,6 +42,7 @@ from tests.families.awkward.case import Case
 THEMES = (
     forwards,
     frames,
+    functions,
     weights,
     layouts,
     structures,
