@@ -147,7 +147,7 @@ def _by_use(measurement: Measurement, claim: Claim, addition: _Addition | None) 
 
 def _possible_types(group: Group, y: Tensor) -> Iterator[TensorType]:
     """Vector indices, and all degrees from 0 on along an axis of length 4, 9, 16, ..., as spherical harmonics have."""
-    yield from vector_types(group, y)
+    yield from vector_types(group, y.shape)
     for axis in range(-1, -y.ndim - 1, -1):
         degrees = math.isqrt(y.shape[axis])
         if group.name in THREE_DIMENSIONAL and degrees > 1 and degrees**2 == y.shape[axis]:

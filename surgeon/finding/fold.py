@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,8 +49,22 @@ MOST_FOLDED = 4 * 10**9
 """The same up to which an op is folded at all."""
 
 
-Known = dict[Hashable, FoldMap]
-"""Fold maps that reach all intertwiners, by what their ops look like."""
+@dataclass(frozen=True)
+class Tried:
+    """What the weights of an op take in.
+
+    Attributes:
+        parameters: names of those that this changes.
+        note: how much of all intertwiners they reach, in words; empty if all.
+    """
+
+    fold_map: FoldMap
+    parameters: list[str]
+    note: str
+
+
+Known = dict[Hashable, Tried]
+"""What reaches all intertwiners, by what its op looks like."""
 
 
 def not_foldable(site: Site, why: str) -> Site:
@@ -76,7 +91,7 @@ def with_fold(
     if tied:
         return not_foldable(site, f"its weights are tied to {', '.join(sorted(tied))}, which folding would change too")
     known = {} if known is None else known
-    before, complaint = list(known.values()), ""
+    before, complaint = [each.fold_map for each in known.values()], ""
     for tried in (known, Known()):
         try:
             own, found = _found(site, op, calls, wrap, tried)
@@ -135,8 +150,8 @@ def _found(
 
     What reaches all intertwiners is all there is, so that the next op that looks alike can be tried out with it.
     """
-    own = dict(op.named_parameters())
-    names = [name for name, weight in own.items() if weight.requires_grad and as_pairs(weight).is_floating_point()]
+    weights = op.named_parameters()
+    names = [name for name, weight in weights if weight.requires_grad and as_pairs(weight).is_floating_point()]
     names = [name for name in names if site.node is None or name in site.parameters]
     if not names:
         raise NotFoldableError("its weights are frozen")
@@ -144,21 +159,28 @@ def _found(
     for call, holds_while in sample_calls(site, op, calls, wrap is not None):
         fold = {"parameters": names, **call}
         trial = dataclasses.replace(site, fold=fold)
-        most, looks = _most(trial, op), _looks(trial, op)
-        found = known.get(looks) or _fold_map(op, site, fold, wrap, most)
-        if found.rank and (best is None or found.rank > best[0].rank):
-            if most is None:
-                fold["parameters"] = [name for name in names if found.changes(name)]
-            note = _coverage(found, site, most)
-            best = found, dataclasses.replace(site, fold=fold, fold_while=holds_while, fold_note=note)
-            if not note:
-                known[looks] = found
+        looks = _looks(trial, op)
+        own = known.get(looks) or _tried(trial, op, wrap)
+        if own.fold_map.rank and (best is None or own.fold_map.rank > best[0].rank):
+            fold["parameters"] = [*own.parameters]
+            best = own.fold_map, dataclasses.replace(site, fold=fold, fold_while=holds_while, fold_note=own.note)
+            if not own.note:
+                known[looks] = own
                 break
     if best is None:
         also = " and does the same in every row of what else it is given" if calls and len(calls[0]) > 1 else ""
         raise NotFoldableError(f"no change of its weights changes its linear map alone{also}")
     best[0].holds_while = best[1].fold_while
     return best
+
+
+def _tried(site: Site, op: nn.Module, wrap: Wrap | None) -> Tried:
+    """Run the op of a site, which has fold data, with other weights."""
+    assert site.fold is not None
+    most, names = _most(site, op), site.fold["parameters"]
+    own = _fold_map(op, site, site.fold, wrap, most)
+    changed = [name for name in names if own.changes(name)] if most is None else names
+    return Tried(own, changed, _coverage(own, site, most) if own.rank else "")
 
 
 def _most(site: Site, op: nn.Module) -> int | None:

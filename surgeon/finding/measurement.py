@@ -19,10 +19,11 @@ from surgeon.finding.inference.rows import FewRows, few_rows
 from surgeon.finding.ops import call_forward, random_like
 from surgeon.finding.precision import run_in_double
 from surgeon.recording.calls import Calls, captured_calls
-from surgeon.recording.record import Recording, computed_bytes, plain_tensors
+from surgeon.recording.record import Recording, computed_bytes, differentiates, plain_tensors
 from surgeon.registry import Refusal
 from surgeon.support.copies import cast_to_double, copied
 from surgeon.support.modes import default_dtype, renew, set_training
+from surgeon.support.modules import named_module
 from surgeon.support.trees import as_numbers, as_pairs, map_tensors, tensors_in, to_dtype
 from surgeon.support.widened import set_values, values_of
 
@@ -57,7 +58,7 @@ def perturbed(model: nn.Module, seed: int = 0, inside: str = "", only: Collectio
         inside: qualified name of the module whose parameters are changed; default all.
         only: names of those that are changed, within this module; default all.
     """
-    part = model.get_submodule(inside)
+    part = named_module(model, inside)
     trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
     named = {name: parameter for name, parameter in trained.items() if not only or name in only}
     before = {name: values_of(parameter) for name, parameter in named.items()}
@@ -195,11 +196,15 @@ def measure_model(
         draws = not torch.equal(state, torch.get_rng_state())
         elements = Elements.draw(symmetry.group, generator)
         held = max(HELD, computed_bytes(recording)) if recording is not None else HELD
-        own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held)  # it only has to confirm
+        gradients = recording is None or differentiates(recording) or (outputs, recording.calls)
+        # it only has to confirm
+        own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held, gradients=gradients)
         _require_deterministic(outputs, own.outputs[0])
         if not all_rows_equal(own.outputs[0]):
             judge(own.errors())
-        changed = Probe(twin, symmetry, inputs, modules, elements, lambda: perturbed(twin), held, recording)
+        changed = Probe(
+            twin, symmetry, inputs, modules, elements, lambda: perturbed(twin), held, recording, own.gradients
+        )
         telling = next((probe for probe in (own, changed) if not all_rows_equal(probe.outputs[0])), None)
         # act_output creates constants as act does
         errors = {} if telling is None else telling.errors()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import first_line
 from surgeon.registry import Refusal
-from surgeon.support.modules import forward_signature, positions
+from surgeon.support.modules import forward_signature, named_module, positions
 from surgeon.support.trees import Place, real_leaves, tensor_at, with_tensor
 
 LINEARITY = 1e-8
@@ -57,7 +57,7 @@ class Op:
     def run(self, model: nn.Module, arguments: Mapping[str, Any], x: Tensor) -> Tensor:
         """Return the result with the features replaced by x."""
         given = {**arguments, self.argument: with_tensor(arguments[self.argument], self.path_in, x)}
-        return tensor_at(call_forward(model.get_submodule(self.module), given), self.path_out)
+        return tensor_at(call_forward(named_module(model, self.module), given), self.path_out)
 
     def read_in(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
         """Return the features that a call received."""

@@ -381,6 +381,11 @@ def computed_bytes(recording: Recording) -> int:
     return sum(math.prod(meta["shape"]) * meta["dtype"].itemsize for meta in made)
 
 
+def differentiates(recording: Recording) -> bool:
+    """Tell whether autograd ran in the forward, as where forces are the gradient of an energy."""
+    return any(node.meta.get("backward") for node in recording.graph.nodes)
+
+
 def _is_view(op: Any) -> bool:
     return any(each.alias_info is not None for each in op._schema.returns) if hasattr(op, "_schema") else False
 

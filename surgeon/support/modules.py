@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
+from operator import attrgetter
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -45,12 +46,15 @@ def named_module(model: nn.Module, name: str) -> nn.Module:
         PlanError: if the model has no such submodule.
     """
     try:
-        return model.get_submodule(name)
-    except AttributeError as error:
+        found = attrgetter(name)(model) if name else model  # `get_submodule` takes ten times as long
+    except AttributeError:
+        found = None
+    if not isinstance(found, nn.Module):
         raise PlanError(
             f"expected a submodule {name!r} in {type(model).__name__}, but there is none: "
             "the plan was made for another model, make a new one with `surgeon inspect`"
-        ) from error
+        )
+    return found
 
 
 def forward_signature(module: nn.Module) -> inspect.Signature:

@@ -22,13 +22,20 @@ class Alike(Generic[T]):
     A question that one alone raises, about a representation that was fitted to it, costs no more than it would.
 
     Attributes:
-        tensor: returns that of the module with some number, in all runs.
+        find: returns that of the module with some number, in all runs; each is asked for once.
         count: of these modules.
     """
 
-    tensor: Callable[[int], T]
+    find: Callable[[int], T]
     count: int
+    _found: dict[int, T] = field(default_factory=dict)
     _answers: dict[Hashable, dict[int, float]] = field(default_factory=dict)
+
+    def tensor(self, number: int) -> T:
+        """Return one of them."""
+        if number not in self._found:
+            self._found[number] = self.find(number)
+        return self._found[number]
 
     def answer(self, question: Hashable, number: int, find: Callable[[list[T]], list[float]]) -> float:
         """Return the answer for one of them; ``find`` returns those for several."""

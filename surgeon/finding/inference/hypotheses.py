@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations, permutations, product
 
 import torch
@@ -194,7 +194,7 @@ def hypotheses(probe: TensorProbe, tolerance: float = TOLERANCE) -> Iterator[Ten
     """Yield candidate types of a tensor, simplest first."""
     group = probe.elements.group
     yield from _one_dimensional(group, probe)
-    tensors = list(vector_types(group, probe.base))
+    tensors = vector_types(group, probe.base.shape)
     yield from tensors
     for kind in tensors:
         yield from _pseudo_tensor(kind, probe)
@@ -224,12 +224,17 @@ def _axes_by_preference(base: Tensor) -> list[int]:
 
 def _one_dimensional(group: Group, probe: TensorProbe) -> Iterator[TensorType]:
     """Invariants, and one-dimensional representations that change sign in some components."""
-    yield TensorType(trivial(group, 1), ())
+    yield _invariant(group)
     if not len(group.feature_elements):
         return
     signs = [_sign(probe.base, moved) for _, moved in probe.components()]
     if -1.0 in signs and 0.0 not in signs:
         yield TensorType(scalars(group, 1, signs), ())
+
+
+@lru_cache(maxsize=16)
+def _invariant(group: Group) -> TensorType:
+    return TensorType(trivial(group, 1), ())
 
 
 def _sign(base: Tensor, moved: Tensor) -> float:
@@ -240,17 +245,22 @@ def _sign(base: Tensor, moved: Tensor) -> float:
     return 0.0
 
 
-def vector_types(group: Group, base: Tensor) -> Iterator[TensorType]:
-    """Vector indices on axes of the group's dimension; in three dimensions also axial vectors."""
-    fitting = [axis for axis in range(-base.ndim, 0) if base.shape[axis] == group.vector_dimension]
+@lru_cache(maxsize=256)
+def vector_types(group: Group, shape: torch.Size) -> tuple[TensorType, ...]:
+    """Return vector indices on axes of the group's dimension; in three dimensions also axial vectors."""
+    return tuple(_vector_types(group, shape))
+
+
+def _vector_types(group: Group, shape: torch.Size) -> Iterator[TensorType]:
+    fitting = [axis for axis in range(-len(shape), 0) if shape[axis] == group.vector_dimension]
     for count in range(1, min(len(fitting), MOST_VECTOR_AXES) + 1):
         for chosen in combinations(reversed(fitting), count):
             names = " ".join("vwu"[:count])
             yield TensorType(axes(group, names, {}), tuple(sorted(chosen)))
             if count == 1 and group.name in ("O3", "E3"):
                 yield TensorType(irreps(group, "1x1e"), chosen)
-    for pair in combinations(range(-base.ndim, 0), 2):  # complex vectors: components, and real and imaginary parts
-        first, last = (base.shape[axis] for axis in pair)
+    for pair in combinations(range(-len(shape), 0), 2):  # complex vectors: components, and real and imaginary parts
+        first, last = (shape[axis] for axis in pair)
         if last == 2 and pair[1] == -1 and first * last == group.vector_dimension:
             yield TensorType(axes(group, "v", {}), pair)
 

@@ -22,7 +22,7 @@ from surgeon.recording.record import Recording, record
 from surgeon.support.memory import give_back
 from surgeon.support.modes import default_dtype
 from surgeon.support.shelf import Shelf
-from surgeon.support.trees import map_tensors, tensors_in
+from surgeon.support.trees import equal, map_tensors, tensors_in
 
 STEP = 1e-3
 """Size of the small group elements exp(+-STEP A), dimensionless; for float64."""
@@ -33,6 +33,10 @@ CHECKS = 2
 
 HELD = 2**26
 """Bytes of calls that a probe holds at least; see :func:`surgeon.recording.record.computed_bytes` for larger models."""
+
+
+Seen = tuple[Any, Mapping[str, int]]
+"""What a run of a model returned, and how often it called each module."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class Probe:
     Attributes:
         first: per module name, its calls on the untransformed inputs.
         outputs: what the model returned for each element of ``elements.all()``.
+        gradients: whether the runs keep what gradients need, which takes a third of their time.
         recording: a run of the model in which the sums are that silent results enter; None if there are none.
         sums: the values of these in all runs; nothing if another element lets other ops run.
     """
@@ -139,6 +144,7 @@ class Probe:
         weights: Callable[[], AbstractContextManager[None]] = nullcontext,
         held: int = HELD,
         recording: Recording | None = None,
+        gradients: bool | Seen = True,
     ) -> None:
         """Run ``model``, in its present mode, on the inputs under every element.
 
@@ -149,15 +155,18 @@ class Probe:
             weights: a context in which the model has the weights that it is to be run with.
             held: bytes of calls that are held.
             recording: a run of the model, perhaps in another mode; then the sums are kept that silent results enter.
+            gradients: whether the runs keep what gradients need; or what was seen in one that does, to do without if
+                the same is seen then.
 
         Raises:
             WriteError: if calls that do not fit do not fit on the disk either.
         """
         self.elements, self._shelf = elements, Shelf()
         self._model, self._symmetry, self._inputs, self._weights = model, symmetry, inputs, weights
+        self._large = held > HELD  # the runs: what smaller ones leave free is used by the next
         self._alike: dict[Hashable, Alike[TensorProbe]] = {}
-        (output,), first = self._runs(modules, [None], self._run)
-        self.first = {name: calls for name, (calls,) in first.items()}
+        self._fetched: dict[str, list[Calls]] = {}
+        self.gradients, output, self.first = self._first_run(modules, gradients)
         silent = [] if recording is None else silent_results(self.first)
         kept = KeptSums(model, symmetry, inputs, recording, silent) if recording is not None and silent else None
         if kept is not None:
@@ -172,14 +181,18 @@ class Probe:
 
     def calls(self, name: str) -> list[Calls]:
         """Return the calls of a module, one list for each element of ``elements.all()``."""
-        further = self._calls[name]
-        return [self.first[name], *(map_tensors(self._shelf.get, further) if name in self._away else further)]
+        if name not in self._away:
+            return [self.first[name], *self._calls[name]]
+        if name not in self._fetched:  # what is asked for is asked for several times
+            self._fetched = {name: map_tensors(self._shelf.get, self._calls[name])}
+        return [self.first[name], *self._fetched[name]]
 
     def release(self, but: Collection[str] = ()) -> None:
         """Hold no calls any more, but those of some modules, which are put away."""
         self._away |= set(but)
         self._calls = {name: map_tensors(self._shelf.put, self._calls[name]) for name in but}
         self._alike.clear()
+        self._fetched.clear()
         give_back()
 
     def tensor(
@@ -194,14 +207,18 @@ class Probe:
         Args:
             place: what ``read`` picks, if it picks the same of every module; those that look alike are judged together.
         """
-        values = tuple(read(*calls[call]) for calls in self.calls(name))
+
+        def values(module: str) -> tuple[Tensor, ...]:
+            return tuple(read(*calls[call]) for calls in self.calls(module))
+
         if place is None or name in self._away:
-            return TensorProbe(self.elements, values)
+            return TensorProbe(self.elements, values(name))
         names, number = self._kin[name]
         key = (names[0], call, place)
         if key not in self._alike:
-            self._alike[key] = Alike(lambda other: self.tensor(names[other], read, call), len(names))
-        return TensorProbe(self.elements, values, self._alike[key], number)
+            alike = Alike(lambda other: TensorProbe(self.elements, values(names[other]), alike, other), len(names))
+            self._alike[key] = alike
+        return self._alike[key].tensor(number)
 
     @cached_property
     def _kin(self) -> dict[str, tuple[list[str], int]]:
@@ -212,6 +229,25 @@ class Probe:
         """Return the largest relative equivariance error of the outputs per component; nothing if it is unknown."""
         judges = self.elements.judges
         return self._symmetry.errors(self.outputs[0], zip(judges, self.outputs[-len(judges) :], strict=True))
+
+    def _first_run(self, modules: Sequence[str], gradients: bool | Seen) -> tuple[bool, Any, dict[str, Calls]]:
+        """Run on the inputs as they are; return whether the runs keep what gradients need, the outputs, and the calls.
+
+        Some models run other code where they may do without: fused kernels in place of modules, for example.
+        """
+        self.gradients = gradients is True
+        try:
+            (output,), found = self._runs(modules, [None], self._run)
+        except Exception:  # a model that differentiates in its forward
+            if isinstance(gradients, bool):
+                raise
+            return self._first_run(modules, True)
+        first = {name: calls for name, (calls,) in found.items()}
+        if not isinstance(gradients, bool):
+            outputs, counts = gradients
+            if not equal(output, outputs) or any(len(calls) != counts.get(name, 0) for name, calls in first.items()):
+                return self._first_run(modules, True)
+        return self.gradients, output, first
 
     def _run(self, g: Tensor | None) -> Any:
         return self._symmetry.run(self._model, self._inputs, g)
@@ -228,14 +264,15 @@ class Probe:
         modules = {name: self._model.get_submodule(name) for name in names}
         put_away = dict.fromkeys(away, self._shelf.put)
         capturing = captured_calls(modules, put_away)
-        with default_dtype(torch.float64), torch.enable_grad(), self._weights(), capturing as calls:
+        with default_dtype(torch.float64), torch.set_grad_enabled(self.gradients), self._weights(), capturing as calls:
             for g in elements:
                 with torch.random.fork_rng(devices=[]):
                     outputs.append(map_tensors(Tensor.detach, run(g)))
-                give_back()
-                for name in names:
-                    found[name].append(calls[name].copy())
-                    calls[name].clear()
+                if self._large:
+                    give_back()
+                for name, own in calls.items():
+                    found[name].append(own.copy())
+                    own.clear()
         return outputs, found
 
 

@@ -149,6 +149,34 @@ def test_what_does_not_fit_is_put_away() -> None:
     assert len(runs) == 2 * count
 
 
+class Gated(nn.Module):
+    """One layer, and what else a model may do where it has no gradients."""
+
+    def __init__(self, otherwise: str) -> None:
+        super().__init__()
+        self.layer, self.otherwise = nn.Linear(2, 2, bias=False, dtype=torch.float64), otherwise
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.otherwise == "differentiates":
+            x = x + torch.autograd.grad(self.layer(x.requires_grad_()).sum(), x)[0]
+        if self.otherwise == "fused" and not torch.is_grad_enabled():
+            return self.layer.forward(x)
+        rounded = self.otherwise == "rounds" and not torch.is_grad_enabled()
+        return self.layer(x) * (1 + 1e-15 if rounded else 1)
+
+
+@pytest.mark.parametrize("otherwise", ["", "fused", "rounds", "differentiates"])
+def test_runs_do_without_gradients_where_that_changes_nothing(otherwise: str) -> None:
+    torch.manual_seed(0)
+    model, x = Gated(otherwise), random(5, 2)
+    calls = 1 + (otherwise == "differentiates")
+    symmetry, seen = Symmetry(parse_group("C3"), lambda g, x: x @ g.T), (model(x.clone()).detach(), {"layer": calls})
+    probe = Probe(model, symmetry, (x,), ["layer"], elements_of("C3"), gradients=seen)
+    assert probe.gradients is bool(otherwise)
+    assert torch.equal(probe.outputs[0], seen[0])
+    assert all(len(run) == calls for run in probe.calls("layer"))
+
+
 def test_random_numbers_are_the_same_in_every_run_and_those_after_as_without() -> None:
     symmetry = Symmetry(parse_group("C3"), lambda g, x: x @ g.T, None, lambda model, x: torch.rand(2))
     torch.manual_seed(3)
