@@ -159,10 +159,9 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.otherwise == "differentiates":
             x = x + torch.autograd.grad(self.layer(x.requires_grad_()).sum(), x)[0]
-        if self.otherwise == "fused" and not torch.is_grad_enabled():
-            return self.layer.forward(x)
-        rounded = self.otherwise == "rounds" and not torch.is_grad_enabled()
-        return self.layer(x) * (1 + 1e-15 if rounded else 1)
+        otherwise = "" if torch.is_grad_enabled() else self.otherwise
+        y: Tensor = self.layer.forward(x) if otherwise == "fused" else self.layer(x)
+        return y * (1 + 1e-15) if otherwise == "rounds" else y
 
 
 @pytest.mark.parametrize("otherwise", ["", "fused", "rounds", "differentiates"])
