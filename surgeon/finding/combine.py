@@ -21,7 +21,7 @@ from surgeon.finding.found import Found
 from surgeon.finding.influence import unmoved, without_effect
 from surgeon.finding.measured_ops import Silent, measure_module, same_action
 from surgeon.finding.measured_raw_ops import measure_raw
-from surgeon.finding.measurement import IN_RANDOM_FRAME, Measurement, moved
+from surgeon.finding.measurement import Measurement, moved
 from surgeon.finding.ops import Op
 from surgeon.finding.weight_usage import WeightUsage
 from surgeon.plan import Site, Skipped
@@ -138,10 +138,10 @@ def _judge(
     if isinstance(module, torch.jit.ScriptModule):
         _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
         return
-    if measurement.drawn and name in measurement.drawn:
+    if measurement.drawn and name in measurement.drawn.modules:
         result.sites = [each for each in result.sites if each is not site]
         _drop_label(result, name)
-        _skip(result, name, IN_RANDOM_FRAME)
+        _skip(result, name, measurement.drawn.refusal)
         return
     found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
     refusal = evidence.usage.refusal(name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgeon.finding.found import Found
 from surgeon.finding.inside_forward import InsideForward, choose_inside
 from surgeon.finding.measured_ops import measure_op
-from surgeon.finding.measurement import IN_RANDOM_FRAME, Measurement, differ, other_random_numbers, perturbed
+from surgeon.finding.measurement import Measurement, differ, other_random_numbers, perturbed
 from surgeon.finding.ops import Change, Op, linear_deviation
 from surgeon.finding.own_forward import NotTraceableError
 from surgeon.finding.raw_ops import RawOp
@@ -81,7 +81,7 @@ def _measure_one(
         if measurement.drawn is not None:
             with other_random_numbers():
                 if differ(op.read_in(twin, arguments), real):
-                    return IN_RANDOM_FRAME
+                    return measurement.drawn.refusal
     if deviation:
         return Refusal(deviation, "not linear")
     try:

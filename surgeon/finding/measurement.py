@@ -19,7 +19,7 @@ from surgeon.finding.inference.rows import FewRows, few_rows
 from surgeon.finding.ops import call_forward, random_like
 from surgeon.finding.precision import run_in_double
 from surgeon.recording.calls import Calls, captured_calls
-from surgeon.recording.record import Recording, computed_bytes, differentiates, plain_tensors
+from surgeon.recording.record import Recording, computed_bytes, differentiates, plain_tensors, record
 from surgeon.registry import Refusal
 from surgeon.support.copies import cast_to_double, copied
 from surgeon.support.modes import default_dtype, renew, set_training
@@ -35,7 +35,8 @@ ROUNDING = 1e-9
 
 OTHER_SEED = 7_919_104_729
 
-IN_RANDOM_FRAME = Refusal("its features are in a frame chosen at random in the forward", "bypassed")
+NAMED = 3
+"""Of the ops that draw random numbers, so many are named."""
 
 SAMPLED, MOST_SAMPLED = 50.0, 0.1
 """How many times the error of its output features inside a model that samples them may deviate, and how far at most.
@@ -103,6 +104,24 @@ def double_twin(model: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What of a model depends on random numbers that its forward draws.
+
+    Attributes:
+        modules: names of those that are given or return something else with other numbers.
+        ops: what draws them, in words.
+    """
+
+    modules: frozenset[str]
+    ops: str
+
+    @property
+    def refusal(self) -> Refusal:
+        """Why a layer gets no branch whose features depend on them although the output does not."""
+        return Refusal(f"its features are in a frame chosen at random in the forward: {self.ops}", "bypassed")
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Runs of a float64 twin of a model under the group, with its own weights and with perturbed ones.
 
@@ -113,8 +132,7 @@ class Measurement:
         changed: the runs with perturbed weights.
         errors: component name to the largest relative equivariance error of the model's output, with its own weights,
             or with perturbed ones if its own make the same of every sample; empty if it is unknown.
-        drawn: names of the modules that are given or return something else when the model draws other random numbers;
-            None if it draws none.
+        drawn: what of the model depends on random numbers; None if it draws none.
         sampled: the op by which the model is equivariant only nearly, by design, in words; empty if there is none.
     """
 
@@ -124,7 +142,7 @@ class Measurement:
     own: Probe
     changed: Probe
     errors: Mapping[str, float]
-    drawn: frozenset[str] | None = None
+    drawn: Drawn | None = None
     sampled: str = ""
     _few: dict[str, FewRows] = field(default_factory=dict)
 
@@ -199,7 +217,7 @@ def measure_model(
         gradients = recording is None or differentiates(recording) or (outputs, recording.calls)
         # it only has to confirm
         own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held, gradients=gradients)
-        _require_deterministic(outputs, own.outputs[0])
+        _require_deterministic(outputs, own.outputs[0], lambda: _random_ops(twin, symmetry, inputs))
         if not all_rows_equal(own.outputs[0]):
             judge(own.errors())
         changed = Probe(
@@ -214,11 +232,22 @@ def measure_model(
 
 def _drawn_at_random(
     twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], first: Mapping[str, Calls]
-) -> frozenset[str]:
-    """Run a model once more with other random numbers; return the modules whose calls are not as in its first run."""
+) -> Drawn:
+    """Run a model once more with other random numbers; tell what is not as in its first run, and what draws them."""
     with captured_calls({name: twin.get_submodule(name) for name in first}) as again, other_random_numbers():
-        symmetry.run(twin, inputs)
-    return frozenset(name for name, calls in first.items() if differ(again[name], calls))
+        ops = _random_ops(twin, symmetry, inputs)
+    return Drawn(frozenset(name for name, calls in first.items() if differ(again[name], calls)), ops)
+
+
+def _random_ops(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> str:
+    """Record a run, and say which ops draw random numbers in it, and where."""
+    graph = record(twin, *inputs, forward=symmetry.forward).graph
+    random = torch.Tag.nondeterministic_seeded
+    nodes = [node for node in graph.nodes if random in getattr(node.target, "tags", ())]
+    named = (f"{node.target.overloadpacket} in {node.meta['owner'] or 'its own forward'}" for node in nodes)
+    ops = list(dict.fromkeys(named))
+    more = [f"{len(ops) - NAMED} more"] if len(ops) > NAMED else []
+    return f"random numbers come from {', '.join([*ops[:NAMED], *more])}" if ops else "no op of torch draws the numbers"
 
 
 @contextmanager
@@ -276,12 +305,12 @@ def _require_finite(outputs: Any) -> None:
         )
 
 
-def _require_deterministic(first: Any, second: Any) -> None:
+def _require_deterministic(first: Any, second: Any, ops: Callable[[], str]) -> None:
     difference = relative_difference(second, first)
     if difference > 1e-12:
         raise PlanError(
             f"expected a deterministic model, but two runs on the same batch in eval mode differ by {difference:.1e} "
-            "(relative): seed or switch off what is random in its forward"
+            f"(relative), and {ops()}: seed or switch off what is random in its forward"
         )
 
 
