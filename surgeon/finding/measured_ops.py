@@ -17,7 +17,7 @@ from surgeon.finding.by_weights import type_by_weights
 from surgeon.finding.found import Found, found_between, residual_on_random_features
 from surgeon.finding.inference.hypotheses import TOLERANCE, Verdict, infer_type, residual_of
 from surgeon.finding.inference.propagate import type_by_use
-from surgeon.finding.measurement import Measurement, perturbed
+from surgeon.finding.measurement import Measurement, differ, perturbed
 from surgeon.finding.ops import Op, Structure, linear_pairs, probe_structure, random_like
 from surgeon.plan import Coverage
 from surgeon.recording.kernels import Kernel
@@ -27,6 +27,11 @@ from surgeon.support.trees import Place, real_leaves, tensor_at, with_tensor
 
 COLUMNS = 64
 """Of the matrices of two representations, so many are compared at a time."""
+
+TRANSLATED = (
+    "translations change its features, and representations of {} are of those that they do not change: find sites under "
+    "O3 or SO3, with an act that turns about the origin"
+)
 
 Pair = tuple[str, Place, Place]
 """An argument, the way to its features, and the way to what they feed in the output."""
@@ -166,7 +171,11 @@ def _types_of_ends(
     twin = measurement.twin
     mixed_in, mixed_out = structure.mixed_in, structure.mixed_out
     place_in, place_out = (op.argument, op.path_in), (None, op.path_out)
-    verdict_in = _type_under_both(measurement, op, lambda given, result: op.read_in(twin, given), place_in, mixed_in)
+
+    def read_in(given: Mapping[str, Any], result: Any) -> Tensor:
+        return op.read_in(twin, given)
+
+    verdict_in = _type_under_both(measurement, op, read_in, place_in, mixed_in)
     verdict_out = _type_under_both(
         measurement, op, lambda given, result: op.read_out(twin, given, result), place_out, mixed_out
     )
@@ -180,6 +189,9 @@ def _types_of_ends(
             return told, type_out
         why = told if isinstance(told, str) else ""
         return _silent(op, structure, kernels, (type_in, type_out), (silent_in, silent_out), why)
+    group = measurement.symmetry.group
+    if type_in is None and group.affine and differ(*measurement.translated.tensor(op.module, read_in).values):
+        return Refusal(TRANSLATED.format(group.name), "unexplained")
     for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
             wrong = type_in is not None and _fails_as(measurement, op, type_in, verdict.refuted)

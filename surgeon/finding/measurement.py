@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -158,6 +159,12 @@ class Measurement:
         fewer: Mapping[str, Any] = self._few[name].of(arguments)
         return fewer
 
+    @cached_property
+    def translated(self) -> Probe:
+        """The runs on inputs that are only moved, of a group with translations."""
+        elements = Elements.translation(self.symmetry.group)
+        return Probe(self.twin, self.symmetry, self.inputs, list(self.own.first), elements, held=0)
+
     @property
     def constant(self) -> bool:
         """True if the model makes the same of every sample, so that its output says nothing of a symmetry."""
@@ -230,9 +237,7 @@ def measure_model(
     return Measurement(twin, symmetry, inputs, own, changed, errors, drawn)
 
 
-def _drawn_at_random(
-    twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], first: Mapping[str, Calls]
-) -> Drawn:
+def _drawn_at_random(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], first: Mapping[str, Calls]) -> Drawn:
     """Run a model once more with other random numbers; tell what is not as in its first run, and what draws them."""
     with captured_calls({name: twin.get_submodule(name) for name in first}) as again, other_random_numbers():
         ops = _random_ops(twin, symmetry, inputs)

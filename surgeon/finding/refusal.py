@@ -15,7 +15,7 @@ from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement
 from surgeon.finding.own_symmetry import judged
 from surgeon.plan import AuditEntry, Plan
 
-_SMALLER = {"O2": "SO2", "O3": "SO3", "SE3": "SO3", "E3": "SO3", "O13": "SO13"}
+_SMALLER = {"O2": "SO2", "O3": "SO3", "SE3": "SO3", "E3": "O3", "O13": "SO13"}
 """Groups by those whose reflections, or translations, features may not transform under although the output does."""
 
 

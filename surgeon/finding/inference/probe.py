@@ -69,6 +69,14 @@ class Elements:
         names = tuple((element.label, element.component) for element in [*own, *others])
         return cls(group, small, group.elements, checks, names)
 
+    @classmethod
+    def translation(cls, group: Group) -> Elements:
+        """Return one of an affine group that turns nothing."""
+        g = torch.eye(group.dimension, dtype=torch.float64)
+        g[:-1, -1] = 1.0
+        none = g[None][:0]
+        return cls(group, none[:, None].expand(0, 2, -1, -1), none, g[None], (("translation", "identity"),))
+
     def judging(self) -> Elements:
         """Return these without the small ones, by which representations are found."""
         return dataclasses.replace(self, small=self.small[:0])

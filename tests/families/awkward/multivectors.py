@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tests.families.awkward.case import CHANNELS, Case
 from tests.families.awkward.pseudotensors import Channels, levi_civita, random
+from tests.families.awkward.structures import move
 
 METRIC = torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
 PAIRS = torch.combinations(torch.arange(4)).T
@@ -81,6 +82,22 @@ class Graded(nn.Module):
         return h[..., :1] * h[..., 1:4] + h[..., 7:] * h[..., 4:7]
 
 
+class Homogeneous(nn.Module):
+    """Points with a last coordinate of 1, as projective algebras have them; translations act on these linearly, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Channels(), Channels()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(torch.cat([x, torch.ones_like(x[..., :1])], -1))
+        return self.between(self.second(h * self.between(h).square().sum(-1, keepdim=True).tanh())).square().sum(-1)
+
+    def between(self, h: Tensor) -> Tensor:
+        other = h.roll(1, 1)
+        return h[..., 3:] * other[..., :3] - other[..., 3:] * h[..., :3]
+
+
 def vectors() -> tuple[Tensor]:
     """Enough rows for an axis of sixteen."""
     return (random(12, CHANNELS, 4),)
@@ -107,6 +124,23 @@ CASES = (
         LearntBasis,
         {"vector.x"},
         reason=dict.fromkeys(("mix.weight", "basis"), "does not hold with other weights"),
+    ),
+    Case(
+        "homogeneous points",
+        "linear under translations, which no representation is",
+        Homogeneous,
+        group="E3",
+        inputs=lambda: (random(12, CHANNELS, 3),),
+        act=move,
+        error="translations change its features.* find sites under O3",
+    ),
+    Case(
+        "homogeneous points about the origin",
+        "the same network under rotations",
+        Homogeneous,
+        {"first.x", "second.x"},
+        group="O3",
+        inputs=lambda: (random(12, CHANNELS, 3),),
     ),
     Case(
         "vectors among multivectors",
