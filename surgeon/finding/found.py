@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,12 @@ from surgeon.finding.ops import Op, Structure, random_like
 from surgeon.plan import Convolution, Site
 from surgeon.recording.kernels import Kernel
 from surgeon.registry import Refusal
-from surgeon.support.trees import plain_place
+from surgeon.support.trees import map_tensors, plain_place
+
+OF_DATA = (
+    "it mixes the {} entries along axis {}, of which it takes any number, as of the points of a graph: W would fit "
+    "this batch only; a branch needs a module whose weights act on each of them alone"
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ def found_between(
     else:
         x = op.read_in(twin, arguments)
         shaped = _linear_types(x, op.run(twin, arguments, x), structure, (type_in, type_out))
+        for axis in sorted({*structure.mixed_in} - {*type_in.axes}) if moves else ():
+            if _takes_any_number(measurement, op, arguments, x, axis):
+                return Refusal(OF_DATA.format(x.shape[axis], axis), "bypassed")
     if isinstance(shaped, str):
         return Refusal(shaped, "unexplained")
     residual = residual_on_random_features(measurement, op, *shaped[:2])
@@ -106,6 +115,23 @@ def found_between(
             "not equivariant",
         )
     return Found(op, *shaped, residual)
+
+
+def _takes_any_number(measurement: Measurement, op: Op, arguments: Mapping[str, Any], x: Tensor, axis: int) -> bool:
+    """Tell whether an op runs with twice as many entries along an axis: then the data say how many, and no weights."""
+    count, place = x.shape[axis], x.ndim + axis
+
+    def twice(tensor: Tensor) -> Tensor:
+        longer = tensor.ndim > place and tensor.shape[place] == count
+        return torch.cat([tensor, tensor], dim=place) if longer else tensor
+
+    for given in (arguments, map_tensors(twice, arguments)):
+        try:
+            op.run(measurement.twin, given, twice(x))
+        except Exception:  # the op is foreign code
+            continue
+        return count > 1
+    return False
 
 
 def _translated(kernels: Sequence[Kernel], ends: tuple[TensorType, TensorType]) -> bool:

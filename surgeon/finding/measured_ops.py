@@ -29,8 +29,8 @@ COLUMNS = 64
 """Of the matrices of two representations, so many are compared at a time."""
 
 TRANSLATED = (
-    "translations change its features, and representations of {} are of those that they do not change: find sites under "
-    "O3 or SO3, with an act that turns about the origin"
+    "translations change its features, and representations of {} are of those that they do not change: find sites "
+    "under O3 or SO3, with an act that turns about the origin"
 )
 
 Pair = tuple[str, Place, Place]
@@ -190,8 +190,10 @@ def _types_of_ends(
         why = told if isinstance(told, str) else ""
         return _silent(op, structure, kernels, (type_in, type_out), (silent_in, silent_out), why)
     group = measurement.symmetry.group
-    if type_in is None and group.affine and differ(*measurement.translated.tensor(op.module, read_in).values):
-        return Refusal(TRANSLATED.format(group.name), "unexplained")
+    if type_in is None and group.affine:
+        still, moved = measurement.translated.tensor(op.module, read_in).values
+        if differ(moved, still):
+            return Refusal(TRANSLATED.format(group.name), "unexplained")
     for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
             wrong = type_in is not None and _fails_as(measurement, op, type_in, verdict.refuted)

@@ -19,6 +19,8 @@ def _signature(graph: fx.Graph) -> list[tuple[Any, ...]]:
     index = {node: position for position, node in enumerate(graph.nodes)}
 
     def argument(value: Any) -> Any:
+        if isinstance(value, torch.Generator):  # made anew in each run, and shown by its address
+            return f"a generator on {value.device}"
         return f"%{index[value]}" if isinstance(value, fx.Node) else value
 
     rows, constants = [], dict[str, str]()

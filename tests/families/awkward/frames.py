@@ -50,7 +50,10 @@ CASES = (
             "middle.across.weight": "bypassed",
             "middle.turned": "bypassed",
         },
-        reason=dict.fromkeys(("middle.across.weight", "middle.turned"), r"frame chosen at random .* come from aten\.randn_like in middle$"),
+        reason=dict.fromkeys(
+            ("middle.across.weight", "middle.turned"),
+            r"frame chosen at random .* come from aten\.randn_like in middle$",
+        ),
     ),
     Case(
         "skewed random frames",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,32 @@ class Pair(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.between(self.first(x)))
+
+
+class Fading(nn.Module):
+    """Features of nodes along edges, times functions of the lengths that are trained; n nodes have 3 n edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.rate = (nn.Parameter(0.5 + torch.rand(CHANNELS, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor, lengths: Tensor, senders: Tensor) -> Tensor:
+        return self.scale * torch.exp(-self.rate * lengths[:, None, None]) * x[senders]
+
+
+class Messages(Pair):
+    """What fades on its way is sent and summed, perhaps between layers."""
+
+    def __init__(self, mixes: bool) -> None:
+        super().__init__()
+        if not mixes:
+            self.first = self.second = nn.Identity()
+        self.fade = Fading()
+
+    def between(self, x: Tensor) -> Tensor:
+        receivers, senders = torch.randint(len(x), (2, 3 * len(x)), generator=torch.Generator().manual_seed(0))
+        lengths = (x[receivers, 0] - x[senders, 0]).norm(dim=-1)
+        return gated(x.index_add(0, receivers, self.fade(x, lengths, senders)))
 
 
 class Ragged(Pair):
@@ -201,7 +228,7 @@ def _turn_vectors(g: Tensor, out: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value if key == "energy" else value @ g.T for key, value in out.items()}
 
 
-def _pair(name: str, trap: str, middle: type[Pair], **more: Any) -> Case:
+def _pair(name: str, trap: str, middle: Callable[[], Pair], **more: Any) -> Case:
     return Case(name, trap, lambda: Trunk(middle()), {"middle.first.x", "middle.second.x"}, **more)
 
 
@@ -209,6 +236,20 @@ CASES = (
     _pair("ragged", "sizes from .tolist()", Ragged),
     _pair("scattered", "a shape that depends on the data", Scattered),
     _pair("through numpy", "values leave torch and come back", ThroughNumpy),
+    _pair(
+        "messages",
+        "weights act along edges, of which there is any number",
+        lambda: Messages(True),
+        audit={"middle.fade.scale": "bypassed"},
+        reason={"middle.fade.scale": "mixes the 7 entries along axis -3, of which it takes any number"},
+    ),
+    Case(
+        "messages alone",
+        "a branch would fit one graph only",
+        lambda: Trunk(Messages(False)),
+        error="takes any number.* used where a branch cannot act",
+        twin=True,
+    ),
     _pair("neighbours", "a choice of rows that depends on the data", Neighbours),
     _pair("attention", "components flattened among the values of fused attention", Attention),
     _pair("remembers", "a forward leaves a tensor on the module that forbids copying it", Remembers),
