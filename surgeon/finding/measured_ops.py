@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from surgeon.finding.by_weights import type_by_weights
 from surgeon.finding.found import Found, found_between, residual_on_random_features
 from surgeon.finding.inference.hypotheses import TOLERANCE, Verdict, infer_type, residual_of
 from surgeon.finding.inference.propagate import type_by_use
+from surgeon.finding.inference.rows import same_rows
 from surgeon.finding.measurement import Measurement, differ, perturbed
 from surgeon.finding.ops import Op, Structure, linear_pairs, probe_structure, random_like
 from surgeon.plan import Coverage
@@ -27,6 +28,8 @@ from surgeon.support.trees import Place, real_leaves, tensor_at, with_tensor
 
 COLUMNS = 64
 """Of the matrices of two representations, so many are compared at a time."""
+
+CHANGE_PLACES = "the group only exchanges the rows of its features: every linear map is equivariant here"
 
 TRANSLATED = (
     "translations change its features, and representations of {} are of those that they do not change: find sites "
@@ -175,10 +178,11 @@ def _types_of_ends(
     def read_in(given: Mapping[str, Any], result: Any) -> Tensor:
         return op.read_in(twin, given)
 
+    def read_out(given: Mapping[str, Any], result: Any) -> Tensor:
+        return op.read_out(twin, given, result)
+
     verdict_in = _type_under_both(measurement, op, read_in, place_in, mixed_in)
-    verdict_out = _type_under_both(
-        measurement, op, lambda given, result: op.read_out(twin, given, result), place_out, mixed_out
-    )
+    verdict_out = _type_under_both(measurement, op, read_out, place_out, mixed_out)
     if _is_silent(verdict_out, mixed_out) and op.node is None:
         verdict_out = _from_sums(measurement, op, mixed_out) or verdict_out
     type_in, type_out = verdict_in.type, verdict_out.type
@@ -194,6 +198,8 @@ def _types_of_ends(
         still, moved = measurement.translated.tensor(op.module, read_in).values
         if differ(moved, still):
             return Refusal(TRANSLATED.format(group.name), "unexplained")
+    if type_in is None and _only_change_places(measurement, op, structure, read_in, read_out):
+        return Refusal(CHANGE_PLACES, "invariant")
     for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
             wrong = type_in is not None and _fails_as(measurement, op, type_in, verdict.refuted)
@@ -202,6 +208,31 @@ def _types_of_ends(
     assert type_in is not None
     assert type_out is not None
     return type_in, type_out
+
+
+def _only_change_places(
+    measurement: Measurement, op: Op, structure: Structure, read_in: Reader, read_out: Reader
+) -> bool:
+    """Tell whether the group moves features and results together from one row to another, as of several frames."""
+    pairs, last = structure.rows, measurement.own.elements.judging_matrices
+    for probe, context in ((measurement.changed, _as_perturbed(measurement, op)), (measurement.own, nullcontext())):
+        with context:
+            ends = [probe.tensor(op.module, read).values for read in (read_in, read_out)]
+        axes = ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        (x, *moved_x), (y, *moved_y) = (
+            [_on_rows(value, of_end) for value in (values[0], *values[-len(last) :])]
+            for values, of_end in zip(ends, axes, strict=True)
+        )
+        for moved, result in zip(moved_x, moved_y, strict=True):
+            places = same_rows(x, moved, TOLERANCE) if moved.shape == x.shape else None
+            if places is None or differ(result[places[0]], y[places[1]], TOLERANCE):
+                return False
+    return True
+
+
+def _on_rows(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Put some axes first, as one, and all others behind them, as one."""
+    return x.movedim(tuple(axes), tuple(range(len(axes)))).flatten(len(axes)).flatten(0, len(axes) - 1)
 
 
 def _silent(
@@ -248,10 +279,8 @@ def _type_under_both(
     What the op mixes are features, each of which has to transform as the type says, however small it is.
     """
     name, changed = op.module, measurement.changed
-    # What an op inside a forward received is computed anew, with the weights of the runs in question.
-    context = perturbed(measurement.twin, inside=name) if op.node is not None else nullcontext()
     place = place if op.node is None else None
-    with context:
+    with _as_perturbed(measurement, op):
         tensors = [changed.tensor(name, read, call, place) for call in range(len(changed.first[name]))]
     verdict = infer_type(tensors[0], measurement.tolerance, mixed)
     if verdict.type is None:
@@ -267,6 +296,11 @@ def _type_under_both(
             reason = f"{verdict.type} does not hold {where} (relative residual {residual:.1e})"
             return Verdict(None, residual, reason, refuted=verdict.type)
     return verdict
+
+
+def _as_perturbed(measurement: Measurement, op: Op) -> AbstractContextManager[None]:
+    """What an op inside a forward received is computed anew, with the weights of the runs in question."""
+    return perturbed(measurement.twin, inside=op.module) if op.node is not None else nullcontext()
 
 
 def same_action(left: Representation, right: Representation, elements: Tensor) -> bool:

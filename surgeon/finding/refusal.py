@@ -11,6 +11,7 @@ from torch import nn
 from surgeon.errors import NotASymmetryError, NothingToRelaxError, SurgeonError
 from surgeon.finding.annotated_ops import INVARIANT
 from surgeon.finding.inference.hypotheses import TOLERANCE
+from surgeon.finding.measured_ops import CHANGE_PLACES
 from surgeon.finding.measurement import OUTPUT_TOLERANCE, Measurement
 from surgeon.finding.own_symmetry import judged
 from surgeon.plan import AuditEntry, Plan
@@ -60,7 +61,8 @@ def _verdict(plan: Plan, measurement: Measurement | None) -> str:
     invariant = [entry for entry in trained if entry.coverage == "invariant"]
     if not invariant:
         return "check the group, or exclude nothing"
-    sure = sum(entry.size for entry in invariant if entry.reason == INVARIANT) / sum(e.size for e in invariant)
+    known = [entry for entry in invariant if entry.reason in (INVARIANT, CHANGE_PLACES)]
+    sure = sum(entry.size for entry in known) / sum(entry.size for entry in invariant)
     if sure == 1:
         return (
             "it is so by design, all linear maps that it trains and uses act on invariants; no other setting will "

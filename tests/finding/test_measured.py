@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import NotASymmetryError, NothingToRelaxError, SurgeonError
+from tests.families.awkward.frames import AllFrames
 
 QUARTER = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
 
@@ -240,3 +241,19 @@ def test_of_a_product_one_factor_takes_a_branch_and_of_a_sum_both_terms() -> Non
     for together, arguments in ((True, {"a", "b"}), (False, {"a"})):
         plan = find(OfTwo(together), "D3")
         assert {site.argument for site in plan.sites if site.name == "op"} == arguments
+
+
+class Numbered(nn.Linear):
+    """Multiplies each row by its number first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * torch.arange(1, 9).to(x)[:, None])
+
+
+def test_rows_that_change_places_have_to_take_their_results_along() -> None:
+    net = AllFrames()
+    net.first = Numbered(12, 10)
+    with pytest.raises(NotASymmetryError) as caught:
+        surgeon.find(net, "O3", torch.randn(5, 4, 3), act=lambda g, x: x @ g.to(x).T, act_output=lambda g, y: y @ g.T)
+    audit = {entry.parameter: entry.coverage for entry in caught.value.plan.audit}
+    assert (audit["first.weight"], audit["last.weight"]) == ("unexplained", "unexplained")

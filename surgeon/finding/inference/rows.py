@@ -23,6 +23,24 @@ def few_positions(count: int) -> Tensor:
     return torch.linspace(0, count - 1, FEW_ROWS, dtype=torch.float64).round().long()
 
 
+def same_rows(base: Tensor, moved: Tensor, tolerance: float) -> tuple[Tensor, Tensor] | None:
+    """Find some rows of a tensor among those of another one.
+
+    Args:
+        base: shape (rows, d).
+        moved: shape (rows, d); it is looked for all of its rows, or for few of many.
+        tolerance: largest deviation, relative to the largest row.
+
+    Returns:
+        Positions in ``moved``, and in ``base`` where the same row is, all different; None if one is not there.
+    """
+    count = len(moved)
+    chosen = few_positions(count) if count > 2 * FEW_ROWS else torch.arange(count)
+    distances, found = torch.cdist(moved[chosen], base).min(dim=1)
+    same = bool((distances <= tolerance * base.norm(dim=1).max()).all())
+    return (chosen, found) if same and len(set(found.tolist())) == len(found) else None
+
+
 @dataclass(frozen=True)
 class FewRows:
     """Makes of the arguments of a call those of a few rows; every tensor with ``count`` rows loses the others."""

@@ -39,7 +39,41 @@ class SkewedFrames(RandomFrames):
         return super().frame(edge) * torch.tensor([1.0, 1.1, 1.0], dtype=edge.dtype)
 
 
+class AllFrames(nn.Module):
+    """Any network in all frames that a cloud has, and the mean of what comes out; without some, no symmetry is left."""
+
+    def __init__(self, some: bool = False) -> None:
+        super().__init__()
+        self.mix, self.some = Mix(), some
+        self.first, self.last = nn.Linear(3 * CHANNELS, 10), nn.Linear(10, 3 * CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = torch.linalg.eigh(x.transpose(1, 2) @ x).eigenvectors
+        signs = torch.cartesian_prod(*[torch.tensor([1.0, -1.0], dtype=x.dtype)] * 3)
+        frames = axes[:, None] * (signs[:5] if self.some else signs)[:, None]
+        local = (self.mix(x)[:, None] @ frames).flatten(2)
+        local = self.last(self.first(local).tanh()).unflatten(2, (CHANNELS, 3))
+        return (local @ frames.transpose(2, 3)).mean(1)
+
+
 CASES = (
+    Case(
+        "all frames",
+        "rows change places, each network between them does",
+        lambda: Trunk(AllFrames()),
+        {"middle.mix.x"},
+        group="O3",
+        audit={"middle.first.weight": "invariant", "middle.last.weight": "invariant"},
+        reason=dict.fromkeys(("middle.first.weight", "middle.last.weight"), "only exchanges the rows"),
+    ),
+    Case(
+        "some frames",
+        "rows come that were not there",
+        lambda: Trunk(AllFrames(some=True)),
+        group="O3",
+        error="to be a symmetry",
+        twin=True,
+    ),
     Case(
         "random frames",
         "an angle of each edge's frame is drawn in the forward, and cancels",
