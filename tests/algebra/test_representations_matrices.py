@@ -395,7 +395,7 @@ def test_descriptions_survive_json(name: str) -> None:
 
 def test_descriptions_in_words() -> None:
     c4 = parse_group("C4")
-    assert str(turned(regular(c4, 1), orthogonal(4), 3)) == "3 x 4-dimensional (mul_ir)"
+    assert str(turned(regular(c4, 1), orthogonal(4), 3)) == "3 x frequencies 0, 1, 2 (mul_ir)"
     assert str(repeated(trivial(c4, 2) + regular(c4, 1), 3)) == "(2 x trivial + 1 x regular (mul_ir)) x 3"
     assert str(on_plane("C4", 5)) == "1 x trivial on a 5 x 5 grid"
 

@@ -42,6 +42,12 @@ def spinors(*signs: int) -> Representation:
     return by("SO13", torch.stack([torch.block_diag(*each) for each in zip(*parts, strict=True)]))
 
 
+def band(largest: int) -> Representation:
+    """Functions on the circle of frequencies 0, 1, ... ."""
+    pairs = [m * torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64) for m in range(1, largest + 1)]
+    return by("SO2", torch.block_diag(torch.zeros(1, 1, dtype=torch.float64), *pairs)[None])
+
+
 def forms(name: str, degree: int) -> Representation:
     """Antisymmetric tensors, as the part of all tensors on which a projection is 1."""
     group, names = parse_group(name), "v w u"[: 2 * degree - 1]
@@ -65,7 +71,10 @@ def forms(name: str, degree: int) -> Representation:
         (axes(parse_group("SO13"), "v", {}), "2 x vector in another basis"),
         (forms("O13", 2), "2 x bivector"),
         (forms("O13", 3), "2 x trivector"),
-        (regular(parse_group("C3"), 1), "2 x 3-dimensional"),
+        (regular(parse_group("C3"), 1), "2 x frequencies 0, 1"),
+        (regular(parse_group("C4"), 1), "2 x frequencies 0, 1, 2"),
+        (regular(parse_group("D3"), 1), "2 x frequencies 0, 0 odd, 2x1"),
+        (band(2), "2 x frequencies 0, 1, 2"),
         (
             trivial(parse_group("S4"), 2) + matrices(parse_group("S4"), {"algebra": [], "elements": [[[-1.0]]] * 2}, 2),
             "2 x 4-dimensional",

@@ -44,10 +44,10 @@ def known_name(group: Group, data: str) -> str:
         terms = _degrees(algebra, elements)
         terms = f"({terms})" if "+" in terms else terms
         return f"{terms} in another basis" if terms else ""
-    if group.vector_dimension == 2 and size == 2:
-        return _frequency(group, algebra, elements)
     if not len(algebra) and _are_permutations(elements):
         return f"permutation of {size} points"
+    if group.vector_dimension == 2:
+        return _frequencies(group, algebra, elements)
     fitting = (name for name, known in _known(group) if _equivalent((algebra, elements), known))
     return next(fitting, "") if size <= LARGEST_NAMED else ""
 
@@ -77,16 +77,34 @@ def _degrees(algebra: Tensor, elements: Tensor) -> str:
     return "+".join(terms)
 
 
-def _frequency(group: Group, algebra: Tensor, elements: Tensor) -> str:
-    """Of functions on the circle, cos m phi and sin m phi; ``elements[0]`` generates a finite group's turns."""
+def _frequencies(group: Group, algebra: Tensor, elements: Tensor) -> str:
+    """Of functions on the circle, cos m phi and sin m phi; ``elements[0]`` generates a finite group's turns.
+
+    Those of m = 0 that reflections change are odd; of the largest m of a finite group's there is one, not a pair.
+    """
+    largest = float("inf")
     if len(algebra):
-        frequency = float(torch.linalg.eigvals(algebra[0]).imag.max())
+        turns, vectors = torch.linalg.eig(algebra[0])
+        found, flips = turns.imag.abs(), elements
     elif group.finite and group.generator_names[:1] == ("rotation",):
-        own, turned = (float(torch.linalg.eigvals(g).angle().abs().max()) for g in (group.elements[0], elements[0]))
-        frequency = turned / own
+        turns, vectors = torch.linalg.eig(elements[0])
+        step = float(torch.linalg.eigvals(group.elements[0]).angle().abs().max())
+        found, flips, largest = turns.angle().abs() / step, elements[1:], torch.pi / step
     else:
         return ""
-    return f"frequency {round(frequency)}" if abs(frequency - round(frequency)) <= CLOSE and round(frequency) else ""
+    if float((found - found.round()).abs().max()) > CLOSE:
+        return ""
+    counts = dict[str, int]()
+    for frequency in sorted(set(found.round().tolist())):
+        own = vectors[:, found.round() == frequency]
+        single = frequency == 0 or abs(frequency - largest) <= CLOSE
+        counts[f"{frequency:.0f}"] = own.shape[1] if single else own.shape[1] // 2
+        if frequency == 0 and len(flips):
+            trace = float((torch.linalg.pinv(own) @ flips[0].to(own.dtype) @ own).trace().real)
+            odd = round((own.shape[1] - trace) / 2)
+            counts |= {"0": own.shape[1] - odd, "0 odd": odd}
+    terms = [f"{f'{count}x' if count > 1 else ''}{name}" for name, count in counts.items() if count]
+    return f"{'frequency' if len(terms) == 1 else 'frequencies'} {', '.join(terms)}"
 
 
 def _spinor(group: Group, algebra: Tensor) -> str:
