@@ -48,8 +48,8 @@ class SecondMoment:
         self._gram = gram if self._gram is None else self._gram + gram
 
     def rows(self) -> Tensor | None:
-        """Return the rows, shape (n, d); None if only their Gram matrix was kept."""
-        return torch.cat(self._rows) if self._gram is None else None
+        """Return the rows, shape (n, d), in float32 at least; None if only their Gram matrix was kept."""
+        return in_single(torch.cat(self._rows)) if self._gram is None else None
 
     def matrix(self) -> Tensor:
         """Return C, shape (d, d)."""
@@ -66,16 +66,21 @@ class SecondMoment:
         self._rows, self._gram, self.count = [], gram, count
 
 
+def in_single(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 if its dtype is shorter: sums of squares leave the range of float16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 BLOCK = 128
 """Columns of a Gram matrix that are multiplied out together."""
 
 
 def gram_matrix(rows: Tensor) -> Tensor:
-    """Return X^T X of rows X, shape (d, d), in their dtype, by the blocks of its upper triangle alone."""
+    """Return X^T X of rows X, shape (d, d), in float32 at least, by the blocks of its upper triangle alone."""
     if torch.is_autocast_enabled(rows.device.type):  # a forward in mixed precision records, too
         with torch.autocast(rows.device.type, enabled=False):
             return gram_matrix(rows)
-    size = rows.shape[1]
+    rows, size = in_single(rows), rows.shape[1]
     parts = -(-size // BLOCK)
     gram = rows.new_empty(size, size)
     for part in range(parts):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgeon.algebra.moments import SecondMoment
+from surgeon.algebra.moments import SecondMoment, in_single
 from surgeon.algebra.penalty_settings import PenaltyForm
 from surgeon.algebra.representations.core import Representation
 from surgeon.algebra.representations.operator import BlockOperator
@@ -119,7 +119,7 @@ def site_penalty(
         count: what sums over rows are divided by; default the number of rows.
 
     Returns:
-        Values and gradients in the dtype of the weights.
+        Values and gradients in the dtype of the weights, of float16 and bfloat16 in float32.
 
     Raises:
         ShapeError: if a dimension does not match.
@@ -133,6 +133,7 @@ def site_penalty(
             f"expected moments of rows of dimension {weights[0].shape[1]} for W of shape "
             f"{(weights[-1].shape[0], weights[0].shape[1])}, got {moments.dimension}"
         )
+    weights = [in_single(weight) for weight in weights]
     rows = moments.rows()
     if rows is not None:
         return _from_rows(weights, rows, commutator, form, float(moments.count if count is None else count))

@@ -267,7 +267,7 @@ class Relaxation:
         like = {key: branch.theta for key, branch in self.branches.items()}
         self._terms = {}
         for key, tensors in found.items():
-            norm, defect, *gradients = (tensor.to(like[key]) for tensor in tensors)
+            norm, defect, *gradients = (tensor.to(like[key].device) for tensor in tensors)
             self._terms[key] = SitePenalty(norm, defect, tuple(gradients))
         self._record()
 

@@ -135,6 +135,21 @@ def test_mixed_precision_does_not_round_the_penalty(few: bool) -> None:
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["rows kept", "gram"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_floats_are_summed_in_float32(dtype: torch.dtype, few: bool) -> None:
+    """Squares of these features leave the range of float16, those of these weights fall below it."""
+    rho_out, rho_in = PAIRS["O3"]()
+    weight = 1e-5 * random_weight(rho_out, rho_in).to(dtype)
+    rows = (300 * torch.randn(2 if few else 100, rho_in.dimension)).to(dtype)
+    commutator = Commutator(rho_out, rho_in)
+    found = site_penalty((weight,), recorded("gram", rows), commutator)
+    expected = site_penalty((weight.float(),), recorded("gram", rows.float()), commutator)
+    assert torch.equal(torch.stack([found.norm, found.defect]), torch.stack([expected.norm, expected.defect]))
+    assert torch.equal(found.gradients[0], expected.gradients[0])
+    assert found.norm > 0
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["rows kept", "gram"])
 @pytest.mark.parametrize("form", ["gram", "rows", "square"])
 def test_low_rank_gradients_are_those_of_the_product(form: Any, few: bool) -> None:
     rho_out, rho_in = PAIRS["O3"]()
