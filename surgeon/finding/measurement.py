@@ -163,7 +163,9 @@ class Measurement:
     def translated(self) -> Probe:
         """The runs on inputs that are only moved, of a group with translations."""
         elements = Elements.translation(self.symmetry.group)
-        return Probe(self.twin, self.symmetry, self.inputs, list(self.own.first), elements, held=0)
+        return Probe(
+            self.twin, self.symmetry, self.inputs, list(self.own.first), elements, held=0, gradients=self.own.gradients
+        )
 
     @property
     def constant(self) -> bool:
