@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,29 +23,61 @@ from surgeon.support.imports import one_line
 ADVICE = "it is damaged or not a checkpoint, fetch or save it again"
 
 
-def check_archive(source: OpenFile) -> None:
-    """Compare the checksums, which torch.load does not: it would return flipped bits as weights."""
+def check_archive(source: OpenFile) -> Callable[[], None]:
+    """Compare the checksums, which torch.load does not: it would return flipped bits as weights.
+
+    Returns:
+        What compares those of the values as well, the first time that it is called: there can be a lot of them, and a
+        file that is not for this model needs none.
+
+    Raises:
+        CheckpointError: if one is wrong, or the file is no archive as ``torch.save`` writes it.
+    """
     path = source.path
+    with _opened(source) as archive:
+        names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise CheckpointError(
+                f"{str(path)!r} is a TorchScript archive, which is code, as models are deployed: give the "
+                "checkpoint that it was made from, or a state_dict"
+            )
+        packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+        if packed:  # a few bytes could become any number of them
+            raise CheckpointError(
+                f"expected an archive as torch.save writes it, but {packed[0][:80]!r} in {str(path)!r} is "
+                "compressed: write it again with torch.save"
+            )
+        values = [name for name in names if "/data/" in name]
+        others = _sound(archive, [name for name in names if "/data/" not in name])
+    _refuse_damage(path, others)
+
+    @functools.cache
+    def compare_values() -> None:
+        try:
+            with _opened(source) as archive:
+                found = {**others, **_sound(archive, values)}
+        finally:
+            source.require_unchanged()  # one that is being written to looks damaged
+        _refuse_damage(path, found)
+
+    return compare_values
+
+
+@contextmanager
+def _opened(source: OpenFile) -> Iterator[zipfile.ZipFile]:
     try:
         with source.stream() as stream, zipfile.ZipFile(stream) as archive:
-            names = archive.namelist()
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise CheckpointError(
-                    f"{str(path)!r} is a TorchScript archive, which is code, as models are deployed: give the "
-                    "checkpoint that it was made from, or a state_dict"
-                )
-            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-            if packed:  # a few bytes could become any number of them
-                raise CheckpointError(
-                    f"expected an archive as torch.save writes it, but {packed[0][:80]!r} in {str(path)!r} is "
-                    "compressed: write it again with torch.save"
-                )
-            bad = [name for name in names if not _record_is_sound(archive, name)]
+            yield archive
     except CheckpointError:
         raise
     except Exception as error:  # a damaged directory raises whatever its fields lead to
-        raise CheckpointError(f"could not read {str(path)!r} as an archive ({one_line(error)}): {ADVICE}") from error
-    if bad and len(bad) < len(names):  # torch can write without checksums: then none of them fits
+        what = f"could not read {str(source.path)!r} as an archive ({one_line(error)})"
+        raise CheckpointError(f"{what}: {ADVICE}") from error
+
+
+def _refuse_damage(path: Path, sound: Mapping[str, bool]) -> None:
+    bad = [name for name, fits in sound.items() if not fits]
+    if bad and len(bad) < len(sound):  # torch can write without checksums: then none of them fits
         raise CheckpointError(f"the checksum of {bad[0]!r} in {str(path)!r} is wrong: {ADVICE}")
 
 
@@ -57,6 +92,11 @@ def refuse_package(source: OpenFile) -> None:
             f"{', '.join(pickles[:3]) or 'no model'}, and no adapter knows it: save the model's `state_dict()`, and "
             "give `--model module:function` with what opens the archive and returns the model"
         )
+
+
+def _sound(archive: zipfile.ZipFile, names: Iterable[str]) -> dict[str, bool]:
+    """Tell of each record whether its checksum fits."""
+    return {name: _record_is_sound(archive, name) for name in names}
 
 
 def _record_is_sound(archive: zipfile.ZipFile, name: str) -> bool:
@@ -100,11 +140,14 @@ def without_values(source: OpenFile) -> Any:
         return unpickler.load()
 
 
-def stored_in_archive(source: OpenFile, tensors: Mapping[str, Tensor]) -> StoredTensors | None:
+def stored_in_archive(
+    source: OpenFile, tensors: Mapping[str, Tensor], check: Callable[[], None]
+) -> StoredTensors | None:
     """Return tensors that are read when they are used.
 
     Args:
         tensors: of :func:`without_values`.
+        check: refuses damaged values.
 
     Returns:
         The same names; None if one of them is not a plain range of bytes in the file.
@@ -120,4 +163,4 @@ def stored_in_archive(source: OpenFile, tensors: Mapping[str, Tensor]) -> Stored
             return None
         form = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # without the attributes of a stranger's
         entries[name] = Entry(form, storage.begin + start)
-    return StoredTensors(source, entries)
+    return StoredTensors(source, entries, check)

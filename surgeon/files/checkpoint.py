@@ -26,7 +26,7 @@ class Checkpoint:
         extras: the rest of a nested dict, and entries of a state dict that are not tensors.
         prefix: ``module.`` and ``_orig_mod.`` in front of every key, as wrappers leave them; removed from ``tensors``.
         metadata: the strings in a safetensors header.
-        sha256: of the file's bytes.
+        hashed: returns the SHA-256 of the file's bytes, which is taken when it is first asked for.
         module: the module itself, if the file holds one and was trusted.
         needs_trust: True if the file could only be opened by running the code inside.
         content: returns the object in the file, from which the container is rebuilt; nothing for safetensors.
@@ -42,13 +42,22 @@ class Checkpoint:
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
     prefix: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    sha256: str = ""
+    hashed: Callable[[], str] = field(default=lambda: "", repr=False)
     module: nn.Module | None = field(default=None, repr=False)
     needs_trust: bool = False
     content: Callable[[], Any] = field(default=lambda: None, repr=False)
     origin: HubPath | None = None
     library: str = ""
     converted: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes that were opened, as 64 hex digits.
+
+        Raises:
+            CheckpointError: if the file was written to since, or cannot be read.
+        """
+        return self.hashed()
 
     @property
     def in_file(self) -> Mapping[str, Tensor]:

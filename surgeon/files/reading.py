@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +64,7 @@ def open_checkpoint(
                 f"expected a checkpoint with tensors, but {str(path)!r} holds none: choose another file"
             )
         _refuse_unusable(checkpoint)
-        checkpoint = replace(checkpoint, sha256=source.sha256())
+        checkpoint = replace(checkpoint, hashed=functools.cache(source.sha256))
     except Exception:
         source.require_unchanged(by_name=True)  # one that is being written to looks damaged, in any library's words
         raise
@@ -89,21 +89,23 @@ def _read(source: OpenFile, trust_pickle: bool, entry: str | None) -> Checkpoint
         prefix = _prefix_of(tensors)
         stripped = tensors.renamed({name.removeprefix(prefix): name for name in tensors})
         return Checkpoint(path, stripped, "safetensors", prefix=prefix, metadata=metadata)
-    if kind == "zip":
-        check_archive(source)
+    check_values = check_archive(source) if kind == "zip" else lambda: None
     known = _open_by_library(path, trust_pickle)
     if known is None and kind == "zip":
         refuse_package(source)
-        known = _open_archive(source, entry)
+        known = _open_archive(source, entry, check_values)
+        if known is not None:
+            return known
+    check_values()
     return known or _from_content(path, *_read_torch(source, trust_pickle, kind), entry)
 
 
-def _open_archive(source: OpenFile, entry: str | None) -> Checkpoint | None:
+def _open_archive(source: OpenFile, entry: str | None, check_values: Callable[[], None]) -> Checkpoint | None:
     """Open what torch.save wrote without reading values before they are used; None where all have to be read."""
     try:
         with torch.serialization.safe_globals(stand_ins()):
             found = _from_content(source.path, without_values(source), False, entry)
-        tensors = stored_in_archive(source, found.tensors)
+        tensors = stored_in_archive(source, found.tensors, check_values)
     except Exception:  # the ordinary way says in words what is wrong with a file
         return None
     if tensors is None:

@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ class StoredTensors(Mapping[str, Tensor]):
 
     Args:
         entries: name to place.
+        check: refuses damaged values; called before any is read.
     """
 
-    def __init__(self, source: OpenFile, entries: Mapping[str, Entry]) -> None:
-        self._source, self._entries = source, dict(entries)
+    def __init__(self, source: OpenFile, entries: Mapping[str, Entry], check: Callable[[], None] = lambda: None) -> None:
+        self._source, self._entries, self._check = source, dict(entries), check
 
     def __getitem__(self, name: str) -> Tensor:
+        self._check()
         form, start = self._entries[name].form, self._entries[name].start
         tensor = torch.empty(form.shape, dtype=form.dtype, device="cpu")
         if tensor.numel():
@@ -70,7 +72,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def renamed(self, names: Mapping[str, str]) -> StoredTensors:
         """Return tensors under other names; ``names`` says for each new one which it has here."""
-        return StoredTensors(self._source, {new: self._entries[name] for new, name in names.items()})
+        return StoredTensors(self._source, {new: self._entries[name] for new, name in names.items()}, self._check)
 
     def forms(self) -> dict[str, Tensor]:
         """Return tensors of the same shapes and dtypes without values."""

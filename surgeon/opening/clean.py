@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surgeon.editing.adjust import other_values
 from surgeon.errors import CheckpointError, ModelNotFoundError, TrustError
+from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.clean import WEIGHTS_FILE, CleanFiles, forms_of, read_clean, same_form
 from surgeon.opening.loader import as_loaded
 from surgeon.opening.loading import load_into, named_as
@@ -38,7 +39,7 @@ class OpenedClean:
         options: how.
         missing: what is not known of "weights", "original", "model" and "task", and what to do about it.
         original: tensors of the checkpoint that was relaxed, by the folder's names; None if it was not given.
-        sha256: of that file.
+        source: that file.
         workspace: the opened path; None if there is no model.
         models: "stripped", with the folder's weights, and "original"; those there are.
         refusal: why the model does not take the folder's weights.
@@ -50,7 +51,7 @@ class OpenedClean:
     options: OpenOptions
     missing: dict[str, str] = field(default_factory=dict)
     original: Mapping[str, Tensor] | None = None
-    sha256: str | None = None
+    source: Checkpoint | None = None
     workspace: Workspace | None = None
     models: dict[str, nn.Module] = field(default_factory=dict)
     refusal: str = ""
@@ -82,7 +83,7 @@ def open_clean(folder: str | Path, against: str | Path | None, options: OpenOpti
         opened = OpenedClean(clean, Path(against), dataclasses.replace(options, entry=entry))
         read = open_anywhere(opened.path, trust_pickle=options.trust_pickle, entry=entry)
         original = as_loaded(read, given_task(options))
-        opened.original, opened.sha256 = named_as(original, clean.tensors), original.sha256
+        opened.original, opened.source = named_as(original, clean.tensors), original
     if clean.damage:
         opened.missing |= dict.fromkeys(("weights", "original", "model", "task"), "the weights do not open")
         return opened

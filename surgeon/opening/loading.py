@@ -107,13 +107,8 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
         CheckpointError: if keys, shapes or kinds of numbers differ, tensors that the model ties have different values
             in the file, or the model then holds other values than the file.
     """
-    computed, state = drop_computed(model), model.state_dict()
-    kept = [key for key in tensors if key in state or not (key in computed or COPIED_CONSTANT.search(key))]
-    tensors = renamed(tensors, dict(zip(kept, kept, strict=True)))
-    own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    _check_keys(model, own, tensors, where)
-    _check_shapes(model, own, forms(tensors), where)
-    _check_kinds(own, forms(tensors), where)
+    own, tensors = fitting(model, tensors, where)
+    state = model.state_dict()
     _check_ties(own, tensors, where)
     _match_dtypes(model, own, forms(tensors))
     if _loads_plainly(model) and len(own) == len(state):
@@ -127,6 +122,24 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> No
                 "its own loading code changes keys or values, save the checkpoint again with the current version"
             ) from error
     _check_values(type(model).__name__, model.state_dict(), tensors, where)
+
+
+def fitting(
+    model: nn.Module, tensors: Mapping[str, Tensor], where: str
+) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+    """Check keys, shapes and kinds of numbers, without reading a value; as :func:`load_into`.
+
+    Returns:
+        The model's tensors, and those of the file that it loads.
+    """
+    computed, state = drop_computed(model), model.state_dict()
+    kept = [key for key in tensors if key in state or not (key in computed or COPIED_CONSTANT.search(key))]
+    tensors = renamed(tensors, dict(zip(kept, kept, strict=True)))
+    own = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    _check_keys(model, own, tensors, where)
+    _check_shapes(model, own, forms(tensors), where)
+    _check_kinds(own, forms(tensors), where)
+    return own, tensors
 
 
 def load_branches(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from surgeon.files.clean import STATEMENT_SUFFIX
 from surgeon.files.relaxed import BASE_FILE, RelaxedFiles
 from surgeon.opening.allowance import ENTRY_POINT_GROUP, Allowance, is_registered
 from surgeon.opening.loader import LOADER, as_loaded, own_loader, refuse_converted
-from surgeon.opening.loading import computed_again, load_into, refuse_unusable
+from surgeon.opening.loading import computed_again, fitting, load_into, refuse_unusable
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.originals import is_there, open_original, original_source
 from surgeon.opening.remote.fetch import open_anywhere
@@ -214,9 +214,10 @@ def _finished(checkpoint: Checkpoint, way: _Way) -> FoundModel:
         model = unwrapped(model)
         refuse_unusable(model, way.source)
         tensors = _under_names_of(model, weights)
+        where = str(weights.origin or weights.path)
         if way.given and weights is checkpoint:
-            refuse_converted(model, tensors, way.source, str(weights.origin or weights.path))
-        load_into(model, tensors, str(weights.origin or weights.path))
+            refuse_converted(model, fitting(model, tensors, where)[1], way.source, where)
+        load_into(model, tensors, where)
         return model
 
     def rebuild(weights: Checkpoint = checkpoint) -> nn.Module:

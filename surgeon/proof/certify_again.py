@@ -89,7 +89,7 @@ def certify_again(opened: OpenedClean, group: str | None) -> CertifiedAgain:
     found: dict[str, Any] = {
         "certificate's own sha256": clean.digest,
         "files": {name: digest for name, digest in clean.hashes.items() if name in listed},
-        "original checkpoint": opened.sha256,
+        "original checkpoint": None if opened.source is None else opened.source.sha256,
     }
     open_models(opened)
     again = CertifiedAgain(found, dict(opened.missing))
