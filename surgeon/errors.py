@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-LONGEST, LONGEST_WORD = 650, 200
-"""Characters of a message, and of a word in it that is shown whole; paths are shorter."""
+LONGEST, ADVICE = 650, 240
+"""Characters of a message, and of its end that is always shown: what to do stands there."""
+LONGEST_WORD = 200
+"""Characters of a word that is shown whole; paths are shorter."""
 
 
 class SurgeonError(Exception):
@@ -166,11 +168,11 @@ def printable(text: str) -> str:
 def sentence(text: str) -> str:
     """Return a text as one printable line; of a long one, and of long words in it, begin and end."""
     words = printable(" ".join(text.splitlines())).split(" ")
-    return _shortened(" ".join(_shortened(word, LONGEST_WORD) for word in words), LONGEST)
+    return _shortened(" ".join(_shortened(word, LONGEST_WORD, LONGEST_WORD // 4) for word in words), LONGEST, ADVICE)
 
 
-def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest * 3 // 4]} … {text[-(longest // 4) + 3 :]}"
+def _shortened(text: str, longest: int, end: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - end - 3]} … {text[-end:]}"
 
 
 def first_line(error: BaseException) -> str:

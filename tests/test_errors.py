@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 
-from surgeon.errors import CheckpointError, WriteError, printable
+from surgeon.errors import CheckpointError, WriteError, printable, sentence
 from surgeon.files.card import harmless, markdown_table
 from surgeon_cli.main import main
 from surgeon_cli.progress import TrainingBar
 from surgeon_cli.screen import print_table, say
+
+ROOT = Path(__file__).parents[1]
 
 HOSTILE = "\x1b[31mred\x07\u202egnp\u2028\ud800\x9b\r\n\tend"
 SHOWN = r"\x1b[31mred\x07\u202egnp"
@@ -31,6 +35,27 @@ def test_a_long_message_keeps_its_begin_and_its_advice(long: str) -> None:
     assert len(text) < 700
     assert text.startswith("expected a name, got x")
     assert text.endswith("x : correct it" if " " in long else "x: correct it")
+
+
+def advice_of(call: ast.Call) -> tuple[str, str] | None:
+    """Return the message of an error with long values in it, and what it says to do; None for another call."""
+    given = call.args[0] if isinstance(call.func, ast.Name) and call.func.id.endswith("Error") and call.args else None
+    if not isinstance(given, ast.JoinedStr):
+        return None
+    parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in given.values]
+    before, colon, advice = "".join(map(str, parts)).rpartition(": ")
+    return before.replace("\0", "x " * 700) + colon + advice.replace("\0", "x" * 20), advice.replace("\0", "x" * 20)
+
+
+def test_what_to_do_is_said_of_every_error_however_long_its_values_are() -> None:
+    sources = [path for room in ("surgeon", "cli", "adapters") for path in (ROOT / room).rglob("*.py")]
+    calls = [call for path in sources for call in ast.walk(ast.parse(path.read_text())) if isinstance(call, ast.Call)]
+    messages = [found for found in map(advice_of, calls) if found is not None]
+    assert len(messages) > 500
+    for message, advice in messages:
+        shown = sentence(message)
+        assert len(shown) < 700
+        assert shown.endswith(advice), advice
 
 
 def test_usual_messages_stay_as_they_are() -> None:

@@ -49,7 +49,9 @@ class StoredTensors(Mapping[str, Tensor]):
         check: refuses damaged values; called before any is read.
     """
 
-    def __init__(self, source: OpenFile, entries: Mapping[str, Entry], check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, source: OpenFile, entries: Mapping[str, Entry], check: Callable[[], None] = lambda: None
+    ) -> None:
         self._source, self._entries, self._check = source, dict(entries), check
 
     def __getitem__(self, name: str) -> Tensor:

@@ -198,10 +198,10 @@ def _not_found(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> ModelNotF
         return ModelNotFoundError(f"{str(checkpoint.path)!r} does not say how to build its model: {said}")
     keys = list(checkpoint.tensors)
     return ModelNotFoundError(
-        f"nothing says how to build the model of {str(checkpoint.path)!r}: give `--task FILE` or "
-        f"`--model module:function`, store a statement in the metadata key {STATEMENT_KEY} or in "
-        f"{checkpoint.path.name}.model.json, install an adapter that recognises it, or put a task.py with `model` "
-        f"beside it; its {len(keys)} keys begin with {', '.join(keys[:10])}"
+        f"nothing says how to build the model of {str(checkpoint.path)!r}, whose {len(keys)} keys begin with "
+        f"{', '.join(keys[:10])}: give `--task FILE` or `--model module:function`, store a statement in the metadata "
+        f"key {STATEMENT_KEY} or in CKPT.model.json, install an adapter that recognises it, or put a task.py with "
+        "`model` beside it"
     )
 
 

@@ -12,7 +12,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from surgeon.errors import UsageError
+from surgeon.errors import UsageError, printable
 from surgeon.report.page import Drawing, Rows
 
 if TYPE_CHECKING:
@@ -292,12 +292,8 @@ def _finite(value: float | None) -> float:
 
 def _label(text: str, letters: int = LETTERS) -> str:
     """Return a name as it fits into a figure, without what no font and no XML has."""
-    plain, half = _printable(text), (letters - 1) // 2
+    plain, half = printable(text), (letters - 1) // 2
     return plain if len(plain) <= letters else f"{plain[:half]}…{plain[-half:]}"
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _svg(title: str, height: float, words: str, draw: Callable[[Figure], None]) -> str:
@@ -332,7 +328,7 @@ def _inline(root: ElementTree.Element, title: str, words: str) -> str:
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = dict(_renamed(element.attrib, prefix))
     del root.attrib["width"], root.attrib["height"]  # the page says how wide it is
-    root.attrib |= {"role": "img", "aria-label": _printable(words)}
+    root.attrib |= {"role": "img", "aria-label": printable(words)}
     return ElementTree.tostring(root, encoding="unicode")
 
 

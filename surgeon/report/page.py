@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from surgeon.errors import UsageError
+from surgeon.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -135,7 +135,7 @@ class Page:
         template = environment.from_string(files("surgeon.report").joinpath(TEMPLATE).read_text(encoding="utf-8"))
         parts = [part for part in self.parts if part.told or part.drawing or len(part.rows) > 1]
         text = template.render(page=self, parts=parts, refresh=refresh, light=LIGHT, dark=DARK)
-        return text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold what UTF-8 cannot
+        return NO_BREAK.join(printable(each) for each in text.split(NO_BREAK))
 
 
 def is_number(cell: Any) -> bool:
@@ -166,7 +166,7 @@ def csv_link(rows: Rows) -> str:
     """Return a table as CSV in a data URL; numbers have all their digits."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["" if cell is None else cell for cell in row] for row in rows])
-    return "data:text/csv;charset=utf-8," + quote(text.getvalue(), errors="replace")
+    return "data:text/csv;charset=utf-8," + quote(printable(text.getvalue()))
 
 
 def standalone(drawing: Drawing) -> str:
@@ -176,9 +176,9 @@ def standalone(drawing: Drawing) -> str:
     colours = ";".join(f"{name}:{value}" for name, value in LIGHT.items())
     root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "width": f"{width:g}", "height": f"{height:g}"}
     root.attrib["style"] = f"background:{LIGHT['--ground']};color:{LIGHT['--ink']};{colours}"
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
+    return printable(ElementTree.tostring(root, encoding="unicode")) + "\n"
 
 
 def svg_link(drawing: Drawing) -> str:
     """Return a figure as a file in a data URL."""
-    return "data:image/svg+xml;charset=utf-8," + quote(standalone(drawing), safe="", errors="replace")
+    return "data:image/svg+xml;charset=utf-8," + quote(standalone(drawing), safe="")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
@@ -27,7 +28,7 @@ from tests.report.pages import Seen
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: the extra plots")
 
 KINDS = ("net-run", "net-compare.json", "net-clean")
-HOSTILE = '</td><script>alert(1)</script> $x_{ `a` & "b" url(#c) \u0007'
+HOSTILE = '</td><script>alert(1)</script> $x_{ `a` & "b" url(#c) \u0007\x1b]0;t\x9b\u202e'
 
 
 def main(arguments: list[str]) -> None:
@@ -321,6 +322,7 @@ def test_names_from_records_are_text_and_nothing_else(folder: Path) -> None:
         assert "script" not in seen.tags
         assert '</td><script>alert(1)</script> $x_{ a & "b" url(#c)' in seen.text
         assert seen.tags.count("svg") > 0
+        assert all(letter.isprintable() or letter in "\n\u00a0" for letter in unquote(seen.source))
 
 
 def bad_inputs(folder: Path) -> list[tuple[Path, str]]:
