@@ -313,7 +313,7 @@ def test_nothing_found_lists_the_ways_and_the_keys(here: Path) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         find_model(open_checkpoint(here / "b.safetensors"))
     text = str(caught.value)
-    for words in ("--task", "--model", "surgeon.model", "b.safetensors.model.json", "adapter", "task.py", "12 keys"):
+    for words in ("--task", "--model", "surgeon.model", "CKPT.model.json", "adapter", "task.py", "12 keys"):
         assert words in text
     assert "k09" in text
     assert "k10" not in text
