@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,16 @@ def describe(archive: Archive, inputs: Sequence[str]) -> dict[str, Any]:
 
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write a program as an archive, without stack traces, which hold paths of this machine."""
+    """Write a program as an archive, without stack traces, which hold paths of this machine.
+
+    It is put together in memory: torch's own writer ends the process where the disk is full.
+    """
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
+    archive = io.BytesIO()
     with quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
 
 
 def differing_tensors(archive: Archive, model: nn.Module) -> list[str]:

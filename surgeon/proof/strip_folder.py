@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from surgeon.errors import SurgeonError
 from surgeon.export.onnx_file import ONNX_FILE, export_onnx
 from surgeon.export.outputs import ALL_OUTPUTS, Selection
 from surgeon.export.pt2_file import PT2_FILE, export_pt2
@@ -142,7 +143,8 @@ def _kept(announce: Announce, workspace: Workspace, target: Path, mode: StripMod
         with timed(name, announce):
             yield
     except Exception as error:
-        if where in str(error):  # a stage within a stage
+        by_the_system = isinstance(error, OSError) and not isinstance(error, SurgeonError)
+        if where in str(error) or (by_the_system and "format" in name):  # the stage around this one tells it
             raise
         if mode == "drop":
             where += ", whose model.safetensors holds them without branches"
