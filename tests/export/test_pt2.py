@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -247,3 +249,15 @@ def test_the_command_writes_a_checked_archive(surgeon: Surgeon, work: Path) -> N
     assert "exporting the model with torch.export" in told
     assert json.loads((work / "clean/certificate.json").read_text())["details"]["pt2"]["deviation"] <= 1
     torch.export.load(work / "clean/model.pt2")
+
+
+def test_a_full_disk_is_told_as_that(surgeon: Surgeon, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    surgeon.once("relax", "net.pt", "--group", "O3", "--task", "task.py", "-o", "relaxed")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    told = surgeon("export", "relaxed", "-o", "full", "--pt2", *QUICK, code=2).err
+    assert "the disk is full" in told
+    assert "unexpected" not in told
+    assert not (work / "full").exists()
