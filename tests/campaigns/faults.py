@@ -103,7 +103,7 @@ class Attack:
 
     def __init__(self, stage: Stage, name: str, seed: int) -> None:
         self.stage, self.name, self.command, self.outcome = stage, name, COMMANDS[name], Outcome()
-        self.draw, self.others = random.Random(f"{seed} {name}"), dict[str, Content]()
+        self.draw, self.others = random.Random(f"{seed} {name}"), dict[str, Content | None]()
 
     def run(self, count: int) -> Outcome:
         """Strike so many times."""
@@ -154,7 +154,7 @@ class Attack:
         """Run the command without a fault, with further words, on another Hub or with another version of a file.
 
         Returns:
-            What it has written, nothing if it was refused; and how it ended.
+            What it has written, None if it was refused; and how it ended.
         """
         self.stage.fresh(self.command)
         if change:
@@ -166,10 +166,13 @@ class Attack:
             if ended.code and not change:
                 sys.exit(f"{self.name} {' '.join(words)}: {ended.out}")
             self.fetch()
-            return (self.stage.content(self.command) if not ended.code else {}), ended
+            return (None if ended.code else self.stage.content(self.command)), ended
 
     def other(self, point: Point) -> Content:
         """Return the content that another process, Hub or file gives; nothing if there is none, or it is refused."""
+        return self._other(point) or {}
+
+    def _other(self, point: Point) -> Content | None:
         name = point.file if point.fault in CHANGES else point.word
         if name not in self.others and point.fault in (RIVAL, SOURCE, *CHANGES):
             rival, source = point.fault == RIVAL, point.fault == SOURCE
@@ -200,7 +203,7 @@ class Attack:
             ended = self.ended(command.given, injector)
             well = (0, 1) if command.given[0] == "verify" else (0,)
             wrong = [*sayings(ended, point, well, command.processes)]
-            if point.first and point.fault != "cut off" and not ended.code and not self.other(point):
+            if point.first and point.fault != "cut off" and not ended.code and self._other(point) is None:
                 wrong.append("what is refused otherwise was taken")
         self.tidy()
         for name in before if point.fault in CHANGES else ():
