@@ -17,7 +17,7 @@ from surgeon.proof.verdict import ModelVerdict, compared
 from surgeon.recording.compare import compare_graphs, constants_of, graph_hash
 from surgeon.recording.record import Recording, record
 from surgeon.support.attributes import attributes_of, full_name, hooks_of
-from surgeon.support.copies import copied, deep_copied, traced_again
+from surgeon.support.copies import copied, deep_copied, lent_weights, traced_again
 from surgeon.support.modes import in_evaluation_mode, set_training
 from surgeon.support.versions import versions
 
@@ -69,7 +69,7 @@ class Written:
 
 def written_by_running(model: nn.Module, run: Callable[[nn.Module], Any]) -> Written:
     """Run a copy of ``model`` in training mode, then in eval mode, and return what that changes."""
-    probe = copied(model)
+    probe = copied(model, lent_weights(model))  # a forward hardly ever writes to its weights
     seen, written = [attributes_of(probe)], dict[str, Tensor]()
     with torch.random.fork_rng(devices=[]):
         for training in (True, False):

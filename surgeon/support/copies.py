@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -33,6 +34,20 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     except Exception:  # of what refuses
         result = deep_copied(model, memo)
     return _with_the_keys_of(model, result)
+
+
+def lent_weights(model: nn.Module) -> dict[int, nn.Parameter]:
+    """Return for :func:`copied` what leaves the weights where they are: each is copied when one of the two is written.
+
+    Those that torch cannot lend (in memory of numpy's, or shared between processes) are left out.
+    """
+    lent = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            with suppress(RuntimeError):
+                same = torch._lazy_clone(parameter.detach())
+                lent[id(parameter)] = nn.Parameter(same, requires_grad=parameter.requires_grad)
+    return lent
 
 
 def cast_to_double(model: nn.Module) -> nn.Module:

@@ -6,11 +6,12 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.support.copies import copied, traced_again
+from surgeon.support.copies import copied, lent_weights, traced_again
 
 
 class Description:
@@ -63,6 +64,21 @@ def test_a_plain_model_is_copied_whole() -> None:
     marker = object()
     model.marker = marker
     assert copied(model, {id(marker): 7}).marker == 7
+
+
+def test_lent_weights_are_copied_when_one_of_the_two_is_written() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.data = torch.from_numpy(np.ones(2, np.float32))  # which torch cannot lend
+    model.bias.requires_grad_(False)
+    twin = copied(model, lent_weights(model))
+    assert torch._C._is_cow_tensor(twin.weight)
+    assert [parameter.requires_grad for parameter in twin.parameters()] == [True, False]
+    before = [parameter.tolist() for parameter in model.parameters()]
+    for parameter in twin.parameters():
+        parameter.data.add_(1)
+    assert [parameter.tolist() for parameter in model.parameters()] == before
+    model.weight.data.zero_()
+    assert twin.weight.tolist() == (torch.tensor(before[0]) + 1).tolist()
 
 
 def test_what_cannot_be_copied_even_so_raises() -> None:
