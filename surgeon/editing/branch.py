@@ -20,6 +20,7 @@ from surgeon.algebra.moments import SecondMoment, gram_matrix
 from surgeon.errors import PlanError, SurgeryError
 from surgeon.finding.forms import Form, LinearForm, row_count, rows_of, some_rows
 from surgeon.plan import CHILD, StripMode
+from surgeon.support.compiler import not_compiled
 from surgeon.support.transforms import no_transforms, outside
 from surgeon.support.trees import Place, tensor_at, with_tensor
 
@@ -172,6 +173,11 @@ class Branch(nn.Module):
 
     def see(self, x: Tensor) -> None:
         """Record the features of a training forward, if anything is to be recorded."""
+        if self.tap is not None and self.training and torch.is_grad_enabled():
+            self._see(x)
+
+    @not_compiled  # it counts, and what counts would be compiled anew in every step
+    def _see(self, x: Tensor) -> None:
         if self._records():
             with no_transforms():
                 self._tap(outside(x).detach())
@@ -183,8 +189,6 @@ class Branch(nn.Module):
 
     def _records(self) -> bool:
         # Activation checkpointing runs the forward again during backward, when the penalty has been taken already.
-        if self.tap is None or not self.training or not torch.is_grad_enabled():
-            return False
         if torch._C._current_graph_task_id() == -1:
             self._recorded += 1
             return True

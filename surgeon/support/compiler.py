@@ -26,6 +26,7 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             if "torch._dynamo" not in sys.modules:
                 return function(*arguments, **named)
             disabled.append(torch._dynamo.disable(function))  # type: ignore[no-untyped-call]
+            torch._dynamo.eval_frame.skip_code(run.__code__)  # or this is compiled for every function and argument
         return disabled[0](*arguments, **named)
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]  # what the compiler asks of a function that it meets

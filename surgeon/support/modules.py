@@ -33,9 +33,14 @@ _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "Opt
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside torch's wrappers, which put their own name in front of its keys."""
+    """Return the network inside torch's wrappers, which put their own name in front of its keys.
+
+    What its modules compile in place (``Module.compile``) runs as it is written from then on, as in a copy.
+    """
     while (kind := type(model)).__name__ in _WRAPPERS and kind.__module__.startswith("torch."):
         model = getattr(model, _WRAPPERS[kind.__name__])
+    for module in model.modules():
+        vars(module).pop("_compiled_call_impl", None)
     return model
 
 

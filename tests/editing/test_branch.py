@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -228,3 +231,18 @@ def test_a_forward_that_was_not_recorded_is_noticed(reentrant: bool) -> None:
     assert branch.recorded.count == (0 if reentrant else 8)
     branch(x, zeros).sum().backward()
     assert branch.missed == reentrant
+
+
+def test_a_compiled_branch_is_compiled_once_for_all_theta_and_rows() -> None:
+    made, compiled = branch("drop").train(), []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    x, run = torch.randn(8, 3, dtype=DOUBLE), torch.compile(made, backend=backend)
+    for step in range(4):
+        made.record(Tap(at_most=2, offset=step / 7))
+        made.theta.fill_(step / 4)
+        assert torch.allclose(run(x, torch.ones_like(x)), 1 + step / 4 * x @ made.weight.T)
+        assert (made.recorded.count, len(compiled)) == (2, 1)

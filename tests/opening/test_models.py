@@ -186,10 +186,11 @@ def test_2_settings_of_a_network_far_larger_than_the_file_allocate_nothing(
     [
         ("torch.nn.DataParallel(torch.nn.Linear(3, 2))", ""),
         ("torch.compile(torch.nn.Linear(3, 2))", ""),
+        ("[net for net in [torch.nn.Linear(3, 2)] if net.compile() is None][0]", ""),
         ("torch.nn.Sequential(torch.nn.Linear(3, 2))", "return its '0', the network inside it"),
         ("torch.nn.Linear(3, 2, device='meta')", "built a network whose 'weight' is on the meta device"),
     ],
-    ids=["DataParallel", "compiled", "another wrapper", "meta"],
+    ids=["DataParallel", "compiled", "compiled in place", "another wrapper", "meta"],
 )
 def test_a_network_in_a_wrapper_or_without_values(here: Path, model: str, words: str) -> None:
     task_file(here, f"def model(self): return {model}")
@@ -197,7 +198,9 @@ def test_a_network_in_a_wrapper_or_without_values(here: Path, model: str, words:
         with pytest.raises(CheckpointError, match=words):
             find_model(checkpoint(here))
     else:
-        assert type(find_model(checkpoint(here)).model) is nn.Linear
+        found = find_model(checkpoint(here)).model
+        assert type(found) is nn.Linear
+        assert found._compiled_call_impl is None
 
 
 def test_2_a_sidecar_has_the_same_rule(here: Path) -> None:
