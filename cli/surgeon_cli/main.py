@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 import traceback
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     _wait_asleep()
     debug = "--debug" in given[:1]
     try:
+        _refuse_other_encodings(given)
         code = app(args=given, prog_name="surgeon", standalone_mode=False)
         if code == INTERRUPTED:
             code = _report(_INTERRUPTION, 2, debug=False)
@@ -82,6 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         sys.argv = before
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_other_encodings(given: list[str]) -> None:
+    """Refuse names that records could not hold before anything is computed: they are UTF-8.
+
+    Raises:
+        UsageError: if a word of the command, or the current folder, has bytes that are not.
+    """
+    words = [*given]
+    with suppress(FileNotFoundError):  # of a folder that was removed
+        words.append(os.getcwd())
+    for word in words:
+        if word != word.encode("utf-8", "replace").decode("utf-8"):
+            raise UsageError(f"expected names in UTF-8, as records keep them, got {word!r}: rename the file or folder")
 
 
 def _wait_asleep() -> None:

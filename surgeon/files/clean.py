@@ -115,9 +115,13 @@ class CleanFiles:
     path: Path
     certificate: Mapping[str, Any]
     digest: str
-    hashes: Mapping[str, str]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     damage: str = ""
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """As from :func:`hashes_of`, taken when they are first asked for: something else may be refused before."""
+        return hashes_of(self.path)
 
     @cached_property
     def adjustments(self) -> Adjustments | None:
@@ -144,7 +148,7 @@ def read_clean(path: Path) -> CleanFiles:
     if not path.is_dir():
         raise CheckpointError(f"expected a folder written by `surgeon strip`, but {str(path)!r} is none: name one")
     certificate = read_certificate(path)
-    clean = CleanFiles(path, certificate, canonical_digest(certificate), hashes_of(path))
+    clean = CleanFiles(path, certificate, canonical_digest(certificate))
     try:
         # a prefix in the file is the model's own: these are the keys of a state dict
         return dataclasses.replace(clean, tensors=open_checkpoint(path / WEIGHTS_FILE).in_file)

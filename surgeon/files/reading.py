@@ -26,6 +26,7 @@ from surgeon.files.scalars import stand_ins
 from surgeon.files.tensors import StoredTensors, forms, open_safetensors, unusable
 from surgeon.registry import installed_adapters
 from surgeon.support.imports import close_names, importable, one_line, unchanged_environment
+from surgeon.support.memory import installed
 from surgeon.support.modes import each_with
 
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -96,8 +97,20 @@ def _read(source: OpenFile, trust_pickle: bool, entry: str | None) -> Checkpoint
         known = _open_archive(source, entry, check_values)
         if known is not None:
             return known
+    if known is None:
+        _refuse_too_large(source)
     check_values()
     return known or _from_content(path, *_read_torch(source, trust_pickle, kind), entry)
+
+
+def _refuse_too_large(source: OpenFile) -> None:
+    """Refuse a file that has to be read all at once and is larger than the memory: the system would end the process."""
+    if source.size > installed():
+        raise CheckpointError(
+            f"expected a file that is read tensor by tensor, or fits into the {installed() / 1e9:.0f} GB of memory, "
+            f"but {str(source.path)!r} has {source.size / 1e9:,.0f} GB and torch.save's old format, or more than "
+            "named tensors in it: save its state_dict once more, on a larger machine"
+        )
 
 
 def _open_archive(source: OpenFile, entry: str | None, check_values: Callable[[], None]) -> Checkpoint | None:

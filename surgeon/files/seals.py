@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def seal_folder(folder: Path) -> None:
     write_json(folder / SEAL_FILE, {"files": hashes, "sha256": _hash_of(hashes)}, force=True)
 
 
-def check_seal(folder: Path, required: Sequence[str], read: Mapping[str, str] | None = None) -> None:
+def check_seal(folder: Path, required: Sequence[str], read: Mapping[str, Callable[[], str]] | None = None) -> None:
     """Refuse a folder with files that are not as they were written.
 
     Files that were added are left alone, and so are sealed ones that are gone, unless they are required.
@@ -42,7 +43,7 @@ def check_seal(folder: Path, required: Sequence[str], read: Mapping[str, str] | 
     Args:
         folder: as :func:`seal_folder` left it.
         required: names that have to be there and sealed.
-        read: the SHA-256 of files that were read, by name; of the others it is taken now.
+        read: by name, what returns the SHA-256 of files that were read; of the others it is taken now.
 
     Raises:
         CheckpointError: naming the file.
@@ -52,7 +53,8 @@ def check_seal(folder: Path, required: Sequence[str], read: Mapping[str, str] | 
         path = folder / name
         if name == EDITABLE or (name not in required and not path.is_file()):
             continue
-        if hashes.get(name) != ((read or {}).get(name) or sha256_of_file(path)):
+        hashed = (read or {}).get(name, partial(sha256_of_file, path))
+        if hashes.get(name) != hashed():
             raise CheckpointError(
                 f"{str(path)!r} is not as it was written: it is damaged or was edited, so nothing of {str(folder)!r} "
                 "is used; restore the file, write the folder again, or let a run start anew with `--force`"

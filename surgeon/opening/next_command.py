@@ -45,7 +45,7 @@ def strip_again(workspace: Workspace, *flags: str) -> str:
 
 def _command(verb: str, folder: Path, options: OpenOptions, *flags: str, trust_pickle: bool) -> str:
     """Return a command on a folder, which remembers task files, registered factories and the checkpoint's place."""
-    words = ["surgeon", verb, str(folder), *flags]
+    words = ["surgeon", verb, as_argument(folder), *flags]
     task, factory = options.task, options.factory
     if task is not None and not Path(task).is_file() and not is_adapters_task(task):
         words += ["--task", task, *_arguments("--task-args", options.task_arguments)]
@@ -56,6 +56,11 @@ def _command(verb: str, folder: Path, options: OpenOptions, *flags: str, trust_p
         words += ["--original", options.original]
     flagged = {"--trust-pickle": trust_pickle, "--trust-remote-code": options.trust_remote_code}
     return shlex.join([*words, *(flag for flag, wanted in flagged.items() if wanted)])
+
+
+def as_argument(path: Path) -> str:
+    """Return a path as a word of a command, which begins like an option only where it is one."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _arguments(flag: str, values: object) -> list[str]:

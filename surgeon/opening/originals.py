@@ -14,7 +14,8 @@ from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.files.address import HubPath, is_hub_path
 from surgeon.files.checkpoint import Checkpoint
 from surgeon.files.relaxed import RelaxedConfig
-from surgeon.files.tensors import finite, renamed
+from surgeon.files.tensors import finite, forms, renamed
+from surgeon.opening.loading import named_as
 from surgeon.opening.options import OpenOptions
 from surgeon.opening.remote.fetch import open_anywhere
 
@@ -45,12 +46,18 @@ def is_there(source: str | HubPath) -> bool:
     return isinstance(source, HubPath) or is_hub_path(source) or Path(source).is_file()
 
 
-def open_original(base: Mapping[str, Any], options: OpenOptions, origin: HubPath | None) -> Checkpoint:
+def open_original(
+    base: Mapping[str, Any],
+    options: OpenOptions,
+    origin: HubPath | None,
+    known: Mapping[str, Tensor] | None = None,
+) -> Checkpoint:
     """Open the checkpoint that was relaxed.
 
     Args:
         base: of the relaxed folder's configuration.
         origin: where the relaxed folder was downloaded from.
+        known: what of its tensors is in the model, by names there: another file is refused before it is hashed.
 
     Raises:
         CheckpointError: if it is not where it was, or has changed since.
@@ -61,6 +68,13 @@ def open_original(base: Mapping[str, Any], options: OpenOptions, origin: HubPath
             f"expected the original checkpoint at {str(source)!r}, but it is not there: give `--original FILE`"
         )
     checkpoint = open_anywhere(source, trust_pickle=options.trust_pickle, entry=base["entry"])
+    stored, wanted = forms(named_as(checkpoint, known or {})), forms(known or {})
+    other = next((name for name in wanted if name not in stored or stored[name].shape != wanted[name].shape), None)
+    if other is not None:
+        raise CheckpointError(
+            f"expected the original checkpoint, but {other!r} in {str(source)!r} is missing or of another shape than "
+            "in the model: it is another file, give the right one as `--original FILE`"
+        )
     if checkpoint.sha256 != base["sha256"]:
         raise CheckpointError(
             f"expected the original checkpoint with sha256 {str(base['sha256'])[:12]}, but {str(source)!r} has "

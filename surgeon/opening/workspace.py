@@ -25,7 +25,7 @@ from surgeon.files.relaxed import Float64, RelaxedFiles, split_state
 from surgeon.finding.precision import answer_in_double, run_in_double
 from surgeon.opening.evaluation import outputs_on
 from surgeon.opening.flow import recorded_flow
-from surgeon.opening.loader import as_loaded
+from surgeon.opening.loader import as_loaded, own_loader
 from surgeon.opening.loading import load_branches, load_into
 from surgeon.opening.models import FoundModel
 from surgeon.opening.options import OpenOptions
@@ -161,7 +161,8 @@ class Workspace:
         """
         if self.files is None:
             return self.checkpoint
-        return as_loaded(open_original(self.files.config.base, self.options, self.origin), self.task)
+        known = None if own_loader(self.task) else self.files.base  # the user's may make other tensors of the file
+        return as_loaded(open_original(self.files.config.base, self.options, self.origin, known), self.task)
 
     @functools.cached_property
     def reference(self) -> tuple[nn.Module, Checkpoint]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,13 @@ def give_back() -> None:
     A few small tensors kept of each of many runs would otherwise leave holes as large as the runs themselves.
     """
     _call("malloc_trim", 0)
+
+
+def installed() -> float:
+    """Return the bytes of memory that this machine has; infinity where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from surgeon.files.clean import CERTIFICATE_FILE
 from surgeon.files.relaxed import is_relaxed_folder
+from surgeon.opening.next_command import as_argument
 from surgeon.training.runs import RECORDS_FILE
 
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".model", ".tar")
@@ -29,7 +30,7 @@ def next_steps() -> list[str]:
 
 
 def _step(entry: Path) -> str | None:
-    name = shlex.quote(entry.name)
+    name = shlex.quote(as_argument(Path(entry.name)))
     if is_relaxed_folder(entry):
         if (entry / RECORDS_FILE).is_file():
             return f"{name} was trained: surgeon strip {name}"

@@ -27,7 +27,7 @@ def test_the_next_command_works_as_printed(surgeon: Surgeon, what: str) -> None:
         text = Path("task.py").read_text().replace("    def model(", "    def untold(")
         Path("task.py").write_text(text)
         torch.save({"step": 3, "model": Net()}, "net.pt")
-        flags = ["--trust-pickle", "--task", "task.py", "-o", "a folder"]
+        flags = ["--trust-pickle", "--task", "task.py", "-o", "./-a folder"]
     else:
         Path("factories.py").write_text("from tests.tiny import Net\n\n\ndef build(width):\n    return Net(width)\n")
         write_tensors(Path("net.safetensors"), Net(3).state_dict(), {})

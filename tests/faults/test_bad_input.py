@@ -143,6 +143,7 @@ CASES = [
     Case("truncated pt", "relax net.pt", truncated("net.pt"), "damaged or not a checkpoint"),
     Case("truncated safetensors", "relax a.safetensors", truncated("a.safetensors"), "as safetensors"),
     Case("missing file", "relax nte.pt", nothing, "there is no checkpoint 'nte.pt'.*net.pt"),
+    Case("not UTF-8", "relax net.pt -o bad\udcff", nothing, "expected names in UTF-8, .*bad.udcff.*: rename"),
     Case("a folder", "relax .", nothing, "expected a checkpoint file or a folder made by `surgeon relax`"),
     Case("no tensors", "relax net.pt", saved(dict), "holds none"),
     Case("does not fit", "relax net.pt", saved(lambda: nn.Linear(2, 2).state_dict()), "keys of Net, got 2 keys"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import CheckpointError, TrustError
+from surgeon.files import reading
 from surgeon.files.content import sha256_of_file
 from surgeon.files.reading import keys_hash, open_checkpoint
 from surgeon.files.tensors import StoredTensors, write_tensors
@@ -26,6 +27,19 @@ def saved(folder: Path, content: Any, name: str = "a.pt", zipped: bool = True) -
 
 def same(left: Any, right: Any) -> bool:
     return set(left) == set(right) and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_has_to_be_read_at_once_fits_into_the_memory(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, TENSORS, zipped=zipped)
+    monkeypatch.setattr(reading, "installed", lambda: 100)
+    if zipped:
+        assert same(open_checkpoint(path).tensors, TENSORS)  # tensor by tensor
+        return
+    with pytest.raises(CheckpointError, match="tensor by tensor, or fits into the 0 GB of memory.*save its state_dict"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin", ".model", ""])

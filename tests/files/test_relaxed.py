@@ -17,6 +17,7 @@ from surgeon.errors import CheckpointError, ExistsError, UsageError
 from surgeon.files import relaxed
 from surgeon.files.card import model_card
 from surgeon.files.content import write_json
+from surgeon.files.open_file import OpenFile
 from surgeon.files.reading import keys_hash
 from surgeon.files.relaxed import (
     RelaxedConfig,
@@ -129,6 +130,8 @@ def test_the_seal_is_compared_with_what_was_read(folder: Path, monkeypatch: pyte
         check_seal(*given)
 
     monkeypatch.setattr(relaxed, "check_seal", put_back)
+    if name.endswith(".json"):  # then nobody has to wait for the hashes of the weights
+        monkeypatch.setattr(OpenFile, "sha256", lambda _: pytest.fail("the weights were hashed"))
     with pytest.raises(CheckpointError, match=f"{name}' is not as it was written"):
         read_relaxed(folder)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from surgeon.editing.insert import relax
 from surgeon.errors import CheckpointError, ModelNotFoundError, TaskError, TrustError
+from surgeon.files.open_file import OpenFile
 from surgeon.files.relaxed import write_relaxed
 from surgeon.files.seals import seal_folder
 from surgeon.finding.find import find
@@ -113,6 +114,14 @@ def test_an_original_that_was_moved_or_changed(work: Path) -> None:
     torch.save(Net().state_dict(), work / "old.pt")
     with pytest.raises(CheckpointError, match="it has changed since, give the right one"):
         open_path(folder, OpenOptions(original=str(work / "old.pt"))).original()
+
+
+def test_another_original_is_refused_before_it_is_hashed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = open_path(make_relaxed(work), OpenOptions(original=str(work / "other.pt")))
+    torch.save({**Net().state_dict(), "second.weight": torch.ones(1)}, work / "other.pt")
+    monkeypatch.setattr(OpenFile, "sha256", lambda _: pytest.fail("it was hashed"))
+    with pytest.raises(CheckpointError, match="'second.weight' in .*other.pt' is missing or of another shape"):
+        workspace.original()
 
 
 def test_a_task_that_is_gone_changed_or_given_again(work: Path) -> None:
