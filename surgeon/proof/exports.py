@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.errors import CheckFailedError, CheckpointError, SurgeonError, TrustError
+from surgeon.errors import CheckFailedError, CheckpointError, SurgeonError, TrustError, WriteError
 from surgeon.export.archive import Archive, compare_archives, read_archive
 from surgeon.export.checks import check_onnx, made_up_feed, session_of
 from surgeon.export.convert import OPSETS
@@ -24,6 +25,7 @@ from surgeon.export.reopening import USAGE, check_container
 from surgeon.export.sample import Sample, sample_for
 from surgeon.export.signature import compare_signatures, signature, signature_hash
 from surgeon.export.stripped import Stripped
+from surgeon.files.atomic import translated
 from surgeon.files.clean import CleanFiles
 from surgeon.files.reading import open_checkpoint
 from surgeon.files.tensors import same_bytes
@@ -137,14 +139,25 @@ def _same_as_onnx(tensor: Tensor, stored: Any) -> bool:
     return tuple(stored.shape) == tuple(tensor.shape) and bool(stored.tobytes() == content)
 
 
+@contextmanager
+def _for_a_while() -> Iterator[Path]:
+    """Make a folder for files that are only compared; a full disk under it says nothing about them."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with translated(folder, folder):
+            yield folder
+
+
 def _onnx_again(clean: CleanFiles, record: Mapping[str, Any], model: Any, stripped: Stripped) -> list[Finding]:
     """Export the certified weights once more, and compare the two files."""
     name, left, sample = f"{ONNX_FILE}: graph", record.get("left_out"), sample_for(stripped)
     wanted = Selection(tuple(each for each in _output_names(stripped, sample) if each not in left) if left else None)
-    with tempfile.TemporaryDirectory() as folder:
-        again = Path(folder) / ONNX_FILE
+    with _for_a_while() as folder:
+        again = folder / ONNX_FILE
         try:
             figures = export_onnx(again, stripped, opset=record.get("opset", OPSETS[0]), selection=wanted)
+        except WriteError:
+            raise
         except SurgeonError as error:
             return [compared(name, [f"it cannot be exported again: {error}"])]
         expected = _loaded(again)
@@ -228,10 +241,12 @@ def _pt2_again(clean: CleanFiles, record: Mapping[str, Any], archive: Archive, s
     name, others = f"{PT2_FILE}: graph", _other_versions(clean, record, ("torch",))
     if others:
         return [unchecked(f"{name}, outputs and equivariance", f"exported graphs depend on versions ({others})")]
-    with tempfile.TemporaryDirectory() as folder:
-        again = Path(folder) / PT2_FILE
+    with _for_a_while() as folder:
+        again = folder / PT2_FILE
         try:
             figures = export_pt2(again, stripped)
+        except WriteError:
+            raise
         except SurgeonError as error:
             return [compared(name, [f"it cannot be exported again: {error}"])]
         fresh = read_archive(again)

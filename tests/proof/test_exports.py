@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from surgeon.errors import WriteError
 from surgeon.export.onnx_file import ONNX_FILE, export_onnx
 from surgeon.export.pt2_file import PT2_FILE, export_pt2
 from surgeon.export.reopening import container_extra
@@ -122,6 +123,16 @@ def test_an_untouched_folder_passes_from_another_place(work: Path) -> None:
     assert found.keys() >= NAMES
     assert {found[name] for name in NAMES} == {"holds"}
     assert "not checked" not in found.values()
+
+
+@pytest.mark.parametrize("export", ["export_onnx", "export_pt2"])
+def test_a_full_disk_says_nothing_about_a_file(work: Path, export: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: Any, **__: Any) -> Any:
+        raise WriteError(f"could not write {str(path)!r}") if export == "export_onnx" else OSError(28, "no space")
+
+    monkeypatch.setattr(exports, export, full)
+    with pytest.raises(WriteError, match="could not write"):
+        verified(work)
 
 
 def onnx_weight(model: Any) -> None:
