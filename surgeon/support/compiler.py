@@ -26,7 +26,8 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             if "torch._dynamo" not in sys.modules:
                 return function(*arguments, **named)
             disabled.append(torch._dynamo.disable(function))  # type: ignore[no-untyped-call]
-            torch._dynamo.eval_frame.skip_code(run.__code__)  # or this is compiled for every function and argument
+            # or this itself is compiled, for every function and argument anew
+            torch._dynamo.eval_frame.skip_code(run.__code__)  # type: ignore[attr-defined]
         return disabled[0](*arguments, **named)
 
     run._torchdynamo_disable = True  # type: ignore[attr-defined]  # what the compiler asks of a function that it meets
