@@ -145,15 +145,15 @@ def _prepare(model: nn.Module, plan: Plan, mode: StripMode, adapters: Mapping[st
                 f"expected modules by their first names, but {site.name!r} is another name of a module that is shared: "
                 "keep only the first"
             )
-    group = plan.group_object
-    branches = {site.key: _branch(model, site, group, mode, adapters) for site in plan.sites}
+    group, ties = plan.group_object, Ties(model)
+    branches = {site.key: _branch(ties, site, group, mode, adapters) for site in plan.sites}
     for name, raw in _raw_sites(plan, branches).items():
         check_places(named_module(model, name), {place: slot for place, (slot, _) in raw.items()})
     return branches
 
 
-def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]) -> Branch:
-    op = named_module(model, site.name)
+def _branch(ties: Ties, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]) -> Branch:
+    op = named_module(ties.model, site.name)
     if isinstance(op, torch.jit.ScriptModule):
         raise PlanError(
             f"expected an ordinary module at {site.name!r}, got a TorchScript one, which takes no branch: exclude it"
@@ -171,7 +171,7 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
     own = next((parameter for parameter in real if parameter.is_floating_point()), None)
     if own is None:
         raise PlanError(f"expected {site.name!r} to own weights, but it has none: correct the plan")
-    fold_map = _fold_map(model, site, group, mode, adapters)
+    fold_map = _fold_map(ties, site, group, mode, adapters)
     if site.rank is None:
         return Branch(site.shape, own, mode, fold_map, form_of(site), block_mask(site))
     smallest = min(site.shape[0], math.prod(site.shape[1:]))
@@ -183,36 +183,38 @@ def _branch(model: nn.Module, site: Site, group: Group, mode: StripMode, adapter
     return LowRankBranch(site.shape, own, mode, fold_map, form_of(site), rank=site.rank)
 
 
-def fold_map_of(model: nn.Module, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
+def fold_map_of(ties: Ties, site: Site, group: Group, adapters: Mapping[str, Adapter]) -> FoldMap | None:
     """Find out once more what the weights of a site's op can take in, and that they are its alone; None without a fold.
+
+    Args:
+        ties: of the model that the op is in.
 
     Raises:
         PlanError: if the op is not what the plan says, or shares the weights with another.
     """
-    op, proposal = named_module(model, site.name), _proposed(model, site, group, adapters)
+    op, proposal = named_module(ties.model, site.name), _proposed(ties.model, site, group, adapters)
     if site.fold is None:
         return None
     fold_map = fold_map_at(op, site, None if proposal is None else proposal.wrap)
-    _require_untied(model, site, fold_map.parameters)
+    _require_untied(ties, site, fold_map.parameters)
     return fold_map
 
 
 def _fold_map(
-    model: nn.Module, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]
+    ties: Ties, site: Site, group: Group, mode: StripMode, adapters: Mapping[str, Adapter]
 ) -> FoldMap | FindFoldMap | None:
     """Return the fold map, or what finds it: with "drop" nobody may ever ask, and it takes longer than all the rest.
 
     The forward around an op that is no module is another one once there is a branch, so that it is looked at now.
     """
-    proposal = _proposed(model, site, group, adapters)
+    proposal = _proposed(ties.model, site, group, adapters)
     if mode == "fold" or site.fold is None or site.node is not None or (proposal is not None and proposal.wrap):
-        return fold_map_of(model, site, group, adapters)
-    _require_untied(model, site, site.fold.get("parameters") or ())
-    return functools.partial(fold_map_at, named_module(model, site.name), site)
+        return fold_map_of(ties, site, group, adapters)
+    _require_untied(ties, site, site.fold.get("parameters") or ())
+    return functools.partial(fold_map_at, named_module(ties.model, site.name), site)
 
 
-def _require_untied(model: nn.Module, site: Site, parameters: Iterable[str]) -> None:
-    ties = Ties(model)
+def _require_untied(ties: Ties, site: Site, parameters: Iterable[str]) -> None:
     tied = set().union(*(ties.of(site.name, parameter) for parameter in parameters))
     if tied:
         raise PlanError(

@@ -13,6 +13,7 @@ from surgeon.algebra.intertwiners import spread_over_copies
 from surgeon.editing.insert import fold_map_of
 from surgeon.errors import PlanError
 from surgeon.finding.unit_features import tried_copies
+from surgeon.finding.weight_usage import Ties
 from surgeon.plan import Plan, Site
 from surgeon.registry import Adapter, installed_adapters
 from surgeon.support.modules import named_module
@@ -70,14 +71,14 @@ def _copied(model: nn.Module, site: Site) -> dict[str, nn.Module]:
 
 
 def _low_ranks(
-    model: nn.Module, site: Site, plan: Plan, adapters: Mapping[str, Adapter], rank: int, generator: torch.Generator
+    ties: Ties, site: Site, plan: Plan, adapters: Mapping[str, Adapter], rank: int, generator: torch.Generator
 ) -> dict[str, nn.Module]:
     """Return an update of low rank for each weight that enters the linear map of a site, by name."""
-    fold_map = fold_map_of(model, site, plan.group_object, adapters)
+    fold_map = fold_map_of(ties, site, plan.group_object, adapters)
     copies = tried_copies(site) if site.convolution is None else None
     if fold_map is None or not copies:
         return {}
-    op = named_module(model, site.name)
+    op = named_module(ties.model, site.name)
     given = [(name, op.get_parameter(name), rank, generator) for name in fold_map.parameters]
     return {each[0]: _LowRank(fold_map, [*copies.values()], *each) for each in given}
 
@@ -106,10 +107,10 @@ class WeightUpdates:
     ) -> None:
         adapters = installed_adapters() if adapters is None else adapters
         generator = torch.Generator().manual_seed(seed)
-        self.model = model
+        self.model, ties = model, Ties(model)
         updates: dict[tuple[str, str], nn.Module] = {}
         for site in plan.sites:
-            found = _copied(model, site) if rank is None else _low_ranks(model, site, plan, adapters, rank, generator)
+            found = _copied(model, site) if rank is None else _low_ranks(ties, site, plan, adapters, rank, generator)
             for parameter, update in found.items():
                 module, _, own = f".{site.name}.{parameter}".rpartition(".")
                 updates.setdefault((module.strip("."), own), update)

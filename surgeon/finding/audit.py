@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from surgeon.plan import AuditEntry, Coverage, Site, Skipped
-from surgeon.recording.candidates import Meeting, meetings_of
+from surgeon.recording.candidates import Meeting, meetings_by_parameter
 from surgeon.recording.provenance import used_parameters
+from surgeon.support.modules import with_parents
 
 if TYPE_CHECKING:
     from surgeon.finding.combine import Evidence
@@ -44,6 +45,11 @@ class _Auditor:
         self.evidence = evidence
         self.used = used_parameters(evidence.recording)
         self.skipped = {entry.name: entry for entry in reversed(skipped)}
+        self.meetings = meetings_by_parameter(evidence.candidates.values())
+        self.holders: dict[str, list[str]] = {}
+        for candidate in evidence.candidates.values():
+            for name in candidate.parameters:
+                self.holders.setdefault(name, []).append(candidate.module)
         self.whole = {site.name for site in sites if site.node is None}
         self.raw = {f"{site.name}.{name}".lstrip("."): site for site in sites for name in site.parameters}
 
@@ -56,11 +62,11 @@ class _Auditor:
         """Tell whether a parameter is multiplied with, or makes, what the group changes; what is only added is not."""
         if coverage == "site" or coverage not in _MAY_ACT:
             return coverage == "site"
-        ops = meetings_of(self.evidence.candidates, name)
+        ops = self.meetings.get(name, {})
         if ops and set(ops.values()) <= {"shift", "lookup"}:
             return False
-        holders = [c.module for c in self.evidence.candidates.values() if name in c.parameters]
-        known = [self.evidence.moved[module] for module in holders if module in self.evidence.moved]
+        moved = self.evidence.moved
+        known = [moved[module] for module in self.holders.get(name, ()) if module in moved]
         return any(known) if known else None
 
     def _classify(self, name: str, parameter: nn.Parameter) -> tuple[Coverage, str]:
@@ -79,12 +85,11 @@ class _Auditor:
         return self._left_alone(name, owner)
 
     def _left_alone(self, name: str, owner: str) -> tuple[Coverage, str]:
-        holders = [c for c in self.evidence.candidates.values() if name in c.parameters]
-        places = [name, *(candidate.module for candidate in holders), *with_parents(owner)]
+        places = [name, *self.holders.get(name, ()), *with_parents(owner)]
         entry = next((self.skipped[place] for place in places if place in self.skipped), None)
         if entry is not None:
             return entry.coverage, entry.reason
-        ops = meetings_of(self.evidence.candidates, name)
+        ops = self.meetings.get(name, {})
         meetings = set(ops.values())
         if not meetings:
             return "supplied", "it meets no activation: the run makes constants of it"
@@ -120,9 +125,3 @@ def acting(audit: Iterable[AuditEntry]) -> tuple[int, int, int]:
         found[1] += entry.size * (bool(entry.moves) and entry.coverage != "site")
         found[2] += entry.size * (entry.moves is None)
     return found[0], found[1], found[2]
-
-
-def with_parents(name: str) -> list[str]:
-    """Return a module's name and those of the modules it is in, innermost first; the model itself is last."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:length]) for length in range(len(parts), -1, -1)]

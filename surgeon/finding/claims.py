@@ -268,7 +268,8 @@ def _slopes(measurement: Measurement, additions: Sequence[_Addition]) -> list[fl
         The largest over all elements; None if the model cannot be differentiated.
     """
     sizes = torch.zeros(len(additions), dtype=torch.float64).requires_grad_()
-    adders = [_Adder(addition, seed, sizes[seed]) for seed, addition in enumerate(additions)]
+    apart = enumerate(zip(additions, sizes.unbind(), strict=True))  # by index each would have a gradient as long as all
+    adders = [_Adder(addition, seed, size) for seed, (addition, size) in apart]
     symmetry, generator, worst = measurement.symmetry, torch.Generator().manual_seed(0), torch.zeros(len(additions))
     try:
         with default_dtype(torch.float64), perturbed(measurement.twin), torch.enable_grad():

@@ -15,7 +15,8 @@ from surgeon.algebra.representations.build import axes
 from surgeon.algebra.representations.core import Representation
 from surgeon.finding.annotated_ops import INVARIANT, LABELLED
 from surgeon.finding.claims import NOT_CHECKED, check_claims
-from surgeon.finding.fold import Known, with_fold
+from surgeon.finding.combined import Combined
+from surgeon.finding.fold import with_fold
 from surgeon.finding.forms import row_representations
 from surgeon.finding.found import Found
 from surgeon.finding.influence import unmoved, without_effect
@@ -25,11 +26,12 @@ from surgeon.finding.measurement import Measurement, moved
 from surgeon.finding.ops import Op
 from surgeon.finding.weight_usage import WeightUsage
 from surgeon.plan import Site, Skipped
-from surgeon.recording.candidates import Candidate, meetings_of, reaches_output
+from surgeon.recording.candidates import Candidate, meetings_by_parameter, reaches_output
 from surgeon.recording.kernels import kernels_of
 from surgeon.recording.record import Recording
 from surgeon.registry import Refusal
 from surgeon.support.modes import default_dtype
+from surgeon.support.modules import with_parents
 
 NO_EFFECT = (
     "no gradient of the output reaches it on the sample batch: nothing uses what it computes, it only makes a choice, "
@@ -59,23 +61,6 @@ class Evidence:
     moved: Mapping[str, bool] = field(default_factory=dict)
 
 
-@dataclass
-class Combined:
-    """The sites that remain, what is skipped, and what the user should know.
-
-    ``partly_invariant`` says of the modules of which some argument is mapped from invariants to invariants what is
-    known of that; ``claims`` are all ops, measured, of which that is said; ``folds`` are those of the sites so far.
-    """
-
-    sites: list[Site] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    partly_invariant: dict[str, str] = field(default_factory=dict)
-    claims: list[Found | Silent] = field(default_factory=list)
-    folds: Known = field(default_factory=dict)
-    moved: dict[str, bool] = field(default_factory=dict)
-
-
 def combine(
     evidence: Evidence, annotated: Sequence[Site], skipped: Sequence[Skipped], measurement: Measurement | None
 ) -> Combined:
@@ -89,38 +74,33 @@ def combine(
     Returns:
         The sites in the order of the model's modules.
     """
-    result = Combined(list(annotated), list(skipped))
+    result = Combined({site.key: site for site in annotated}, {entry.name: entry for entry in skipped})
     if measurement is not None:
         by_name = {site.name: site for site in annotated}
         known = [*by_name, *(entry.name for entry in skipped if entry.reason == LABELLED)]
         for name, candidate in _modules_to_measure(evidence, known):
             _judge(result, evidence, by_name.get(name), name, candidate, measurement)
-        result.moved = moved(measurement, {site.name for site in result.sites if site.node is None})
+        result.moved = moved(measurement, {site.name for site in result.sites.values() if site.node is None})
         claimed = {claim.op.module for claim in result.claims}
         for probe in (measurement.own, measurement.changed):
             probe.release(claimed)
         _check_claims(result, evidence, measurement)
     _drop_without_effect(result, evidence, measurement)
-    result.notes += [note for site in result.sites for note in _discretisation(site, evidence)]
+    result.notes += [note for site in result.sites.values() for note in _discretisation(site, evidence)]
     order = {name: position for position, (name, _) in enumerate(evidence.model.named_modules())}
-    result.sites.sort(key=lambda site: order[site.name])
+    result.sites = dict(sorted(result.sites.items(), key=lambda each: order[each[1].name]))
     return result
 
 
 def _modules_to_measure(evidence: Evidence, annotated: Sequence[str]) -> list[tuple[str, Candidate | None]]:
     """Candidates that may be linear maps; one that only scales counts if no op inside it is a candidate itself."""
+    multiplying = {name: candidate for name, candidate in evidence.candidates.items() if candidate.multiplies}
+    around = {place for name in multiplying for place in with_parents(name)[1:]}
     chosen: list[tuple[str, Candidate | None]] = [
-        (name, candidate)
-        for name, candidate in evidence.candidates.items()
-        if candidate.multiplies and (candidate.contracts or not _has_inner(name, evidence.candidates))
+        (name, candidate) for name, candidate in multiplying.items() if candidate.contracts or name not in around
     ]
     names = {name for name, _ in chosen}
     return [*chosen, *((name, None) for name in annotated if name not in names)]
-
-
-def _has_inner(name: str, candidates: Mapping[str, Candidate]) -> bool:
-    prefix = f"{name}." if name else ""
-    return any(other != name and other.startswith(prefix) and more.multiplies for other, more in candidates.items())
 
 
 def _judge(
@@ -131,22 +111,24 @@ def _judge(
     candidate: Candidate | None,
     measurement: Measurement,
 ) -> None:
-    if any(entry.name == name and not _only_doubted(entry, evidence) for entry in result.skipped):
+    entry = result.skipped.get(name)
+    if entry is not None and not _only_doubted(entry, evidence):
         return  # the annotation knows why
-    labelled = any(entry.name == name and entry.reason == LABELLED for entry in result.skipped)
+    labelled = entry is not None and entry.reason == LABELLED
     module = evidence.model.get_submodule(name)
     if isinstance(module, torch.jit.ScriptModule):
-        _skip(result, name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
+        result.skip(name, Refusal("it is TorchScript, which takes no branch", "bypassed"))
         return
     if measurement.drawn and name in measurement.drawn.modules:
-        result.sites = [each for each in result.sites if each is not site]
-        _drop_label(result, name)
-        _skip(result, name, measurement.drawn.refusal)
+        if site is not None:
+            del result.sites[site.key]
+        result.drop_label(name)
+        result.skip(name, measurement.drawn.refusal)
         return
     found = measure_module(measurement, name, kernels_of(candidate, evidence.recording))
     refusal = evidence.usage.refusal(name)
     if isinstance(found, Silent) and site is None and not labelled and refusal is None:
-        _skip(result, name, found)
+        result.skip(name, found)
         result.claims.append(found)
         return
     if isinstance(found, Refusal):
@@ -162,26 +144,30 @@ def _judge(
     elif refusal is None and not measurement.trusted:
         refusal = Refusal(_untrusted(measurement), "unexplained")
     if refusal is not None:
-        _drop_label(result, name)
-        _skip(result, name, refusal)
+        result.drop_label(name)
+        result.skip(name, refusal)
     else:
-        _replace_refusal(result, name)
+        result.replace_refusal(name)
         count = evidence.recording.calls.get(name, 0)
-        sites = [_site(result, each, measurement, evidence, count) for each in found if not each.invariant]
-        if len(sites) < len(found):
+        invariant = [each for each in found if each.invariant]
+        if invariant:
             result.partly_invariant[name] = INVARIANT
-            result.claims += [each for each in found if each.invariant]
-        result.sites += sites
+            result.claims += invariant
+        for each in found:
+            if not each.invariant:
+                _add_site(result, each, measurement, evidence, count)
 
 
-def _site(result: Combined, found: Found, measurement: Measurement, evidence: Evidence, count: int | None) -> Site:
-    """Return a measured site, with what is needed to fold it."""
+def _add_site(result: Combined, found: Found, measurement: Measurement, evidence: Evidence, count: int | None) -> Site:
+    """Add a measured site, with what is needed to fold it."""
     site, name = dataclasses.replace(found.site(), calls=count), found.op.module
     calls = [arguments for arguments, _ in measurement.own.first[name]]
     with default_dtype(torch.float64):
-        return with_fold(
+        site = with_fold(
             site, measurement.twin.get_submodule(name), calls, evidence.usage.ties.of(name), known=result.folds
         )
+    result.sites[site.key] = site
+    return site
 
 
 def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
@@ -189,11 +175,6 @@ def _only_doubted(entry: Skipped, evidence: Evidence) -> bool:
     if entry.reason == LABELLED:
         return True
     return entry.name in evidence.proposed and entry.coverage not in ("unused", "bypassed")
-
-
-def _drop_label(result: Combined, name: str) -> None:
-    """Drop what only an annotation says, now that more is known."""
-    result.skipped = [entry for entry in result.skipped if entry.name != name or entry.reason != LABELLED]
 
 
 def _judge_raw(
@@ -206,49 +187,53 @@ def _judge_raw(
 ) -> None:
     """Look inside a module that is not linear as a whole."""
     if candidate is None or not candidate.contracts or refusal.coverage not in ("not linear", "unexplained"):
-        _skip(result, name, refusal)
+        result.skip(name, refusal)
         return
     found, refusals = measure_raw(measurement, name)
     if isinstance(refusals, Refusal):  # the first reason is the true one, this is why nothing better is known
         reason = f"{refusal.reason}; {refusals.reason}" if refusal.coverage == "not linear" else refusal.reason
-        _skip(result, name, Refusal(reason, "unexplained"))
+        result.skip(name, Refusal(reason, "unexplained"))
         return
     for each in found:
         if each.invariant:
-            _skip_parameters(result, name, each.op.parameters, Refusal(INVARIANT, "invariant"))
+            for place in _names(each.op):
+                result.skip(place, Refusal(INVARIANT, "invariant"))
             result.claims.append(each)
         elif not measurement.trusted:
-            _skip_parameters(result, name, each.op.parameters, Refusal(_untrusted(measurement), "unexplained"))
+            for place in _names(each.op):
+                result.skip(place, Refusal(_untrusted(measurement), "unexplained"))
         else:
-            result.sites.append(_site(result, each, measurement, evidence, evidence.recording.calls.get(name, 1)))
+            _add_site(result, each, measurement, evidence, evidence.recording.calls.get(name, 1))
     result.claims += list({id(why): why for _, why in refusals if isinstance(why, Silent)}.values())
     for parameter, why in refusals:
-        _skip(result, f"{name}.{parameter}".lstrip("."), why)
+        result.skip(f"{name}.{parameter}".lstrip("."), why)
     if not found and not refusals:
-        _skip(result, name, refusal)
+        result.skip(name, refusal)
 
 
 def _check_claims(result: Combined, evidence: Evidence, measurement: Measurement) -> None:
     """Call ops invariant only where any invariants would do in place of their results; the others go by their use."""
-    answers = check_claims(measurement, result.claims, result.sites)
+    answers = check_claims(measurement, result.claims, [*result.sites.values()])
     for claim, answer in zip(result.claims, answers, strict=True):
         op = claim.op
         names, said = _names(op), claim.reason if isinstance(claim, Silent) else INVARIANT
-        claimed = [entry for entry in result.skipped if entry.name in names and entry.reason == said]
+        entries = [result.skipped[name] for name in names if name in result.skipped]
+        claimed = [entry for entry in entries if entry.reason == said]
         if isinstance(claim, Silent) and answer in (None, NOT_CHECKED):
             answer = Refusal(INVARIANT, "invariant") if answer is None and not claim.silent[0] else claim
         if answer is None:
             continue
         if isinstance(answer, Refusal) and op.module in result.partly_invariant:
             result.partly_invariant[op.module] = answer.reason
-        result.skipped = [entry for entry in result.skipped if entry not in claimed]
+        for entry in claimed:
+            del result.skipped[entry.name]
         if isinstance(answer, Found):
-            site = _site(result, answer, measurement, evidence, evidence.recording.calls.get(op.module, 0))
-            result.sites.append(site)
+            site = _add_site(result, answer, measurement, evidence, evidence.recording.calls.get(op.module, 0))
             what = "0, in part," if isinstance(claim, Silent) else "invariant"
             result.notes.append(f"{site.key}: its features are {what} on the sample batch; typed by their use")
         elif claimed:
-            result.skipped += [Skipped(entry.name, answer.reason, answer.coverage) for entry in claimed]
+            for entry in claimed:
+                result.skip(entry.name, answer)
         elif answer is not NOT_CHECKED and isinstance(claim, Found):
             result.notes.append(f"{claim.site().key}: {answer.reason}")
 
@@ -261,30 +246,11 @@ def _names(op: Op) -> list[str]:
 def _drop_idle_claims(result: Combined, idle: Sequence[Found]) -> set[str]:
     """Of what reaches no output nothing was tried out: any tensor would do in its place. Returns the names."""
     names = {name for found in idle for name in _names(found.op)}
-    busy = {name for claim in result.claims if claim not in idle for name in _names(claim.op)}
-    claimed = {e.name for e in result.skipped if e.coverage == "invariant"} & (names - busy)
-    result.skipped = [Skipped(e.name, NO_EFFECT, "no effect") if e.name in claimed else e for e in result.skipped]
+    left = {id(found) for found in idle}
+    busy = {name for claim in result.claims if id(claim) not in left for name in _names(claim.op)}
+    claimed = {e.name for e in result.skipped.values() if e.coverage == "invariant"} & (names - busy)
+    result.skipped |= {name: Skipped(name, NO_EFFECT, "no effect") for name in claimed}
     return claimed
-
-
-def _skip_parameters(result: Combined, name: str, parameters: Sequence[str], refusal: Refusal) -> None:
-    for parameter in parameters:
-        _skip(result, f"{name}.{parameter}".lstrip("."), refusal)
-
-
-def _skip(result: Combined, name: str, refusal: Refusal) -> None:
-    """Add a reason, unless an annotation gave one already."""
-    if all(entry.name != name for entry in result.skipped):
-        result.skipped.append(Skipped(name, refusal.reason, refusal.coverage))
-
-
-def _replace_refusal(result: Combined, name: str) -> None:
-    """Where an annotation was found wrong and the measurement holds, the measured representations are used."""
-    for entry in [entry for entry in result.skipped if entry.name == name]:
-        result.skipped.remove(entry)
-        result.notes.append(
-            f"{name or 'the model itself'}: the annotation does not hold ({entry.reason}); what was measured is used"
-        )
 
 
 def _untrusted(measurement: Measurement) -> str:
@@ -303,11 +269,10 @@ def _compare(result: Combined, evidence: Evidence, site: Site, found: list[Found
     measured = same.site()
     pairs = ((site.rho_in, measured.rho_in), (site.rho_out, measured.rho_out))
     orders = ((site.axes_in, measured.axes_in), (site.axes_out, measured.axes_out))
-    position = result.sites.index(site)
     reordered = [(left, _in_order(right, *order)) for (left, right), order in zip(pairs, orders, strict=True)]
     if all(right is not None and same_action(left, right, elements) for left, right in reordered):
         residual = max(site.residual or 0.0, same.residual)
-        result.sites[position] = dataclasses.replace(site, source="both", residual=residual)
+        result.sites[site.key] = dataclasses.replace(site, source="both", residual=residual)
         return
     said = [" -> ".join(str(pair[end]) for pair in pairs) for end in (0, 1)]
     what = "no branch is attached" if same.invariant else "the measured representations are used"
@@ -315,12 +280,12 @@ def _compare(result: Combined, evidence: Evidence, site: Site, found: list[Found
         f"{site.name or 'the model itself'}: annotated as {said[0]}, which its op satisfies, measured on its features "
         f"as {said[1]}; {what}"
     )
-    if same.invariant:
-        del result.sites[position]
-        result.skipped.append(Skipped(site.name, INVARIANT, "invariant"))
+    kept = None if same.invariant else _add_site(result, same, measurement, evidence, site.calls)
+    if kept is None:
+        result.skip(site.name, Refusal(INVARIANT, "invariant"))
         result.claims.append(same)
-        return
-    result.sites[position] = _site(result, same, measurement, evidence, site.calls)
+    if kept is None or kept.key != site.key:
+        del result.sites[site.key]
 
 
 def _in_order(rho: Representation, wanted: tuple[int, ...], order: tuple[int, ...]) -> Representation | None:
@@ -356,45 +321,49 @@ def _discretisation(site: Site, evidence: Evidence) -> list[str]:
 
 def _name_unmoved(result: Combined, evidence: Evidence, measurement: Measurement, unfelt: Sequence[str]) -> None:
     """Say what became of the output when weights changed that meet zeros and constants only."""
-    met = {name: meetings_of(evidence.candidates, name).items() for name in unfelt}
+    meetings = meetings_by_parameter(evidence.candidates.values())
+    met = {name: meetings.get(name, {}).items() for name in unfelt}
     mixing = ("contraction", "convolution", "other")
     idle = [n for n, ops in met.items() if all(op.meta["silent"] or meeting not in mixing for op, meeting in ops)]
     same = unmoved(measurement, idle)
     reason = (
         "perturbed, it leaves every output as it is, to the bit, as measured and under an element of each component"
     )
-    result.skipped = [entry for entry in result.skipped if entry.name not in same]
-    result.skipped += [Skipped(name, reason, "no effect") for name in same]
+    for name in same:
+        result.skipped.pop(name, None)
+        result.skip(name, Refusal(reason, "no effect"))
 
 
 def _drop_without_effect(result: Combined, evidence: Evidence, measurement: Measurement | None) -> None:
     reached = reaches_output(evidence.recording)
-    silent = [
-        site
-        for site in result.sites
+    silent = {
+        key: site
+        for key, site in result.sites.items()
         if site.name in evidence.candidates and not any(n in reached for n in evidence.candidates[site.name].nodes)
-    ]
+    }
     weights: list[str] = []
     if measurement is not None:
         ops = [claim for claim in result.claims if isinstance(claim, Found)]
         claims = [found.site() for found in ops]
-        asked = [*(site for site in result.sites if site not in silent), *claims]
+        asked = [*(site for key, site in result.sites.items() if key not in silent), *claims]
         more, unfelt = without_effect(measurement, asked)
-        weights = [n for n in unfelt if any(not site.name or n.startswith(f"{site.name}.") for site in asked)]
-        _name_unmoved(result, evidence, measurement, [name for name in unfelt if name not in weights])
-        silent += [site for site in more if site in result.sites]
-        idle = _drop_idle_claims(result, [f for f, site in zip(ops, claims, strict=True) if site in more])
-        weights = [name for name in weights if name.rpartition(".")[0] not in idle]
-    result.sites = [site for site in result.sites if site not in silent]
-    kept = {site.name for site in result.sites}
+        places = {site.name for site in asked}
+        inside = {name: not places.isdisjoint(with_parents(name)[1:]) for name in unfelt}
+        _name_unmoved(result, evidence, measurement, [name for name in unfelt if not inside[name]])
+        found = {id(site) for site in more}
+        silent |= {key: site for key, site in result.sites.items() if id(site) in found}
+        idle = _drop_idle_claims(result, [f for f, site in zip(ops, claims, strict=True) if id(site) in found])
+        weights = [name for name in unfelt if inside[name] and name.rpartition(".")[0] not in idle]
+    result.sites = {key: site for key, site in result.sites.items() if key not in silent}
+    kept = {site.name for site in result.sites.values()}
     nothing = Refusal(NO_EFFECT, "no effect")
     for name in weights:
-        _skip(result, name, nothing)
-    for site in silent:
+        result.skip(name, nothing)
+    for site in silent.values():
         if site.name in kept:
             result.notes.append(f"{site.key}: {NO_EFFECT}")
         elif site.name in result.partly_invariant:
             rest = f"what it makes of {site.slot} reaches no output; else {result.partly_invariant[site.name]}"
-            _skip(result, site.name, Refusal(rest, "invariant"))
+            result.skip(site.name, Refusal(rest, "invariant"))
         else:
-            _skip(result, site.name, nothing)
+            result.skip(site.name, nothing)

@@ -15,7 +15,7 @@ from surgeon.algebra.groups.core import Group
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.errors import GroupError, NotASymmetryError, PlanError
 from surgeon.finding.annotated_ops import LABELLED, annotated_sites, collect_proposals, verify_all
-from surgeon.finding.audit import audit_parameters, with_parents
+from surgeon.finding.audit import audit_parameters
 from surgeon.finding.combine import Evidence, combine
 from surgeon.finding.measurement import Measurement, double_twin, measure_model
 from surgeon.finding.nearly import nearly_by_design
@@ -30,7 +30,7 @@ from surgeon.recording.record import Recording, record, unchanged
 from surgeon.registry import Adapter, Proposal, installed_adapters, speaks_of
 from surgeon.support.memory import seldom_collected
 from surgeon.support.modes import in_evaluation_mode, in_training_mode
-from surgeon.support.modules import require_network
+from surgeon.support.modules import require_network, with_parents
 from surgeon.support.trees import fresh_copy, map_tensors
 
 CONSTANT = "the model's output is the same for every sample of the batch: whether it transforms cannot be seen"
@@ -184,8 +184,8 @@ def _combined(
     evidence = Evidence(model, group, recording, candidates, usage, frozenset(proposed), unmeasured)
     combined = combine(evidence, annotated, skipped, measurement)
     evidence = dataclasses.replace(evidence, moved=combined.moved)
-    notes = (*notes, *combined.notes)
-    return _plan(model, group, combined.sites, combined.skipped, proposed, notes, evidence, measurement, complaint)
+    notes, sites, skipped = (*notes, *combined.notes), [*combined.sites.values()], [*combined.skipped.values()]
+    return _plan(model, group, sites, skipped, proposed, notes, evidence, measurement, complaint)
 
 
 def _check(model: nn.Module, group: Group, adapters: Mapping[str, Adapter], measures: bool) -> None:

@@ -116,8 +116,9 @@ class _OpInside(Op):
 
 def _kernels(measurement: Measurement, op: Op, real: Tensor) -> list[Kernel]:
     """Run the op once more under the recorder, for the settings of its convolution."""
-    arguments = measurement.own.first[op.module][0][0]
+    arguments, twin = measurement.own.first[op.module][0][0], measurement.twin
     with torch.no_grad(), default_dtype(torch.float64):
-        recording = record(measurement.twin, real, forward=lambda model, x: op.run(model, arguments, x))
+        owner = twin.get_submodule(op.module)  # not the twin: the recorder goes through every module
+        recording = record(owner, real, forward=lambda _, x: op.run(twin, arguments, x))
     nodes = [node for node in recording.graph.nodes if node.target is torch.ops.aten.convolution.default]
     return [kernel_of(node, recording) for node in nodes[-1:]]  # the op itself runs last

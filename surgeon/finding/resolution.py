@@ -15,9 +15,9 @@ from torch import nn
 
 from surgeon.algebra.equivariance import Symmetry, equivariance_error
 from surgeon.errors import ShapeError
-from surgeon.finding.audit import with_parents
 from surgeon.finding.measurement import double_twin
 from surgeon.support.copies import cast_to_double
+from surgeon.support.modules import with_parents
 
 Arguments = Mapping[str, Any]
 """What the constructor of a module was given, by name."""

@@ -16,10 +16,13 @@ from surgeon.support.modules import own_weight
 
 
 class Ties:
-    """Which modules of a model own the same parameters, or memory of them: a tie needs no run to be seen."""
+    """Which modules of a model own the same parameters, or memory of them: a tie needs no run to be seen.
+
+    Made once for all ops of a model, since it goes through every module.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._owners: dict[int, list[str]] = {}
         parameters: dict[int, nn.Parameter] = {}
         for name, module in model.named_modules():
@@ -35,12 +38,12 @@ class Ties:
             name: of a module in it; its further names do not count.
             parameter: qualified relative to the module; default all of its parameters.
         """
-        op = self._model.get_submodule(name)
+        op = self.model.get_submodule(name)
         wanted = op.parameters() if parameter is None else [own_weight(op, parameter)]
         alike = {id(other) for one in wanted for other in self._near.get(id(one), (one,)) if _same(one, other)}
         owners = {owner for key in alike for owner in self._owners[key]}
         inside = set(op.modules())
-        return {owner for owner in owners if self._model.get_submodule(owner) not in inside}
+        return {owner for owner in owners if self.model.get_submodule(owner) not in inside}
 
 
 def _near(parameters: Iterable[nn.Parameter]) -> dict[int, list[nn.Parameter]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from surgeon.algebra.matrix_blocks import MatrixBlock, blocks_of_map
 from surgeon.editing.insert import fold_map_of, require_plan
 from surgeon.editing.weight_updates import copied_weights
 from surgeon.errors import PlanError, SurgeonError, first_line
+from surgeon.finding.weight_usage import Ties
 from surgeon.plan import Plan, Site
 from surgeon.registry import Adapter, installed_adapters
 from surgeon.support.modules import named_module, own_weight, require_network
@@ -155,6 +157,10 @@ class _Measured:
             return [], "what its numbers do for the op makes no matrices at regular places"
         return found[id(parameter)], "found by differentiation"
 
+    @cached_property
+    def _ties(self) -> Ties:
+        return Ties(self._model)
+
     def _at(self, site: Site) -> dict[int, Sequence[MatrixBlock]] | str:
         if site.key not in self._found:
             self._found[site.key] = self._differentiated(site)
@@ -165,7 +171,7 @@ class _Measured:
         fold_map = self._folds.get(site.key)
         try:
             if fold_map is None:
-                fold_map = fold_map_of(self._model, site, self._plan.group_object, self._adapters)
+                fold_map = fold_map_of(self._ties, site, self._plan.group_object, self._adapters)
         except SurgeonError as error:
             return f"its op could not be run with other weights ({first_line(error)})"
         op = named_module(self._model, site.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,15 +91,16 @@ def find_candidates(recording: Recording, trainable: frozenset[str]) -> dict[str
     }
 
 
-def meetings_of(candidates: Mapping[str, Candidate], parameter: str) -> dict[fx.Node, Meeting]:
-    """Return the ops in which a parameter, or what is made of it, meets an activation, and what these do with both."""
-    return {
-        node: meeting
-        for candidate in candidates.values()
-        if parameter in candidate.parameters
-        for node, meeting in zip(candidate.nodes, candidate.meetings, strict=True)
-        if any(parameter in part.meta["parameters"] for part in node.meta["sources"])
-    }
+def meetings_by_parameter(candidates: Iterable[Candidate]) -> dict[str, dict[fx.Node, Meeting]]:
+    """Return, per parameter, the ops in which it, or what is made of it, meets an activation, and what they do."""
+    found: dict[str, dict[fx.Node, Meeting]] = {}
+    for candidate in candidates:
+        own = set(candidate.parameters)
+        for node, meeting in zip(candidate.nodes, candidate.meetings, strict=True):
+            met = set().union(*(part.meta["parameters"] for part in node.meta["sources"]))
+            for parameter in own & met:
+                found.setdefault(parameter, {})[node] = meeting
+    return found
 
 
 def _common(recording: Recording, user: str, parameters: list[str]) -> str:

@@ -62,6 +62,12 @@ def named_module(model: nn.Module, name: str) -> nn.Module:
     return found
 
 
+def with_parents(name: str) -> list[str]:
+    """Return a module's name and those of the modules it is in, innermost first; the model itself is last."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:length]) for length in range(len(parts), -1, -1)]
+
+
 def forward_signature(module: nn.Module) -> inspect.Signature:
     """Return the signature of a module's forward, bound to it."""
     return _forward_of(module)[0]

@@ -1,8 +1,11 @@
-"""What finding costs: runs of the network, and the largest tensors that are made; never more with more sites."""
+"""What surgery costs: runs of the network and the largest tensors, which sites do not add to, and linear work."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ from tests.nets import o3
 
 GROUP = parse_group("O3")
 MOST_RUNS = 40
+PACKAGE = str(Path(surgeon.__file__).parent)
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -57,15 +61,30 @@ class Layer(nn.Module):
         return x + h * torch.tanh(self.gate(norms))[:, None] + torch.einsum("nijc,njc->nic", matrices, x) / 9
 
 
-class Chain(nn.Module):
-    def __init__(self, layers: int) -> None:
+class Raw(nn.Module):
+    """Mix the channels of vectors by a matrix of its own."""
+
+    def __init__(self, first: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(first=not number) for number in range(layers))
+        self.matrix = nn.Parameter(torch.randn(4, 4) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(x.square().sum(1, keepdim=True)) * (x @ self.matrix)
+
+
+class Chain(nn.Module):
+    def __init__(self, layers: int, kind: type[Layer | Raw] = Layer) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(kind(first=not number) for number in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
         return x.square().sum(1)
+
+
+def turned(g: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("ij,njc->nic", g.to(x), x)
 
 
 def runs_to_find(layers: int) -> tuple[int, int]:
@@ -86,7 +105,7 @@ def runs_to_find(layers: int) -> tuple[int, int]:
         forward=forward,
         further=more,
         adapters={},
-        act=lambda g, x: torch.einsum("ij,njc->nic", g.to(x), x),
+        act=turned,
         act_output=lambda g, y: y,
         stage=told.append,
     )
@@ -102,6 +121,39 @@ def test_more_sites_take_no_more_runs(held: int, monkeypatch: pytest.MonkeyPatch
     (few, some), (many, more) = runs_to_find(2), runs_to_find(12)
     assert (some, more) == (1 + 2, 11 + 12)
     assert few == many <= MOST_RUNS
+
+
+class Lines:
+    """How many lines of the package run meanwhile; a comprehension counts once for each of its items."""
+
+    def __enter__(self) -> Lines:
+        self.count, self._before = 0, sys.gettrace()
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _called(self, frame: FrameType, event: str, _: object) -> Any:
+        return self._ran if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def _ran(self, frame: FrameType, event: str, _: object) -> Any:
+        self.count += event == "line"
+        return self._ran
+
+
+@pytest.mark.parametrize(("kind", "step"), [(Layer, 3), (Raw, 2)])
+def test_work_is_linear_in_the_layers(kind: type[Layer | Raw], step: int) -> None:
+    """As many more lines run for ``3 step`` layers than for ``2 step`` as for these than for ``step``."""
+    counts = []
+    for layers in (2, step, 2 * step, 3 * step):  # the first fills caches
+        model, x = Chain(layers, kind), torch.randn(6, 3, 4)
+        with Lines() as lines:
+            plan = surgeon.find(model, "O3", x, adapters={}, act=turned, act_output=lambda g, y: y)
+            surgeon.strip(surgeon.relax(model, plan))
+        counts.append(lines.count)
+    _, few, some, many = counts
+    assert abs(many - 2 * some + few) < step**2 / 2  # one line for each pair of layers is twice as many
 
 
 def annotated(op: nn.Module, x: Tensor, **more: Tensor) -> Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -41,26 +42,21 @@ def silent_axes(x: Tensor) -> tuple[int, ...]:
     return tuple(axis for axis, profile in profiles if bool((profile == 0).all(1).any()))
 
 
-def sums_entered(recording: Recording, results: Iterable[Result]) -> list[fx.Node]:
-    """Return the sums of a recorded run that some results enter."""
-    found: dict[fx.Node, None] = {}
+def sums_entered(recording: Recording, results: Iterable[Result]) -> Iterator[fx.Node]:
+    """Yield the sums of a recorded run that some results enter, for each the nearest first; each once."""
+    seen: set[fx.Node] = set()  # sums enter sums, in many ways
     for name, index in results:
         nodes = recording.results.get((name, 0), ())
-        found |= dict.fromkeys(_sums_of(nodes[index]) if index < len(nodes) else ())
-    return list(found)
-
-
-def _sums_of(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the sums that a value enters, nearest first."""
-    frontier = [node]
-    while frontier:
-        current = frontier.pop(0)
-        for user in current.users:
-            if user.target in _SAME:
-                frontier.append(user)
-            elif user.target in _SUMS and user.meta["shape"] == current.meta["shape"]:
-                yield user
-                frontier.append(user)
+        frontier = deque(nodes[index : index + 1])
+        while frontier:
+            current = frontier.popleft()
+            for user in current.users:
+                sums = user.target in _SUMS and user.meta["shape"] == current.meta["shape"]
+                if user not in seen and (sums or user.target in _SAME):
+                    seen.add(user)
+                    frontier.append(user)
+                    if sums:
+                        yield user
 
 
 class KeptSums:
@@ -84,7 +80,7 @@ class KeptSums:
         self._model, self._symmetry, self._inputs, self._silent = model, symmetry, inputs, silent
         self.recording = recording
         self._watch: Watch | None = None
-        self._places = _places(model, recording, sums_entered(recording, silent))
+        self._places = _places(model, recording, list(sums_entered(recording, silent)))
         self.values: dict[fx.Node, list[Tensor]] | None = {node: [] for node in self._places or ()}
 
     def run(self, g: Tensor | None) -> Any:
@@ -106,7 +102,7 @@ class KeptSums:
         symmetry, inputs = self._symmetry, self._inputs
         if self._watch is None:
             self.recording = record(self._model, *inputs, forward=symmetry.forward)
-            self._watch = Watch(self.recording, sums_entered(self.recording, self._silent))
+            self._watch = Watch(self.recording, list(sums_entered(self.recording, self._silent)))
         moved = inputs if g is None else symmetry.moved(g, inputs)
         output = self._watch.run(self._model, moved, symmetry.forward)
         self.values = self._watch.values

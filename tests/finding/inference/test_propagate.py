@@ -51,6 +51,16 @@ def used(use: Any, name: str = "D3", index: int = 0) -> Verdict | None:
     return None if probe.recording is None else type_by_use(probe.recording, probe.sums, "zero", index)
 
 
+def test_sums_are_followed_once_however_many_ways_lead_to_them() -> None:
+    def use(z: Tensor, x: Tensor) -> Tensor:
+        for _ in range(8):
+            z = (z + x) + (z - x)
+        return z
+
+    found = list(sums.sums_entered(record(Net(use), random(2, 3)), [("zero", 0)]))
+    assert len(found) == len(set(found)) == 8 * 3
+
+
 @pytest.mark.parametrize("name", ["C3", "D3", "OCTA", "OCTAH", "SO3"])
 @pytest.mark.parametrize("use", [lambda z, x: z + x, lambda z, x: x - z.clone(), lambda z, x: z.detach().add_(2 * x)])
 def test_both_terms_of_a_sum_transform_alike(name: str, use: Any) -> None:
