@@ -286,9 +286,10 @@ def _complaints(
             before = [weight.detach().clone() for weight in twin.parameters()]
             with torch.no_grad():
                 residual, limit = _fold_residual(twin, site, call, fold_map, generator)
-                for weight, value in zip(twin.parameters(), before, strict=True):
-                    weight.copy_(value)
-            renew(twin)
+                if call is not calls[-1]:
+                    for weight, value in zip(twin.parameters(), before, strict=True):
+                        weight.copy_(value)
+                    renew(twin)
         except Exception as error:  # the op is foreign code
             yield f"it could not be run with changed weights ({first_line(error)})"
             return

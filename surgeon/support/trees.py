@@ -61,11 +61,12 @@ class _Mapper:
         """Return the mapped copy of one node."""
         if isinstance(tree, Tensor):
             return self.function(tree)
+        if type(tree) is dict:  # as most are: whether something is a Mapping takes longer
+            return {key: self.map(value) for key, value in tree.items()}
         if isinstance(tree, _LEAVES):
             return tree
         if isinstance(tree, Mapping):
-            mapped = {key: self.map(value) for key, value in tree.items()}
-            return mapped if type(tree) is dict else _rebuilt(tree, mapped)
+            return _rebuilt(tree, {key: self.map(value) for key, value in tree.items()})
         if isinstance(tree, list | tuple):
             return _rebuilt(tree, dict(enumerate(map(self.map, tree))))
         if _is_graph_like(tree):
