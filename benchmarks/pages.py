@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PART = re.compile(r"(<!-- ([\w ]+): by benchmarks/pages\.py -->\n\n).*?(\n\n<!-- end of \2 -->)", re.DOTALL)
+STEPS = {"planned": "plan", "relaxed": "relax", "stripped": "strip"}
 PLACES = {
     "segnn-32x2-paper": "SEGNN 32 channels, 2 layers, the paper's placement",
     "segnn-64x4-paper": "SEGNN 64 channels, 4 layers, the paper's placement",
@@ -184,6 +185,16 @@ def file_memory(record: Any) -> str:
     return _table(["command", "opened, MB", "peak, MB", "bound, MB", "seconds of the processor"], rows)
 
 
+def long_chain(record: Any) -> str:
+    """Return what it takes to plan, relax and strip a long chain of small layers."""
+    found = record["chain"]
+    seconds = [f"{verb} in {found[f'{key}_cpu_s']:.1f} s" for verb, key in STEPS.items()]
+    return (
+        f"A chain of {found['layers']:,} layers is {', '.join(seconds)} of the processor, {found['peak_mib']:,} MiB at "
+        f"most, of which {found['opened_mib']:,} are there before."
+    )
+
+
 RECORDS = ROOT / "benchmarks" / "results"
 PARTS: dict[str, tuple[Path, Callable[[Any], str]]] = {
     "overhead": (RECORDS / "overhead.json", overhead),
@@ -199,6 +210,7 @@ PARTS: dict[str, tuple[Path, Callable[[Any], str]]] = {
     "inspection": (RECORDS / "inspection.json", inspection),
     "hub": (RECORDS / "hub.json", hub),
     "file memory": (RECORDS / "file_memory.json", file_memory),
+    "long chain": (RECORDS / "file_memory.json", long_chain),
 }
 """By the names in the marks: a record, and what a page says of it."""
 
