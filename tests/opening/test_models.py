@@ -171,13 +171,19 @@ def test_2_an_unregistered_factory_is_imported_only_with_trust(here: Path, monke
     assert was_imported(here, "stated_factory_c")
 
 
+@pytest.mark.parametrize("settings", [{"width": 10**15}, {"layers": 10**9}])
 def test_2_settings_of_a_network_far_larger_than_the_file_allocate_nothing(
-    here: Path, monkeypatch: pytest.MonkeyPatch
+    here: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]
 ) -> None:
     monkeypatch.syspath_prepend(str(here))
-    statement = {"factory": factory(here, "stated_factory_e"), "args": {"width": 10**15}}
-    register(monkeypatch, "stated_factory_e:build")
-    with pytest.raises(CheckpointError, match="about the 8 numbers in the file, but stated_factory_e:build makes far"):
+    (here / "large_factory.py").write_text(
+        "import torch\n\n\ndef build(width=2, layers=1):\n"
+        "    for made in range(layers):\n        assert made < 100\n        layer = torch.nn.Linear(3, width)\n"
+        "    return layer\n"
+    )
+    register(monkeypatch, "large_factory:build")
+    statement = {"factory": "large_factory:build", "args": settings}
+    with pytest.raises(CheckpointError, match="about the 8 numbers in the file, but large_factory:build makes far"):
         find_model(checkpoint(here, 3, {"surgeon.model": json.dumps(statement)}))
 
 
