@@ -43,11 +43,12 @@ class Allowance(DispatchMode):
 
     def __enter__(self) -> Self:
         self._hook = register_module_parameter_registration_hook(self._count)
-        return super().__enter__()
+        entered: Self = super().__enter__()  # type: ignore[no-untyped-call]
+        return entered
 
     def __exit__(self, *error: Any) -> None:
         self._hook.remove()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _count(self, *_: Any) -> None:
         """Count a weight: too many layers have too many long before these take much memory."""
