@@ -33,16 +33,27 @@ SHARED = 16
 class _SelfAdjoint(torch.autograd.Function):
     """Apply an orthogonal projection; its gradient is the same projection, far cheaper than that of the indexing."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(context: Any, weight: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(weight: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
         """Return ``project(weight)``."""
-        context.project = project
         return project(weight)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the projection; apart from ``forward``, as the transforms of torch.func need it."""
+        context.project = inputs[1]
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Project the gradient, differentiably."""
         return _SelfAdjoint.apply(gradient, context.project), None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(context: Any, tangent: Tensor, _: None) -> Tensor:
+        """Project the tangent."""
+        return _SelfAdjoint.apply(tangent, context.project)  # type: ignore[no-untyped-call,no-any-return]
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ from surgeon.plan import Site
 from surgeon.support.copies import cast_to_double, copied
 from surgeon.support.modes import default_dtype, renew, set_training
 from surgeon.support.modules import own_weight
-from surgeon.support.trees import as_pairs, tensor_at, with_tensor
+from surgeon.support.trees import as_pairs, fresh_copy, map_tensors, tensor_at, with_tensor
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest relative deviation that an op of a dtype may show.
@@ -331,6 +331,12 @@ def _raw_residual(
     weight = torch.randn(fold_map.shape, generator=generator).to(like)
     produced = fold_map.project(weight)
     with inside.changing(raw, lambda x, y: form_of(site).add(y, (produced,), x)):
-        expected = call_forward(op, call)
+        expected = _differentiably(op, call)
     _change(op, fold_map, weight)
-    return relative_difference(call_forward(op, call), expected), TOLERANCE.get(like.dtype, 1e-4)
+    return relative_difference(_differentiably(op, call), expected), TOLERANCE.get(like.dtype, 1e-4)
+
+
+def _differentiably(op: nn.Module, call: Mapping[str, Any]) -> Any:
+    """Run a forward that may differentiate."""
+    with torch.enable_grad():
+        return map_tensors(Tensor.detach, call_forward(op, map_tensors(fresh_copy, call)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -31,12 +32,12 @@ class Rows(nn.Module):
         return gated(y.mT)
 
 
-def trained(model: nn.Module) -> list[Tensor]:
+def trained(model: nn.Module, mode: str = "drop") -> list[Tensor]:
     """Return the output, the penalty, what is seen of the branches, and all gradients, at theta = 0.5."""
     x = vectors().float()
     plan = surgeon.find(model, "SO3", x, act=lambda g, x: x @ g.T, act_output=turn, adapters={})
-    relaxation = surgeon.relax(model, plan, dense=True, init_scale=0.5)
-    relaxation.set_theta(0.5)
+    relaxation = surgeon.relax(model, plan, dense=True, init_scale=0.5, mode=mode)
+    relaxation.set_theta(0.5, 0.3 if mode == "fold" else None)
     with watched(relaxation) as use:
         y = model.train()(x)
     penalty = relaxation.penalty()
@@ -54,9 +55,11 @@ def made(build: type[nn.Module], *arguments: object) -> nn.Module:
     return build(*arguments)
 
 
-def test_gradients_and_penalty_under_grad_are_those_of_autograd() -> None:
-    torch.testing.assert_close(trained(made(Forces, "grad")), trained(made(ByAutograd, "grad")))
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+def test_gradients_and_penalty_under_grad_are_those_of_autograd(mode: str) -> None:
+    torch.testing.assert_close(trained(made(Forces, "grad"), mode), trained(made(ByAutograd, "grad"), mode))
 
 
-def test_gradients_and_penalty_under_vmap_are_those_of_all_rows() -> None:
-    torch.testing.assert_close(trained(made(Rows, True)), trained(made(Rows, False)))
+@pytest.mark.parametrize("mode", ["drop", "fold"])
+def test_gradients_and_penalty_under_vmap_are_those_of_all_rows(mode: str) -> None:
+    torch.testing.assert_close(trained(made(Rows, True), mode), trained(made(Rows, False), mode))

@@ -142,6 +142,9 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
         "structured batch",
         "monomials",
         "complex harmonics",
+        "mapped layer",
+        "forces by torch.func.jacrev",
+        "forces by torch.func.jvp",
     ],
 )
 def test_what_can_be_folded_is_folded_without_loss(name: str) -> None:
