@@ -38,6 +38,8 @@ NO_EFFECT = (
     "or what follows is flat there"
 )
 
+_LOOKED_INTO = ("not linear", "unexplained", "bypassed")  # the last mixes any number of points; its weights may not
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -186,13 +188,13 @@ def _judge_raw(
     refusal: Refusal,
 ) -> None:
     """Look inside a module that is not linear as a whole."""
-    if candidate is None or not candidate.contracts or refusal.coverage not in ("not linear", "unexplained"):
+    if candidate is None or not candidate.contracts or refusal.coverage not in _LOOKED_INTO:
         result.skip(name, refusal)
         return
     found, refusals = measure_raw(measurement, name)
     if isinstance(refusals, Refusal):  # the first reason is the true one, this is why nothing better is known
         reason = f"{refusal.reason}; {refusals.reason}" if refusal.coverage == "not linear" else refusal.reason
-        result.skip(name, Refusal(reason, "unexplained"))
+        result.skip(name, Refusal(reason, "unexplained" if refusal.coverage == "not linear" else refusal.coverage))
         return
     for each in found:
         if each.invariant:

@@ -118,14 +118,24 @@ def found_between(
 
 
 def _takes_any_number(measurement: Measurement, op: Op, arguments: Mapping[str, Any], x: Tensor, axis: int) -> bool:
-    """Tell whether an op runs with twice as many entries along an axis: then the data say how many, and no weights."""
+    """Tell whether an op runs with twice as many entries along an axis: then the data say how many, and no weights.
+
+    What else it is given is left as it is, or has twice as many entries too: along the same axis, as features of the
+    same points have, or along every axis of that length, as what belongs to pairs of points has; and so have numbers.
+    """
     count, place = x.shape[axis], x.ndim + axis
 
-    def twice(tensor: Tensor) -> Tensor:
-        longer = tensor.ndim > place and tensor.shape[place] == count
-        return torch.cat([tensor, tensor], dim=place) if longer else tensor
+    def twice(tensor: Tensor, places: Sequence[int] = (place,)) -> Tensor:
+        for each in places:
+            longer = tensor.ndim > each and tensor.shape[each] == count
+            tensor = torch.cat([tensor, tensor], dim=each) if longer else tensor
+        return tensor
 
-    for given in (arguments, map_tensors(twice, arguments)):
+    def everywhere(tensor: Tensor) -> Tensor:
+        return twice(tensor, range(tensor.ndim))
+
+    numbers = {name: 2 * count if type(value) is int and value == count else value for name, value in arguments.items()}
+    for given in (arguments, map_tensors(twice, arguments), map_tensors(everywhere, numbers)):
         try:
             op.run(measurement.twin, given, twice(x))
         except Exception:  # the op is foreign code

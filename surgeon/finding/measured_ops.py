@@ -200,6 +200,10 @@ def _types_of_ends(
             return Refusal(TRANSLATED.format(group.name), "unexplained")
     if type_in is None and _only_change_places(measurement, op, structure, read_in, read_out):
         return Refusal(CHANGE_PLACES, "invariant")
+    if type_in is None and type_out is not None:  # features may fill a part of what they could be, as of real vectors
+        told = type_by_weights(measurement, op, structure, type_out)
+        if isinstance(told, TensorType):
+            return told, type_out
     for end, verdict in (("input", verdict_in), ("output", verdict_out)):
         if verdict.type is None:
             wrong = type_in is not None and _fails_as(measurement, op, type_in, verdict.refuted)

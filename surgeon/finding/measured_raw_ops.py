@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -46,19 +48,26 @@ def measure_raw(measurement: Measurement, name: str) -> tuple[list[Found], list[
     found: list[Found] = []
     refusals: list[tuple[str, Refusal]] = []
     added: list[tuple[str, Refusal]] = []  # for the other parameters of an op, biases above all
-    done: set[str] = set()
-    for raw in ops:
-        if raw.node in done:  # bilinear: one argument is enough
+    for _, operands in groupby(ops, key=attrgetter("node")):
+        activations = list(operands)
+        argument = _argument(activations[0], [each.op for each in found])
+        results = [_measure_one(measurement, name, inside, raw, argument) for raw in activations]
+        chosen = _chosen([result for result in results if isinstance(result, Found)])
+        if chosen is not None:
+            found.append(chosen)
             continue
-        result = _measure_one(measurement, name, inside, raw, _argument(raw, [each.op for each in found]))
-        if isinstance(result, Refusal):
+        for raw, result in zip(activations, results, strict=True):
+            assert isinstance(result, Refusal)
             refusals.append((raw.parameters[0], result))
             added += [(parameter, result) for parameter in raw.parameters[1:]]
-        else:
-            done.add(raw.node)
-            found.append(result)
     taken = {name for each in found for name in each.op.parameters}
     return found, refusals + [(name, why) for name, why in added if name not in taken]
+
+
+def _chosen(found: list[Found]) -> Found | None:
+    """Of the activations that a product is linear in choose one, which is enough: the first that the group moves."""
+    moved = (each for each in found if not each.type_in.is_invariant)
+    return next(moved, found[0] if found else None)
 
 
 def _argument(raw: RawOp, taken: list[Op]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
 from surgeon.finding.inference.hypotheses import TOLERANCE
-from surgeon.finding.inference.probe import HELD, Elements, Probe
+from surgeon.finding.inference.probe import HELD, Elements, Probe, Seen, checksum
 from surgeon.finding.inference.rows import FewRows, few_rows
 from surgeon.finding.ops import call_forward, random_like
 from surgeon.finding.precision import run_in_double
@@ -218,12 +218,12 @@ def measure_model(
     with default_dtype(torch.float64):
         symmetry.check(inputs, generator)
         state = torch.get_rng_state()
-        outputs = _run_in_double(twin, symmetry, inputs)
+        outputs, calls = _run_in_double(twin, symmetry, inputs, modules)
         _require_finite(outputs)
         draws = not torch.equal(state, torch.get_rng_state())
         elements = Elements.draw(symmetry.group, generator)
         held = max(HELD, computed_bytes(recording)) if recording is not None else HELD
-        gradients = recording is None or differentiates(recording) or (outputs, recording.calls)
+        gradients = recording is None or differentiates(recording) or (outputs, calls)
         # it only has to confirm
         own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held, gradients=gradients)
         _require_deterministic(outputs, own.outputs[0], lambda: _random_ops(twin, symmetry, inputs))
@@ -283,17 +283,21 @@ def differ(one: Any, other: Any, limit: float = ROUNDING) -> bool:
         return True
 
 
-def _run_in_double(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...]) -> Any:
-    """Return the outputs of a float64 network, which is changed in place if it needs help."""
-    found: list[Any] = []
+def _run_in_double(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...], modules: Sequence[str]) -> Seen:
+    """Return what is seen of a run of a float64 network, which is changed in place if it needs help."""
+    found: list[Seen] = []
 
     def run() -> Any:
-        found.append(map_tensors(Tensor.detach, symmetry.run(twin, inputs)))
-        return found[-1]
+        watched = {name: twin.get_submodule(name) for name in modules}
+        with captured_calls(watched, dict.fromkeys(modules, checksum)) as calls:
+            found.append((map_tensors(Tensor.detach, symmetry.run(twin, inputs)), calls))
+        return found[-1][0]
 
     try:
-        how = run_in_double(twin, run)
-        return found[0] if how == "plain" else run()
+        if run_in_double(twin, run) != "plain":
+            run()
+            return found[-1]
+        return found[0]
     except PrecisionError as error:
         raise PlanError(
             f"expected a model that runs in float64, which measuring representations needs, but {error}: make it "

@@ -169,6 +169,8 @@ def _encoded(tree: Any) -> Any:
     """
     if isinstance(tree, Tensor):
         dtype = str(tree.dtype).removeprefix("torch.")
+        if tree.layout != torch.strided:
+            raise NotFoldableError("it is given a sparse tensor, which a plan cannot hold")
         if _is_identity(tree):
             return {"identity": len(tree), "shape": list(tree.shape), "dtype": dtype}
         if tree.numel() and not tree.any():

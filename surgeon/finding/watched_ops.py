@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from surgeon.finding.ops import Change
 from surgeon.finding.own_forward import NotTraceableError
 from surgeon.finding.raw_ops import CONTRACTION_METHODS, CONTRACTIONS, RawOp, eager_complaint, multiplied
-from surgeon.recording.record import plain_tensors
+from surgeon.recording.record import memory_of, plain_tensors
 from surgeon.support.transforms import is_mapped, outside
 from surgeon.support.trees import fresh_copy, map_tensors
 
@@ -115,8 +115,7 @@ class _Watch(TorchFunctionMode):
         if names is not None:
             self.made[id(target)] = (target, names)
         elif id(target) in self.made:
-            memory = target.untyped_storage().data_ptr()
-            for key in [key for key, (each, _) in self.made.items() if each.untyped_storage().data_ptr() == memory]:
+            for key in [key for key, (each, _) in self.made.items() if memory_of(each) == memory_of(target)]:
                 del self.made[key]
 
 

@@ -23,7 +23,7 @@ from torch.nn.modules import module as module_hooks
 
 from surgeon.recording.scripted import as_written
 from surgeon.support.compiler import DispatchMode
-from surgeon.support.trees import fresh_copy, map_tensors, tensors_in
+from surgeon.support.trees import equal, fresh_copy, map_tensors, tensors_in
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class _Recorder(DispatchMode):
         self.parameter_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.named_state.setdefault(id(tensor), name)
-            if tensor.numel():
-                self.named_storage.setdefault(tensor.untyped_storage().data_ptr(), name)
+            if memory_of(tensor):
+                self.named_storage.setdefault(memory_of(tensor), name)
         attributes = (value for module in model.modules() for value in vars(module).values())
         self.kept = {id(tensor) for value in attributes for tensor in plain_tensors(value)}
 
@@ -141,8 +141,8 @@ class _Recorder(DispatchMode):
         """Return the node of a tensor; one first seen as an argument is a parameter, a buffer, or a constant."""
         if id(tensor) not in self.nodes:
             name = self.named_state.get(id(tensor))
-            if name is None and tensor.numel():  # `.data` and views made before the run share the storage
-                name = self.named_storage.get(tensor.untyped_storage().data_ptr())
+            if name is None:  # `.data` and views made before the run share the storage
+                name = self.named_storage.get(memory_of(tensor))
             if name is None:
                 name, self.constants = f"_constant_{self.constants}", self.constants + 1
             parameters = frozenset({name}) & self.parameter_names
@@ -184,7 +184,7 @@ class _Recorder(DispatchMode):
     def sources_of(self, tensor: Tensor) -> tuple[fx.Node, ...]:
         """Return a tensor's node, and those that have written into its memory since, through other tensors."""
         node = self.node_of(tensor)
-        later = self.writes.get(_memory(tensor), ()) if self.writes else ()
+        later = self.writes.get(memory_of(tensor), ()) if self.writes else ()
         return node, *(write for write in later if self.order[write] > self.order[node])
 
     def _note_writes(self, func: Any, node: fx.Node, args: Any, kwargs: Any, result: Any) -> None:
@@ -192,11 +192,11 @@ class _Recorder(DispatchMode):
         arguments, written, makes_memory = _signature(func)
         if self.writes and makes_memory:
             for tensor in tensors_in(result):
-                self.writes.pop(_memory(tensor), None)
+                self.writes.pop(memory_of(tensor), None)
         if written:
             given = {**dict(zip(arguments, args, strict=False)), **kwargs}
             for tensor in tensors_in([given.get(name) for name in written]):
-                self.writes.setdefault(_memory(tensor), []).append(node)
+                self.writes.setdefault(memory_of(tensor), []).append(node)
 
     def _bind_result(self, result: Any, node: fx.Node, parameters: frozenset[str], activation: bool) -> None:
         if isinstance(result, Tensor):
@@ -236,7 +236,7 @@ def _signature(op: Any) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     return tuple(each.name for each in schema.arguments), written, own
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
     """Return where a tensor's numbers are; 0 if there are none, or not in one piece."""
     own = tensor.layout is torch.strided and tensor.numel() and not tensor._is_zerotensor()
     return tensor.untyped_storage().data_ptr() if own else 0
@@ -324,7 +324,7 @@ def _restore(
     """Rebind what was rebound, and copy back what was written in place."""
     with torch.no_grad():
         for buffer in buffers.values():
-            if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
+            if buffer is not None and not equal(buffer, values[id(buffer)]):
                 buffer.copy_(values[id(buffer)])
     if isinstance(module, torch.jit.ScriptModule):  # its state is fixed
         return

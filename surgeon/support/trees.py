@@ -155,8 +155,10 @@ def as_pairs(tensor: Tensor) -> Tensor:
 
 
 def as_numbers(pairs: Tensor) -> Tensor:
-    """Return the complex tensor of which these are real and imaginary parts."""
-    return torch.view_as_complex(pairs.contiguous())
+    """Return the complex tensor of which these are real and imaginary parts, in their layout if that can be."""
+    *steps, last = pairs.stride()
+    whole = last == 1 and not any(step % 2 for step in (*steps, pairs.storage_offset()))
+    return torch.view_as_complex(pairs if whole else pairs.contiguous())
 
 
 def _path_key(key: Any) -> Any:
@@ -224,8 +226,8 @@ def _collect(tree: Any, path: Place, into: dict[Place, Tensor], above: frozenset
 
 
 def real_leaves(tree: Any) -> dict[Place, Tensor]:
-    """Return the floating tensors of ``tree`` by their paths, complex ones as pairs of real numbers."""
-    leaves = tensor_leaves(tree).items()
+    """Return the floating dense tensors of ``tree`` by their paths, complex ones as pairs of real numbers."""
+    leaves = ((path, leaf) for path, leaf in tensor_leaves(tree).items() if leaf.layout == torch.strided)
     pairs = {(*path, REAL_PAIRS) if leaf.is_complex() else path: as_pairs(leaf) for path, leaf in leaves}
     return {path: leaf for path, leaf in pairs.items() if leaf.is_floating_point()}
 
@@ -305,7 +307,7 @@ def _replaced_in_stores(tree: Any, path: Place, tensor: Tensor) -> Any:
 def _compare(left: Any, right: Any, seen: frozenset[int]) -> bool:
     if isinstance(left, Tensor) or isinstance(right, Tensor):
         both = isinstance(left, Tensor) and isinstance(right, Tensor)
-        return both and left.dtype == right.dtype and torch.equal(left, right)
+        return both and left.dtype == right.dtype and torch.equal(left.to_dense(), right.to_dense())
     parts, others = _children(left), _children(right)
     if not parts and not others:
         return _equal_leaves(left, right)

@@ -20,7 +20,7 @@ from surgeon.recording.compare import compare_graphs, erase_branches, forward_pa
 from surgeon.recording.record import Recording, record, unchanged
 from surgeon.support.modes import in_evaluation_mode, in_training_mode
 from surgeon.support.transforms import outside
-from surgeon.support.trees import as_pairs, map_tensors, tensors_in
+from surgeon.support.trees import as_pairs, equal, map_tensors, tensors_in
 
 THETA = 0.1
 BROKEN = 1e-6
@@ -71,18 +71,20 @@ def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
     """
     with in_evaluation_mode(model.module):  # in which some libraries keep more tensors than in training mode
         state = {key: value.clone() for key, value in model.module.state_dict().items()}
-        before, graph = map_tensors(Tensor.detach, model.run()), _record(model)
+        with unchanged(model.module):  # some models write to their buffers
+            before, graph = map_tensors(lambda output: output.detach().clone(), model.run()), _record(model)
         relaxation = relax(model.module, plan, dense=True, init_scale=1.0, seed=seed)
         try:
-            _require_equal(before, map_tensors(Tensor.detach, model.run()))
-            _check_graph(graph, _record(model), relaxation)
-            _check_effects(model, relaxation, seed)
-            _check_gradients(model, relaxation)
+            with unchanged(model.module):
+                _require_equal(before, map_tensors(Tensor.detach, model.run()))
+                _check_graph(graph, _record(model), relaxation)
+                _check_effects(model, relaxation, seed)
+                _check_gradients(model, relaxation)
         finally:
             relaxation.enable_penalty(False)
             strip(model.module, "drop")
         after = model.module.state_dict()
-        if list(after) != list(state) or any(not torch.equal(after[key], state[key]) for key in state):
+        if list(after) != list(state) or any(not equal(after[key], state[key]) for key in state):
             raise CheckFailedError("expected the original's state after stripping, but it differs")
         differences = compare_graphs(graph.graph, _record(model).graph)
     if differences:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.editing.use import watched
+from surgeon.plan import StripMode
 from tests.families.awkward.case import CHANNELS, Mix, gated, vectors
 from tests.families.awkward.functions import Forces, turn
 
@@ -32,7 +33,7 @@ class Rows(nn.Module):
         return gated(y.mT)
 
 
-def trained(model: nn.Module, mode: str = "drop") -> list[Tensor]:
+def trained(model: nn.Module, mode: StripMode = "drop") -> list[Tensor]:
     """Return the output, the penalty, what is seen of the branches, and all gradients, at theta = 0.5."""
     x = vectors().float()
     plan = surgeon.find(model, "SO3", x, act=lambda g, x: x @ g.T, act_output=turn, adapters={})
@@ -56,10 +57,10 @@ def made(build: type[nn.Module], *arguments: object) -> nn.Module:
 
 
 @pytest.mark.parametrize("mode", ["drop", "fold"])
-def test_gradients_and_penalty_under_grad_are_those_of_autograd(mode: str) -> None:
+def test_gradients_and_penalty_under_grad_are_those_of_autograd(mode: StripMode) -> None:
     torch.testing.assert_close(trained(made(Forces, "grad"), mode), trained(made(ByAutograd, "grad"), mode))
 
 
 @pytest.mark.parametrize("mode", ["drop", "fold"])
-def test_gradients_and_penalty_under_vmap_are_those_of_all_rows(mode: str) -> None:
+def test_gradients_and_penalty_under_vmap_are_those_of_all_rows(mode: StripMode) -> None:
     torch.testing.assert_close(trained(made(Rows, True), mode), trained(made(Rows, False), mode))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from surgeon.recording.record import Recording, record
 from surgeon.support.memory import give_back
 from surgeon.support.modes import default_dtype
 from surgeon.support.shelf import Shelf
+from surgeon.support.transforms import no_transforms
 from surgeon.support.trees import equal, map_tensors, tensors_in
 
 STEP = 1e-3
@@ -35,8 +37,16 @@ HELD = 2**26
 """Bytes of calls that a probe holds at least; see :func:`surgeon.recording.record.computed_bytes` for larger models."""
 
 
-Seen = tuple[Any, Mapping[str, int]]
-"""What a run of a model returned, and how often it called each module."""
+Seen = tuple[Any, Mapping[str, Calls]]
+"""What a run of a model returned, and the calls of its modules, with checksums in place of tensors."""
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """Return a number that another tensor, one that differs by a bit, hardly has."""
+    kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    with no_transforms():
+        dense = tensor.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
+        return torch.tensor(zlib.crc32(dense.flatten().view(torch.uint8).numpy().data, kind))
 
 
 @dataclass(frozen=True)
@@ -241,7 +251,8 @@ class Probe:
     def _first_run(self, modules: Sequence[str], gradients: bool | Seen) -> tuple[bool, Any, dict[str, Calls]]:
         """Run on the inputs as they are; return whether the runs keep what gradients need, the outputs, and the calls.
 
-        Some models run other code where they may do without: fused kernels in place of modules, for example.
+        Some models run other code where they may do without: fused kernels in place of modules, or features in another
+        basis that give the same output.
         """
         self.gradients = gradients is True
         try:
@@ -251,10 +262,8 @@ class Probe:
                 raise
             return self._first_run(modules, True)
         first = {name: calls for name, (calls,) in found.items()}
-        if not isinstance(gradients, bool):
-            outputs, counts = gradients
-            if not equal(output, outputs) or any(len(calls) != counts.get(name, 0) for name, calls in first.items()):
-                return self._first_run(modules, True)
+        if not isinstance(gradients, bool) and not equal((output, map_tensors(checksum, first)), gradients):
+            return self._first_run(modules, True)
         return self.gradients, output, first
 
     def _run(self, g: Tensor | None) -> Any:
@@ -286,7 +295,9 @@ class Probe:
 
 def _that_fit(calls: Mapping[str, Calls], limit: int) -> set[str]:
     """Return as many modules, the smallest first, as have calls of no more bytes than a limit."""
-    sizes = {name: sum(tensor.nbytes for tensor in tensors_in(own)) for name, own in calls.items()}
+    sizes = {
+        name: sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(own)) for name, own in calls.items()
+    }
     ascending = sorted(sizes, key=sizes.__getitem__)
     totals = accumulate(sizes[name] for name in ascending)
     return {name for name, size in zip(ascending, totals, strict=True) if size <= limit}

@@ -51,6 +51,25 @@ class Harmonics(nn.Module):
         return (self.real(z) + self.imaginary(turned)).square().sum((-1, -2))
 
 
+class ComplexHarmonics(nn.Module):
+    """Real vectors in that basis fill half of it: orders 1 and -1 are conjugates, until complex weights mix them."""
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        basis = Harmonics().basis.double()
+        self.register_buffer("basis", torch.view_as_complex(basis))
+        self.first, self.last = (
+            nn.Parameter(torch.randn(CHANNELS, CHANNELS, dtype=basis.dtype) + 0j) for _ in range(2)
+        )
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.einsum("mi,nci->ncm", self.basis, x + 0j)
+        z = torch.einsum("oc,ncm->nom", self.first, z)
+        z = torch.complex(z.real.relu(), z.imag) if self.cut else z * z.abs().square().sum(-1, keepdim=True).tanh()
+        return torch.einsum("oc,ncm->nom", self.last, z).abs().square().sum(-1)
+
+
 class Parts(nn.Module):
     """One layer of scalars and of vectors."""
 
@@ -90,6 +109,19 @@ CASES = (
         "complex harmonics and their conjugates",
         "orders are exchanged",
         lambda: Harmonics(True),
+        error="to be a symmetry",
+        twin=True,
+    ),
+    Case(
+        "complex harmonics of real vectors",
+        "features that fill a part of what they could be",
+        ComplexHarmonics,
+        {"first.re_im", "last.re_im"},
+    ),
+    Case(
+        "complex harmonics that are cut",
+        "real parts one by one",
+        lambda: ComplexHarmonics(True),
         error="to be a symmetry",
         twin=True,
     ),

@@ -30,6 +30,7 @@ from tests.families.awkward import (
     numbers,
     operations,
     pseudotensors,
+    routes,
     sampled,
     spectral,
     structures,
@@ -58,6 +59,7 @@ THEMES = (
     numbers,
     spectral,
     bases,
+    routes,
 )
 CASES = tuple(case for theme in THEMES for case in theme.CASES)
 
@@ -145,6 +147,8 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
         "mapped layer",
         "forces by torch.func.jacrev",
         "forces by torch.func.jvp",
+        "elements",
+        "complex harmonics of real vectors",
     ],
 )
 def test_what_can_be_folded_is_folded_without_loss(name: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.finding.inference.probe import CHECKS, STEP, Elements, Probe
+from surgeon.finding.inference.probe import CHECKS, STEP, Elements, Probe, checksum
+from surgeon.recording.calls import captured_calls
 from surgeon.support.trees import tensors_in
 from tests.finding.inference.probes import elements_of, probe_of, random
 
@@ -160,16 +161,19 @@ class Gated(nn.Module):
         if self.otherwise == "differentiates":
             x = x + torch.autograd.grad(self.layer(x.requires_grad_()).sum(), x)[0]
         otherwise = "" if torch.is_grad_enabled() else self.otherwise
-        y: Tensor = self.layer.forward(x) if otherwise == "fused" else self.layer(x)
+        order = slice(None) if otherwise != "reorders" else torch.arange(len(x)).flip(0)  # its own inverse
+        y: Tensor = self.layer.forward(x) if otherwise == "fused" else self.layer(x[order])[order]
         return y * (1 + 1e-15) if otherwise == "rounds" else y
 
 
-@pytest.mark.parametrize("otherwise", ["", "fused", "rounds", "differentiates"])
+@pytest.mark.parametrize("otherwise", ["", "fused", "reorders", "rounds", "differentiates"])
 def test_runs_do_without_gradients_where_that_changes_nothing(otherwise: str) -> None:
     torch.manual_seed(0)
     model, x = Gated(otherwise), random(5, 2)
     calls = 1 + (otherwise == "differentiates")
-    symmetry, seen = Symmetry(parse_group("C3"), lambda g, x: x @ g.T), (model(x.clone()).detach(), {"layer": calls})
+    symmetry = Symmetry(parse_group("C3"), lambda g, x: x @ g.T)
+    with captured_calls({"layer": model.layer}, {"layer": checksum}) as sums:
+        seen = model(x.clone()).detach(), sums
     probe = Probe(model, symmetry, (x,), ["layer"], elements_of("C3"), gradients=seen)
     assert probe.gradients is bool(otherwise)
     assert torch.equal(probe.outputs[0], seen[0])
