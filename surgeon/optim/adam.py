@@ -1,4 +1,4 @@
-"""What the optimisers of matrices share: Adam with decoupled decay, batches of blocks of one size, state per weight."""
+"""What the optimisers of matrices share: Adam with decoupled decay, and state per weight."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from surgeon.algebra.matrix_blocks import MatrixBlock
 from surgeon.errors import UsageError
@@ -153,54 +154,34 @@ class Moving:
         state["step"] += 1
         self.step, self.update = int(state["step"]), self.gradient
 
-    def adam(self, gradient: Tensor, mean: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """Record the square of a gradient and return Adam's update, in whatever basis both are given.
 
-        Args:
-            gradient: shaped as the parameter.
-            mean: of gradients, in the same basis; not changed.
-            group: ``betas`` and ``eps``.
-        """
-        first, second = group["betas"]
-        if "exp_avg_sq" not in self.state:
-            self.state["exp_avg_sq"] = torch.zeros_like(gradient)
-        square: Tensor = self.state["exp_avg_sq"]
-        square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        deviation = (square / (1 - second**self.step)).sqrt_().add_(group["eps"])
-        update: Tensor = mean / (1 - first**self.step)
-        return update.div_(deviation)
-
-
-class Batch:
-    """Blocks of one size, which are worked on at once.
+def adam_updates(moving: Sequence[Moving], group: Mapping[str, Any]) -> None:
+    """Take the gradients that stand for updates into the means, and put Adam's updates in their place.
 
     Args:
-        members: a parameter and the number of one of its blocks, for every block.
+        moving: with updates that are gradients, in whatever basis their means are in.
+        group: ``betas`` and ``eps``.
     """
-
-    def __init__(self, members: Sequence[tuple[Moving, int]]) -> None:
-        self.members = list(members)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        each, number = self.members[0]
-        return each.blocks[number].shape
-
-    def take(self, of: Callable[[Moving], Tensor]) -> Tensor:
-        """Return a copy of the blocks of one tensor for each parameter; shape (blocks, rows, columns)."""
-        return torch.stack([each.blocks[number].of(of(each)) for each, number in self.members])
-
-    def put(self, matrices: Tensor, into: Callable[[Moving], Tensor]) -> None:
-        """Write matrices into these blocks of one tensor for each parameter."""
-        places = [each.blocks[number].of(into(each)) for each, number in self.members]
-        torch._foreach_copy_(places, list(matrices))
-
-
-def batches(moving: Iterable[Moving]) -> list[Batch]:
-    """Return all blocks, those of one size, dtype and device together."""
-    alike: dict[Any, list[tuple[Moving, int]]] = {}
+    gradients = [each.update for each in moving]
     for each in moving:
-        for number, block in enumerate(each.blocks):
-            alike.setdefault((block.shape, each.gradient.dtype, each.gradient.device), []).append((each, number))
-    return [Batch(members) for members in alike.values()]
+        each.update = torch.zeros_like(each.update)
+        if "exp_avg_sq" not in each.state:
+            each.state["exp_avg_sq"] = torch.zeros_like(each.update)
+    one_pass = all(each.update.device.type == "cpu" and each.update.is_floating_point() for each in moving)
+    adam(
+        [each.update for each in moving],
+        gradients,
+        [each.state["exp_avg"] for each in moving],
+        [each.state["exp_avg_sq"] for each in moving],
+        [],
+        [each.state["step"] - 1 for each in moving],  # it adds 1
+        fused=one_pass or None,  # elsewhere torch chooses
+        has_complex=any(each.update.is_complex() for each in moving),
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=-1.0,
+        weight_decay=0.0,
+        eps=group["eps"],
+        maximize=False,
+    )

@@ -6,13 +6,13 @@ Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.optim.adam import BETAS, Groups, MatrixOptimizer, Moving, batches, require_settings
+from surgeon.optim.adam import BETAS, Groups, MatrixOptimizer, Moving, adam_updates, require_settings
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd polynomial of degree 5 that drives singular values towards 1."""
@@ -55,9 +55,8 @@ class Muon(MatrixOptimizer):
         for each in moving:
             mean: Tensor = each.state["exp_avg"]
             before = mean.clone() if each.blocks else mean
-            mean.lerp_(each.gradient, 1 - group["betas"][0])
             if sum(block.size for block in each.blocks) < mean.numel():
-                each.update = each.adam(each.gradient, mean, group)
+                adam_updates([each], group)
             else:
                 each.update = torch.empty_like(mean)
             for block in each.blocks:  # theirs has another decay
@@ -66,6 +65,41 @@ class Muon(MatrixOptimizer):
             gradients, means = batch.take(lambda each: each.gradient), batch.take(lambda each: each.state["exp_avg"])
             update = orthogonalised(gradients.lerp(means, momentum)) * (ROOT_MEAN_SQUARE * max(batch.shape) ** 0.5)
             batch.put(update, lambda each: each.update)
+
+
+class Batch:
+    """Blocks of one size, which are worked on at once.
+
+    Args:
+        members: a parameter and the number of one of its blocks, for every block.
+    """
+
+    def __init__(self, members: Sequence[tuple[Moving, int]]) -> None:
+        self.members = list(members)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        each, number = self.members[0]
+        return each.blocks[number].shape
+
+    def take(self, of: Callable[[Moving], Tensor]) -> Tensor:
+        """Return a copy of the blocks of one tensor for each parameter; shape (blocks, rows, columns)."""
+        return torch.stack([each.blocks[number].of(of(each)) for each, number in self.members])
+
+    def put(self, matrices: Tensor, into: Callable[[Moving], Tensor]) -> None:
+        """Write matrices into these blocks of one tensor for each parameter."""
+        places = [each.blocks[number].of(into(each)) for each, number in self.members]
+        torch._foreach_copy_(places, list(matrices))
+
+
+def batches(moving: Iterable[Moving]) -> list[Batch]:
+    """Return all blocks, those of one size, dtype and device together."""
+    alike: dict[Any, list[tuple[Moving, int]]] = {}
+    for each in moving:
+        for number, block in enumerate(each.blocks):
+            alike.setdefault((block.shape, each.gradient.dtype, each.gradient.device), []).append((each, number))
+    return [Batch(members) for members in alike.values()]
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ the columns of Q_L and Q_R.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgeon.optim.adam import BETAS, Batch, Groups, MatrixOptimizer, Moving, batches, require_settings
+from surgeon.optim.adam import BETAS, Groups, MatrixOptimizer, Moving, adam_updates, require_settings
 
 EVERY, LARGEST = 10, 512
 
@@ -56,47 +56,39 @@ class Soap(MatrixOptimizer):
         super().__init__(params, lr, betas, eps, weight_decay, {"every": every, "largest": largest})
 
     def _step_group(self, moving: Sequence[Moving], group: Mapping[str, Any]) -> None:
+        blocks = []
         for each in moving:
-            _start(each, group["largest"])
-        found = [_Bases(batch, group) for batch in _with_bases(moving)]
-        turned = {id(each): each.gradient.clone() if each.blocks else each.gradient for each in moving}
-        for bases in found:
-            bases.batch.put(bases.turn_gradients(), lambda each: turned[id(each)])
-        for each in moving:
-            gradient, mean = turned[id(each)], each.state["exp_avg"]
-            each.update = each.adam(gradient, mean.lerp_(gradient, 1 - group["betas"][0]), group)
-        for bases in found:
-            bases.batch.put(bases.turned(bases.batch.take(_update), back=True), _update)
-        for bases in found:
-            due = [(each, number) for each, number in bases.batch.members if each.step % group["every"] == 0]
-            if due:
-                _refresh(Batch(due))
+            own = list(_preconditioned(each, group["largest"]))
+            # Numbers beside them keep their gradient.
+            whole = sum(block.size for block in own) == each.gradient.numel()
+            each.update = torch.empty_like(each.gradient) if whole else each.gradient.clone()
+            blocks += own
+        for block in blocks:
+            gradient = block.of(block.each.gradient)
+            block.accumulate(gradient, group["betas"][1])
+            block.turned(gradient, out=block.of(block.each.update))
+        adam_updates(moving, group)
+        for block in blocks:
+            update = block.of(block.each.update)
+            update.copy_(block.turned(update, back=True))
+            if block.each.step % group["every"] == 0:
+                block.refresh()
 
 
-def _slot(side: str, number: int) -> str:
-    return f"{side}_{number}"
-
-
-def _basis_slot(side: str, number: int) -> str:
-    return f"{side}_basis_{number}"
-
-
-def _start(each: Moving, largest: int) -> None:
-    """Begin the covariances of blocks, each with its first gradient that is not 0: that of 0 has no eigenvectors."""
+def _preconditioned(each: Moving, largest: int) -> Iterator[_Preconditioned]:
+    """Yield the blocks that have bases, which begin with the first gradient that is not 0: that has no eigenvectors."""
     for number, block in enumerate(each.blocks):
         sides = [side for side, size in zip(SIDES, block.shape, strict=True) if size <= largest]
-        if not sides or _slot(sides[0], number) in each.state:
-            continue
-        gradient = block.of(each.gradient)
-        if bool(gradient.any()):
+        if sides and f"{sides[0]}_{number}" not in each.state:
+            gradient = block.of(each.gradient)
+            if not bool(gradient.any()):
+                continue
             for side in sides:
-                covariance = _covariance(side, gradient)
-                each.state[_slot(side, number)] = covariance
-                each.state[_basis_slot(side, number)] = first_basis(covariance)
-
-
-def _covariance(side: str, gradient: Tensor) -> Tensor:
-    return gradient @ gradient.mT if side == "left" else gradient.mT @ gradient
+                covariance = gradient @ gradient.mT if side == "left" else gradient.mT @ gradient
+                each.state[f"{side}_{number}"] = covariance
+                each.state[f"{side}_basis_{number}"] = first_basis(covariance)
+        if sides:
+            yield _Preconditioned(each, number)
 
 
 def first_basis(covariance: Tensor) -> Tensor:
@@ -107,80 +99,36 @@ def first_basis(covariance: Tensor) -> Tensor:
     return vectors.flip(-1).contiguous()
 
 
-def _with_bases(moving: Sequence[Moving]) -> list[Batch]:
-    """Return the blocks that have a basis on either side; those of one size have them on the same sides."""
-    found = []
-    for batch in batches(moving):
-        members = [(each, n) for each, n in batch.members if any(_slot(side, n) in each.state for side in SIDES)]
-        if members:
-            found.append(Batch(members))
-    return found
+class _Preconditioned:
+    """A block with bases on the left, on the right, or on both sides."""
 
+    def __init__(self, each: Moving, number: int) -> None:
+        self.each, self.size, self.of = each, each.blocks[number].size, each.blocks[number].of
+        self.covariances = [each.state.get(f"{side}_{number}") for side in SIDES]
+        self.bases = [each.state.get(f"{side}_basis_{number}") for side in SIDES]
 
-def _joined(batch: Batch, slot: Callable[[str, int], str], side: str) -> Tensor | None:
-    """Return the covariances, or the bases, of a side as one tensor, whose parts are the state; None if it has none.
+    def accumulate(self, gradient: Tensor, decay: float) -> None:
+        """Take a gradient into the covariances."""
+        for covariance, rows in zip(self.covariances, (gradient, gradient.mT), strict=True):
+            if covariance is not None:
+                covariance.addmm_(rows, rows.mT, beta=decay, alpha=1 - decay)
 
-    Where they lie apart, as after loading, they are moved together, so that later steps copy nothing.
-    """
-    names = [slot(side, number) for _, number in batch.members]
-    if names[0] not in batch.members[0][0].state:
-        return None
-    parts: list[Tensor] = [each.state[name] for (each, _), name in zip(batch.members, names, strict=True)]
-    whole, size = parts[0]._base, parts[0].numel()
-    places = [(part._base is whole, part.storage_offset()) for part in parts]
-    if whole is None or whole.shape[0] != len(parts) or places != [(True, size * n) for n in range(len(parts))]:
-        whole = torch.stack(parts)
-        for (each, _), name, part in zip(batch.members, names, whole, strict=True):
-            each.state[name] = part
-    return whole
+    def turned(self, matrix: Tensor, back: bool = False, out: Tensor | None = None) -> Tensor:
+        """Return a matrix expressed in the bases; or back in its own."""
+        left, right = self.bases
+        factors = [left if back or left is None else left.mT, matrix, right.mT if back and right is not None else right]
+        result: Tensor = torch.linalg.multi_dot([factor for factor in factors if factor is not None], out=out)
+        return result
 
-
-class _Bases:
-    """The bases of the blocks of a batch."""
-
-    def __init__(self, batch: Batch, group: Mapping[str, Any]) -> None:
-        self.batch, self.group = batch, group
-        self.left, self.right = (_joined(batch, _basis_slot, side) for side in SIDES)
-
-    def turn_gradients(self) -> Tensor:
-        """Take the gradients into the covariances, and return them expressed in the bases."""
-        gradients, decay = self.batch.take(lambda each: each.gradient), self.group["betas"][1]
-        for side in SIDES:
-            covariances = _joined(self.batch, _slot, side)
-            if covariances is not None:
-                rows = gradients if side == "left" else gradients.mT
-                covariances.baddbmm_(rows, rows.mT, beta=decay, alpha=1 - decay)
-        return self.turned(gradients)
-
-    def turned(self, matrices: Tensor, back: bool = False) -> Tensor:
-        """Return matrices of shape (blocks, rows, columns) expressed in the bases; or back in their own."""
-        if self.left is not None:
-            matrices = (self.left if back else self.left.mT) @ matrices
-        if self.right is not None:
-            matrices = matrices @ (self.right.mT if back else self.right)
-        return matrices
-
-
-def _update(each: Moving) -> Tensor:
-    return each.update
-
-
-def _in_state(slot: str) -> Callable[[Moving], Tensor]:
-    return lambda each: each.state[slot]
-
-
-def _refresh(batch: Batch) -> None:
-    """Bring the bases nearer to the eigenvectors by a step of orthogonal iteration; squares stay with their columns."""
-    means, squares = (batch.take(_in_state(slot)) for slot in MEANS)
-    for axis, other, side in zip((-2, -1), (-1, -2), SIDES, strict=True):
-        covariances, bases = _joined(batch, _slot, side), _joined(batch, _basis_slot, side)
-        if covariances is None or bases is None:
-            continue
-        moved = covariances @ bases
-        order = (bases * moved).sum(-2).argsort(dim=-1, descending=True, stable=True)
-        fresh = torch.linalg.qr(moved.gather(-1, order.unsqueeze(-2).expand_as(moved))).Q
-        means = fresh.mT @ (bases @ means) if side == "left" else (means @ bases.mT) @ fresh
-        squares = squares.gather(axis, order.unsqueeze(other).expand_as(squares))
-        bases.copy_(fresh)
-    for matrices, slot in zip((means, squares), MEANS, strict=True):
-        batch.put(matrices, _in_state(slot))
+    def refresh(self) -> None:
+        """Bring the bases nearer to the eigenvectors by orthogonal iteration; squares stay with their columns."""
+        mean, square = (self.of(self.each.state[slot]) for slot in MEANS)
+        for axis, (covariance, basis) in enumerate(zip(self.covariances, self.bases, strict=True)):
+            if covariance is None or basis is None:
+                continue
+            moved = covariance @ basis
+            order = (basis * moved).sum(0).argsort(descending=True, stable=True)
+            fresh = torch.linalg.qr(moved.index_select(1, order)).Q
+            mean.copy_(torch.linalg.multi_dot([fresh.mT, basis, mean] if axis == 0 else [mean, basis.mT, fresh]))
+            square.copy_(square.index_select(axis, order))
+            basis.copy_(fresh)

@@ -158,6 +158,29 @@ def test_sides_above_the_limit_keep_their_basis() -> None:
     assert not {"right_0", "right_basis_0"} & slots
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_complex_weights_are_moved_by_adamw(kind: str) -> None:
+    net = nn.Linear(2, 3, dtype=torch.complex128)
+    twin = copy.deepcopy(net)
+    for each, optimizer in (
+        (net, MAKERS[kind](net, lr=1e-2)),
+        (twin, torch.optim.AdamW(twin.parameters(), 1e-2, (0.9, 0.95), weight_decay=0.0)),
+    ):
+        for weight in each.parameters():
+            weight.grad = weight.detach() * 2
+        optimizer.step()
+    torch.testing.assert_close(net.weight, twin.weight)
+
+
+def test_a_block_too_large_beside_one_that_is_not_is_moved_by_adam() -> None:
+    net = o3.Linear("2x0e+6x1o", "2x0e+6x1o")
+    twin, x, y = copy.deepcopy(net), torch.randn(9, 20), torch.randn(9, 20)
+    train(net, optim.soap(net, lr=1e-2, largest=4), x, y, 1)
+    train(twin, torch.optim.AdamW(twin.parameters(), 1e-2, (0.9, 0.95), weight_decay=0.0), x, y, 1)
+    torch.testing.assert_close(net.weight[4:], twin.weight[4:])
+    assert not torch.allclose(net.weight[:4], twin.weight[:4])
+
+
 def test_a_basis_is_begun_by_the_first_gradient_that_is_not_zero() -> None:
     net = nn.Linear(3, 3, bias=False)
     optimizer = optim.soap(net, lr=0.1)
