@@ -40,10 +40,10 @@ class ByElement(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(3, CHANNELS, CHANNELS) / 2)
-        self.register_buffer("elements", functional.one_hot(torch.arange(POINTS) % 3).double())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("nz,zoc,ncv->nov", self.elements, self.weight, gated(x))
+        elements = functional.one_hot(torch.arange(len(x)) % 3).to(x)
+        return torch.einsum("nz,zoc,ncv->nov", elements, self.weight, gated(x))
 
 
 class ByGradients(nn.Module):

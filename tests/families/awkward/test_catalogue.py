@@ -147,7 +147,6 @@ def test_keys_of_eval_mode_do_not_matter(training: bool) -> None:
         "mapped layer",
         "forces by torch.func.jacrev",
         "forces by torch.func.jvp",
-        "elements",
         "complex harmonics of real vectors",
     ],
 )
@@ -160,6 +159,12 @@ def test_what_can_be_folded_is_folded_without_loss(name: str) -> None:
     records = strip(module, "fold")
     assert all(record.folded > 0.01 and record.lost <= 1e-12 * record.norm for record in records)
     assert relative_difference(module(*inputs), expected) <= 1e-12
+
+
+def test_of_a_product_the_factor_is_taken_that_the_group_moves() -> None:
+    case = next(case for case in CASES if case.name == "elements")
+    (site,) = find(case, build(case)).sites
+    assert not site.rho_in.is_trivial
 
 
 def test_names_are_distinct_and_the_catalogue_is_long() -> None:
