@@ -80,12 +80,12 @@ def measure_module(measurement: Measurement, name: str, kernels: Sequence[Kernel
     generator, arguments = torch.Generator().manual_seed(0), measurement.few(name, calls[0][0][0])
     with torch.no_grad(), default_dtype(torch.float64), perturbed(measurement.twin, inside=name):
         pairs = linear_pairs(measurement.twin, name, arguments, generator)
-    if isinstance(pairs, Refusal):
-        return pairs
-    chosen = _features(measurement, name, pairs)
-    if isinstance(chosen, Refusal):
-        return chosen
-    results = [measure_op(measurement, Op(name, *pair), kernels) for pair in chosen]
+        chosen = pairs if isinstance(pairs, Refusal) else _features(measurement, name, pairs)
+        if isinstance(chosen, Refusal):
+            return chosen
+        ops = [Op(name, *pair) for pair in chosen]
+        structures = [structure_of(measurement, op) for op in ops]
+    results = [measure_op(measurement, op, each, kernels) for op, each in zip(ops, structures, strict=True)]
     found = [result for result in results if not isinstance(result, Refusal)]
     refusals = (result for result in results if isinstance(result, Refusal))
     # Where all that is known of some parts is that they are invariant, the others have the word.
@@ -135,24 +135,27 @@ def _jointly_linear(measurement: Measurement, name: str, pairs: list[Pair]) -> b
         return bool(mixed.norm() <= 1e-8 * (at(x, y) - none).norm())
 
 
-def measure_op(measurement: Measurement, op: Op, kernels: Sequence[Kernel]) -> Found | Refusal:
-    """Measure one op: its structure, the types at both ends, and its equivariance on random features.
+def structure_of(measurement: Measurement, op: Op) -> Structure | str:
+    """Find the rows of a linear op with the weights that the twin has; see :func:`probe_structure`."""
+    arguments, twin = measurement.few(op.module, measurement.own.first[op.module][0][0]), measurement.twin
+    generator = torch.Generator().manual_seed(2)
+    return probe_structure(lambda x: op.run(twin, arguments, x), op.read_in(twin, arguments), generator)
+
+
+def measure_op(
+    measurement: Measurement, op: Op, structure: Structure | str, kernels: Sequence[Kernel]
+) -> Found | Refusal:
+    """Measure one op: the types at both ends, and its equivariance on random features.
+
+    Args:
+        structure: found with perturbed weights.
 
     Returns:
         What was found, or why it is no equivariant linear op, in words.
     """
-    arguments = measurement.few(op.module, measurement.own.first[op.module][0][0])
-    generator = torch.Generator().manual_seed(2)
-    twin = measurement.twin
-
-    def run(x: Tensor) -> Tensor:
-        return op.run(twin, arguments, x)
-
+    if isinstance(structure, str):
+        return Refusal(structure, "unexplained")
     with torch.no_grad(), default_dtype(torch.float64):
-        with perturbed(twin, inside=op.module):
-            structure = probe_structure(run, op.read_in(twin, arguments), generator)
-        if isinstance(structure, str):
-            return Refusal(structure, "unexplained")
         if not structure.mixed_in and not structure.mixed_out:
             return Refusal("it only scales each entry by itself", "not linear")
         kernels = [kernel for kernel in kernels if math.prod(kernel.size) > 1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.finding.found import Found
 from surgeon.finding.inside_forward import InsideForward, choose_inside
-from surgeon.finding.measured_ops import measure_op
+from surgeon.finding.measured_ops import measure_op, structure_of
 from surgeon.finding.measurement import Measurement, differ, other_random_numbers, perturbed
 from surgeon.finding.ops import Change, Op, linear_deviation
 from surgeon.finding.own_forward import NotTraceableError
@@ -94,7 +94,9 @@ def _measure_one(
     if deviation:
         return Refusal(deviation, "not linear")
     try:
-        return measure_op(measurement, op, _kernels(measurement, op, real))
+        with torch.no_grad(), default_dtype(torch.float64), perturbed(twin, inside=name):
+            structure = structure_of(measurement, op)
+        return measure_op(measurement, op, structure, _kernels(measurement, op, real))
     except NotTraceableError as error:
         return Refusal(str(error), "unexplained")
 

@@ -19,7 +19,7 @@ from surgeon.finding.inference.probe import HELD, Elements, Probe, Seen, checksu
 from surgeon.finding.inference.rows import FewRows, few_rows
 from surgeon.finding.ops import call_forward, random_like
 from surgeon.finding.precision import run_in_double
-from surgeon.recording.calls import Calls, captured_calls
+from surgeon.recording.calls import Calls, captured_calls, captured_results
 from surgeon.recording.record import Recording, computed_bytes, differentiates, plain_tensors, record
 from surgeon.registry import Refusal
 from surgeon.support.copies import cast_to_double, copied
@@ -218,12 +218,12 @@ def measure_model(
     with default_dtype(torch.float64):
         symmetry.check(inputs, generator)
         state = torch.get_rng_state()
-        outputs, calls = _run_in_double(twin, symmetry, inputs, modules)
+        outputs, results = _run_in_double(twin, symmetry, inputs, modules)
         _require_finite(outputs)
         draws = not torch.equal(state, torch.get_rng_state())
         elements = Elements.draw(symmetry.group, generator)
         held = max(HELD, computed_bytes(recording)) if recording is not None else HELD
-        gradients = recording is None or differentiates(recording) or (outputs, calls)
+        gradients = recording is None or differentiates(recording) or (outputs, results)
         # it only has to confirm
         own = Probe(twin, symmetry, inputs, modules, elements.judging(), held=held, gradients=gradients)
         _require_deterministic(outputs, own.outputs[0], lambda: _random_ops(twin, symmetry, inputs))
@@ -289,8 +289,8 @@ def _run_in_double(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...],
 
     def run() -> Any:
         watched = {name: twin.get_submodule(name) for name in modules}
-        with captured_calls(watched, dict.fromkeys(modules, checksum)) as calls:
-            found.append((map_tensors(Tensor.detach, symmetry.run(twin, inputs)), calls))
+        with captured_results(watched, checksum) as results:
+            found.append((map_tensors(Tensor.detach, symmetry.run(twin, inputs)), results))
         return found[-1][0]
 
     try:

@@ -37,18 +37,37 @@ def captured_calls(
             hook.remove()
 
 
+@contextmanager
+def captured_results(
+    modules: Mapping[str, nn.Module], keep: Callable[[Tensor], Tensor]
+) -> Iterator[dict[str, list[Any]]]:
+    """Collect what every call of the modules returned while the context is open, each tensor as ``keep`` makes it."""
+    results: dict[str, list[Any]] = {name: [] for name in modules}
+
+    def hook(into: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _, __, result: into.append(_snapshot(result, keep))
+
+    hooks = [module.register_forward_hook(hook(results[name])) for name, module in modules.items()]
+    try:
+        yield results
+    finally:
+        for each in hooks:
+            each.remove()
+
+
 def _hooks(module: nn.Module, into: Calls, keep: Callable[[Tensor], Tensor]) -> list[Any]:
     bind = argument_binder(module)
     pending: list[Mapping[str, Any]] = []
 
-    def snapshot(tree: Any) -> Any:
-        with torch._C._DisableTorchDispatch():  # a copy is no op of the run
-            return map_tensors(lambda tensor: keep(outside(tensor).detach()), tree)
-
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending.append(snapshot(bind(args, kwargs)))
+        pending.append(_snapshot(bind(args, kwargs), keep))
 
     def after(_: nn.Module, args: Any, result: Any) -> None:
-        into.append((pending.pop(), snapshot(result)))
+        into.append((pending.pop(), _snapshot(result, keep)))
 
     return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+
+
+def _snapshot(tree: Any, keep: Callable[[Tensor], Tensor]) -> Any:
+    with torch._C._DisableTorchDispatch():  # a copy is no op of the run
+        return map_tensors(lambda tensor: keep(outside(tensor).detach()), tree)

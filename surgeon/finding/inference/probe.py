@@ -37,8 +37,8 @@ HELD = 2**26
 """Bytes of calls that a probe holds at least; see :func:`surgeon.recording.record.computed_bytes` for larger models."""
 
 
-Seen = tuple[Any, Mapping[str, Calls]]
-"""What a run of a model returned, and the calls of its modules, with checksums in place of tensors."""
+Seen = tuple[Any, Mapping[str, list[Any]]]
+"""What a run of a model returned, and what calls of its modules did, with checksums in place of tensors."""
 
 
 def checksum(tensor: Tensor) -> Tensor:
@@ -262,8 +262,10 @@ class Probe:
                 raise
             return self._first_run(modules, True)
         first = {name: calls for name, (calls,) in found.items()}
-        if not isinstance(gradients, bool) and not equal((output, map_tensors(checksum, first)), gradients):
-            return self._first_run(modules, True)
+        if not isinstance(gradients, bool):
+            results = {name: [map_tensors(checksum, result) for _, result in calls] for name, calls in first.items()}
+            if not equal((output, results), gradients):
+                return self._first_run(modules, True)
         return self.gradients, output, first
 
     def _run(self, g: Tensor | None) -> Any:

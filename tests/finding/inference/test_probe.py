@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
 from surgeon.finding.inference.probe import CHECKS, STEP, Elements, Probe, checksum
-from surgeon.recording.calls import captured_calls
+from surgeon.recording.calls import captured_results
 from surgeon.support.trees import tensors_in
 from tests.finding.inference.probes import elements_of, probe_of, random
 
@@ -172,7 +172,7 @@ def test_runs_do_without_gradients_where_that_changes_nothing(otherwise: str) ->
     model, x = Gated(otherwise), random(5, 2)
     calls = 1 + (otherwise == "differentiates")
     symmetry = Symmetry(parse_group("C3"), lambda g, x: x @ g.T)
-    with captured_calls({"layer": model.layer}, {"layer": checksum}) as sums:
+    with captured_results({"layer": model.layer}, checksum) as sums:
         seen = model(x.clone()).detach(), sums
     probe = Probe(model, symmetry, (x,), ["layer"], elements_of("C3"), gradients=seen)
     assert probe.gradients is bool(otherwise)
