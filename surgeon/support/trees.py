@@ -227,8 +227,11 @@ def _collect(tree: Any, path: Place, into: dict[Place, Tensor], above: frozenset
 
 def real_leaves(tree: Any) -> dict[Place, Tensor]:
     """Return the floating dense tensors of ``tree`` by their paths, complex ones as pairs of real numbers."""
-    leaves = ((path, leaf) for path, leaf in tensor_leaves(tree).items() if leaf.layout == torch.strided)
-    pairs = {(*path, REAL_PAIRS) if leaf.is_complex() else path: as_pairs(leaf) for path, leaf in leaves}
+    pairs = {
+        (*path, REAL_PAIRS) if leaf.is_complex() else path: as_pairs(leaf)
+        for path, leaf in tensor_leaves(tree).items()
+        if leaf.layout == torch.strided
+    }
     return {path: leaf for path, leaf in pairs.items() if leaf.is_floating_point()}
 
 
