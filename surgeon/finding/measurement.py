@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.algebra.equivariance import Symmetry, relative_difference
 from surgeon.errors import PlanError, PrecisionError, TaskError, first_line
 from surgeon.finding.inference.hypotheses import TOLERANCE
-from surgeon.finding.inference.probe import HELD, Elements, Probe, Seen, checksum
+from surgeon.finding.inference.probe import HELD, Elements, Probe, Seen, sums
 from surgeon.finding.inference.rows import FewRows, few_rows
 from surgeon.finding.ops import call_forward, random_like
 from surgeon.finding.precision import run_in_double
@@ -289,7 +289,7 @@ def _run_in_double(twin: nn.Module, symmetry: Symmetry, inputs: tuple[Any, ...],
 
     def run() -> Any:
         watched = {name: twin.get_submodule(name) for name in modules}
-        with captured_results(watched, checksum) as results:
+        with captured_results(watched, sums) as results:
             found.append((map_tensors(Tensor.detach, symmetry.run(twin, inputs)), results))
         return found[-1][0]
 

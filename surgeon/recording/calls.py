@@ -38,14 +38,16 @@ def captured_calls(
 
 
 @contextmanager
-def captured_results(
-    modules: Mapping[str, nn.Module], keep: Callable[[Tensor], Tensor]
-) -> Iterator[dict[str, list[Any]]]:
-    """Collect what every call of the modules returned while the context is open, each tensor as ``keep`` makes it."""
+def captured_results(modules: Mapping[str, nn.Module], keep: Callable[[Any], Any]) -> Iterator[dict[str, list[Any]]]:
+    """Collect ``keep`` of what every call of the modules returned while the context is open."""
     results: dict[str, list[Any]] = {name: [] for name in modules}
 
     def hook(into: list[Any]) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _, __, result: into.append(_snapshot(result, keep))
+        def after(_: nn.Module, __: Any, result: Any) -> None:
+            with torch._C._DisableTorchDispatch():  # it is no op of the run
+                into.append(keep(map_tensors(lambda tensor: outside(tensor).detach(), result)))
+
+        return after
 
     hooks = [module.register_forward_hook(hook(results[name])) for name, module in modules.items()]
     try:

@@ -37,16 +37,23 @@ HELD = 2**26
 """Bytes of calls that a probe holds at least; see :func:`surgeon.recording.record.computed_bytes` for larger models."""
 
 
-Seen = tuple[Any, Mapping[str, list[Any]]]
-"""What a run of a model returned, and what calls of its modules did, with checksums in place of tensors."""
+Seen = tuple[Any, Mapping[str, list[list[int]]]]
+"""What a run of a model returned, and checksums of what each call of its modules did."""
 
 
-def checksum(tensor: Tensor) -> Tensor:
-    """Return a number that another tensor, one that differs by a bit, hardly has."""
+def sums(tree: Any) -> list[int]:
+    """Return of each tensor a number that another one, which differs by a bit, hardly has.
+
+    Nothing else is looked at: some libraries hang descriptions of their groups on every tensor.
+    """
+    return [_checksum(tensor) for tensor in tensors_in(tree)]
+
+
+def _checksum(tensor: Tensor) -> int:
     kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     with no_transforms(), torch._C.DisableTorchFunction():  # it is no op of the run
         dense = tensor.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous()
-        return torch.tensor(zlib.crc32(dense.flatten().view(torch.uint8).numpy().data, kind))
+        return zlib.crc32(dense.flatten().view(torch.uint8).numpy().data, kind)
 
 
 @dataclass(frozen=True)
@@ -263,7 +270,7 @@ class Probe:
             return self._first_run(modules, True)
         first = {name: calls for name, (calls,) in found.items()}
         if not isinstance(gradients, bool):
-            results = {name: [map_tensors(checksum, result) for _, result in calls] for name, calls in first.items()}
+            results = {name: [sums(result) for _, result in calls] for name, calls in first.items()}
             if not equal((output, results), gradients):
                 return self._first_run(modules, True)
         return self.gradients, output, first

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.algebra.equivariance import Symmetry
 from surgeon.algebra.groups.parse import parse_group
-from surgeon.finding.inference.probe import CHECKS, STEP, Elements, Probe, checksum
+from surgeon.finding.inference.probe import CHECKS, STEP, Elements, Probe, sums
 from surgeon.recording.calls import captured_results
 from surgeon.support.trees import tensors_in
 from tests.finding.inference.probes import elements_of, probe_of, random
@@ -172,8 +172,8 @@ def test_runs_do_without_gradients_where_that_changes_nothing(otherwise: str) ->
     model, x = Gated(otherwise), random(5, 2)
     calls = 1 + (otherwise == "differentiates")
     symmetry = Symmetry(parse_group("C3"), lambda g, x: x @ g.T)
-    with captured_results({"layer": model.layer}, checksum) as sums:
-        seen = model(x.clone()).detach(), sums
+    with captured_results({"layer": model.layer}, sums) as results:
+        seen = model(x.clone()).detach(), results
     probe = Probe(model, symmetry, (x,), ["layer"], elements_of("C3"), gradients=seen)
     assert probe.gradients is bool(otherwise)
     assert torch.equal(probe.outputs[0], seen[0])
