@@ -57,16 +57,27 @@ class Model:
 
 
 @contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put back what a forward writes into buffers; those that are computed of weights are left to their libraries."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers() if buffer.grad_fn is None]
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what forwards write into buffers, and the buffers they replace.
+
+    Those that are computed of weights are left to the libraries that do so.
+    """
+    kept = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.grad_fn is None
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in kept:
+            for buffers, name, buffer, value in kept:
                 if not equal(buffer, value):
                     buffer.copy_(value)
+                if name in buffers:
+                    buffers[name] = buffer
 
 
 def check_plan(model: Model, plan: Plan, seed: int = 0) -> None:
